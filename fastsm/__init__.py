@@ -1,0 +1,95 @@
+"""fastsm: the Raft state machine for Python. The log is the store.
+
+Committed entries go in, reads come out, and what was applied survives. Reading order of the source, from
+bytes to files to memory to the machine; each module knows only those before it:
+
+    errors, types       what can go wrong; the small values that go in and out
+    trait               StateMachine, the twenty methods that a Raft library needs
+    hashing             SipHash for the table, XXH64 for the frames
+    command             the bytes that Raft carries
+    format              the disk formats: every magic, version, offset and limit
+    mapping, files      the seam to the system
+    table, terms        from keys to places; from entries to terms
+    log                 frames in a mapped file: append, sync, recover
+    chunk, engine       apply and get
+    group_commit        one sync for all flushes that overlap
+    generation          CURRENT, and the step from one log to the next
+    coroutines          the order of asynchronous calls
+    machine             FastStateMachine
+    memory              MemoryStateMachine, the model
+    demo, cli           the command ``fastsm``
+"""
+
+try:
+    from fastsm import engine as _engine
+except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith("fastsm."):
+        raise
+    raise ImportError(
+        f"the fastsm package in {__path__[0]} is not built: it is a source checkout that hides the installed "
+        "package. Run from another folder, use the commands `fastsm` and `pytest` instead of `python -m`, "
+        'or build in place with `pip install -e ".[cli,test]"`.'
+    ) from error
+
+from fastsm.command import (
+    MAX_COMMAND_SIZE,
+    MAX_KEY_SIZE,
+    MAX_VALUE_SIZE,
+    batch,
+    check,
+    compare_and_swap,
+    config,
+    decode,
+    delete,
+    noop,
+    put,
+)
+from fastsm.errors import (
+    CommandError,
+    CorruptionError,
+    FastsmError,
+    FormatVersionError,
+    LockedError,
+    NotRunningError,
+    OrderError,
+    ReadOnlyError,
+    StorageError,
+    UnknownCommandError,
+)
+from fastsm.machine import FastStateMachine
+from fastsm.memory import MemoryStateMachine
+from fastsm.trait import StateMachine
+from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "MAX_COMMAND_SIZE",
+    "MAX_KEY_SIZE",
+    "MAX_VALUE_SIZE",
+    "CommandError",
+    "CorruptionError",
+    "Entry",
+    "FastStateMachine",
+    "FastsmError",
+    "FormatVersionError",
+    "LockedError",
+    "LogId",
+    "MemoryStateMachine",
+    "NotRunningError",
+    "OrderError",
+    "ReadOnlyError",
+    "SnapshotMetadata",
+    "StateMachine",
+    "Stats",
+    "StorageError",
+    "UnknownCommandError",
+    "batch",
+    "check",
+    "compare_and_swap",
+    "config",
+    "decode",
+    "delete",
+    "noop",
+    "put",
+]

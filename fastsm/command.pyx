@@ -1,0 +1,329 @@
+"""Commands: the bytes that a proposer makes, Raft carries, and `apply` decodes.
+
+    offset  0        1       2          4            8
+            +--------+-------+----------+------------+-----+-------+
+    PUT     | version| kind=1| key size | value size | key | value |
+            +--------+-------+----------+------------+-----+-------+
+
+All integers are little-endian; docs/format.md has the other kinds. Decoding takes no memory, and
+trusts nothing: each size is checked against what is left before it is used.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.string cimport memcpy
+
+from fastsm.hashing cimport load32
+
+from fastsm.errors import CommandError, UnknownCommandError
+from fastsm.types import Batch, CompareAndSwap, Config, Delete, Noop, Put
+
+cdef enum:
+    VERSION = 0
+    HEADER_SIZE = 8
+    SWAP_HEADER_SIZE = 12    # COMPARE_AND_SWAP: the size of `expected` follows the header
+
+cdef size_t KEY_LIMIT = 0xFFFF
+cdef size_t VALUE_LIMIT = 0x7FFFFFFF
+cdef size_t COMMAND_LIMIT = 0xFFFFFFFF
+
+MAX_KEY_SIZE = KEY_LIMIT
+MAX_VALUE_SIZE = VALUE_LIMIT
+MAX_COMMAND_SIZE = COMMAND_LIMIT
+
+cdef enum:  # error codes
+    TOO_SHORT = 1
+    WRONG_SIZE
+    UNKNOWN_VERSION
+    UNKNOWN_KIND
+    RESERVED_NOT_ZERO
+    VALUE_TOO_LARGE
+    COMMAND_TOO_LARGE
+    NESTED
+
+
+# ---- decode -----------------------------------------------------------------------------------------
+
+cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept nogil:
+    """Looks at the first header; what follows is read by `next_operation`, `reader.left` times."""
+    reader.data = data
+    reader.size = size
+    reader.offset = 0
+    reader.left = 1
+    reader.batch = False
+    if size > COMMAND_LIMIT:
+        return COMMAND_TOO_LARGE
+    if size == 0:
+        return TOO_SHORT
+    if data[0] != VERSION:
+        return UNKNOWN_VERSION
+    if size < HEADER_SIZE:
+        return TOO_SHORT
+    if data[1] == BATCH:
+        if data[2] or data[3]:
+            return RESERVED_NOT_ZERO
+        reader.batch = True
+        reader.left = load32(data + 4)
+        reader.offset = HEADER_SIZE
+        if reader.left > (size - HEADER_SIZE) / HEADER_SIZE:
+            return TOO_SHORT
+        if reader.left == 0 and size != HEADER_SIZE:
+            return WRONG_SIZE
+    return 0
+
+
+cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
+    """Decodes the next operation. After the last one, nothing may be left over."""
+    cdef const uint8_t *data = reader.data + reader.offset
+    cdef size_t size = reader.size - reader.offset
+    cdef size_t value_size, expected_size
+    cdef size_t taken = HEADER_SIZE
+    if size < HEADER_SIZE:
+        return TOO_SHORT
+    if data[0] != VERSION:
+        return UNKNOWN_VERSION
+    operation.kind = data[1]
+    operation.key_size = data[2] | <uint16_t>data[3] << 8
+    operation.value_size = load32(data + 4)
+    operation.expected_size = 0
+    if reader.batch and (operation.kind == BATCH or operation.kind == CONFIG):
+        return NESTED
+    if operation.kind == PUT:
+        if operation.value_size > VALUE_LIMIT:
+            return VALUE_TOO_LARGE
+    elif operation.kind == COMPARE_AND_SWAP:
+        if size < SWAP_HEADER_SIZE:
+            return TOO_SHORT
+        taken = SWAP_HEADER_SIZE
+        operation.expected_size = load32(data + 8)
+        if operation.value_size > VALUE_LIMIT and operation.value_size != ABSENT:
+            return VALUE_TOO_LARGE
+        if operation.expected_size > VALUE_LIMIT and operation.expected_size != ABSENT:
+            return VALUE_TOO_LARGE
+    elif operation.kind == DELETE or operation.kind == NOOP:
+        if operation.value_size != 0 or (operation.kind == NOOP and operation.key_size != 0):
+            return RESERVED_NOT_ZERO
+    elif operation.kind == CONFIG:
+        if operation.key_size != 0:
+            return RESERVED_NOT_ZERO
+        if operation.value_size > VALUE_LIMIT:
+            return VALUE_TOO_LARGE
+    else:
+        return UNKNOWN_KIND
+    value_size = 0 if operation.value_size == ABSENT else operation.value_size
+    expected_size = 0 if operation.expected_size == ABSENT else operation.expected_size
+    # Three sizes below 2**31 cannot wrap a size_t.
+    if size - taken < operation.key_size + expected_size + value_size:
+        return TOO_SHORT
+    operation.key = data + taken
+    operation.expected = operation.key + operation.key_size
+    operation.value = operation.expected + expected_size
+    reader.offset += taken + operation.key_size + expected_size + value_size
+    reader.left -= 1
+    if reader.left == 0 and reader.offset != reader.size:
+        return WRONG_SIZE
+    return 0
+
+
+cdef object command_error(int code, const Reader *reader, object index):
+    """The exception for an error code; `index` is the entry's, or None."""
+    cdef size_t offset = reader.offset
+    cdef int version = reader.data[offset] if offset < reader.size else 0
+    cdef int kind = reader.data[offset + 1] if offset + 1 < reader.size else 0
+    where = f"command of {reader.size} bytes, offset {offset}"
+    if index is not None:
+        where = f"entry {index}: {where}"
+    if code == UNKNOWN_VERSION:
+        return UnknownCommandError(
+            f"{where}: version {version}, this release knows version {VERSION}; "
+            "upgrade this replica before it goes on", index=index)
+    if code == UNKNOWN_KIND:
+        return UnknownCommandError(
+            f"{where}: kind {kind}, this release knows kinds {PUT} to {BATCH}; "
+            "upgrade this replica before it goes on", index=index)
+    reasons = {
+        TOO_SHORT: "it ends before the sizes in its header say",
+        WRONG_SIZE: "bytes are left over behind its end",
+        RESERVED_NOT_ZERO: "a field that this kind does not use is not zero",
+        VALUE_TOO_LARGE: f"a value is larger than {VALUE_LIMIT} bytes",
+        COMMAND_TOO_LARGE: f"it is larger than {COMMAND_LIMIT} bytes",
+        NESTED: "a batch holds a batch or a config",
+    }
+    return CommandError(
+        f"{where}: {reasons[code]}; make commands with fastsm.put and its siblings", index=index)
+
+
+cdef object describe(const Operation *operation):
+    cdef bytes key = operation.key[:operation.key_size]
+    if operation.kind == PUT:
+        return Put(key, operation.value[:operation.value_size])
+    if operation.kind == DELETE:
+        return Delete(key)
+    if operation.kind == NOOP:
+        return Noop()
+    if operation.kind == CONFIG:
+        return Config(operation.value[:operation.value_size])
+    return CompareAndSwap(
+        key,
+        None if operation.expected_size == ABSENT else operation.expected[:operation.expected_size],
+        None if operation.value_size == ABSENT else operation.value[:operation.value_size],
+    )
+
+
+cdef object walk(object command, bint describing):
+    cdef Reader reader
+    cdef Operation operation
+    cdef int code
+    cdef bytes data = command if type(command) is bytes else bytes(memoryview(command))
+    cdef list found = []
+    code = open_command(&reader, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    while code == 0 and reader.left:
+        code = next_operation(&reader, &operation)
+        if code == 0 and describing:
+            found.append(describe(&operation))
+    if code:
+        raise command_error(code, &reader, None)
+    return Batch(tuple(found)) if reader.batch else found[0] if describing else None
+
+
+def decode(command):
+    """What a command says, as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
+
+    Raises `CommandError` or `UnknownCommandError`, exactly where `apply` would.
+
+    >>> decode(put(b"color", b"blue"))
+    Put(key=b'color', value=b'blue')
+    """
+    return walk(command, True)
+
+
+def check(command):
+    """Raises what `apply` would raise for this command; a proposer calls it before it proposes. O(size)."""
+    walk(command, False)
+
+
+# ---- encode -----------------------------------------------------------------------------------------
+
+cdef class Field:
+    """A bytes-like argument for the time of a call."""
+    cdef Py_buffer buffer
+    cdef const uint8_t *data
+    cdef size_t size
+    cdef bint held
+
+    def __cinit__(self, source, str name, size_t limit):
+        if type(source) is str:
+            raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
+        PyObject_GetBuffer(source, &self.buffer, PyBUF_SIMPLE)
+        self.held = True
+        self.data = <const uint8_t *>self.buffer.buf
+        self.size = self.buffer.len
+        if self.size > limit:
+            raise CommandError(f"{name} of {self.size} bytes: the limit is {limit}")
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.buffer)
+
+
+cdef inline uint8_t *write_header(uint8_t *p, uint8_t kind, uint16_t key_size, uint32_t size) noexcept:
+    p[0] = VERSION
+    p[1] = kind
+    memcpy(p + 2, &key_size, 2)
+    memcpy(p + 4, &size, 4)
+    return p + HEADER_SIZE
+
+
+cdef bytes encode(uint8_t kind, key, value):
+    cdef Field key_field = Field(key, "key", KEY_LIMIT)
+    cdef Field value_field = Field(value, "value", VALUE_LIMIT)
+    cdef bytes command = PyBytes_FromStringAndSize(NULL, HEADER_SIZE + key_field.size + value_field.size)
+    cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(command)
+    p = write_header(p, kind, key_field.size, value_field.size)
+    memcpy(p, key_field.data, key_field.size)
+    memcpy(p + key_field.size, value_field.data, value_field.size)
+    return command
+
+
+def put(key, value):
+    """The command that sets `key` to `value` (bytes-like objects). O(size).
+
+    Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`.
+    """
+    cdef size_t key_size, value_size
+    cdef bytes command
+    cdef uint8_t *p
+    if type(key) is not bytes or type(value) is not bytes:
+        return encode(PUT, key, value)
+    key_size = PyBytes_GET_SIZE(key)
+    value_size = PyBytes_GET_SIZE(value)
+    if key_size > KEY_LIMIT or value_size > VALUE_LIMIT:
+        return encode(PUT, key, value)
+    command = PyBytes_FromStringAndSize(NULL, HEADER_SIZE + key_size + value_size)
+    p = write_header(<uint8_t *>PyBytes_AS_STRING(command), PUT, key_size, value_size)
+    memcpy(p, PyBytes_AS_STRING(key), key_size)
+    memcpy(p + key_size, PyBytes_AS_STRING(value), value_size)
+    return command
+
+
+def delete(key):
+    """The command that removes `key`; a key that is not there is no error."""
+    return encode(DELETE, key, b"")
+
+
+def compare_and_swap(key, expected, value):
+    """The command that sets `key` to `value` if its value is `expected`.
+
+    `expected=None`: if the key is not there. `value=None`: remove the key on a match.
+    """
+    cdef Field key_field = Field(key, "key", KEY_LIMIT)
+    cdef Field expected_field = Field(b"" if expected is None else expected, "expected", VALUE_LIMIT)
+    cdef Field value_field = Field(b"" if value is None else value, "value", VALUE_LIMIT)
+    cdef size_t size = SWAP_HEADER_SIZE + key_field.size + expected_field.size + value_field.size
+    cdef uint32_t expected_size = ABSENT if expected is None else <uint32_t>expected_field.size
+    cdef uint32_t value_size = ABSENT if value is None else <uint32_t>value_field.size
+    if size > COMMAND_LIMIT:
+        raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}")
+    cdef bytes command = PyBytes_FromStringAndSize(NULL, size)
+    cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(command)
+    p = write_header(p, COMPARE_AND_SWAP, key_field.size, value_size)
+    memcpy(p, &expected_size, 4)
+    p += 4
+    memcpy(p, key_field.data, key_field.size)
+    p += key_field.size
+    memcpy(p, expected_field.data, expected_field.size)
+    memcpy(p + expected_field.size, value_field.data, value_field.size)
+    return command
+
+
+def noop():
+    """The command that changes nothing: a new leader's first entry."""
+    return encode(NOOP, b"", b"")
+
+
+def config(data):
+    """The command that records opaque cluster membership; see `FastStateMachine.membership`."""
+    return encode(CONFIG, b"", data)
+
+
+def batch(commands):
+    """Several commands in one entry: in order, each seeing those before it, all or none.
+
+    When a compare-and-swap in it does not match, nothing of it happens. A batch or a config in it is a
+    `CommandError`, as is a member that is malformed itself.
+    """
+    cdef list members = [bytes(memoryview(member)) for member in commands]
+    cdef size_t size = HEADER_SIZE
+    for position, member in enumerate(members):
+        try:
+            walk(member, False)
+        except CommandError as error:
+            raise type(error)(f"member {position} of the batch: {error}") from None
+        if member[1] in (BATCH, CONFIG):
+            raise CommandError(f"member {position} of the batch: it is a batch or a config itself")
+        size += PyBytes_GET_SIZE(member)
+    if size > COMMAND_LIMIT:
+        raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}")
+    cdef uint8_t header[HEADER_SIZE]
+    write_header(header, BATCH, 0, len(members))
+    return header[:HEADER_SIZE] + b"".join(members)

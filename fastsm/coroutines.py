@@ -1,0 +1,149 @@
+"""The order of coroutines: one thread that applies in the order in which tasks started.
+
+A coroutine takes its place in the writers' queue when its task starts, together with plain calls from other
+threads. Its work then waits on this module's thread, never on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastsm.errors import NotRunningError, OrderError
+
+if TYPE_CHECKING:
+    from fastsm.machine import FastStateMachine
+
+T = TypeVar("T")
+
+SMALL_ENTRIES = 64
+SMALL_BYTES = 64 * 1024
+FLUSH_THREADS = 4
+
+
+def is_small(chunk: Any) -> bool:
+    """Whether applying it takes less time than handing it to another thread would."""
+    if not isinstance(chunk, (list, tuple)) or len(chunk) > SMALL_ENTRIES:
+        return False
+    try:
+        return sum(len(entry[2]) for entry in chunk) <= SMALL_BYTES
+    except (TypeError, IndexError):
+        return True  # malformed: the error is found at once
+
+
+class Job:
+    """Work in its place of the writers' queue; the place is passed on when it was cancelled before it began."""
+
+    __slots__ = ("abandoned", "applies", "function", "future", "machine", "turn")
+
+    def __init__(self, machine: FastStateMachine, function: Callable[[], Any], applies: bool) -> None:
+        self.machine = machine
+        self.function = function
+        self.applies = applies
+        self.future: Future[Any] = Future()
+        self.abandoned = False  # whoever waited for it has its outcome, or will never look
+        self.turn: threading.Lock | None = machine._reserve_turn()
+
+
+class OrderedWorker:
+    """Runs writes of coroutines, one by one, on a thread of its own.
+
+    After a chunk failed, chunks queued behind it fail too, with ``OrderError``, until the caller of the failed
+    one has seen the failure: they were sent in the belief that it would be applied.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._waiters: ThreadPoolExecutor | None = None
+        self._failed: Job | None = None
+        self._closed = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued and no failure waits to be seen."""
+        return not self._jobs and self._failed is None
+
+    async def run(self, machine: FastStateMachine, function: Callable[[], T], *, applies: bool = False) -> T:
+        """Takes the next place among the machine's writers; awaits the result of ``function`` there."""
+        job = self._submit(machine, function, applies)
+        try:
+            result: T = await asyncio.wrap_future(job.future)
+        except BaseException:
+            job.abandoned = True
+            if self._failed is job:
+                self._failed = None
+            raise
+        return result
+
+    async def wait(self, function: Callable[[], T]) -> T:
+        """Awaits ``function``, which waits for the disk, on a thread that no write needs."""
+        if self._waiters is None:
+            self._waiters = ThreadPoolExecutor(FLUSH_THREADS, thread_name_prefix="fastsm-flush")
+        return await asyncio.get_running_loop().run_in_executor(self._waiters, function)
+
+    def close(self) -> None:
+        """Ends the threads once their work is done. The caller does not hold the writer's turn."""
+        self.abandon()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        if self._waiters is not None:
+            self._waiters.shutdown()
+
+    def abandon(self) -> None:
+        """Takes no more work, and waits for nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _submit(self, machine: FastStateMachine, function: Callable[[], Any], applies: bool) -> Job:
+        with self._changed:
+            if self._closed:
+                raise NotRunningError("this state machine is closed: open the directory again")
+            job = Job(machine, function, applies)
+            self._jobs.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="fastsm-apply", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return job
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs:
+                    if self._closed:
+                        return
+                    self._changed.wait()
+            self._do(self._jobs[0])
+
+    def _do(self, job: Job) -> None:
+        if job.turn is not None:
+            job.turn.acquire()
+        job.machine._own_turn()
+        try:
+            if job.future.set_running_or_notify_cancel():
+                self._run(job)
+        finally:
+            job.machine._leave()
+            self._jobs.popleft()
+            if not self._jobs and self._failed is not None and self._failed.abandoned:
+                self._failed = None
+
+    def _run(self, job: Job) -> None:
+        try:
+            if job.applies and self._failed is not None:
+                cause = self._failed.future.exception()
+                raise OrderError("a chunk queued before this one failed, see the cause") from cause
+            result = job.function()
+        except BaseException as error:
+            if job.applies and self._failed is None:
+                self._failed = job
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)

@@ -1,0 +1,103 @@
+"""Every error that fastsm raises, under one base class.
+
+Messages say what was expected, what was found, where, and what to do. The same facts are
+attributes, so that a program never has to read prose.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class FastsmError(Exception):
+    """Base of all errors of this library."""
+
+
+class NotRunningError(FastsmError):
+    """The call needs a running state machine; this one is stopped, closed, or a forked child's copy."""
+
+
+class ReadOnlyError(FastsmError):
+    """A write to a state machine that was opened with ``read_only=True``."""
+
+
+class LockedError(FastsmError):
+    """The directory is open already, in another process or in this one.
+
+    ``path`` is the directory, ``pid`` the holder's process id (None when the lock file does not say).
+    """
+
+    def __init__(self, path: str, pid: int | None, since: str | None = None) -> None:
+        self.path = path
+        self.pid = pid
+        if pid == os.getpid():
+            holder = "this process: close the other FastStateMachine first"
+        elif pid is None:
+            holder = "another process, whose id its lock file does not tell"
+        else:
+            holder = f"process {pid}" + (f" (since {since})" if since else "")
+        super().__init__(f"{path}: open already, by {holder}")
+
+
+class OrderError(FastsmError, ValueError):
+    """An entry is out of order: a gap, a step back, a falling term, or another term than known.
+
+    ``index`` is the entry's index, where there is one.
+    """
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        self.index = index
+        super().__init__(message)
+
+
+class CommandError(FastsmError, ValueError):
+    """A command is malformed or too large. ``index`` names the entry, where there is one."""
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        self.index = index
+        super().__init__(message)
+
+
+class UnknownCommandError(CommandError):
+    """A command of a kind or version that this release does not know."""
+
+
+class CorruptionError(FastsmError):
+    """Stored bytes are not what was written. Nothing was cut, and nothing is guessed.
+
+    ``path`` and ``offset`` say where (offset None: the file as a whole), ``expected`` and ``found`` what.
+    """
+
+    def __init__(self, path: str, offset: int | None, expected: object, found: object, advice: str = "") -> None:
+        self.path = path
+        self.offset = offset
+        self.expected = expected
+        self.found = found
+        where = path if offset is None else f"{path}, offset {offset}"
+        advice = advice or "restore the directory from a snapshot or a replica"
+        super().__init__(f"{where}: expected {expected}, found {found}; {advice}")
+
+
+class FormatVersionError(FastsmError):
+    """A file was written in a format that this release does not read. Nothing was written.
+
+    ``path``, ``expected`` (the version read here) and ``found`` say which.
+    """
+
+    def __init__(self, path: str, expected: int, found: int) -> None:
+        self.path = path
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"{path}: format version {found}, this release reads version {expected}; "
+            "open it with the release of fastsm that wrote it"
+        )
+
+
+class StorageError(FastsmError, OSError):
+    """The operating system refused to store or to read; ``errno`` and ``filename`` as it said."""
+
+    @classmethod
+    def wrap(cls, cause: OSError, path: str, action: str) -> StorageError:
+        """``cause`` again, with the path and what was being done."""
+        return cls(cause.errno, f"{action} failed: {cause.strerror or cause}", path)

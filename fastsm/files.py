@@ -1,0 +1,220 @@
+"""The seam to the system: everything that opens, maps, allocates, syncs or renames goes through here.
+
+A test stands in for the disk by subclassing :class:`Directory`. All names are resolved relative to the
+directory's own descriptor and symbolic links are refused, so that nothing outside of it is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import sys
+import time
+
+from fastsm import mapping
+from fastsm.errors import CorruptionError, LockedError, StorageError
+
+LOCK = "LOCK"
+
+if sys.platform == "darwin":
+
+    def _sync_data(fd: int) -> None:
+        # fsync on macOS leaves the data in the drive's own cache.
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+else:
+    _sync_data = os.fdatasync
+
+
+class Directory:
+    """One state directory, held open, and the only way to its files.
+
+    Methods raise plain :class:`OSError`; callers add what they were doing (``StorageError.wrap``).
+    Thread safety: all of it, from any thread; a method that waits for the disk releases the GIL.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fsdecode(path)
+        self._lock_fd = -1
+        created = self._make()
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if created:
+            self._sync_parent()
+
+    def __repr__(self) -> str:
+        return f"<Directory {self.path!r}{', locked' if self.locked else ''}>"
+
+    def _make(self) -> bool:
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileExistsError:
+            return False
+        os.chmod(self.path, 0o700)  # whatever the umask took away
+        return True
+
+    def _sync_parent(self) -> None:
+        fd = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def path_of(self, name: str) -> str:
+        """The full path of a file, for messages."""
+        return os.path.join(self.path, name)
+
+    # ---- lock ----------------------------------------------------------------------------------------
+
+    @property
+    def locked(self) -> bool:
+        return self._lock_fd >= 0
+
+    def lock(self) -> None:
+        """Takes the exclusive lock, or raises ``LockedError`` with the holder's process id.
+
+        flock, not lockf: it excludes a second opening by this very process, too. The file is never
+        unlinked, since two processes could then lock two files of one name.
+        """
+        fd = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 100, 0).split(b"\n")
+            os.close(fd)
+            pid = int(holder[0]) if holder[0].isdigit() else None
+            since = holder[1].decode("ascii", "replace") if len(holder) > 1 else None
+            raise LockedError(self.path, pid, since) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        self._lock_fd = fd
+        os.ftruncate(fd, 0)
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        os.pwrite(fd, f"{os.getpid()}\n{now}\n".encode(), 0)
+
+    def forget_lock(self) -> None:
+        """In a forked child: closes the lock's descriptor, but does not unlock, which would free the parent's."""
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Gives lock and directory back. Idempotent."""
+        self.forget_lock()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    # ---- files by name ---------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """The names of all files, sorted."""
+        return sorted(os.listdir(self._fd))
+
+    def open_file(self, name: str, flags: int = os.O_RDWR) -> int:
+        """A descriptor of a regular file of this directory; created files are 0600."""
+        try:
+            # O_NONBLOCK: opening a FIFO that somebody put here must not wait for its writer.
+            mode = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(name, flags | mode, 0o600, dir_fd=self._fd)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CorruptionError(self.path_of(name), None, "a regular file", "a symbolic link") from None
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise CorruptionError(self.path_of(name), None, "a regular file", "another kind of file")
+        if flags & os.O_CREAT:
+            os.fchmod(fd, 0o600)
+        return fd
+
+    def create_file(self, name: str) -> int:
+        """A descriptor of a new, empty file; what had the name before is replaced."""
+        self.unlink(name)
+        return self.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def close_file(self, fd: int) -> None:
+        os.close(fd)
+
+    def unlink(self, name: str) -> None:
+        """Removes a file; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._fd)
+
+    def read_file(self, name: str, limit: int) -> bytes | None:
+        """The first ``limit`` bytes of a small file, or None when there is none."""
+        try:
+            fd = self.open_file(name, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            return os.pread(fd, limit, 0)
+        finally:
+            self.close_file(fd)
+
+    def replace_file(self, name: str, content: bytes) -> None:
+        """Puts a small file in place whole, in one atomic step that is durable on return."""
+        temporary = f"{name}.tmp"
+        fd = self.create_file(temporary)
+        try:
+            self.write(fd, content, 0)
+            self.sync(fd)
+        finally:
+            self.close_file(fd)
+        self.rename(temporary, name)
+        self.sync_directory()
+
+    def rename(self, source: str, target: str) -> None:
+        os.replace(source, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def sync_directory(self) -> None:
+        """Makes names durable: creations, renames, removals."""
+        os.fsync(self._fd)
+
+    # ---- open files -----------------------------------------------------------------------------------
+
+    # Plain C functions, not methods: a signal's handler cannot run between the system's answer and the
+    # caller's note of it.
+    sync = staticmethod(_sync_data)
+    write = staticmethod(mapping.write_at)
+    truncate = staticmethod(os.ftruncate)
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def stores_are_safe(self, fd: int) -> bool:
+        """Whether frames may be stored through the mapping; else they are written with pwrite."""
+        return mapping.stores_are_safe(fd)
+
+    def allocate(self, fd: int, old_size: int, new_size: int) -> None:
+        """Grows a file with blocks behind every byte; when that fails, it has its old size again."""
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, old_size, new_size - old_size)
+            else:
+                self._write_zeros(fd, old_size, new_size)
+        except OSError:
+            # ext4 leaves the file grown by what it could get.
+            self.truncate(fd, old_size)
+            raise
+
+    def _write_zeros(self, fd: int, start: int, stop: int) -> None:
+        zeros = bytes(1 << 20)
+        while start < stop:
+            piece = min(len(zeros), stop - start)
+            self.write(fd, memoryview(zeros)[:piece], start)
+            start += piece
+
+
+@contextlib.contextmanager
+def storage_errors(path: str, action: str):  # type: ignore[no-untyped-def]
+    """Turns a plain OSError of the block into a ``StorageError`` that says what was being done."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError.wrap(error, path, action) from error

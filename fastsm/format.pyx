@@ -1,0 +1,211 @@
+"""The disk formats: every magic, version, offset and limit, and nothing that opens a file.
+
+docs/format.md draws the pictures. In short, all integers little-endian, all records 8-byte aligned:
+
+    CURRENT   which generation is in use, and how far its log is known durable
+    log       header | frame | frame | … | zeros (preallocated)
+    frame     checksum | length | watermark lag | run count | runs | records
+    run       last index | term
+    record    index | value size | key size | operation | 0 | key | value | padding
+
+A frame is bound to its place: its checksum is seeded with the log's identity and the frame's own
+offset, so that a frame of another file, or moved within its own, does not match.
+"""
+
+import struct
+from typing import NamedTuple
+
+from libc.string cimport memcpy, memset
+
+from fastsm.hashing cimport xxh64
+
+from fastsm.errors import CorruptionError, FormatVersionError
+from fastsm.hashing import checksum
+
+VERSION = 0
+LOG_MAGIC_BYTES = b"FASTSM-L"
+CURRENT_MAGIC_BYTES = b"FASTSM-C"
+LOG_HEADER_BYTES = LOG_HEADER_SIZE
+
+# A run of this term is a gap: indexes that were never seen, between two runs of different terms.
+UNKNOWN_TERM = <uint64_t>0xFFFFFFFFFFFFFFFF
+cdef uint64_t LARGEST = UNKNOWN_TERM - 1
+MAX_TERM = MAX_INDEX = LARGEST
+
+cdef enum: NO_WATERMARK = 0xFFFFFFFF
+
+
+# ---- files with one fixed header ----------------------------------------------------------------------
+
+class LogHead(NamedTuple):
+    """The first bytes of a log: which log it is, and the entry that it starts behind."""
+    generation: int
+    identity: int
+    base_index: int
+    base_term: int
+
+
+class CurrentFile(NamedTuple):
+    """CURRENT: the generation in use, its log's identity, and an offset up to which that is durable."""
+    generation: int
+    identity: int
+    durable_offset: int
+
+
+LOG_STRUCT = struct.Struct("<8sIIQQQQ8x")
+CURRENT_STRUCT = struct.Struct("<8sIIQQQ16x")
+
+
+def pack_log_head(head):
+    """A log's header."""
+    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head))
+
+
+def pack_current(current):
+    """The content of CURRENT."""
+    return with_checksum(CURRENT_STRUCT.pack(CURRENT_MAGIC_BYTES, VERSION, 0, *current))
+
+
+def unpack_log_head(data, path):
+    """The header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
+    return LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path))
+
+
+def unpack_current(data, path):
+    """The content of CURRENT; raises `CorruptionError` or `FormatVersionError`."""
+    if len(data) != CURRENT_SIZE:
+        raise CorruptionError(path, None, f"{CURRENT_SIZE} bytes", f"{len(data)} bytes")
+    return CurrentFile(*unpack(CURRENT_STRUCT, CURRENT_MAGIC_BYTES, data, path))
+
+
+def with_checksum(bytes head):
+    return head + struct.pack("<Q", checksum(head))
+
+
+def unpack(layout, magic, bytes data, path):
+    """The fields behind the version.
+
+    Every version keeps magic, version and checksum where they are, so that damage is told from age.
+    """
+    if len(data) < layout.size + 8:
+        raise CorruptionError(path, 0, f"a header of {layout.size + 8} bytes", f"{len(data)} bytes")
+    if data[:8] != magic:
+        raise CorruptionError(path, 0, f"magic {magic!r}", repr(data[:8]))
+    found_sum = int.from_bytes(data[layout.size:], "little")
+    expected_sum = checksum(data[:layout.size])
+    _, version, reserved, *fields = layout.unpack(data[:layout.size])
+    if found_sum != expected_sum:
+        raise CorruptionError(path, layout.size, f"checksum {expected_sum:#018x}", f"{found_sum:#018x}")
+    if version != VERSION:
+        raise FormatVersionError(path, VERSION, version)
+    if reserved:
+        raise CorruptionError(path, 12, "zero", reserved)
+    return fields
+
+
+# ---- frames and records -------------------------------------------------------------------------------
+
+cdef uint8_t *write_record(
+    uint8_t *p, uint8_t operation, uint64_t index,
+    const uint8_t *key, uint16_t key_size, const uint8_t *value, uint32_t value_size,
+) noexcept nogil:
+    """Writes a record and its padding; returns where the next one starts."""
+    cdef uint64_t size = record_size(key_size, value_size)
+    (<uint64_t *>(p + size - 8))[0] = 0
+    (<uint64_t *>p)[0] = index
+    (<uint32_t *>(p + RECORD_VALUE_SIZE))[0] = value_size
+    (<uint16_t *>(p + RECORD_KEY_SIZE))[0] = key_size
+    p[RECORD_OPERATION] = operation
+    p[RECORD_ZERO] = 0
+    memcpy(p + RECORD_KEY, key, key_size)
+    memcpy(p + RECORD_KEY + key_size, value, value_size)
+    return p + size
+
+
+cdef void seal_frame(
+    uint8_t *frame, uint64_t length, uint32_t run_count,
+    uint64_t identity, uint64_t offset, uint64_t watermark,
+) noexcept nogil:
+    """Fills the header of a frame whose runs and records are in place."""
+    cdef uint64_t lag = (offset - watermark) >> 3
+    (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
+    (<uint32_t *>(frame + FRAME_LAG))[0] = <uint32_t>lag if lag < NO_WATERMARK else NO_WATERMARK
+    (<uint32_t *>(frame + FRAME_RUN_COUNT))[0] = run_count
+    (<uint64_t *>frame)[0] = xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, identity ^ offset)
+
+
+cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil:
+    """The offset below which the log was known durable when the frame was written; 0: not said."""
+    cdef uint32_t lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
+    return 0 if lag == NO_WATERMARK else offset - (<uint64_t>lag << 3)
+
+
+cdef int look_at_frame(
+    const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
+) noexcept nogil:
+    """VALID, NOTHING or BROKEN: what is at `frame`, `available` bytes before the end of the file. O(length)."""
+    cdef uint64_t length
+    cdef uint32_t lag
+    if available < FRAME_RUNS:
+        return NOTHING if available == 0 else BROKEN
+    length = frame_length(frame)
+    if length == 0 and (<const uint64_t *>frame)[0] == 0:
+        return NOTHING
+    if length < FRAME_RUNS or length > available or length & 7:
+        return BROKEN
+    lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
+    if lag != NO_WATERMARK and (<uint64_t>lag << 3) > offset - LOG_HEADER_SIZE:
+        return BROKEN
+    if frame_size(frame_run_count(frame), 0) > length:
+        return BROKEN
+    if xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, identity ^ offset) != (<const uint64_t *>frame)[0]:
+        return BROKEN
+    return VALID
+
+
+cdef int look_inside_frame(const uint8_t *frame, uint64_t *last_index, uint64_t *last_term) noexcept nogil:
+    """VALID or MALFORMED: whether runs and records of a frame add up, behind the entry before it.
+
+    Moves that entry on to the frame's last. Afterwards a walk over the frame needs no checks.
+    """
+    cdef uint32_t run_count = frame_run_count(frame)
+    cdef const uint64_t *run = <const uint64_t *>(frame + FRAME_RUNS)
+    cdef const uint8_t *record = frame + frame_size(run_count, 0)
+    cdef uint64_t left = frame_length(frame) - frame_size(run_count, 0)
+    cdef uint64_t before = last_index[0]
+    cdef uint64_t length
+    cdef uint32_t i
+    for i in range(run_count):
+        if run[0] <= last_index[0] or run[0] > LARGEST:
+            return MALFORMED
+        last_index[0] = run[0]
+        if run[1] != UNKNOWN_TERM:
+            if run[1] < last_term[0]:
+                return MALFORMED
+            last_term[0] = run[1]
+        elif i + 1 == run_count:
+            return MALFORMED  # a gap is between two runs
+        run += 2
+    while left:
+        if left < RECORD_KEY:
+            return MALFORMED
+        length = record_length(record)
+        if length > left or look_at_record(record, length) != VALID:
+            return MALFORMED
+        if record_operation(record) <= RECORD_CONFIG and not (before < record_index(record) <= last_index[0]):
+            return MALFORMED
+        record += length
+        left -= length
+    return VALID
+
+
+cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil:
+    cdef uint64_t padding = length - RECORD_KEY - record_key_size(record) - record_value_size(record)
+    if not (RECORD_PUT <= record_operation(record) <= RECORD_CLOSE) or record[RECORD_ZERO]:
+        return MALFORMED
+    if record_operation(record) == RECORD_SNAPSHOT and record_value_size(record) < 8:
+        return MALFORMED
+    # Padding must be zero, or equal states would differ in bytes. Little-endian: it is the word's top.
+    if padding and (<const uint64_t *>(record + length - 8))[0] >> (64 - 8 * padding):
+        return MALFORMED
+    return VALID

@@ -1,0 +1,65 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+
+cdef inline uint64_t load64(const uint8_t *p) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, p, 8)
+    return word
+
+
+cdef inline uint32_t load32(const uint8_t *p) noexcept nogil:
+    cdef uint32_t word
+    memcpy(&word, p, 4)
+    return word
+
+
+cdef inline uint64_t rotate(uint64_t word, int bits) noexcept nogil:
+    return (word << bits) | (word >> (64 - bits))
+
+
+cdef inline void sip_round(uint64_t *v0, uint64_t *v1, uint64_t *v2, uint64_t *v3) noexcept nogil:
+    v0[0] += v1[0]
+    v2[0] += v3[0]
+    v1[0] = rotate(v1[0], 13) ^ v0[0]
+    v3[0] = rotate(v3[0], 16) ^ v2[0]
+    v0[0] = rotate(v0[0], 32)
+    v2[0] += v1[0]
+    v0[0] += v3[0]
+    v1[0] = rotate(v1[0], 17) ^ v2[0]
+    v3[0] = rotate(v3[0], 21) ^ v0[0]
+    v2[0] = rotate(v2[0], 32)
+
+
+cdef inline uint64_t siphash13(
+    uint64_t seed0, uint64_t seed1, const uint8_t *data, size_t size
+) noexcept nogil:
+    """SipHash-1-3 of `data` under a 128-bit seed (Aumasson and Bernstein, INDOCRYPT 2012)."""
+    cdef uint64_t v0 = seed0 ^ <uint64_t>0x736F6D6570736575
+    cdef uint64_t v1 = seed1 ^ <uint64_t>0x646F72616E646F6D
+    cdef uint64_t v2 = seed0 ^ <uint64_t>0x6C7967656E657261
+    cdef uint64_t v3 = seed1 ^ <uint64_t>0x7465646279746573
+    cdef uint64_t word
+    cdef uint64_t last = <uint64_t>size << 56
+    cdef size_t whole = size & ~<size_t>7
+    cdef size_t i = 0
+    while i < whole:
+        word = load64(data + i)
+        v3 ^= word
+        sip_round(&v0, &v1, &v2, &v3)
+        v0 ^= word
+        i += 8
+    while i < size:
+        last |= <uint64_t>data[i] << (8 * (i & 7))
+        i += 1
+    v3 ^= last
+    sip_round(&v0, &v1, &v2, &v3)
+    v0 ^= last
+    v2 ^= 0xFF
+    sip_round(&v0, &v1, &v2, &v3)
+    sip_round(&v0, &v1, &v2, &v3)
+    sip_round(&v0, &v1, &v2, &v3)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept nogil

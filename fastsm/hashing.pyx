@@ -1,0 +1,81 @@
+"""The two hash functions: a keyed one for the table, a plain one that checks frames.
+
+SipHash-1-3 finds keys: an attacker who chooses keys but does not know the seed cannot make them
+collide. XXH64 checks frames: it costs less than the copy that it guards, and it guards against
+accidents, not against attackers. Both are written here from their specifications, inlined where they
+are hot, and tested against CPython's own SipHash and the `xxhash` package.
+"""
+
+import sys
+
+if sys.byteorder != "little":
+    raise ImportError("fastsm reads and writes its formats in place: it needs a little-endian machine")
+
+cdef extern from *:
+    """
+    #define XXH64_PRIME1 0x9E3779B185EBCA87ULL
+    #define XXH64_PRIME2 0xC2B2AE3D27D4EB4FULL
+    #define XXH64_PRIME3 0x165667B19E3779F9ULL
+    #define XXH64_PRIME4 0x85EBCA77C2B2AE63ULL
+    #define XXH64_PRIME5 0x27D4EB2F165667C5ULL
+    """
+    const uint64_t PRIME1 "XXH64_PRIME1"
+    const uint64_t PRIME2 "XXH64_PRIME2"
+    const uint64_t PRIME3 "XXH64_PRIME3"
+    const uint64_t PRIME4 "XXH64_PRIME4"
+    const uint64_t PRIME5 "XXH64_PRIME5"
+
+
+cdef inline uint64_t xxh64_round(uint64_t lane, uint64_t word) noexcept nogil:
+    return rotate(lane + word * PRIME2, 31) * PRIME1
+
+
+cdef inline uint64_t xxh64_merge(uint64_t hashed, uint64_t lane) noexcept nogil:
+    return (hashed ^ xxh64_round(0, lane)) * PRIME1 + PRIME4
+
+
+cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept nogil:
+    """XXH64 of `data` (Yann Collet's xxHash, algorithm description of xxhash.com)."""
+    cdef const uint8_t *end = data + size
+    cdef uint64_t hashed, lane1, lane2, lane3, lane4
+    if size >= 32:
+        lane1 = seed + PRIME1 + PRIME2
+        lane2 = seed + PRIME2
+        lane3 = seed
+        lane4 = seed - PRIME1
+        while end - data >= 32:
+            lane1 = xxh64_round(lane1, load64(data))
+            lane2 = xxh64_round(lane2, load64(data + 8))
+            lane3 = xxh64_round(lane3, load64(data + 16))
+            lane4 = xxh64_round(lane4, load64(data + 24))
+            data += 32
+        hashed = rotate(lane1, 1) + rotate(lane2, 7) + rotate(lane3, 12) + rotate(lane4, 18)
+        hashed = xxh64_merge(hashed, lane1)
+        hashed = xxh64_merge(hashed, lane2)
+        hashed = xxh64_merge(hashed, lane3)
+        hashed = xxh64_merge(hashed, lane4)
+    else:
+        hashed = seed + PRIME5
+    hashed += size
+    while end - data >= 8:
+        hashed = rotate(hashed ^ xxh64_round(0, load64(data)), 27) * PRIME1 + PRIME4
+        data += 8
+    if end - data >= 4:
+        hashed = rotate(hashed ^ (load32(data) * PRIME1), 23) * PRIME2 + PRIME3
+        data += 4
+    while data < end:
+        hashed = rotate(hashed ^ (data[0] * PRIME5), 11) * PRIME1
+        data += 1
+    hashed = (hashed ^ (hashed >> 33)) * PRIME2
+    hashed = (hashed ^ (hashed >> 29)) * PRIME3
+    return hashed ^ (hashed >> 32)
+
+
+def siphash(const uint8_t[::1] data, seed0=0, seed1=0):
+    """SipHash-1-3 of a bytes-like object under the 128-bit seed `(seed0, seed1)`."""
+    return siphash13(seed0, seed1, &data[0] if data.shape[0] else NULL, data.shape[0])
+
+
+def checksum(const uint8_t[::1] data, seed=0):
+    """XXH64 of a bytes-like object."""
+    return xxh64(&data[0] if data.shape[0] else NULL, data.shape[0], seed)

@@ -1,0 +1,44 @@
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from fastsm.mapping cimport Mapping
+from fastsm.terms cimport Terms
+
+
+cdef class Log:
+    # Invariant: LOG_HEADER_SIZE <= durable <= end <= allocated; [0, end) is mapped and never changes again.
+    cdef readonly object directory
+    cdef readonly str name
+    cdef readonly str path
+    cdef readonly object head
+    cdef readonly Mapping mapping
+    cdef uint8_t *address
+    cdef int descriptor
+    cdef uint64_t identity
+    cdef readonly uint64_t end           # where the next frame goes
+    cdef readonly uint64_t durable       # everything below is known to survive a power loss
+    cdef readonly uint64_t allocated     # the file's size: blocks are behind every byte
+    cdef uint64_t window_end             # pages of [end, window_end) are populated
+    cdef uint64_t window                 # how far ahead to populate
+    cdef uint64_t zeroed_end             # blocks of [end, zeroed_end) hold written zeros
+    cdef bint stores                     # small frames go through the mapping
+    cdef bint paced                      # flushes come often: every frame goes by pwrite into zeroed blocks
+    cdef int syncing
+    cdef uint32_t frames_unsynced
+    cdef uint64_t suspect_end            # [durable, suspect_end) is written again by the first sync
+    cdef uint8_t *staging
+    cdef uint64_t staging_room
+    cdef readonly object poisoned        # the StorageError after which nothing is written, or None
+    cdef readonly uint64_t sync_count
+    cdef readonly double sync_seconds
+
+    cpdef int check_writable(self) except -1
+    cdef uint8_t *begin_frame(self, uint64_t length) except NULL
+    cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
+    cdef int grow(self, uint64_t needed) except -1
+    cdef int map_up_to(self, uint64_t size) except -1
+    cdef uint64_t scan_frames(
+        self, uint64_t start, uint64_t size, Terms terms, uint64_t *last_index, uint64_t *last_term,
+        uint64_t *watermark, uint64_t *frames) except 0
+    cdef uint64_t search_frame(
+        self, uint64_t offset, uint64_t stop, uint64_t end, uint64_t size, uint64_t *torn_end, int64_t *budget
+    ) noexcept nogil

@@ -1,0 +1,456 @@
+"""The log: frames appended to a mapped file, made durable by syncs, and read back after any end.
+
+How a frame gets into the file is chosen by the rhythm of flushes (measured: docs/design.md):
+
+- small frames between rare flushes are stored into pages that were populated ahead;
+- large frames, and every frame while flushes come often, go by `pwrite` into prepared blocks.
+
+Both are read through one mapping, which is coherent with `pwrite`. Nothing counts before its frame is
+whole; nothing counts as durable before a sync that began after it was written has succeeded. When a sync
+fails, the log is *poisoned*: what the disk holds is unknown, so nothing more is written to it.
+"""
+
+import errno
+import logging
+import os
+import time
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from fastsm.format cimport (
+    BROKEN, FRAME_RUNS, LOG_HEADER_SIZE, MALFORMED, NOTHING, VALID,
+    frame_length, frame_run_count, frame_watermark, look_at_frame, look_inside_frame, seal_frame,
+)
+
+from fastsm.hashing cimport load64
+
+from fastsm import format
+from fastsm.errors import CorruptionError, StorageError
+from fastsm.files import storage_errors
+from fastsm.types import LogId, Recovery
+
+logger = logging.getLogger("fastsm")
+
+cdef enum:
+    PAGE = 4096
+    LARGE_FRAME = 64 << 10       # above: written by pwrite, without the GIL
+    SMALLEST_GROWTH = 256 << 10
+    LARGEST_GROWTH = 16 << 20
+    SMALLEST_WINDOW = 64 << 10
+    LARGEST_WINDOW = 512 << 10
+    ZEROED_AHEAD = 1 << 20
+    PACED_FRAMES = 64            # at most so many frames, and
+    PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
+    STAGING_KEPT = 1 << 20
+    SCAN_SLICE = 16 << 20        # bytes between two looks at signals
+
+FINDINGS = {
+    NOTHING: "zeros",
+    BROKEN: "bytes that are no frame, or whose checksum does not match",
+    MALFORMED: "a frame with a matching checksum whose content does not add up",
+}
+
+
+def log_name(generation):
+    """The file name of a generation's log."""
+    return f"log-{generation}"
+
+
+cdef class Log:
+    """One log file, open for appending.
+
+    Thread safety: `begin_frame` to `commit_frame` under the writer's turn; `sync` from any thread; reads
+    of what is below `end` from any thread, without the GIL, for as long as `mapping` is held.
+    """
+
+    def __cinit__(self, directory, head, int descriptor):
+        self.directory = directory
+        self.head = head
+        self.identity = head.identity
+        self.name = log_name(head.generation)
+        self.path = directory.path_of(self.name)
+        self.descriptor = descriptor
+        self.window = SMALLEST_WINDOW
+        self.end = self.durable = LOG_HEADER_SIZE
+
+    def __dealloc__(self):
+        free(self.staging)
+
+    def __repr__(self):
+        return f"<Log {self.path!r}: {self.end} bytes, {self.durable} durable>"
+
+    @staticmethod
+    def create(directory, generation, base=LogId()):
+        """A new, empty log behind the entry `base`. The file is durable on return, its name is not."""
+        identity = int.from_bytes(os.urandom(8), "little")
+        head = format.LogHead(generation, identity, base.index, base.term)
+        name = log_name(generation)
+        with storage_errors(directory.path_of(name), "creating the log"):
+            descriptor = directory.create_file(name)
+            try:
+                directory.write(descriptor, format.pack_log_head(head), 0)
+                directory.sync(descriptor)
+            except BaseException:
+                directory.close_file(descriptor)
+                raise
+        return Log.adopt(directory, head, descriptor, LOG_HEADER_SIZE)
+
+    @staticmethod
+    def open(directory, current):
+        """The log that CURRENT names, its header checked; `recover` comes next."""
+        name = log_name(current.generation)
+        path = directory.path_of(name)
+        with storage_errors(path, "opening the log"):
+            try:
+                descriptor = directory.open_file(name)
+            except FileNotFoundError:
+                raise CorruptionError(path, None, "the log that CURRENT names", "no file") from None
+            try:
+                size = directory.size(descriptor)
+                head = format.unpack_log_head(os.pread(descriptor, LOG_HEADER_SIZE, 0), path)
+                if (head.generation, head.identity) != (current.generation, current.identity):
+                    raise CorruptionError(
+                        path, 16, f"generation {current.generation}, identity {current.identity:#x}, as CURRENT says",
+                        f"generation {head.generation}, identity {head.identity:#x}")
+                return Log.adopt(directory, head, descriptor, size)
+            except BaseException:
+                directory.close_file(descriptor)
+                raise
+
+    @staticmethod
+    def adopt(directory, head, int descriptor, uint64_t size):
+        cdef Log log = Log(directory, head, descriptor)
+        log.stores = directory.stores_are_safe(descriptor)
+        log.allocated = size
+        log.map_up_to(size)
+        return log
+
+    def close(self):
+        """Gives the descriptor back. The pages go with the last reference to `mapping`. Idempotent."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            self.directory.close_file(descriptor)
+
+    # ---- append ----------------------------------------------------------------------------------------
+
+    cdef uint8_t *begin_frame(self, uint64_t length) except NULL:
+        """Where to build a frame of `length` bytes: in the file's own pages, or aside.
+
+        Afterwards there is room for it: a full disk is an error here, and never later.
+        """
+        cdef uint64_t stop = self.end + length
+        self.check_writable()
+        if stop > self.allocated:
+            self.grow(stop)
+        if self.stores and not self.paced and not self.syncing and length < LARGE_FRAME:
+            if stop <= self.window_end:
+                return self.address + self.end
+            self.window_end = min(self.allocated, stop + self.window)
+            if self.mapping.populate(self.end, self.window_end):
+                self.window = min(2 * self.window, <uint64_t>LARGEST_WINDOW)
+                return self.address + self.end
+        self.window_end = 0
+        if self.staging_room < length:
+            free(self.staging)
+            self.staging_room = max(length, <uint64_t>STAGING_KEPT)
+            self.staging = <uint8_t *>malloc(self.staging_room)
+            if self.staging == NULL:
+                self.staging_room = 0
+                raise MemoryError(f"no memory for a frame of {length} bytes")
+        return self.staging
+
+    cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1:
+        """Seals the frame and puts it into the file. It counts from here on; on an error it does not."""
+        seal_frame(frame, length, run_count, self.identity, self.end, self.durable)
+        if frame == self.staging:
+            self.write_staged(length)
+        self.end += length
+        self.frames_unsynced += 1
+        if self.paced and (
+            self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
+        ):
+            self.paced = False
+        return 0
+
+    def write_staged(self, uint64_t length):
+        with storage_errors(self.path, "writing a frame"):
+            try:
+                if self.paced and self.end + length > self.zeroed_end:
+                    self.zero_ahead(length)
+                self.directory.write(self.descriptor, <uint8_t[:length]>self.staging, self.end)
+            except BaseException:
+                self.void_frame()
+                raise
+        if self.staging_room > STAGING_KEPT:
+            free(self.staging)
+            self.staging = NULL
+            self.staging_room = 0
+
+    def zero_ahead(self, uint64_t length):
+        """Writes zeros where the next frames go: a sync is faster over blocks that were written before."""
+        stop = min(self.allocated, self.end + length + ZEROED_AHEAD)
+        self.directory.write(self.descriptor, bytes(stop - self.end), self.end)
+        self.zeroed_end = stop
+
+    def void_frame(self):
+        """A frame that its caller is told failed must not be found by a recovery: its header is zeroed."""
+        try:
+            self.directory.write(self.descriptor, bytes(FRAME_RUNS), self.end)
+        except OSError as error:
+            self.poison(StorageError.wrap(error, self.path, "taking back a frame"))
+
+    cdef int grow(self, uint64_t needed) except -1:
+        """Allocates blocks, for `needed` bytes in all and some ahead, and maps them."""
+        cdef uint64_t ahead = min(max(self.allocated / 4, <uint64_t>SMALLEST_GROWTH), <uint64_t>LARGEST_GROWTH)
+        cdef uint64_t size = (needed + ahead + PAGE - 1) & ~<uint64_t>(PAGE - 1)
+        with storage_errors(self.path, f"allocating {needed - self.allocated} bytes"):
+            try:
+                self.directory.allocate(self.descriptor, self.allocated, size)
+            except OSError:
+                size = (needed + PAGE - 1) & ~<uint64_t>(PAGE - 1)
+                self.directory.allocate(self.descriptor, self.allocated, size)
+            self.map_up_to(size)
+        self.allocated = size
+        return 0
+
+    cdef int map_up_to(self, uint64_t size) except -1:
+        if self.mapping is None or size > self.mapping.reserved:
+            # Whoever reads through the old mapping keeps it; both show the same pages.
+            mapping = Mapping(2 * size)
+            mapping.extend(self.descriptor, size)
+            self.mapping = mapping
+            self.address = mapping.address
+            self.window_end = 0
+        else:
+            self.mapping.extend(self.descriptor, size)
+        return 0
+
+    # ---- sync ------------------------------------------------------------------------------------------
+
+    def sync(self):
+        """Makes all that was appended before the call durable; on failure the log is poisoned."""
+        cdef uint64_t target = self.end
+        self.check_writable()
+        if target == self.durable:
+            return
+        self.paced = self.frames_unsynced <= PACED_FRAMES and target - self.durable <= PACED_BYTES
+        self.frames_unsynced = 0
+        self.window = min(max(target - self.durable, <uint64_t>SMALLEST_WINDOW), <uint64_t>LARGEST_WINDOW)
+        self.window_end = 0
+        self.syncing += 1
+        started = time.perf_counter()
+        try:
+            if self.suspect_end:
+                self.write_suspect()
+            self.directory.sync(self.descriptor)
+        except OSError as error:
+            self.poison(StorageError.wrap(error, self.path, "syncing the log"))
+            raise self.poisoned from error
+        except BaseException as error:
+            # Nobody knows whether the sync went through.
+            self.poison(error)
+            raise
+        finally:
+            self.syncing -= 1
+            self.window_end = 0  # the sync has cleaned the pages: a store would be a fault again
+        self.durable = max(self.durable, target)
+        self.sync_count += 1
+        self.sync_seconds += time.perf_counter() - started
+
+    def write_suspect(self):
+        """Writes again what an earlier life of this log appended, but no sync is known to cover.
+
+        After a failed sync the page cache holds bytes that the disk does not, and calls them clean: only
+        bytes written again are sure to be part of the next sync.
+        """
+        cdef uint64_t offset = self.durable
+        pages = memoryview(self.mapping)
+        while offset < self.suspect_end:
+            stop = min(self.suspect_end, offset + (1 << 20))
+            self.directory.write(self.descriptor, bytes(pages[offset:stop]), offset)
+            offset = stop
+        self.suspect_end = 0
+
+    cpdef int check_writable(self) except -1:
+        """Raises what every write meets after a failed sync."""
+        if self.poisoned is None:
+            return 0
+        raise StorageError(
+            self.poisoned.errno,
+            f"poisoned: an earlier sync failed ({self.poisoned.strerror}), so what the disk holds is unknown; "
+            "close this state machine and open the directory again", self.path)
+
+    def poison(self, error):
+        """Refuses every write from here on."""
+        if self.poisoned is None:
+            if not isinstance(error, StorageError):
+                error = StorageError(getattr(error, "errno", None), f"interrupted: {error!r}", self.path)
+            self.poisoned = error
+            logger.error("%s: poisoned, nothing more is written: %s", self.path, error)
+
+    def trim(self):
+        """Gives back what was allocated ahead."""
+        with storage_errors(self.path, "trimming the log"):
+            self.directory.truncate(self.descriptor, self.end)
+        self.allocated = self.mapping.mapped = self.end
+        self.window_end = self.zeroed_end = 0
+
+    # ---- recover ---------------------------------------------------------------------------------------
+
+    def recover(self, Terms terms, uint64_t known_durable, expect_applied=None):
+        """Finds the end of the log, fills `terms`, and cuts a torn tail. Returns a `Recovery`.
+
+        The rule: bytes that are known durable (from CURRENT, or from the watermark of any valid frame) must
+        be there, else it is a `CorruptionError` and nothing is touched. What is wrong behind them is torn.
+        """
+        cdef uint64_t size = self.allocated
+        cdef uint64_t last_index = self.head.base_index
+        cdef uint64_t last_term = self.head.base_term
+        cdef uint64_t watermark = known_durable
+        cdef uint64_t frames = 0
+        cdef uint64_t end, torn_end
+        started = time.perf_counter()
+        end = self.scan_frames(LOG_HEADER_SIZE, size, terms, &last_index, &last_term, &watermark, &frames)
+        if end < watermark:
+            raise self.corrupt(end, size, f"a frame, for the log is known durable up to offset {watermark}")
+        torn_end = self.look_behind(end, size)
+        judge_expected(self.path, end, expect_applied, LogId(last_index, last_term), terms)
+        if size > end:
+            self.cut(end, torn_end)
+        self.end = end
+        self.durable = max(watermark, <uint64_t>LOG_HEADER_SIZE)
+        self.suspect_end = end if end > self.durable else 0
+        return Recovery(
+            clean=end == self.durable and torn_end == end, frames=frames, log_bytes=end,
+            torn_bytes=torn_end - end, suspect_bytes=end - self.durable,
+            seconds=time.perf_counter() - started)
+
+    cdef uint64_t scan_frames(
+        self, uint64_t start, uint64_t size, Terms terms, uint64_t *last_index, uint64_t *last_term,
+        uint64_t *watermark, uint64_t *frames,
+    ) except 0:
+        """Checks frame after frame; returns where the first one starts that is not valid."""
+        cdef const uint8_t *frame
+        cdef const uint64_t *run
+        cdef uint64_t offset = start
+        cdef uint64_t pause = start + SCAN_SLICE
+        cdef uint32_t i
+        cdef int finding = VALID
+        while True:
+            with nogil:
+                finding = look_at_frame(self.address + offset, size - offset, self.identity, offset)
+            if finding != VALID:
+                return offset
+            frame = self.address + offset
+            if look_inside_frame(frame, last_index, last_term) != VALID:
+                raise CorruptionError(self.path, offset, "a frame whose content adds up", FINDINGS[MALFORMED])
+            terms.reserve(frame_run_count(frame))
+            run = <const uint64_t *>(frame + FRAME_RUNS)
+            for i in range(frame_run_count(frame)):
+                terms.append(run[0], run[1])
+                run += 2
+            watermark[0] = max(watermark[0], frame_watermark(frame, offset))
+            frames[0] += 1
+            offset += frame_length(frame)
+            if offset > pause:
+                PyErr_CheckSignals()
+                pause = offset + SCAN_SLICE
+
+    def corrupt(self, uint64_t offset, uint64_t size, expected):
+        finding = look_at_frame(self.address + offset, size - offset, self.identity, offset) if offset < size else -1
+        found = FINDINGS.get(finding, "the end of the file")
+        return CorruptionError(self.path, offset, expected, found)
+
+    def look_behind(self, uint64_t end, uint64_t size):
+        """Where the last byte that is not zero ends, behind the last valid frame.
+
+        A valid frame there whose watermark is beyond `end` proves that the bytes at `end` were durable once:
+        then they are corrupt, not torn.
+        """
+        cdef uint64_t torn_end = end
+        cdef uint64_t offset, stop, watermark
+        cdef int64_t budget = 4 * <int64_t>(size - end) + (64 << 20)
+        for start, limit in self.data_ranges(end, size):
+            offset = max(end, <uint64_t>start & ~<uint64_t>7)
+            stop = limit
+            while offset < stop:
+                pause = min(stop, offset + SCAN_SLICE)
+                offset = self.search_frame(offset, pause, end, size, &torn_end, &budget)
+                PyErr_CheckSignals()
+                if offset < pause:
+                    watermark = frame_watermark(self.address + offset, offset)
+                    raise self.corrupt(
+                        end, size, f"a frame, for the one at offset {offset} says that the log was durable "
+                        f"up to offset {watermark} when it was written")
+            if budget < 0:
+                raise CorruptionError(
+                    self.path, end, "a torn tail", "bytes made to look like many frames that overlap")
+        return torn_end
+
+    cdef uint64_t search_frame(
+        self, uint64_t offset, uint64_t stop, uint64_t end, uint64_t size, uint64_t *torn_end, int64_t *budget
+    ) noexcept nogil:
+        """The first valid frame in [offset, stop) with a watermark beyond `end`, or `stop`.
+
+        Frames start at multiples of 8. `budget` bounds the bytes that are hashed in vain.
+        """
+        cdef const uint8_t *p
+        cdef uint64_t length
+        while offset < stop:
+            p = self.address + offset
+            if size - offset < FRAME_RUNS:
+                while offset < stop:
+                    if self.address[offset]:
+                        torn_end[0] = offset + 1
+                    offset += 1
+                return stop
+            if load64(p):
+                torn_end[0] = offset + 8
+                length = frame_length(p)
+                if length <= size - offset and frame_watermark(p, offset) > end and budget[0] >= 0:
+                    if look_at_frame(p, size - offset, self.identity, offset) == VALID:
+                        return offset
+                    budget[0] -= length
+            offset += 8
+        return stop
+
+    def data_ranges(self, uint64_t start, uint64_t size):
+        """The parts of [start, size) that are not holes: a sparse terabyte takes no time."""
+        while start < size:
+            try:
+                data = os.lseek(self.descriptor, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            start = min(os.lseek(self.descriptor, data, os.SEEK_HOLE), size)
+            yield data, start
+
+    def cut(self, end, torn_end):
+        """Ends the file at `end`. Durable before anything is appended, so that a torn frame never returns."""
+        with storage_errors(self.path, "cutting the log's tail"):
+            self.directory.truncate(self.descriptor, end)
+            if torn_end > end:
+                logger.warning(
+                    "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
+                    "or the machine stopped", self.path, torn_end - end, end)
+                self.directory.sync(self.descriptor)
+        self.allocated = self.mapping.mapped = end
+
+
+def judge_expected(path, end, expected, recovered, Terms terms):
+    """Raises unless what was recovered covers the entry that the embedder knows was durable."""
+    if expected is None:
+        return
+    expected = LogId(*expected)
+    if recovered.index < expected.index:
+        raise CorruptionError(
+            path, end, f"entries up to {expected} (expect_applied)", f"entries up to {recovered}",
+            "acknowledged entries are lost: restore the directory from a snapshot or a replica")
+    term = terms.get(expected.index)
+    if term is not None and term != expected.term:
+        raise CorruptionError(
+            path, end, f"entry {expected.index} of term {expected.term} (expect_applied)", f"term {term}",
+            "this directory belongs to another history: restore it from a snapshot or a replica")

@@ -1,0 +1,324 @@
+"""``FastStateMachine``: life cycle, durability and policy around the compiled engine."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastsm import generation
+from fastsm.coroutines import OrderedWorker, is_small
+from fastsm.engine import Engine
+from fastsm.errors import StorageError
+from fastsm.files import Directory, storage_errors
+from fastsm.group_commit import GroupCommit
+from fastsm.trait import StateMachine
+from fastsm.types import Entry, LogId, Recovery, SnapshotMetadata, Stats
+
+logger = logging.getLogger("fastsm")
+_machines: weakref.WeakSet[FastStateMachine] = weakref.WeakSet()
+
+
+class FastStateMachine(Engine, StateMachine):
+    """A durable key-value state machine in a directory: an append-only log, and a table into it.
+
+    ``directory`` is created (0700) when needed, locked, recovered; the machine runs at once.
+
+    - ``contiguous``: every entry is handed over, so the next one is always ``last_applied().index + 1``.
+      ``False`` for hosts that hand over only some.
+    - ``sync``: ``"flush"``, durable at :meth:`flush`; ``"apply"``, durable when :meth:`apply` returns.
+    - ``expect_applied``: the last entry that the embedder knows was durable here. Recovering less, or another
+      known term there, is a ``CorruptionError``, raised before anything is cut.
+
+    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
+    failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
+
+    >>> import fastsm, tempfile
+    >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine:
+    ...     machine.apply([(1, 1, fastsm.put(b"color", b"blue"))])
+    ...     machine.get(b"color")
+    [True]
+    b'blue'
+    """
+
+    __slots__ = ("_clean_end", "_directory", "_group_commit", "_recovery", "_worker", "path")
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        contiguous: bool = True,
+        sync: Literal["flush", "apply"] = "flush",
+        expect_applied: LogId | tuple[int, int] | None = None,
+        _files: type[Directory] = Directory,
+    ) -> None:
+        self._set_status("closed")
+        if sync not in ("flush", "apply"):
+            raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
+        self.path = os.fsdecode(directory)
+        with storage_errors(self.path, "opening the directory"):
+            self._directory = _files(directory)
+        try:
+            with storage_errors(self.path, "locking the directory"):
+                self._directory.lock()
+            expected = None if expect_applied is None else LogId(*expect_applied)
+            log, terms, self._recovery = generation.open_current(self._directory, expected)
+            try:
+                self._attach(log, terms, contiguous, sync == "apply")
+            except BaseException:
+                log.close()
+                raise
+        except BaseException:
+            self._directory.close()
+            raise
+        self._clean_end = log.end if self._recovery.clean else -1
+        self._group_commit = GroupCommit(log)
+        self._worker = OrderedWorker()
+        self._set_status("running")
+        _machines.add(self)
+        logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
+
+    def __repr__(self) -> str:
+        if not self.is_running():
+            return f"<FastStateMachine {self.path!r}: not running>"
+        return f"<FastStateMachine {self.path!r}: {self.len()} keys, applied {tuple(self.last_applied())}>"
+
+    # ---- life cycle ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Runs again after :meth:`stop`. Idempotent."""
+        self._require(True)
+        self._set_status("running")
+
+    def stop(self) -> None:
+        """Makes everything applied durable, then stops: reads and writes are refused until :meth:`start`.
+
+        Idempotent. When the sync fails, ``StorageError`` is raised and the machine runs on, poisoned.
+        """
+        self._require(True)
+        self.save_hard_state()
+        self._set_status("stopped")
+
+    def close(self) -> None:
+        """Makes everything durable, ends the log cleanly, and gives back files, memory and lock. Idempotent.
+
+        Everything is given back even when the last sync fails; the ``StorageError`` is raised afterwards.
+        """
+        if self._closed():
+            return
+        self._worker.close()
+        self._enter()
+        try:
+            if self._closed():
+                return
+            try:
+                self._end_log()
+            finally:
+                self._group_commit.close()
+                self._set_status("closed")
+                self._log.close()
+                self._directory.close()
+                _machines.discard(self)
+        finally:
+            self._leave()
+
+    def _end_log(self) -> None:
+        """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
+        log = self._log
+        if log.end == self._clean_end and not self._has_unwritten(True):
+            return
+        self._write_state(True)
+        log.sync()
+        try:
+            self._write_state(False, True)
+            log.sync()
+            log.trim()
+            generation.write_current(self._directory, log)
+        except StorageError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            # All data is durable: without room for the last frame, the next opening just takes longer.
+            logger.warning("%s: closed without a final frame: %s", self.path, error)
+
+    def __enter__(self) -> FastStateMachine:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed() and not self._forked():
+            warnings.warn(f"{self!r} was never closed: what was not flushed may be lost", ResourceWarning, 2)
+            self._worker.abandon()
+            self._log.close()
+            self._directory.close()
+
+    def _after_fork_in_child(self) -> None:
+        """Marks the child's copy. The lock's descriptor is closed, but not unlocked: it is the parent's."""
+        self._set_status("forked")
+        self._directory.forget_lock()
+
+    # ---- apply and flush -------------------------------------------------------------------------------
+
+    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+        """:meth:`apply` for coroutines: in the order in which tasks start, and not on the event loop.
+
+        A small chunk is applied at once when nothing is queued. A cancelled call is dropped if it has not begun,
+        else it goes on; ``last_applied()`` tells. Behind a chunk that failed, queued chunks fail with
+        ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
+        """
+        if not self._sync_on_apply() and self._worker.idle and is_small(chunk):
+            return self.apply(chunk)
+        return await self._worker.run(self, lambda: self._apply_in_turn(chunk), applies=True)
+
+    def flush(self) -> None:
+        """Makes everything applied before the call durable. One sync serves all flushes that overlap.
+
+        Raises ``StorageError`` when the sync fails; the machine is poisoned then.
+        """
+        self._require(True)
+        self._sync_to(self._mark(False))
+
+    async def flush_async(self) -> None:
+        """:meth:`flush`, without blocking the event loop; its point is fixed when the task starts."""
+        self._require(True)
+        if self._has_unwritten(False):
+            await self._worker.wait(self.flush)
+        else:
+            mark = self._position()
+            await self._worker.wait(lambda: self._sync_to(mark))
+
+    def save_hard_state(self) -> None:
+        """Makes last applied and snapshot metadata durable, and with them everything applied."""
+        self._require(True)
+        self._sync_to(self._mark(True))
+
+    def _mark(self, with_metadata: bool) -> tuple[Any, int, LogId]:
+        """Now: the log, its end, and the last applied entry, which is in it."""
+        if self._has_unwritten(with_metadata):
+            self._enter()
+            try:
+                self._require(True)
+                self._write_state(with_metadata)
+            finally:
+                self._leave()
+        return self._position()
+
+    def _sync_to(self, mark: tuple[Any, int, LogId]) -> None:
+        log, offset, applied = mark
+        commit = self._group_commit
+        if commit.log is log:  # else there was a reset since
+            commit.sync_up_to(offset)
+            self._note_synced(log, applied)
+
+    # ---- hard state ------------------------------------------------------------------------------------
+
+    def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
+        """Moves last applied forward, for an entry that carries no command (or that the host passes over).
+
+        Carried by the next frame that is written, and durable after the next :meth:`flush`. Equal to last
+        applied: nothing happens. Back, another term at its index, or a falling term: ``OrderError``.
+        """
+        self._enter()
+        try:
+            self._require()
+            self._log.check_writable()
+            self._note_applied(log_id)
+        finally:
+            self._leave()
+
+    def persist_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
+        """:meth:`update_last_applied`, durable on return."""
+        self.update_last_applied(log_id)
+        self.flush()
+
+    def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
+        """Remembers the latest snapshot, in memory; :meth:`save_hard_state` makes it durable."""
+        self._enter()
+        try:
+            self._require()
+            self._note_metadata(metadata)
+        finally:
+            self._leave()
+
+    def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
+        """:meth:`update_last_snapshot_metadata`, durable on return."""
+        self.update_last_snapshot_metadata(metadata)
+        self.save_hard_state()
+
+    # ---- reset -----------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Back to the initial empty state, on disk too, in one atomic step that is durable on return.
+
+        After an error the old state is whole. Whether the machine is running stays as it was.
+        """
+        self._enter()
+        try:
+            self._clear_in_turn()
+        finally:
+            self._leave()
+
+    async def reset(self) -> None:
+        """:meth:`clear` for coroutines, in order with ``apply_chunk``."""
+        await self._worker.run(self, self._clear_in_turn)
+
+    def _clear_in_turn(self) -> None:
+        self._require(True)
+        old = self._log
+        old.check_writable()
+        log = generation.start_next(self._directory, old)
+        commit, self._group_commit = self._group_commit, GroupCommit(log)
+        self._start_over(log)
+        commit.close()
+        old.close()
+        generation.remove_others(self._directory, log.head.generation)
+
+    # ---- snapshots -------------------------------------------------------------------------------------
+
+    async def generate_snapshot_data(
+        self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId
+    ) -> bytes:
+        """Not in this version."""
+        raise NotImplementedError("snapshots are not in this version of fastsm")
+
+    async def apply_snapshot_from_file(
+        self, metadata: SnapshotMetadata | None, snapshot_path: str | os.PathLike[str]
+    ) -> None:
+        """Not in this version."""
+        raise NotImplementedError("snapshots are not in this version of fastsm")
+
+    # ---- statistics ------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Counts, sizes, and what recovery found. O(1)."""
+        self._require(True)
+        log, table = self._log, self._table
+        live = self._live_bytes()
+        return Stats(
+            keys=self.len(),
+            live_bytes=live,
+            dead_bytes=log.end - generation.EMPTY_LOG_BYTES - live,
+            log_bytes=log.end,
+            table_bytes=table.size,
+            table_load=table.load,
+            term_runs=len(self._terms),
+            last_applied=self.last_applied(),
+            durable=self.durable(),
+            flush_count=log.sync_count,
+            flush_seconds=log.sync_seconds,
+            recovery=self._recovery,
+        )
+
+
+def _mark_forked() -> None:
+    for machine in list(_machines):
+        machine._after_fork_in_child()
+    _machines.clear()
+
+
+os.register_at_fork(after_in_child=_mark_forked)

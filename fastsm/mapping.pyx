@@ -1,0 +1,153 @@
+"""One file mapped into memory where it can grow without moving, and the calls that `os` lacks."""
+
+import os
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_SetFromErrno
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE
+from posix.mman cimport mmap, munmap
+from posix.types cimport off_t
+
+cdef extern from * nogil:
+    """
+    #include <errno.h>
+    #include <sys/mman.h>
+    #include <unistd.h>
+    #if defined(__linux__)
+      #include <sys/vfs.h>
+      #ifndef MADV_POPULATE_WRITE
+        #define MADV_POPULATE_WRITE 23
+      #endif
+      static long file_system_type(int fd) {
+          struct statfs buffer;
+          return fstatfs(fd, &buffer) ? -1 : (long)buffer.f_type;
+      }
+    #else
+      #define MADV_POPULATE_WRITE -1
+      static long file_system_type(int fd) { (void)fd; return -1; }
+    #endif
+    #ifndef MAP_NORESERVE
+      #define MAP_NORESERVE 0
+    #endif
+    """
+    int MAP_FIXED
+    int MAP_NORESERVE
+    int MADV_POPULATE_WRITE
+    int madvise(void *address, size_t length, int advice)
+    ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset)
+    long file_system_type(int descriptor)
+    int errno
+    const int EINTR, EIO
+
+cdef size_t PAGE = os.sysconf("SC_PAGE_SIZE")
+cdef size_t RELEASE_GIL_ABOVE = 64 * 1024
+
+# Address space is free, but may be limited (RLIMIT_AS, sanitizers): the first that can be had is taken.
+RESERVATIONS = (1 << 40, 1 << 36, 1 << 32, 1 << 30, 1 << 27)
+
+# File systems on which a store into a populated page of an allocated block never lacks a block: these
+# write in place. On those that copy on write (btrfs, zfs) such a store can be a SIGBUS.
+STORES_ARE_SAFE_ON = {
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x01021994: "tmpfs",
+}
+
+
+def stores_are_safe(int descriptor):
+    """Whether frames may be stored through the mapping: an in-place file system, and a kernel that populates."""
+    cdef Mapping probe
+    if MADV_POPULATE_WRITE < 0 or file_system_type(descriptor) not in STORES_ARE_SAFE_ON:
+        return False
+    page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if page == MAP_FAILED:
+        return False
+    supported = madvise(page, PAGE, MADV_POPULATE_WRITE) == 0
+    munmap(page, PAGE)
+    return supported
+
+
+def write_at(int descriptor, data, off_t offset):
+    """Writes all of a bytes-like object at `offset`; raises OSError. Small pieces keep the GIL."""
+    cdef Py_buffer buffer
+    cdef const char *p
+    cdef size_t left
+    cdef ssize_t written
+    PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+    try:
+        p = <const char *>buffer.buf
+        left = buffer.len
+        while left:
+            if left > RELEASE_GIL_ABOVE:
+                with nogil:
+                    written = pwrite(descriptor, p, left, offset)
+            else:
+                written = pwrite(descriptor, p, left, offset)
+            if written < 0:
+                if errno == EINTR:
+                    continue
+                PyErr_SetFromErrno(OSError)
+            if written == 0:
+                raise OSError(EIO, "the system wrote nothing")
+            p += written
+            left -= written
+            offset += written
+    finally:
+        PyBuffer_Release(&buffer)
+
+
+cdef class Mapping:
+    """A shared mapping at a fixed address: space is reserved first, the file is laid over it as it grows.
+
+    `Mapping(needed)` reserves at least `needed` bytes of address space. The pages go back when the last
+    reference is dropped: whoever reads them without the GIL, or lends them out, holds one.
+
+    Thread safety: `extend` under the GIL; bytes once mapped may be read from any thread.
+    """
+
+    def __cinit__(self, size_t needed=0):
+        cdef void *address = MAP_FAILED
+        self.address = NULL
+        self.mapped = 0
+        for size in (*RESERVATIONS, needed):
+            if size < needed or size == 0:
+                continue
+            self.reserved = size
+            address = mmap(NULL, self.reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+            if address != MAP_FAILED:
+                self.address = <uint8_t *>address
+                return
+        self.reserved = 0
+        PyErr_SetFromErrno(OSError)
+
+    def __dealloc__(self):
+        if self.address != NULL:
+            munmap(self.address, self.reserved)
+
+    def __repr__(self):
+        return f"<Mapping of {self.mapped} bytes, {self.reserved} reserved>"
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.address, self.mapped, 1, flags)
+
+    cdef int extend(self, int descriptor, size_t size) except -1:
+        """Maps the file up to `size`. Needs `size <= reserved`, and the file to be that long."""
+        cdef size_t start = self.mapped & ~(PAGE - 1)
+        if size <= self.mapped:
+            return 0
+        if size > self.reserved:
+            raise MemoryError(f"{size} bytes do not fit into {self.reserved} bytes of reserved address space")
+        if mmap(
+            self.address + start, size - start, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, start
+        ) == MAP_FAILED:
+            PyErr_SetFromErrno(OSError)
+        self.mapped = size
+        return 0
+
+    cdef bint populate(self, size_t start, size_t stop) noexcept nogil:
+        """Makes the pages of [start, stop) present and writable; False when the system will not.
+
+        A store to them is then no page fault, unless a sync or the kernel's own writeback cleaned them.
+        """
+        start &= ~(PAGE - 1)
+        return madvise(self.address + start, stop - start, MADV_POPULATE_WRITE) == 0

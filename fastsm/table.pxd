@@ -1,0 +1,67 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastsm.hashing cimport siphash13
+
+cdef enum:
+    SEGMENT_BITS = 12
+    SEGMENT_SLOTS = 1 << SEGMENT_BITS
+    TAG_BITS = 24
+    PLACE_BITS = 40
+
+cdef uint64_t PLACE_MASK
+cdef uint64_t FAILED
+
+cdef void check_table(Table table, const uint8_t *arena) except *
+
+ctypedef struct Segment:
+    uint64_t slots[SEGMENT_SLOTS]
+    uint32_t count               # slots in use
+    uint32_t depth               # leading bits of the hash that all its keys share
+    uint64_t padding[7]
+
+cdef extern from *:
+    """
+    #define fastsm_prefetch(address) __builtin_prefetch(address)
+    """
+    void prefetch "fastsm_prefetch"(const void *address) noexcept nogil
+
+
+cdef class Table:
+    cdef uint64_t seed0, seed1   # of the keys' hashes
+    cdef uint64_t next0, next1   # of the seeds to come; never stored
+    cdef Segment **segments      # the directory: 1 << depth pointers
+    cdef uint32_t depth
+    cdef uint32_t segment_count
+    cdef uint32_t segment_room   # segments that the pool holds, used or not
+    cdef void **pool             # blocks of SEGMENTS_PER_BLOCK segments
+    cdef uint32_t block_count, block_room
+    cdef readonly uint64_t count
+    cdef readonly uint64_t rebuilds
+
+    cdef inline uint64_t hash(self, const uint8_t *key, size_t size) noexcept nogil:
+        return siphash13(self.seed0, self.seed1, key, size)
+
+    cdef inline Segment *segment_of(self, uint64_t hashed) noexcept nogil:
+        return self.segments[(hashed >> 1) >> (63 - self.depth)]
+
+    cdef inline void prefetch_slot(self, uint64_t hashed) noexcept nogil:
+        prefetch(&self.segment_of(hashed).slots[(hashed >> (TAG_BITS - SEGMENT_BITS)) & (SEGMENT_SLOTS - 1)])
+
+    cdef uint64_t candidate(self, uint64_t hashed) noexcept nogil
+    cdef uint64_t find(
+        self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size) noexcept nogil
+    cdef uint64_t put(
+        self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size, uint64_t place
+    ) noexcept nogil
+    cdef uint64_t remove(
+        self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size) noexcept nogil
+    cdef int reserve(self, uint64_t more) except -1
+    cdef int start(self) noexcept nogil
+    cdef int grow_pool(self) noexcept nogil
+    cdef bint double_directory(self) noexcept nogil
+    cdef void share_out(self, const uint8_t *arena, Segment *low, Segment *high) noexcept nogil
+    cdef Segment *new_segment(self, uint32_t depth) noexcept nogil
+    cdef Segment *segment_at(self, uint32_t number) noexcept nogil
+    cdef int split(self, const uint8_t *arena, uint64_t hashed) noexcept nogil
+    cdef int rebuild(self, const uint8_t *arena) noexcept nogil
+    cdef int insert_new(self, const uint8_t *arena, uint64_t hashed, uint64_t place) noexcept nogil

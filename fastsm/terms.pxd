@@ -1,0 +1,40 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef class Terms:
+    # Invariant: first[i] <= last[i] < first[i + 1], and term[i] < term[i + 1].
+    # Invariant: seen >= last[count - 1]: what comes next is behind it.
+    cdef uint64_t *first
+    cdef uint64_t *last
+    cdef uint64_t *term
+    cdef readonly size_t count
+    cdef size_t room
+    cdef readonly uint64_t seen
+    cdef int reserve(self, size_t more) except -1
+    cdef void append(self, uint64_t last, uint64_t term) noexcept nogil
+    cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil
+
+
+ctypedef struct Run:
+    uint64_t last
+    uint64_t term
+
+
+cdef class RunList:
+    # The runs that the next frame carries. Invariant: they ascend, and none but a last one is under way.
+    cdef Run *runs
+    cdef uint32_t count
+    cdef uint32_t room
+    cdef bint started            # an entry was seen: `index` and `term` are its
+    cdef uint64_t index
+    cdef uint64_t term
+    cdef int push(self, uint64_t last, uint64_t term) except -1
+    cdef int note_new(self, uint64_t index, uint64_t term) except -1
+
+    cdef inline int note(self, uint64_t index, uint64_t term) except -1:
+        """Adds an entry behind all others."""
+        if self.count == 0 or term != self.term:
+            return self.note_new(index, term)
+        self.runs[self.count - 1].last = index
+        self.index = index
+        return 0

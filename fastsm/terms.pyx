@@ -1,0 +1,167 @@
+"""The entry-term index: which term an entry had, in memory that grows with elections, not with entries.
+
+Terms never fall along the log. So a run `(first, last, term)` says the term of every index in between,
+seen or not: what lies between two entries of one term has that term. Between two runs of different
+terms nothing is certain, and nothing is claimed.
+"""
+
+import numpy as np
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from fastsm.format cimport UNKNOWN_TERM
+
+
+cdef class Terms:
+    """Runs of terms, ascending: O(log runs) to find one, O(1) to append.
+
+    Thread safety: none of its own; all calls are made under the GIL.
+    """
+
+    def __cinit__(self, uint64_t seen=0):
+        self.seen = seen
+        self.reserve(8)
+
+    def __dealloc__(self):
+        free(self.first)
+
+    def __len__(self):
+        return self.count
+
+    def __repr__(self):
+        return f"<Terms of {self.count} runs>"
+
+    @property
+    def size(self):
+        """Bytes of memory."""
+        return 3 * self.room * sizeof(uint64_t)
+
+    cdef int reserve(self, size_t more) except -1:
+        """Makes sure that `more` runs can be appended without memory."""
+        cdef uint64_t *grown
+        cdef size_t room = self.room
+        if self.room - self.count >= more:
+            return 0
+        while room - self.count < more:
+            room = 2 * room + 8
+        grown = <uint64_t *>malloc(3 * room * sizeof(uint64_t))
+        if grown == NULL:
+            raise MemoryError(f"no memory for {room} runs of terms")
+        if self.count:
+            memcpy(grown, self.first, self.count * sizeof(uint64_t))
+            memcpy(grown + room, self.last, self.count * sizeof(uint64_t))
+            memcpy(grown + 2 * room, self.term, self.count * sizeof(uint64_t))
+        free(self.first)
+        self.first = grown
+        self.last = grown + room
+        self.term = grown + 2 * room
+        self.room = room
+        return 0
+
+    cdef void append(self, uint64_t last, uint64_t term) noexcept nogil:
+        """Adds a run as frames carry it: from behind what was seen up to `last`. Needs room.
+
+        A run of UNKNOWN_TERM is a gap between two terms. The caller checks that `last` rises and `term`
+        does not fall.
+        """
+        if term != UNKNOWN_TERM:
+            if self.count and self.term[self.count - 1] == term:
+                self.last[self.count - 1] = last
+            else:
+                self.first[self.count] = self.seen + 1
+                self.last[self.count] = last
+                self.term[self.count] = term
+                self.count += 1
+        self.seen = last
+
+    cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil:
+        """Whether the term of an index is certain, and which it is."""
+        cdef size_t low = 0
+        cdef size_t high = self.count
+        cdef size_t middle
+        while low < high:
+            middle = (low + high) >> 1
+            if self.last[middle] < index:
+                low = middle + 1
+            else:
+                high = middle
+        if low == self.count or self.first[low] > index:
+            return False
+        term[0] = self.term[low]
+        return True
+
+    def extend(self, uint64_t last, uint64_t term):
+        """Adds the entries behind what was seen up to `last`; the caller keeps the order."""
+        self.reserve(1)
+        self.append(last, term)
+
+    def get(self, uint64_t index):
+        """The term of an index, or None."""
+        cdef uint64_t term
+        return term if self.find(index, &term) else None
+
+    def get_many(self, ids):
+        """The terms of a uint64 array of indexes, of its shape; 0 where none is certain."""
+        cdef const uint64_t[::1] wanted = np.ascontiguousarray(ids, dtype=np.uint64).reshape(-1)
+        result = np.zeros(wanted.shape[0], dtype=np.uint64)
+        cdef uint64_t[::1] terms = result
+        cdef Py_ssize_t i
+        for i in range(wanted.shape[0]):
+            self.find(wanted[i], &terms[i])
+        return result.reshape(np.shape(ids))
+
+    def runs(self):
+        """A list of `(first, last, term)`, ascending."""
+        return [(self.first[i], self.last[i], self.term[i]) for i in range(self.count)]
+
+    def check(self):
+        """Asserts every invariant. O(runs)."""
+        cdef size_t i
+        for i in range(self.count):
+            assert self.first[i] <= self.last[i], f"run {i} is empty"
+            assert i == 0 or self.last[i - 1] < self.first[i], f"run {i} overlaps the one before"
+            assert i == 0 or self.term[i - 1] < self.term[i], f"run {i}: the term does not rise"
+        assert self.count == 0 or self.last[self.count - 1] <= self.seen, "the last run is not seen yet"
+
+
+cdef class RunList:
+    """The entries that were applied but are in no frame yet, as runs `(last, term)`.
+
+    A run starts behind the one before it. Indexes never seen get a run of UNKNOWN_TERM, but only between
+    two terms: within one term, what lies between is certain.
+    """
+
+    def __cinit__(self, uint64_t index, uint64_t term, bint started):
+        self.index = index
+        self.term = term
+        self.started = started
+
+    def __dealloc__(self):
+        free(self.runs)
+
+    def __len__(self):
+        return self.count
+
+    cdef int push(self, uint64_t last, uint64_t term) except -1:
+        cdef Run *grown
+        if self.count == self.room:
+            grown = <Run *>realloc(self.runs, (2 * <size_t>self.room + 8) * sizeof(Run))
+            if grown == NULL:
+                raise MemoryError("no memory for the runs of a frame")
+            self.runs = grown
+            self.room = 2 * self.room + 8
+        self.runs[self.count].last = last
+        self.runs[self.count].term = term
+        self.count += 1
+        return 0
+
+    cdef int note_new(self, uint64_t index, uint64_t term) except -1:
+        if index > self.index + 1 and not (self.started and term == self.term):
+            self.push(index - 1, UNKNOWN_TERM)
+        self.push(index, term)
+        self.index = index
+        self.term = term
+        self.started = True
+        return 0

@@ -1,0 +1,119 @@
+"""``StateMachine``: the twenty methods that a Raft library needs from a state machine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+from fastsm.types import Entry, LogId, SnapshotMetadata
+
+
+class StateMachine(ABC):
+    """The applied half of a Raft node: committed entries go in, reads come out.
+
+    A Raft library types against this class, and any class may implement it;
+    :class:`fastsm.FastStateMachine` and :class:`fastsm.MemoryStateMachine` do. A state machine is
+    deterministic: equal sequences of entries give equal states and results on every replica.
+    (The Rust trait of the same name and shape is d-engine's.)
+    """
+
+    __slots__ = ("__weakref__",)
+
+    @abstractmethod
+    def start(self) -> None:
+        """Runs again after :meth:`stop`. Idempotent."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Makes everything applied durable, then stops. Idempotent."""
+
+    @abstractmethod
+    def is_running(self) -> bool:
+        """True from construction until :meth:`stop`."""
+
+    @abstractmethod
+    def get(self, key: Any) -> bytes | None:
+        """The value of a key (any bytes-like object), or None."""
+
+    @abstractmethod
+    def entry_term(self, entry_id: int) -> int | None:
+        """The term of the entry at an index where it is certain, else None.
+
+        It is certain for an entry seen, and between two seen entries of one term: terms never fall.
+        """
+
+    @abstractmethod
+    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+        """Applies committed entries, all or none; one result for each.
+
+        True: it took effect. False: a compare-and-swap or a batch did not match. None: it was applied
+        before and is skipped. Raises ``OrderError`` or ``CommandError``, then nothing was applied.
+        """
+
+    @abstractmethod
+    def len(self) -> int:
+        """The number of live keys, in O(1)."""
+
+    def __len__(self) -> int:
+        return self.len()
+
+    def __bool__(self) -> bool:
+        return True  # a state machine is there, however empty
+
+    def is_empty(self) -> bool:
+        """Whether there is no live key."""
+        return self.len() == 0
+
+    @abstractmethod
+    def update_last_applied(self, log_id: LogId) -> None:
+        """Moves last applied forward for an entry that carries no command; raises ``OrderError``."""
+
+    @abstractmethod
+    def last_applied(self) -> LogId:
+        """The last applied entry; ``LogId(0, 0)`` when there is none."""
+
+    @abstractmethod
+    def persist_last_applied(self, log_id: LogId) -> None:
+        """:meth:`update_last_applied`, durable on return."""
+
+    @abstractmethod
+    def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
+        """Remembers the latest snapshot, in memory."""
+
+    @abstractmethod
+    def snapshot_metadata(self) -> SnapshotMetadata | None:
+        """The latest snapshot, or None."""
+
+    @abstractmethod
+    def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
+        """:meth:`update_last_snapshot_metadata`, durable on return."""
+
+    @abstractmethod
+    async def generate_snapshot_data(
+        self, new_snapshot_dir: str | PathLike[str], last_included: LogId
+    ) -> bytes:
+        """Writes a snapshot exact at ``last_included``; returns its 32-byte BLAKE3 checksum."""
+
+    @abstractmethod
+    async def apply_snapshot_from_file(
+        self, metadata: SnapshotMetadata | None, snapshot_path: str | PathLike[str]
+    ) -> None:
+        """Replaces the state by a snapshot's, in one atomic step."""
+
+    @abstractmethod
+    def save_hard_state(self) -> None:
+        """Makes last applied and snapshot metadata durable."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Everything applied before the call is durable on return."""
+
+    @abstractmethod
+    async def flush_async(self) -> None:
+        """:meth:`flush`, without blocking the event loop."""
+
+    @abstractmethod
+    async def reset(self) -> None:
+        """Back to the initial empty state, in one atomic step."""
