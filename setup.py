@@ -5,7 +5,8 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["hashing", "command", "format", "mapping", "table", "terms", "chunk", "log", "engine"]
+MODULES = ["hashing", "command", "format", "mapping", "table", "terms", "log", "frozen", "state", "chunk", "turns",
+           "engine"]
 
 DIRECTIVES = {
     "language_level": 3,

@@ -11,7 +11,10 @@ bytes to files to memory to the machine; each module knows only those before it:
     mapping, files      the seam to the system
     table, terms        from keys to places; from entries to terms
     log                 frames in a mapped file: append, sync, recover
-    chunk, engine       apply and get
+    frozen              a state held still: iterators, scans, columns
+    state               what was applied, and every way to read it
+    chunk, turns        what is being applied; one writer at a time
+    engine              apply, replay, hard state
     group_commit        one sync for all flushes that overlap
     generation          CURRENT, and the step from one log to the next
     coroutines          the order of asynchronous calls
@@ -59,7 +62,7 @@ from fastsm.errors import (
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.trait import StateMachine
-from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
+from fastsm.types import Entry, LogId, ScanResult, SnapshotMetadata, Stats
 
 __version__ = "0.1.0.dev0"
 
@@ -79,6 +82,7 @@ __all__ = [
     "NotRunningError",
     "OrderError",
     "ReadOnlyError",
+    "ScanResult",
     "SnapshotMetadata",
     "StateMachine",
     "Stats",

@@ -46,7 +46,7 @@ class Job:
         self.applies = applies
         self.future: Future[Any] = Future()
         self.abandoned = False  # whoever waited for it has its outcome, or will never look
-        self.turn: threading.Lock | None = machine._reserve_turn()
+        self.turn: threading.Lock | None = machine._turns.reserve()
 
 
 class OrderedWorker:
@@ -125,12 +125,12 @@ class OrderedWorker:
     def _do(self, job: Job) -> None:
         if job.turn is not None:
             job.turn.acquire()
-        job.machine._own_turn()
+        job.machine._turns.own()
         try:
             if job.future.set_running_or_notify_cancel():
                 self._run(job)
         finally:
-            job.machine._leave()
+            job.machine._turns.__exit__()
             self._jobs.popleft()
             if not self._jobs and self._failed is not None and self._failed.abandoned:
                 self._failed = None

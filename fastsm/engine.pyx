@@ -11,178 +11,68 @@ Nothing of a chunk is visible before everything about it is certain:
 import collections
 import threading
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastsm.chunk cimport Chunk, Step, unsigned_slowly
 from fastsm.format cimport (
-    FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CLOSE, RECORD_CONFIG, RECORD_DELETE, RECORD_KEY, RECORD_PUT,
-    RECORD_SNAPSHOT, RUN_SIZE,
+    FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CLOSE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_length, frame_run_count, frame_size, record_index, record_key, record_key_size, record_length,
     record_operation, record_size, record_value_size, write_record,
 )
 from fastsm.log cimport Log
-from fastsm.table cimport FAILED, Table, check_table, prefetch
+from fastsm.state cimport BLOCK, State
+from fastsm.table cimport FAILED, Table, prefetch
 from fastsm.terms cimport Run, RunList, Terms
+from fastsm.turns cimport Turns
 
-from fastsm.errors import NotRunningError, OrderError, StorageError
+from fastsm.errors import OrderError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
 
 cdef extern from "Python.h":
     object PySequence_Fast(object sequence, const char *message)
-    unsigned long PyThread_get_thread_ident() noexcept
 
 cdef enum:
-    BLOCK = 32                # keys whose cache misses are in flight at once
     LARGE_FRAME = 64 << 10    # above: built without the GIL
-    SIGNAL_EVERY = 1 << 16    # records or keys between two looks at signals
-    MAX_KEY_SIZE = 0xFFFF
-
-cdef enum:  # status
-    RUNNING = 0
-    STOPPED = 1
-    CLOSED = 2
-    FORKED = 3
-
-REASONS = {
-    STOPPED: "this state machine is stopped: call start() first",
-    CLOSED: "this state machine is closed: open the directory again",
-    FORKED: "this is a forked child's copy of its parent's state machine: open a directory of your own",
-}
+    REPLAY_SLICE = 4 << 20    # bytes between two looks at signals
 
 
-cdef class Engine:
-    """The compiled half of `FastStateMachine`: state, apply, get.
+cdef class Engine(State):
+    """The compiled half of `FastStateMachine`: the state, and what changes it.
 
-    Invariants: durable <= applied (as log ids); table, terms and `live_bytes` are a function of the log's
-    bytes below `log.end`; `runs` holds exactly the applied entries that no frame carries yet.
-
-    Thread safety: every method, from any thread. Writers take turns, first come, first served; readers
-    need no lock: they run between two publications, under the GIL.
+    Thread safety: every method, from any thread; writers take turns.
     """
-    cdef readonly Log _log
-    cdef readonly Table _table
-    cdef readonly Terms _terms
-    cdef RunList runs
+    cdef readonly Turns _turns
     cdef Chunk chunk
-    cdef const uint8_t *arena
-    cdef int status
     cdef bint contiguous
-    cdef bint sync_on_apply
-    cdef bint busy                 # a writer has its turn
-    cdef unsigned long owner       # the writer's thread
-    cdef object turns              # locks of the writers that wait, in order
-    cdef uint64_t config_place     # of the newest config record, 0: none
-    cdef uint64_t live_bytes       # of the records that the table leads to
-    cdef uint64_t applied_index, applied_term
-    cdef uint64_t durable_index, durable_term
-    cdef object metadata           # of the latest snapshot
-    cdef bint metadata_unsaved
 
     def __cinit__(self, *args, **options):
-        self.status = CLOSED
-        self.turns = collections.deque()
+        self._turns = Turns()
+        self.chunk = Chunk()
 
-    def _attach(self, Log log, Terms terms, bint contiguous, bint sync_on_apply):
-        """Takes a recovered log and its terms, and builds the rest of the state. O(bytes of the log)."""
+    def _attach(self, Log log, Terms terms, Table table, bint contiguous, bint sync_on_apply):
+        """Takes a recovered log and its terms, and an empty table to fill. O(bytes of the log)."""
         head = log.head
         started = terms.count > 0 or head.base_index > 0
+        runs = RunList(terms.seen, terms.term[terms.count - 1] if terms.count else head.base_term, started)
         self.contiguous = contiguous
         self.sync_on_apply = sync_on_apply
-        self._log = log
-        self._terms = terms
-        self._table = Table()
-        self.chunk = Chunk()
-        self.runs = RunList(
-            terms.seen, terms.term[terms.count - 1] if terms.count else head.base_term, started)
-        self.applied_index, self.applied_term = self.runs.index, self.runs.term
+        self._log, self._terms, self._table, self.runs = log, terms, table, runs
         self.arena = log.address
-        self.config_place = self.live_bytes = 0
+        self.runs_in_terms = 0
+        self.applied_index, self.applied_term = self.runs.index, self.runs.term
+        self.framed_index, self.framed_term = self.runs.index, self.runs.term
         self.durable_index, self.durable_term = head.base_index, head.base_term
+        self.config_place = self.live_bytes = 0
         self.metadata = None
         self.metadata_unsaved = False
         self.replay()
 
-    def _start_over(self, Log log):
+    def _start_over(self, Log log, Terms terms, Table table):
         """In the writer's turn: takes an empty log, and the empty state with it."""
-        self._attach(log, Terms(log.head.base_index), self.contiguous, self.sync_on_apply)
-
-    # ---- status ----------------------------------------------------------------------------------------
-
-    def _set_status(self, str status):
-        self.status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
-
-    def _closed(self):
-        return self.status == CLOSED
-
-    def _forked(self):
-        return self.status == FORKED
-
-    def is_running(self):
-        """True from construction until `stop` or `close`; False in a forked child."""
-        return self.status == RUNNING
-
-    cdef int refuse(self) except -1:
-        raise NotRunningError(REASONS[self.status])
-
-    def _require(self, bint stopped_is_fine=False):
-        if self.status and not (stopped_is_fine and self.status == STOPPED):
-            self.refuse()
-
-    # ---- turns -----------------------------------------------------------------------------------------
-
-    cdef int enter(self) except -1:
-        """Takes the writer's turn."""
-        if self.busy:
-            self.wait_for_turn()
-        self.busy = True
-        self.owner = PyThread_get_thread_ident()
-        return 0
-
-    cdef int leave(self) except -1:
-        """Gives the turn to the writer that has waited longest."""
-        self.owner = 0
-        if self.turns:
-            self.turns.popleft().release()
-        else:
-            self.busy = False
-        return 0
-
-    def wait_for_turn(self):
-        if self.owner == PyThread_get_thread_ident():
-            raise RuntimeError("a write from within a write: a signal handler or finalizer must not apply")
-        turn = self._reserve_turn()
-        try:
-            turn.acquire()  # in the main thread, signal handlers run meanwhile
-        except BaseException:
-            try:
-                self.turns.remove(turn)
-            except ValueError:
-                self.leave()  # it was given to us just before the interruption
-            raise
-
-    def _reserve_turn(self):
-        """A place among the writers, taken now: None when it is the caller's turn, else a lock to wait on."""
-        if not self.busy:
-            self.busy = True
-            return None
-        turn = threading.Lock()
-        turn.acquire()
-        self.turns.append(turn)
-        return turn
-
-    def _own_turn(self):
-        """This thread has the reserved turn now."""
-        self.owner = PyThread_get_thread_ident()
-
-    def _enter(self):
-        self.enter()
-
-    def _leave(self):
-        self.leave()
+        self._attach(log, terms, table, self.contiguous, self.sync_on_apply)
 
     # ---- apply -----------------------------------------------------------------------------------------
 
@@ -200,11 +90,11 @@ cdef class Engine:
         Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
         applied. Thread safe; concurrent calls take turns.
         """
-        self.enter()
+        self._turns.enter()
         try:
             return self._apply_in_turn(chunk)
         finally:
-            self.leave()
+            self._turns.leave()
 
     def _apply_in_turn(self, entries):
         """`apply`, for whoever has the writer's turn already."""
@@ -291,11 +181,17 @@ cdef class Engine:
 
     cdef void publish_runs(self) noexcept:
         """The terms take the runs that a frame now carries, for which room was reserved."""
-        cdef uint32_t i
-        for i in range(self.runs.count):
-            self._terms.append(self.runs.runs[i].last, self.runs.runs[i].term)
-        self.runs.count = 0
+        self.terms_take_runs()
+        self.runs.count = self.runs_in_terms = 0
         self.applied_index, self.applied_term = self.runs.index, self.runs.term
+        self.framed_index, self.framed_term = self.runs.index, self.runs.term
+
+    cdef void terms_take_runs(self) noexcept:
+        """Only the last of the runs that the terms know already may have grown since."""
+        cdef uint32_t i
+        for i in range(self.runs_in_terms - 1 if self.runs_in_terms else 0, self.runs.count):
+            self._terms.append(self.runs.runs[i].last, self.runs.runs[i].term)
+        self.runs_in_terms = self.runs.count
 
     cdef int set_place(self, int operation, uint64_t hashed, uint64_t place) noexcept nogil:
         """Lets the table and the counts know of the record at `place`."""
@@ -376,123 +272,6 @@ cdef class Engine:
         if count:
             self.durable_index, self.durable_term = runs[count - 1].last, runs[count - 1].term
 
-    # ---- read ------------------------------------------------------------------------------------------
-
-    def get(self, key):
-        """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
-        cdef uint64_t place
-        cdef const uint8_t *record
-        if self.status:
-            self.refuse()
-        if type(key) is bytes:
-            place = self.find(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-        else:
-            place = self.find_buffer(key)
-        if place == 0:
-            return None
-        record = self.arena + place
-        return PyBytes_FromStringAndSize(
-            <const char *>record_key(record) + record_key_size(record), record_value_size(record))
-
-    def __contains__(self, key):
-        if self.status:
-            self.refuse()
-        return self.find_buffer(key) != 0
-
-    cdef inline uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil:
-        if size > MAX_KEY_SIZE:
-            return 0
-        return self._table.find(self.arena, self._table.hash(key, size), key, size)
-
-    cdef uint64_t find_buffer(self, key) except? 0:
-        cdef Py_buffer buffer
-        PyObject_GetBuffer(key, &buffer, PyBUF_SIMPLE)
-        cdef uint64_t place = self.find(<const uint8_t *>buffer.buf, buffer.len)
-        PyBuffer_Release(&buffer)
-        return place
-
-    def get_many(self, keys):
-        """The values of a sequence of keys, in their order, None where absent; all from one applied state.
-
-        O(keys), and several times faster a key than `get`: their cache misses overlap. The state is that at
-        the time of the call, however long it takes.
-        """
-        cdef list wanted = list(keys)
-        cdef list values = [None] * len(wanted)
-        cdef uint64_t hashes[BLOCK]
-        cdef uint64_t places[BLOCK]
-        cdef Py_ssize_t first = 0
-        cdef Py_ssize_t count = len(wanted)
-        cdef Py_ssize_t i, n
-        cdef const uint8_t *record
-        if self.status:
-            self.refuse()
-        for i in range(count):
-            if type(wanted[i]) is not bytes:
-                wanted[i] = bytes(memoryview(wanted[i]))
-        while first < count:
-            n = min(count - first, <Py_ssize_t>BLOCK)
-            for i in range(n):
-                key = wanted[first + i]
-                hashes[i] = self._table.hash(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-                self._table.prefetch_slot(hashes[i])
-            for i in range(n):
-                places[i] = self._table.candidate(hashes[i])
-                if places[i]:
-                    prefetch(self.arena + places[i])
-                    prefetch(self.arena + places[i] + 64)
-            for i in range(n):
-                key = wanted[first + i]
-                if places[i] == 0 or PyBytes_GET_SIZE(key) > MAX_KEY_SIZE:
-                    continue
-                places[i] = self._table.find(
-                    self.arena, hashes[i], <const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-                if places[i]:
-                    record = self.arena + places[i]
-                    values[first + i] = PyBytes_FromStringAndSize(
-                        <const char *>record_key(record) + record_key_size(record), record_value_size(record))
-            first += n
-        return values
-
-    def len(self):
-        """The number of live keys. O(1)."""
-        self._require(stopped_is_fine=True)
-        return self._table.count
-
-    def entry_term(self, entry_id):
-        """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
-        cdef uint64_t term
-        if self.status > STOPPED:
-            self.refuse()
-        if not 0 <= entry_id < 1 << 64:
-            return None
-        return term if self._terms.find(entry_id, &term) else None
-
-    def last_applied(self):
-        """The last applied entry, as a `LogId`; `LogId(0, 0)` when there is none."""
-        self._require(stopped_is_fine=True)
-        return LogId(self.applied_index, self.applied_term)
-
-    def durable(self):
-        """The last applied entry that would survive a power loss now. It never falls."""
-        self._require(stopped_is_fine=True)
-        return LogId(self.durable_index, self.durable_term)
-
-    def membership(self):
-        """The newest `config` as `(LogId, bytes)`, or None."""
-        cdef const uint8_t *record
-        self._require(stopped_is_fine=True)
-        if self.config_place == 0:
-            return None
-        record = self.arena + self.config_place
-        index = record_index(record)
-        return LogId(index, self._terms.get(index)), record_key(record)[:record_value_size(record)]
-
-    def snapshot_metadata(self):
-        """The metadata of the latest snapshot, or None."""
-        self._require(stopped_is_fine=True)
-        return self.metadata
-
     # ---- hard state ------------------------------------------------------------------------------------
 
     def _note_applied(self, log_id):
@@ -506,7 +285,9 @@ cdef class Engine:
             raise OrderError(
                 f"last applied is {LogId(runs.index, runs.term)}, cannot become {LogId(index, term)}: "
                 "indexes rise and terms never fall", index=index)
+        self._terms.reserve(2)
         runs.note(index, term)
+        self.terms_take_runs()
         self.applied_index, self.applied_term = index, term
 
     def _note_metadata(self, metadata):
@@ -549,33 +330,16 @@ cdef class Engine:
 
     def _has_unwritten(self, bint with_metadata):
         """Whether something is applied, or to be saved, that no frame carries."""
-        return self.runs.index != self._terms.seen or (with_metadata and self.metadata_unsaved)
+        return self.runs.count > 0 or (with_metadata and self.metadata_unsaved)
 
     def _position(self):
-        """At this moment: the log, where it ends, and the last applied entry."""
-        return self._log, self._log.end, LogId(self.applied_index, self.applied_term)
+        """At this moment: the log, where it ends, and the last entry that its frames carry."""
+        return self._log, self._log.end, LogId(self.framed_index, self.framed_term)
 
     def _note_synced(self, Log log, applied):
         """After a sync of this log that covered everything up to an entry."""
         if log is self._log and applied.index > self.durable_index:
             self.durable_index, self.durable_term = applied
-
-    # ---- for statistics and tests ----------------------------------------------------------------------
-
-    def _sync_on_apply(self):
-        return self.sync_on_apply
-
-    def _live_bytes(self):
-        return self.live_bytes
-
-    def _check(self):
-        """Asserts every invariant of table, terms and counts. O(log and slots)."""
-        cdef uint64_t live = 0
-        check_table(self._table, self.arena)
-        self._terms.check()
-        assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
-        assert self.durable_index <= self.applied_index == self.runs.index
-        assert self._terms.seen <= self.applied_index
 
 
 cdef struct RunMark:

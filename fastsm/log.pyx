@@ -255,6 +255,7 @@ cdef class Log:
         finally:
             self.syncing -= 1
             self.window_end = 0  # the sync has cleaned the pages: a store would be a fault again
+        self.check_writable()  # a sync beside this one may have failed: the system reports an error only once
         self.durable = max(self.durable, target)
         self.sync_count += 1
         self.sync_seconds += time.perf_counter() - started

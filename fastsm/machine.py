@@ -16,6 +16,9 @@ from fastsm.engine import Engine
 from fastsm.errors import StorageError
 from fastsm.files import Directory, storage_errors
 from fastsm.group_commit import GroupCommit
+from fastsm.mapping import Mapping
+from fastsm.table import Table
+from fastsm.terms import Terms
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, Recovery, SnapshotMetadata, Stats
 
@@ -45,7 +48,7 @@ class FastStateMachine(Engine, StateMachine):
     b'blue'
     """
 
-    __slots__ = ("_clean_end", "_directory", "_group_commit", "_recovery", "_worker", "path")
+    __slots__ = ("_clean_end", "_directory", "_group_commit", "_recovery", "_retired", "_worker", "path")
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class FastStateMachine(Engine, StateMachine):
             expected = None if expect_applied is None else LogId(*expect_applied)
             log, terms, self._recovery = generation.open_current(self._directory, expected)
             try:
-                self._attach(log, terms, contiguous, sync == "apply")
+                self._attach(log, terms, Table(), contiguous, sync == "apply")
             except BaseException:
                 log.close()
                 raise
@@ -77,6 +80,7 @@ class FastStateMachine(Engine, StateMachine):
             raise
         self._clean_end = log.end if self._recovery.clean else -1
         self._group_commit = GroupCommit(log)
+        self._retired: weakref.WeakSet[Mapping] = weakref.WeakSet()  # alive while views hold them
         self._worker = OrderedWorker()
         self._set_status("running")
         _machines.add(self)
@@ -100,8 +104,12 @@ class FastStateMachine(Engine, StateMachine):
         Idempotent. When the sync fails, ``StorageError`` is raised and the machine runs on, poisoned.
         """
         self._require(True)
-        self.save_hard_state()
-        self._set_status("stopped")
+        self.save_hard_state()  # most of it, while others may still write
+        with self._turns:
+            self._require(True)
+            self._write_state(True)
+            self._sync_to(self._position())
+            self._set_status("stopped")
 
     def close(self) -> None:
         """Makes everything durable, ends the log cleanly, and gives back files, memory and lock. Idempotent.
@@ -110,21 +118,24 @@ class FastStateMachine(Engine, StateMachine):
         """
         if self._closed():
             return
+        if self._forked():
+            self._release()  # the files are the parent's to end
+            return
         self._worker.close()
-        self._enter()
-        try:
+        with self._turns:
             if self._closed():
                 return
             try:
                 self._end_log()
             finally:
                 self._group_commit.close()
-                self._set_status("closed")
-                self._log.close()
-                self._directory.close()
-                _machines.discard(self)
-        finally:
-            self._leave()
+                self._release()
+
+    def _release(self) -> None:
+        self._set_status("closed")
+        self._log.close()
+        self._directory.close()
+        _machines.discard(self)
 
     def _end_log(self) -> None:
         """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
@@ -154,8 +165,7 @@ class FastStateMachine(Engine, StateMachine):
         if not self._closed() and not self._forked():
             warnings.warn(f"{self!r} was never closed: what was not flushed may be lost", ResourceWarning, 2)
             self._worker.abandon()
-            self._log.close()
-            self._directory.close()
+            self._release()
 
     def _after_fork_in_child(self) -> None:
         """Marks the child's copy. The lock's descriptor is closed, but not unlocked: it is the parent's."""
@@ -171,7 +181,7 @@ class FastStateMachine(Engine, StateMachine):
         else it goes on; ``last_applied()`` tells. Behind a chunk that failed, queued chunks fail with
         ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
         """
-        if not self._sync_on_apply() and self._worker.idle and is_small(chunk):
+        if not self._syncs_on_apply() and self._worker.idle and is_small(chunk):
             return self.apply(chunk)
         return await self._worker.run(self, lambda: self._apply_in_turn(chunk), applies=True)
 
@@ -200,12 +210,9 @@ class FastStateMachine(Engine, StateMachine):
     def _mark(self, with_metadata: bool) -> tuple[Any, int, LogId]:
         """Now: the log, its end, and the last applied entry, which is in it."""
         if self._has_unwritten(with_metadata):
-            self._enter()
-            try:
+            with self._turns:
                 self._require(True)
                 self._write_state(with_metadata)
-            finally:
-                self._leave()
         return self._position()
 
     def _sync_to(self, mark: tuple[Any, int, LogId]) -> None:
@@ -223,13 +230,10 @@ class FastStateMachine(Engine, StateMachine):
         Carried by the next frame that is written, and durable after the next :meth:`flush`. Equal to last
         applied: nothing happens. Back, another term at its index, or a falling term: ``OrderError``.
         """
-        self._enter()
-        try:
+        with self._turns:
             self._require()
             self._log.check_writable()
             self._note_applied(log_id)
-        finally:
-            self._leave()
 
     def persist_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         """:meth:`update_last_applied`, durable on return."""
@@ -238,12 +242,9 @@ class FastStateMachine(Engine, StateMachine):
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
         """Remembers the latest snapshot, in memory; :meth:`save_hard_state` makes it durable."""
-        self._enter()
-        try:
+        with self._turns:
             self._require()
             self._note_metadata(metadata)
-        finally:
-            self._leave()
 
     def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
         """:meth:`update_last_snapshot_metadata`, durable on return."""
@@ -257,11 +258,8 @@ class FastStateMachine(Engine, StateMachine):
 
         After an error the old state is whole. Whether the machine is running stays as it was.
         """
-        self._enter()
-        try:
+        with self._turns:
             self._clear_in_turn()
-        finally:
-            self._leave()
 
     async def reset(self) -> None:
         """:meth:`clear` for coroutines, in order with ``apply_chunk``."""
@@ -271,9 +269,12 @@ class FastStateMachine(Engine, StateMachine):
         self._require(True)
         old = self._log
         old.check_writable()
+        table, terms = Table(), Terms()  # memory first: behind the step nothing may fail
         log = generation.start_next(self._directory, old)
         commit, self._group_commit = self._group_commit, GroupCommit(log)
-        self._start_over(log)
+        self._retired.add(old.mapping)
+        self._start_over(log, terms, table)
+        self._clean_end = -1
         commit.close()
         old.close()
         generation.remove_others(self._directory, log.head.generation)
@@ -303,12 +304,14 @@ class FastStateMachine(Engine, StateMachine):
             keys=self.len(),
             live_bytes=live,
             dead_bytes=log.end - generation.EMPTY_LOG_BYTES - live,
+            pinned_bytes=sum(mapping.mapped for mapping in self._retired),
             log_bytes=log.end,
             table_bytes=table.size,
             table_load=table.load,
             term_runs=len(self._terms),
             last_applied=self.last_applied(),
             durable=self.durable(),
+            verified=True,  # opening has checked every frame
             flush_count=log.sync_count,
             flush_seconds=log.sync_seconds,
             recovery=self._recovery,

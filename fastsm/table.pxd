@@ -47,6 +47,7 @@ cdef class Table:
     cdef inline void prefetch_slot(self, uint64_t hashed) noexcept nogil:
         prefetch(&self.segment_of(hashed).slots[(hashed >> (TAG_BITS - SEGMENT_BITS)) & (SEGMENT_SLOTS - 1)])
 
+    cdef void gather(self, uint64_t *places) noexcept nogil
     cdef uint64_t candidate(self, uint64_t hashed) noexcept nogil
     cdef uint64_t find(
         self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size) noexcept nogil

@@ -186,6 +186,18 @@ cdef class Table:
             slot = segment.slots[i]
         return 0
 
+    cdef void gather(self, uint64_t *places) noexcept nogil:
+        """Writes the `count` places in use, in no order."""
+        cdef Segment *segment
+        cdef uint32_t number
+        cdef size_t i
+        for number in range(self.segment_count):
+            segment = self.segment_at(number)
+            for i in range(SEGMENT_SLOTS):
+                if segment.slots[i]:
+                    places[0] = place_of(segment.slots[i])
+                    places += 1
+
     # ---- change ----------------------------------------------------------------------------------------
 
     cdef uint64_t put(
@@ -211,11 +223,12 @@ cdef class Table:
             segment.count += 1
             self.count += 1
             return 0
-        if distance >= CROWDED or strangers >= SUSPICIOUS:
-            if self.rebuild(arena) < 0:
-                return FAILED
-            hashed = self.hash(key, size)
-        return 0 if self.insert_new(arena, hashed, place) == 0 else FAILED
+        if distance < CROWDED and strangers < SUSPICIOUS and self.insert_new(arena, hashed, place) == 0:
+            return 0
+        # No chance does this: somebody chose these keys and knows the seed. (Or there is no memory to split.)
+        if self.rebuild(arena) < 0 or self.insert_new(arena, self.hash(key, size), place) < 0:
+            return FAILED
+        return 0
 
     cdef int insert_new(self, const uint8_t *arena, uint64_t hashed, uint64_t place) noexcept nogil:
         """Inserts a key that is known not to be there, splitting its segment when that is due."""

@@ -5,8 +5,6 @@ seen or not: what lies between two entries of one term has that term. Between tw
 terms nothing is certain, and nothing is claimed.
 """
 
-import numpy as np
-
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
@@ -104,6 +102,8 @@ cdef class Terms:
 
     def get_many(self, ids):
         """The terms of a uint64 array of indexes, of its shape; 0 where none is certain."""
+        import numpy as np  # not at import time: it would be most of it
+
         cdef const uint64_t[::1] wanted = np.ascontiguousarray(ids, dtype=np.uint64).reshape(-1)
         result = np.zeros(wanted.shape[0], dtype=np.uint64)
         cdef uint64_t[::1] terms = result

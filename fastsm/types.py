@@ -25,6 +25,13 @@ class Entry(NamedTuple):
     command: bytes
 
 
+class ScanResult(NamedTuple):
+    """Pairs sorted by key, and the last applied index at which they were the state."""
+
+    entries: list[tuple[bytes, bytes]]
+    revision: int
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotMetadata:
     """What a snapshot holds (everything up to ``last_included``) and its 32-byte BLAKE3 checksum."""
@@ -111,12 +118,14 @@ class Stats:
     keys: int
     live_bytes: int
     dead_bytes: int
+    pinned_bytes: int
     log_bytes: int
     table_bytes: int
     table_load: float
     term_runs: int
     last_applied: LogId
     durable: LogId
+    verified: bool
     flush_count: int
     flush_seconds: float
     recovery: Recovery

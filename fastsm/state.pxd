@@ -1,0 +1,42 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastsm.frozen cimport Frozen
+from fastsm.log cimport Log
+from fastsm.table cimport Table
+from fastsm.terms cimport RunList, Terms
+
+cdef enum:
+    BLOCK = 32                # keys whose cache misses are in flight at once
+
+cdef enum:  # status
+    RUNNING = 0
+    STOPPED = 1
+    CLOSED = 2
+    FORKED = 3
+
+
+cdef class State:
+    # Invariant: durable <= framed <= applied, as log ids. Table, terms and `live_bytes` are a function of the
+    # log below `log.end`, and of `runs`: the applied entries that no frame carries yet.
+    cdef readonly Log _log
+    cdef readonly Table _table
+    cdef readonly Terms _terms
+    cdef RunList runs
+    cdef uint32_t runs_in_terms    # of these, as many are in the terms already
+    cdef const uint8_t *arena
+    cdef int status
+    cdef bint sync_on_apply
+    cdef uint64_t applied_index, applied_term
+    cdef uint64_t framed_index, framed_term
+    cdef uint64_t durable_index, durable_term
+    cdef uint64_t config_place     # of the newest config record, 0: none
+    cdef uint64_t live_bytes       # of the records that the table leads to
+    cdef object metadata           # of the latest snapshot
+    cdef bint metadata_unsaved
+
+    cdef int refuse(self) except -1
+    cdef uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil
+    cdef uint64_t find_key(self, key) except? 0
+    cdef uint64_t find_buffer(self, key) except? 0
+    cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1
+    cdef Frozen freeze(self)

@@ -1,0 +1,342 @@
+"""The state and its reads: table, terms and log together, under one status.
+
+A reader needs no lock. It runs under the GIL between two publications, and what it takes away stays true:
+records never move or change.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy
+
+from fastsm.format cimport (
+    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_PUT,
+    record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
+)
+from fastsm.frozen cimport Frozen, View
+from fastsm.mapping cimport Mapping
+from fastsm.table cimport check_table, prefetch
+
+from fastsm.errors import NotRunningError
+from fastsm.types import LogId, ScanResult
+
+cdef extern from "Python.h":
+    object PyMemoryView_FromObject(object exporter)
+    PyObject *PyList_GET_ITEM(object list, Py_ssize_t i)
+    Py_ssize_t Py_SIZE(PyObject *item)
+
+cdef enum:
+    MAX_KEY_SIZE = 0xFFFF
+
+REASONS = {
+    STOPPED: "this state machine is stopped: call start() first",
+    CLOSED: "this state machine is closed: open the directory again",
+    FORKED: "this is a forked child's copy of its parent's state machine: open a directory of your own",
+}
+
+
+cdef class State:
+    """What was applied, and every way to read it.
+
+    Thread safety: every method, from any thread.
+    """
+
+    def __cinit__(self, *args, **options):
+        self.status = CLOSED
+
+    # ---- status ----------------------------------------------------------------------------------------
+
+    def _set_status(self, str status):
+        self.status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
+
+    def _closed(self):
+        return self.status == CLOSED
+
+    def _forked(self):
+        return self.status == FORKED
+
+    def is_running(self):
+        """True from construction until `stop` or `close`; False in a forked child."""
+        return self.status == RUNNING
+
+    cdef int refuse(self) except -1:
+        raise NotRunningError(REASONS[self.status])
+
+    def _require(self, bint stopped_is_fine=False):
+        if self.status and not (stopped_is_fine and self.status == STOPPED):
+            self.refuse()
+
+    # ---- read ------------------------------------------------------------------------------------------
+
+    def get(self, key):
+        """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
+        cdef uint64_t place
+        cdef const uint8_t *record
+        if self.status:
+            self.refuse()
+        place = self.find_key(key)
+        if place == 0:
+            return None
+        record = self.arena + place
+        return PyBytes_FromStringAndSize(
+            <const char *>record_key(record) + record_key_size(record), record_value_size(record))
+
+    def get_view(self, key):
+        """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
+
+        It stays as it is for as long as it is held, whatever is applied, reset or closed meanwhile; its pages are
+        given back with the last view of them.
+        """
+        cdef uint64_t place
+        cdef const uint8_t *record
+        cdef View view
+        if self.status:
+            self.refuse()
+        place = self.find_key(key)
+        if place == 0:
+            return None
+        record = self.arena + place
+        view = View.__new__(View)
+        view.mapping = self._log.mapping
+        view.data = record_key(record) + record_key_size(record)
+        view.size = record_value_size(record)
+        return PyMemoryView_FromObject(view)
+
+    def __contains__(self, key):
+        if self.status:
+            self.refuse()
+        return self.find_key(key) != 0
+
+    def modified(self, key):
+        """The entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
+        cdef uint64_t place
+        if self.status:
+            self.refuse()
+        place = self.find_key(key)
+        if place == 0:
+            return None
+        index = record_index(self.arena + place)
+        return LogId(index, self._terms.get(index))
+
+    cdef inline uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil:
+        if size > MAX_KEY_SIZE:
+            return 0
+        return self._table.find(self.arena, self._table.hash(key, size), key, size)
+
+    cdef inline uint64_t find_key(self, key) except? 0:
+        if type(key) is bytes:
+            return self.find(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        return self.find_buffer(key)
+
+    cdef uint64_t find_buffer(self, key) except? 0:
+        cdef Py_buffer buffer
+        PyObject_GetBuffer(key, &buffer, PyBUF_SIMPLE)
+        cdef uint64_t place = self.find(<const uint8_t *>buffer.buf, buffer.len)
+        PyBuffer_Release(&buffer)
+        return place
+
+    cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1:
+        """The places of up to BLOCK keys, 0 where absent: hash all, prefetch all, then probe."""
+        cdef uint64_t hashes[BLOCK]
+        cdef const uint8_t *key
+        cdef Py_ssize_t i
+        for i in range(count):
+            key = <const uint8_t *>PyBytes_AS_STRING(<object>PyList_GET_ITEM(keys, first + i))
+            hashes[i] = self._table.hash(key, Py_SIZE(PyList_GET_ITEM(keys, first + i)))
+            self._table.prefetch_slot(hashes[i])
+        for i in range(count):
+            places[i] = self._table.candidate(hashes[i])
+            if places[i]:
+                prefetch(self.arena + places[i])
+                prefetch(self.arena + places[i] + 64)
+        for i in range(count):
+            key = <const uint8_t *>PyBytes_AS_STRING(<object>PyList_GET_ITEM(keys, first + i))
+            if Py_SIZE(PyList_GET_ITEM(keys, first + i)) > MAX_KEY_SIZE:
+                places[i] = 0
+            elif places[i]:
+                places[i] = self._table.find(
+                    self.arena, hashes[i], key, Py_SIZE(PyList_GET_ITEM(keys, first + i)))
+        return 0
+
+    def get_many(self, keys):
+        """The values of a sequence of keys, in their order, None where absent; all from one applied state.
+
+        O(keys), and several times faster a key than `get`, for their cache misses overlap.
+        """
+        cdef list wanted = list_of_bytes(keys)
+        cdef list values = [None] * len(wanted)
+        cdef uint64_t places[BLOCK]
+        cdef Py_ssize_t first, count, i
+        cdef const uint8_t *record
+        if self.status:
+            self.refuse()
+        for first in range(0, len(wanted), BLOCK):
+            count = min(len(wanted) - first, BLOCK)
+            self.find_block(wanted, first, count, places)
+            for i in range(count):
+                if places[i]:
+                    record = self.arena + places[i]
+                    values[first + i] = PyBytes_FromStringAndSize(
+                        <const char *>record_key(record) + record_key_size(record), record_value_size(record))
+        return values
+
+    def get_columns(self, keys):
+        """The values of a sequence of keys as NumPy arrays, without an object for each; all from one state.
+
+        Returns `(data, offsets, found)`: uint8 of all values one after the other; int64, one longer than `keys`,
+        value i being `data[offsets[i]:offsets[i + 1]]`; bool, False where a key is absent. O(keys).
+        """
+        import numpy as np  # not at import time: it would be most of it
+
+        cdef list wanted = list_of_bytes(keys)
+        cdef Py_ssize_t count = len(wanted)
+        places_array = np.zeros(count, dtype=np.uint64)
+        offsets_array = np.zeros(count + 1, dtype=np.int64)
+        cdef uint64_t[::1] places = places_array
+        cdef int64_t[::1] offsets = offsets_array
+        cdef Mapping mapping
+        cdef const uint8_t *record
+        cdef Py_ssize_t first, i
+        if self.status:
+            self.refuse()
+        mapping = self._log.mapping  # its bytes stay, whatever other threads do from here on
+        for first in range(0, count, BLOCK):
+            self.find_block(wanted, first, min(count - first, BLOCK), &places[first])
+        for i in range(count):
+            offsets[i + 1] = offsets[i]
+            if places[i]:
+                offsets[i + 1] += record_value_size(mapping.address + places[i])
+        data_array = np.empty(offsets[count], dtype=np.uint8)
+        cdef uint8_t[::1] data = data_array
+        with nogil:
+            for i in range(count):
+                if offsets[i + 1] > offsets[i]:
+                    record = mapping.address + places[i]
+                    memcpy(
+                        &data[offsets[i]], record_key(record) + record_key_size(record), record_value_size(record))
+        return data_array, offsets_array, places_array != 0
+
+    def places(self):
+        """The places of all live records, as an array in no order."""
+        import numpy as np
+
+        places = np.empty(self._table.count, dtype=np.uint64)
+        cdef uint64_t[::1] room = places
+        if self._table.count:
+            self._table.gather(&room[0])
+        return places
+
+    cdef Frozen freeze(self):
+        """The present state, held still. O(keys), some nanoseconds each under the GIL."""
+        if self.status:
+            self.refuse()
+        mapping = self._log.mapping
+        return Frozen(mapping, self.places())
+
+    def keys(self):
+        """Iterates over the keys of the state at the call, in the order of the entries that last wrote them."""
+        return self.freeze().keys()
+
+    def items(self):
+        """Iterates over the pairs of the state at the call, in the order of the entries that last wrote them."""
+        return self.freeze().items()
+
+    def columns(self):
+        """The whole state as NumPy arrays, without an object for each pair: all from one state.
+
+        Returns `(key_data, key_offsets, value_data, value_offsets)`, as `get_columns` lays them out, in the order
+        of the entries that last wrote them: equal on all replicas. O(bytes), without the GIL.
+        """
+        return self.freeze().columns()
+
+    def scan_prefix(self, prefix, *, limit=None, start_after=None):
+        """The pairs whose key starts with `prefix`, sorted by key: `ScanResult(entries, revision)`.
+
+        `limit`: at most so many. `start_after`: only keys behind this one; the last key of a page gives the next
+        page. `revision` is the last applied index at which the result held. O(keys), without the GIL.
+        """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit={limit}: expected 0 or more")
+        prefix = bytes(memoryview(prefix))
+        if start_after is not None:
+            start_after = bytes(memoryview(start_after))
+        revision = self.applied_index
+        return ScanResult(self.freeze().scan(prefix, limit, start_after), revision)
+
+    def len(self):
+        """The number of live keys. O(1)."""
+        self._require(stopped_is_fine=True)
+        return self._table.count
+
+    def entry_term(self, entry_id):
+        """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
+        cdef uint64_t term
+        if self.status > STOPPED:
+            self.refuse()
+        if not 0 <= entry_id < 1 << 64:
+            return None
+        return term if self._terms.find(entry_id, &term) else None
+
+    def entry_terms(self, ids):
+        """`entry_term` for a uint64 array of indexes: a uint64 array of its shape, 0 where none is certain."""
+        if self.status > STOPPED:
+            self.refuse()
+        return self._terms.get_many(ids)
+
+    def last_applied(self):
+        """The last applied entry, as a `LogId`; `LogId(0, 0)` when there is none."""
+        self._require(stopped_is_fine=True)
+        return LogId(self.applied_index, self.applied_term)
+
+    def durable(self):
+        """The last applied entry that would survive a power loss now. It never falls."""
+        self._require(stopped_is_fine=True)
+        return LogId(self.durable_index, self.durable_term)
+
+    def membership(self):
+        """The newest `config` as `(LogId, bytes)`, or None."""
+        cdef const uint8_t *record
+        self._require(stopped_is_fine=True)
+        if self.config_place == 0:
+            return None
+        record = self.arena + self.config_place
+        index = record_index(record)
+        return LogId(index, self._terms.get(index)), record_key(record)[:record_value_size(record)]
+
+    def snapshot_metadata(self):
+        """The metadata of the latest snapshot, or None."""
+        self._require(stopped_is_fine=True)
+        return self.metadata
+
+    # ---- for the machine and for tests -----------------------------------------------------------------
+
+    def _syncs_on_apply(self):
+        return self.sync_on_apply
+
+    def _live_bytes(self):
+        return self.live_bytes
+
+    def _check(self):
+        """Asserts every invariant of table, terms and counts. O(log and slots)."""
+        cdef uint64_t live = 0
+        cdef uint64_t place
+        check_table(self._table, self.arena)
+        for place in self.places():
+            assert LOG_HEADER_SIZE < place < self._log.end
+            assert record_operation(self.arena + place) == RECORD_PUT
+            live += record_length(self.arena + place)
+        assert live == self.live_bytes, f"live_bytes is {self.live_bytes}, the records' sizes sum up to {live}"
+        assert self.config_place == 0 or record_operation(self.arena + self.config_place) == RECORD_CONFIG
+        self._terms.check()
+        assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
+        assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index
+        assert self._terms.seen == self.applied_index
+
+
+cdef list list_of_bytes(keys):
+    cdef list wanted = list(keys)
+    for i in range(len(wanted)):
+        if type(wanted[i]) is not bytes:
+            wanted[i] = bytes(memoryview(wanted[i]))
+    return wanted

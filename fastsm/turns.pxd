@@ -1,0 +1,26 @@
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept
+
+
+cdef class Turns:
+    # Invariant: somebody waits only while `taken`.
+    cdef bint taken
+    cdef unsigned long owner     # the thread whose turn it is, 0 while it is handed over
+    cdef object waiting          # the locks of those who wait, in order
+
+    cdef inline int enter(self) except -1:
+        """Takes the turn, after everyone who came before."""
+        if self.taken:
+            self.wait()
+        self.taken = True
+        self.owner = PyThread_get_thread_ident()
+        return 0
+
+    cdef inline int leave(self) except -1:
+        """Gives the turn to whoever has waited longest."""
+        self.owner = 0
+        if self.waiting:
+            self.waiting.popleft().release()
+        else:
+            self.taken = False
+        return 0
