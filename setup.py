@@ -5,8 +5,10 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["hashing", "command", "format", "mapping", "table", "terms", "log", "frozen", "state", "chunk", "turns",
-           "engine"]
+MODULES = [
+    "hashing", "command", "format", "mapping", "table", "terms", "recovery", "log", "frozen", "state", "turns",
+    "chunk", "engine",
+]
 
 DIRECTIVES = {
     "language_level": 3,

@@ -10,7 +10,8 @@ bytes to files to memory to the machine; each module knows only those before it:
     format              the disk formats: every magic, version, offset and limit
     mapping, files      the seam to the system
     table, terms        from keys to places; from entries to terms
-    log                 frames in a mapped file: append, sync, recover
+    recovery            what a log holds, what is torn and what is corrupt
+    log                 frames in a mapped file: append, sync
     frozen              a state held still: iterators, scans, columns
     state               what was applied, and every way to read it
     chunk, turns        what is being applied; one writer at a time
@@ -46,6 +47,7 @@ from fastsm.command import (
     delete,
     noop,
     put,
+    put_many,
 )
 from fastsm.errors import (
     CommandError,
@@ -96,4 +98,5 @@ __all__ = [
     "delete",
     "noop",
     "put",
+    "put_many",
 ]

@@ -11,6 +11,7 @@ trusts nothing: each size is checked against what is left before it is used.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from fastsm.hashing cimport load32
@@ -327,3 +328,119 @@ def batch(commands):
     cdef uint8_t header[HEADER_SIZE]
     write_header(header, BATCH, 0, len(members))
     return header[:HEADER_SIZE] + b"".join(members)
+
+
+# ---- put_many ---------------------------------------------------------------------------------------
+
+cdef class Column:
+    """Cells of bytes: a sequence of bytes-like objects, a NumPy `S` or 2-D uint8 array, or `(data, offsets)`."""
+    cdef readonly Py_ssize_t count
+    cdef list cells                # a sequence's
+    cdef Py_buffer data, offsets   # an array's
+    cdef bint data_held, offsets_held, strips, wide
+    cdef Py_ssize_t width          # of a cell, 0: offsets say it
+
+    def __cinit__(self, source, str name):
+        if type(source) is tuple and len(source) == 2 and hasattr(source[1], "dtype"):
+            self.take_offsets(source[0], source[1], name)
+        elif hasattr(source, "dtype"):
+            self.take_array(source, name)
+        elif isinstance(source, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f"{name}: expected a column of bytes, found one {type(source).__name__}")
+        else:
+            self.cells = [cell if type(cell) is bytes else bytes(memoryview(cell)) for cell in source]
+            self.count = len(self.cells)
+
+    def __dealloc__(self):
+        if self.data_held:
+            PyBuffer_Release(&self.data)
+        if self.offsets_held:
+            PyBuffer_Release(&self.offsets)
+
+    def take_array(self, source, str name):
+        dtype = source.dtype
+        if dtype.kind == "S" and source.ndim == 1:
+            self.width = dtype.itemsize
+            self.strips = True  # NumPy's rule: NULs at the end are padding
+        elif dtype == "uint8" and source.ndim == 2:
+            self.width = source.shape[1]
+        else:
+            raise TypeError(
+                f"{name}: expected an array of dtype S, or of uint8 in two dimensions, found {dtype} in {source.ndim}")
+        self.count = source.shape[0]
+        if not source.flags.c_contiguous:
+            source = source.copy()
+        PyObject_GetBuffer(source.reshape(-1).view("uint8") if source.size else b"", &self.data, PyBUF_SIMPLE)
+        self.data_held = True
+
+    def take_offsets(self, data, offsets, str name):
+        cdef Py_ssize_t i
+        if offsets.dtype not in ("int32", "int64") or offsets.ndim != 1 or not offsets.shape[0]:
+            raise TypeError(f"{name}: expected offsets as an array of int32 or int64, one longer than the column")
+        self.wide = offsets.dtype.itemsize == 8
+        PyObject_GetBuffer(data, &self.data, PyBUF_SIMPLE)
+        self.data_held = True
+        PyObject_GetBuffer(offsets if offsets.flags.c_contiguous else offsets.copy(), &self.offsets, PyBUF_SIMPLE)
+        self.offsets_held = True
+        self.count = offsets.shape[0] - 1
+        for i in range(self.count):
+            if not 0 <= self.offset(i) <= self.offset(i + 1) <= self.data.len:
+                raise ValueError(
+                    f"{name}: offsets {i} and {i + 1} are {self.offset(i)} and {self.offset(i + 1)}: they must rise "
+                    f"within the {self.data.len} bytes of data")
+
+    cdef inline int64_t offset(self, Py_ssize_t i) noexcept:
+        return (<int64_t *>self.offsets.buf)[i] if self.wide else (<int32_t *>self.offsets.buf)[i]
+
+    cdef inline const uint8_t *cell(self, Py_ssize_t i, size_t *size):
+        """Where cell i is, and its size."""
+        cdef const uint8_t *start = <const uint8_t *>self.data.buf
+        if self.cells is not None:
+            size[0] = PyBytes_GET_SIZE(self.cells[i])
+            return <const uint8_t *>PyBytes_AS_STRING(self.cells[i])
+        if self.offsets_held:
+            size[0] = self.offset(i + 1) - self.offset(i)
+            return start + self.offset(i)
+        start += i * self.width
+        size[0] = self.width
+        while self.strips and size[0] and start[size[0] - 1] == 0:
+            size[0] -= 1
+        return start
+
+
+def put_many(keys, values):
+    """The batch that sets each key of a column to the value beside it; later pairs win. O(bytes), no Python loop.
+
+    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell are no part of it), a
+    2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
+    than the column. Raises `CommandError` over the limits, `ValueError` when the columns differ in length.
+    """
+    cdef Column key_column = Column(keys, "keys")
+    cdef Column value_column = Column(values, "values")
+    cdef size_t key_size, value_size
+    cdef size_t size = HEADER_SIZE
+    cdef const uint8_t *key
+    cdef const uint8_t *value
+    cdef Py_ssize_t i
+    if key_column.count != value_column.count:
+        raise ValueError(f"{key_column.count} keys, but {value_column.count} values")
+    for i in range(key_column.count):
+        key_column.cell(i, &key_size)
+        value_column.cell(i, &value_size)
+        if key_size > KEY_LIMIT or value_size > VALUE_LIMIT:
+            raise CommandError(
+                f"pair {i}: a key of {key_size} bytes, a value of {value_size} bytes; the limits are {KEY_LIMIT} "
+                f"and {VALUE_LIMIT}")
+        size += HEADER_SIZE + key_size + value_size
+    if size > COMMAND_LIMIT:
+        raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}; make several")
+    cdef bytes command = PyBytes_FromStringAndSize(NULL, size)
+    cdef uint8_t *p = write_header(<uint8_t *>PyBytes_AS_STRING(command), BATCH, 0, key_column.count)
+    for i in range(key_column.count):
+        key = key_column.cell(i, &key_size)
+        value = value_column.cell(i, &value_size)
+        p = write_header(p, PUT, key_size, value_size)
+        memcpy(p, key, key_size)
+        memcpy(p + key_size, value, value_size)
+        p += key_size + value_size
+    return command

@@ -36,10 +36,10 @@ class Directory:
     Thread safety: all of it, from any thread; a method that waits for the disk releases the GIL.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = os.fsdecode(path)
         self._lock_fd = -1
-        created = self._make()
+        created = create and self._make()
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if created:
             self._sync_parent()

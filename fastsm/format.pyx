@@ -30,6 +30,7 @@ LOG_HEADER_BYTES = LOG_HEADER_SIZE
 # A run of this term is a gap: indexes that were never seen, between two runs of different terms.
 UNKNOWN_TERM = <uint64_t>0xFFFFFFFFFFFFFFFF
 cdef uint64_t LARGEST = UNKNOWN_TERM - 1
+cdef uint64_t LARGEST_VALUE = 0x7FFFFFFF
 MAX_TERM = MAX_INDEX = LARGEST
 
 cdef enum: NO_WATERMARK = 0xFFFFFFFF
@@ -52,38 +53,39 @@ class CurrentFile(NamedTuple):
     durable_offset: int
 
 
-LOG_STRUCT = struct.Struct("<8sIIQQQQ8x")
-CURRENT_STRUCT = struct.Struct("<8sIIQQQ16x")
+# Behind the version, and behind the fields, are reserved zeros.
+LOG_STRUCT = struct.Struct("<8sIIQQQQQ")
+CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
 
 
 def pack_log_head(head):
     """A log's header."""
-    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head))
+    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head, 0))
 
 
 def pack_current(current):
     """The content of CURRENT."""
-    return with_checksum(CURRENT_STRUCT.pack(CURRENT_MAGIC_BYTES, VERSION, 0, *current))
+    return with_checksum(CURRENT_STRUCT.pack(CURRENT_MAGIC_BYTES, VERSION, 0, *current, 0, 0))
 
 
 def unpack_log_head(data, path):
     """The header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
-    return LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path))
+    return LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 4))
 
 
 def unpack_current(data, path):
     """The content of CURRENT; raises `CorruptionError` or `FormatVersionError`."""
     if len(data) != CURRENT_SIZE:
         raise CorruptionError(path, None, f"{CURRENT_SIZE} bytes", f"{len(data)} bytes")
-    return CurrentFile(*unpack(CURRENT_STRUCT, CURRENT_MAGIC_BYTES, data, path))
+    return CurrentFile(*unpack(CURRENT_STRUCT, CURRENT_MAGIC_BYTES, data, path, 3))
 
 
 def with_checksum(bytes head):
     return head + struct.pack("<Q", checksum(head))
 
 
-def unpack(layout, magic, bytes data, path):
-    """The fields behind the version.
+def unpack(layout, magic, bytes data, path, used):
+    """The `used` fields behind the version.
 
     Every version keeps magic, version and checksum where they are, so that damage is told from age.
     """
@@ -100,7 +102,10 @@ def unpack(layout, magic, bytes data, path):
         raise FormatVersionError(path, VERSION, version)
     if reserved:
         raise CorruptionError(path, 12, "zero", reserved)
-    return fields
+    for i in range(used, len(fields)):
+        if fields[i]:
+            raise CorruptionError(path, 16 + 8 * i, "zero", fields[i])
+    return fields[:used]
 
 
 # ---- frames and records -------------------------------------------------------------------------------
@@ -172,7 +177,7 @@ cdef int look_inside_frame(const uint8_t *frame, uint64_t *last_index, uint64_t 
     cdef const uint64_t *run = <const uint64_t *>(frame + FRAME_RUNS)
     cdef const uint8_t *record = frame + frame_size(run_count, 0)
     cdef uint64_t left = frame_length(frame) - frame_size(run_count, 0)
-    cdef uint64_t before = last_index[0]
+    cdef uint64_t before = last_index[0] + 1
     cdef uint64_t length
     cdef uint32_t i
     for i in range(run_count):
@@ -186,24 +191,39 @@ cdef int look_inside_frame(const uint8_t *frame, uint64_t *last_index, uint64_t 
         elif i + 1 == run_count:
             return MALFORMED  # a gap is between two runs
         run += 2
+    run = <const uint64_t *>(frame + FRAME_RUNS)
     while left:
         if left < RECORD_KEY:
             return MALFORMED
         length = record_length(record)
         if length > left or look_at_record(record, length) != VALID:
             return MALFORMED
-        if record_operation(record) <= RECORD_CONFIG and not (before < record_index(record) <= last_index[0]):
-            return MALFORMED
+        if record_operation(record) <= RECORD_CONFIG:
+            # In the order of the entries, each of which is in a run that is no gap.
+            if not (before <= record_index(record) <= last_index[0]):
+                return MALFORMED
+            before = record_index(record)
+            while run[0] < before:
+                run += 2
+            if run[1] == UNKNOWN_TERM:
+                return MALFORMED
         record += length
         left -= length
     return VALID
 
 
 cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil:
-    cdef uint64_t padding = length - RECORD_KEY - record_key_size(record) - record_value_size(record)
-    if not (RECORD_PUT <= record_operation(record) <= RECORD_CLOSE) or record[RECORD_ZERO]:
+    cdef uint64_t key_size = record_key_size(record)
+    cdef uint64_t value_size = record_value_size(record)
+    cdef uint64_t padding = length - RECORD_KEY - key_size - value_size
+    cdef int operation = record_operation(record)
+    if not (RECORD_PUT <= operation <= RECORD_CLOSE) or record[RECORD_ZERO]:
         return MALFORMED
-    if record_operation(record) == RECORD_SNAPSHOT and record_value_size(record) < 8:
+    if value_size > LARGEST_VALUE or (key_size and operation > RECORD_DELETE):
+        return MALFORMED
+    if value_size and (operation == RECORD_DELETE or operation == RECORD_CLOSE):
+        return MALFORMED
+    if operation == RECORD_SNAPSHOT and value_size < 8:
         return MALFORMED
     # Padding must be zero, or equal states would differ in bytes. Little-endian: it is the word's top.
     if padding and (<const uint64_t *>(record + length - 8))[0] >> (64 - 8 * padding):

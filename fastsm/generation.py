@@ -17,6 +17,7 @@ from fastsm.terms import Terms
 from fastsm.types import LogId, Recovery
 
 CURRENT = "CURRENT"
+READ_ATTEMPTS = 10
 EMPTY_LOG_BYTES = format.LOG_HEADER_BYTES
 NAMES = re.compile(r"(log|base|table)-\d+|CURRENT\.tmp")
 
@@ -39,6 +40,28 @@ def open_current(directory: Directory, expect_applied: LogId | None) -> tuple[Lo
         log.close()
         raise
     return log, terms, recovery
+
+
+def open_read_only(directory: Directory, expect_applied: LogId | None) -> tuple[Log, Terms, Recovery]:
+    """The state as it is now, beside an owner who may go on writing. Nothing is written, nothing is locked."""
+    for attempt in range(READ_ATTEMPTS):
+        current = read_current(directory)
+        if current is None:
+            raise CorruptionError(directory.path_of(CURRENT), None, "a state directory", "no file")
+        try:
+            log = Log.open(directory, current, read_only=True)
+        except CorruptionError:
+            # The owner may have started a new generation between our two looks.
+            if attempt + 1 == READ_ATTEMPTS or read_current(directory) == current:
+                raise
+            continue
+        try:
+            terms = Terms(log.head.base_index)
+            return log, terms, log.recover(terms, current.durable_offset, expect_applied)
+        except BaseException:
+            log.close()
+            raise
+    raise AssertionError("unreachable")
 
 
 def read_current(directory: Directory) -> format.CurrentFile | None:

@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.mapping cimport Mapping
 from fastsm.terms cimport Terms
@@ -13,6 +13,7 @@ cdef class Log:
     cdef readonly Mapping mapping
     cdef uint8_t *address
     cdef int descriptor
+    cdef readonly bint read_only
     cdef uint64_t identity
     cdef readonly uint64_t end           # where the next frame goes
     cdef readonly uint64_t durable       # everything below is known to survive a power loss
@@ -36,9 +37,3 @@ cdef class Log:
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
     cdef int grow(self, uint64_t needed) except -1
     cdef int map_up_to(self, uint64_t size) except -1
-    cdef uint64_t scan_frames(
-        self, uint64_t start, uint64_t size, Terms terms, uint64_t *last_index, uint64_t *last_term,
-        uint64_t *watermark, uint64_t *frames) except 0
-    cdef uint64_t search_frame(
-        self, uint64_t offset, uint64_t stop, uint64_t end, uint64_t size, uint64_t *torn_end, int64_t *budget
-    ) noexcept nogil

@@ -10,25 +10,20 @@ whole; nothing counts as durable before a sync that began after it was written h
 fails, the log is *poisoned*: what the disk holds is unknown, so nothing more is written to it.
 """
 
-import errno
 import logging
 import os
 import time
 
-from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from fastsm.format cimport (
-    BROKEN, FRAME_RUNS, LOG_HEADER_SIZE, MALFORMED, NOTHING, VALID,
-    frame_length, frame_run_count, frame_watermark, look_at_frame, look_inside_frame, seal_frame,
-)
-
-from fastsm.hashing cimport load64
+from fastsm.format cimport FRAME_RUNS, LOG_HEADER_SIZE, seal_frame
+from fastsm.recovery cimport Scan
 
 from fastsm import format
-from fastsm.errors import CorruptionError, StorageError
+from fastsm.errors import CorruptionError, ReadOnlyError, StorageError
 from fastsm.files import storage_errors
+from fastsm.recovery import judge_expected, verify_file, whole_frames_end
 from fastsm.types import LogId, Recovery
 
 logger = logging.getLogger("fastsm")
@@ -44,14 +39,6 @@ cdef enum:
     PACED_FRAMES = 64            # at most so many frames, and
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
-    SCAN_SLICE = 16 << 20        # bytes between two looks at signals
-
-FINDINGS = {
-    NOTHING: "zeros",
-    BROKEN: "bytes that are no frame, or whose checksum does not match",
-    MALFORMED: "a frame with a matching checksum whose content does not add up",
-}
-
 
 def log_name(generation):
     """The file name of a generation's log."""
@@ -65,7 +52,8 @@ cdef class Log:
     of what is below `end` from any thread, without the GIL, for as long as `mapping` is held.
     """
 
-    def __cinit__(self, directory, head, int descriptor):
+    def __cinit__(self, directory, head, int descriptor, bint read_only=False):
+        self.read_only = read_only
         self.directory = directory
         self.head = head
         self.identity = head.identity
@@ -98,13 +86,16 @@ cdef class Log:
         return Log.adopt(directory, head, descriptor, LOG_HEADER_SIZE)
 
     @staticmethod
-    def open(directory, current):
-        """The log that CURRENT names, its header checked; `recover` comes next."""
+    def open(directory, current, bint read_only=False):
+        """The log that CURRENT names, its header checked; `recover` comes next.
+
+        Read-only, beside an owner who appends and trims: only the frames that are whole now are mapped.
+        """
         name = log_name(current.generation)
         path = directory.path_of(name)
         with storage_errors(path, "opening the log"):
             try:
-                descriptor = directory.open_file(name)
+                descriptor = directory.open_file(name, os.O_RDONLY if read_only else os.O_RDWR)
             except FileNotFoundError:
                 raise CorruptionError(path, None, "the log that CURRENT names", "no file") from None
             try:
@@ -114,15 +105,17 @@ cdef class Log:
                     raise CorruptionError(
                         path, 16, f"generation {current.generation}, identity {current.identity:#x}, as CURRENT says",
                         f"generation {head.generation}, identity {head.identity:#x}")
-                return Log.adopt(directory, head, descriptor, size)
+                if read_only:
+                    size = whole_frames_end(descriptor, head, path, size)
+                return Log.adopt(directory, head, descriptor, size, read_only)
             except BaseException:
                 directory.close_file(descriptor)
                 raise
 
     @staticmethod
-    def adopt(directory, head, int descriptor, uint64_t size):
-        cdef Log log = Log(directory, head, descriptor)
-        log.stores = directory.stores_are_safe(descriptor)
+    def adopt(directory, head, int descriptor, uint64_t size, bint read_only=False):
+        cdef Log log = Log(directory, head, descriptor, read_only)
+        log.stores = not read_only and directory.stores_are_safe(descriptor)
         log.allocated = size
         log.map_up_to(size)
         return log
@@ -132,6 +125,8 @@ cdef class Log:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             self.directory.close_file(descriptor)
+        self.mapping = None
+        self.address = NULL
 
     # ---- append ----------------------------------------------------------------------------------------
 
@@ -218,7 +213,7 @@ cdef class Log:
     cdef int map_up_to(self, uint64_t size) except -1:
         if self.mapping is None or size > self.mapping.reserved:
             # Whoever reads through the old mapping keeps it; both show the same pages.
-            mapping = Mapping(2 * size)
+            mapping = Mapping(2 * size, self.read_only)
             mapping.extend(self.descriptor, size)
             self.mapping = mapping
             self.address = mapping.address
@@ -232,6 +227,8 @@ cdef class Log:
     def sync(self):
         """Makes all that was appended before the call durable; on failure the log is poisoned."""
         cdef uint64_t target = self.end
+        if self.read_only:
+            return
         self.check_writable()
         if target == self.durable:
             return
@@ -275,7 +272,9 @@ cdef class Log:
         self.suspect_end = 0
 
     cpdef int check_writable(self) except -1:
-        """Raises what every write meets after a failed sync."""
+        """Raises what every write meets after a failed sync, or read-only."""
+        if self.read_only:
+            raise ReadOnlyError(f"{self.path}: opened with read_only=True; nothing is written")
         if self.poisoned is None:
             return 0
         raise StorageError(
@@ -303,131 +302,24 @@ cdef class Log:
     def recover(self, Terms terms, uint64_t known_durable, expect_applied=None):
         """Finds the end of the log, fills `terms`, and cuts a torn tail. Returns a `Recovery`.
 
-        The rule: bytes that are known durable (from CURRENT, or from the watermark of any valid frame) must
-        be there, else it is a `CorruptionError` and nothing is touched. What is wrong behind them is torn.
+        `known_durable`: what CURRENT says. Raises `CorruptionError`; then nothing was touched.
         """
-        cdef uint64_t size = self.allocated
-        cdef uint64_t last_index = self.head.base_index
-        cdef uint64_t last_term = self.head.base_term
-        cdef uint64_t watermark = known_durable
-        cdef uint64_t frames = 0
-        cdef uint64_t end, torn_end
+        cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path)
+        cdef uint64_t torn_end
         started = time.perf_counter()
-        end = self.scan_frames(LOG_HEADER_SIZE, size, terms, &last_index, &last_term, &watermark, &frames)
-        if end < watermark:
-            raise self.corrupt(end, size, f"a frame, for the log is known durable up to offset {watermark}")
-        torn_end = self.look_behind(end, size)
-        judge_expected(self.path, end, expect_applied, LogId(last_index, last_term), terms)
-        if size > end:
-            self.cut(end, torn_end)
-        self.end = end
-        self.durable = max(watermark, <uint64_t>LOG_HEADER_SIZE)
-        self.suspect_end = end if end > self.durable else 0
+        scan.read_frames(terms)
+        scan.judge_durable(known_durable)
+        torn_end = scan.end if self.read_only else scan.look_behind(self.descriptor)
+        judge_expected(self.path, scan.end, expect_applied, LogId(scan.last_index, scan.last_term), terms)
+        if self.allocated > scan.end and not self.read_only:
+            self.cut(scan.end, torn_end)
+        self.end = scan.end
+        self.durable = max(scan.watermark, <uint64_t>LOG_HEADER_SIZE)
+        self.suspect_end = self.end if self.end > self.durable else 0
         return Recovery(
-            clean=end == self.durable and torn_end == end, frames=frames, log_bytes=end,
-            torn_bytes=torn_end - end, suspect_bytes=end - self.durable,
+            clean=self.end == self.durable and torn_end == self.end, frames=scan.frames, log_bytes=self.end,
+            torn_bytes=torn_end - self.end, suspect_bytes=self.end - self.durable,
             seconds=time.perf_counter() - started)
-
-    cdef uint64_t scan_frames(
-        self, uint64_t start, uint64_t size, Terms terms, uint64_t *last_index, uint64_t *last_term,
-        uint64_t *watermark, uint64_t *frames,
-    ) except 0:
-        """Checks frame after frame; returns where the first one starts that is not valid."""
-        cdef const uint8_t *frame
-        cdef const uint64_t *run
-        cdef uint64_t offset = start
-        cdef uint64_t pause = start + SCAN_SLICE
-        cdef uint32_t i
-        cdef int finding = VALID
-        while True:
-            with nogil:
-                finding = look_at_frame(self.address + offset, size - offset, self.identity, offset)
-            if finding != VALID:
-                return offset
-            frame = self.address + offset
-            if look_inside_frame(frame, last_index, last_term) != VALID:
-                raise CorruptionError(self.path, offset, "a frame whose content adds up", FINDINGS[MALFORMED])
-            terms.reserve(frame_run_count(frame))
-            run = <const uint64_t *>(frame + FRAME_RUNS)
-            for i in range(frame_run_count(frame)):
-                terms.append(run[0], run[1])
-                run += 2
-            watermark[0] = max(watermark[0], frame_watermark(frame, offset))
-            frames[0] += 1
-            offset += frame_length(frame)
-            if offset > pause:
-                PyErr_CheckSignals()
-                pause = offset + SCAN_SLICE
-
-    def corrupt(self, uint64_t offset, uint64_t size, expected):
-        finding = look_at_frame(self.address + offset, size - offset, self.identity, offset) if offset < size else -1
-        found = FINDINGS.get(finding, "the end of the file")
-        return CorruptionError(self.path, offset, expected, found)
-
-    def look_behind(self, uint64_t end, uint64_t size):
-        """Where the last byte that is not zero ends, behind the last valid frame.
-
-        A valid frame there whose watermark is beyond `end` proves that the bytes at `end` were durable once:
-        then they are corrupt, not torn.
-        """
-        cdef uint64_t torn_end = end
-        cdef uint64_t offset, stop, watermark
-        cdef int64_t budget = 4 * <int64_t>(size - end) + (64 << 20)
-        for start, limit in self.data_ranges(end, size):
-            offset = max(end, <uint64_t>start & ~<uint64_t>7)
-            stop = limit
-            while offset < stop:
-                pause = min(stop, offset + SCAN_SLICE)
-                offset = self.search_frame(offset, pause, end, size, &torn_end, &budget)
-                PyErr_CheckSignals()
-                if offset < pause:
-                    watermark = frame_watermark(self.address + offset, offset)
-                    raise self.corrupt(
-                        end, size, f"a frame, for the one at offset {offset} says that the log was durable "
-                        f"up to offset {watermark} when it was written")
-            if budget < 0:
-                raise CorruptionError(
-                    self.path, end, "a torn tail", "bytes made to look like many frames that overlap")
-        return torn_end
-
-    cdef uint64_t search_frame(
-        self, uint64_t offset, uint64_t stop, uint64_t end, uint64_t size, uint64_t *torn_end, int64_t *budget
-    ) noexcept nogil:
-        """The first valid frame in [offset, stop) with a watermark beyond `end`, or `stop`.
-
-        Frames start at multiples of 8. `budget` bounds the bytes that are hashed in vain.
-        """
-        cdef const uint8_t *p
-        cdef uint64_t length
-        while offset < stop:
-            p = self.address + offset
-            if size - offset < FRAME_RUNS:
-                while offset < stop:
-                    if self.address[offset]:
-                        torn_end[0] = offset + 1
-                    offset += 1
-                return stop
-            if load64(p):
-                torn_end[0] = offset + 8
-                length = frame_length(p)
-                if length <= size - offset and frame_watermark(p, offset) > end and budget[0] >= 0:
-                    if look_at_frame(p, size - offset, self.identity, offset) == VALID:
-                        return offset
-                    budget[0] -= length
-            offset += 8
-        return stop
-
-    def data_ranges(self, uint64_t start, uint64_t size):
-        """The parts of [start, size) that are not holes: a sparse terabyte takes no time."""
-        while start < size:
-            try:
-                data = os.lseek(self.descriptor, start, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return
-                raise
-            start = min(os.lseek(self.descriptor, data, os.SEEK_HOLE), size)
-            yield data, start
 
     def cut(self, end, torn_end):
         """Ends the file at `end`. Durable before anything is appended, so that a torn frame never returns."""
@@ -440,18 +332,14 @@ cdef class Log:
                 self.directory.sync(self.descriptor)
         self.allocated = self.mapping.mapped = end
 
+    def verify(self, progress=None):
+        """Reads every byte of the log from the file again, and checks it. O(bytes), without the GIL.
 
-def judge_expected(path, end, expected, recovered, Terms terms):
-    """Raises unless what was recovered covers the entry that the embedder knows was durable."""
-    if expected is None:
-        return
-    expected = LogId(*expected)
-    if recovered.index < expected.index:
-        raise CorruptionError(
-            path, end, f"entries up to {expected} (expect_applied)", f"entries up to {recovered}",
-            "acknowledged entries are lost: restore the directory from a snapshot or a replica")
-    term = terms.get(expected.index)
-    if term is not None and term != expected.term:
-        raise CorruptionError(
-            path, end, f"entry {expected.index} of term {expected.term} (expect_applied)", f"term {term}",
-            "this directory belongs to another history: restore it from a snapshot or a replica")
+        `progress(done, total)` is called now and then, in bytes. Raises `CorruptionError`.
+        """
+        with storage_errors(self.path, "reading the log"):
+            descriptor = os.dup(self.descriptor)  # the log may be closed meanwhile
+            try:
+                verify_file(descriptor, self.head, self.path, self.end, progress)
+            finally:
+                os.close(descriptor)

@@ -7,13 +7,13 @@ import logging
 import os
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from fastsm import generation
 from fastsm.coroutines import OrderedWorker, is_small
 from fastsm.engine import Engine
-from fastsm.errors import StorageError
+from fastsm.errors import CorruptionError, StorageError
 from fastsm.files import Directory, storage_errors
 from fastsm.group_commit import GroupCommit
 from fastsm.mapping import Mapping
@@ -34,8 +34,12 @@ class FastStateMachine(Engine, StateMachine):
     - ``contiguous``: every entry is handed over, so the next one is always ``last_applied().index + 1``.
       ``False`` for hosts that hand over only some.
     - ``sync``: ``"flush"``, durable at :meth:`flush`; ``"apply"``, durable when :meth:`apply` returns.
+    - ``verify_on_open``: ``"full"``, ``"background"`` or ``"off"``. This version builds its table from the log at
+      each opening, which checks every byte: all three return verified.
     - ``expect_applied``: the last entry that the embedder knows was durable here. Recovering less, or another
       known term there, is a ``CorruptionError``, raised before anything is cut.
+    - ``read_only``: for tools. No lock, nothing written, safe beside a living owner; shows the state at the time of
+      the call. Writes raise ``ReadOnlyError``.
 
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
     failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
@@ -56,22 +60,30 @@ class FastStateMachine(Engine, StateMachine):
         *,
         contiguous: bool = True,
         sync: Literal["flush", "apply"] = "flush",
+        verify_on_open: Literal["full", "background", "off"] = "background",
         expect_applied: LogId | tuple[int, int] | None = None,
+        read_only: bool = False,
         _files: type[Directory] = Directory,
     ) -> None:
         self._set_status("closed")
         if sync not in ("flush", "apply"):
             raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
+        if verify_on_open not in ("full", "background", "off"):
+            raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
         self.path = os.fsdecode(directory)
+        expected = None if expect_applied is None else LogId(*expect_applied)
         with storage_errors(self.path, "opening the directory"):
-            self._directory = _files(directory)
+            self._directory = _files(directory, create=not read_only)
         try:
-            with storage_errors(self.path, "locking the directory"):
-                self._directory.lock()
-            expected = None if expect_applied is None else LogId(*expect_applied)
-            log, terms, self._recovery = generation.open_current(self._directory, expected)
+            if read_only:
+                log, terms, self._recovery = generation.open_read_only(self._directory, expected)
+            else:
+                with storage_errors(self.path, "locking the directory"):
+                    self._directory.lock()
+                log, terms, self._recovery = generation.open_current(self._directory, expected)
             try:
                 self._attach(log, terms, Table(), contiguous, sync == "apply")
+                self._judge_metadata()
             except BaseException:
                 log.close()
                 raise
@@ -85,6 +97,18 @@ class FastStateMachine(Engine, StateMachine):
         self._set_status("running")
         _machines.add(self)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
+
+    def _judge_metadata(self) -> None:
+        """The host may have dropped its log up to its last snapshot: a state behind that has a hole."""
+        metadata = self._metadata()
+        if metadata is not None and metadata.last_included.index > self._applied_index():
+            raise CorruptionError(
+                self._log.path,
+                self._log.end,
+                f"entries up to {metadata.last_included}, which the last snapshot includes",
+                f"entries up to index {self._applied_index()}",
+                "install that snapshot, or restore the directory from a replica",
+            )
 
     def __repr__(self) -> str:
         if not self.is_running():
@@ -140,7 +164,7 @@ class FastStateMachine(Engine, StateMachine):
     def _end_log(self) -> None:
         """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
         log = self._log
-        if log.end == self._clean_end and not self._has_unwritten(True):
+        if log.read_only or log.end == self._clean_end and not self._has_unwritten(True):
             return
         self._write_state(True)
         log.sync()
@@ -244,6 +268,7 @@ class FastStateMachine(Engine, StateMachine):
         """Remembers the latest snapshot, in memory; :meth:`save_hard_state` makes it durable."""
         with self._turns:
             self._require()
+            self._log.check_writable()
             self._note_metadata(metadata)
 
     def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
@@ -294,6 +319,16 @@ class FastStateMachine(Engine, StateMachine):
         raise NotImplementedError("snapshots are not in this version of fastsm")
 
     # ---- statistics ------------------------------------------------------------------------------------
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Reads every byte on disk again and checks it; ``progress(done, total)`` is told, in bytes.
+
+        Damage is a ``CorruptionError`` that names file and offset. O(bytes); reads and writes go on meanwhile.
+        """
+        self._require()
+        self._log.verify(progress)
+        if generation.read_current(self._directory) is None:
+            raise CorruptionError(self._directory.path_of(generation.CURRENT), None, "CURRENT", "no file")
 
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""

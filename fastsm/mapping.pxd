@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint64_t
 cdef class Mapping:
     # Invariant: file bytes [0, mapped) are at address[0:mapped]; mapped <= reserved.
     cdef uint8_t *address
+    cdef int protection
     cdef readonly size_t reserved
     cdef readonly size_t mapped
     cdef object __weakref__

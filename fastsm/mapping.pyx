@@ -42,8 +42,9 @@ cdef extern from * nogil:
 cdef size_t PAGE = os.sysconf("SC_PAGE_SIZE")
 cdef size_t RELEASE_GIL_ABOVE = 64 * 1024
 
-# Address space is free, but may be limited (RLIMIT_AS, sanitizers): the first that can be had is taken.
-RESERVATIONS = (1 << 40, 1 << 36, 1 << 32, 1 << 30, 1 << 27)
+# Address space is free, but not without end (128 TiB; less under RLIMIT_AS or a sanitizer), and a host may run
+# thousands of machines: the first that can be had is taken, and a file that outgrows it is mapped anew.
+RESERVATIONS = (1 << 34, 1 << 32, 1 << 30, 1 << 27)
 
 # File systems on which a store into a populated page of an allocated block never lacks a block: these
 # write in place. On those that copy on write (btrfs, zfs) such a store can be a SIGBUS.
@@ -105,10 +106,11 @@ cdef class Mapping:
     Thread safety: `extend` under the GIL; bytes once mapped may be read from any thread.
     """
 
-    def __cinit__(self, size_t needed=0):
+    def __cinit__(self, size_t needed=0, bint read_only=False):
         cdef void *address = MAP_FAILED
         self.address = NULL
         self.mapped = 0
+        self.protection = PROT_READ if read_only else PROT_READ | PROT_WRITE
         for size in (*RESERVATIONS, needed):
             if size < needed or size == 0:
                 continue
@@ -138,7 +140,7 @@ cdef class Mapping:
         if size > self.reserved:
             raise MemoryError(f"{size} bytes do not fit into {self.reserved} bytes of reserved address space")
         if mmap(
-            self.address + start, size - start, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, start
+            self.address + start, size - start, self.protection, MAP_SHARED | MAP_FIXED, descriptor, start
         ) == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
         self.mapped = size

@@ -314,6 +314,12 @@ cdef class State:
     def _syncs_on_apply(self):
         return self.sync_on_apply
 
+    def _metadata(self):
+        return self.metadata
+
+    def _applied_index(self):
+        return self.applied_index
+
     def _live_bytes(self):
         return self.live_bytes
 
