@@ -21,11 +21,12 @@ bytes to files to memory to the machine; each module knows only those before it:
     coroutines          the order of asynchronous calls
     machine             FastStateMachine
     memory              MemoryStateMachine, the model
-    demo, cli           the command ``fastsm``
+    demo_history, demo  the main job, on real input
+    cli                 the command ``fastsm``
 """
 
 try:
-    from fastsm import engine as _engine
+    import fastsm.engine as _engine  # noqa: F401  # is this package built?
 except ModuleNotFoundError as error:
     if error.name is None or not error.name.startswith("fastsm."):
         raise

@@ -70,7 +70,11 @@ def pack_current(current):
 
 def unpack_log_head(data, path):
     """The header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
-    return LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 4))
+    head = LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 4))
+    for offset, number in ((LOG_BASE_INDEX, head.base_index), (LOG_BASE_TERM, head.base_term)):
+        if number > LARGEST:
+            raise CorruptionError(path, offset, f"at most {LARGEST}", number)
+    return head
 
 
 def unpack_current(data, path):
@@ -203,7 +207,7 @@ cdef int look_inside_frame(const uint8_t *frame, uint64_t *last_index, uint64_t 
             if not (before <= record_index(record) <= last_index[0]):
                 return MALFORMED
             before = record_index(record)
-            while run[0] < before:
+            while run[0] < before:  # ends: the last run reaches last_index, which is not below
                 run += 2
             if run[1] == UNKNOWN_TERM:
                 return MALFORMED

@@ -13,14 +13,14 @@ _shorten.maxother = _shorten.maxstring = 60
 class LogId(NamedTuple):
     """The place of an entry in the Raft log; ``LogId(0, 0)`` when there is none."""
 
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # tuples have a method of this name
     term: int = 0
 
 
 class Entry(NamedTuple):
     """A committed Raft entry; ``command`` is made by :func:`fastsm.put` and its siblings."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuples have a method of this name
     term: int
     command: bytes
 
