@@ -27,14 +27,14 @@ bytes to files to memory to the machine; each module knows only those before it:
 
 try:
     import fastsm.engine as _engine  # noqa: F401  # is this package built?
-except ModuleNotFoundError as error:
-    if error.name is None or not error.name.startswith("fastsm."):
+except ModuleNotFoundError as _error:
+    if _error.name is None or not _error.name.startswith("fastsm."):
         raise
     raise ImportError(
         f"the fastsm package in {__path__[0]} is not built: it is a source checkout that hides the installed "
         "package. Run from another folder, use the commands `fastsm` and `pytest` instead of `python -m`, "
         'or build in place with `pip install -e ".[cli,test]"`.'
-    ) from error
+    ) from _error
 
 from fastsm.command import (
     MAX_COMMAND_SIZE,

@@ -1,6 +1,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from typing_extensions import Self
+
 from fastsm.log import Log
 from fastsm.state import State
 from fastsm.table import Table
@@ -9,7 +11,7 @@ from fastsm.turns import Turns
 from fastsm.types import Entry, LogId, SnapshotMetadata
 
 class Engine(State):
-    def __init__(self, *args: Any, **options: Any) -> None: ...
+    def __new__(cls, *args: Any, **options: Any) -> Self: ...
     @property
     def _turns(self) -> Turns: ...
     def _attach(

@@ -8,9 +8,6 @@ Nothing of a chunk is visible before everything about it is certain:
     publish           table, terms, last applied: under the GIL, so that no reader sees half a chunk
 """
 
-import collections
-import threading
-
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -139,7 +136,7 @@ cdef class Engine(State):
         frame = log.begin_frame(length)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE_FRAME:
-            held = tuple(entries)  # a list could be changed while the GIL is away
+            _held = tuple(entries)  # a list could be changed while the GIL is away
             with nogil:
                 chunk.write_records(frame + frame_size(runs.count, 0))
         else:

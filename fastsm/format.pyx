@@ -15,7 +15,7 @@ offset, so that a frame of another file, or moved within its own, does not match
 import struct
 from typing import NamedTuple
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from fastsm.hashing cimport xxh64
 

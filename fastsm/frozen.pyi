@@ -2,6 +2,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from fastsm.mapping import Mapping
 
@@ -9,7 +10,7 @@ class View:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Frozen:
-    def __init__(self, mapping: Mapping, places: npt.NDArray[np.uint64]) -> None: ...
+    def __new__(cls, mapping: Mapping, places: npt.NDArray[np.uint64]) -> Self: ...
     @property
     def mapping(self) -> Mapping: ...
     def __len__(self) -> int: ...

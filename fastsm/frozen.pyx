@@ -8,11 +8,11 @@ cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy
 
-from fastsm.format cimport RECORD_KEY, record_key, record_key_size, record_value_size
+from fastsm.format cimport record_key, record_key_size, record_value_size
 from fastsm.mapping cimport Mapping
 from fastsm.table cimport prefetch
 

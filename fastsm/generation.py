@@ -119,9 +119,7 @@ def start_next(directory: Directory, old: Log) -> Log:
             write_current(directory, log)
     except BaseException as error:
         log.close()
-        if not switching:
-            directory.unlink(log_name(generation))
-        elif still_current(directory, old):
+        if not switching or still_current(directory, old):
             directory.unlink(log_name(generation))
         else:
             old.poison(error)

@@ -1,5 +1,7 @@
 from collections.abc import Callable
 
+from typing_extensions import Self
+
 from fastsm.errors import StorageError
 from fastsm.files import Directory
 from fastsm.format import CurrentFile, LogHead
@@ -10,7 +12,7 @@ from fastsm.types import LogId, Recovery
 def log_name(generation: int) -> str: ...
 
 class Log:
-    def __init__(self, directory: Directory, head: LogHead, descriptor: int, read_only: bool = False) -> None: ...
+    def __new__(cls, directory: Directory, head: LogHead, descriptor: int, read_only: bool = False) -> Self: ...
     @property
     def directory(self) -> Directory: ...
     @property

@@ -40,6 +40,7 @@ cdef enum:
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
 
+
 def log_name(generation):
     """The file name of a generation's log."""
     return f"log-{generation}"

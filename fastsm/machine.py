@@ -20,7 +20,7 @@ from fastsm.mapping import Mapping
 from fastsm.table import Table
 from fastsm.terms import Terms
 from fastsm.trait import StateMachine
-from fastsm.types import Entry, LogId, Recovery, SnapshotMetadata, Stats
+from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
 
 logger = logging.getLogger("fastsm")
 _machines: weakref.WeakSet[FastStateMachine] = weakref.WeakSet()
@@ -164,7 +164,7 @@ class FastStateMachine(Engine, StateMachine):
     def _end_log(self) -> None:
         """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
         log = self._log
-        if log.read_only or log.end == self._clean_end and not self._has_unwritten(True):
+        if log.read_only or (log.end == self._clean_end and not self._has_unwritten(True)):
             return
         self._write_state(True)
         log.sync()

@@ -57,7 +57,6 @@ STORES_ARE_SAFE_ON = {
 
 def stores_are_safe(int descriptor):
     """Whether frames may be stored through the mapping: an in-place file system, and a kernel that populates."""
-    cdef Mapping probe
     if MADV_POPULATE_WRITE < 0 or file_system_type(descriptor) not in STORES_ARE_SAFE_ON:
         return False
     page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)

@@ -1,5 +1,7 @@
 from collections.abc import Callable, Iterator
 
+from typing_extensions import Self
+
 from fastsm.errors import CorruptionError
 from fastsm.format import LogHead
 from fastsm.mapping import Mapping
@@ -9,7 +11,7 @@ from fastsm.types import LogId
 FINDINGS: dict[int, str]
 
 class Scan:
-    def __init__(self, mapping: Mapping, size: int, head: LogHead, path: str) -> None: ...
+    def __new__(cls, mapping: Mapping, size: int, head: LogHead, path: str) -> Self: ...
     @property
     def path(self) -> str: ...
     @property

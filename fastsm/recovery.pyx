@@ -137,7 +137,6 @@ cdef class Scan:
             offset += 8
         return stop
 
-
     cdef bint looks_like_frame(self, const uint8_t *p, uint64_t offset, int64_t *budget) noexcept nogil:
         """Whether it would prove something, and its structure adds up: ordinary bytes never do, unhashed."""
         cdef uint64_t last_index = self.last_index

@@ -320,7 +320,7 @@ cdef class Table:
     cdef void share_out(self, const uint8_t *arena, Segment *low, Segment *high) noexcept nogil:
         """Moves the slots of `low` whose hash has the new bit set to `high`, all in order of their homes."""
         cdef uint64_t slots[SEGMENT_SLOTS]
-        cdef uint64_t slot, hashed
+        cdef uint64_t hashed
         cdef const uint8_t *record
         cdef Segment *target
         cdef size_t used = 0

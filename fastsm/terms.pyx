@@ -5,7 +5,7 @@ seen or not: what lies between two entries of one term has that term. Between tw
 terms nothing is certain, and nothing is claimed.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 

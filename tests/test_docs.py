@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,4 @@ def test_examples_of_a_module_run(module: str) -> None:
 
 def test_the_version_is_that_of_the_installed_package() -> None:
     """`fastsm.__version__` says what was installed."""
-    from importlib.metadata import version
-
     assert fastsm.__version__ == version("fastsm")
