@@ -23,7 +23,10 @@ bytes to files to memory to the machine; each module knows only those before it:
     memory              MemoryStateMachine, the model
     demo_history, demo  the main job, on real input
     cli                 the command ``fastsm``
+    testing             a conformance suite for any StateMachine
 """
+
+import logging as _logging
 
 try:
     import fastsm.engine as _engine  # noqa: F401  # is this package built?
@@ -66,6 +69,9 @@ from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, ScanResult, SnapshotMetadata, Stats
+
+# A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
+_logging.getLogger("fastsm").addHandler(_logging.NullHandler())
 
 __version__ = "0.1.0.dev0"
 

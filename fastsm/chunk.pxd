@@ -43,6 +43,10 @@ cdef class Chunk:
     cdef int decode(
         self, object entries, Table table, Terms terms, RunList runs, bint contiguous) except -1
     cdef int decode_entry(self, object command, uint64_t index, Table table) except -1
+    cdef int begin(self, size_t count) except -1
+    cdef int grow(self) except -1
+    cdef int open_pending(self) except -1
+    cdef void take_back(self, size_t first, size_t failed, size_t stop) noexcept
     cdef int judge(self, Table table, const uint8_t *arena) except -1
     cdef bint matches(self, Step *step, Table table, const uint8_t *arena) noexcept nogil
     cdef Pending *pending_slot(self, Step *step) noexcept nogil

@@ -105,7 +105,7 @@ cdef class Chunk:
         self.entries = count
         return 0
 
-    def begin(self, size_t count):
+    cdef int begin(self, size_t count) except -1:
         """Room for the outcomes of `count` entries."""
         self.count = self.puts = 0
         self.conditional = False
@@ -117,6 +117,7 @@ cdef class Chunk:
                 raise MemoryError(f"no memory for a chunk of {count} entries")
             self.outcome_room = count
         memset(self.outcomes, APPLIED, count)
+        return 0
 
     cdef int decode_entry(self, object command, uint64_t index, Table table) except -1:
         """Appends the steps of one command."""
@@ -160,13 +161,14 @@ cdef class Chunk:
             raise command_error(code, &reader, index)
         return 0
 
-    def grow(self):
+    cdef int grow(self) except -1:
         cdef size_t room = 2 * self.room + 16
         cdef Step *grown = <Step *>realloc(self.steps, room * sizeof(Step))
         if grown == NULL:
             raise MemoryError(f"no memory for a chunk of {room} operations")
         self.steps = grown
         self.room = room
+        return 0
 
     # ---- judge -----------------------------------------------------------------------------------------
 
@@ -197,17 +199,19 @@ cdef class Chunk:
             first = stop
         return 0
 
-    def take_back(self, size_t first, size_t failed, size_t stop):
+    cdef void take_back(self, size_t first, size_t failed, size_t stop) noexcept:
         """Undoes an entry whose step `failed` did not match."""
         cdef size_t i
-        for i in range(failed, first, -1):
-            if self.steps[i - 1].record:
-                self.pending_slot(&self.steps[i - 1]).latest = self.steps[i - 1].shadowed
+        i = failed
+        while i > first:
+            i -= 1
+            if self.steps[i].record:
+                self.pending_slot(&self.steps[i]).latest = self.steps[i].shadowed
         for i in range(first, stop):
             self.steps[i].record = 0
         self.outcomes[self.steps[first].entry] = REFUSED
 
-    def open_pending(self):
+    cdef int open_pending(self) except -1:
         cdef size_t room = 16
         cdef size_t i
         if self.count >= 0x7FFFFFFF:
@@ -220,6 +224,7 @@ cdef class Chunk:
         for i in range(room):
             self.pending[i].owner = -1
         self.pending_mask = room - 1
+        return 0
 
     cdef Pending *pending_slot(self, Step *step) noexcept nogil:
         """The slot of the step's key, made when there is none."""

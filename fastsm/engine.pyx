@@ -89,12 +89,15 @@ cdef class Engine(State):
         """
         self._turns.enter()
         try:
-            return self._apply_in_turn(chunk)
+            return self.apply_in_turn(chunk)
         finally:
             self._turns.leave()
 
     def _apply_in_turn(self, entries):
         """`apply`, for whoever has the writer's turn already."""
+        return self.apply_in_turn(entries)
+
+    cdef list apply_in_turn(self, object entries):
         if self.status:
             self.refuse()
         self._log.check_writable()

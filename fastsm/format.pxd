@@ -113,3 +113,4 @@ cdef int look_inside_frame(const uint8_t *frame, uint64_t *last_index, uint64_t 
 cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil
 
 cdef uint64_t UNKNOWN_TERM
+cdef uint64_t LOG_LIMIT       # bytes of a log; a place in it fits into a slot of the table

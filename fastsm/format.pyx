@@ -30,6 +30,7 @@ LOG_HEADER_BYTES = LOG_HEADER_SIZE
 # A run of this term is a gap: indexes that were never seen, between two runs of different terms.
 UNKNOWN_TERM = <uint64_t>0xFFFFFFFFFFFFFFFF
 cdef uint64_t LARGEST = UNKNOWN_TERM - 1
+LOG_LIMIT = <uint64_t>1 << 39
 cdef uint64_t LARGEST_VALUE = 0x7FFFFFFF
 MAX_TERM = MAX_INDEX = LARGEST
 

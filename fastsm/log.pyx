@@ -10,6 +10,7 @@ whole; nothing counts as durable before a sync that began after it was written h
 fails, the log is *poisoned*: what the disk holds is unknown, so nothing more is written to it.
 """
 
+import errno
 import logging
 import os
 import time
@@ -17,7 +18,7 @@ import time
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from fastsm.format cimport FRAME_RUNS, LOG_HEADER_SIZE, seal_frame
+from fastsm.format cimport FRAME_RUNS, LOG_HEADER_SIZE, LOG_LIMIT, seal_frame
 from fastsm.recovery cimport Scan
 
 from fastsm import format
@@ -138,6 +139,8 @@ cdef class Log:
         """
         cdef uint64_t stop = self.end + length
         self.check_writable()
+        if stop > LOG_LIMIT:
+            raise StorageError(errno.EFBIG, f"a log takes at most {LOG_LIMIT} bytes", self.path)
         if stop > self.allocated:
             self.grow(stop)
         if self.stores and not self.paced and not self.syncing and length < LARGE_FRAME:

@@ -5,8 +5,10 @@ from fastsm.hashing cimport siphash13
 cdef enum:
     SEGMENT_BITS = 12
     SEGMENT_SLOTS = 1 << SEGMENT_BITS
-    TAG_BITS = 24
-    PLACE_BITS = 40
+    TAG_BITS = 24          # of the hash, on top of the slot: the home, and 12 more
+    NEXT_BITS = 4          # of the hash, by which the segment will split next
+    PLACE_BITS = 36        # of the place, in units of 8 bytes
+    TAG_SHIFT = 64 - TAG_BITS
 
 cdef uint64_t PLACE_MASK
 cdef uint64_t FAILED
@@ -61,6 +63,7 @@ cdef class Table:
     cdef int grow_pool(self) noexcept nogil
     cdef bint double_directory(self) noexcept nogil
     cdef void share_out(self, const uint8_t *arena, Segment *low, Segment *high) noexcept nogil
+    cdef void renew_next_bits(self, const uint8_t *arena, Segment *segment) noexcept nogil
     cdef Segment *new_segment(self, uint32_t depth) noexcept nogil
     cdef Segment *segment_at(self, uint32_t number) noexcept nogil
     cdef int split(self, const uint8_t *arena, uint64_t hashed) noexcept nogil

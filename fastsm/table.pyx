@@ -5,12 +5,13 @@ Extendible hashing (Fagin, Nievergelt, Pippenger, Strong, TODS 1979) over open-a
     hash    | directory bits … |  …  | home, 12 bits | tag, 12 bits |
                      |                       |
               segments[depth bits] ─► 4,096 slots, probed from the home on, one by one
-    slot    | home and tag, 24 bits | place / 8, 40 bits |      0: empty
+    slot    | home and tag, 24 bits | next, 4 bits | place / 8, 36 bits |      0: empty
 
 A segment that is three quarters full splits in two by the next bit of the hash, so that the table grows
 32 KiB at a time: no call ever waits for the rehashing of all keys. A slot knows its home, so that a delete
-can close the gap behind it without a look at any key, and leaves no scar. The table itself stores no
-key; whoever calls passes the arena, where places lead to records.
+can close the gap behind it without a look at any key, and leaves no scar. It knows the next four bits by
+which its segment will split, so that only every fourth split has to look at keys. The table itself stores
+no key; whoever calls passes the arena, where places lead to records.
 
 The hash is SipHash-1-3 under a random seed. Keys that collide beyond all chance (somebody knows the seed)
 make the table draw a new seed and build itself again.
@@ -22,7 +23,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from fastsm.format cimport record_key, record_key_size
+from fastsm.format cimport LOG_LIMIT, record_key, record_key_size
 
 cdef extern from *:
     """
@@ -36,6 +37,8 @@ cdef extern from *:
     void huge_pages "fastsm_huge_pages"(void *address, size_t size) noexcept nogil
 
 PLACE_MASK = (<uint64_t>1 << PLACE_BITS) - 1
+
+assert LOG_LIMIT == <uint64_t>8 << PLACE_BITS
 
 cdef enum:
     SLOT_MASK = SEGMENT_SLOTS - 1
@@ -51,8 +54,14 @@ cdef enum:
 cdef uint64_t FAILED = ~<uint64_t>0
 
 
-cdef inline uint64_t make_slot(uint64_t hashed, uint64_t place) noexcept nogil:
-    return hashed << PLACE_BITS | place >> 3
+cdef inline uint64_t next_bits(uint64_t hashed, uint32_t depth) noexcept nogil:
+    """The four directory bits that a segment of this depth splits by until they are used up."""
+    cdef uint32_t used = depth & ~<uint32_t>(NEXT_BITS - 1)
+    return (hashed << used) >> (64 - NEXT_BITS)
+
+
+cdef inline uint64_t make_slot(uint64_t hashed, uint32_t depth, uint64_t place) noexcept nogil:
+    return hashed << TAG_SHIFT | next_bits(hashed, depth) << PLACE_BITS | place >> 3
 
 
 cdef inline uint64_t place_of(uint64_t slot) noexcept nogil:
@@ -163,7 +172,7 @@ cdef class Table:
         cdef size_t i = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
         cdef uint64_t slot = segment.slots[i]
         while slot:
-            if (slot ^ hashed << PLACE_BITS) >> PLACE_BITS == 0:
+            if (slot ^ hashed << TAG_SHIFT) >> TAG_SHIFT == 0:
                 return place_of(slot)
             i = (i + 1) & SLOT_MASK
             slot = segment.slots[i]
@@ -178,7 +187,7 @@ cdef class Table:
         cdef uint64_t slot = segment.slots[i]
         cdef const uint8_t *record
         while slot:
-            if (slot ^ hashed << PLACE_BITS) >> PLACE_BITS == 0:
+            if (slot ^ hashed << TAG_SHIFT) >> TAG_SHIFT == 0:
                 record = arena + place_of(slot)
                 if same_key(record, key, size):
                     return place_of(slot)
@@ -210,16 +219,16 @@ cdef class Table:
         cdef uint32_t distance = 0
         cdef uint32_t strangers = 0
         while slot:
-            if (slot ^ hashed << PLACE_BITS) >> PLACE_BITS == 0:
+            if (slot ^ hashed << TAG_SHIFT) >> TAG_SHIFT == 0:
                 if same_key(arena + place_of(slot), key, size):
-                    segment.slots[i] = make_slot(hashed, place)
+                    segment.slots[i] = make_slot(hashed, segment.depth, place)
                     return place_of(slot)
                 strangers += 1
             distance += 1
             i = (i + 1) & SLOT_MASK
             slot = segment.slots[i]
         if segment.count < SPLIT_AT and distance < CROWDED and strangers < SUSPICIOUS:
-            segment.slots[i] = make_slot(hashed, place)
+            segment.slots[i] = make_slot(hashed, segment.depth, place)
             segment.count += 1
             self.count += 1
             return 0
@@ -241,7 +250,7 @@ cdef class Table:
         i = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
         while segment.slots[i]:
             i = (i + 1) & SLOT_MASK
-        segment.slots[i] = make_slot(hashed, place)
+        segment.slots[i] = make_slot(hashed, segment.depth, place)
         segment.count += 1
         self.count += 1
         return 0
@@ -256,7 +265,7 @@ cdef class Table:
         cdef uint64_t slot = segment.slots[gap]
         cdef uint64_t place
         while slot:
-            if (slot ^ hashed << PLACE_BITS) >> PLACE_BITS == 0 and same_key(
+            if (slot ^ hashed << TAG_SHIFT) >> TAG_SHIFT == 0 and same_key(
                 arena + place_of(slot), key, size
             ):
                 break
@@ -320,29 +329,38 @@ cdef class Table:
     cdef void share_out(self, const uint8_t *arena, Segment *low, Segment *high) noexcept nogil:
         """Moves the slots of `low` whose hash has the new bit set to `high`, all in order of their homes."""
         cdef uint64_t slots[SEGMENT_SLOTS]
-        cdef uint64_t hashed
-        cdef const uint8_t *record
+        cdef uint32_t bit = PLACE_BITS + NEXT_BITS - 1 - ((low.depth - 1) & (NEXT_BITS - 1))
         cdef Segment *target
-        cdef size_t used = 0
         cdef size_t i, j
-        for i in range(SEGMENT_SLOTS):
-            if low.slots[i]:
-                slots[used] = low.slots[i]
-                used += 1
+        memcpy(slots, low.slots, sizeof(slots))
         memset(low.slots, 0, sizeof(low.slots))
         low.count = 0
-        for i in range(used):
-            if i + 16 < used:
-                prefetch(arena + place_of(slots[i + 16]))
-                prefetch(arena + place_of(slots[i + 16]) + 40)
-            record = arena + place_of(slots[i])
-            hashed = self.hash(record_key(record), record_key_size(record))
-            target = high if (hashed >> (64 - low.depth)) & 1 else low
+        for i in range(SEGMENT_SLOTS):
+            if slots[i] == 0:
+                continue
+            target = high if slots[i] >> bit & 1 else low
             j = slots[i] >> HOME_SHIFT
             while target.slots[j]:
                 j = (j + 1) & SLOT_MASK
             target.slots[j] = slots[i]
             target.count += 1
+        if low.depth & (NEXT_BITS - 1) == 0:
+            self.renew_next_bits(arena, low)
+            self.renew_next_bits(arena, high)
+
+    cdef void renew_next_bits(self, const uint8_t *arena, Segment *segment) noexcept nogil:
+        """Takes the next four bits from the keys' hashes: the last ones are used up."""
+        cdef uint64_t hashed
+        cdef const uint8_t *record
+        cdef size_t i
+        for i in range(SEGMENT_SLOTS):
+            if i + 32 < SEGMENT_SLOTS and segment.slots[i + 32]:
+                prefetch(arena + place_of(segment.slots[i + 32]))
+                prefetch(arena + place_of(segment.slots[i + 32]) + 40)
+            if segment.slots[i]:
+                record = arena + place_of(segment.slots[i])
+                hashed = self.hash(record_key(record), record_key_size(record))
+                segment.slots[i] = make_slot(hashed, segment.depth, place_of(segment.slots[i]))
 
     cdef int rebuild(self, const uint8_t *arena) noexcept nogil:
         """The same keys under a new seed. O(keys). On -1 (no memory) the table is as it was."""
@@ -445,7 +463,7 @@ cdef void check_table(Table table, const uint8_t *arena) except *:
             record = arena + place_of(slot)
             hashed = table.hash(record_key(record), record_key_size(record))
             assert table.segment_of(hashed) == segment, f"segment {number}, slot {i}: the key belongs elsewhere"
-            assert make_slot(hashed, place_of(slot)) == slot, f"segment {number}, slot {i}: another tag"
+            assert make_slot(hashed, segment.depth, place_of(slot)) == slot, f"segment {number}, slot {i}: another tag"
             j = slot >> HOME_SHIFT
             while j != i:
                 assert segment.slots[j], f"segment {number}: a probe for slot {i} ends early, at slot {j}"

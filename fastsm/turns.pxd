@@ -7,6 +7,8 @@ cdef class Turns:
     cdef bint taken
     cdef unsigned long owner     # the thread whose turn it is, 0 while it is handed over
     cdef object waiting          # the locks of those who wait, in order
+    cdef size_t waiting_count
+    cdef int pass_on(self) except -1
 
     cdef inline int enter(self) except -1:
         """Takes the turn, after everyone who came before."""
@@ -19,8 +21,8 @@ cdef class Turns:
     cdef inline int leave(self) except -1:
         """Gives the turn to whoever has waited longest."""
         self.owner = 0
-        if self.waiting:
-            self.waiting.popleft().release()
+        if self.waiting_count:
+            self.pass_on()
         else:
             self.taken = False
         return 0

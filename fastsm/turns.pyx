@@ -30,9 +30,15 @@ cdef class Turns:
         except BaseException:
             try:
                 self.waiting.remove(turn)
+                self.waiting_count -= 1
             except ValueError:
                 self.leave()  # it was given to us just before the interruption
             raise
+
+    cdef int pass_on(self) except -1:
+        self.waiting_count -= 1
+        self.waiting.popleft().release()
+        return 0
 
     def reserve(self):
         """A place in the order, taken now: None when it is the caller's turn already, else a lock to wait on."""
@@ -42,6 +48,7 @@ cdef class Turns:
         turn = threading.Lock()
         turn.acquire()
         self.waiting.append(turn)
+        self.waiting_count += 1
         return turn
 
     def own(self):
