@@ -1,0 +1,69 @@
+"""What all tests share: the right fastsm, machines that end checked, hypothesis without chance."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from fastsm import FastStateMachine
+
+TESTS = Path(__file__).resolve().parent
+CHECKOUT = TESTS.parent
+
+
+def is_built(package: Path) -> bool:
+    """Whether the folder holds modules compiled for this interpreter."""
+    return any((package / f"engine{suffix}").exists() for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+
+
+def uncover_installed_package() -> None:
+    """Takes an unbuilt checkout off the path: `python -m pytest` puts it before the installed package."""
+    if "fastsm" in sys.modules or not (CHECKOUT / "fastsm").is_dir() or is_built(CHECKOUT / "fastsm"):
+        return
+    before = list(sys.path)
+    sys.path[:] = [entry for entry in before if Path(entry or ".").resolve() != CHECKOUT]
+    if importlib.util.find_spec("fastsm") is None:
+        sys.path[:] = before  # nothing is installed: the checkout's own ImportError says what to do
+
+
+uncover_installed_package()
+sys.path.insert(0, str(TESTS))  # for `import support.…`
+
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.load_profile("ci")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where a state may live; it does not exist yet."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def machine_at() -> Iterator[Callable[..., FastStateMachine]]:
+    """Opens state machines that end with the full check of their invariants, then close."""
+    import fastsm  # noqa: PLC0415  # not before the path is right
+
+    machines: list[FastStateMachine] = []
+
+    def open_machine(path: Path | str, **options: Any) -> FastStateMachine:
+        machine = fastsm.FastStateMachine(path, **options)
+        machines.append(machine)
+        return machine
+
+    yield open_machine
+    try:
+        for machine in machines:
+            if machine.is_running():
+                machine._check()
+    finally:
+        for machine in machines:
+            machine.close()
