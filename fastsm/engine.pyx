@@ -57,7 +57,7 @@ cdef class Engine(State):
         self.contiguous = contiguous
         self.sync_on_apply = sync_on_apply
         self._log, self._terms, self._table, self.runs = log, terms, table, runs
-        self.arena = log.address
+        self.take_arena()
         self.runs_in_terms = 0
         self.applied_index, self.applied_term = self.runs.index, self.runs.term
         self.framed_index, self.framed_term = self.runs.index, self.runs.term
@@ -137,6 +137,7 @@ cdef class Engine(State):
         chunk.lay_out(place)
         length = frame_size(runs.count, chunk.record_bytes)
         frame = log.begin_frame(length)
+        self.take_arena()
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE_FRAME:
             _held = tuple(entries)  # a list could be changed while the GIL is away
@@ -145,7 +146,6 @@ cdef class Engine(State):
         else:
             chunk.write_records(frame + frame_size(runs.count, 0))
         log.commit_frame(frame, length, runs.count)
-        self.arena = log.address
         if self.sync_on_apply:
             log.sync()
             self.durable_index, self.durable_term = runs.index, runs.term
@@ -314,6 +314,7 @@ cdef class Engine(State):
             length += record_size(0, 0)
         self._terms.reserve(runs.count)
         frame = self._log.begin_frame(length)
+        self.take_arena()
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         p = frame + frame_size(runs.count, 0)
         if value:
@@ -323,7 +324,6 @@ cdef class Engine(State):
         if closing:
             write_record(p, RECORD_CLOSE, runs.index, NULL, 0, NULL, 0)
         self._log.commit_frame(frame, length, runs.count)
-        self.arena = self._log.address
         if value:
             self.metadata_unsaved = False
         self.publish_runs()

@@ -108,7 +108,13 @@ cdef int look_at_frame(
     const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
 ) noexcept nogil
 
-cdef int look_inside_frame(const uint8_t *frame, uint64_t *last_index, uint64_t *last_term) noexcept nogil
+ctypedef struct Progress:
+    # What a walk over frames has seen so far.
+    uint64_t last_index
+    uint64_t last_term
+    const uint8_t *snapshot      # the newest record of snapshot metadata, or NULL
+
+cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept nogil
 
 cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil
 

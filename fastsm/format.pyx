@@ -173,26 +173,26 @@ cdef int look_at_frame(
     return VALID
 
 
-cdef int look_inside_frame(const uint8_t *frame, uint64_t *last_index, uint64_t *last_term) noexcept nogil:
-    """VALID or MALFORMED: whether runs and records of a frame add up, behind the entry before it.
+cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept nogil:
+    """VALID or MALFORMED: whether runs and records of a frame add up, behind what was seen before it.
 
-    Moves that entry on to the frame's last. Afterwards a walk over the frame needs no checks.
+    Moves `progress` on behind it. Afterwards a walk over the frame needs no checks.
     """
     cdef uint32_t run_count = frame_run_count(frame)
     cdef const uint64_t *run = <const uint64_t *>(frame + FRAME_RUNS)
     cdef const uint8_t *record = frame + frame_size(run_count, 0)
     cdef uint64_t left = frame_length(frame) - frame_size(run_count, 0)
-    cdef uint64_t before = last_index[0] + 1
+    cdef uint64_t before = progress.last_index + 1
     cdef uint64_t length
     cdef uint32_t i
     for i in range(run_count):
-        if run[0] <= last_index[0] or run[0] > LARGEST:
+        if run[0] <= progress.last_index or run[0] > LARGEST:
             return MALFORMED
-        last_index[0] = run[0]
+        progress.last_index = run[0]
         if run[1] != UNKNOWN_TERM:
-            if run[1] < last_term[0]:
+            if run[1] < progress.last_term:
                 return MALFORMED
-            last_term[0] = run[1]
+            progress.last_term = run[1]
         elif i + 1 == run_count:
             return MALFORMED  # a gap is between two runs
         run += 2
@@ -205,13 +205,15 @@ cdef int look_inside_frame(const uint8_t *frame, uint64_t *last_index, uint64_t 
             return MALFORMED
         if record_operation(record) <= RECORD_CONFIG:
             # In the order of the entries, each of which is in a run that is no gap.
-            if not (before <= record_index(record) <= last_index[0]):
+            if not (before <= record_index(record) <= progress.last_index):
                 return MALFORMED
             before = record_index(record)
             while run[0] < before:  # ends: the last run reaches last_index, which is not below
                 run += 2
             if run[1] == UNKNOWN_TERM:
                 return MALFORMED
+        elif record_operation(record) == RECORD_SNAPSHOT:
+            progress.snapshot = record
         record += length
         left -= length
     return VALID

@@ -37,20 +37,33 @@ cdef class Frozen:
     Thread safety: immutable; all methods from any thread. Long ones work without the GIL, in slices.
     """
 
-    def __cinit__(self, Mapping mapping, places):
-        places.sort()
-        self.mapping = mapping
-        self.arena = mapping.address
-        self.places = places
+    def __dealloc__(self):
+        free(self.places)
+
+    cdef int reserve(self, size_t count) except -1:
+        """Room for as many places. Runs no Python code, unless there is no memory."""
+        self.places = <uint64_t *>malloc((count + 1) * sizeof(uint64_t))
+        if self.places == NULL:
+            raise MemoryError(f"no memory to hold {count} keys still")
+        self.count = count
+        return 0
+
+    cdef Frozen in_order(self):
+        """Sorts the places: in the order of the log."""
+        import numpy as np  # not at import time: it would be most of it
+
+        if self.count:
+            np.asarray(<uint64_t[:self.count]>self.places).sort()
+        return self
 
     def __len__(self):
-        return self.places.shape[0]
+        return self.count
 
     def keys(self):
         """Iterates over all keys."""
         cdef const uint8_t *record
         cdef Py_ssize_t i
-        for i in range(self.places.shape[0]):
+        for i in range(<Py_ssize_t>self.count):
             record = self.arena + self.places[i]
             yield key_of(record)
 
@@ -58,7 +71,7 @@ cdef class Frozen:
         """Iterates over all pairs."""
         cdef const uint8_t *record
         cdef Py_ssize_t i
-        for i in range(self.places.shape[0]):
+        for i in range(<Py_ssize_t>self.count):
             record = self.arena + self.places[i]
             yield key_of(record), value_of(record)
 
@@ -66,7 +79,7 @@ cdef class Frozen:
         """All pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), the same of values."""
         import numpy as np  # not at import time: it would be most of it
 
-        cdef Py_ssize_t count = self.places.shape[0]
+        cdef Py_ssize_t count = <Py_ssize_t>self.count
         key_offsets = np.zeros(count + 1, dtype=np.int64)
         value_offsets = np.zeros(count + 1, dtype=np.int64)
         cdef int64_t[::1] key_ends = key_offsets
@@ -89,7 +102,7 @@ cdef class Frozen:
     cdef int fill(
         self, uint8_t[::1] keys, int64_t[::1] key_ends, uint8_t[::1] values, int64_t[::1] value_ends
     ) except -1:
-        cdef Py_ssize_t count = self.places.shape[0]
+        cdef Py_ssize_t count = <Py_ssize_t>self.count
         cdef Py_ssize_t i, first, stop
         cdef uint8_t *key_bytes = &keys[0] if keys.shape[0] else NULL
         cdef uint8_t *value_bytes = &values[0] if values.shape[0] else NULL
@@ -108,14 +121,14 @@ cdef class Frozen:
 
     def scan(self, bytes prefix, limit, start_after):
         """The pairs whose key starts with `prefix`, sorted by key; see `FastStateMachine.scan_prefix`."""
-        cdef Scan scan = Scan(self.places.shape[0])
+        cdef Scan scan = Scan(<Py_ssize_t>self.count)
         cdef bytes after = start_after or b""
         cdef bint skipping = start_after is not None
         cdef const uint8_t *prefix_bytes = <const uint8_t *>PyBytes_AS_STRING(prefix)
         cdef const uint8_t *after_bytes = <const uint8_t *>PyBytes_AS_STRING(after)
         cdef size_t prefix_size = PyBytes_GET_SIZE(prefix)
         cdef size_t after_size = PyBytes_GET_SIZE(after)
-        cdef Py_ssize_t count = self.places.shape[0]
+        cdef Py_ssize_t count = <Py_ssize_t>self.count
         cdef Py_ssize_t first, stop, i
         cdef const uint8_t *record
         for first in range(0, count, SLICE):

@@ -135,7 +135,9 @@ def still_current(directory: Directory, log: Log) -> bool:
 
 def remove_others(directory: Directory, generation: int) -> None:
     """Removes what a crash may have left of other generations."""
-    for name in directory.names():
+    with storage_errors(directory.path, "listing"):
+        names = directory.names()
+    for name in names:
         if NAMES.fullmatch(name) and not name.endswith(f"-{generation}"):
             with storage_errors(directory.path_of(name), "removing"):
                 directory.unlink(name)

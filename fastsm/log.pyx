@@ -314,7 +314,8 @@ cdef class Log:
         scan.read_frames(terms)
         scan.judge_durable(known_durable)
         torn_end = scan.end if self.read_only else scan.look_behind(self.descriptor)
-        judge_expected(self.path, scan.end, expect_applied, LogId(scan.last_index, scan.last_term), terms)
+        scan.judge_snapshot()
+        judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
         if self.allocated > scan.end and not self.read_only:
             self.cut(scan.end, torn_end)
         self.end = scan.end

@@ -83,7 +83,6 @@ class FastStateMachine(Engine, StateMachine):
                 log, terms, self._recovery = generation.open_current(self._directory, expected)
             try:
                 self._attach(log, terms, Table(), contiguous, sync == "apply")
-                self._judge_metadata()
             except BaseException:
                 log.close()
                 raise
@@ -92,23 +91,11 @@ class FastStateMachine(Engine, StateMachine):
             raise
         self._clean_end = log.end if self._recovery.clean else -1
         self._group_commit = GroupCommit(log)
-        self._retired: weakref.WeakSet[Mapping] = weakref.WeakSet()  # alive while views hold them
+        self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
         self._worker = OrderedWorker()
         self._set_status("running")
         _machines.add(self)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
-
-    def _judge_metadata(self) -> None:
-        """The host may have dropped its log up to its last snapshot: a state behind that has a hole."""
-        metadata = self._metadata()
-        if metadata is not None and metadata.last_included.index > self._applied_index():
-            raise CorruptionError(
-                self._log.path,
-                self._log.end,
-                f"entries up to {metadata.last_included}, which the last snapshot includes",
-                f"entries up to index {self._applied_index()}",
-                "install that snapshot, or restore the directory from a replica",
-            )
 
     def __repr__(self) -> str:
         if not self.is_running():
@@ -157,6 +144,7 @@ class FastStateMachine(Engine, StateMachine):
 
     def _release(self) -> None:
         self._set_status("closed")
+        self._let_go()
         self._log.close()
         self._directory.close()
         _machines.discard(self)
@@ -297,12 +285,15 @@ class FastStateMachine(Engine, StateMachine):
         table, terms = Table(), Terms()  # memory first: behind the step nothing may fail
         log = generation.start_next(self._directory, old)
         commit, self._group_commit = self._group_commit, GroupCommit(log)
-        self._retired.add(old.mapping)
+        self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
         self._start_over(log, terms, table)
         self._clean_end = -1
         commit.close()
         old.close()
-        generation.remove_others(self._directory, log.head.generation)
+        try:
+            generation.remove_others(self._directory, log.head.generation)
+        except StorageError as error:
+            logger.warning("%s: left over until the next opening: %s", self.path, error)
 
     # ---- snapshots -------------------------------------------------------------------------------------
 
@@ -339,7 +330,7 @@ class FastStateMachine(Engine, StateMachine):
             keys=self.len(),
             live_bytes=live,
             dead_bytes=log.end - generation.EMPTY_LOG_BYTES - live,
-            pinned_bytes=sum(mapping.mapped for mapping in self._retired),
+            pinned_bytes=sum(mapping.mapped for ref in self._retired if (mapping := ref()) is not None),
             log_bytes=log.end,
             table_bytes=table.size,
             table_load=table.load,

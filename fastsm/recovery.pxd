@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from fastsm.format cimport Progress
 from fastsm.mapping cimport Mapping
 
 
@@ -12,8 +13,7 @@ cdef class Scan:
     cdef uint64_t size
     cdef readonly uint64_t end
     cdef readonly uint64_t watermark     # an offset below which the log was known durable
-    cdef readonly uint64_t last_index
-    cdef readonly uint64_t last_term
+    cdef Progress progress               # the last entry, and the newest snapshot metadata
     cdef readonly uint64_t frames
     cdef int look(self, uint64_t offset) noexcept nogil
     cdef uint64_t search(

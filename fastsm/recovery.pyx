@@ -13,7 +13,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastsm.format cimport (
     BROKEN, FRAME_RUNS, LOG_HEADER_SIZE, MALFORMED, NOTHING, VALID,
-    frame_length, frame_run_count, frame_size, frame_watermark, look_at_frame, look_inside_frame,
+    frame_length, frame_run_count, frame_size, frame_watermark, look_at_frame, look_inside_frame, record_index,
+    record_key, Progress,
 )
 from fastsm.hashing cimport load64
 from fastsm.mapping cimport Mapping
@@ -44,8 +45,9 @@ cdef class Scan:
         self.path = path
         self.identity = head.identity
         self.end = LOG_HEADER_SIZE
-        self.last_index = head.base_index
-        self.last_term = head.base_term
+        self.progress.last_index = head.base_index
+        self.progress.last_term = head.base_term
+        self.progress.snapshot = NULL
 
     def read_frames(self, Terms terms):
         """Checks frame after frame up to the first that is not valid; `terms` take their runs."""
@@ -60,7 +62,7 @@ cdef class Scan:
             if finding != VALID:
                 return
             frame = self.address + self.end
-            if look_inside_frame(frame, &self.last_index, &self.last_term) != VALID:
+            if look_inside_frame(frame, &self.progress) != VALID:
                 raise CorruptionError(self.path, self.end, "a frame whose content adds up", FINDINGS[MALFORMED])
             terms.reserve(frame_run_count(frame))
             runs = <const Run *>(frame + FRAME_RUNS)
@@ -81,6 +83,21 @@ cdef class Scan:
         self.watermark = max(self.watermark, known_durable)
         if self.end < self.watermark:
             raise self.corrupt(f"a frame, for the log is known durable up to offset {self.watermark}")
+
+    def judge_snapshot(self):
+        """Raises when the state is behind its own snapshot: the host may have dropped its log up to there."""
+        if self.progress.snapshot == NULL:
+            return
+        included = LogId(record_index(self.progress.snapshot), load64(record_key(self.progress.snapshot)))
+        if included.index > self.progress.last_index:
+            raise CorruptionError(
+                self.path, self.end, f"entries up to {included}, which the last snapshot includes",
+                f"entries up to {self.last_applied()}",
+                "install that snapshot, or restore the directory from a replica")
+
+    def last_applied(self):
+        """The last entry of the frames."""
+        return LogId(self.progress.last_index, self.progress.last_term)
 
     def corrupt(self, expected):
         """The error for what is at the end of the frames."""
@@ -139,16 +156,15 @@ cdef class Scan:
 
     cdef bint looks_like_frame(self, const uint8_t *p, uint64_t offset, int64_t *budget) noexcept nogil:
         """Whether it would prove something, and its structure adds up: ordinary bytes never do, unhashed."""
-        cdef uint64_t last_index = self.last_index
-        cdef uint64_t last_term = self.last_term
+        cdef Progress progress = self.progress
         cdef uint64_t length = frame_length(p)
         if length < FRAME_RUNS or length > self.size - offset or length & 7:
             return False
         if frame_size(frame_run_count(p), 0) > length or frame_watermark(p, offset) <= self.end:
             return False
-        if frame_run_count(p) and (<const Run *>(p + FRAME_RUNS)).last > last_index:
+        if frame_run_count(p) and (<const Run *>(p + FRAME_RUNS)).last > progress.last_index:
             budget[0] -= frame_size(frame_run_count(p), 0)
-        if budget[0] < 0 or look_inside_frame(p, &last_index, &last_term) != VALID:
+        if budget[0] < 0 or look_inside_frame(p, &progress) != VALID:
             return False
         budget[0] -= length
         return budget[0] >= 0

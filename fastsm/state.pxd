@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.frozen cimport Frozen
 from fastsm.log cimport Log
+from fastsm.mapping cimport Mapping
 from fastsm.table cimport Table
 from fastsm.terms cimport RunList, Terms
 
@@ -23,6 +24,7 @@ cdef class State:
     cdef readonly Terms _terms
     cdef RunList runs
     cdef uint32_t runs_in_terms    # of these, as many are in the terms already
+    cdef Mapping mapping           # what `arena` leads into: both change together
     cdef const uint8_t *arena
     cdef int status
     cdef bint sync_on_apply
@@ -40,3 +42,4 @@ cdef class State:
     cdef uint64_t find_buffer(self, key) except? 0
     cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1
     cdef Frozen freeze(self)
+    cdef void take_arena(self) noexcept

@@ -98,7 +98,7 @@ cdef class State:
             return None
         record = self.arena + place
         view = View.__new__(View)
-        view.mapping = self._log.mapping
+        view.mapping = self.mapping
         view.data = record_key(record) + record_key_size(record)
         view.size = record_value_size(record)
         return PyMemoryView_FromObject(view)
@@ -200,7 +200,7 @@ cdef class State:
         cdef Py_ssize_t first, i
         if self.status:
             self.refuse()
-        mapping = self._log.mapping  # its bytes stay, whatever other threads do from here on
+        mapping = self.mapping  # its bytes stay, whatever other threads do from here on
         for first in range(0, count, BLOCK):
             self.find_block(wanted, first, min(count - first, BLOCK), &places[first])
         for i in range(count):
@@ -217,30 +217,26 @@ cdef class State:
                         &data[offsets[i]], record_key(record) + record_key_size(record), record_value_size(record))
         return data_array, offsets_array, places_array != 0
 
-    def places(self):
-        """The places of all live records, as an array in no order."""
-        import numpy as np
-
-        places = np.empty(self._table.count, dtype=np.uint64)
-        cdef uint64_t[::1] room = places
-        if self._table.count:
-            self._table.gather(&room[0])
-        return places
-
     cdef Frozen freeze(self):
         """The present state, held still. O(keys), some nanoseconds each under the GIL."""
+        cdef Frozen frozen = Frozen.__new__(Frozen)
         if self.status:
             self.refuse()
-        mapping = self._log.mapping
-        return Frozen(mapping, self.places())
+        # From here to the return no Python object is made: a collection could let another thread write.
+        frozen.reserve(self._table.count)
+        self._table.gather(frozen.places)
+        frozen.mapping = self.mapping
+        frozen.arena = self.arena
+        frozen.revision = self.applied_index
+        return frozen
 
     def keys(self):
         """Iterates over the keys of the state at the call, in the order of the entries that last wrote them."""
-        return self.freeze().keys()
+        return self.freeze().in_order().keys()
 
     def items(self):
         """Iterates over the pairs of the state at the call, in the order of the entries that last wrote them."""
-        return self.freeze().items()
+        return self.freeze().in_order().items()
 
     def columns(self):
         """The whole state as NumPy arrays, without an object for each pair: all from one state.
@@ -248,7 +244,7 @@ cdef class State:
         Returns `(key_data, key_offsets, value_data, value_offsets)`, as `get_columns` lays them out, in the order
         of the entries that last wrote them: equal on all replicas. O(bytes), without the GIL.
         """
-        return self.freeze().columns()
+        return self.freeze().in_order().columns()
 
     def scan_prefix(self, prefix, *, limit=None, start_after=None):
         """The pairs whose key starts with `prefix`, sorted by key: `ScanResult(entries, revision)`.
@@ -261,8 +257,8 @@ cdef class State:
         prefix = bytes(memoryview(prefix))
         if start_after is not None:
             start_after = bytes(memoryview(start_after))
-        revision = self.applied_index
-        return ScanResult(self.freeze().scan(prefix, limit, start_after), revision)
+        cdef Frozen frozen = self.freeze()
+        return ScanResult(frozen.in_order().scan(prefix, limit, start_after), frozen.revision)
 
     def len(self):
         """The number of live keys. O(1)."""
@@ -314,11 +310,16 @@ cdef class State:
     def _syncs_on_apply(self):
         return self.sync_on_apply
 
-    def _metadata(self):
-        return self.metadata
+    cdef void take_arena(self) noexcept:
+        """Reads go through the log's present mapping from here on. The old one stays until nobody holds it."""
+        if self.mapping is not self._log.mapping:
+            self.mapping = self._log.mapping
+            self.arena = self._log.address
 
-    def _applied_index(self):
-        return self.applied_index
+    def _let_go(self):
+        """After the last read."""
+        self.arena = NULL
+        self.mapping = None
 
     def _live_bytes(self):
         return self.live_bytes
@@ -327,8 +328,11 @@ cdef class State:
         """Asserts every invariant of table, terms and counts. O(log and slots)."""
         cdef uint64_t live = 0
         cdef uint64_t place
+        cdef Frozen frozen = self.freeze()
+        cdef size_t i
         check_table(self._table, self.arena)
-        for place in self.places():
+        for i in range(frozen.count):
+            place = frozen.places[i]
             assert LOG_HEADER_SIZE < place < self._log.end
             assert record_operation(self.arena + place) == RECORD_PUT
             live += record_length(self.arena + place)
