@@ -34,6 +34,7 @@ cdef extern from "Python.h":
 cdef enum:
     LARGE_FRAME = 64 << 10    # above: built without the GIL
     REPLAY_SLICE = 4 << 20    # bytes between two looks at signals
+    KEY_SPAN = 31             # from a record's start to the end of a short key, which may be on another cache line
 
 
 cdef class Engine(State):
@@ -166,6 +167,7 @@ cdef class Engine(State):
                     candidate = self._table.candidate(step.hashed)
                     if candidate:
                         prefetch(self.arena + candidate)
+                        prefetch(self.arena + candidate + KEY_SPAN)
             for i in range(first, stop):
                 step = &chunk.steps[i]
                 if step.record == 0:
@@ -239,7 +241,7 @@ cdef class Engine(State):
             offset = stop - self.arena
             if offset > pause:
                 PyErr_CheckSignals()
-                pause = offset + (4 << 20)
+                pause = offset + REPLAY_SLICE
         self.replay_block(records, gathered)
         return 0
 
@@ -258,6 +260,7 @@ cdef class Engine(State):
                 candidate = self._table.candidate(hashes[i])
                 if candidate:
                     prefetch(self.arena + candidate)
+                    prefetch(self.arena + candidate + KEY_SPAN)
             for i in range(count):
                 if self._table.rebuilds != rebuilds:
                     hashes[i] = self._table.hash(record_key(records[i]), record_key_size(records[i]))

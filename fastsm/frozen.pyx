@@ -13,7 +13,6 @@ from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy
 
 from fastsm.format cimport record_key, record_key_size, record_value_size
-from fastsm.mapping cimport Mapping
 from fastsm.table cimport prefetch
 
 cdef enum:

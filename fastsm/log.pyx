@@ -15,6 +15,8 @@ import logging
 import os
 import time
 
+from cpython.buffer cimport PyBUF_READ
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
@@ -178,7 +180,8 @@ cdef class Log:
             try:
                 if self.paced and self.end + length > self.zeroed_end:
                     self.zero_ahead(length)
-                self.directory.write(self.descriptor, <uint8_t[:length]>self.staging, self.end)
+                piece = PyMemoryView_FromMemory(<char *>self.staging, length, PyBUF_READ)
+                self.directory.write(self.descriptor, piece, self.end)
             except BaseException:
                 self.void_frame()
                 raise

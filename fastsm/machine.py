@@ -193,6 +193,7 @@ class FastStateMachine(Engine, StateMachine):
         else it goes on; ``last_applied()`` tells. Behind a chunk that failed, queued chunks fail with
         ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
         """
+        self._require()  # a forked child has no worker thread
         if not self._syncs_on_apply() and self._worker.idle and is_small(chunk):
             return self.apply(chunk)
         return await self._worker.run(self, lambda: self._apply_in_turn(chunk), applies=True)
@@ -276,6 +277,7 @@ class FastStateMachine(Engine, StateMachine):
 
     async def reset(self) -> None:
         """:meth:`clear` for coroutines, in order with ``apply_chunk``."""
+        self._require(True)
         await self._worker.run(self, self._clear_in_turn)
 
     def _clear_in_turn(self) -> None:
