@@ -2,8 +2,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Self
-
 
 class View:
     def __buffer__(self, flags: int, /) -> memoryview: ...

@@ -45,10 +45,7 @@ def reading_order() -> list[str]:
 def imports_of(path: Path) -> Iterator[str]:
     """Every module of this package that a source imports; the package itself is ''."""
     source = path.read_text(encoding="utf-8")
-    if path.suffix in (".py", ".pyi"):
-        found = imports_in_python(ast.parse(source))
-    else:
-        found = imports_in_cython(source)
+    found = imports_in_python(ast.parse(source)) if path.suffix in (".py", ".pyi") else imports_in_cython(source)
     for module, names in found:
         if module == "fastsm":
             yield from (name if name in MODULES else "" for name in names)
