@@ -341,7 +341,7 @@ cdef class Column:
     cdef Py_ssize_t width          # of a cell, 0: offsets say it
 
     def __cinit__(self, source, str name):
-        if type(source) is tuple and len(source) == 2 and getattr(source[1], "ndim", 0) == 1:
+        if type(source) is tuple and len(source) == 2 and getattr(source[1], "ndim", 0):
             self.take_offsets(source[0], source[1], name)
         elif hasattr(source, "dtype"):
             self.take_array(source, name)

@@ -38,13 +38,14 @@ def is_small(chunk: Any) -> bool:
 class Job:
     """Work in its place of the writers' queue; the place is passed on when it was cancelled before it began."""
 
-    __slots__ = ("abandoned", "applies", "function", "future", "machine", "turn")
+    __slots__ = ("abandoned", "applies", "doomed_by", "function", "future", "machine", "turn")
 
     def __init__(self, machine: FastStateMachine, function: Callable[[], Any], applies: bool) -> None:
         self.machine = machine
         self.function = function
         self.applies = applies
         self.future: Future[Any] = Future()
+        self.doomed_by: Job | None = None  # a failed job that this one was queued behind
         self.abandoned = False  # whoever waited for it has its outcome, or will never look
         self.turn: threading.Lock | None = machine._turns.reserve()
 
@@ -106,6 +107,7 @@ class OrderedWorker:
             if self._closed:
                 raise NotRunningError("this state machine is closed: open the directory again")
             job = Job(machine, function, applies)
+            job.doomed_by = self._failed
             self._jobs.append(job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="fastsm-apply", daemon=True)
@@ -137,13 +139,21 @@ class OrderedWorker:
 
     def _run(self, job: Job) -> None:
         try:
-            if job.applies and self._failed is not None:
-                cause = self._failed.future.exception()
+            if job.applies and job.doomed_by is not None:
+                cause = job.doomed_by.future.exception()
                 raise OrderError("a chunk queued before this one failed, see the cause") from cause
             result = job.function()
         except BaseException as error:
-            if job.applies and self._failed is None:
-                self._failed = job
+            if job.applies and job.doomed_by is None:
+                self._doom_those_behind(job)
             job.future.set_exception(error)
         else:
             job.future.set_result(result)
+
+    def _doom_those_behind(self, failed: Job) -> None:
+        """What is queued now, and what comes until the failure was seen, was sent in the belief that it succeeds."""
+        with self._changed:
+            self._failed = failed
+            for job in self._jobs:
+                if job is not failed:
+                    job.doomed_by = failed

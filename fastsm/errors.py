@@ -7,6 +7,7 @@ attributes, so that a program never has to read prose.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 class FastsmError(Exception):
@@ -30,6 +31,7 @@ class LockedError(FastsmError):
     def __init__(self, path: str, pid: int | None, since: str | None = None) -> None:
         self.path = path
         self.pid = pid
+        self.since = since
         if pid == os.getpid():
             holder = "this process: close the other FastStateMachine first"
         elif pid is None:
@@ -37,6 +39,9 @@ class LockedError(FastsmError):
         else:
             holder = f"process {pid}" + (f" (since {since})" if since else "")
         super().__init__(f"{path}: open already, by {holder}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.pid, self.since)
 
 
 class OrderError(FastsmError, ValueError):
@@ -73,9 +78,12 @@ class CorruptionError(FastsmError):
         self.offset = offset
         self.expected = expected
         self.found = found
+        self.advice = advice or "restore the directory from a snapshot or a replica"
         where = path if offset is None else f"{path}, offset {offset}"
-        advice = advice or "restore the directory from a snapshot or a replica"
-        super().__init__(f"{where}: expected {expected}, found {found}; {advice}")
+        super().__init__(f"{where}: expected {expected}, found {found}; {self.advice}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.offset, self.expected, self.found, self.advice)
 
 
 class FormatVersionError(FastsmError):
@@ -92,6 +100,9 @@ class FormatVersionError(FastsmError):
             f"{path}: format version {found}, this release reads version {expected}; "
             "open it with the release of fastsm that wrote it"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.expected, self.found)
 
 
 class StorageError(FastsmError, OSError):

@@ -74,6 +74,8 @@ cdef class Frozen:
             record = self.arena + self.places[i]
             yield key_of(record), value_of(record)
 
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
     def columns(self):
         """All pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), the same of values."""
         import numpy as np  # not at import time: it would be most of it
@@ -98,6 +100,8 @@ cdef class Frozen:
         self.fill(keys, key_ends, values, value_ends)
         return keys, key_offsets, values, value_offsets
 
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
     cdef int fill(
         self, uint8_t[::1] keys, int64_t[::1] key_ends, uint8_t[::1] values, int64_t[::1] value_ends
     ) except -1:

@@ -26,7 +26,7 @@ from fastsm.recovery cimport Scan
 from fastsm import format
 from fastsm.errors import CorruptionError, ReadOnlyError, StorageError
 from fastsm.files import storage_errors
-from fastsm.recovery import judge_expected, verify_file, whole_frames_end
+from fastsm.recovery import judge_expected, whole_frames_end
 from fastsm.types import LogId, Recovery
 
 logger = logging.getLogger("fastsm")
@@ -319,7 +319,7 @@ cdef class Log:
         torn_end = scan.end if self.read_only else scan.look_behind(self.descriptor)
         scan.judge_snapshot()
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
-        if self.allocated > scan.end and not self.read_only:
+        if not self.read_only:
             self.cut(scan.end, torn_end)
         self.end = scan.end
         self.durable = max(scan.watermark, <uint64_t>LOG_HEADER_SIZE)
@@ -330,24 +330,21 @@ cdef class Log:
             seconds=time.perf_counter() - started)
 
     def cut(self, end, torn_end):
-        """Ends the file at `end`. Durable before anything is appended, so that a torn frame never returns."""
+        """Ends the file at `end`. Durable before anything is appended, so that a torn frame never returns.
+
+        The sync is not spared when there is nothing to cut: an opening before this one may have been killed
+        between its cut and its sync.
+        """
         with storage_errors(self.path, "cutting the log's tail"):
-            self.directory.truncate(self.descriptor, end)
-            if torn_end > end:
-                logger.warning(
-                    "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
-                    "or the machine stopped", self.path, torn_end - end, end)
-                self.directory.sync(self.descriptor)
+            if self.allocated > end:
+                self.directory.truncate(self.descriptor, end)
+            self.directory.sync(self.descriptor)
+        if torn_end > end:
+            logger.warning(
+                "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
+                "or the machine stopped", self.path, torn_end - end, end)
         self.allocated = self.mapping.mapped = end
 
-    def verify(self, progress=None):
-        """Reads every byte of the log from the file again, and checks it. O(bytes), without the GIL.
-
-        `progress(done, total)` is called now and then, in bytes. Raises `CorruptionError`.
-        """
-        with storage_errors(self.path, "reading the log"):
-            descriptor = os.dup(self.descriptor)  # the log may be closed meanwhile
-            try:
-                verify_file(descriptor, self.head, self.path, self.end, progress)
-            finally:
-                os.close(descriptor)
+    def verification(self):
+        """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""
+        return os.dup(self.descriptor), self.head, self.path, self.end

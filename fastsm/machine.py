@@ -17,6 +17,7 @@ from fastsm.errors import CorruptionError, StorageError
 from fastsm.files import Directory, storage_errors
 from fastsm.group_commit import GroupCommit
 from fastsm.mapping import Mapping
+from fastsm.recovery import verify_file
 from fastsm.table import Table
 from fastsm.terms import Terms
 from fastsm.trait import StateMachine
@@ -318,10 +319,17 @@ class FastStateMachine(Engine, StateMachine):
 
         Damage is a ``CorruptionError`` that names file and offset. O(bytes); reads and writes go on meanwhile.
         """
-        self._require()
-        self._log.verify(progress)
-        if generation.read_current(self._directory) is None:
-            raise CorruptionError(self._directory.path_of(generation.CURRENT), None, "CURRENT", "no file")
+        with self._turns:
+            self._require()
+            if generation.read_current(self._directory) is None:
+                raise CorruptionError(self._directory.path_of(generation.CURRENT), None, "CURRENT", "no file")
+            with storage_errors(self._log.path, "reading the log"):
+                fd, head, path, end = self._log.verification()
+        try:
+            with storage_errors(path, "reading the log"):
+                verify_file(fd, head, path, end, progress)
+        finally:
+            os.close(fd)
 
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""

@@ -224,6 +224,7 @@ def whole_frames_end(int descriptor, head, str path, uint64_t size, progress=Non
     cdef uint64_t left, length
     cdef uint64_t identity = head.identity
     cdef const uint8_t *frame
+    cdef uint64_t told = 0                   # to `progress`
     cdef bytes piece = b""
     cdef int finding
     while True:
@@ -234,16 +235,21 @@ def whole_frames_end(int descriptor, head, str path, uint64_t size, progress=Non
             piece = read_piece(descriptor, min(max(length, <uint64_t>PIECE), size - end), end)
             offset = end
             if <uint64_t>PyBytes_GET_SIZE(piece) < length:
-                return end
+                return end  # the file was cut meanwhile
             continue
         with nogil:
             finding = look_at_frame(frame, left, identity, end)
         if finding != VALID:
-            return end
+            break
         end += length
-        PyErr_CheckSignals()
-        if progress is not None and (end == size or end >= offset + PyBytes_GET_SIZE(piece)):
-            progress(end, size)
+        if end - told >= PIECE:
+            told = end
+            PyErr_CheckSignals()
+            if progress is not None:
+                progress(end, size)
+    if progress is not None and end == size:
+        progress(end, size)
+    return end
 
 
 def verify_file(int descriptor, head, str path, uint64_t end, progress=None):

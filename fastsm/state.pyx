@@ -4,6 +4,7 @@ A reader needs no lock. It runs under the GIL between two publications, and what
 records never move or change.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport PyObject
@@ -181,6 +182,8 @@ cdef class State:
                         <const char *>record_key(record) + record_key_size(record), record_value_size(record))
         return values
 
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
     def get_columns(self, keys):
         """The values of a sequence of keys as NumPy arrays, without an object for each; all from one state.
 

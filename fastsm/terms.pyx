@@ -5,6 +5,7 @@ seen or not: what lies between two entries of one term has that term. Between tw
 terms nothing is certain, and nothing is claimed.
 """
 
+cimport cython
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
@@ -100,6 +101,8 @@ cdef class Terms:
         cdef uint64_t term
         return term if self.find(index, &term) else None
 
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
     def get_many(self, ids):
         """The terms of a uint64 array of indexes, of its shape; 0 where none is certain."""
         import numpy as np  # not at import time: it would be most of it
