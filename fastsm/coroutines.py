@@ -11,12 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from fastsm.engine import Engine
 from fastsm.errors import NotRunningError, OrderError
-
-if TYPE_CHECKING:
-    from fastsm.machine import FastStateMachine
 
 T = TypeVar("T")
 
@@ -40,7 +38,7 @@ class Job:
 
     __slots__ = ("abandoned", "applies", "doomed_by", "function", "future", "machine", "turn")
 
-    def __init__(self, machine: FastStateMachine, function: Callable[[], Any], applies: bool) -> None:
+    def __init__(self, machine: Engine, function: Callable[[], Any], applies: bool) -> None:
         self.machine = machine
         self.function = function
         self.applies = applies
@@ -70,7 +68,7 @@ class OrderedWorker:
         """Whether nothing is queued and no failure waits to be seen."""
         return not self._jobs and self._failed is None
 
-    async def run(self, machine: FastStateMachine, function: Callable[[], T], *, applies: bool = False) -> T:
+    async def run(self, machine: Engine, function: Callable[[], T], *, applies: bool = False) -> T:
         """Takes the next place among the machine's writers; awaits the result of ``function`` there."""
         job = self._submit(machine, function, applies)
         try:
@@ -102,7 +100,7 @@ class OrderedWorker:
             self._closed = True
             self._changed.notify()
 
-    def _submit(self, machine: FastStateMachine, function: Callable[[], Any], applies: bool) -> Job:
+    def _submit(self, machine: Engine, function: Callable[[], Any], applies: bool) -> Job:
         with self._changed:
             if self._closed:
                 raise NotRunningError("this state machine is closed: open the directory again")
