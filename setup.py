@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 MODULES = [
     "hashing", "command", "format", "mapping", "table", "terms", "recovery", "log", "frozen", "state", "turns",
-    "chunk", "engine",
+    "chunk", "engine", "group_commit",
 ]
 
 DIRECTIVES = {

@@ -11,10 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from fastsm.engine import Engine
-from fastsm.errors import NotRunningError, OrderError
+from fastsm.errors import OrderError
 
 T = TypeVar("T")
 
@@ -43,9 +44,9 @@ class Job:
         self.function = function
         self.applies = applies
         self.future: Future[Any] = Future()
-        self.doomed_by: Job | None = None  # a failed job that this one was queued behind
         self.abandoned = False  # whoever waited for it has its outcome, or will never look
-        self.turn: threading.Lock | None = machine._turns.reserve()
+        self.doomed_by: Job | None = None  # a failed job that this one was queued behind
+        self.turn: threading.Lock | None = None
 
 
 class OrderedWorker:
@@ -56,27 +57,33 @@ class OrderedWorker:
     """
 
     def __init__(self) -> None:
-        self._jobs: deque[Job] = deque()
-        self._changed = threading.Condition()
+        self.jobs: deque[Job] = deque()
+        self.queue: SimpleQueue[Job | None] = SimpleQueue()
+        self.failed: Job | None = None  # its caller has not seen it yet
+        self.closed = False
+        self._lock = threading.Lock()  # of `failed` and `abandoned`
         self._thread: threading.Thread | None = None
         self._waiters: ThreadPoolExecutor | None = None
-        self._failed: Job | None = None
-        self._closed = False
 
     @property
     def idle(self) -> bool:
         """Whether nothing is queued and no failure waits to be seen."""
-        return not self._jobs and self._failed is None
+        return not self.jobs and self.failed is None
 
     async def run(self, machine: Engine, function: Callable[[], T], *, applies: bool = False) -> T:
         """Takes the next place among the machine's writers; awaits the result of ``function`` there."""
-        job = self._submit(machine, function, applies)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="fastsm-apply", daemon=True)
+            self._thread.start()
+        job = Job(machine, function, applies)
+        machine._turns.enqueue(self, job)
         try:
             result: T = await asyncio.wrap_future(job.future)
         except BaseException:
-            job.abandoned = True
-            if self._failed is job:
-                self._failed = None
+            with self._lock:
+                job.abandoned = True
+                if self.failed is job:
+                    self.failed = None
             raise
         return result
 
@@ -96,44 +103,21 @@ class OrderedWorker:
 
     def abandon(self) -> None:
         """Takes no more work, and waits for nothing."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def _submit(self, machine: Engine, function: Callable[[], Any], applies: bool) -> Job:
-        with self._changed:
-            if self._closed:
-                raise NotRunningError("this state machine is closed: open the directory again")
-            job = Job(machine, function, applies)
-            job.doomed_by = self._failed
-            self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="fastsm-apply", daemon=True)
-                self._thread.start()
-            self._changed.notify()
-        return job
+        self.closed = True
+        self.queue.put(None)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._jobs:
-                    if self._closed:
-                        return
-                    self._changed.wait()
-            self._do(self._jobs[0])
-
-    def _do(self, job: Job) -> None:
-        if job.turn is not None:
-            job.turn.acquire()
-        job.machine._turns.own()
-        try:
-            if job.future.set_running_or_notify_cancel():
-                self._run(job)
-        finally:
-            job.machine._turns.__exit__()
-            self._jobs.popleft()
-            if not self._jobs and self._failed is not None and self._failed.abandoned:
-                self._failed = None
+        while (job := self.queue.get()) is not None:
+            if job.turn is not None:
+                job.turn.acquire()
+            job.machine._turns.own()
+            try:
+                if job.future.set_running_or_notify_cancel():
+                    self._run(job)
+            finally:
+                job.machine._turns.__exit__()
+                self.jobs.remove(job)
+            del job  # while waiting for the next one, the machine is not held
 
     def _run(self, job: Job) -> None:
         try:
@@ -150,8 +134,8 @@ class OrderedWorker:
 
     def _doom_those_behind(self, failed: Job) -> None:
         """What is queued now, and what comes until the failure was seen, was sent in the belief that it succeeds."""
-        with self._changed:
-            self._failed = failed
-            for job in self._jobs:
-                if job is not failed:
-                    job.doomed_by = failed
+        with self._lock:
+            self.failed = None if failed.abandoned else failed
+        for job in list(self.jobs):
+            if job is not failed:
+                job.doomed_by = failed

@@ -35,6 +35,9 @@ def open_current(directory: Directory, expect_applied: LogId | None) -> tuple[Lo
     try:
         terms = Terms(log.head.base_index)
         recovery = log.recover(terms, current.durable_offset, expect_applied)
+        with storage_errors(directory.path, "opening"):
+            # Whoever replaced CURRENT may have been killed before this sync, without which it may still be undone.
+            directory.sync_directory()
         remove_others(directory, current.generation)
     except BaseException:
         log.close()

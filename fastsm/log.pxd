@@ -35,5 +35,6 @@ cdef class Log:
     cpdef int check_writable(self) except -1
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
+    cdef int write_staged(self, uint64_t length) except -1
     cdef int grow(self, uint64_t needed) except -1
     cdef int map_up_to(self, uint64_t size) except -1

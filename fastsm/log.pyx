@@ -175,20 +175,23 @@ cdef class Log:
             self.paced = False
         return 0
 
-    def write_staged(self, uint64_t length):
-        with storage_errors(self.path, "writing a frame"):
-            try:
-                if self.paced and self.end + length > self.zeroed_end:
-                    self.zero_ahead(length)
-                piece = PyMemoryView_FromMemory(<char *>self.staging, length, PyBUF_READ)
-                self.directory.write(self.descriptor, piece, self.end)
-            except BaseException:
-                self.void_frame()
-                raise
+    cdef int write_staged(self, uint64_t length) except -1:
+        """Writes the frame that was built aside. No Python code, and so no signal handler, runs once it is written."""
+        try:
+            if self.paced and self.end + length > self.zeroed_end:
+                self.zero_ahead(length)
+            piece = PyMemoryView_FromMemory(<char *>self.staging, length, PyBUF_READ)
+            self.directory.write(self.descriptor, piece, self.end)
+        except BaseException as error:
+            self.void_frame()
+            if isinstance(error, OSError):
+                raise StorageError.wrap(error, self.path, "writing a frame") from error
+            raise
         if self.staging_room > STAGING_KEPT:
             free(self.staging)
             self.staging = NULL
             self.staging_room = 0
+        return 0
 
     def zero_ahead(self, uint64_t length):
         """Writes zeros where the next frames go: a sync is faster over blocks that were written before."""

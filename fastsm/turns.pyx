@@ -3,6 +3,8 @@
 import collections
 import threading
 
+from fastsm.errors import NotRunningError
+
 
 cdef class Turns:
     """A lock in order of arrival, whose place can be taken now and waited for later, by another thread.
@@ -50,6 +52,15 @@ cdef class Turns:
         self.waiting.append(turn)
         self.waiting_count += 1
         return turn
+
+    def enqueue(self, worker, job):
+        """Takes a place for a worker's job, and hands it over: in one step, which no signal handler interrupts."""
+        if worker.closed:
+            raise NotRunningError("this state machine is closed: open the directory again")
+        job.turn = self.reserve()
+        worker.jobs.append(job)
+        job.doomed_by = worker.failed
+        worker.queue.put(job)
 
     def own(self):
         """This thread has the reserved turn now."""
