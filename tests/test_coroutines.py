@@ -1,0 +1,476 @@
+"""The coroutines: their order, what blocks whom, cancellation, and what a failure does to what is queued behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastsm
+from fastsm import CommandError, Entry, FastStateMachine, LogId, NotRunningError, OrderError, StorageError
+from support.faulty import PATIENCE, Disk, in_thread
+
+Opener = Callable[..., FastStateMachine]
+LARGE = 100 << 10  # bytes of a value that make a chunk too large for the event loop
+
+
+def put(index: int, size: int = 10, term: int = 1) -> list[Entry]:
+    """A chunk of one put."""
+    return [Entry(index, term, fastsm.put(b"key-%d" % index, b"v" * size))]
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a test's coroutine; one that hangs fails."""
+    asyncio.run(asyncio.wait_for(main, PATIENCE))
+
+
+async def called(wait: Callable[[], None]) -> None:
+    """Waits for something on another thread, beside the event loop."""
+    await asyncio.get_running_loop().run_in_executor(None, wait)
+
+
+async def a_moment() -> None:
+    """Lets every task that can run, run."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+# ---- each does what its twin does --------------------------------------------------------------------------
+
+
+def test_coroutines_do_what_their_twins_do(directory: Path, machine_at: Opener) -> None:
+    """apply_chunk, flush_async and reset, by small and by large chunks."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        assert await machine.apply_chunk(put(1)) == [True]
+        assert await machine.apply_chunk([*put(1), *put(2, LARGE)]) == [None, True]
+        assert await machine.apply_chunk([]) == []
+        assert machine.durable() == LogId(0, 0)
+        await machine.flush_async()
+        assert machine.durable() == LogId(2, 1)
+        await machine.reset()
+        assert (machine.last_applied(), machine.len()) == (LogId(0, 0), 0)
+        assert await machine.apply_chunk(put(1)) == [True]
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_errors_are_those_of_the_twins(size: int, directory: Path, machine_at: Opener) -> None:
+    """Wrong chunks raise where they are awaited, on the event loop or not, and the next one works."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        for wrong, error in (
+            (put(2, size), OrderError),
+            ([*put(1, size), Entry(2, 1, b"")], CommandError),
+            ([*put(1, size), None], TypeError),
+        ):
+            with pytest.raises(error):
+                await machine.apply_chunk(wrong)
+            assert machine.last_applied() == LogId(0, 0)
+        assert await machine.apply_chunk(put(1, size)) == [True]
+
+    run(main())
+
+
+def test_coroutines_work_from_several_event_loops(directory: Path, machine_at: Opener) -> None:
+    """A machine belongs to no loop: one after the other, and two at once."""
+    machine = machine_at(directory, contiguous=False)
+    for index in range(1, 4):
+        run(_apply(machine, put(index, LARGE)))
+    loops = threading.Barrier(2)
+
+    async def meet(size: int) -> list[bool | None]:
+        loops.wait()
+        return await machine.apply_chunk(put(9, size))
+
+    with in_thread(lambda: asyncio.run(meet(LARGE))) as other:
+        here = asyncio.run(meet(LARGE + 1))
+    assert sorted([here, other.value], key=str) == [[None], [True]]  # one was first, for the other it is a replay
+    assert machine.last_applied() == LogId(9, 1)
+
+
+async def _apply(machine: FastStateMachine, chunk: list[Entry]) -> None:
+    assert await machine.apply_chunk(chunk) == [True] * len(chunk)
+
+
+# ---- order ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sync", ["flush", "apply"])
+def test_chunks_are_applied_in_the_order_in_which_their_tasks_start(
+    sync: str, directory: Path, machine_at: Opener
+) -> None:
+    """Small chunks do not overtake large ones that are queued, nor a reset that is."""
+    machine = machine_at(directory, sync=sync)
+
+    async def main() -> None:
+        tasks = [machine.apply_chunk(put(index, LARGE if index % 3 == 1 else 10)) for index in range(1, 31)]
+        assert await asyncio.gather(*tasks) == [[True]] * 30
+        first = asyncio.create_task(machine.apply_chunk(put(31, LARGE)))
+        second = asyncio.create_task(machine.reset())
+        third = asyncio.create_task(machine.apply_chunk(put(1, 20)))
+        fourth = asyncio.create_task(machine.apply_chunk(put(2, LARGE)))
+        await asyncio.gather(first, second, third, fourth)
+        assert machine.last_applied() == LogId(2, 1)
+        assert machine.get(b"key-1") == b"v" * 20
+
+    run(main())
+
+
+def test_plain_calls_take_their_place_behind_what_is_queued(directory: Path, machine_at: Opener) -> None:
+    """An update_last_applied on the loop comes behind the chunks whose tasks have started."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(machine.apply_chunk(put(index, LARGE))) for index in range(1, 6)]
+        await a_moment()
+        machine.update_last_applied(LogId(6, 2))
+        assert machine.last_applied() == LogId(6, 2)
+        assert await asyncio.gather(*tasks) == [[True]] * 5
+        assert machine.apply([Entry(7, 2, fastsm.noop())]) == [True]
+
+    run(main())
+
+
+# ---- who waits for whom -------------------------------------------------------------------------------------
+
+
+def test_flush_async_does_not_hold_up_applies(directory: Path, machine_at: Opener) -> None:
+    """While a sync is under way a thousand chunks are applied and read, and the loop is free."""
+    disk = Disk()
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        await machine.apply_chunk(put(1))
+        gate = disk.hold("sync")
+        flush = asyncio.create_task(machine.flush_async())
+        await called(gate.wait)
+        for index in range(2, 1002):
+            assert await machine.apply_chunk(put(index, LARGE if index % 200 == 0 else 10)) == [True]
+            assert machine.get(b"key-%d" % index) is not None
+        assert not flush.done()
+        assert machine.durable() == LogId(0, 0)
+        gate.open()
+        await flush
+        assert machine.durable() == LogId(1, 1)
+
+    run(main())
+
+
+def test_flush_async_fixes_its_point_when_it_starts(directory: Path, machine_at: Opener) -> None:
+    """What was applied before its task ran is durable when it returns, ids without a command as well."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        for index in range(1, 20):
+            await machine.apply_chunk(put(3 * index))
+            machine.update_last_applied(LogId(3 * index + 1, 1))
+            flush = asyncio.create_task(machine.flush_async())
+            await asyncio.sleep(0)
+            await machine.apply_chunk(put(3 * index + 2))
+            await flush
+            assert machine.durable() >= LogId(3 * index + 1, 1)
+
+    machine.update_last_applied(LogId(2, 1))
+    run(main())
+
+
+def test_overlapping_flushes_of_coroutines_share_a_sync(directory: Path, machine_at: Opener) -> None:
+    """A hundred tasks that flush cost two syncs: the one under way, and one for the rest."""
+    disk = Disk()
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        await machine.apply_chunk(put(1))
+        disk.forget()
+        gate = disk.hold("sync")
+        first = asyncio.create_task(machine.flush_async())
+        await called(gate.wait)
+        await machine.apply_chunk(put(2))
+        others = [asyncio.create_task(machine.flush_async()) for _ in range(100)]
+        await a_moment()
+        gate.open()
+        await asyncio.gather(first, *others)
+        assert machine.durable() == LogId(2, 1)
+        assert disk.count("sync") == 2
+
+    run(main())
+
+
+def test_large_chunk_does_not_block_the_loop(directory: Path, machine_at: Opener) -> None:
+    """While its write is held, other tasks go on, and reads show the state before it."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        gate = disk.hold("write")
+        task = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
+        await called(gate.wait)
+        assert machine.get(b"key-1") is None
+        await a_moment()
+        assert not task.done()
+        gate.open()
+        assert await task == [True]
+
+    run(main())
+
+
+def test_small_chunk_runs_inline(directory: Path, machine_at: Opener) -> None:
+    """With nothing queued and sync="flush" it is applied at once, by the thread of the loop."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, _files=disk.files)
+    threads: list[int] = []
+    write = disk.files.write
+
+    def note(self: Any, *arguments: Any) -> Any:
+        threads.append(threading.get_ident())
+        return write(self, *arguments)
+
+    disk.files.write = note
+
+    async def main() -> None:
+        await machine.apply_chunk(put(1))
+        assert set(threads) == {threading.get_ident()}
+        threads.clear()
+        await machine.apply_chunk(put(2, LARGE))
+        assert threading.get_ident() not in threads
+        assert threads
+
+    run(main())
+
+
+def test_sync_on_apply_does_not_block_the_loop(directory: Path, machine_at: Opener) -> None:
+    """With sync="apply" even a small chunk waits for its sync beside the loop."""
+    disk = Disk()
+    machine = machine_at(directory, sync="apply", _files=disk.files)
+
+    async def main() -> None:
+        gate = disk.hold("sync")
+        task = asyncio.create_task(machine.apply_chunk(put(1)))
+        await called(gate.wait)
+        assert machine.last_applied() == LogId(0, 0)
+        gate.open()
+        assert await task == [True]
+        assert machine.durable() == LogId(1, 1)
+
+    run(main())
+
+
+# ---- cancellation -------------------------------------------------------------------------------------------
+
+
+def test_cancelled_chunk_that_has_begun_goes_on(directory: Path, machine_at: Opener) -> None:
+    """The await ends at once, the work does not: last_applied tells."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        gate = disk.hold("write")
+        task = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
+        await called(gate.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert machine.last_applied() == LogId(0, 0)
+        gate.open()
+        assert await machine.apply_chunk(put(2, LARGE)) == [True]
+        assert machine.last_applied() == LogId(2, 1)
+        assert machine.get(b"key-1") == b"v" * LARGE
+
+    run(main())
+
+
+def test_cancelled_chunk_that_has_not_begun_is_dropped(directory: Path, machine_at: Opener) -> None:
+    """A chunk that waits behind another one is never applied, and its place is passed on."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        gate = disk.hold("write")
+        first = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
+        await called(gate.wait)
+        second = asyncio.create_task(machine.apply_chunk(put(2, LARGE)))
+        reset = asyncio.create_task(machine.reset())
+        await a_moment()
+        second.cancel()
+        reset.cancel()
+        await a_moment()
+        gate.open()
+        assert await first == [True]
+        assert await machine.apply_chunk(put(2, 30)) == [True]
+        assert machine.get(b"key-2") == b"v" * 30
+        assert machine.get(b"key-1") == b"v" * LARGE
+
+    run(main())
+
+
+def test_cancelled_flush_goes_on(directory: Path, machine_at: Opener) -> None:
+    """A sync that has begun is not stopped by nobody waiting for it."""
+    disk = Disk()
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        await machine.apply_chunk(put(1))
+        gate = disk.hold("sync")
+        flush = asyncio.create_task(machine.flush_async())
+        await called(gate.wait)
+        flush.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flush
+        gate.open()
+        await machine.flush_async()
+        assert machine.durable() == LogId(1, 1)
+
+    run(main())
+
+
+# ---- failures -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_chunks_queued_behind_one_that_failed_fail_too(count: int, directory: Path, machine_at: Opener) -> None:
+    """They were sent in the belief that it would be applied: OrderError, its cause is the failure."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, contiguous=False, _files=disk.files)
+
+    async def main() -> None:
+        gate = disk.hold("write")
+        first = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
+        await called(gate.wait)
+        failing = asyncio.create_task(machine.apply_chunk([*put(2, LARGE), Entry(3, 1, b"")]))
+        behind = [asyncio.create_task(machine.apply_chunk(put(index))) for index in range(4, 4 + count)]
+        await a_moment()
+        gate.open()
+        results = await asyncio.gather(first, failing, *behind, return_exceptions=True)
+        assert results[0] == [True]
+        assert isinstance(results[1], CommandError)
+        assert [type(result) for result in results[2:]] == [OrderError] * count
+        assert all(result.__cause__ is results[1] for result in results[2:])
+        assert machine.last_applied() == LogId(1, 1)
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_next_chunk_after_the_failure_was_seen_works(size: int, directory: Path, machine_at: Opener) -> None:
+    """Whoever has seen the failure knows what to send."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        with pytest.raises(OrderError):
+            await machine.apply_chunk(put(5, LARGE))
+        assert await machine.apply_chunk(put(1, size)) == [True]
+
+    run(main())
+
+
+def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at: Opener) -> None:
+    """When the caller of a chunk that failed was cancelled, those queued behind it fail, and later ones work."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, contiguous=False, _files=disk.files)
+
+    async def main() -> None:
+        gate = disk.hold("write")
+        disk.fail("write")
+        failing = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
+        await called(gate.wait)
+        behind = asyncio.create_task(machine.apply_chunk(put(2, LARGE)))
+        await a_moment()
+        failing.cancel()
+        await a_moment()
+        gate.open()
+        with pytest.raises(OrderError) as caught:
+            await behind
+        assert isinstance(caught.value.__cause__, StorageError)
+        assert machine.last_applied() == LogId(0, 0)
+        assert await machine.apply_chunk(put(3, LARGE)) == [True]
+        assert await machine.apply_chunk(put(4)) == [True]
+
+    run(main())
+
+
+def test_reset_behind_a_failure_is_done(directory: Path, machine_at: Opener) -> None:
+    """A reset depends on nothing before it."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        gate = disk.hold("write")
+        first = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
+        await called(gate.wait)
+        failing = asyncio.create_task(machine.apply_chunk(put(9, LARGE)))
+        reset = asyncio.create_task(machine.reset())
+        await a_moment()
+        gate.open()
+        results = await asyncio.gather(first, failing, reset, return_exceptions=True)
+        assert [type(result) for result in results] == [list, OrderError, type(None)]
+        assert (machine.len(), machine.last_applied()) == (0, LogId(0, 0))
+
+    run(main())
+
+
+def test_failed_sync_is_seen_by_whoever_awaits(directory: Path, machine_at: Opener) -> None:
+    """flush_async raises the StorageError, and so does what comes after it."""
+    disk = Disk()
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        await machine.apply_chunk(put(1))
+        disk.fail("sync")
+        for call in (machine.flush_async(), machine.flush_async(), machine.apply_chunk(put(2)), machine.reset()):
+            with pytest.raises(StorageError):
+                await call
+        assert machine.get(b"key-1") == b"v" * 10
+
+    run(main())
+    with pytest.raises(StorageError):
+        machine.close()
+
+
+# ---- stop and close -------------------------------------------------------------------------------------------
+
+
+def test_close_ends_what_is_queued_first(directory: Path, machine_at: Opener) -> None:
+    """What was queued before close is applied, and durable; later calls are refused; no thread is left."""
+    before = threading.active_count()
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(machine.apply_chunk(put(index, LARGE))) for index in range(1, 8)]
+        flush = asyncio.create_task(machine.flush_async())
+        await a_moment()
+        await called(machine.close)
+        assert await asyncio.gather(*tasks) == [[True]] * 7
+        await flush
+        for call in (machine.apply_chunk(put(8)), machine.apply_chunk(put(8, LARGE)), machine.reset()):
+            with pytest.raises(NotRunningError):
+                await call
+
+    run(main())
+    assert threading.active_count() == before
+    with machine_at(directory) as reopened:
+        assert reopened.last_applied() == LogId(7, 1)
+
+
+def test_loop_that_is_gone_does_not_stop_what_has_begun(directory: Path, machine_at: Opener) -> None:
+    """A loop that was closed over its tasks leaves a machine that goes on."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, _files=disk.files)
+    gate = disk.hold("write")
+
+    async def main() -> None:
+        task = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
+        await called(gate.wait)
+        task.cancel()
+
+    run(main())
+    gate.open()
+    assert machine.apply(put(2)) == [True]
+    assert machine.get_many([b"key-1", b"key-2"]) == [b"v" * LARGE, b"v" * 10]
