@@ -1,0 +1,29 @@
+"""``fastsm.testing``: what any implementation of ``fastsm.StateMachine`` must do, as a pytest class.
+
+Two steps put a state machine of your own to the test. Install the extra: ``pip install "fastsm[test]"``. Then
+write one class with one fixture, in a file that pytest finds::
+
+    import pytest
+    from fastsm.testing import StateMachineConformance
+
+    class TestMine(StateMachineConformance):
+        @pytest.fixture
+        def state_machine(self):
+            return MyStateMachine()
+
+For one that stores, a second fixture, ``reopen``, adds the tests of what must survive.
+"""
+
+try:
+    import pytest
+except ModuleNotFoundError as error:
+    if error.name != "pytest":
+        raise
+    raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from error
+
+# For values beside the messages.
+pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in ("commands", "conformance", "storage")))
+
+from fastsm.testing.conformance import StateMachineConformance  # noqa: E402  # not before that
+
+__all__ = ["StateMachineConformance"]

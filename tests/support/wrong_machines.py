@@ -1,0 +1,524 @@
+"""State machines that are wrong, each in one way, and the rules of the conformance suite that find it.
+
+pytest runs the suite on them when it is given this file by name; each class fails it somewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fastsm import CommandError, Entry, FastsmError, LogId, MemoryStateMachine, NotRunningError, OrderError, noop
+from fastsm.testing import StateMachineConformance
+from fastsm.types import Batch, CompareAndSwap, Config, Delete, Put
+
+FAULTS: dict[str, set[str]] = {}  # the name of a wrong class, and tests that must fail
+WRONG: dict[str, type[MemoryStateMachine]] = {}
+
+
+def found_by(*tests: str) -> Callable[[type[MemoryStateMachine]], type[MemoryStateMachine]]:
+    def note(wrong: type[MemoryStateMachine]) -> type[MemoryStateMachine]:
+        FAULTS[wrong.__name__] = {f"test_{test}" for test in tests}
+        WRONG[wrong.__name__] = wrong
+        return wrong
+
+    return note
+
+
+class StoringStateMachine(MemoryStateMachine):
+    """The model with something like a disk, which outlives it. This one is right."""
+
+    def __init__(self) -> None:
+        self._disk: dict[str, Any] = {}
+        super().__init__()
+
+    def flush(self) -> None:
+        super().flush()
+        self._disk.update(self._stored())
+
+    def _stored(self) -> dict[str, Any]:
+        return {"_values": dict(self._values), "_seen": list(self._seen), "_metadata": self._metadata}
+
+    def clear(self) -> None:
+        super().clear()
+        self.flush()
+
+    def reopen(self) -> StoringStateMachine:
+        again = type(self)()
+        again._disk = self._disk
+        for name, value in self._disk.items():
+            setattr(again, name, value.copy() if isinstance(value, (dict, list)) else value)
+        return again
+
+
+# ---- life cycle ----------------------------------------------------------------------------------------
+
+
+@found_by("an_empty_state_machine_holds_nothing")
+class StartsAtTermOne(MemoryStateMachine):
+    def last_applied(self) -> LogId:
+        return super().last_applied() if self._seen else LogId(0, 1)
+
+
+@found_by("a_state_machine_is_true_however_empty")
+class FalseWhenEmpty(MemoryStateMachine):
+    def __bool__(self) -> bool:
+        return self.len() > 0
+
+
+@found_by("it_runs_from_construction_until_stop", "a_stopped_state_machine_refuses")
+class StopDoesNotStop(MemoryStateMachine):
+    def stop(self) -> None:
+        self.flush()
+
+
+@found_by("start_and_stop_may_be_repeated")
+class SecondStopStarts(MemoryStateMachine):
+    def stop(self) -> None:
+        self._running = not self._running
+
+
+@found_by("a_stopped_state_machine_refuses")
+class AppliesWhenStopped(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        running, self._running = self._running, True
+        try:
+            return super().apply(chunk)
+        finally:
+            self._running = running
+
+
+@found_by("a_stopped_state_machine_still_tells_where_it_is")
+class TellsNothingWhenStopped(MemoryStateMachine):
+    def entry_term(self, entry_id: int) -> int | None:
+        self._require()
+        return super().entry_term(entry_id)
+
+
+@found_by("stop_and_start_keep_the_state", "a_stopped_state_machine_still_tells_where_it_is")
+class StopForgets(MemoryStateMachine):
+    def stop(self) -> None:
+        super().stop()
+        self._forget()
+
+
+# ---- reads ---------------------------------------------------------------------------------------------
+
+
+@found_by("what_was_put_is_read")
+class EmptyValuesAreAbsent(MemoryStateMachine):
+    def get(self, key: Any) -> bytes | None:
+        return super().get(key) or None
+
+
+@found_by("what_was_put_is_read")
+class StripsTrailingNuls(MemoryStateMachine):
+    def get(self, key: Any) -> bytes | None:
+        value = super().get(key)
+        return None if value is None else value.rstrip(b"\x00")
+
+
+@found_by("keys_are_any_bytes_like_object")
+class KeysAreBytesOnly(MemoryStateMachine):
+    def get(self, key: Any) -> bytes | None:
+        return super().get(key) if isinstance(key, bytes) else None
+
+
+@found_by("len_is_the_number_of_live_keys")
+class LenCountsDeletedKeys(MemoryStateMachine):
+    def _forget(self) -> None:
+        super()._forget()
+        self._ever: set[bytes] = set()
+
+    def apply(self, chunk: Any) -> list[bool | None]:
+        results = super().apply(chunk)
+        self._ever |= self._values.keys()
+        return results
+
+    def len(self) -> int:
+        return len(self._ever)
+
+
+# ---- chunks, replay, order -----------------------------------------------------------------------------
+
+
+@found_by("a_command_that_is_none_fails_its_chunk", "entries_out_of_order_are_refused")
+class AppliesUpToTheError(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        try:
+            return super().apply(chunk)
+        except FastsmError:
+            for entry in chunk:
+                super().apply([entry])
+            raise
+
+
+@found_by("it_goes_on_after_a_refused_chunk")
+class StopsAtAnError(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        try:
+            return super().apply(chunk)
+        except FastsmError:
+            self.stop()
+            raise
+
+
+@found_by("there_is_one_result_for_each_entry")
+class NoResultsForReplays(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        return [result for result in super().apply(chunk) if result is not None]
+
+
+@found_by("there_is_one_result_for_each_entry")
+class ResultsAreNeverFalse(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        return [result is not None or None for result in super().apply(chunk)]
+
+
+@found_by("entries_may_be_plain_tuples")
+class WantsEntries(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        if isinstance(chunk, list) and chunk and not isinstance(chunk[0], Entry):
+            raise TypeError("expected an Entry")
+        return super().apply(chunk)
+
+
+@found_by("an_empty_chunk_changes_nothing")
+class LooksAtTheFirstEntry(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        return super().apply(chunk) if chunk[0] else []
+
+
+@found_by("last_applied_is_the_last_entry_of_the_chunk")
+class LastAppliedIsTheFirst(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        results = super().apply(chunk)
+        if len(chunk) > 1:
+            self._seen[-1] = LogId(self._seen[-1].index, chunk[0][1])
+        return results
+
+
+@found_by("replayed_entries_are_skipped")
+class AppliesReplaysAgain(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        results = super().apply(chunk)
+        for result, entry in zip(results, chunk, strict=True):
+            if result is None:
+                other = MemoryStateMachine(contiguous=False)
+                other._values = self._values
+                other.apply([entry])
+                self._values = other._values
+        return results
+
+
+@found_by("replayed_entries_are_skipped", "there_is_one_result_for_each_entry")
+class RefusesReplays(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        if any(entry[0] <= self.last_applied().index for entry in chunk):
+            raise OrderError("applied already")
+        return super().apply(chunk)
+
+
+@found_by("a_chunk_may_begin_with_a_replay")
+class SkipsAChunkThatBeginsWithAReplay(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        if chunk and chunk[0][0] <= self.last_applied().index:
+            return [None] * len(self._check_order(chunk))
+        return super().apply(chunk)
+
+
+@found_by("replayed_commands_are_not_looked_at")
+class DecodesReplays(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        if any(entry[2] == b"no command" for entry in chunk):
+            raise CommandError("no command")
+        return super().apply(chunk)
+
+
+@found_by("a_replay_of_another_term_is_an_order_error")
+class IgnoresTheTermOfReplays(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        known = [self.entry_term(entry[0]) for entry in chunk]
+        return super().apply(
+            [(e[0], e[1] if term is None else term, e[2]) for term, e in zip(known, chunk, strict=True)]
+        )
+
+
+@found_by("entries_out_of_order_are_refused")
+class AcceptsGaps(MemoryStateMachine):
+    def __init__(self) -> None:
+        super().__init__(contiguous=False)
+
+
+@found_by("entries_out_of_order_are_refused")
+class AcceptsTermsThatFall(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        if len(chunk) == 1 and chunk[0][1] < self.last_applied().term:
+            chunk = [(chunk[0][0], self.last_applied().term, chunk[0][2])]
+        return super().apply(chunk)
+
+
+# ---- commands ------------------------------------------------------------------------------------------
+
+
+@found_by("a_later_put_wins", "put_many_is_a_batch_of_puts")
+class FirstPutWins(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        if isinstance(command, Put):
+            values.setdefault(command.key, command.value)
+            return True
+        return super()._apply_one(command, values)
+
+
+@found_by("a_delete_removes_the_key")
+class DeleteOfNothingIsFalse(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        missing = isinstance(command, Delete) and command.key not in values
+        return super()._apply_one(command, values) and not missing
+
+
+@found_by("compare_and_swap_sets_what_it_matches")
+class AbsentEqualsEmpty(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        if isinstance(command, CompareAndSwap) and not command.expected and not values.get(command.key):
+            command = CompareAndSwap(command.key, values.get(command.key), command.value)
+        return super()._apply_one(command, values)
+
+
+@found_by("compare_and_swap_sets_what_it_matches")
+class ComparesPrefixes(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        if isinstance(command, CompareAndSwap) and command.expected and command.key in values:
+            found = values[command.key]
+            if found.startswith(command.expected):
+                command = CompareAndSwap(command.key, found, command.value)
+        return super()._apply_one(command, values)
+
+
+@found_by("compare_and_swap_sets_what_it_matches")
+class SwapToNothingStoresEmpty(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        if isinstance(command, CompareAndSwap) and command.value is None:
+            command = CompareAndSwap(command.key, command.expected, b"")
+        return super()._apply_one(command, values)
+
+
+@found_by("an_entry_sees_those_before_it_in_its_chunk", "chunk_sizes_and_replays_make_no_difference")
+class JudgesByTheStateBeforeTheChunk(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        if isinstance(command, CompareAndSwap) and self._values.get(command.key) != command.expected:
+            return False
+        return super()._apply_one(command, values)
+
+
+@found_by("a_batch_is_done_whole_or_not_at_all", "a_random_history_comes_to_what_a_dict_comes_to")
+class BatchStopsHalfWay(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        if isinstance(command, Batch):
+            return all(self._apply_one(member, values) for member in command.commands)
+        return super()._apply_one(command, values)
+
+
+@found_by("a_batch_does_its_commands_in_order")
+class BatchMembersDoNotSeeEachOther(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        if isinstance(command, Batch):
+            for member in command.commands:
+                if isinstance(member, CompareAndSwap) and values.get(member.key) != member.expected:
+                    return False
+        return super()._apply_one(command, values)
+
+
+@found_by("an_empty_batch_takes_effect")
+class EmptyBatchIsFalse(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        return super()._apply_one(command, values) and command != Batch(())
+
+
+@found_by("noop_and_config_touch_no_key")
+class NoopDoesNotCount(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        return [] if [entry[2] for entry in chunk] == [noop()] else super().apply(chunk)
+
+
+@found_by("noop_and_config_touch_no_key")
+class ConfigIsAKey(MemoryStateMachine):
+    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+        if isinstance(command, Config):
+            values[b"config"] = command.data
+        return super()._apply_one(command, values)
+
+
+@found_by("a_command_that_is_none_fails_its_chunk")
+class SkipsWhatItDoesNotUnderstand(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        try:
+            return super().apply(chunk)
+        except CommandError as error:
+            return self.apply([(i, t, noop() if i == error.index else c) for i, t, c in chunk])
+
+
+@found_by("a_command_that_is_none_fails_its_chunk")
+class DoesNotNameTheEntry(MemoryStateMachine):
+    def apply(self, chunk: Any) -> list[bool | None]:
+        try:
+            return super().apply(chunk)
+        except CommandError as error:
+            raise type(error)(str(error)) from None
+
+
+# ---- terms ---------------------------------------------------------------------------------------------
+
+
+@found_by("terms_of_entries_seen_are_known", "a_random_history_comes_to_what_a_dict_comes_to")
+class EveryEntryHasTheLastTerm(MemoryStateMachine):
+    def entry_term(self, entry_id: int) -> int | None:
+        return self._seen[-1].term if super().entry_term(entry_id) is not None else None
+
+
+@found_by("terms_between_equal_terms_are_certain")
+class KnowsOnlyWhatItSaw(MemoryStateMachine):
+    def entry_term(self, entry_id: int) -> int | None:
+        return dict(self._seen).get(entry_id)
+
+
+@found_by("terms_between_different_terms_are_not_guessed")
+class TakesTheTermBefore(MemoryStateMachine):
+    def entry_term(self, entry_id: int) -> int | None:
+        below = [seen.term for seen in self._seen if seen.index <= entry_id <= self._seen[-1].index]
+        return below[-1] if below else None
+
+
+@found_by("terms_before_the_first_entry_seen_are_not_guessed")
+class TakesTheTermOfTheFirst(MemoryStateMachine):
+    def entry_term(self, entry_id: int) -> int | None:
+        if self._seen and 0 < entry_id < self._seen[0].index:
+            return self._seen[0].term
+        return super().entry_term(entry_id)
+
+
+# ---- hard state ----------------------------------------------------------------------------------------
+
+
+@found_by("last_applied_never_goes_back")
+class LastAppliedGoesBack(MemoryStateMachine):
+    def update_last_applied(self, log_id: Any) -> None:
+        while self._seen and self._seen[-1].index > log_id[0]:
+            self._seen.pop()
+        super().update_last_applied(log_id)
+
+
+@found_by("last_applied_never_goes_back")
+class LastAppliedTakesAnyTerm(MemoryStateMachine):
+    def update_last_applied(self, log_id: Any) -> None:
+        self._require()
+        if log_id[0] >= self.last_applied().index:
+            self._seen[-1:] = [LogId(*log_id)]
+
+
+@found_by("last_applied_moves_forward")
+class UpdateDoesNothing(MemoryStateMachine):
+    def update_last_applied(self, log_id: Any) -> None:
+        self._require()
+
+
+@found_by("last_applied_as_it_is_changes_nothing")
+class UpdateToTheSameIsAnError(MemoryStateMachine):
+    def update_last_applied(self, log_id: Any) -> None:
+        if LogId(*log_id) == self.last_applied():
+            raise OrderError("it is that already")
+        super().update_last_applied(log_id)
+
+
+@found_by("snapshot_metadata_is_the_latest")
+class KeepsTheFirstMetadata(MemoryStateMachine):
+    def update_last_snapshot_metadata(self, metadata: Any) -> None:
+        super().update_last_snapshot_metadata(self._metadata or metadata)
+
+
+@found_by("flushing_changes_nothing_that_is_read")
+class FlushForgetsTerms(MemoryStateMachine):
+    def flush(self) -> None:
+        super().flush()
+        self._seen = [LogId(seen.index, self._seen[-1].term + 1) for seen in self._seen]
+
+
+@found_by("reset_forgets_everything")
+class ResetKeepsLastApplied(MemoryStateMachine):
+    def clear(self) -> None:
+        seen = self._seen
+        super().clear()
+        self._seen = seen
+
+
+@found_by("reset_forgets_everything")
+class ResetKeepsMetadata(MemoryStateMachine):
+    def clear(self) -> None:
+        metadata = self._metadata
+        super().clear()
+        self._metadata = metadata
+
+
+@found_by("reset_of_a_stopped_one_leaves_it_stopped")
+class ResetStarts(MemoryStateMachine):
+    def clear(self) -> None:
+        super().clear()
+        self._running = True
+
+
+# ---- what survives -------------------------------------------------------------------------------------
+
+
+@found_by("what_was_made_durable_survives")
+class FlushAsyncStoresNothing(StoringStateMachine):
+    async def flush_async(self) -> None:
+        if not self.is_running():
+            raise NotRunningError("stopped")
+
+
+@found_by("a_replay_after_reopening_is_skipped", "what_was_made_durable_survives")
+class StoresNoTerms(StoringStateMachine):
+    def _stored(self) -> dict[str, Any]:
+        return {**super()._stored(), "_seen": []}
+
+
+@found_by("persisted_hard_state_survives")
+class PersistIsUpdate(StoringStateMachine):
+    def persist_last_applied(self, log_id: Any) -> None:
+        self.update_last_applied(log_id)
+
+
+@found_by("save_hard_state_saves_the_snapshot_metadata", "persisted_hard_state_survives")
+class StoresNoMetadata(StoringStateMachine):
+    def _stored(self) -> dict[str, Any]:
+        return {**super()._stored(), "_metadata": None}
+
+
+@found_by("reset_survives")
+class ResetInMemoryOnly(StoringStateMachine):
+    def clear(self) -> None:
+        MemoryStateMachine.clear(self)
+
+
+
+def suite_on(wrong: type[MemoryStateMachine]) -> type:
+    """The suite as a class that pytest collects."""
+
+    class Suite(StateMachineConformance):
+        @pytest.fixture
+        def state_machine(self) -> MemoryStateMachine:
+            return wrong()
+
+    def reopen(self: object) -> Callable[[StoringStateMachine], StoringStateMachine]:
+        return lambda machine: machine.reopen()
+
+    if issubclass(wrong, StoringStateMachine):
+        Suite.reopen = pytest.fixture(reopen)  # type: ignore[method-assign]
+    Suite.__name__ = Suite.__qualname__ = f"Test{wrong.__name__}"
+    return Suite
+
+
+for _wrong in WRONG.values():
+    globals()[f"Test{_wrong.__name__}"] = suite_on(_wrong)

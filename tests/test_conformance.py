@@ -1,0 +1,151 @@
+"""The conformance suite: both implementations pass it, and it finds implementations that are wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from fastsm import FastStateMachine, MemoryStateMachine, StateMachine
+from fastsm.testing import StateMachineConformance
+from support.wrong_machines import FAULTS, StoringStateMachine
+
+WRONG_MACHINES = Path(__file__).parent / "support" / "wrong_machines.py"
+
+
+class FastConformance(StateMachineConformance):
+    """What the classes below share; not collected itself."""
+
+    sync = "flush"
+
+    @pytest.fixture
+    def machines(self) -> Iterator[list[FastStateMachine]]:
+        opened: list[FastStateMachine] = []
+        yield opened
+        with opened[-1] as last:
+            last.start()
+            last._check()
+
+    @pytest.fixture
+    def state_machine(self, directory: Path, machines: list[FastStateMachine]) -> FastStateMachine:
+        machines.append(FastStateMachine(directory, sync=self.sync))
+        return machines[-1]
+
+    @pytest.fixture
+    def reopen(
+        self, directory: Path, machines: list[FastStateMachine]
+    ) -> Callable[[StateMachine], FastStateMachine]:
+        def close_and_open(machine: StateMachine) -> FastStateMachine:
+            assert machine is machines[-1]
+            machines[-1].close()
+            machines.append(FastStateMachine(directory, sync=self.sync))
+            return machines[-1]
+
+        return close_and_open
+
+
+class TestFastStateMachine(FastConformance):
+    """The suite on ``FastStateMachine``."""
+
+
+class TestFastStateMachineThatSyncsOnApply(FastConformance):
+    """The suite on ``FastStateMachine`` with ``sync="apply"``."""
+
+    sync = "apply"
+
+
+class TestMemoryStateMachine(StateMachineConformance):
+    """The suite on the model, which stores nothing."""
+
+    @pytest.fixture
+    def state_machine(self) -> MemoryStateMachine:
+        return MemoryStateMachine()
+
+
+class TestStoringStateMachine(StateMachineConformance):
+    """The suite on the model with something like a disk: the rules of storage ask for no more than they say."""
+
+    @pytest.fixture
+    def state_machine(self) -> StoringStateMachine:
+        return StoringStateMachine()
+
+    @pytest.fixture
+    def reopen(self) -> Callable[[StoringStateMachine], StoringStateMachine]:
+        return StoringStateMachine.reopen
+
+
+# ---- what the suite finds ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def failed_tests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The names of the tests that each wrong state machine fails, by the name of its class."""
+    report = tmp_path_factory.mktemp("suite") / "report.xml"
+    command = [sys.executable, "-m", "pytest", str(WRONG_MACHINES), "-q", "--tb=no", f"--junitxml={report}"]
+    command += ["--import-mode=importlib", "-p", "no:cacheprovider", f"--rootdir={WRONG_MACHINES.parents[1]}"]
+    ended = subprocess.run(command, cwd=report.parent, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout[-2000:] + ended.stderr
+    failed: dict[str, set[str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = case.attrib["classname"].rpartition(".")[2].removeprefix("Test")
+        assert case.find("error") is None, f"{name}: {case.attrib['name']} did not run"
+        tests = failed.setdefault(name, set())
+        if case.find("failure") is not None:
+            tests.add(case.attrib["name"].partition("[")[0])
+    return failed
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_a_wrong_state_machine_is_found(name: str, failed_tests: dict[str, set[str]]) -> None:
+    """Each planted fault is found by the test of the rule that it breaks."""
+    assert FAULTS[name] <= failed_tests[name], f"{name} fails only {sorted(failed_tests[name])}"
+
+
+def test_no_rule_is_idle(failed_tests: dict[str, set[str]]) -> None:
+    """Each test of the suite fails for some wrong state machine."""
+    rules = {name for name in dir(StateMachineConformance) if name.startswith("test_")}
+    idle = rules - set().union(*failed_tests.values())
+    assert not idle, f"no planted fault is found by {sorted(idle)}"
+
+
+def test_each_rule_says_itself() -> None:
+    """The docstring of each test of the suite begins with its rule, in one sentence on one line."""
+    for name in dir(StateMachineConformance):
+        if name.startswith("test_"):
+            rule = getattr(StateMachineConformance, name).__doc__ or ""
+            assert rule.partition("\n")[0].endswith("."), f"{name} does not say its rule: {rule!r}"
+
+
+def test_without_pytest_the_import_says_what_to_install() -> None:
+    """``import fastsm.testing`` without pytest is an ImportError that names the extra."""
+    program = (
+        "import sys\nsys.modules['pytest'] = None\nimport fastsm\n"
+        "try:\n    import fastsm.testing\nexcept ImportError as error:\n    print(error)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd="/", capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 'pip install "fastsm[test]"' in ended.stdout
+
+
+def test_the_package_does_not_import_pytest() -> None:
+    """``import fastsm`` alone brings in neither pytest nor the suite."""
+    program = "import sys, fastsm; print(sorted({'pytest', 'fastsm.testing'} & set(sys.modules)))"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd="/", capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout == "[]\n"
+
+
+def test_a_class_without_the_fixture_is_told_so(tmp_path: Path) -> None:
+    """Without a fixture ``state_machine`` every test says that the class needs one."""
+    (tmp_path / "test_mine.py").write_text(
+        "from fastsm.testing import StateMachineConformance\nclass TestMine(StateMachineConformance): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-x", "--rootdir=.", "-p", "no:cacheprovider", "test_mine.py"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert "TestMine needs a fixture state_machine" in ended.stdout

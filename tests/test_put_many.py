@@ -1,0 +1,273 @@
+"""put_many: a batch of puts made from columns of any kind."""
+
+from __future__ import annotations
+
+import array
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastsm
+from fastsm import CommandError, FastStateMachine
+
+Opener = Callable[..., FastStateMachine]
+Cells = Sequence[bytes]
+
+
+def as_batch(keys: Cells, values: Cells) -> bytes:
+    """The command that ``put_many`` must make of these cells."""
+    return fastsm.batch([fastsm.put(key, value) for key, value in zip(keys, values, strict=True)])
+
+
+def arrow(cells: Cells, dtype: str, *, before: bytes = b"", behind: bytes = b"") -> tuple[bytes, np.ndarray]:
+    """The cells as ``(data, offsets)``, with bytes before and behind that belong to none."""
+    offsets = np.cumsum([len(before), *(len(cell) for cell in cells)])
+    return before + b"".join(cells) + behind, offsets.astype(dtype)
+
+
+def rows(cells: Cells) -> np.ndarray:
+    """Cells of one size as a 2-D array of uint8."""
+    return np.frombuffer(b"".join(cells), np.uint8).reshape(len(cells), len(cells[0]))
+
+
+FIXED = [b"abcd", b"\x00\x00\x00\x00", b"ab\x00\x00", b"\xff\xff\xff\xff", b"abcd"]
+LOOSE = [b"", b"a", b"trailing\x00\x00", b"\x00", b"a" * 1000]
+
+COLUMNS: dict[str, Callable[[Cells], Any]] = {
+    "a list": list,
+    "a tuple": tuple,
+    "an iterator": iter,
+    "a dict's keys": lambda cells: dict.fromkeys(cells).keys() if len({*cells}) == len(cells) else cells,
+    "bytearrays": lambda cells: [bytearray(cell) for cell in cells],
+    "memoryviews": lambda cells: [memoryview(cell) for cell in cells],
+    "arrays of the standard library": lambda cells: [array.array("B", cell) for cell in cells],
+    "memoryviews with gaps": lambda cells: [memoryview(bytes(b for byte in c for b in (byte, 0)))[::2] for c in cells],
+    "data and int32 offsets": lambda cells: arrow(cells, "int32"),
+    "data and int64 offsets": lambda cells: arrow(cells, "int64"),
+    "a slice of data": lambda cells: arrow(cells, "int32", before=b"before", behind=b"behind"),
+    "data as bytearray": lambda cells: (bytearray(arrow(cells, "int64")[0]), arrow(cells, "int64")[1]),
+    "data as array": lambda cells: (np.frombuffer(arrow(cells, "int64")[0], np.uint8), arrow(cells, "int64")[1]),
+    "offsets with gaps": lambda cells: (arrow(cells, "int64")[0], np.repeat(arrow(cells, "int64")[1], 2)[::2]),
+    "offsets backwards": lambda cells: (arrow(cells, "int32")[0], arrow(cells, "int32")[1][::-1].copy()[::-1]),
+}  # fmt: skip
+FIXED_COLUMNS: dict[str, Callable[[Cells], Any]] = {
+    "rows of uint8": rows,
+    "rows with gaps": lambda cells: np.repeat(rows(cells), 3, axis=0)[::3],
+    "columns with gaps": lambda cells: np.repeat(rows(cells), 2, axis=1)[:, ::2],
+    "rows in Fortran's order": lambda cells: np.asfortranarray(rows(cells)),
+    "rows backwards": lambda cells: rows(cells)[::-1].copy()[::-1],
+}
+
+
+# ---- equal to a batch of puts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_kind_of_column_makes_the_same_command(kind: str) -> None:
+    """Cells of any size make the bytes that a batch of puts makes, as keys and as values."""
+    make = COLUMNS[kind]
+    for cells in (LOOSE, FIXED, [b""], [b"one"], [b""] * 3, []):
+        others = [b"%d" % i for i in range(len(cells))]
+        assert fastsm.put_many(make(cells), others) == as_batch(cells, others)
+        assert fastsm.put_many(others, make(cells)) == as_batch(others, cells)
+        assert fastsm.put_many(make(cells), make(cells)) == as_batch(cells, cells)
+
+
+@pytest.mark.parametrize("kind", FIXED_COLUMNS)
+def test_rows_are_taken_whole(kind: str) -> None:
+    """A 2-D uint8 array gives each row whole, NULs at its end too, however it lies in memory."""
+    for cells in (FIXED, FIXED[:1], [b"x"] * 4):
+        column = FIXED_COLUMNS[kind](cells)
+        others = [b"%d" % i for i in range(len(cells))]
+        assert fastsm.put_many(column, others) == as_batch(cells, others)
+        assert fastsm.put_many(others, column) == as_batch(others, cells)
+
+
+def test_s_arrays_leave_trailing_nuls_out() -> None:
+    """NumPy's rule: NULs at the end of an `S` cell are padding, those inside are not."""
+    cells = [b"ab", b"", b"a\x00b", b"\x00", b"a\x00", b"\x00a", b"full"]
+    column = np.array(cells, dtype="S4")
+    taken = [b"ab", b"", b"a\x00b", b"", b"a", b"\x00a", b"full"]
+    assert column.tolist() == taken
+    assert fastsm.put_many(column, column) == as_batch(taken, taken)
+    assert fastsm.put_many(column[::2], column[::-2]) == as_batch(taken[::2], taken[::-2])
+    assert fastsm.put_many(column.astype("S1000"), column) == as_batch(taken, taken)
+
+
+def test_numpy_scalars_are_cells() -> None:
+    """A sequence of NumPy's own bytes is a column of any length, two of them in a tuple included."""
+    for count in (1, 2, 3):
+        cells = tuple(np.array([b"key-%d" % i for i in range(count)]))
+        plain = [bytes(cell) for cell in cells]
+        assert fastsm.put_many(cells, list(cells)) == as_batch(plain, plain)
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        [], (), iter(()), np.array([], dtype="S5"), np.zeros((0, 4), np.uint8), np.zeros((0, 0), np.uint8),
+        (b"", np.array([0])), (b"data", np.array([2], dtype=np.int32)),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_no_rows_make_an_empty_batch(empty: Any) -> None:
+    """Columns without cells make the batch of nothing."""
+    assert fastsm.put_many(empty, []) == fastsm.batch([])
+
+
+def test_rows_without_columns_are_empty_cells() -> None:
+    """An array of n rows of no bytes is a column of n empty cells."""
+    assert fastsm.put_many(np.zeros((2, 0), np.uint8), [b"a", b"b"]) == as_batch([b"", b""], [b"a", b"b"])
+
+
+def test_later_pairs_win(directory: Path, machine_at: Opener) -> None:
+    """Of equal keys the last one's value is the key's value."""
+    machine = machine_at(directory)
+    keys = [b"a", b"b", b"a", b"a", b"b"]
+    command = fastsm.put_many(keys, [b"%d" % i for i in range(5)])
+    assert machine.apply([(1, 1, command)]) == [True]
+    assert dict(machine.items()) == {b"a": b"3", b"b": b"4"}
+    assert machine.len() == 2
+
+
+def test_what_put_many_makes_is_a_command(directory: Path, machine_at: Opener) -> None:
+    """``check`` and ``decode`` take it, and ``apply`` gives one result for it."""
+    command = fastsm.put_many([b"a"], [b"1"])
+    fastsm.check(command)
+    assert fastsm.decode(command) == fastsm.decode(fastsm.batch([fastsm.put(b"a", b"1")]))
+    assert machine_at(directory).apply([(1, 1, command)]) == [True]
+
+
+def test_many_rows_come_back(directory: Path, machine_at: Opener) -> None:
+    """A hundred thousand pairs of several sizes go in by columns and come out as they were."""
+    rng = random.Random(1)
+    pairs = {b"%d" % i: rng.randbytes(rng.randrange(40)) for i in range(100_000)}
+    machine = machine_at(directory)
+    machine.apply([(1, 1, fastsm.put_many(arrow(list(pairs), "int32"), arrow(list(pairs.values()), "int64")))])
+    assert dict(machine.items()) == pairs
+
+
+cells_of_any_kind = st.lists(st.binary(max_size=6), max_size=8)
+
+
+@given(cells_of_any_kind, st.data())
+def test_any_cells_in_any_columns(cells: list[bytes], data: st.DataObject) -> None:
+    """Whatever the cells and the kinds of the two columns, the command is the batch of puts."""
+    values = data.draw(st.lists(st.binary(max_size=6), min_size=len(cells), max_size=len(cells)))
+    kinds = st.sampled_from(sorted(COLUMNS))
+    keys_as, values_as = COLUMNS[data.draw(kinds)], COLUMNS[data.draw(kinds)]
+    assert fastsm.put_many(keys_as(cells), values_as(values)) == as_batch(cells, values)
+
+
+# ---- errors --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        ([b"a"], []),
+        ([], [b"a"]),
+        ([b"a", b"b"], np.array([b"1", b"2", b"3"])),
+        (np.zeros((3, 2), np.uint8), (b"abcd", np.array([0, 2, 4]))),
+    ],
+)
+def test_columns_of_different_lengths_are_refused(keys: Any, values: Any) -> None:
+    """As many keys as values, else it is a ValueError that says how many there are."""
+    with pytest.raises(ValueError, match=r"\d keys, but \d values"):
+        fastsm.put_many(keys, values)
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        [-1, 4], [0, -1], [-(2**31), 0], [0, 3, 2], [0, 5], [5, 5], [0, 2, 5], [3, 1], [0, 2**31 - 1], [4, 0, 4],
+    ],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_offsets_that_fall_or_lead_out_of_the_data_are_refused(offsets: list[int], dtype: str) -> None:
+    """Offsets rise from 0 at least to the data's end at most, else it is a ValueError."""
+    column = (b"data", np.array(offsets, dtype=dtype))
+    others = [b"x"] * (len(offsets) - 1)
+    for keys, values in ((column, others), (others, column)):
+        with pytest.raises(ValueError, match="offsets"):
+            fastsm.put_many(keys, values)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2**63 - 1], [-(2**63), 4], [2**62, 2**63 - 1], [0, 2**32 + 4]], ids=repr)
+def test_offsets_beyond_32_bits_do_not_wrap(offsets: list[int]) -> None:
+    """Offsets near the ends of 64 bits are refused, not taken modulo something."""
+    with pytest.raises(ValueError, match="offsets"):
+        fastsm.put_many((b"data", np.array(offsets, dtype=np.int64)), [b"x"])
+
+
+def test_a_single_offset_is_checked_too() -> None:
+    """Offsets of a column of no cells need not be looked at; an empty array of them is refused."""
+    with pytest.raises(TypeError):
+        fastsm.put_many((b"data", np.array([], dtype=np.int64)), [])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        (b"ab", np.array([0.0, 1.0, 2.0])),
+        (b"ab", np.array([0, 1, 2], dtype=np.uint64)),
+        (b"ab", np.array([0, 1, 2], dtype=np.int16)),
+        (b"ab", np.array([0, 1, 2], dtype=">i8")),
+        (b"ab", np.array([[0, 1, 2]])),
+        ("ab", np.array([0, 1, 2])),
+        np.array(["a", "b"]),
+        np.array([1, 2]),
+        np.array([1, 2], dtype=np.uint8),
+        np.zeros((2, 2), np.int8),
+        np.zeros((2, 2, 2), np.uint8),
+        np.array([[b"a"], [b"b"]]),
+        b"ab",
+        bytearray(b"ab"),
+        memoryview(b"ab"),
+        "ab",
+        ["a", "b"],
+        [1, 2],
+        [b"a", None],
+        None,
+        7,
+    ],
+    ids=repr,
+)
+def test_what_is_no_column_is_a_type_error(column: Any) -> None:
+    """Other types are refused, one ``bytes`` in place of a column above all."""
+    for keys, values in ((column, [b"1", b"2"]), ([b"1", b"2"], column)):
+        with pytest.raises(TypeError):
+            fastsm.put_many(keys, values)
+
+
+def test_a_key_has_a_limit_here_too() -> None:
+    """A key over the limit is a CommandError that names its pair, whatever column it is in."""
+    long = b"k" * (fastsm.MAX_KEY_SIZE + 1)
+    columns: list[Any] = [
+        [b"a", long], (b"a" + long, np.array([0, 1, 1 + len(long)])), np.array([b"a", long]),
+    ]  # fmt: skip
+    for column in columns:
+        with pytest.raises(CommandError, match="pair 1"):
+            fastsm.put_many(column, [b"1", b"2"])
+    assert fastsm.put_many([long[1:]], [b""]) == as_batch([long[1:]], [b""])
+
+
+def test_a_value_has_a_limit_here_too() -> None:
+    """A value over the limit is a CommandError before anything is copied."""
+    zeros = np.zeros(2**31, np.uint8)  # pages that nobody touches
+    with pytest.raises(CommandError, match="pair 0"):
+        fastsm.put_many([b"k"], (zeros, np.array([0, 2**31])))
+
+
+def test_a_command_has_a_limit_here_too() -> None:
+    """Pairs of more than 4 GiB in all are a CommandError before anything is copied."""
+    cell = bytes(1 << 22)  # the same in every pair, so that they take no memory
+    with pytest.raises(CommandError, match="the limit is"):
+        fastsm.put_many([b"%d" % i for i in range(1025)], [cell] * 1025)
