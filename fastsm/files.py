@@ -16,12 +16,13 @@ import time
 
 from fastsm import mapping
 from fastsm.errors import CorruptionError, LockedError, StorageError
+from fastsm.mapping import Descriptor, open_at
 
 LOCK = "LOCK"
 
 if sys.platform == "darwin":
 
-    def _sync_data(fd: int) -> None:
+    def _sync_data(fd: Descriptor) -> None:
         # fsync on macOS leaves the data in the drive's own cache.
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
 
@@ -38,9 +39,9 @@ class Directory:
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = os.fsdecode(path)
-        self._lock_fd = -1
+        self._lock: Descriptor | None = None
         created = create and self._make()
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory = open_at(self.path, os.O_RDONLY | os.O_DIRECTORY)
         if created:
             self._sync_parent()
 
@@ -56,11 +57,7 @@ class Directory:
         return True
 
     def _sync_parent(self) -> None:
-        fd = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        os.fsync(open_at(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY))
 
     def path_of(self, name: str) -> str:
         """The full path of a file, for messages."""
@@ -70,7 +67,7 @@ class Directory:
 
     @property
     def locked(self) -> bool:
-        return self._lock_fd >= 0
+        return self._lock is not None
 
     def lock(self) -> None:
         """Takes the exclusive lock, or raises ``LockedError`` with the holder's process id.
@@ -78,71 +75,63 @@ class Directory:
         flock, not lockf: it excludes a second opening by this very process, too. The file is never
         unlinked, since two processes could then lock two files of one name.
         """
-        fd = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
+        lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(fd, 100, 0).split(b"\n")
-            os.close(fd)
+            holder = os.pread(lock.number, 100, 0).split(b"\n")
             pid = int(holder[0]) if holder[0].isdigit() else None
             since = holder[1].decode("ascii", "replace") if len(holder) > 1 else None
             raise LockedError(self.path, pid, since) from None
-        except BaseException:
-            os.close(fd)
-            raise
-        self._lock_fd = fd
-        os.ftruncate(fd, 0)
+        self._lock = lock
+        os.ftruncate(lock.number, 0)
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        os.pwrite(fd, f"{os.getpid()}\n{now}\n".encode(), 0)
+        os.pwrite(lock.number, f"{os.getpid()}\n{now}\n".encode(), 0)
 
     def forget_lock(self) -> None:
         """In a forked child: closes the lock's descriptor, but does not unlock, which would free the parent's."""
-        fd, self._lock_fd = self._lock_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def close(self) -> None:
         """Gives lock and directory back. Idempotent."""
         self.forget_lock()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._directory.close()
 
     # ---- files by name ---------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
         """The names of all files, sorted."""
-        return sorted(os.listdir(self._fd))
+        return sorted(os.listdir(self._directory.number))
 
-    def open_file(self, name: str, flags: int = os.O_RDWR) -> int:
+    def open_file(self, name: str, flags: int = os.O_RDWR) -> Descriptor:
         """A descriptor of a regular file of this directory; created files are 0600."""
         try:
             # O_NONBLOCK: opening a FIFO that somebody put here must not wait for its writer.
-            mode = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open(name, flags | mode, 0o600, dir_fd=self._fd)
+            fd = open_at(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, self._directory)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise CorruptionError(self.path_of(name), None, "a regular file", "a symbolic link") from None
             raise
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
+        if not stat.S_ISREG(os.fstat(fd.number).st_mode):
             raise CorruptionError(self.path_of(name), None, "a regular file", "another kind of file")
         if flags & os.O_CREAT:
-            os.fchmod(fd, 0o600)
+            os.fchmod(fd.number, 0o600)
         return fd
 
-    def create_file(self, name: str) -> int:
+    def create_file(self, name: str) -> Descriptor:
         """A descriptor of a new, empty file; what had the name before is replaced."""
         self.unlink(name)
         return self.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
-    def close_file(self, fd: int) -> None:
-        os.close(fd)
+    def close_file(self, fd: Descriptor) -> None:
+        fd.close()
 
     def unlink(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._fd)
+            os.unlink(name, dir_fd=self._directory.number)
 
     def read_file(self, name: str, limit: int) -> bytes | None:
         """The first ``limit`` bytes of a small file, or None when there is none."""
@@ -151,7 +140,7 @@ class Directory:
         except FileNotFoundError:
             return None
         try:
-            return os.pread(fd, limit, 0)
+            return os.pread(fd.number, limit, 0)
         finally:
             self.close_file(fd)
 
@@ -168,11 +157,11 @@ class Directory:
         self.sync_directory()
 
     def rename(self, source: str, target: str) -> None:
-        os.replace(source, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        os.replace(source, target, src_dir_fd=self._directory.number, dst_dir_fd=self._directory.number)
 
     def sync_directory(self) -> None:
         """Makes names durable: creations, renames, removals."""
-        os.fsync(self._fd)
+        os.fsync(self._directory)
 
     # ---- open files -----------------------------------------------------------------------------------
 
@@ -182,26 +171,26 @@ class Directory:
     write = staticmethod(mapping.write_at)
     truncate = staticmethod(os.ftruncate)
 
-    def size(self, fd: int) -> int:
-        return os.fstat(fd).st_size
+    def size(self, fd: Descriptor) -> int:
+        return os.fstat(fd.number).st_size
 
-    def stores_are_safe(self, fd: int) -> bool:
+    def stores_are_safe(self, fd: Descriptor) -> bool:
         """Whether frames may be stored through the mapping; else they are written with pwrite."""
         return mapping.stores_are_safe(fd)
 
-    def allocate(self, fd: int, old_size: int, new_size: int) -> None:
+    def allocate(self, fd: Descriptor, old_size: int, new_size: int) -> None:
         """Grows a file with blocks behind every byte; when that fails, it has its old size again."""
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, old_size, new_size - old_size)
+                os.posix_fallocate(fd.number, old_size, new_size - old_size)
             else:
                 self._write_zeros(fd, old_size, new_size)
         except OSError:
             # ext4 leaves the file grown by what it could get.
-            self.truncate(fd, old_size)
+            self.truncate(fd.number, old_size)
             raise
 
-    def _write_zeros(self, fd: int, start: int, stop: int) -> None:
+    def _write_zeros(self, fd: Descriptor, start: int, stop: int) -> None:
         zeros = bytes(1 << 20)
         while start < stop:
             piece = min(len(zeros), stop - start)

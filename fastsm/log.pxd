@@ -12,7 +12,7 @@ cdef class Log:
     cdef readonly object head
     cdef readonly Mapping mapping
     cdef uint8_t *address
-    cdef int descriptor
+    cdef object descriptor               # None: closed
     cdef readonly bint read_only
     cdef uint64_t identity
     cdef readonly uint64_t end           # where the next frame goes

@@ -56,7 +56,7 @@ cdef class Log:
     of what is below `end` from any thread, without the GIL, for as long as `mapping` is held.
     """
 
-    def __cinit__(self, directory, head, int descriptor, bint read_only=False):
+    def __cinit__(self, directory, head, descriptor, bint read_only=False):
         self.read_only = read_only
         self.directory = directory
         self.head = head
@@ -117,7 +117,7 @@ cdef class Log:
                 raise
 
     @staticmethod
-    def adopt(directory, head, int descriptor, uint64_t size, bint read_only=False):
+    def adopt(directory, head, descriptor, uint64_t size, bint read_only=False):
         cdef Log log = Log(directory, head, descriptor, read_only)
         log.stores = not read_only and directory.stores_are_safe(descriptor)
         log.allocated = size
@@ -126,8 +126,8 @@ cdef class Log:
 
     def close(self):
         """Gives the descriptor back. The pages go with the last reference to `mapping`. Idempotent."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
             self.directory.close_file(descriptor)
         self.mapping = None
         self.address = NULL
@@ -350,4 +350,4 @@ cdef class Log:
 
     def verification(self):
         """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""
-        return os.dup(self.descriptor), self.head, self.path, self.end
+        return self.descriptor.duplicate(), self.head, self.path, self.end

@@ -329,7 +329,7 @@ class FastStateMachine(Engine, StateMachine):
             with storage_errors(path, "reading the log"):
                 verify_file(fd, head, path, end, progress)
         finally:
-            os.close(fd)
+            fd.close()
 
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""

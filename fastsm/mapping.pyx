@@ -1,4 +1,4 @@
-"""One file mapped into memory where it can grow without moving, and the calls that `os` lacks."""
+"""A file that is open, a file that is mapped where it can grow without moving, and the calls that `os` lacks."""
 
 import os
 
@@ -34,6 +34,7 @@ cdef extern from * nogil:
     int MAP_NORESERVE
     int MADV_POPULATE_WRITE
     int madvise(void *address, size_t length, int advice)
+    int close(int descriptor)
     ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset)
     long file_system_type(int descriptor)
     int errno
@@ -53,6 +54,52 @@ STORES_ARE_SAFE_ON = {
     0x58465342: "xfs",
     0x01021994: "tmpfs",
 }
+
+
+cdef class Descriptor:
+    """An open file: a number for the system's calls, closed with the last reference to it.
+
+    A bare number that a signal handler's exception drops between two steps of Python code would stay open for ever.
+    """
+    cdef readonly int number     # -1: closed
+
+    def __cinit__(self):
+        self.number = -1
+
+    def __dealloc__(self):
+        if self.number >= 0:
+            close(self.number)
+
+    def __index__(self):
+        return self.number
+
+    def __int__(self):
+        return self.number
+
+    def fileno(self):
+        return self.number
+
+    def __repr__(self):
+        return f"<Descriptor {self.number}>" if self.number >= 0 else "<Descriptor, closed>"
+
+    def close(self):
+        """Gives the file back. Idempotent."""
+        number, self.number = self.number, -1
+        if number >= 0:
+            os.close(number)
+
+    def duplicate(self):
+        """Another descriptor of the same open file."""
+        cdef Descriptor other = Descriptor()
+        other.number = os.dup(self.number)
+        return other
+
+
+def open_at(name, int flags, mode=0o600, directory=None):
+    """Opens a file, relative to a directory's descriptor; never inherited by a program that is started."""
+    cdef Descriptor descriptor = Descriptor()
+    descriptor.number = os.open(name, flags | os.O_CLOEXEC, mode, dir_fd=directory)
+    return descriptor
 
 
 def stores_are_safe(int descriptor):
