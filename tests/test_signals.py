@@ -16,7 +16,7 @@ import pytest
 HANGS_AFTER = 100  # seconds: far from what anything here takes
 
 STORM = """
-    import faulthandler, os, random, shutil, signal, sys, threading, time
+    import faulthandler, gc, os, random, shutil, signal, sys, threading, time
     import numpy
     import fastsm
     from fastsm import FastStateMachine
@@ -165,6 +165,7 @@ STORM = """
     for other in others:
         other.join()
     if descriptors is not None:
+        gc.collect()  # tracebacks of the interruptions hold frames, and these what was half made
         now = []
         for number in os.listdir("/proc/self/fd"):
             if os.path.exists(f"/proc/self/fd/{number}") or os.path.islink(f"/proc/self/fd/{number}"):

@@ -16,10 +16,10 @@ For one that stores, a second fixture, ``reopen``, adds the tests of what must s
 
 try:
     import pytest
-except ModuleNotFoundError as error:
-    if error.name != "pytest":
+except ModuleNotFoundError as _error:
+    if _error.name != "pytest":
         raise
-    raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from error
+    raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from _error
 
 # For values beside the messages.
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in ("commands", "conformance", "storage")))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fastsm import format
 from fastsm.files import Directory
+from fastsm.mapping import Descriptor
 
 PATIENCE = 60  # seconds until a test that waits for another thread gives up
 
@@ -125,7 +126,7 @@ class Disk:
 
 def _plain(argument: Any) -> Any:
     """A buffer of whatever kind as a memoryview, anything else as it is."""
-    if isinstance(argument, (int, str, bytes)):
+    if isinstance(argument, (int, str, bytes, Descriptor)):
         return argument
     return memoryview(argument)
 
