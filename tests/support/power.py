@@ -1,0 +1,431 @@
+"""A disk that loses power: what of a directory is sure to be kept, and any state that it may be left in.
+
+A `Platter` stands behind the seam to the system (``FastStateMachine(..., _files=platter.files)``). The files are
+real; the platter knows what of each was synced, and which names were. Before and after every call that
+changes something it takes a `Point`, from which crash states are drawn: page by page old or new, torn
+within a page, with any size and any of the names that were not synced.
+
+What the model assumes of a disk: what a successful sync covered stays; sectors of 512 bytes are not torn; a rename
+happens or not. It assumes no order among anything that was not synced.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsm.files import LOCK, Directory
+
+PAGE = 4096
+SECTOR = 512
+
+
+class Image(NamedTuple):
+    """The content of a file at one moment; the zeros at its end are left out."""
+
+    content: bytes
+    size: int
+
+    def page(self, number: int) -> bytes:
+        return self.content[number * PAGE : (number + 1) * PAGE].ljust(PAGE, b"\0")
+
+    @property
+    def pages(self) -> int:
+        return -(-len(self.content) // PAGE)
+
+
+NOTHING = Image(b"", 0)
+
+
+def read_image(fd: int) -> Image:
+    """What a file holds now, stores through its mappings included."""
+    size = os.fstat(fd).st_size
+    content = os.pread(fd, size, 0)
+    words = np.flatnonzero(np.frombuffer(content, np.uint64, size // 8))
+    used = int(words[-1] + 1) * 8 if len(words) else 0
+    if size % 8 and any(content[size & ~7 :]):
+        used = size
+    return Image(content[:used], size)
+
+
+class File:
+    """One file, whatever names it has: what the disk is sure to hold, and what it may hold as well."""
+
+    def __init__(self, fd: int, kept: Image = NOTHING) -> None:
+        self.fd = fd
+        self.kept = kept
+        self.versions: list[Image] = []  # seen since the last sync: the system may have written any page of any
+        # Pages as a failed sync left them: clean in the cache, never on the disk, until they are written again.
+        self.lost: dict[int, bytes] = {}
+        self.live = kept
+        self.syncs = 0
+
+    def look(self) -> Image:
+        """Notes what the file holds now."""
+        if self.fd >= 0:
+            live = read_image(self.fd)
+            if live != self.live:
+                self.versions.append(live)
+                self.live = live
+        return self.live
+
+    def keep(self, image: Image) -> None:
+        """A sync has covered the image: all of it but what an earlier, failed sync had called clean."""
+        still_lost = {n: page for n, page in self.lost.items() if n < image.pages and image.page(n) == page}
+        content = bytearray(image.content)
+        for number in still_lost:
+            content[number * PAGE : (number + 1) * PAGE] = self.kept.page(number)
+        self.kept = Image(bytes(content[: image.size]), image.size)
+        self.lost = still_lost
+        self.syncs += 1
+        self.versions = [image] if self.live != image or still_lost else []
+
+    def lose(self) -> None:
+        """A sync has failed: what was to be written is called clean. (Pages behind a truncation are nobody's.)"""
+        live = self.look()
+        for number in range(live.pages):
+            if live.page(number) != self.kept.page(number):
+                self.lost[number] = live.page(number)
+
+    def written(self, offset: int, size: int) -> None:
+        """Written pages are part of the next sync, also where the bytes are the same as before."""
+        for number in range(offset // PAGE, -(-(offset + size) // PAGE)):
+            self.lost.pop(number, None)
+
+    def state(self) -> FileState:
+        return FileState(self.kept, (*self.versions, self.look()), dict(self.lost))
+
+
+class Choice(NamedTuple):
+    """A drawn file. A hole is a page that was lost in front of one that was kept."""
+
+    image: Image
+    hole: bool = False
+    torn: bool = False
+
+
+class FileState:
+    """A file at a `Point`: what is on the disk for sure, and all that it held since."""
+
+    def __init__(self, kept: Image, versions: tuple[Image, ...], lost: dict[int, bytes]) -> None:
+        self.kept = kept
+        self.versions = versions
+        self.lost = lost
+
+    @property
+    def live(self) -> Image:
+        return self.versions[-1]
+
+    @cached_property
+    def changed(self) -> list[int]:
+        """The pages that are not sure."""
+        images = {id(image): image for image in self.versions}.values()
+        pages = max(image.pages for image in (self.kept, *images))
+        return [n for n in range(pages) if any(image.page(n) != self.kept.page(n) for image in images)]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The sizes that it had, and page ends between the least and the greatest."""
+        had = {self.kept.size, *(image.size for image in self.versions)}
+        least, greatest = min(had), max(had)
+        used = max(len(image.content) for image in (self.kept, *self.versions))
+        stop = min(greatest, used + 2 * PAGE)
+        return sorted(had | set(range(-(-least // PAGE) * PAGE, stop, PAGE)) - {0} | {least})
+
+    def draw(self, rng: random.Random) -> Choice:
+        """One state that a power loss may leave of it."""
+        size = rng.choice((self.live.size, self.live.size, self.live.size, self.kept.size, rng.choice(self.sizes)))
+        if not self.changed:
+            return Choice(Image(self.kept.content[:size], size))
+        pages = self._draw_pages(rng)
+        torn = False
+        if rng.random() < 0.4:
+            torn = True
+            some = self.changed if rng.random() < 0.1 else rng.sample(self.changed, 1)
+            for number in some:
+                pages[number] = self._tear(number, rng)
+        content = bytearray(self.kept.content.ljust((self.changed[-1] + 1) * PAGE, b"\0"))
+        lost = hole = False
+        for number in self.changed:
+            old = self.kept.page(number)
+            if pages[number] == old:
+                lost |= self.live.page(number) != old
+            elif (number + 1) * PAGE <= size:
+                hole |= lost
+            content[number * PAGE : (number + 1) * PAGE] = pages[number]
+        used = min(size, len(content))
+        return Choice(Image(bytes(content[:used]), size), hole, torn)
+
+    def _draw_pages(self, rng: random.Random) -> dict[int, bytes]:
+        dice = rng.random()
+        new = {number: self.live.page(number) for number in self.changed}
+        if dice < 0.05:  # all that was not synced is gone
+            new = {number: self.kept.page(number) for number in self.changed}
+        elif dice < 0.1:  # nothing is
+            pass
+        elif dice < 0.3:  # one page is
+            number = rng.choice(self.changed)
+            new[number] = self.kept.page(number)
+        elif dice < 0.4:  # only one page is not
+            number = rng.choice(self.changed)
+            new = {n: self.live.page(n) if n == number else self.kept.page(n) for n in self.changed}
+        elif dice < 0.55:  # written in order
+            stop = rng.choice(self.changed)
+            new = {n: self.live.page(n) if n < stop else self.kept.page(n) for n in self.changed}
+        elif dice < 0.85:
+            chance = rng.choice((0.15, 0.5, 0.85))
+            for number in self.changed:
+                if rng.random() < chance:
+                    new[number] = self.kept.page(number)
+        else:  # written back by the system at different times
+            for number in self.changed:
+                new[number] = rng.choice((self.kept, *self.versions)).page(number)
+        return new
+
+    def _tear(self, number: int, rng: random.Random) -> bytes:
+        old, new = self.kept.page(number), rng.choice(self.versions[-3:]).page(number)
+        if rng.random() < 0.5:  # in order
+            stop = rng.randrange(0, PAGE, SECTOR)
+            pieces = (new[:stop], old[stop:])
+        else:
+            pieces = tuple(rng.choice((old, new))[at : at + SECTOR] for at in range(0, PAGE, SECTOR))
+        return b"".join(pieces)
+
+
+class Change(NamedTuple):
+    """A change of names that was not synced: `name` is another file's (or nobody's), `removed` is nobody's."""
+
+    name: str | None
+    file: int | None
+    removed: str | None = None
+
+    def happen(self, names: dict[str, int]) -> None:
+        if self.removed is not None:
+            names.pop(self.removed, None)
+        if self.name is not None and self.file is not None:
+            names[self.name] = self.file
+
+
+class Drawn(NamedTuple):
+    """A directory as a power loss left it."""
+
+    files: dict[str, Image]
+    hole: bool
+    torn: bool
+    renamed: bool  # some change of names that had not been synced was lost
+
+    def build(self, path: Path, *, holes: bool = True) -> None:
+        """Makes the directory; `holes`: zeros behind the content take no blocks."""
+        path.mkdir(exist_ok=True)
+        for name in os.listdir(path):
+            if name not in self.files and name != LOCK:
+                os.unlink(path / name)
+        for name, image in self.files.items():
+            fd = os.open(path / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.write(fd, image.content if holes else image.content.ljust(image.size, b"\0"))
+            os.ftruncate(fd, image.size)
+            os.close(fd)
+
+
+class Point:
+    """A moment at which the power may fail, or the process may be killed."""
+
+    def __init__(self, platter: Platter, where: str) -> None:
+        self.where = where
+        self.states = {number: file.state() for number, file in platter.watched.items()}
+        self.kept_names = dict(platter.kept_names)
+        self.names = dict(platter.names)
+        self.changes = list(platter.changes)
+
+    @property
+    def unsure(self) -> int:
+        """How many pages and names are not sure."""
+        return sum(len(state.changed) for state in self.states.values()) + len(self.changes)
+
+    def draw(self, rng: random.Random) -> Drawn:
+        """One state that a power loss may leave."""
+        names = dict(self.kept_names)
+        dice = rng.random()
+        renamed = False
+        for change in self.changes:
+            if dice < 0.4 or (dice < 0.8 and rng.random() < 0.5):
+                change.happen(names)
+            else:
+                renamed = True
+        choices = {number: self.states[number].draw(rng) for number in sorted(set(names.values()))}
+        return Drawn(
+            {name: choices[number].image for name, number in names.items()},
+            any(choice.hole for choice in choices.values()),
+            any(choice.torn for choice in choices.values()),
+            renamed,
+        )
+
+    def killed(self) -> Drawn:
+        """What the next process finds when this one is killed: all that was written."""
+        return Drawn({name: self.states[number].live for name, number in self.names.items()}, False, False, False)
+
+
+class Platter:
+    """Behind one directory: knows what is on the disk. `note` is called before and after every change.
+
+    Planted faults are subclasses.
+    """
+
+    def __init__(self, note: Callable[[str], None], *, stores: bool | None = None) -> None:
+        self.note = note
+        self.watched: dict[int, File] = {}
+        self.kept_names: dict[str, int] = {}
+        self.names: dict[str, int] = {}
+        self.changes: list[Change] = []
+        self.failing = False
+        self.struck = 0  # syncs that have failed
+        self.during_sync: Callable[[], object] | None = None
+        self.files = _files_of(self, stores)
+        self._inodes: dict[int, int] = {}
+
+    def take_over(self, path: Path, drawn: Drawn, before: Point | None = None) -> None:
+        """Goes on with a directory built from `drawn`.
+
+        After a power loss all that is there is on the disk. After a kill, at the point `before`, it is on
+        the disk as far as it was then.
+        """
+        numbers = before.names if before else dict(zip(drawn.files, range(len(drawn.files)), strict=True))
+        for name, number in numbers.items():
+            fd = os.open(path / name, os.O_RDWR)
+            file = self._watch(fd, number)
+            os.close(fd)
+            file.kept = drawn.files[name]
+        if before:
+            for number, state in before.states.items():
+                file = self.watched.setdefault(number, File(-1))
+                file.kept, file.lost = state.kept, dict(state.lost)
+                file.versions, file.live = list(state.versions), state.live
+            self.changes = list(before.changes)
+        self.names = dict(numbers)
+        self.kept_names = dict(before.kept_names if before else numbers)
+        for file in self.watched.values():
+            file.look()
+
+    def close(self) -> None:
+        """Gives the descriptors back."""
+        for file in self.watched.values():
+            if file.fd >= 0:
+                os.close(file.fd)
+        self.watched.clear()
+
+    def _watch(self, fd: int, number: int | None = None) -> File:
+        inode = os.fstat(fd).st_ino
+        if inode not in self._inodes:
+            number = max(self.watched, default=-1) + 1 if number is None else number
+            self._inodes[inode] = number
+            self.watched[number] = File(os.dup(fd))
+        return self.watched[self._inodes[inode]]
+
+    # ---- what the seam does ----------------------------------------------------------------------------
+
+    def created(self, name: str, fd: int) -> None:
+        self._watch(fd)
+        number = self._inodes[os.fstat(fd).st_ino]
+        if self.names.get(name) != number:
+            self.change(Change(name, number))
+
+    def change(self, change: Change) -> None:
+        change.happen(self.names)
+        self.changes.append(change)
+
+    def fail_next(self) -> None:
+        """The next sync of a file fails."""
+        self.failing = True
+
+    def sync(self, fd: int) -> None:
+        file = self._watch(fd)
+        if self.failing:
+            self.failing = False
+            self.struck += 1
+            file.lose()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        covered, syncs = file.look(), file.syncs
+        if self.during_sync:
+            meanwhile, self.during_sync = self.during_sync, None
+            meanwhile()
+        if file.syncs == syncs:  # else a sync that began later has ended already
+            file.keep(covered)
+
+    def sync_directory(self) -> None:
+        self.changes.clear()
+        self.kept_names = dict(self.names)
+
+    def write(self, fd: int, data: Any, offset: int) -> None:
+        Directory.write(fd, data, offset)
+        self._watch(fd).written(offset, memoryview(data).nbytes)
+
+    def truncate(self, fd: int, size: int) -> None:
+        Directory.truncate(fd, size)
+
+
+def _files_of(platter: Platter, stores: bool | None) -> type[Directory]:
+    class WatchedDirectory(Directory):
+        def stores_are_safe(self, fd: Any) -> bool:
+            return super().stores_are_safe(fd) if stores is None else stores
+
+        def open_file(self, name: str, flags: int = os.O_RDWR) -> Any:
+            if name == LOCK or not flags & os.O_CREAT:
+                return super().open_file(name, flags)
+            platter.note("before create")
+            fd = super().open_file(name, flags)
+            platter.created(name, int(fd))
+            platter.note("after create")
+            return fd
+
+        def unlink(self, name: str) -> None:
+            if name not in platter.names:
+                super().unlink(name)
+                return
+            platter.note("before unlink")
+            super().unlink(name)
+            platter.change(Change(None, None, name))
+            platter.note("after unlink")
+
+        def rename(self, source: str, target: str) -> None:
+            platter.note("before rename")
+            super().rename(source, target)
+            platter.change(Change(target, platter.names[source], source))
+            platter.note("after rename")
+
+        def allocate(self, fd: Any, old_size: int, new_size: int) -> None:
+            platter.note("before allocate")
+            super().allocate(fd, old_size, new_size)
+            platter.note("after allocate")
+
+    def noted(method: str) -> Callable[..., None]:
+        def call(self: Directory, *arguments: Any) -> None:
+            platter.note(f"before {method}")
+            if arguments:  # an open file comes first
+                arguments = (int(arguments[0]), *arguments[1:])
+            getattr(platter, method)(*arguments)
+            platter.note(f"after {method}")
+
+        return call
+
+    for method in ("sync", "sync_directory", "write", "truncate"):
+        setattr(WatchedDirectory, method, noted(method))
+    return WatchedDirectory
+
+
+class QuietDirectory(Directory):
+    """For looking at drawn states: nothing needs to be durable there."""
+
+    sync = staticmethod(lambda fd: None)
+
+    def sync_directory(self) -> None:
+        pass
+
+    def stores_are_safe(self, fd: Any) -> bool:
+        return False

@@ -1,0 +1,301 @@
+"""Lives of a state machine on a disk that loses power, and the judgement of every state that is drawn.
+
+A life plays a story from where its directory stands, and takes a point before and after every change of a file and
+every operation. From points, states are drawn, opened and judged; some are lived on in, so that what one crash
+left meets the next one.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from fastsm import Entry, FastsmError, FastStateMachine, LogId, StorageError
+from support.power import Drawn, Platter, Point, QuietDirectory
+from support.stories import Operation, Story
+
+WRITES = ("flush", "save", "stop", "close", "clear")  # what has not been written yet, then syncs it
+POINTS = (36, 12, 6)  # from which states are drawn: in a first life, in one behind a crash, and so on
+DRAWS = (36, 14, 8)  # states of each
+LIVED_ON = (0.025, 0.015, 0.0)  # share of the states that another life begins with
+KILLED = (0.2, 0.06, 0.0)  # share of the points at which the process is killed as well
+
+
+class ViolationError(AssertionError):
+    """A state that must not be."""
+
+
+class Moment(Point):
+    """A point, and what must be true of every state that is found from there on.
+
+    ``lower`` is the last position that counts as durable, ``returned`` that of the last operation that wrote and
+    returned (so that a killed process finds it again), ``upper`` that of the operation under way.
+    """
+
+    def __init__(self, life: Life, where: str) -> None:
+        super().__init__(life.platter, where)
+        self.lower, self.returned, self.upper = life.lower, life.returned, life.upper
+
+
+class Life:
+    """One stretch of a story, from the first opening to the last moment, on a platter of its own."""
+
+    def __init__(self, story: Story, path: Path, rng: random.Random, planted: type[Platter] = Platter) -> None:
+        self.story = story
+        self.path = path
+        self.random = rng
+        self.platter = planted(self.note, stores=story.stores)
+        self.lower = self.returned = self.upper = 0
+        self.moments: list[Moment] = []
+        self.counts: Counter[str] = Counter()
+        self.machine: FastStateMachine | None = None
+
+    def note(self, where: str) -> None:
+        self.moments.append(Moment(self, where))
+
+    def live(self, steps: int) -> None:
+        """Plays so many steps, or what there is of the story."""
+        try:
+            step = self.open()
+            stop = min(step + steps, len(self.story.steps))
+            while step < stop:
+                struck = self.platter.struck
+                try:
+                    for operation in self.story.steps[step]:
+                        self.perform(operation)
+                        self.note(f"behind {operation.kind}")
+                    step += 1
+                except StorageError:
+                    if self.platter.struck == struck:
+                        raise
+                    self.kill()
+                    step = self.open()
+                    if self.random.random() < 0.8:  # the first sync behind the failed one
+                        self.perform(Operation("flush", None, self.upper))
+                        self.note("behind flush")
+        finally:
+            self.counts["failed syncs"] += self.platter.struck
+            self.kill()
+            self.platter.close()
+
+    def open(self) -> int:
+        """Opens the directory as the process before left it. Returns the step to go on with."""
+        options = {
+            "contiguous": self.story.contiguous, "sync": self.story.sync, "_files": self.platter.files
+        }  # fmt: skip
+        struck = self.platter.struck
+        try:
+            self.machine = FastStateMachine(self.path, **options)
+        except StorageError:
+            if self.platter.struck == struck:
+                raise
+            self.machine = FastStateMachine(self.path, **options)
+        position = self.story.find(self.machine, self.returned, self.upper)
+        if position is None:
+            raise ViolationError(
+                f"opened behind a kill: {self.machine!r}, expected position {self.returned} to {self.upper}"
+            )
+        self.returned = self.upper = position
+        self.believe_durable()
+        self.note("behind open")
+        return self.story.next_step(position)
+
+    def kill(self) -> None:
+        """The process ends; what it wrote is in the system's cache."""
+        if self.machine is not None:
+            kill(self.machine)
+            self.machine = None
+
+    def perform(self, operation: Operation) -> None:
+        kind, argument, position = operation
+        machine = self.machine
+        assert machine is not None
+        moves = position > self.upper
+        self.upper = max(self.upper, position)
+        calls: dict[str, Callable[[], object]] = {
+            "apply": lambda: machine.apply(argument),
+            "overlap": lambda: self.overlap(machine, argument),
+            "update": lambda: machine.update_last_applied(argument) if moves else None,
+            "note": lambda: machine.update_last_snapshot_metadata(argument),
+            "flush": machine.flush,
+            "save": machine.save_hard_state,
+            "clear": machine.clear,
+            "stop": lambda: (machine.stop(), machine.start()),
+            "close": machine.close,
+            "kill": self.kill,
+            "fail": self.platter.fail_next,
+        }
+        calls[kind]()
+        if kind in WRITES or (kind in ("apply", "overlap") and moves):
+            self.returned = self.upper
+        if kind in WRITES or (kind == "apply" and moves and self.story.sync == "apply"):
+            self.lower = self.upper
+        if kind in ("close", "kill"):
+            self.note(f"behind {kind}")
+            self.open()
+        self.believe_durable()
+
+    def overlap(self, machine: FastStateMachine, chunk: list[Entry]) -> None:
+        """A flush, and a chunk while its sync is under way."""
+        before = self.returned
+        called: list[object] = []
+        self.platter.during_sync = lambda: called.append(machine.apply(chunk))
+        try:
+            machine.flush()
+        finally:
+            self.platter.during_sync = None
+        self.lower = max(self.lower, before)
+        self.counts["applied during a sync"] += len(called)
+        if not called:
+            machine.apply(chunk)
+
+    def believe_durable(self) -> None:
+        durable = self.machine.durable() if self.machine else LogId()
+        if durable != LogId():
+            self.lower = max(self.lower, self.story.position_of(durable, self.upper))
+
+
+def kill(machine: FastStateMachine) -> None:
+    """Leaves a machine as a killed process would: nothing more is written; descriptors and lock are gone."""
+    machine._worker.abandon()
+    machine._release()
+
+
+class Simulation:
+    """All that is drawn from one story. ``counts`` by class; ``violations`` say how to get them again."""
+
+    def __init__(
+        self, seed: int, root: Path, planted: type[Platter] = Platter, *, most_violations: int = 10
+    ) -> None:
+        self.story = Story(seed)
+        self.root = root
+        self.planted = planted
+        self.most_violations = most_violations
+        self.random = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.violations: list[str] = []
+        self._lives = 0
+
+    def run(self) -> Simulation:
+        self.counts.update(f"stories {trait}" for trait in ("in all", *self.story.traits))
+        self._live(0, len(self.story.steps), "first life")
+        return self
+
+    @property
+    def _enough(self) -> bool:
+        return len(self.violations) >= self.most_violations
+
+    def _live(
+        self,
+        depth: int,
+        steps: int,
+        trail: str,
+        *,
+        drawn: Drawn | None = None,
+        before: Moment | None = None,
+        position: int = 0,
+    ) -> None:
+        """A life in a directory as a crash left it; then all that may come of it."""
+        path = self.root / f"life-{self._lives}"
+        self._lives += 1
+        life = Life(self.story, path, self.random, self.planted)
+        if drawn is not None:
+            drawn.build(path)
+            life.platter.take_over(path, drawn, before)
+            if self.random.random() < 0.1:
+                life.platter.fail_next()
+            if before is None:
+                life.lower = life.returned = life.upper = position
+            else:
+                life.lower, life.returned, life.upper = before.lower, before.returned, before.upper
+        try:
+            life.live(steps)
+        except (AssertionError, FastsmError) as error:
+            self._violated(f"{trail}: {error!r}")
+        finally:
+            shutil.rmtree(path)
+        self.counts["lives"] += 1
+        self.counts += life.counts
+        self._harvest(life.moments, depth, trail)
+
+    def _harvest(self, moments: list[Moment], depth: int, trail: str) -> None:
+        """Draws states of some moments, mostly of those where much was not sure."""
+        order = sorted(
+            range(len(moments)), key=lambda n: self.random.random() ** (1 / (1 + moments[n].unsure)), reverse=True
+        )
+        for number in sorted(order[: POINTS[depth]]):
+            if self._enough:
+                return
+            moment = moments[number]
+            here = f"{trail}, moment {number} ({moment.where})"
+            self.counts["points"] += 1
+            self.counts[moment.where] += 1
+            if self.random.random() < KILLED[depth]:
+                self.counts["kills"] += 1
+                steps = self.random.randrange(1, 7)
+                self._live(depth + 1, steps, f"{here}, killed", drawn=moment.killed(), before=moment)
+            self._draw_all(moment, depth, here)
+
+    def _draw_all(self, moment: Moment, depth: int, trail: str) -> None:
+        seen = set()
+        for number in range(DRAWS[depth] if moment.unsure else 1):
+            drawn = moment.draw(self.random)
+            key = hash(frozenset(drawn.files.items()))
+            if key in seen:
+                continue
+            seen.add(key)
+            here = f"{trail}, draw {number}"
+            self.counts["states"] += 1
+            self.counts["with holes"] += drawn.hole
+            self.counts["torn within a page"] += drawn.torn
+            self.counts["names lost"] += drawn.renamed
+            self.counts[f"behind {depth} crashes"] += 1
+            try:
+                position = self._judge(drawn, moment)
+            except (AssertionError, FastsmError, OSError) as error:
+                self._violated(f"{here}: {error!r}")
+                if self._enough:
+                    return
+                continue
+            self.counts["recovered in full"] += position == moment.upper
+            self.counts["recovered less"] += position < moment.upper
+            if self.random.random() < LIVED_ON[depth]:
+                steps = self.random.randrange(1, 7)
+                self._live(depth + 1, steps, f"{here}, lost power", drawn=drawn, position=position)
+
+    def _judge(self, drawn: Drawn, moment: Moment) -> int:
+        """Opens the state, twice, and returns its position."""
+        story = self.story
+        path = self.root / "drawn"
+        drawn.build(path, holes=self.random.random() < 0.95)
+        expected = None
+        if self.random.random() < 0.5 and story.epochs[moment.lower] == story.epochs[moment.upper]:
+            expected = story.states[moment.lower].applied
+            self.counts["with expect_applied"] += 1
+        positions = []
+        for _ in range(2):
+            machine = FastStateMachine(
+                path, contiguous=story.contiguous, expect_applied=expected, _files=QuietDirectory
+            )
+            try:
+                positions.append(story.find(machine, moment.lower, moment.upper))
+                if positions[-1] is None:
+                    where = story.find(machine, 0, story.last)
+                    raise ViolationError(
+                        f"{machine!r}, which is position {where}; expected {moment.lower} to {moment.upper}"
+                    )
+                if self.random.random() < 0.05:
+                    machine._check()
+                    machine.verify()
+                    machine.close()
+            finally:
+                kill(machine)
+        if positions[0] != positions[1]:
+            raise ViolationError(f"position {positions[0]}, and {positions[1]} when opened again")
+        return positions[0]
+
+    def _violated(self, message: str) -> None:
+        self.violations.append(f"{self.story!r}, {message}")

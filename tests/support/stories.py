@@ -1,0 +1,241 @@
+"""What a state machine lives through, step by step, with the state that each step must leave."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fastsm
+from fastsm import Entry, LogId, MemoryStateMachine, SnapshotMetadata
+from support.histories import KEYS, History
+
+RHYTHMS = (0.02, 0.08, 0.5)  # how often there is a flush: rarely enough for stores, often enough for pwrite
+LARGE = 70 << 10  # a value whose frame is written aside
+
+
+class Operation(NamedTuple):
+    """One call, and the position of the story once it has happened."""
+
+    kind: str
+    argument: Any
+    position: int
+
+
+class State(NamedTuple):
+    """All that can be read of a state."""
+
+    applied: LogId
+    length: int
+    values: list[bytes | None]
+    membership: tuple[LogId, bytes] | None
+    metadata: SnapshotMetadata | None
+    terms: bytes
+
+
+class Story:
+    """A seeded sequence of steps, each a few operations, and the states at all positions.
+
+    A position is a state that may be found after a crash. A step can be told again from its start by who has
+    lived through a part of it.
+    """
+
+    def __init__(self, seed: int, length: int = 36) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.contiguous = self.random.random() < 0.7
+        self.sync = "apply" if self.random.random() < 0.15 else "flush"
+        self.stores = False if self.random.random() < 0.25 else None
+        self.rhythm = self.random.choice(RHYTHMS)
+        self.large = self.random.random() < 0.15
+        self.steps: list[list[Operation]] = []
+        self.states: list[State] = []
+        self.epochs: list[int] = []  # for each position, the one at which the last clear had happened
+        self._history = History(seed, contiguous=self.contiguous, large=False)
+        self._model = MemoryStateMachine(contiguous=self.contiguous)
+        self._ids: list[LogId] = []
+        self._models: list[Any] = []
+        self._note_position(epoch=0)
+        while len(self.steps) < length:
+            self.steps.append([])
+            self._invent()
+        self._finish_states()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Story of seed {self.seed}: contiguous={self.contiguous}, sync={self.sync!r}, "
+            f"stores={self.stores}, rhythm={self.rhythm}>"
+        )
+
+    @property
+    def last(self) -> int:
+        """The last position."""
+        return len(self.states) - 1
+
+    def next_step(self, position: int) -> int:
+        """The step to go on with, from a position."""
+        return next(
+            (n for n, step in enumerate(self.steps) if step[-1].position > position), len(self.steps)
+        )
+
+    def position_of(self, log_id: LogId, upto: int) -> int:
+        """The first position at which `log_id` was applied, since the last clear before `upto`."""
+        for position in range(self.epochs[upto], upto + 1):
+            if self.states[position].applied == log_id:
+                return position
+        raise AssertionError(f"{log_id} was never the last applied entry")
+
+    def find(self, machine: fastsm.FastStateMachine, lower: int, upper: int) -> int | None:
+        """The last position in [lower, upper] whose state is the machine's."""
+        found = self.read(machine)
+        return next((p for p in range(upper, lower - 1, -1) if self.states[p] == found), None)
+
+    def read(self, machine: fastsm.FastStateMachine) -> State:
+        return State(
+            machine.last_applied(),
+            machine.len(),
+            machine.get_many(KEYS),
+            machine.membership(),
+            machine.snapshot_metadata(),
+            machine.entry_terms(self._all_ids).tobytes(),
+        )
+
+    @property
+    def traits(self) -> list[str]:
+        """What makes it different from others."""
+        named = {
+            "with gaps": not self.contiguous,
+            'with sync="apply"': self.sync == "apply",
+            "without stores": self.stores is False,
+            "with frames over 64 KiB": any(len(value or b"") == LARGE for s in self.states for value in s.values),
+            "with rare flushes": self.rhythm == RHYTHMS[0],
+            "with frequent flushes": self.rhythm == RHYTHMS[-1],
+        }
+        return [name for name, there in named.items() if there]
+
+    # ---- telling ---------------------------------------------------------------------------------------
+
+    def _invent(self) -> None:
+        dice = self.random.random()
+        if dice < self.rhythm:
+            self._add("flush")
+        elif dice < self.rhythm + (1 - self.rhythm) * 0.8:
+            self._apply(self._chunk())
+        else:
+            self.random.choice(
+                (
+                    self._update, self._update, self._hard_state, self._hard_state, self._metadata_beside_chunk,
+                    self._clear, self._overlap, self._overlap, self._end, self._end, self._fail, self._fail,
+                )
+            )()  # fmt: skip
+
+    def _add(self, kind: str, argument: Any = None, *, moves: bool = False) -> None:
+        if moves:
+            self._note_position()
+        self.steps[-1].append(Operation(kind, argument, len(self._models) - 1))
+
+    def _note_position(self, epoch: int | None = None) -> None:
+        model = self._model
+        self.epochs.append(self.epochs[-1] if epoch is None else epoch)
+        self._models.append(
+            (
+                model.last_applied(), model.len(), model.get_many(KEYS), model.membership(),
+                model.snapshot_metadata(), [tuple(seen) for seen in model._seen],
+            )
+        )  # fmt: skip
+
+    def _chunk(self) -> list[Entry]:
+        history, dice = self._history, self.random.random()
+        if dice < 0.75:
+            return history.chunk()
+        if dice < 0.82:  # nothing of it takes effect
+            return self._entries(fastsm.compare_and_swap(b"key-1", b"no such value", b"x"), 3)
+        if dice < 0.87:
+            return self._entries(fastsm.noop(), self.random.choice((1, 4)))
+        if dice < 0.94:  # at the border of two terms
+            history.last = LogId(history.last.index, history.last.term + self.random.choice((1, 2)))
+            return self._entries(fastsm.config(history.value()), 1) + history.chunk(2)
+        size = LARGE if self.large else 9000
+        self.large = False
+        return self._entries(fastsm.put(b"key-0", self.random.randbytes(size)), 1)
+
+    def _entries(self, command: bytes, count: int) -> list[Entry]:
+        return [self._history.entry()._replace(command=command) for _ in range(count)]
+
+    def _apply(self, chunk: list[Entry], kind: str = "apply") -> None:
+        self._model.apply(chunk)
+        self._ids.append(LogId(chunk[-1].index, chunk[-1].term))
+        self._add(kind, chunk, moves=True)
+
+    def _update(self) -> None:
+        last = self._history.last
+        log_id = LogId(last.index + self.random.choice((1, 1, 4)), last.term + self.random.choice((0, 0, 1)))
+        log_id = log_id._replace(term=max(1, log_id.term))
+        self._history.last = log_id
+        self._model.update_last_applied(log_id)
+        self._ids.append(log_id)
+        self._add("update", log_id, moves=True)
+        if self.random.random() < 0.3:
+            self._add("save")
+
+    def _metadata(self) -> SnapshotMetadata | None:
+        if not self._ids:
+            return None
+        return SnapshotMetadata(self.random.choice(self._ids[-5:]), self.random.randbytes(32))
+
+    def _hard_state(self) -> None:
+        metadata = self._metadata()
+        if metadata is not None:
+            self._add("note", metadata)
+            self._model.update_last_snapshot_metadata(metadata)
+        self._add("save", moves=metadata is not None)
+
+    def _metadata_beside_chunk(self) -> None:
+        """The chunk is written first: a crash may find it without the metadata."""
+        metadata = self._metadata()
+        if metadata is not None:
+            self._add("note", metadata)
+        self._apply(self._history.chunk(2))
+        if metadata is not None:
+            self._model.update_last_snapshot_metadata(metadata)
+        self._add("save", moves=metadata is not None)
+
+    def _clear(self) -> None:
+        self._model.clear()
+        self._history.last = LogId()
+        self._ids.clear()
+        self._note_position(epoch=len(self._models))
+        self._add("clear")
+
+    def _overlap(self) -> None:
+        """A chunk is applied while a sync is under way, which cannot be counted on to cover it."""
+        self._apply(self._history.chunk(1))
+        self._apply(self._history.chunk(), "overlap")
+
+    def _end(self) -> None:
+        self._add(self.random.choice(("close", "close", "kill", "stop")))
+
+    def _fail(self) -> None:
+        """The next sync fails, whatever it is for."""
+        self._add("fail")
+        self._apply(self._history.chunk())
+        if self.sync == "flush":
+            self._add(self.random.choice(("flush", "flush", "save", "close", "stop")))
+
+    def _finish_states(self) -> None:
+        stop = max(model[0].index for model in self._models) + 3
+        self._all_ids = np.arange(stop, dtype=np.uint64)
+        for *rest, seen in self._models:
+            self.states.append(State(*rest, terms_of(seen, stop).tobytes()))
+        del self._models, self._model, self._history
+
+
+def terms_of(seen: list[tuple[int, int]], stop: int) -> np.ndarray[Any, Any]:
+    """For each index below `stop` its term: of an entry seen, or between two of one term; else 0."""
+    terms = np.zeros(stop, np.uint64)
+    before = (0, None)
+    for index, term in seen:
+        terms[before[0] + 1 if term == before[1] else index : index + 1] = term
+        before = (index, term)
+    return terms
