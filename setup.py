@@ -30,5 +30,6 @@ setup(
         ],
         compiler_directives=DIRECTIVES,
         annotate=os.environ.get("FASTSM_ANNOTATE") == "1",
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
