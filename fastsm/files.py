@@ -40,23 +40,20 @@ class Directory:
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = os.fsdecode(path)
         self._lock: Descriptor | None = None
-        created = create and self._make()
+        if create:
+            self._make()
         self._directory = open_at(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        if created:
-            self._sync_parent()
 
     def __repr__(self) -> str:
         return f"<Directory {self.path!r}{', locked' if self.locked else ''}>"
 
-    def _make(self) -> bool:
-        try:
+    def _make(self) -> None:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(self.path, 0o700)
-        except FileExistsError:
-            return False
-        os.chmod(self.path, 0o700)  # whatever the umask took away
-        return True
+            os.chmod(self.path, 0o700)  # whatever the umask took away
 
-    def _sync_parent(self) -> None:
+    def sync_parent(self) -> None:
+        """Makes this directory's own name durable."""
         os.fsync(open_at(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY))
 
     def path_of(self, name: str) -> str:

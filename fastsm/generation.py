@@ -91,6 +91,7 @@ def create_first(directory: Directory) -> Log:
     log = Log.create(directory, 1)
     try:
         with storage_errors(directory.path, "creating the directory's files"):
+            directory.sync_parent()
             directory.sync_directory()
             write_current(directory, log)
     except BaseException:
