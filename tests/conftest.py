@@ -41,6 +41,18 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
 
 
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder."""
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture(autouse=True)
+def _away_from_the_checkout(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ``python -c`` that a test starts would find the unbuilt package in the current folder."""
+    monkeypatch.chdir(elsewhere)
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """Where a state may live; it does not exist yet."""
