@@ -165,8 +165,9 @@ def test_descriptors_are_not_inherited_by_programs_started(directory: Path) -> N
     """A program that the host starts holds neither lock nor log, so that it cannot keep them from the next owner."""
     machine = FastStateMachine(directory)
     try:
-        for fd in (machine._directory._fd, machine._directory._lock_fd):
-            assert not os.get_inheritable(fd)
+        for held in (machine._directory._directory, machine._directory._lock):
+            assert held is not None
+            assert not os.get_inheritable(held.number)
         found = [
             fd
             for fd in map(int, os.listdir("/dev/fd"))
