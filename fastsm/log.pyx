@@ -111,10 +111,12 @@ cdef class Log:
                         f"generation {head.generation}, identity {head.identity:#x}")
                 if read_only:
                     size = whole_frames_end(descriptor, head, path, size)
-                return Log.adopt(directory, head, descriptor, size, read_only)
+                log = Log.adopt(directory, head, descriptor, size, read_only)
             except BaseException:
                 directory.close_file(descriptor)
                 raise
+        # Not from within the block: Cython loses what is being returned when the block's end raises.
+        return log
 
     @staticmethod
     def adopt(directory, head, descriptor, uint64_t size, bint read_only=False):
