@@ -105,6 +105,42 @@ class FormatVersionError(FastsmError):
         return type(self), (self.path, self.expected, self.found)
 
 
+class SnapshotError(FastsmError):
+    """A snapshot could not be written, read or installed. The state machine's own state is as it was."""
+
+
+class SnapshotFormatError(SnapshotError):
+    """The file is no snapshot, or its parts do not add up."""
+
+
+class ChecksumMismatchError(SnapshotError):
+    """The file's bytes are not those that its checksum, or the metadata that came with it, was made of.
+
+    ``path``, and the checksums ``expected`` and ``found``.
+    """
+
+    def __init__(self, path: str, what: str, expected: bytes, found: bytes) -> None:
+        self.path = path
+        self.what = what
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"{path}: expected {what} {expected.hex()}, found {found.hex()}; the file was damaged, or is another "
+            "one: get it again"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.what, self.expected, self.found)
+
+
+class StaleSnapshotError(SnapshotError):
+    """The snapshot is older than what is applied already; ``allow_older=True`` installs it all the same."""
+
+
+class SnapshotRangeError(SnapshotError):
+    """No snapshot can be exact as of this entry: it is before the base, not applied yet, or of another term."""
+
+
 class StorageError(FastsmError, OSError):
     """The operating system refused to store or to read; ``errno`` and ``filename`` as it said."""
 

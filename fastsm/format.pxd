@@ -10,8 +10,9 @@ cdef enum:  # LogHeader
     LOG_IDENTITY = LOG_GENERATION + 8
     LOG_BASE_INDEX = LOG_IDENTITY + 8
     LOG_BASE_TERM = LOG_BASE_INDEX + 8
-    LOG_ZERO = LOG_BASE_TERM + 8
-    LOG_CHECKSUM = LOG_ZERO + 8
+    LOG_BASE_SIZE = LOG_BASE_TERM + 8
+    LOG_BASE_CHECKSUM = LOG_BASE_SIZE + 8
+    LOG_CHECKSUM = LOG_BASE_CHECKSUM + 32
     LOG_HEADER_SIZE = LOG_CHECKSUM + 8
 
 cdef enum:  # Current
@@ -40,6 +41,24 @@ cdef enum:  # Record
     RECORD_OPERATION = RECORD_KEY_SIZE + 2
     RECORD_ZERO = RECORD_OPERATION + 1
     RECORD_KEY = RECORD_ZERO + 1
+
+cdef enum:  # SnapshotHeader
+    SNAPSHOT_MAGIC = 0
+    SNAPSHOT_VERSION = SNAPSHOT_MAGIC + 8
+    SNAPSHOT_CODEC = SNAPSHOT_VERSION + 4
+    SNAPSHOT_INDEX = SNAPSHOT_CODEC + 4          # from here to the state checksum: part of what that covers
+    SNAPSHOT_TERM = SNAPSHOT_INDEX + 8
+    SNAPSHOT_KEYS = SNAPSHOT_TERM + 8
+    SNAPSHOT_RUNS = SNAPSHOT_KEYS + 8
+    SNAPSHOT_MEMBERSHIP_SIZE = SNAPSHOT_RUNS + 8
+    SNAPSHOT_RECORDS_SIZE = SNAPSHOT_MEMBERSHIP_SIZE + 8
+    SNAPSHOT_STATE_CHECKSUM = SNAPSHOT_RECORDS_SIZE + 8
+    SNAPSHOT_ATTACHMENT_SIZE = SNAPSHOT_STATE_CHECKSUM + 32
+    SNAPSHOT_STORED_SIZE = SNAPSHOT_ATTACHMENT_SIZE + 8
+    SNAPSHOT_ZERO = SNAPSHOT_STORED_SIZE + 8
+    SNAPSHOT_CHECKSUM = SNAPSHOT_ZERO + 16       # of all other bytes of the file
+    SNAPSHOT_HEADER_SIZE = SNAPSHOT_CHECKSUM + 32
+    TERM_RUN_SIZE = 24
 
 cdef enum:  # RecordOperation
     RECORD_PUT = 1
@@ -119,4 +138,4 @@ cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept no
 cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil
 
 cdef uint64_t UNKNOWN_TERM
-cdef uint64_t LOG_LIMIT       # bytes of a log; a place in it fits into a slot of the table
+cdef uint64_t ARENA_LIMIT     # bytes of base and log together; a place in them fits into a slot of the table

@@ -7,6 +7,8 @@ docs/format.md draws the pictures. In short, all integers little-endian, all rec
     frame     checksum | length | watermark lag | run count | runs | records
     run       last index | term
     record    index | value size | key size | operation | 0 | key | value | padding
+    snapshot  header | attachment | membership record | runs (first, last, term) | records
+    table     header | runs | snapshot metadata | dead map | directory | zeros up to a page | segments
 
 A frame is bound to its place: its checksum is seeded with the log's identity and the frame's own
 offset, so that a frame of another file, or moved within its own, does not match.
@@ -19,18 +21,24 @@ from libc.string cimport memcpy
 
 from fastsm.hashing cimport xxh64
 
-from fastsm.errors import CorruptionError, FormatVersionError
+from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError
 from fastsm.hashing import checksum
 
 VERSION = 0
 LOG_MAGIC_BYTES = b"FASTSM-L"
 CURRENT_MAGIC_BYTES = b"FASTSM-C"
+SNAPSHOT_MAGIC_BYTES = b"FASTSM-S"
+TABLE_MAGIC_BYTES = b"FASTSM-T"
 LOG_HEADER_BYTES = LOG_HEADER_SIZE
+SNAPSHOT_HEADER_BYTES = SNAPSHOT_HEADER_SIZE
+TERM_RUN_BYTES = TERM_RUN_SIZE
+CODEC_NONE = 0
+CODEC_ZSTD = 1
 
 # A run of this term is a gap: indexes that were never seen, between two runs of different terms.
 UNKNOWN_TERM = <uint64_t>0xFFFFFFFFFFFFFFFF
 cdef uint64_t LARGEST = UNKNOWN_TERM - 1
-LOG_LIMIT = <uint64_t>1 << 39
+ARENA_LIMIT = <uint64_t>1 << 39
 cdef uint64_t LARGEST_VALUE = 0x7FFFFFFF
 MAX_TERM = MAX_INDEX = LARGEST
 
@@ -40,11 +48,16 @@ cdef enum: NO_WATERMARK = 0xFFFFFFFF
 # ---- files with one fixed header ----------------------------------------------------------------------
 
 class LogHead(NamedTuple):
-    """The first bytes of a log: which log it is, and the entry that it starts behind."""
+    """The first bytes of a log: which log it is, the entry that it starts behind, and the base that holds that state.
+
+    `base_size` is 0 when there is no base: the log starts behind the empty state.
+    """
     generation: int
     identity: int
-    base_index: int
-    base_term: int
+    base_index: int = 0
+    base_term: int = 0
+    base_size: int = 0
+    base_checksum: bytes = bytes(32)
 
 
 class CurrentFile(NamedTuple):
@@ -54,14 +67,61 @@ class CurrentFile(NamedTuple):
     durable_offset: int
 
 
+class SavedTable(NamedTuple):
+    """The first bytes of a saved table: the place in a log's life that it was taken at, and what follows."""
+    identity: int         # of the log
+    log_offset: int       # where the frames end that it knows of
+    log_start: int        # where the log begins in the arena
+    seed0: int
+    seed1: int
+    keys: int
+    live_bytes: int
+    config_place: int
+    segments: int
+    depth: int
+    runs: int
+    metadata_size: int
+    dead_words: int
+    frames: int
+    body_checksum: int    # XXH64 of everything behind the header
+
+    @property
+    def sections(self):
+        """Where runs, metadata, dead map, directory and segments start, and where the file ends."""
+        runs = TABLE_HEADER_BYTES
+        metadata = runs + TERM_RUN_SIZE * self.runs
+        dead = metadata + align8(self.metadata_size)
+        directory = dead + 8 * self.dead_words
+        segments = (directory + (4 << self.depth) + TABLE_PAGE - 1) // TABLE_PAGE * TABLE_PAGE
+        return runs, metadata, dead, directory, segments, segments + self.segments * SEGMENT_BYTES
+
+
 # Behind the version, and behind the fields, are reserved zeros.
-LOG_STRUCT = struct.Struct("<8sIIQQQQQ")
+LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
+TABLE_STRUCT = struct.Struct("<8sII15Q")
+TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
+TABLE_PAGE = 4096
+SEGMENT_BYTES = 8 * 4096 + 64
 
 
 def pack_log_head(head):
     """A log's header."""
-    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head, 0))
+    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head))
+
+
+def pack_saved_table(saved):
+    """A saved table's header."""
+    return with_checksum(TABLE_STRUCT.pack(TABLE_MAGIC_BYTES, VERSION, 0, *saved))
+
+
+def unpack_saved_table(data, path, size):
+    """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
+    saved = SavedTable(*unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 15))
+    counts = (saved.runs, saved.metadata_size, saved.dead_words, saved.segments)
+    if max(counts) > size or saved.depth > 40 or saved.sections[-1] != size:
+        raise CorruptionError(path, None, "sections that add up to the file's size", f"{size} bytes")
+    return saved
 
 
 def pack_current(current):
@@ -71,10 +131,13 @@ def pack_current(current):
 
 def unpack_log_head(data, path):
     """The header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
-    head = LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 4))
-    for offset, number in ((LOG_BASE_INDEX, head.base_index), (LOG_BASE_TERM, head.base_term)):
-        if number > LARGEST:
-            raise CorruptionError(path, offset, f"at most {LARGEST}", number)
+    head = LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 6))
+    for offset, number, limit in (
+        (LOG_BASE_INDEX, head.base_index, LARGEST), (LOG_BASE_TERM, head.base_term, LARGEST),
+        (LOG_BASE_SIZE, head.base_size, ARENA_LIMIT),
+    ):
+        if number > limit:
+            raise CorruptionError(path, offset, f"at most {limit}", number)
     return head
 
 
@@ -111,6 +174,84 @@ def unpack(layout, magic, bytes data, path, used):
         if fields[i]:
             raise CorruptionError(path, 16 + 8 * i, "zero", fields[i])
     return fields[:used]
+
+
+# ---- snapshots ----------------------------------------------------------------------------------------
+
+class SnapshotHead(NamedTuple):
+    """The first bytes of a snapshot. Sizes are in bytes; the state is membership, runs and records."""
+    codec: int
+    last_index: int
+    last_term: int
+    keys: int
+    runs: int
+    membership_size: int
+    records_size: int
+    state_checksum: bytes
+    attachment_size: int
+    stored_size: int          # of the state as it is in the file
+    checksum: bytes
+
+    @property
+    def state_offset(self):
+        """Where the state starts."""
+        return SNAPSHOT_HEADER_SIZE + align8(self.attachment_size)
+
+    @property
+    def state_size(self):
+        """What the state takes in flat form."""
+        return self.membership_size + TERM_RUN_SIZE * self.runs + self.records_size
+
+    @property
+    def file_size(self):
+        """The whole file."""
+        return self.state_offset + self.stored_size
+
+
+SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQ32sQQ16s32s")
+
+
+def pack_snapshot_head(head):
+    """A snapshot's header: `[16:64]` is what `state_checksum` covers of it, all but the end `checksum`."""
+    *fields, checksum = head
+    codec, *fields = fields
+    return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, codec, *fields, bytes(16), checksum)
+
+
+def unpack_snapshot_head(data, path, size):
+    """The header of the snapshot at `path`, a file of `size` bytes, all of which it accounts for.
+
+    Raises `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
+    """
+    def refuse(offset, expected, found):
+        raise SnapshotFormatError(f"{path}, offset {offset}: expected {expected}, found {found}; "
+                                  "this is no whole snapshot of fastsm: get it again")
+
+    if len(data) < SNAPSHOT_HEADER_SIZE:
+        refuse(0, f"a header of {SNAPSHOT_HEADER_SIZE} bytes", f"{len(data)} bytes")
+    magic, version, *fields, zero, checksum = SNAPSHOT_STRUCT.unpack(data[:SNAPSHOT_HEADER_SIZE])
+    if magic != SNAPSHOT_MAGIC_BYTES:
+        refuse(SNAPSHOT_MAGIC, f"magic {SNAPSHOT_MAGIC_BYTES!r}", repr(magic))
+    if version != VERSION:
+        raise FormatVersionError(path, VERSION, version)
+    head = SnapshotHead(*fields, checksum)
+    if head.codec not in (CODEC_NONE, CODEC_ZSTD):
+        refuse(SNAPSHOT_CODEC, f"codec {CODEC_NONE} (none) or {CODEC_ZSTD} (zstd)", head.codec)
+    if head.last_index > LARGEST or head.last_term > LARGEST:
+        refuse(SNAPSHOT_INDEX, f"an index and a term of at most {LARGEST}", (head.last_index, head.last_term))
+    if any(zero):
+        refuse(SNAPSHOT_ZERO, "zeros", zero)
+    if head.file_size != size:
+        refuse(SNAPSHOT_STORED_SIZE, f"sizes that add up to the file's {size} bytes", head.file_size)
+    if head.codec == CODEC_NONE and head.stored_size != head.state_size:
+        refuse(SNAPSHOT_STORED_SIZE, f"the state's {head.state_size} bytes", head.stored_size)
+    if head.state_size > ARENA_LIMIT:
+        refuse(SNAPSHOT_RECORDS_SIZE, f"a state of at most {ARENA_LIMIT} bytes", head.state_size)
+    if (head.membership_size | head.records_size) & 7 or head.keys * RECORD_KEY > head.records_size:
+        refuse(SNAPSHOT_KEYS, f"sizes of whole records for {head.keys} keys", head.records_size)
+    if (head.runs == 0) != (head.last_index == 0):
+        refuse(SNAPSHOT_RUNS, "runs of terms up to the last included entry", head.runs)
+    return head
 
 
 # ---- frames and records -------------------------------------------------------------------------------
