@@ -20,7 +20,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from fastsm.format cimport FRAME_RUNS, LOG_HEADER_SIZE, LOG_LIMIT, seal_frame
+from fastsm.format cimport FRAME_RUNS, LOG_HEADER_SIZE, ARENA_LIMIT, seal_frame
 from fastsm.recovery cimport Scan
 
 from fastsm import format
@@ -143,8 +143,8 @@ cdef class Log:
         """
         cdef uint64_t stop = self.end + length
         self.check_writable()
-        if stop > LOG_LIMIT:
-            raise StorageError(errno.EFBIG, f"a log takes at most {LOG_LIMIT} bytes", self.path)
+        if stop > ARENA_LIMIT:
+            raise StorageError(errno.EFBIG, f"a log takes at most {ARENA_LIMIT} bytes", self.path)
         if stop > self.allocated:
             self.grow(stop)
         if self.stores and not self.paced and not self.syncing and length < LARGE_FRAME:

@@ -23,7 +23,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from fastsm.format cimport LOG_LIMIT, record_key, record_key_size
+from fastsm.format cimport ARENA_LIMIT, record_key, record_key_size
 
 cdef extern from *:
     """
@@ -38,7 +38,7 @@ cdef extern from *:
 
 PLACE_MASK = (<uint64_t>1 << PLACE_BITS) - 1
 
-assert LOG_LIMIT == <uint64_t>8 << PLACE_BITS
+assert ARENA_LIMIT == <uint64_t>8 << PLACE_BITS
 
 cdef enum:
     SLOT_MASK = SEGMENT_SLOTS - 1
