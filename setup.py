@@ -6,8 +6,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
-    "hashing", "command", "format", "mapping", "table", "terms", "recovery", "log", "frozen", "state", "turns",
-    "chunk", "engine", "group_commit",
+    "hashing", "command", "format", "mapping", "table", "terms", "dead", "recovery", "log", "index", "frozen", "state",
+    "turns", "chunk", "engine", "group_commit",
 ]
 
 DIRECTIVES = {

@@ -15,7 +15,7 @@ bytes to files to memory to the machine; each module knows only those before it:
     frozen              a state held still: iterators, scans, columns
     state               what was applied, and every way to read it
     chunk, turns        what is being applied; one writer at a time
-    engine              apply, replay, hard state
+    engine              apply, hard state
     group_commit        one sync for all flushes that overlap
     generation          CURRENT, and the step from one log to the next
     coroutines          the order of asynchronous calls

@@ -9,20 +9,20 @@ Nothing of a chunk is visible before everything about it is certain:
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastsm.chunk cimport Chunk, Step, unsigned_slowly
 from fastsm.format cimport (
-    FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CLOSE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
-    frame_length, frame_run_count, frame_size, record_index, record_key, record_key_size, record_length,
-    record_operation, record_size, record_value_size, write_record,
+    FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
+    frame_size, record_size, write_record,
 )
+from fastsm.group_commit cimport GroupCommit
+from fastsm.index cimport BLOCK, KEY_SPAN, Index
 from fastsm.log cimport Log
-from fastsm.state cimport BLOCK, State
-from fastsm.table cimport FAILED, Table, prefetch
-from fastsm.terms cimport Run, RunList, Terms
+from fastsm.state cimport State
+from fastsm.table cimport prefetch
+from fastsm.terms cimport RunList, Terms
 from fastsm.turns cimport Turns
 
 from fastsm.errors import OrderError, StorageError
@@ -31,18 +31,13 @@ from fastsm.types import LogId, SnapshotMetadata
 cdef extern from "Python.h":
     object PySequence_Fast(object sequence, const char *message)
 
-cdef enum:
-    LARGE_FRAME = 64 << 10    # above: built without the GIL
-    REPLAY_SLICE = 4 << 20    # bytes between two looks at signals
-    KEY_SPAN = 31             # from a record's start to the end of a short key, which may be on another cache line
-
-
 cdef class Engine(State):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
 
     Thread safety: every method, from any thread; writers take turns.
     """
     cdef readonly Turns _turns
+    cdef readonly GroupCommit _group_commit    # of the log
     cdef Chunk chunk
     cdef bint contiguous
 
@@ -50,27 +45,50 @@ cdef class Engine(State):
         self._turns = Turns()
         self.chunk = Chunk()
 
-    def _attach(self, Log log, Terms terms, Table table, bint contiguous, bint sync_on_apply):
-        """Takes a recovered log and its terms, and an empty table to fill. O(bytes of the log)."""
+    def _attach(self, Log log, Index index, GroupCommit commit, durable, bint contiguous, bint sync_on_apply):
+        """Takes what was recovered. `durable`: the last entry that is."""
+        cdef Terms terms = index.terms
         head = log.head
         started = terms.count > 0 or head.base_index > 0
-        runs = RunList(terms.seen, terms.term[terms.count - 1] if terms.count else head.base_term, started)
+        self.runs = RunList(terms.seen, terms.last_term(head.base_term), started)
         self.contiguous = contiguous
         self.sync_on_apply = sync_on_apply
-        self._log, self._terms, self._table, self.runs = log, terms, table, runs
-        self.take_arena()
+        self.take_index(log, index)
+        self._group_commit = commit
         self.runs_in_terms = 0
         self.applied_index, self.applied_term = self.runs.index, self.runs.term
         self.framed_index, self.framed_term = self.runs.index, self.runs.term
-        self.durable_index, self.durable_term = head.base_index, head.base_term
-        self.config_place = self.live_bytes = 0
-        self.metadata = None
+        self.durable_index, self.durable_term = durable
+        self.metadata = index.metadata
         self.metadata_unsaved = False
-        self.replay()
 
-    def _start_over(self, Log log, Terms terms, Table table):
-        """In the writer's turn: takes an empty log, and the empty state with it."""
-        self._attach(log, terms, table, self.contiguous, self.sync_on_apply)
+    cdef void take_index(self, Log log, Index index) noexcept:
+        """Reads go there from here on."""
+        self._log, self._index, self._table, self._terms = log, index, index.table, index.terms
+        self.take_arena()
+
+    def _switch(self, name_next, Log log, Index index, GroupCommit commit, state_of_its_own=None):
+        """In the writer's turn: the step to a next generation, on disk and in memory.
+
+        `name_next` is called to take it on disk. No signal handler runs between its return and ours, so that
+        disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
+        metadata, `(LogId, SnapshotMetadata or None)`, when this is another state (a reset, a snapshot), all of which
+        is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
+        """
+        cdef RunList runs = self.runs
+        applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
+        if state_of_its_own is not None:
+            applied, metadata = state_of_its_own
+            runs = RunList(applied.index, applied.term, applied.index > 0)
+        name_next()
+        self.take_index(log, index)
+        self._group_commit = commit
+        self.runs = runs
+        self.runs_in_terms = 0
+        self.metadata, self.metadata_unsaved = metadata, False
+        self.applied_index, self.applied_term = runs.index, runs.term
+        self.framed_index, self.framed_term = runs.index, runs.term
+        self.durable_index, self.durable_term = runs.index, runs.term
 
     # ---- apply -----------------------------------------------------------------------------------------
 
@@ -134,13 +152,14 @@ cdef class Engine(State):
         cdef uint8_t *frame
         self._table.reserve(chunk.puts)
         self._terms.reserve(runs.count)
-        place = log.end + frame_size(runs.count, 0)
+        place = log.start + log.end + frame_size(runs.count, 0)
         chunk.lay_out(place)
         length = frame_size(runs.count, chunk.record_bytes)
+        self._index.dead.reserve(place + length)
         frame = log.begin_frame(length)
         self.take_arena()
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
-        if length > LARGE_FRAME:
+        if length > LARGE:
             _held = tuple(entries)  # a list could be changed while the GIL is away
             with nogil:
                 chunk.write_records(frame + frame_size(runs.count, 0))
@@ -174,7 +193,7 @@ cdef class Engine(State):
                     continue
                 if self._table.rebuilds != rebuilds:
                     step.hashed = self._table.hash(step.operation.key, step.operation.key_size)
-                if self.set_place(step.record, step.hashed, step.place) < 0:
+                if self._index.set_place(self.arena, step.record, step.hashed, step.place) < 0:
                     self._log.poison(StorageError(None, "no memory to publish a chunk that is in the log", ""))
                     raise MemoryError("no memory to publish a chunk that is in the log: open the directory again")
             first = stop
@@ -194,86 +213,6 @@ cdef class Engine(State):
         for i in range(self.runs_in_terms - 1 if self.runs_in_terms else 0, self.runs.count):
             self._terms.append(self.runs.runs[i].last, self.runs.runs[i].term)
         self.runs_in_terms = self.runs.count
-
-    cdef int set_place(self, int operation, uint64_t hashed, uint64_t place) noexcept nogil:
-        """Lets the table and the counts know of the record at `place`."""
-        cdef const uint8_t *record = self.arena + place
-        cdef uint64_t old = 0
-        if operation == RECORD_PUT:
-            old = self._table.put(self.arena, hashed, record_key(record), record_key_size(record), place)
-            if old == FAILED:
-                return -1
-            self.live_bytes += record_length(record)
-        elif operation == RECORD_DELETE:
-            old = self._table.remove(self.arena, hashed, record_key(record), record_key_size(record))
-        elif operation == RECORD_CONFIG:
-            self.config_place = place
-        if old:
-            self.live_bytes -= record_length(self.arena + old)
-        return 0
-
-    # ---- replay ----------------------------------------------------------------------------------------
-
-    cdef int replay(self) except -1:
-        """Builds the state from the log's frames, which recovery has checked."""
-        cdef const uint8_t *records[BLOCK]
-        cdef const uint8_t *record
-        cdef const uint8_t *stop
-        cdef uint64_t offset = LOG_HEADER_SIZE
-        cdef uint64_t end = self._log.end
-        cdef uint64_t pause = 0
-        cdef uint32_t gathered = 0
-        while offset < end:
-            record = self.arena + offset + frame_size(frame_run_count(self.arena + offset), 0)
-            stop = self.arena + offset + frame_length(self.arena + offset)
-            while record < stop:
-                if record_operation(record) == RECORD_SNAPSHOT:
-                    self.metadata = read_metadata(record)
-                elif record_operation(record) != RECORD_CLOSE:
-                    records[gathered] = record
-                    gathered += 1
-                    if gathered == BLOCK:
-                        self.replay_block(records, gathered)
-                        gathered = 0
-                record += record_length(record)
-            if stop - self.arena <= <ssize_t>self._log.durable:
-                self.note_durable(self.arena + offset)
-            offset = stop - self.arena
-            if offset > pause:
-                PyErr_CheckSignals()
-                pause = offset + REPLAY_SLICE
-        self.replay_block(records, gathered)
-        return 0
-
-    cdef int replay_block(self, const uint8_t **records, uint32_t count) except -1:
-        """Publishes records with their cache misses overlapping."""
-        cdef uint64_t hashes[BLOCK]
-        cdef uint64_t rebuilds = self._table.rebuilds
-        cdef uint64_t candidate
-        cdef uint32_t i
-        cdef int failed = 0
-        with nogil:
-            for i in range(count):
-                hashes[i] = self._table.hash(record_key(records[i]), record_key_size(records[i]))
-                self._table.prefetch_slot(hashes[i])
-            for i in range(count):
-                candidate = self._table.candidate(hashes[i])
-                if candidate:
-                    prefetch(self.arena + candidate)
-                    prefetch(self.arena + candidate + KEY_SPAN)
-            for i in range(count):
-                if self._table.rebuilds != rebuilds:
-                    hashes[i] = self._table.hash(record_key(records[i]), record_key_size(records[i]))
-                failed |= self.set_place(record_operation(records[i]), hashes[i], records[i] - self.arena)
-        if failed:
-            raise MemoryError(f"no memory for a table of {self._table.count} keys and more")
-        return 0
-
-    cdef void note_durable(self, const uint8_t *frame) noexcept nogil:
-        cdef uint32_t count = frame_run_count(frame)
-        cdef const Run *runs = <const Run *>(frame + FRAME_RUNS)
-        if count:
-            self.durable_index, self.durable_term = runs[count - 1].last, runs[count - 1].term
 
     # ---- hard state ------------------------------------------------------------------------------------
 
@@ -303,31 +242,13 @@ cdef class Engine(State):
 
     def _write_state(self, bint with_metadata=False, bint closing=False):
         """In the writer's turn: a frame of what no frame carries yet; none when there is nothing."""
-        cdef RunList runs = self.runs
-        cdef bytes value = b""
-        cdef uint64_t length
-        cdef uint8_t *frame
-        cdef uint8_t *p
-        if with_metadata and self.metadata_unsaved:
-            value = self.metadata.last_included.term.to_bytes(8, "little") + self.metadata.checksum
-        if not (runs.count or value or closing):
+        metadata = self.metadata if with_metadata and self.metadata_unsaved else None
+        if not (self.runs.count or metadata is not None or closing):
             return
-        length = frame_size(runs.count, 0) + (record_size(0, len(value)) if value else 0)
-        if closing:
-            length += record_size(0, 0)
-        self._terms.reserve(runs.count)
-        frame = self._log.begin_frame(length)
+        self._terms.reserve(self.runs.count)
+        append_state(self._log, self.runs, metadata, closing)
         self.take_arena()
-        memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
-        p = frame + frame_size(runs.count, 0)
-        if value:
-            p = write_record(
-                p, RECORD_SNAPSHOT, self.metadata.last_included.index, NULL, 0,
-                <const uint8_t *>PyBytes_AS_STRING(value), len(value))
-        if closing:
-            write_record(p, RECORD_CLOSE, runs.index, NULL, 0, NULL, 0)
-        self._log.commit_frame(frame, length, runs.count)
-        if value:
+        if metadata is not None:
             self.metadata_unsaved = False
         self.publish_runs()
 
@@ -364,7 +285,31 @@ cdef inline void rewind_runs(RunList runs, RunMark *mark) noexcept:
         runs.runs[mark.count - 1].last = mark.last
 
 
-cdef object read_metadata(const uint8_t *record):
-    cdef const uint8_t *value = record_key(record) + record_key_size(record)
-    cdef bytes stored = value[:record_value_size(record)]
-    return SnapshotMetadata(LogId(record_index(record), int.from_bytes(stored[:8], "little")), stored[8:])
+def append_metadata(Log log, metadata):
+    """A frame of a snapshot's metadata alone, for a log that is not the state yet."""
+    append_state(log, None, metadata, False)
+
+
+cdef int append_state(Log log, RunList runs, metadata, bint closing) except -1:
+    """A frame of hard state: runs, the metadata of a snapshot, a clean close, whichever there are."""
+    cdef bytes value = b""
+    cdef uint32_t count = 0 if runs is None else runs.count
+    cdef uint64_t length = frame_size(count, 0)
+    cdef uint8_t *frame
+    cdef uint8_t *p
+    if metadata is not None:
+        value = metadata.last_included.term.to_bytes(8, "little") + metadata.checksum
+        length += record_size(0, len(value))
+    if closing:
+        length += record_size(0, 0)
+    frame = log.begin_frame(length)
+    if count:
+        memcpy(frame + FRAME_RUNS, runs.runs, count * RUN_SIZE)
+    p = frame + frame_size(count, 0)
+    if metadata is not None:
+        p = write_record(
+            p, RECORD_SNAPSHOT, metadata.last_included.index, NULL, 0,
+            <const uint8_t *>PyBytes_AS_STRING(value), len(value))
+    if closing:
+        write_record(p, RECORD_CLOSE, runs.index, NULL, 0, NULL, 0)
+    return log.commit_frame(frame, length, count)

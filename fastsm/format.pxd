@@ -67,6 +67,9 @@ cdef enum:  # RecordOperation
     RECORD_SNAPSHOT = 4
     RECORD_CLOSE = 5
 
+cdef enum:
+    LARGE = 64 << 10    # bytes above which work is done without the GIL, and a frame goes by pwrite
+
 # ---- what a look at bytes may find -------------------------------------------------------------------
 
 cdef enum:  # Finding
@@ -134,6 +137,8 @@ ctypedef struct Progress:
     const uint8_t *snapshot      # the newest record of snapshot metadata, or NULL
 
 cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept nogil
+
+cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil
 
 cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil
 

@@ -1,31 +1,44 @@
-"""Generations: which log is the state, and the one atomic step from one to the next.
+"""Generations: which base and log are the state, and the one atomic step from one generation to the next.
 
-    CURRENT  ──►  log-1          reset: log-2 is written and synced, then CURRENT is replaced,
-                                 then log-1 is removed. A crash leaves the one or the other.
+    CURRENT  ──►  base-1, log-1      the next base and log are written and synced beside them, then CURRENT
+                                     is replaced, then the old ones are removed. A crash leaves one or the other.
+
+Reset, compaction and installing a snapshot are this step, and differ in what the next generation holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+from typing import NamedTuple
 
 from fastsm import format
-from fastsm.errors import CorruptionError
+from fastsm.errors import CorruptionError, FastsmError
 from fastsm.files import Directory, storage_errors
+from fastsm.index import Index
 from fastsm.log import Log, log_name
-from fastsm.terms import Terms
 from fastsm.types import LogId, Recovery
 
 CURRENT = "CURRENT"
 READ_ATTEMPTS = 10
 EMPTY_LOG_BYTES = format.LOG_HEADER_BYTES
-NAMES = re.compile(r"(log|base|table)-\d+|CURRENT\.tmp")
+NAMES = re.compile(r"(log|base|table)-\d+(\.tmp)?|CURRENT\.tmp")
 
 logger = logging.getLogger("fastsm")
 
 
-def open_current(directory: Directory, expect_applied: LogId | None) -> tuple[Log, Terms, Recovery]:
-    """The directory's log, recovered; a new one in an empty directory."""
+class Generation(NamedTuple):
+    """A base and a log with the index into them."""
+
+    log: Log
+    index: Index
+    durable: LogId
+    recovery: Recovery
+
+
+def open_current(directory: Directory, expect_applied: LogId | None) -> Generation:
+    """The directory's state, recovered; a new one in an empty directory."""
     current = read_current(directory)
     if current is None:
         log = create_first(directory)
@@ -33,8 +46,7 @@ def open_current(directory: Directory, expect_applied: LogId | None) -> tuple[Lo
     else:
         log = Log.open(directory, current)
     try:
-        terms = Terms(log.head.base_index)
-        recovery = log.recover(terms, current.durable_offset, expect_applied)
+        opened = recover(log, current.durable_offset, expect_applied)
         with storage_errors(directory.path, "opening"):
             # Whoever replaced CURRENT may have been killed before this sync, without which it may still be undone.
             directory.sync_directory()
@@ -42,10 +54,10 @@ def open_current(directory: Directory, expect_applied: LogId | None) -> tuple[Lo
     except BaseException:
         log.close()
         raise
-    return log, terms, recovery
+    return opened
 
 
-def open_read_only(directory: Directory, expect_applied: LogId | None) -> tuple[Log, Terms, Recovery]:
+def open_read_only(directory: Directory, expect_applied: LogId | None) -> Generation:
     """The state as it is now, beside an owner who may go on writing. Nothing is written, nothing is locked."""
     for attempt in range(READ_ATTEMPTS):
         current = read_current(directory)
@@ -59,12 +71,22 @@ def open_read_only(directory: Directory, expect_applied: LogId | None) -> tuple[
                 raise
             continue
         try:
-            terms = Terms(log.head.base_index)
-            return log, terms, log.recover(terms, current.durable_offset, expect_applied)
+            return recover(log, current.durable_offset, expect_applied)
         except BaseException:
             log.close()
             raise
     raise AssertionError("unreachable")
+
+
+def recover(log: Log, known_durable: int, expect_applied: LogId | None) -> Generation:
+    """Reads base and log into an index."""
+    index = Index()
+    if log.base is not None:
+        index.read_base(log.mapping, log.base)
+    start = LogId(log.head.base_index, log.head.base_term)
+    recovery = log.recover(index.terms, known_durable, expect_applied)
+    index.read_log(log, EMPTY_LOG_BYTES)
+    return Generation(log, index, log.last_durable(*start), recovery)
 
 
 def read_current(directory: Directory) -> format.CurrentFile | None:
@@ -76,7 +98,7 @@ def read_current(directory: Directory) -> format.CurrentFile | None:
             return format.unpack_current(content, path)
         # Without CURRENT there may be the first log of a creation that did not finish, and nothing more.
         for name in directory.names():
-            if NAMES.fullmatch(name) and name != "CURRENT.tmp":
+            if NAMES.fullmatch(name) and not name.endswith(".tmp"):
                 fd = directory.open_file(name)
                 try:
                     size = directory.size(fd)
@@ -107,14 +129,12 @@ def write_current(directory: Directory, log: Log) -> None:
         directory.replace_file(CURRENT, format.pack_current(current))
 
 
-def start_next(directory: Directory, old: Log) -> Log:
-    """A new, empty log in place of ``old``, in one atomic step that is durable on return.
+def name_next(directory: Directory, old: Log, log: Log) -> None:
+    """The step: names ``log``, which is synced, in place of ``old``; durable on return.
 
-    On an error before the step, ``old`` is the state and untouched. On an error in it, which of the two the
-    disk names is unknown: ``old`` is poisoned.
+    On an error before CURRENT is replaced, ``old`` is the state and untouched. On an error behind that, which
+    of the two the disk names is unknown: ``old`` is poisoned.
     """
-    generation = old.head.generation + 1
-    log = Log.create(directory, generation)
     switching = False
     try:
         with storage_errors(directory.path, "starting a new generation"):
@@ -122,13 +142,17 @@ def start_next(directory: Directory, old: Log) -> Log:
             switching = True
             write_current(directory, log)
     except BaseException as error:
-        log.close()
-        if not switching or still_current(directory, old):
-            directory.unlink(log_name(generation))
-        else:
+        if switching and not still_current(directory, old):
             old.poison(error)
         raise
-    return log
+
+
+def discard(directory: Directory, log: Log) -> None:
+    """Closes and removes a generation that did not become the state."""
+    log.close()
+    with contextlib.suppress(FastsmError, OSError):  # left over: the next opening removes it
+        if not still_current(directory, log):  # else the step was taken, and only what came behind it failed
+            remove_generation(directory, log.head.generation)
 
 
 def still_current(directory: Directory, log: Log) -> bool:
@@ -137,12 +161,19 @@ def still_current(directory: Directory, log: Log) -> bool:
     return current is not None and current.identity == log.head.identity
 
 
+def remove_generation(directory: Directory, generation: int) -> None:
+    """Removes the files of a generation that is not, or not yet, the state."""
+    for name in directory.names():
+        if NAMES.fullmatch(name) and name.removesuffix(".tmp").endswith(f"-{generation}"):
+            directory.unlink(name)
+
+
 def remove_others(directory: Directory, generation: int) -> None:
     """Removes what a crash may have left of other generations."""
     with storage_errors(directory.path, "listing"):
         names = directory.names()
     for name in names:
-        if NAMES.fullmatch(name) and not name.endswith(f"-{generation}"):
+        if NAMES.fullmatch(name) and (name.endswith(".tmp") or not name.endswith(f"-{generation}")):
             with storage_errors(directory.path_of(name), "removing"):
                 directory.unlink(name)
             logger.info("%s: removed, it belongs to another generation", directory.path_of(name))

@@ -18,10 +18,6 @@ cdef class GroupCommit:
     too early for it. (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", SIGMOD 1984.)
     Thread safe.
     """
-    cdef readonly Log log
-    cdef bint syncing
-    cdef bint closed
-    cdef list waiting      # a lock for each caller that waits for a sync to end
 
     def __cinit__(self, Log log):
         self.log = log

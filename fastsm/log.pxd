@@ -10,8 +10,10 @@ cdef class Log:
     cdef readonly str name
     cdef readonly str path
     cdef readonly object head
+    cdef readonly object base            # the snapshot that it starts behind, or None
     cdef readonly Mapping mapping
-    cdef uint8_t *address
+    cdef readonly uint64_t start         # where it lies in the mapping, behind the base
+    cdef uint8_t *address                # of its own first byte there
     cdef object descriptor               # None: closed
     cdef readonly bint read_only
     cdef uint64_t identity
@@ -38,3 +40,6 @@ cdef class Log:
     cdef int write_staged(self, uint64_t length) except -1
     cdef int grow(self, uint64_t needed) except -1
     cdef int map_up_to(self, uint64_t size) except -1
+    cdef uint8_t *reserve_staging(self, uint64_t length) except NULL
+    cdef uint64_t copy_piece(self, const uint8_t *source, uint64_t first, uint64_t stop) except 0
+    cdef void copy_and_seal(self, const uint8_t *source, uint64_t first, uint64_t stop) noexcept nogil

@@ -19,11 +19,17 @@ from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
-from fastsm.format cimport FRAME_RUNS, LOG_HEADER_SIZE, ARENA_LIMIT, seal_frame
+from fastsm.format cimport (
+    ARENA_LIMIT, FRAME_RUNS, LARGE, LOG_HEADER_SIZE, frame_length, frame_run_count, seal_frame,
+)
+from fastsm.mapping cimport Mapping, log_start
 from fastsm.recovery cimport Scan
+from fastsm.terms cimport Run
 
 from fastsm import format
+from fastsm.base import Base
 from fastsm.errors import CorruptionError, ReadOnlyError, StorageError
 from fastsm.files import storage_errors
 from fastsm.recovery import judge_expected, whole_frames_end
@@ -33,7 +39,6 @@ logger = logging.getLogger("fastsm")
 
 cdef enum:
     PAGE = 4096
-    LARGE_FRAME = 64 << 10       # above: written by pwrite, without the GIL
     SMALLEST_GROWTH = 256 << 10
     LARGEST_GROWTH = 16 << 20
     SMALLEST_WINDOW = 64 << 10
@@ -56,8 +61,10 @@ cdef class Log:
     of what is below `end` from any thread, without the GIL, for as long as `mapping` is held.
     """
 
-    def __cinit__(self, directory, head, descriptor, bint read_only=False):
+    def __cinit__(self, directory, head, descriptor, base=None, bint read_only=False):
         self.read_only = read_only
+        self.base = base
+        self.start = log_start(head.base_size)
         self.directory = directory
         self.head = head
         self.identity = head.identity
@@ -74,29 +81,37 @@ cdef class Log:
         return f"<Log {self.path!r}: {self.end} bytes, {self.durable} durable>"
 
     @staticmethod
-    def create(directory, generation, base=LogId()):
-        """A new, empty log behind the entry `base`. The file is durable on return, its name is not."""
+    def create(directory, generation, base=None):
+        """A new, empty log behind a base, or behind the empty state. The file is durable on return, its name is not.
+
+        It takes the base, and closes it when it is closed.
+        """
         identity = int.from_bytes(os.urandom(8), "little")
-        head = format.LogHead(generation, identity, base.index, base.term)
+        head = format.LogHead(generation, identity)
+        if base is not None:
+            head = format.LogHead(generation, identity, *base.last_included, base.size, base.head.checksum)
         name = log_name(generation)
         with storage_errors(directory.path_of(name), "creating the log"):
             descriptor = directory.create_file(name)
             try:
                 directory.write(descriptor, format.pack_log_head(head), 0)
                 directory.sync(descriptor)
+                log = Log.adopt(directory, head, descriptor, LOG_HEADER_SIZE, base)
             except BaseException:
                 directory.close_file(descriptor)
                 raise
-        return Log.adopt(directory, head, descriptor, LOG_HEADER_SIZE)
+        # Not from within the block: Cython loses what is being returned when the block's end raises.
+        return log
 
     @staticmethod
     def open(directory, current, bint read_only=False):
-        """The log that CURRENT names, its header checked; `recover` comes next.
+        """The log that CURRENT names, with its base, the headers checked; `recover` comes next.
 
         Read-only, beside an owner who appends and trims: only the frames that are whole now are mapped.
         """
         name = log_name(current.generation)
         path = directory.path_of(name)
+        base = None
         with storage_errors(path, "opening the log"):
             try:
                 descriptor = directory.open_file(name, os.O_RDONLY if read_only else os.O_RDWR)
@@ -109,28 +124,35 @@ cdef class Log:
                     raise CorruptionError(
                         path, 16, f"generation {current.generation}, identity {current.identity:#x}, as CURRENT says",
                         f"generation {head.generation}, identity {head.identity:#x}")
+                base = Base.open(directory, head)
                 if read_only:
                     size = whole_frames_end(descriptor, head, path, size)
-                log = Log.adopt(directory, head, descriptor, size, read_only)
+                log = Log.adopt(directory, head, descriptor, size, base, read_only)
             except BaseException:
                 directory.close_file(descriptor)
+                if base is not None:
+                    base.close()
                 raise
-        # Not from within the block: Cython loses what is being returned when the block's end raises.
         return log
 
     @staticmethod
-    def adopt(directory, head, descriptor, uint64_t size, bint read_only=False):
-        cdef Log log = Log(directory, head, descriptor, read_only)
+    def adopt(directory, head, descriptor, uint64_t size, base=None, bint read_only=False):
+        cdef Log log = Log(directory, head, descriptor, base, read_only)
         log.stores = not read_only and directory.stores_are_safe(descriptor)
         log.allocated = size
         log.map_up_to(size)
         return log
 
     def close(self):
-        """Gives the descriptor back. The pages go with the last reference to `mapping`. Idempotent."""
+        """Gives the descriptors back. The pages go with the last reference to `mapping`. Idempotent."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             self.directory.close_file(descriptor)
+        if self.base is not None:
+            self.base.close()
+
+    def let_go(self):
+        """Behind `close`: drops the mapping, which nobody reads through this log any more."""
         self.mapping = None
         self.address = NULL
 
@@ -143,18 +165,20 @@ cdef class Log:
         """
         cdef uint64_t stop = self.end + length
         self.check_writable()
-        if stop > ARENA_LIMIT:
-            raise StorageError(errno.EFBIG, f"a log takes at most {ARENA_LIMIT} bytes", self.path)
         if stop > self.allocated:
             self.grow(stop)
-        if self.stores and not self.paced and not self.syncing and length < LARGE_FRAME:
+        if self.stores and not self.paced and not self.syncing and length < LARGE:
             if stop <= self.window_end:
                 return self.address + self.end
             self.window_end = min(self.allocated, stop + self.window)
-            if self.mapping.populate(self.end, self.window_end):
+            if self.mapping.populate(self.start + self.end, self.start + self.window_end):
                 self.window = min(2 * self.window, <uint64_t>LARGEST_WINDOW)
                 return self.address + self.end
         self.window_end = 0
+        return self.reserve_staging(length)
+
+    cdef uint8_t *reserve_staging(self, uint64_t length) except NULL:
+        """Memory to build frames in, aside."""
         if self.staging_room < length:
             free(self.staging)
             self.staging_room = max(length, <uint64_t>STAGING_KEPT)
@@ -212,6 +236,8 @@ cdef class Log:
         """Allocates blocks, for `needed` bytes in all and some ahead, and maps them."""
         cdef uint64_t ahead = min(max(self.allocated / 4, <uint64_t>SMALLEST_GROWTH), <uint64_t>LARGEST_GROWTH)
         cdef uint64_t size = (needed + ahead + PAGE - 1) & ~<uint64_t>(PAGE - 1)
+        if self.start + needed > ARENA_LIMIT:
+            raise StorageError(errno.EFBIG, f"base and log take at most {ARENA_LIMIT} bytes", self.path)
         with storage_errors(self.path, f"allocating {needed - self.allocated} bytes"):
             try:
                 self.directory.allocate(self.descriptor, self.allocated, size)
@@ -223,16 +249,65 @@ cdef class Log:
         return 0
 
     cdef int map_up_to(self, uint64_t size) except -1:
-        if self.mapping is None or size > self.mapping.reserved:
+        cdef Mapping mapping
+        if self.mapping is None or not self.mapping.fits(size):
             # Whoever reads through the old mapping keeps it; both show the same pages.
-            mapping = Mapping(2 * size, self.read_only)
+            mapping = Mapping(self.start + 2 * size, self.read_only)
+            if self.base is not None:
+                mapping.lay_base(self.base.descriptor, self.base.size)
             mapping.extend(self.descriptor, size)
             self.mapping = mapping
-            self.address = mapping.address
+            self.address = mapping.address + self.start
             self.window_end = 0
         else:
             self.mapping.extend(self.descriptor, size)
         return 0
+
+    # ---- copy ------------------------------------------------------------------------------------------
+
+    def copy_from(self, Log source, uint64_t first, uint64_t stop):
+        """Appends the frames in [first, stop) of another log, sealed for their new place. O(bytes).
+
+        Frames that applied nothing are left out: what they say of snapshots and syncs holds for the other log.
+        """
+        cdef Mapping mapping = source.mapping  # stays, even if `source` is mapped anew meanwhile
+        while first < stop:
+            first = self.copy_piece(mapping.address + mapping.start, first, stop)
+
+    cdef uint64_t copy_piece(self, const uint8_t *source, uint64_t first, uint64_t stop) except 0:
+        """Appends frames of about STAGING_KEPT bytes, at least one; returns where the next one starts."""
+        cdef uint64_t offset = first
+        cdef uint64_t size = 0
+        while offset < stop:
+            if frame_run_count(source + offset):
+                if size and size + frame_length(source + offset) > STAGING_KEPT:
+                    break
+                size += frame_length(source + offset)
+            offset += frame_length(source + offset)
+        if size == 0:
+            return offset
+        self.check_writable()
+        if self.end + size > self.allocated:
+            self.grow(self.end + size)
+        self.reserve_staging(size)
+        with nogil:
+            self.copy_and_seal(source, first, offset)
+        self.write_staged(size)
+        self.end += size
+        return offset
+
+    cdef void copy_and_seal(self, const uint8_t *source, uint64_t first, uint64_t stop) noexcept nogil:
+        cdef uint8_t *frame = self.staging
+        cdef uint64_t length
+        while first < stop:
+            length = frame_length(source + first)
+            if frame_run_count(source + first):
+                memcpy(frame, source + first, length)
+                seal_frame(
+                    frame, length, frame_run_count(frame), self.identity, self.end + (frame - self.staging),
+                    self.durable)
+                frame += length
+            first += length
 
     # ---- sync ------------------------------------------------------------------------------------------
 
@@ -276,7 +351,7 @@ cdef class Log:
         bytes written again are sure to be part of the next sync.
         """
         cdef uint64_t offset = self.durable
-        pages = memoryview(self.mapping)
+        pages = memoryview(self.mapping)[self.start:]
         while offset < self.suspect_end:
             stop = min(self.suspect_end, offset + (1 << 20))
             self.directory.write(self.descriptor, bytes(pages[offset:stop]), offset)
@@ -306,23 +381,28 @@ cdef class Log:
         """Gives back what was allocated ahead."""
         with storage_errors(self.path, "trimming the log"):
             self.directory.truncate(self.descriptor, self.end)
-        self.allocated = self.mapping.mapped = self.end
+        self.allocated = self.end
+        self.mapping.mapped = self.start + self.end
         self.window_end = self.zeroed_end = 0
 
     # ---- recover ---------------------------------------------------------------------------------------
 
-    def recover(self, Terms terms, uint64_t known_durable, expect_applied=None):
-        """Finds the end of the log, fills `terms`, and cuts a torn tail. Returns a `Recovery`.
+    def recover(
+        self, Terms terms, uint64_t known_durable, expect_applied=None, *, behind=LOG_HEADER_SIZE, frames=0,
+        metadata=None,
+    ):
+        """Finds the end of the log, adds to `terms`, and cuts a torn tail. Returns a `Recovery`.
 
-        `known_durable`: what CURRENT says. Raises `CorruptionError`; then nothing was touched.
+        `known_durable`: what CURRENT says. The frames before the offset `behind` are not looked at: `terms` and
+        `metadata`, of the newest snapshot, hold what they say. Raises `CorruptionError`; then nothing was touched.
         """
-        cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path)
+        cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path, terms, behind, frames)
         cdef uint64_t torn_end
         started = time.perf_counter()
-        scan.read_frames(terms)
+        scan.read_frames()
         scan.judge_durable(known_durable)
         torn_end = scan.end if self.read_only else scan.look_behind(self.descriptor)
-        scan.judge_snapshot()
+        scan.judge_snapshot(metadata)
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
         if not self.read_only:
             self.cut(scan.end, torn_end)
@@ -333,6 +413,19 @@ cdef class Log:
             clean=self.end == self.durable and torn_end == self.end, frames=scan.frames, log_bytes=self.end,
             torn_bytes=torn_end - self.end, suspect_bytes=self.end - self.durable,
             seconds=time.perf_counter() - started)
+
+    def last_durable(self, uint64_t index, uint64_t term, uint64_t behind=LOG_HEADER_SIZE):
+        """The last entry of the frames that are durable; `index` and `term` are of the last one before `behind`."""
+        cdef const Run *runs
+        cdef uint32_t count
+        cdef uint64_t offset = behind
+        while offset < self.end and offset + frame_length(self.address + offset) <= self.durable:
+            count = frame_run_count(self.address + offset)
+            runs = <const Run *>(self.address + offset + FRAME_RUNS)
+            if count:
+                index, term = runs[count - 1].last, runs[count - 1].term
+            offset += frame_length(self.address + offset)
+        return LogId(index, term)
 
     def cut(self, end, torn_end):
         """Ends the file at `end`. Durable before anything is appended, so that a torn frame never returns.
@@ -348,7 +441,8 @@ cdef class Log:
             logger.warning(
                 "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
                 "or the machine stopped", self.path, torn_end - end, end)
-        self.allocated = self.mapping.mapped = end
+        self.allocated = end
+        self.mapping.mapped = self.start + self.allocated
 
     def verification(self):
         """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""

@@ -16,10 +16,10 @@ from fastsm.engine import Engine
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.files import Directory, storage_errors
 from fastsm.group_commit import GroupCommit
+from fastsm.index import Index
+from fastsm.log import Log
 from fastsm.mapping import Mapping
 from fastsm.recovery import verify_file
-from fastsm.table import Table
-from fastsm.terms import Terms
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
 
@@ -53,7 +53,7 @@ class FastStateMachine(Engine, StateMachine):
     b'blue'
     """
 
-    __slots__ = ("_clean_end", "_directory", "_group_commit", "_recovery", "_retired", "_worker", "path")
+    __slots__ = ("_clean_end", "_directory", "_recovery", "_retired", "_worker", "path")
 
     def __init__(
         self,
@@ -77,21 +77,17 @@ class FastStateMachine(Engine, StateMachine):
             self._directory = _files(directory, create=not read_only)
         try:
             if read_only:
-                log, terms, self._recovery = generation.open_read_only(self._directory, expected)
+                opened = generation.open_read_only(self._directory, expected)
             else:
                 with storage_errors(self.path, "locking the directory"):
                     self._directory.lock()
-                log, terms, self._recovery = generation.open_current(self._directory, expected)
-            try:
-                self._attach(log, terms, Table(), contiguous, sync == "apply")
-            except BaseException:
-                log.close()
-                raise
+                opened = generation.open_current(self._directory, expected)
         except BaseException:
             self._directory.close()
             raise
+        log, index, durable, self._recovery = opened
+        self._attach(log, index, GroupCommit(log), durable, contiguous, sync == "apply")
         self._clean_end = log.end if self._recovery.clean else -1
-        self._group_commit = GroupCommit(log)
         self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
         self._worker = OrderedWorker()
         self._set_status("running")
@@ -145,8 +141,8 @@ class FastStateMachine(Engine, StateMachine):
 
     def _release(self) -> None:
         self._set_status("closed")
-        self._let_go()
         self._log.close()
+        self._let_go()
         self._directory.close()
         _machines.discard(self)
 
@@ -283,15 +279,26 @@ class FastStateMachine(Engine, StateMachine):
 
     def _clear_in_turn(self) -> None:
         self._require(True)
-        old = self._log
-        old.check_writable()
-        table, terms = Table(), Terms()  # memory first: behind the step nothing may fail
-        log = generation.start_next(self._directory, old)
-        commit, self._group_commit = self._group_commit, GroupCommit(log)
+        self._log.check_writable()
+        log = Log.create(self._directory, self._log.head.generation + 1)
+        try:
+            self._take_next(log, Index(), (LogId(), None))
+        except BaseException:
+            if self._log is not log:
+                generation.discard(self._directory, log)
+            raise
+
+    def _take_next(
+        self, log: Log, index: Index, state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None
+    ) -> None:
+        """In the writer's turn: the step to a generation whose files are synced."""
+        old, old_commit = self._log, self._group_commit
         self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
-        self._start_over(log, terms, table)
         self._clean_end = -1
-        commit.close()
+        self._switch(
+            lambda: generation.name_next(self._directory, old, log), log, index, GroupCommit(log), state_of_its_own
+        )
+        old_commit.close()
         old.close()
         try:
             generation.remove_others(self._directory, log.head.generation)
@@ -340,7 +347,7 @@ class FastStateMachine(Engine, StateMachine):
             keys=self.len(),
             live_bytes=live,
             dead_bytes=log.end - generation.EMPTY_LOG_BYTES - live,
-            pinned_bytes=sum(mapping.mapped for ref in self._retired if (mapping := ref()) is not None),
+            pinned_bytes=sum(pages.mapped for ref in self._retired if (pages := ref()) not in (None, log.mapping)),
             log_bytes=log.end,
             table_bytes=table.size,
             table_load=table.load,

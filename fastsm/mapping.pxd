@@ -1,12 +1,29 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 
+cdef enum:
+    GUARD = 64 << 10        # a key's greatest size, and one: comparing a key never leaves the mapping
+    BASE_ALIGNMENT = 64 << 10    # no system has larger pages
+
+
+cdef inline uint64_t log_start(uint64_t base_size) noexcept nogil:
+    """Where the log lies in an arena with a base of that size; 0 without one."""
+    if base_size == 0:
+        return 0
+    return (base_size + GUARD + BASE_ALIGNMENT - 1) & ~<uint64_t>(BASE_ALIGNMENT - 1)
+
+
 cdef class Mapping:
-    # Invariant: file bytes [0, mapped) are at address[0:mapped]; mapped <= reserved.
+    # Invariant: start <= mapped <= reserved; the base is at [0, base size), the log's bytes are at [start, mapped);
+    # GUARD bytes behind each of them can be read, and are zero.
     cdef uint8_t *address
     cdef int protection
     cdef readonly size_t reserved
+    cdef readonly size_t start           # of the log
     cdef readonly size_t mapped
     cdef object __weakref__
+    cdef int lay_base(self, int descriptor, size_t size) except -1
     cdef int extend(self, int descriptor, size_t size) except -1
+    cdef int guard(self, size_t stop) except -1
+    cdef bint fits(self, size_t size) noexcept
     cdef bint populate(self, size_t start, size_t stop) noexcept nogil

@@ -5,8 +5,10 @@ import os
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_SetFromErrno
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE
-from posix.mman cimport mmap, munmap
+from posix.mman cimport mmap, mprotect, munmap
 from posix.types cimport off_t
+
+from fastsm.format cimport LARGE
 
 cdef extern from * nogil:
     """
@@ -41,7 +43,6 @@ cdef extern from * nogil:
     const int EINTR, EIO
 
 cdef size_t PAGE = os.sysconf("SC_PAGE_SIZE")
-cdef size_t RELEASE_GIL_ABOVE = 64 * 1024
 
 # Address space is free, but not without end (128 TiB; less under RLIMIT_AS or a sanitizer), and a host may run
 # thousands of machines: the first that can be had is taken, and a file that outgrows it is mapped anew.
@@ -125,7 +126,7 @@ def write_at(int descriptor, data, off_t offset):
         p = <const char *>buffer.buf
         left = buffer.len
         while left:
-            if left > RELEASE_GIL_ABOVE:
+            if left > LARGE:
                 with nogil:
                     written = pwrite(descriptor, p, left, offset)
             else:
@@ -144,21 +145,22 @@ def write_at(int descriptor, data, off_t offset):
 
 
 cdef class Mapping:
-    """A shared mapping at a fixed address: space is reserved first, the file is laid over it as it grows.
+    """The arena: a base, if there is one, and behind it a log, which grows without moving.
 
-    `Mapping(needed)` reserves at least `needed` bytes of address space. The pages go back when the last
-    reference is dropped: whoever reads them without the GIL, or lends them out, holds one.
+    `Mapping(needed)` reserves at least `needed` bytes of address space; files are laid over them. The pages go back
+    when the last reference is dropped: whoever reads them without the GIL, or lends them out, holds one.
 
-    Thread safety: `extend` under the GIL; bytes once mapped may be read from any thread.
+    Thread safety: `lay_base` and `extend` under the GIL; bytes once mapped may be read from any thread.
     """
 
     def __cinit__(self, size_t needed=0, bint read_only=False):
         cdef void *address = MAP_FAILED
         self.address = NULL
-        self.mapped = 0
+        self.start = self.mapped = 0
         self.protection = PROT_READ if read_only else PROT_READ | PROT_WRITE
+        needed += GUARD + PAGE
         for size in (*RESERVATIONS, needed):
-            if size < needed or size == 0:
+            if size < needed:
                 continue
             self.reserved = size
             address = mmap(NULL, self.reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
@@ -178,22 +180,43 @@ cdef class Mapping:
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.address, self.mapped, 1, flags)
 
-    cdef int extend(self, int descriptor, size_t size) except -1:
-        """Maps the file up to `size`. Needs `size <= reserved`, and the file to be that long."""
-        cdef size_t start = self.mapped & ~(PAGE - 1)
-        if size <= self.mapped:
-            return 0
-        if size > self.reserved:
-            raise MemoryError(f"{size} bytes do not fit into {self.reserved} bytes of reserved address space")
-        if mmap(
-            self.address + start, size - start, self.protection, MAP_SHARED | MAP_FIXED, descriptor, start
-        ) == MAP_FAILED:
+    cdef int lay_base(self, int descriptor, size_t size) except -1:
+        """Maps the base, before anything else. Needs room for `log_start(size)`."""
+        if mmap(self.address, size, PROT_READ, MAP_SHARED | MAP_FIXED, descriptor, 0) == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
-        self.mapped = size
+        self.start = self.mapped = log_start(size)
+        self.guard(size)
         return 0
 
+    cdef int extend(self, int descriptor, size_t size) except -1:
+        """Maps the log up to `size`. Needs room for it and GUARD, and the file to be that long."""
+        cdef size_t offset = (self.mapped - self.start) & ~(PAGE - 1)
+        if self.start + size <= self.mapped:
+            return 0
+        if self.start + size + GUARD + PAGE > self.reserved:
+            raise MemoryError(f"{size} bytes do not fit into {self.reserved} bytes of reserved address space")
+        if mmap(
+            self.address + self.start + offset, size - offset, self.protection, MAP_SHARED | MAP_FIXED,
+            descriptor, offset,
+        ) == MAP_FAILED:
+            PyErr_SetFromErrno(OSError)
+        self.mapped = self.start + size
+        self.guard(self.mapped)
+        return 0
+
+    cdef int guard(self, size_t stop) except -1:
+        """Lets GUARD bytes behind the page that ends a file be read: they were reserved, and are zero."""
+        cdef size_t page = (stop + PAGE - 1) & ~(PAGE - 1)
+        if mprotect(self.address + page, GUARD, PROT_READ) < 0:
+            PyErr_SetFromErrno(OSError)
+        return 0
+
+    cdef bint fits(self, size_t size) noexcept:
+        """Whether the log may grow to `size` here."""
+        return self.start + size + GUARD + PAGE <= self.reserved
+
     cdef bint populate(self, size_t start, size_t stop) noexcept nogil:
-        """Makes the pages of [start, stop) present and writable; False when the system will not.
+        """Makes the pages of [start, stop) of the arena present and writable; False when the system will not.
 
         A store to them is then no page fault, unless a sync or the kernel's own writeback cleaned them.
         """

@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastsm.format cimport Progress
 from fastsm.mapping cimport Mapping
+from fastsm.terms cimport Terms
 
 
 cdef class Scan:
@@ -13,6 +14,7 @@ cdef class Scan:
     cdef uint64_t size
     cdef readonly uint64_t end
     cdef readonly uint64_t watermark     # an offset below which the log was known durable
+    cdef Terms terms
     cdef Progress progress               # the last entry, and the newest snapshot metadata
     cdef readonly uint64_t frames
     cdef int look(self, uint64_t offset) noexcept nogil

@@ -36,25 +36,28 @@ FINDINGS = {
 
 
 cdef class Scan:
-    """A pass over the frames of a mapped log of `size` bytes. It writes nothing."""
+    """A pass over the frames of a mapped log of `size` bytes, from the offset `behind` on. It writes nothing.
 
-    def __cinit__(self, Mapping mapping, uint64_t size, head, str path):
+    What lies before that is known already: `terms` hold its entries.
+    """
+
+    def __cinit__(self, Mapping mapping, uint64_t size, head, str path, Terms terms, uint64_t behind, frames):
         self.mapping = mapping
-        self.address = mapping.address
+        self.address = mapping.address + mapping.start
         self.size = size
         self.path = path
         self.identity = head.identity
-        self.end = LOG_HEADER_SIZE
-        self.progress.last_index = head.base_index
-        self.progress.last_term = head.base_term
+        self.end = behind
+        self.frames = frames
+        self.terms = terms
+        self.progress.last_index = terms.seen
+        self.progress.last_term = terms.last_term(head.base_term)
         self.progress.snapshot = NULL
 
-    def read_frames(self, Terms terms):
-        """Checks frame after frame up to the first that is not valid; `terms` take their runs."""
+    def read_frames(self):
+        """Checks frame after frame up to the first that is not valid; the terms take their runs."""
         cdef const uint8_t *frame
-        cdef const Run *runs
         cdef uint64_t pause = self.end + SLICE
-        cdef uint32_t i
         cdef int finding
         while True:
             with nogil:
@@ -64,10 +67,7 @@ cdef class Scan:
             frame = self.address + self.end
             if look_inside_frame(frame, &self.progress) != VALID:
                 raise CorruptionError(self.path, self.end, "a frame whose content adds up", FINDINGS[MALFORMED])
-            terms.reserve(frame_run_count(frame))
-            runs = <const Run *>(frame + FRAME_RUNS)
-            for i in range(frame_run_count(frame)):
-                terms.append(runs[i].last, runs[i].term)
+            self.terms.take_frame(frame)
             self.watermark = max(self.watermark, frame_watermark(frame, self.end))
             self.frames += 1
             self.end += frame_length(frame)
@@ -84,11 +84,14 @@ cdef class Scan:
         if self.end < self.watermark:
             raise self.corrupt(f"a frame, for the log is known durable up to offset {self.watermark}")
 
-    def judge_snapshot(self):
-        """Raises when the state is behind its own snapshot: the host may have dropped its log up to there."""
-        if self.progress.snapshot == NULL:
-            return
-        included = LogId(record_index(self.progress.snapshot), load64(record_key(self.progress.snapshot)))
+    def judge_snapshot(self, metadata):
+        """Raises when the state is behind its own snapshot: the host may have dropped its log up to there.
+
+        `metadata`: of the newest snapshot that was known before the frames which were read here.
+        """
+        included = metadata.last_included if metadata is not None else LogId()
+        if self.progress.snapshot != NULL:
+            included = LogId(record_index(self.progress.snapshot), load64(record_key(self.progress.snapshot)))
         if included.index > self.progress.last_index:
             raise CorruptionError(
                 self.path, self.end, f"entries up to {included}, which the last snapshot includes",

@@ -1,13 +1,11 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.frozen cimport Frozen
+from fastsm.index cimport BLOCK, Index
 from fastsm.log cimport Log
 from fastsm.mapping cimport Mapping
 from fastsm.table cimport Table
 from fastsm.terms cimport RunList, Terms
-
-cdef enum:
-    BLOCK = 32                # keys whose cache misses are in flight at once
 
 cdef enum:  # status
     RUNNING = 0
@@ -17,10 +15,11 @@ cdef enum:  # status
 
 
 cdef class State:
-    # Invariant: durable <= framed <= applied, as log ids. Table, terms and `live_bytes` are a function of the
-    # log below `log.end`, and of `runs`: the applied entries that no frame carries yet.
+    # Invariant: durable <= framed <= applied, as log ids. The index is a function of the base, of the log below
+    # `log.end`, and of `runs`: the applied entries that no frame carries yet.
     cdef readonly Log _log
-    cdef readonly Table _table
+    cdef readonly Index _index
+    cdef readonly Table _table     # of the index, as are the terms: one step less on the way of `get`
     cdef readonly Terms _terms
     cdef RunList runs
     cdef uint32_t runs_in_terms    # of these, as many are in the terms already
@@ -31,8 +30,6 @@ cdef class State:
     cdef uint64_t applied_index, applied_term
     cdef uint64_t framed_index, framed_term
     cdef uint64_t durable_index, durable_term
-    cdef uint64_t config_place     # of the newest config record, 0: none
-    cdef uint64_t live_bytes       # of the records that the table leads to
     cdef object metadata           # of the latest snapshot
     cdef bint metadata_unsaved
 

@@ -297,9 +297,9 @@ cdef class State:
         """The newest `config` as `(LogId, bytes)`, or None."""
         cdef const uint8_t *record
         self._require(stopped_is_fine=True)
-        if self.config_place == 0:
+        if self._index.config_place == 0:
             return None
-        record = self.arena + self.config_place
+        record = self.arena + self._index.config_place
         index = record_index(record)
         return LogId(index, self._terms.get(index)), record_key(record)[:record_value_size(record)]
 
@@ -317,31 +317,35 @@ cdef class State:
         """Reads go through the log's present mapping from here on. The old one stays until nobody holds it."""
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
-            self.arena = self._log.address
+            self.arena = self.mapping.address
 
     def _let_go(self):
         """After the last read."""
         self.arena = NULL
         self.mapping = None
+        self._log.let_go()
 
     def _live_bytes(self):
-        return self.live_bytes
+        return self._index.live_bytes
 
     def _check(self):
         """Asserts every invariant of table, terms and counts. O(log and slots)."""
         cdef uint64_t live = 0
         cdef uint64_t place
         cdef Frozen frozen = self.freeze()
+        cdef Index index = self._index
         cdef size_t i
-        check_table(self._table, self.arena)
+        check_table(index.table, self.arena)
         for i in range(frozen.count):
             place = frozen.places[i]
-            assert LOG_HEADER_SIZE < place < self._log.end
+            assert place < self._log.start + self._log.end
             assert record_operation(self.arena + place) == RECORD_PUT
+            assert not index.dead.is_dead(place)
             live += record_length(self.arena + place)
-        assert live == self.live_bytes, f"live_bytes is {self.live_bytes}, the records' sizes sum up to {live}"
-        assert self.config_place == 0 or record_operation(self.arena + self.config_place) == RECORD_CONFIG
-        self._terms.check()
+        assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, the records' sizes sum up to {live}"
+        assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
+        index.terms.check()
+        assert (index.table, index.terms) == (self._table, self._terms)
         assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
         assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index
         assert self._terms.seen == self.applied_index

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
 cdef class Terms:
@@ -12,6 +12,7 @@ cdef class Terms:
     cdef readonly uint64_t seen
     cdef int reserve(self, size_t more) except -1
     cdef void append(self, uint64_t last, uint64_t term) noexcept nogil
+    cdef int take_frame(self, const uint8_t *frame) except -1
     cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil
 
 

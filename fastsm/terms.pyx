@@ -5,12 +5,16 @@ seen or not: what lies between two entries of one term has that term. Between tw
 terms nothing is certain, and nothing is claimed.
 """
 
+import struct
+
 cimport cython
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from fastsm.format cimport UNKNOWN_TERM
+from fastsm.format cimport FRAME_RUNS, UNKNOWN_TERM, frame_run_count
+
+RUN = struct.Struct("<QQQ")
 
 
 cdef class Terms:
@@ -75,6 +79,15 @@ cdef class Terms:
                 self.count += 1
         self.seen = last
 
+    cdef int take_frame(self, const uint8_t *frame) except -1:
+        """Adds the runs of a frame that was checked."""
+        cdef const Run *runs = <const Run *>(frame + FRAME_RUNS)
+        cdef uint32_t i
+        self.reserve(frame_run_count(frame))
+        for i in range(frame_run_count(frame)):
+            self.append(runs[i].last, runs[i].term)
+        return 0
+
     cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil:
         """Whether the term of an index is certain, and which it is."""
         cdef size_t low = 0
@@ -95,6 +108,38 @@ cdef class Terms:
         """Adds the entries behind what was seen up to `last`; the caller keeps the order."""
         self.reserve(1)
         self.append(last, term)
+
+    def last_term(self, uint64_t otherwise=0):
+        """The term of the last entry, or `otherwise` when there is none."""
+        return self.term[self.count - 1] if self.count else otherwise
+
+    def pack(self, uint64_t index, uint64_t term):
+        """The runs up to an entry, as snapshots carry them: `first, last, term`, little-endian, ascending.
+
+        The entry counts as seen; the caller has checked that it can be. Index 0 is the empty state, without runs.
+        """
+        if index == 0:
+            return b""
+        runs = [[first, min(last, index), of] for first, last, of in self.runs() if first <= index]
+        if not runs or runs[-1][1] < index:
+            # Nothing was seen between the last run and the entry.
+            if runs and runs[-1][2] == term:
+                runs[-1][1] = index
+            else:
+                runs.append([index, index, term])
+        return b"".join(RUN.pack(*run) for run in runs)
+
+    def unpack(self, bytes packed):
+        """Takes runs as snapshots carry them into terms without any; False when they do not add up."""
+        for first, last, term in RUN.iter_unpack(packed):
+            if not self.seen < first <= last < UNKNOWN_TERM or not term < UNKNOWN_TERM:
+                return False
+            if self.count and term <= self.last_term():
+                return False
+            self.reserve(1)
+            self.seen = first - 1
+            self.append(last, term)
+        return True
 
     def get(self, uint64_t index):
         """The term of an index, or None."""

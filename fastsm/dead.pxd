@@ -1,0 +1,39 @@
+from libc.stdint cimport uint8_t, uint64_t
+
+cdef enum:
+    RECORD_UNIT_BITS = 4                     # no two records start within 16 bytes: their headers alone take as many
+    BLOCK_BITS = 28                          # bytes of arena that a block of the map stands for: 256 MiB
+    BLOCKS = 1 << (39 - BLOCK_BITS)
+    WORD_BITS = RECORD_UNIT_BITS + 6         # bytes of arena that a word stands for: 1 KiB
+
+
+cdef inline bint is_marked(const uint64_t *words, uint64_t place) noexcept nogil:
+    """Whether a flat copy of the map has the record at `place` as dead."""
+    return (words[place >> WORD_BITS] >> ((place >> RECORD_UNIT_BITS) & 63)) & 1
+
+
+cdef inline void unmark(uint64_t *words, uint64_t place) noexcept nogil:
+    words[place >> WORD_BITS] &= ~(<uint64_t>1 << ((place >> RECORD_UNIT_BITS) & 63))
+
+
+cdef class DeadMap:
+    # Invariant: a bit is set for exactly the put records below `room` that are not the newest of their key.
+    cdef uint64_t *blocks[BLOCKS]
+    cdef uint64_t room                       # places below can be marked
+
+    cdef int reserve_slowly(self, uint64_t stop) except -1
+    cdef uint64_t *copy(self, uint64_t stop) noexcept nogil
+    cdef void fill(self, const uint64_t *words, uint64_t count) noexcept nogil
+
+    cdef inline int reserve(self, uint64_t stop) except -1:
+        """Makes sure that records below `stop` can be marked without memory."""
+        return self.reserve_slowly(stop) if stop > self.room else 0
+
+    cdef inline void mark(self, uint64_t place) noexcept nogil:
+        cdef uint64_t *block = self.blocks[place >> BLOCK_BITS]
+        place &= (<uint64_t>1 << BLOCK_BITS) - 1
+        block[place >> WORD_BITS] |= <uint64_t>1 << ((place >> RECORD_UNIT_BITS) & 63)
+
+    cdef inline bint is_dead(self, uint64_t place) noexcept nogil:
+        cdef uint64_t *block = self.blocks[place >> BLOCK_BITS]
+        return is_marked(block, place & ((<uint64_t>1 << BLOCK_BITS) - 1))
