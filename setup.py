@@ -6,7 +6,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
-    "hashing", "command", "format", "mapping", "table", "terms", "dead", "recovery", "log", "index", "frozen", "state",
+    "hashing", "command", "format", "mapping", "table", "terms", "dead", "recovery", "log", "index", "saved_table", "capture", "frozen", "state",
     "turns", "chunk", "engine", "group_commit",
 ]
 

@@ -81,6 +81,7 @@ cdef class Engine(State):
             applied, metadata = state_of_its_own
             runs = RunList(applied.index, applied.term, applied.index > 0)
         name_next()
+        index.end = log.start + log.end
         self.take_index(log, index)
         self._group_commit = commit
         self.runs = runs
@@ -203,6 +204,7 @@ cdef class Engine(State):
     cdef void publish_runs(self) noexcept:
         """The terms take the runs that a frame now carries, for which room was reserved."""
         self.terms_take_runs()
+        self._index.end = self._log.start + self._log.end
         self.runs.count = self.runs_in_terms = 0
         self.applied_index, self.applied_term = self.runs.index, self.runs.term
         self.framed_index, self.framed_term = self.runs.index, self.runs.term

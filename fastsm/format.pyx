@@ -32,6 +32,7 @@ TABLE_MAGIC_BYTES = b"FASTSM-T"
 LOG_HEADER_BYTES = LOG_HEADER_SIZE
 SNAPSHOT_HEADER_BYTES = SNAPSHOT_HEADER_SIZE
 TERM_RUN_BYTES = TERM_RUN_SIZE
+LARGE_BYTES = LARGE
 CODEC_NONE = 0
 CODEC_ZSTD = 1
 
@@ -67,6 +68,16 @@ class CurrentFile(NamedTuple):
     durable_offset: int
 
 
+class Sections(NamedTuple):
+    """Offsets in a saved table: where each section starts, and where the file ends."""
+    runs: int
+    metadata: int
+    dead: int
+    directory: int
+    segments: int
+    end: int
+
+
 class SavedTable(NamedTuple):
     """The first bytes of a saved table: the place in a log's life that it was taken at, and what follows."""
     identity: int         # of the log
@@ -87,13 +98,13 @@ class SavedTable(NamedTuple):
 
     @property
     def sections(self):
-        """Where runs, metadata, dead map, directory and segments start, and where the file ends."""
+        """Where everything is."""
         runs = TABLE_HEADER_BYTES
         metadata = runs + TERM_RUN_SIZE * self.runs
         dead = metadata + align8(self.metadata_size)
         directory = dead + 8 * self.dead_words
         segments = (directory + (4 << self.depth) + TABLE_PAGE - 1) // TABLE_PAGE * TABLE_PAGE
-        return runs, metadata, dead, directory, segments, segments + self.segments * SEGMENT_BYTES
+        return Sections(runs, metadata, dead, directory, segments, segments + self.segments * SEGMENT_BYTES)
 
 
 # Behind the version, and behind the fields, are reserved zeros.
@@ -101,7 +112,7 @@ LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
 TABLE_STRUCT = struct.Struct("<8sII15Q")
 TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
-TABLE_PAGE = 4096
+TABLE_PAGE = 65536      # no system has larger pages: segments are mapped
 SEGMENT_BYTES = 8 * 4096 + 64
 
 
@@ -119,7 +130,7 @@ def unpack_saved_table(data, path, size):
     """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
     saved = SavedTable(*unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 15))
     counts = (saved.runs, saved.metadata_size, saved.dead_words, saved.segments)
-    if max(counts) > size or saved.depth > 40 or saved.sections[-1] != size:
+    if max(counts) > size or saved.depth > 40 or saved.sections.end != size:
         raise CorruptionError(path, None, "sections that add up to the file's size", f"{size} bytes")
     return saved
 

@@ -18,6 +18,7 @@ from fastsm.errors import CorruptionError, FastsmError
 from fastsm.files import Directory, storage_errors
 from fastsm.index import Index
 from fastsm.log import Log, log_name
+from fastsm.saved_table import load_table
 from fastsm.types import LogId, Recovery
 
 CURRENT = "CURRENT"
@@ -35,6 +36,7 @@ class Generation(NamedTuple):
     index: Index
     durable: LogId
     recovery: Recovery
+    verified: bool
 
 
 def open_current(directory: Directory, expect_applied: LogId | None) -> Generation:
@@ -79,14 +81,23 @@ def open_read_only(directory: Directory, expect_applied: LogId | None) -> Genera
 
 
 def recover(log: Log, known_durable: int, expect_applied: LogId | None) -> Generation:
-    """Reads base and log into an index."""
-    index = Index()
-    if log.base is not None:
-        index.read_base(log.mapping, log.base)
-    start = LogId(log.head.base_index, log.head.base_term)
-    recovery = log.recover(index.terms, known_durable, expect_applied)
-    index.read_log(log, EMPTY_LOG_BYTES)
-    return Generation(log, index, log.last_durable(*start), recovery)
+    """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
+    loaded = load_table(log.directory, log)
+    behind, frames = EMPTY_LOG_BYTES, 0
+    if loaded is not None:
+        index, saved = loaded
+        behind, frames = saved.log_offset, saved.frames  # it was saved behind a sync: so far the log is durable
+    else:
+        index = Index()
+        if log.base is not None:
+            index.read_base(log.mapping, log.base)
+    start = LogId(index.terms.seen, index.terms.last_term(log.head.base_term))
+    recovery = log.recover(
+        index.terms, max(known_durable, behind), expect_applied, behind=behind, frames=frames, metadata=index.metadata
+    )
+    index.read_log(log, behind)
+    verified = loaded is None and log.base is None  # else there are bytes that nobody has looked at
+    return Generation(log, index, log.last_durable(*start, behind), recovery, verified)
 
 
 def read_current(directory: Directory) -> format.CurrentFile | None:
@@ -147,12 +158,14 @@ def name_next(directory: Directory, old: Log, log: Log) -> None:
         raise
 
 
-def discard(directory: Directory, log: Log) -> None:
-    """Closes and removes a generation that did not become the state."""
-    log.close()
+def discard(directory: Directory, log: Log | None, generation: int) -> None:
+    """Closes and removes what was prepared of a generation that did not become the state."""
+    if log is not None:
+        log.close()
     with contextlib.suppress(FastsmError, OSError):  # left over: the next opening removes it
-        if not still_current(directory, log):  # else the step was taken, and only what came behind it failed
-            remove_generation(directory, log.head.generation)
+        current = read_current(directory)
+        if current is not None and current.generation != generation:
+            remove_generation(directory, generation)
 
 
 def still_current(directory: Directory, log: Log) -> bool:

@@ -96,6 +96,7 @@ cdef class Index:
             offset += frame_length(log.address + offset)
         self.dead.reserve(log.start + log.end)
         self.take_all(walk_frames(log.mapping.address, log.start + behind, log.start + log.end))
+        self.end = log.start + log.end
 
     cdef int take_all(self, Walk walk) except -1:
         cdef int outcome = PAUSED

@@ -26,6 +26,7 @@ cdef class Log:
     cdef bint stores                     # small frames go through the mapping
     cdef bint paced                      # flushes come often: every frame goes by pwrite into zeroed blocks
     cdef int syncing
+    cdef readonly uint64_t frames
     cdef uint32_t frames_unsynced
     cdef uint64_t suspect_end            # [durable, suspect_end) is written again by the first sync
     cdef uint8_t *staging

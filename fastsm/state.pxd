@@ -12,6 +12,7 @@ cdef enum:  # status
     STOPPED = 1
     CLOSED = 2
     FORKED = 3
+    CORRUPT = 4
 
 
 cdef class State:
@@ -25,7 +26,9 @@ cdef class State:
     cdef uint32_t runs_in_terms    # of these, as many are in the terms already
     cdef Mapping mapping           # what `arena` leads into: both change together
     cdef const uint8_t *arena
+    cdef uint64_t readable         # bytes of the arena: no record reaches beyond, whatever it says
     cdef int status
+    cdef object corruption         # what a verification in the background has found
     cdef bint sync_on_apply
     cdef uint64_t applied_index, applied_term
     cdef uint64_t framed_index, framed_term
@@ -34,6 +37,8 @@ cdef class State:
     cdef bint metadata_unsaved
 
     cdef int refuse(self) except -1
+    cdef object value_at(self, uint64_t place)
+    cdef int damaged(self, uint64_t place) except -1
     cdef uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil
     cdef uint64_t find_key(self, key) except? 0
     cdef uint64_t find_buffer(self, key) except? 0

@@ -4,6 +4,8 @@ A reader needs no lock. It runs under the GIL between two publications, and what
 records never move or change.
 """
 
+import copy
+
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -12,14 +14,15 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
 from fastsm.format cimport (
-    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_PUT,
+    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT,
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
+from fastsm.capture cimport Capture
 from fastsm.frozen cimport Frozen, View
 from fastsm.mapping cimport Mapping
 from fastsm.table cimport check_table, prefetch
 
-from fastsm.errors import NotRunningError
+from fastsm.errors import CorruptionError, NotRunningError, SnapshotRangeError
 from fastsm.types import LogId, ScanResult
 
 cdef extern from "Python.h":
@@ -59,10 +62,21 @@ cdef class State:
 
     def is_running(self):
         """True from construction until `stop` or `close`; False in a forked child."""
-        return self.status == RUNNING
+        return self.status == RUNNING or self.status == CORRUPT
 
     cdef int refuse(self) except -1:
+        if self.status == CORRUPT:
+            raise copy.copy(self.corruption)
         raise NotRunningError(REASONS[self.status])
+
+    def _set_corrupt(self, error):
+        """From here on every call but `close` and `is_running` raises this error."""
+        self.corruption = error
+        if self.status <= STOPPED:
+            self.status = CORRUPT
+
+    def _corrupt(self):
+        return self.status == CORRUPT
 
     def _require(self, bint stopped_is_fine=False):
         if self.status and not (stopped_is_fine and self.status == STOPPED):
@@ -73,15 +87,26 @@ cdef class State:
     def get(self, key):
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
-        cdef const uint8_t *record
         if self.status:
             self.refuse()
         place = self.find_key(key)
         if place == 0:
             return None
-        record = self.arena + place
-        return PyBytes_FromStringAndSize(
-            <const char *>record_key(record) + record_key_size(record), record_value_size(record))
+        return self.value_at(place)
+
+    cdef inline object value_at(self, uint64_t place):
+        cdef const uint8_t *record = self.arena + place
+        cdef uint64_t start = place + RECORD_KEY + record_key_size(record)
+        if start + record_value_size(record) > self.readable:
+            self.damaged(place)
+        return PyBytes_FromStringAndSize(<const char *>self.arena + start, record_value_size(record))
+
+    cdef int damaged(self, uint64_t place) except -1:
+        """Before all is verified, a record may say that it is longer than it can be."""
+        path, offset = self._log.path, place - self._log.start
+        if place < self._log.start:
+            path, offset = self._log.base.path, place
+        raise CorruptionError(path, offset, "a record within the file", "one that says it is longer")
 
     def get_view(self, key):
         """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
@@ -98,6 +123,8 @@ cdef class State:
         if place == 0:
             return None
         record = self.arena + place
+        if place + RECORD_KEY + record_key_size(record) + record_value_size(record) > self.readable:
+            self.damaged(place)
         view = View.__new__(View)
         view.mapping = self.mapping
         view.data = record_key(record) + record_key_size(record)
@@ -169,7 +196,6 @@ cdef class State:
         cdef list values = [None] * len(wanted)
         cdef uint64_t places[BLOCK]
         cdef Py_ssize_t first, count, i
-        cdef const uint8_t *record
         if self.status:
             self.refuse()
         for first in range(0, len(wanted), BLOCK):
@@ -177,9 +203,7 @@ cdef class State:
             self.find_block(wanted, first, count, places)
             for i in range(count):
                 if places[i]:
-                    record = self.arena + places[i]
-                    values[first + i] = PyBytes_FromStringAndSize(
-                        <const char *>record_key(record) + record_key_size(record), record_value_size(record))
+                    values[first + i] = self.value_at(places[i])
         return values
 
     @cython.boundscheck(False)
@@ -209,6 +233,8 @@ cdef class State:
         for i in range(count):
             offsets[i + 1] = offsets[i]
             if places[i]:
+                if places[i] + record_length(mapping.address + places[i]) > self.readable + 7:
+                    self.damaged(places[i])
                 offsets[i + 1] += record_value_size(mapping.address + places[i])
         data_array = np.empty(offsets[count], dtype=np.uint8)
         cdef uint8_t[::1] data = data_array
@@ -310,6 +336,23 @@ cdef class State:
 
     # ---- for the machine and for tests -----------------------------------------------------------------
 
+    def _capture(self, last_included):
+        """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none."""
+        if self.status:
+            self.refuse()
+        applied = LogId(self.applied_index, self.applied_term)
+        last_included = applied if last_included is None else LogId(*last_included)
+        base = LogId(self._log.head.base_index, self._log.head.base_term)
+        if not base.index <= last_included.index <= applied.index:
+            raise SnapshotRangeError(
+                f"{self._log.path}: no state as of {last_included} can be had: expected an entry from the base, "
+                f"{base}, to last applied, {applied}")
+        if not self._terms.allows(last_included.index, last_included.term):
+            raise SnapshotRangeError(
+                f"{self._log.path}: entry {last_included.index} was not of term {last_included.term}: it was applied "
+                f"in term {self._terms.get(last_included.index)}")
+        return Capture(self._log, self._index, last_included, last_included.index == applied.index)
+
     def _syncs_on_apply(self):
         return self.sync_on_apply
 
@@ -318,6 +361,7 @@ cdef class State:
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
             self.arena = self.mapping.address
+        self.readable = self.mapping.mapped
 
     def _let_go(self):
         """After the last read."""

@@ -15,6 +15,11 @@ cdef uint64_t FAILED
 
 cdef void check_table(Table table, const uint8_t *arena) except *
 
+cdef enum:
+    BLOCK_SIZE = 2 << 20             # a huge page
+    SEGMENT_SIZE = 8 * SEGMENT_SLOTS + 64
+    SEGMENTS_PER_BLOCK = BLOCK_SIZE / SEGMENT_SIZE
+
 ctypedef struct Segment:
     uint64_t slots[SEGMENT_SLOTS]
     uint32_t count               # slots in use
@@ -37,6 +42,9 @@ cdef class Table:
     cdef uint32_t segment_room   # segments that the pool holds, used or not
     cdef void **pool             # blocks of SEGMENTS_PER_BLOCK segments
     cdef uint32_t block_count, block_room
+    cdef uint32_t mapped_blocks  # the first of them lie in a private mapping of a saved table
+    cdef void *mapped
+    cdef size_t mapped_size
     cdef readonly uint64_t count
     cdef readonly uint64_t rebuilds
 
@@ -60,6 +68,7 @@ cdef class Table:
         self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size) noexcept nogil
     cdef int reserve(self, uint64_t more) except -1
     cdef int start(self) noexcept nogil
+    cdef void free_all(self) noexcept nogil
     cdef int grow_pool(self) noexcept nogil
     cdef bint double_directory(self) noexcept nogil
     cdef void share_out(self, const uint8_t *arena, Segment *low, Segment *high) noexcept nogil

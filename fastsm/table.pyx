@@ -21,6 +21,7 @@ import os
 
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
+from posix.mman cimport munmap
 from posix.stdlib cimport posix_memalign
 
 from fastsm.format cimport ARENA_LIMIT, record_key, record_key_size
@@ -39,6 +40,7 @@ cdef extern from *:
 PLACE_MASK = (<uint64_t>1 << PLACE_BITS) - 1
 
 assert ARENA_LIMIT == <uint64_t>8 << PLACE_BITS
+assert sizeof(Segment) == SEGMENT_SIZE
 
 cdef enum:
     SLOT_MASK = SEGMENT_SLOTS - 1
@@ -47,8 +49,6 @@ cdef enum:
     FULL_AT = SEGMENT_SLOTS - 64     # only without memory, or under attack: an empty slot ends each probe
     CROWDED = 1024                   # a displacement that chance does not reach in a lifetime
     SUSPICIOUS = 16                  # keys of one tag met by one probe: as unlikely
-    BLOCK_SIZE = 2 << 20             # a huge page
-    SEGMENTS_PER_BLOCK = BLOCK_SIZE / sizeof(Segment)
     SPARE_DEPTH = 4                  # how far a segment may split ahead of the average
 
 cdef uint64_t FAILED = ~<uint64_t>0
@@ -86,8 +86,13 @@ cdef class Table:
             raise MemoryError("no memory for an empty table")
 
     def __dealloc__(self):
-        free_pool(self.pool, self.block_count)
+        self.free_all()
+
+    cdef void free_all(self) noexcept nogil:
+        free_pool(self.pool, self.mapped_blocks, self.block_count)
         free(self.segments)
+        if self.mapped_size:
+            munmap(self.mapped, self.mapped_size)
 
     def __len__(self):
         return self.count
@@ -373,6 +378,7 @@ cdef class Table:
         cdef uint32_t old_count = self.segment_count
         cdef uint32_t old_room = self.segment_room
         cdef uint32_t old_blocks = self.block_count
+        cdef uint32_t old_mapped = self.mapped_blocks
         cdef uint32_t old_block_room = self.block_room
         cdef Segment *segment
         cdef const uint8_t *record
@@ -385,7 +391,7 @@ cdef class Table:
         self.seed1 = siphash13(self.next1, self.next0, <const uint8_t *>&self.rebuilds, 8)
         self.segments = NULL
         self.pool = NULL
-        self.segment_count = self.segment_room = self.block_count = self.block_room = 0
+        self.segment_count = self.segment_room = self.block_count = self.block_room = self.mapped_blocks = 0
         self.count = 0
         failed = self.start()
         for number in range(old_count):
@@ -397,11 +403,15 @@ cdef class Table:
                     failed = self.insert_new(
                         arena, self.hash(record_key(record), record_key_size(record)), place_of(slot))
         if failed == 0:
-            free_pool(old_pool, old_blocks)
+            free_pool(old_pool, old_mapped, old_blocks)
             free(old_segments)
+            if self.mapped_size:
+                munmap(self.mapped, self.mapped_size)
+            self.mapped_size = 0
             self.rebuilds += 1
             return 0
-        free_pool(self.pool, self.block_count)
+        free_pool(self.pool, 0, self.block_count)
+        self.mapped_blocks = old_mapped
         free(self.segments)
         self.seed0, self.seed1, self.count = old0, old1, old_keys
         self.segments, self.pool, self.depth = old_segments, old_pool, old_depth
@@ -477,9 +487,9 @@ cdef inline bint same_key(const uint8_t *record, const uint8_t *key, uint16_t si
     return record_key_size(record) == size and memcmp(record_key(record), key, size) == 0
 
 
-cdef void free_pool(void **pool, uint32_t count) noexcept nogil:
+cdef void free_pool(void **pool, uint32_t mapped, uint32_t count) noexcept nogil:
     cdef uint32_t i
-    for i in range(count):
+    for i in range(mapped, count):
         free(pool[i])
     free(pool)
 

@@ -113,6 +113,19 @@ cdef class Terms:
         """The term of the last entry, or `otherwise` when there is none."""
         return self.term[self.count - 1] if self.count else otherwise
 
+    def allows(self, uint64_t index, uint64_t term):
+        """Whether an entry of that index, not behind the last one, may be of that term: terms never fall."""
+        cdef size_t i = 0
+        cdef uint64_t least = 0
+        while i < self.count and self.last[i] < index:
+            least = self.term[i]
+            i += 1
+        if i == self.count:
+            return index == term == 0
+        if self.first[i] <= index:
+            return term == self.term[i]
+        return (term == 0) if index == 0 else least <= term <= self.term[i]
+
     def pack(self, uint64_t index, uint64_t term):
         """The runs up to an entry, as snapshots carry them: `first, last, term`, little-endian, ascending.
 

@@ -1,0 +1,272 @@
+"""The saved table: an index put into a file, and mapped back into memory, so that opening reads no log.
+
+Its file is a copy of memory at one moment of a log's life. It is believed only if all of it checks out: its own checksum,
+the log's identity, and that each slot leads into the arena. A table of an earlier moment is as good, since a log's
+frames never change: what came behind it is read from the log.
+"""
+
+import mmap
+import os
+
+from cpython.buffer cimport PyBUF_READ
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap as map_memory,
+)
+
+from fastsm.dead cimport WORD_BITS
+from fastsm.format cimport ARENA_LIMIT, RECORD_KEY
+from fastsm.hashing cimport xxh64
+from fastsm.index cimport Index
+from fastsm.log cimport Log
+from fastsm.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table
+from fastsm.terms cimport Terms
+
+from fastsm import format
+from fastsm.errors import CorruptionError, FormatVersionError, SnapshotError
+from fastsm.types import LogId, SnapshotMetadata
+
+
+def table_name(generation):
+    """The file name of a generation's saved table."""
+    return f"table-{generation}"
+
+
+# ---- save ----------------------------------------------------------------------------------------------
+
+def save_table(directory, Log log, Index index, tick):
+    """Puts the index of all of a log's frames, which are synced, into the generation's saved table; durable on return.
+
+    `tick()` is called between pieces of the work, and may raise. O(slots). Raises OSError.
+    """
+    name = table_name(log.head.generation)
+    saved, front = describe(log, index)
+    temporary = f"{name}.tmp"
+    descriptor = directory.create_file(temporary)
+    try:
+        directory.write(descriptor, front, format.TABLE_HEADER_BYTES)
+        write_segments(directory, descriptor, index.table, saved.sections.segments, tick)
+        saved = saved._replace(body_checksum=checksum_body(descriptor, saved.sections.end))
+        directory.write(descriptor, format.pack_saved_table(saved), 0)
+        directory.sync(descriptor)
+        directory.rename(temporary, name)
+    except BaseException:
+        directory.unlink(temporary)
+        raise
+    finally:
+        directory.close_file(descriptor)
+    directory.sync_directory()
+
+
+cdef tuple describe(Log log, Index index):
+    """The header, and what lies between it and the segments."""
+    cdef Table table = index.table
+    cdef uint64_t count = 0
+    cdef uint32_t i
+    cdef uint64_t *words = index.dead.copy(index.end)
+    cdef uint32_t *numbers = <uint32_t *>malloc(sizeof(uint32_t) << table.depth)
+    if words == NULL or numbers == NULL:
+        free(words)
+        free(numbers)
+        raise MemoryError("no memory to save the table")
+    try:
+        for i in range((index.end >> WORD_BITS) + 1):
+            if words[i]:
+                count = i + 1
+        number_segments(table, numbers)
+        runs = index.terms.pack(index.terms.seen, index.terms.last_term())
+        metadata = b"" if index.metadata is None else pack_metadata(index.metadata)
+        saved = format.SavedTable(
+            log.head.identity, log.end, log.start, table.seed0, table.seed1, table.count, index.live_bytes,
+            index.config_place, table.segment_count, table.depth, len(runs) // format.TERM_RUN_BYTES,
+            len(metadata), count, log.frames, 0)
+        front = b"".join((
+            runs, metadata.ljust(saved.sections.dead - saved.sections.metadata, b"\0"),
+            (<char *>words)[:8 * count], (<char *>numbers)[:sizeof(uint32_t) << table.depth]))
+        return saved, front.ljust(saved.sections.segments - format.TABLE_HEADER_BYTES, b"\0")
+    finally:
+        free(words)
+        free(numbers)
+
+
+cdef void number_segments(Table table, uint32_t *numbers) noexcept:
+    """For each entry of the directory the number of its segment."""
+    cdef uint32_t number
+    cdef size_t i
+    for number in range(table.segment_count):
+        # The header's last field is free in memory: it takes the number, so that each entry can look it up.
+        table.segment_at(number).padding[6] = number
+    for i in range(<size_t>1 << table.depth):
+        numbers[i] = <uint32_t>table.segments[i].padding[6]
+    for number in range(table.segment_count):
+        table.segment_at(number).padding[6] = 0
+
+
+def pack_metadata(metadata):
+    index, term = metadata.last_included
+    return index.to_bytes(8, "little") + term.to_bytes(8, "little") + metadata.checksum
+
+
+cdef int write_segments(directory, descriptor, Table table, uint64_t offset, tick) except -1:
+    """A block of segments after the other."""
+    cdef uint32_t number = 0
+    cdef uint32_t count
+    while number < table.segment_count:
+        count = min(table.segment_count - number, <uint32_t>SEGMENTS_PER_BLOCK)
+        piece = PyMemoryView_FromMemory(
+            <char *>table.segment_at(number), <ssize_t>count * SEGMENT_SIZE, PyBUF_READ)
+        directory.write(descriptor, piece, offset)
+        offset += <uint64_t>count * SEGMENT_SIZE
+        number += count
+        tick()
+    return 0
+
+
+cdef object checksum_body(descriptor, size):
+    """XXH64 of all that is behind the header."""
+    cdef const uint8_t[::1] content
+    cdef uint64_t found
+    with mmap.mmap(descriptor.fileno(), size, prot=mmap.PROT_READ) as pages:
+        content = pages
+        with nogil:
+            found = xxh64(&content[0] + TABLE_HEADER, content.shape[0] - TABLE_HEADER, 0)
+        content = None
+    return found
+
+
+cdef size_t TABLE_HEADER = format.TABLE_HEADER_BYTES
+
+
+# ---- load ----------------------------------------------------------------------------------------------
+
+def load_table(directory, Log log):
+    """`(Index, SavedTable)` of a log as its saved table has it, or None when there is none that can be believed.
+
+    The index holds what lies before the offset `SavedTable.log_offset` of the log. O(slots), without the GIL.
+    """
+    name = table_name(log.head.generation)
+    try:
+        descriptor = directory.open_file(name, os.O_RDONLY)
+    except (FileNotFoundError, CorruptionError):
+        return None
+    try:
+        return load(directory, descriptor, log, directory.path_of(name))
+    except (CorruptionError, FormatVersionError):
+        return None  # it is made again from base and log, which say all that it says
+    finally:
+        directory.close_file(descriptor)
+
+
+cdef object load(directory, descriptor, Log log, path):
+    size = directory.size(descriptor)
+    saved = format.unpack_saved_table(os.pread(descriptor.number, format.TABLE_HEADER_BYTES, 0), path, size)
+    sections = saved.sections
+    if (saved.identity, saved.log_start) != (log.head.identity, log.start) or saved.log_offset > log.allocated:
+        return None
+    if checksum_body(descriptor, size) != saved.body_checksum:
+        return None
+    front = os.pread(descriptor.number, sections.segments - sections.runs, sections.runs)
+    cdef uint64_t stop = log.start + saved.log_offset
+    cdef Table table = Table((saved.seed0, saved.seed1))
+    cdef Index index = Index(table)
+    cdef bytes numbers = front[sections.directory - sections.runs:]
+    if not index.terms.unpack(front[:format.TERM_RUN_BYTES * saved.runs]):
+        return None
+    if not load_segments(table, descriptor.number, saved, <const uint32_t *><const char *>numbers, stop):
+        return None
+    cdef bytes words = front[sections.dead - sections.runs:sections.directory - sections.runs]
+    if saved.dead_words > (stop >> WORD_BITS) + 1 or not 0 <= saved.config_place <= stop - RECORD_KEY:
+        return None
+    index.dead.reserve(stop)
+    index.dead.fill(<const uint64_t *><const char *>words, saved.dead_words)
+    index.live_bytes, index.config_place, index.end = saved.live_bytes, saved.config_place, stop
+    start = sections.metadata - sections.runs
+    if saved.metadata_size:
+        index.metadata = unpack_metadata(front[start:start + saved.metadata_size])
+    return index, saved
+
+
+def unpack_metadata(data):
+    """What `pack_metadata` made."""
+    if len(data) < 16:
+        raise CorruptionError("saved table", None, "an index and a term", f"{len(data)} bytes")
+    index, term = int.from_bytes(data[:8], "little"), int.from_bytes(data[8:16], "little")
+    return SnapshotMetadata(LogId(index, term), data[16:])
+
+
+cdef bint load_segments(Table table, int descriptor, saved, const uint32_t *numbers, uint64_t stop) except -1:
+    """Lets an empty table take the segments of a file; False, when they are not sound."""
+    cdef uint32_t count = saved.segments
+    cdef uint32_t blocks = (count + SEGMENTS_PER_BLOCK - 1) / SEGMENTS_PER_BLOCK
+    cdef uint64_t keys = saved.keys
+    cdef size_t entries = <size_t>1 << saved.depth
+    cdef size_t i
+    cdef bint sound
+    if count == 0:
+        return False
+    for i in range(entries):
+        if numbers[i] >= count:
+            return False
+    table.free_all()
+    table.segments = NULL
+    table.pool = NULL
+    table.segment_count = table.segment_room = table.block_count = table.block_room = 0
+    table.mapped_size = <size_t>blocks * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
+    table.mapped = map_segments(descriptor, saved.sections.segments, <size_t>count * SEGMENT_SIZE, table.mapped_size)
+    table.segments = <Segment **>calloc(entries, sizeof(Segment *))
+    table.pool = <void **>calloc(blocks, sizeof(void *))
+    if table.segments == NULL or table.pool == NULL:
+        raise MemoryError("no memory for a saved table's directory")
+    table.block_count = table.block_room = table.mapped_blocks = blocks
+    for i in range(blocks):
+        table.pool[i] = <uint8_t *>table.mapped + i * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
+    table.segment_room = blocks * SEGMENTS_PER_BLOCK
+    table.segment_count = count
+    table.count = keys
+    table.depth = saved.depth
+    for i in range(entries):
+        table.segments[i] = table.segment_at(numbers[i])
+    with nogil:
+        sound = segments_are_sound(table, stop)
+    return sound
+
+
+cdef void *map_segments(int descriptor, uint64_t offset, size_t size, size_t room) except NULL:
+    """`room` bytes of memory of our own, the first `size` of which are a copy of the file's, made page by page."""
+    cdef void *memory = map_memory(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if memory == MAP_FAILED:
+        raise MemoryError("no memory for a saved table")
+    if map_memory(
+        memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, descriptor, offset
+    ) == MAP_FAILED:
+        raise MemoryError("a saved table could not be mapped")
+    return memory
+
+
+cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
+    """Whether every probe ends, every place lies in the arena below `stop`, and the counts are right."""
+    cdef Segment *segment
+    cdef uint64_t total = 0
+    cdef uint64_t greatest = 0
+    cdef uint64_t least = PLACE_MASK
+    cdef uint64_t place
+    cdef uint32_t number, used
+    cdef size_t i
+    for number in range(table.segment_count):
+        segment = table.segment_at(number)
+        used = 0
+        for i in range(SEGMENT_SLOTS):
+            place = segment.slots[i] & PLACE_MASK
+            greatest = max(greatest, place)
+            used += segment.slots[i] != 0
+            if segment.slots[i] != 0 and place < least:
+                least = place
+        if used != segment.count or used >= SEGMENT_SLOTS or segment.depth > table.depth:
+            return False
+        total += used
+    if total == 0:
+        return table.count == 0
+    return total == table.count and least << 3 >= RECORD_KEY and (greatest << 3) <= stop - RECORD_KEY

@@ -1,0 +1,401 @@
+"""Snapshots and compaction of a state machine: how the state leaves its log, comes back, and is made small.
+
+    write     capture the state as of an entry, write it to a file; nobody waits
+    install   copy a file in, check it, index it; then the step to a generation with it as the base
+    compact   capture the state as of a chunk's end as the next base, carry the frames behind it over, index both; then
+              the same step
+
+All work is done beside the state in use. Only the step itself is in the writer's turn, and readers never wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from fastsm import format, generation
+from fastsm.base import Base, base_name
+from fastsm.engine import Engine, append_metadata
+from fastsm.errors import (
+    CorruptionError,
+    FastsmError,
+    SnapshotError,
+    SnapshotFormatError,
+    SnapshotRangeError,
+    StaleSnapshotError,
+    StorageError,
+)
+from fastsm.files import Directory, storage_errors
+from fastsm.group_commit import GroupCommit
+from fastsm.incoming import copy_in
+from fastsm.index import Index
+from fastsm.jobs import Job, Jobs
+from fastsm.log import Log
+from fastsm.mapping import Mapping
+from fastsm.saved_table import save_table
+from fastsm.snapshot import check_metadata, copy_checked, open_snapshot
+from fastsm.snapshot_writer import prepare, write_snapshot_into
+from fastsm.types import LogId, SnapshotMetadata
+
+Attachment = bytes | Callable[[LogId], bytes] | None
+
+SAVE_TABLE_ABOVE = 4 << 20  # bytes of base and log: reading fewer takes no longer than reading a table
+CATCH_UPS = 8
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+logger = logging.getLogger("fastsm")
+
+
+class Snapshots(Engine):
+    """The half of ``FastStateMachine`` that writes snapshots, installs them, and compacts.
+
+    Thread safety: every method, from any thread. What works for long releases the GIL, and serves signals.
+    """
+
+    __slots__ = (
+        "_attachment", "_clean_end", "_compacting", "_compress", "_directory", "_generations", "_jobs", "_policy",
+        "_retain", "_retired", "_verification", "_verified", "path",
+    )  # fmt: skip
+
+    path: str
+    _directory: Directory
+    _retain: int
+    _verified: bool
+
+    def _begin(self, generation_number: int) -> None:
+        self._jobs = Jobs()
+        self._compacting = threading.Lock()
+        self._generations = itertools.count(generation_number + 1)  # of files: no two steps prepare the same ones
+        self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
+
+    # ---- write -----------------------------------------------------------------------------------------
+
+    def write_snapshot(
+        self,
+        directory: str | os.PathLike[str],
+        last_included: LogId | tuple[int, int] | None = None,
+        *,
+        compress: str | None = None,
+        attachment: bytes | None = None,
+        progress: Callable[[], None] | None = None,
+    ) -> SnapshotMetadata:
+        """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
+
+        ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
+        chunk. Else, or when its term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or
+        ``"zstd"``; ``attachment``: bytes of the embedder that travel along; by default what the machine was opened
+        with. ``progress()`` is called now and then.
+
+        The file is there whole or not at all. On return it is durable, and so is everything up to ``last_included``
+        in the state's own directory, with the metadata if it is newer than what is known: the host may drop its log
+        up to there. Replicas at the same entry write equal files, attachments and codec "none" being equal.
+
+        O(bytes of base and log), beside apply and get: nobody waits. Memory: a bit for each 16 bytes of them, and a
+        piece of at most 8 MiB; if entries were applied behind ``last_included``, some 20 bytes for each key that these
+        wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between.
+        """
+        self._require()
+        return self._write_captured(self._capture(last_included), directory, compress, attachment, progress)
+
+    def _write_captured(
+        self,
+        capture: Any,
+        directory: str | os.PathLike[str],
+        compress: str | None,
+        attachment: bytes | None,
+        progress: Callable[[], None] | None = None,
+    ) -> SnapshotMetadata:
+        compress = self._compress if compress is None else compress
+        with self._jobs.run("snapshot", capture.last_included, progress) as job:
+            self._ensure_verified(job)
+            capture.find(job.tick)
+            if attachment is None:
+                attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
+            with prepare(
+                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick,
+                files=type(self._directory),
+            ) as prepared:  # fmt: skip
+                with self._turns:
+                    job.check()
+                    self._require(True)
+                    prepared.commit()
+                    if not self._log.read_only:
+                        known = self.snapshot_metadata()
+                        if known is None or known.last_included < prepared.metadata.last_included:
+                            self._note_metadata(prepared.metadata)
+                        self._write_state(True)
+                    mark = self._position()
+            self._sync_to(mark)
+        logger.info("%s: wrote %s as of %s", self.path, prepared.path, tuple(capture.last_included))
+        return prepared.metadata
+
+    def _sync_to(self, mark: tuple[Any, int, LogId]) -> None:
+        """Makes a log durable up to a position; nothing to do when the state has gone on to another log."""
+        log, offset, applied = mark
+        commit = self._group_commit
+        if commit.log is log and not log.read_only:
+            commit.sync_up_to(offset)
+            self._note_synced(log, applied)
+
+    # ---- the step to a next generation -----------------------------------------------------------------
+
+    def _take_next(
+        self, log: Log, index: Index, state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None
+    ) -> None:
+        """In the writer's turn: the step to a generation whose files are synced. See ``Engine._switch``."""
+        old, old_commit = self._log, self._group_commit
+        self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
+        self._clean_end = -1
+        self._switch(
+            lambda: generation.name_next(self._directory, old, log), log, index, GroupCommit(log), state_of_its_own
+        )
+        self._verified = True
+        old_commit.close()
+        old.close()
+        try:
+            with storage_errors(self.path, "removing the old generation"):
+                generation.remove_generation(self._directory, old.head.generation)
+        except StorageError as error:
+            logger.warning("%s: left over until the next opening: %s", self.path, error)
+        self._renew_policy()
+
+    def _discard(self, log: Log | None, number: int) -> None:
+        """Removes what was prepared of a generation, unless that has become the state."""
+        if log is None or log is not self._log:
+            generation.discard(self._directory, log, number)
+
+    def _clear_in_turn(self) -> None:
+        self._require(True)
+        self._log.check_writable()
+        number = next(self._generations)
+        log = None
+        try:
+            log = Log.create(self._directory, number)
+            self._jobs.end_all("a reset")
+            self._take_next(log, Index(), (LogId(), None))
+        except BaseException:
+            self._discard(log, number)
+            raise
+
+    # ---- install ---------------------------------------------------------------------------------------
+
+    def install_snapshot(
+        self,
+        metadata: SnapshotMetadata | None,
+        path: str | os.PathLike[str],
+        *,
+        allow_older: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Replaces state, log, terms, membership and metadata by a snapshot's, in one atomic step; durable on return.
+
+        ``path``: the file, which is left as it was, or the directory that holds it. ``metadata``: what the host was
+        told of it; None takes the file's own. Checked are, in this order: format and version
+        (``SnapshotFormatError``, ``FormatVersionError``), the checksum against the file and against ``metadata``
+        (``ChecksumMismatchError``), and that it is not older than ``last_applied()`` (``StaleSnapshotError``, unless
+        ``allow_older``). After any error or crash the old state is whole.
+
+        Views and iterators taken before stay valid and unchanged. Ends running snapshots and compactions. O(size);
+        reads and writes go on until the step. ``progress(done, total)`` is told of the copying, in bytes.
+        """
+        self._require()
+        self._log.check_writable()
+        number, log, index, told = self._prepare_install(metadata, path, allow_older, progress)
+        try:
+            with self._turns:
+                self._install_in_turn(log, index, told, allow_older)
+        except BaseException:
+            self._discard(log, number)
+            raise
+
+    def _install_now(
+        self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], allow_older: bool = False
+    ) -> None:
+        """``install_snapshot``, for whoever has the writer's turn already."""
+        self._require()
+        self._log.check_writable()
+        number, log, index, told = self._prepare_install(metadata, path, allow_older, None)
+        try:
+            self._install_in_turn(log, index, told, allow_older)
+        except BaseException:
+            self._discard(log, number)
+            raise
+
+    def _prepare_install(
+        self,
+        metadata: SnapshotMetadata | None,
+        path: str | os.PathLike[str],
+        allow_older: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> tuple[int, Log, Index, SnapshotMetadata]:
+        """The next generation, made of a snapshot's file: checked, indexed and synced."""
+        number = next(self._generations)
+        log = base = None
+        try:
+            with open_snapshot(path) as snapshot:
+                told = snapshot.metadata
+                if metadata is not None:
+                    check_metadata(metadata, snapshot.head, snapshot.path)
+                if not allow_older and told.last_included < self.last_applied():
+                    copy_checked(snapshot.fd, snapshot.head, snapshot.path, progress=progress)
+                    self._refuse_stale(told)
+                base = copy_in(self._directory, number, snapshot, progress)
+            log = Log.create(self._directory, number, base)
+            index = Index()
+            if base is not None:
+                try:
+                    index.read_base(log.mapping, base)
+                except CorruptionError as error:
+                    raise SnapshotFormatError(f"{os.fsdecode(path)}: {error}") from error
+            append_metadata(log, told)
+            log.sync()
+            index.read_log(log, generation.EMPTY_LOG_BYTES)
+            self._save_table(log, index, lambda: None)
+        except BaseException:
+            if base is not None and log is None:
+                base.close()
+            self._discard(log, number)
+            raise
+        return number, log, index, told
+
+    def _refuse_stale(self, told: SnapshotMetadata) -> None:
+        applied = self.last_applied()
+        if told.last_included < applied:
+            raise StaleSnapshotError(
+                f"{self.path}: expected a snapshot as of last applied, {applied}, or later, found one as of "
+                f"{told.last_included}; allow_older=True installs it all the same")
+
+    def _install_in_turn(self, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool) -> None:
+        self._require()
+        self._log.check_writable()
+        if not allow_older:
+            self._refuse_stale(told)
+        self._jobs.end_all("an install")
+        self._take_next(log, index, (told.last_included, told))
+        logger.info("%s: installed a snapshot as of %s", self.path, tuple(told.last_included))
+
+    # ---- compact ---------------------------------------------------------------------------------------
+
+    def compact(
+        self, up_to: LogId | int | None = None, *, progress: Callable[[], None] | None = None
+    ) -> None:
+        """Gives the space of overwritten and deleted values back, on disk and in memory.
+
+        The state as of ``up_to`` (an id or an index, rounded down to a chunk's end) becomes the new base; snapshots as
+        of earlier entries can no longer be taken. By default that is ``retain_entries`` before ``last_applied()``, or
+        what a running snapshot needs, if that is less. Nothing is done when that is the base already.
+
+        One atomic step, durable on return with everything applied; reads and applies go on, views stay valid.
+        O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``; ``SnapshotError`` when a reset, an
+        install or a close comes between.
+        """
+        self._require()
+        self._log.check_writable()
+        index = up_to if up_to is None or isinstance(up_to, int) else up_to[0]
+        if index is not None and not self._log.head.base_index <= index <= self.last_applied().index:
+            raise SnapshotRangeError(
+                f"{self.path}: cannot compact up to entry {index}: expected one from {self._log.head.base_index}, "
+                f"the base, to {self.last_applied().index}, last applied")
+        with self._jobs.run("compaction", None, progress) as job, self._compacting:
+            job.check()
+            self._compact(job, index)
+
+    def _compact(self, job: Job, up_to: int | None) -> None:
+        self._ensure_verified(job)
+        if up_to is None:
+            up_to = self.last_applied().index - self._retain
+            needed = self._jobs.least_needed()
+            up_to = up_to if needed is None else min(up_to, needed)
+        old = self._log
+        carried, last_included = old.last_frame_up_to(max(up_to, 0))
+        if last_included.index <= old.head.base_index:
+            return
+        before = old.end
+        number = next(self._generations)
+        log: Log | None = None
+        started = time.perf_counter()
+        try:
+            base = self._write_base(number, last_included, job)
+            log, index, carried = self._build_next(number, base, old, carried, job)
+            with self._turns:
+                job.check()
+                self._require(True)
+                self._write_state(True)
+                self._carry_over(log, index, old, carried)
+                metadata = self.snapshot_metadata()
+                if metadata is not None:
+                    append_metadata(log, metadata)
+                log.sync()
+                self._take_next(log, index)
+        except BaseException:
+            self._discard(log, number)
+            raise
+        logger.info(
+            "%s: compacted up to %s in %.3f s: a log of %d bytes became a base of %d and a log of %d", self.path,
+            tuple(last_included), time.perf_counter() - started, before, base.size, log.end)
+
+    def _write_base(self, number: int, last_included: LogId, job: Job) -> Base:
+        """The state as of an entry as a base, synced."""
+        capture = self._capture(last_included)
+        capture.find(job.tick)
+        name = base_name(number)
+        with storage_errors(self._directory.path_of(name), "writing a base"):
+            descriptor = self._directory.create_file(name)
+            try:
+                head = write_snapshot_into(self._directory, descriptor, capture, b"", job.tick)
+            except BaseException:
+                self._directory.close_file(descriptor)
+                raise
+        return Base(self._directory, name, descriptor, head)
+
+    def _build_next(
+        self, number: int, base: Base, old: Log, carried: int, job: Job
+    ) -> tuple[Log, Index, int]:
+        """The next generation, synced up to most of what is applied now, and how far that is in the old log."""
+        try:
+            log = Log.create(self._directory, number, base)
+        except BaseException:
+            base.close()
+            raise
+        try:
+            index = Index()
+            index.read_base(log.mapping, base)
+            for _ in range(CATCH_UPS):
+                job.tick()
+                behind = old.end
+                self._carry_over(log, index, old, carried, behind)
+                carried = behind
+                if old.end - carried < format.LARGE_BYTES:
+                    break
+            log.sync()
+            self._save_table(log, index, job.tick)
+        except BaseException:
+            log.close()
+            raise
+        return log, index, carried
+
+    def _carry_over(self, log: Log, index: Index, old: Log, first: int, stop: int | None = None) -> None:
+        """Copies frames of the old log to the new one, and indexes them there."""
+        copied = log.end
+        log.copy_from(old, first, old.end if stop is None else stop)
+        index.read_log(log, copied, True)
+
+    def _save_table(self, log: Log, index: Index, tick: Callable[[], object]) -> None:
+        """Saves the table of a log that is synced, when that is worth it. Without room for it, there is none."""
+        if log.start + log.end < SAVE_TABLE_ABOVE:
+            return
+        try:
+            with storage_errors(self.path, "saving the table"):
+                save_table(self._directory, log, index, tick)
+        except StorageError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            logger.warning("%s: no room for the saved table, opening will take longer: %s", self.path, error)
+
