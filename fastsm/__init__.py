@@ -9,6 +9,9 @@ bytes to files to memory to the machine; each module knows only those before it:
     command             the bytes that Raft carries
     format              the disk formats: every magic, version, offset and limit
     mapping, files      the seam to the system
+    codec, snapshot     Zstandard, within bounds; a snapshot's file, read
+    snapshot_writer     a snapshot's file, written whole or not at all
+    receiver            a snapshot that arrives in pieces
     table, terms        from keys to places; from entries to terms
     recovery            what a log holds, what is torn and what is corrupt
     log                 frames in a mapped file: append, sync
@@ -54,6 +57,7 @@ from fastsm.command import (
     put_many,
 )
 from fastsm.errors import (
+    ChecksumMismatchError,
     CommandError,
     CorruptionError,
     FastsmError,
@@ -62,11 +66,17 @@ from fastsm.errors import (
     NotRunningError,
     OrderError,
     ReadOnlyError,
+    SnapshotError,
+    SnapshotFormatError,
+    SnapshotRangeError,
+    StaleSnapshotError,
     StorageError,
     UnknownCommandError,
 )
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
+from fastsm.receiver import SnapshotReceiver
+from fastsm.snapshot import Snapshot, open_snapshot
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, ScanResult, SnapshotMetadata, Stats
 
@@ -79,6 +89,7 @@ __all__ = [
     "MAX_COMMAND_SIZE",
     "MAX_KEY_SIZE",
     "MAX_VALUE_SIZE",
+    "ChecksumMismatchError",
     "CommandError",
     "CorruptionError",
     "Entry",
@@ -92,7 +103,13 @@ __all__ = [
     "OrderError",
     "ReadOnlyError",
     "ScanResult",
+    "Snapshot",
+    "SnapshotError",
+    "SnapshotFormatError",
     "SnapshotMetadata",
+    "SnapshotRangeError",
+    "SnapshotReceiver",
+    "StaleSnapshotError",
     "StateMachine",
     "Stats",
     "StorageError",
@@ -104,6 +121,7 @@ __all__ = [
     "decode",
     "delete",
     "noop",
+    "open_snapshot",
     "put",
     "put_many",
 ]

@@ -85,6 +85,15 @@ class Directory:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         os.pwrite(lock.number, f"{os.getpid()}\n{now}\n".encode(), 0)
 
+    @staticmethod
+    def lock_file(fd: Descriptor, *, wait: bool = False) -> bool:
+        """Takes the exclusive lock of an open file, for as long as it is open; False when another holds it."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
+
     def forget_lock(self) -> None:
         """In a forked child: closes the lock's descriptor, but does not unlock, which would free the parent's."""
         if self._lock is not None:
@@ -129,6 +138,14 @@ class Directory:
         """Removes a file; one that is not there is no error."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._directory.number)
+
+    def is_named(self, fd: Descriptor, name: str) -> bool:
+        """Whether the open file is the one that has this name now."""
+        try:
+            named = os.stat(name, dir_fd=self._directory.number, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(os.fstat(fd.number), named)
 
     def read_file(self, name: str, limit: int) -> bytes | None:
         """The first ``limit`` bytes of a small file, or None when there is none."""
@@ -193,6 +210,32 @@ class Directory:
             piece = min(len(zeros), stop - start)
             self.write(fd, memoryview(zeros)[:piece], start)
             start += piece
+
+
+def make_directory(path: str | os.PathLike[str], files: type[Directory] = Directory) -> Directory:
+    """The directory at ``path``, made when it is missing (0700), its parents too; all names durable on return."""
+    path = os.path.abspath(os.fsdecode(path))
+    missing = []
+    parent = os.path.dirname(path)
+    while not os.path.isdir(parent):
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    for name in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name)
+        _sync_name(name)
+    directory = files(path)
+    # Also when it was there: who made it may have died before this.
+    _sync_name(path)
+    return directory
+
+
+def _sync_name(path: str) -> None:
+    try:
+        parent = open_at(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # a directory that may be searched but not read: its owner made the name
+    os.fsync(parent)
 
 
 @contextlib.contextmanager

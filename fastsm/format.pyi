@@ -5,20 +5,57 @@ VERSION: int
 LOG_HEADER_BYTES: int
 LOG_MAGIC_BYTES: bytes
 CURRENT_MAGIC_BYTES: bytes
+SNAPSHOT_MAGIC_BYTES: bytes
+TABLE_MAGIC_BYTES: bytes
+SNAPSHOT_HEADER_BYTES: int
+TERM_RUN_BYTES: int
+TERM_RUN_STRUCT: struct.Struct
+RECORD_STRUCT: struct.Struct
+OPERATION_PUT: int
+OPERATION_CONFIG: int
+MAX_RECORD_VALUE: int
+STATE_CHECKSUM_COVERS: slice
+CHECKSUM_COVERS: slice
+CODEC_NONE: int
+CODEC_ZSTD: int
+ARENA_LIMIT: int
 MAX_INDEX: int
 MAX_TERM: int
 
 class LogHead(NamedTuple):
     generation: int
     identity: int
-    base_index: int
-    base_term: int
+    base_index: int = ...
+    base_term: int = ...
+    base_size: int = ...
+    base_checksum: bytes = ...
 
 class CurrentFile(NamedTuple):
     generation: int
     identity: int
     durable_offset: int
 
+class SnapshotHead(NamedTuple):
+    codec: int
+    last_index: int
+    last_term: int
+    keys: int
+    runs: int
+    membership_size: int
+    records_size: int
+    state_checksum: bytes
+    attachment_size: int
+    stored_size: int
+    checksum: bytes
+    @property
+    def state_offset(self) -> int: ...
+    @property
+    def state_size(self) -> int: ...
+    @property
+    def file_size(self) -> int: ...
+
+def pack_snapshot_head(head: SnapshotHead) -> bytes: ...
+def unpack_snapshot_head(data: bytes, path: str, size: int | None = None) -> SnapshotHead: ...
 def pack_log_head(head: LogHead) -> bytes: ...
 def pack_current(current: CurrentFile) -> bytes: ...
 def unpack_log_head(data: bytes, path: str) -> LogHead: ...

@@ -219,6 +219,15 @@ class SnapshotHead(NamedTuple):
         return self.state_offset + self.stored_size
 
 
+# What a state is made of, for readers in Python: first index, last index, term; and the head of a record, which is
+# index, size of the value, size of the key, operation, zero.
+TERM_RUN_STRUCT = struct.Struct("<QQQ")
+RECORD_STRUCT = struct.Struct("<QIHBB")
+OPERATION_PUT = RECORD_PUT
+OPERATION_CONFIG = RECORD_CONFIG
+MAX_RECORD_VALUE = LARGEST_VALUE
+STATE_CHECKSUM_COVERS = slice(SNAPSHOT_INDEX, SNAPSHOT_STATE_CHECKSUM)
+CHECKSUM_COVERS = slice(0, SNAPSHOT_CHECKSUM)
 SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQ32sQQ16s32s")
 
 
@@ -229,10 +238,10 @@ def pack_snapshot_head(head):
     return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, codec, *fields, bytes(16), checksum)
 
 
-def unpack_snapshot_head(data, path, size):
+def unpack_snapshot_head(data, path, size=None):
     """The header of the snapshot at `path`, a file of `size` bytes, all of which it accounts for.
 
-    Raises `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
+    While the file arrives (`size` None) the header's own word is taken for its size. Raises `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
     """
     def refuse(offset, expected, found):
         raise SnapshotFormatError(f"{path}, offset {offset}: expected {expected}, found {found}; "
@@ -252,16 +261,30 @@ def unpack_snapshot_head(data, path, size):
         refuse(SNAPSHOT_INDEX, f"an index and a term of at most {LARGEST}", (head.last_index, head.last_term))
     if any(zero):
         refuse(SNAPSHOT_ZERO, "zeros", zero)
-    if head.file_size != size:
+    if head.attachment_size > LARGEST_VALUE:
+        refuse(SNAPSHOT_ATTACHMENT_SIZE, f"an attachment of at most {LARGEST_VALUE} bytes", head.attachment_size)
+    if size is not None and head.file_size != size:
         refuse(SNAPSHOT_STORED_SIZE, f"sizes that add up to the file's {size} bytes", head.file_size)
     if head.codec == CODEC_NONE and head.stored_size != head.state_size:
         refuse(SNAPSHOT_STORED_SIZE, f"the state's {head.state_size} bytes", head.stored_size)
     if head.state_size > ARENA_LIMIT:
         refuse(SNAPSHOT_RECORDS_SIZE, f"a state of at most {ARENA_LIMIT} bytes", head.state_size)
-    if (head.membership_size | head.records_size) & 7 or head.keys * RECORD_KEY > head.records_size:
-        refuse(SNAPSHOT_KEYS, f"sizes of whole records for {head.keys} keys", head.records_size)
-    if (head.runs == 0) != (head.last_index == 0):
-        refuse(SNAPSHOT_RUNS, "runs of terms up to the last included entry", head.runs)
+    # Zstandard adds three bytes to a block that it cannot compress, and some to the whole.
+    if head.stored_size > head.state_size + (head.state_size >> 8) + 1024:
+        refuse(SNAPSHOT_STORED_SIZE, f"what {head.state_size} bytes may take at most", head.stored_size)
+    if head.records_size & 7 or not (
+        head.keys * RECORD_KEY <= head.records_size <= head.keys * <object>record_size(0xFFFF, LARGEST_VALUE)
+    ):
+        refuse(SNAPSHOT_RECORDS_SIZE, f"the size of whole records for {head.keys} keys", head.records_size)
+    if head.membership_size & 7 or (
+        head.membership_size and not RECORD_KEY <= head.membership_size <= record_size(0, LARGEST_VALUE)
+    ):
+        refuse(SNAPSHOT_MEMBERSHIP_SIZE, "the size of one record, or 0", head.membership_size)
+    if (head.runs == 0) != (head.last_index == 0) or head.runs > min(head.last_index, head.last_term + 1):
+        refuse(SNAPSHOT_RUNS, "runs of rising terms up to the last included entry", head.runs)
+    if head.last_index == 0 and (head.last_term or head.keys or head.membership_size):
+        refuse(SNAPSHOT_INDEX, "nothing in the state before the first entry",
+               (head.last_term, head.keys, head.membership_size))
     return head
 
 

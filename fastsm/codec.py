@@ -1,0 +1,197 @@
+"""Zstandard behind one small interface: one frame, and on the way back bounds on all that a frame may ask for.
+
+The library is Python's own from 3.14 on, else the package ``zstandard``; it is imported when it is needed. Neither
+of them tells where a frame ended, so `_Frame` follows its blocks while the bytes go by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastsm.errors import SnapshotError, SnapshotFormatError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+LEVEL = 3
+WINDOW_LIMIT = 8 << 20
+PIECE = 1 << 20
+
+MAGIC = 0xFD2FB528
+RLE, RESERVED = 1, 3  # types of a block
+BLOCK_LIMIT = 128 << 10
+
+
+def compress(pieces: Iterable[Buffer], size: int, write: Callable[[bytes], object]) -> int:
+    """Makes one frame of the pieces, ``size`` bytes in all, and hands it to ``write`` bit by bit; returns its size.
+
+    O(size), without the GIL for most of it; memory for one piece and the compressor's few MiB. Raises
+    ``SnapshotError`` when there is no Zstandard.
+    """
+    compressor = _library().compressor(size)
+    written = 0
+    for piece in pieces:
+        made = compressor.compress(piece)
+        if made:
+            write(made)
+            written += len(made)
+    made = compressor.flush()
+    write(made)
+    return written + len(made)
+
+
+def decompress(read: Callable[[int], Buffer], stored_size: int, flat_size: int, path: str) -> Iterator[bytes]:
+    """The content of the frame that ``read`` gives in order, in pieces of at most 1 MiB.
+
+    ``read(n)`` returns at most n bytes, none at the end. The frame must take ``stored_size`` bytes exactly and hold
+    ``flat_size`` exactly, else it is a ``SnapshotFormatError`` that names ``path``; so is a window of more than
+    8 MiB. Nothing beyond those sizes is read, made or kept: O(stored_size + flat_size), some 10 MiB of memory.
+    """
+    library = _library()
+    frame = _Frame(read, stored_size, path)
+    left = flat_size
+    try:
+        reader = library.reader(frame)
+        while piece := reader.read(min(PIECE, left + 1)):
+            if len(piece) > left:
+                raise frame.error(f"{flat_size} bytes of content", "more")
+            left -= len(piece)
+            yield piece
+    except (library.error, EOFError) as error:
+        raise frame.error("a Zstandard frame", str(error)) from None
+    if left:
+        raise frame.error(f"{flat_size} bytes of content", f"{flat_size - left} bytes")
+    frame.check_end()
+
+
+class _Frame:
+    """The compressed bytes as they are read, and where in the frame they are (RFC 8878, section 3.1.1)."""
+
+    def __init__(self, read: Callable[[int], Buffer], size: int, path: str) -> None:
+        self._read = read
+        self._size = size
+        self._path = path
+        self._offset = 0
+        self._head = bytearray()      # of the frame, then of each block
+        self._wanted = 5              # bytes of it: magic, descriptor
+        self._skip = 0                # bytes until the next head
+        self._checksum = 0            # bytes behind the last block
+        self._in_blocks = self._last = False
+
+    def error(self, expected: str, found: str) -> SnapshotFormatError:
+        return SnapshotFormatError(
+            f"{self._path}, compressed state, offset {self._offset}: expected {expected}, found {found}; "
+            "this is no whole snapshot of fastsm: get it again"
+        )
+
+    def read(self, size: int = PIECE) -> bytes:
+        """For the library: the next bytes of the frame, none at its end."""
+        piece = bytes(self._read(min(size, PIECE, self._size - self._offset)))
+        self._follow(piece)
+        return piece
+
+    def check_end(self) -> None:
+        """The frame is whole, and all that was stored belongs to it."""
+        while self.read():
+            pass
+        if not self._done or self._offset != self._size:
+            raise self.error(f"a frame of {self._size} bytes", "one that does not end")
+
+    @property
+    def _done(self) -> bool:
+        return self._last and not self._skip
+
+    def _follow(self, piece: bytes) -> None:
+        at = 0
+        while at < len(piece):
+            if self._skip:
+                step = min(self._skip, len(piece) - at)
+                self._skip -= step
+            elif self._done:
+                raise self.error("the end", f"{self._size - self._offset} bytes behind the frame")
+            else:
+                step = min(self._wanted - len(self._head), len(piece) - at)
+                self._head += piece[at : at + step]
+                if len(self._head) == self._wanted:
+                    self._look_at_head()
+            at += step
+            self._offset += step
+
+    def _look_at_head(self) -> None:
+        head = int.from_bytes(self._head, "little")
+        if self._in_blocks:
+            self._last, kind, size = bool(head & 1), head >> 1 & 3, head >> 3
+            if kind == RESERVED or (size > BLOCK_LIMIT and kind != RLE):
+                raise self.error("a block", f"type {kind}, {size} bytes")
+            self._skip = (1 if kind == RLE else size) + (self._checksum if self._last else 0)
+            self._head.clear()
+            return
+        if head & 0xFFFFFFFF != MAGIC:
+            raise self.error("a Zstandard frame", f"magic {head & 0xFFFFFFFF:#x}")
+        descriptor = self._head[4]
+        single = descriptor >> 5 & 1
+        window_bytes = 0 if single else 1
+        id_bytes = (0, 1, 2, 4)[descriptor & 3]
+        size_bytes = (single, 2, 4, 8)[descriptor >> 6]
+        self._wanted = 5 + window_bytes + id_bytes + size_bytes
+        if len(self._head) < self._wanted:
+            return
+        if single:  # the window is the whole content
+            window = int.from_bytes(self._head[5 + id_bytes :], "little") + (256 if size_bytes == 2 else 0)
+        else:
+            window = (1 << 10 + (self._head[5] >> 3)) // 8 * (8 + (self._head[5] & 7))
+        if window > WINDOW_LIMIT:
+            raise self.error(f"a window of at most {WINDOW_LIMIT} bytes", f"{window} bytes")
+        self._checksum = 4 * (descriptor >> 2 & 1)
+        self._in_blocks, self._wanted = True, 3
+        self._head.clear()
+
+
+# ---- the two libraries ---------------------------------------------------------------------------------
+
+class _Zstandard:
+    """The package ``zstandard``."""
+
+    def __init__(self, zstandard: Any) -> None:
+        self._zstandard = zstandard
+        self.error = zstandard.ZstdError
+
+    def compressor(self, size: int) -> Any:
+        return self._zstandard.ZstdCompressor(level=LEVEL).compressobj(size=size)
+
+    def reader(self, source: _Frame) -> Any:
+        return self._zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT).stream_reader(source, read_size=PIECE)
+
+
+class _Own:
+    """Python's own ``compression.zstd``."""
+
+    def __init__(self, zstd: Any) -> None:
+        self._zstd = zstd
+        self.error = zstd.ZstdError
+
+    def compressor(self, size: int) -> Any:
+        compressor = self._zstd.ZstdCompressor(level=LEVEL)
+        compressor.set_pledged_input_size(size)
+        return compressor
+
+    def reader(self, source: _Frame) -> Any:
+        window_log = WINDOW_LIMIT.bit_length() - 1
+        return self._zstd.ZstdFile(source, options={self._zstd.DecompressionParameter.window_log_max: window_log})
+
+
+def _library() -> _Zstandard | _Own:
+    try:
+        from compression import zstd  # noqa: PLC0415  # only who compresses needs it
+    except ImportError:
+        pass
+    else:
+        return _Own(zstd)
+    try:
+        import zstandard  # noqa: PLC0415
+    except ImportError:
+        raise SnapshotError(
+            'snapshots with compress="zstd" need the package zstandard: pip install "fastsm[zstd]"'
+        ) from None
+    return _Zstandard(zstandard)
