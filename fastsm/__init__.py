@@ -12,15 +12,23 @@ bytes to files to memory to the machine; each module knows only those before it:
     codec, snapshot     Zstandard, within bounds; a snapshot's file, read
     snapshot_writer     a snapshot's file, written whole or not at all
     receiver            a snapshot that arrives in pieces
-    table, terms        from keys to places; from entries to terms
+    table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
+    base                a snapshot that a log starts behind
     recovery            what a log holds, what is torn and what is corrupt
-    log                 frames in a mapped file: append, sync
-    frozen              a state held still: iterators, scans, columns
+    log, walk           frames in a mapped file: append, sync; the way over the records of base and log
+    index               table, terms and dead map: what leads into base and log
+    saved_table         the index in a file, for opening without reading the log
+    capture             the state as of any entry, held still: what a snapshot holds
+    frozen              the present state, held still: iterators, scans, columns
     state               what was applied, and every way to read it
     chunk, turns        what is being applied; one writer at a time
-    engine              apply, hard state
     group_commit        one sync for all flushes that overlap
-    generation          CURRENT, and the step from one log to the next
+    engine              apply, hard state, the step to a next generation in memory
+    generation          CURRENT, and the step from one generation to the next on disk
+    verification        every byte against its checksum, now or in the background
+    jobs, policy        work beside everything else; when compaction comes by itself
+    incoming            a snapshot's file on its way in
+    snapshots           write, install, compact
     coroutines          the order of asynchronous calls
     machine             FastStateMachine
     memory              MemoryStateMachine, the model

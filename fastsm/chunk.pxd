@@ -47,8 +47,9 @@ cdef class Chunk:
     cdef int grow(self) except -1
     cdef int open_pending(self) except -1
     cdef void take_back(self, size_t first, size_t failed, size_t stop) noexcept
-    cdef int judge(self, Table table, const uint8_t *arena) except -1
-    cdef bint matches(self, Step *step, Table table, const uint8_t *arena) noexcept nogil
+    cdef int judge(self, Table table, const uint8_t *arena, uint64_t readable) except -1
+    cdef bint matches(
+        self, Step *step, Table table, const uint8_t *arena, uint64_t readable) noexcept nogil
     cdef Pending *pending_slot(self, Step *step) noexcept nogil
     cdef void lay_out(self, uint64_t place) noexcept nogil
     cdef void write_records(self, uint8_t *p) noexcept nogil

@@ -172,7 +172,7 @@ cdef class Chunk:
 
     # ---- judge -----------------------------------------------------------------------------------------
 
-    cdef int judge(self, Table table, const uint8_t *arena) except -1:
+    cdef int judge(self, Table table, const uint8_t *arena, uint64_t readable) except -1:
         """Decides each compare-and-swap, and with it its entry: all of an entry's steps count, or none."""
         cdef size_t first = 0
         cdef size_t stop, i
@@ -187,7 +187,7 @@ cdef class Chunk:
             i = first
             while i < stop:
                 if self.steps[i].operation.kind == COMPARE_AND_SWAP:
-                    if not self.matches(&self.steps[i], table, arena):
+                    if not self.matches(&self.steps[i], table, arena, readable):
                         break
                 if self.steps[i].record == RECORD_PUT or self.steps[i].record == RECORD_DELETE:
                     slot = self.pending_slot(&self.steps[i])
@@ -240,7 +240,9 @@ cdef class Chunk:
         slot.latest = -1
         return slot
 
-    cdef bint matches(self, Step *step, Table table, const uint8_t *arena) noexcept nogil:
+    cdef bint matches(
+        self, Step *step, Table table, const uint8_t *arena, uint64_t readable
+    ) noexcept nogil:
         """Whether the key's value, as the steps before left it, is what the step expects."""
         cdef Pending *slot = self.pending_slot(step)
         cdef uint64_t place
@@ -257,6 +259,8 @@ cdef class Chunk:
                 record = arena + place
                 value = record + RECORD_KEY + record_key_size(record)
                 size = record_value_size(record)
+                if (value - arena) + <uint64_t>size > readable:
+                    return False  # damaged; a verification is on its way to find it
         if size != step.operation.expected_size:
             return False
         return size == ABSENT or memcmp(value, step.operation.expected, size) == 0

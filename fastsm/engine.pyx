@@ -28,6 +28,8 @@ from fastsm.turns cimport Turns
 from fastsm.errors import OrderError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
 
+cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
+
 cdef extern from "Python.h":
     object PySequence_Fast(object sequence, const char *message)
 
@@ -40,10 +42,12 @@ cdef class Engine(State):
     cdef readonly GroupCommit _group_commit    # of the log
     cdef Chunk chunk
     cdef bint contiguous
+    cdef uint64_t compact_above    # dead bytes beyond which compaction is called for
 
     def __cinit__(self, *args, **options):
         self._turns = Turns()
         self.chunk = Chunk()
+        self.compact_above = NEVER
 
     def _attach(self, Log log, Index index, GroupCommit commit, durable, bint contiguous, bint sync_on_apply):
         """Takes what was recovered. `durable`: the last entry that is."""
@@ -91,6 +95,10 @@ cdef class Engine(State):
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
 
+    def _compact_above(self, dead_bytes):
+        """Lets `apply` call for compaction once when more is dead."""
+        self.compact_above = dead_bytes
+
     # ---- apply -----------------------------------------------------------------------------------------
 
     def apply(self, chunk):
@@ -134,7 +142,7 @@ cdef class Engine(State):
         mark_runs(runs, &mark)
         try:
             chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
-            chunk.judge(self._table, self.arena)
+            chunk.judge(self._table, self.arena, self.readable)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk, entries)
@@ -143,6 +151,9 @@ cdef class Engine(State):
             raise
         if runs.index != mark.index:
             self.publish(chunk)
+            if self.dead_bytes() > self.compact_above:
+                self.compact_above = NEVER
+                self._compact_by_itself()
         return results
 
     cdef int write_chunk(self, Chunk chunk, object entries) except -1:

@@ -12,8 +12,10 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy
 
-from fastsm.format cimport record_key, record_key_size, record_value_size
+from fastsm.format cimport record_key, record_key_size, record_length, record_value_size
 from fastsm.table cimport prefetch
+
+from fastsm.errors import CorruptionError
 
 cdef enum:
     SLICE = 1 << 15      # records between two looks at signals: some milliseconds
@@ -53,7 +55,24 @@ cdef class Frozen:
 
         if self.count:
             np.asarray(<uint64_t[:self.count]>self.places).sort()
+        if self.readable:
+            self.check_lengths()
         return self
+
+    cdef int check_lengths(self) except -1:
+        """Before all is verified, a record may say that it is longer than it can be."""
+        cdef size_t first, i
+        cdef uint64_t bad = 0
+        for first in range(0, self.count, SLICE):
+            with nogil:
+                for i in range(first, min(first + SLICE, self.count)):
+                    if self.places[i] + record_length(self.arena + self.places[i]) > self.readable + 7:
+                        bad = self.places[i]
+                        break
+            PyErr_CheckSignals()
+            if bad:
+                raise CorruptionError(f"the arena of {self.mapping!r}", bad, "a record within it", "a longer one")
+        return 0
 
     def __len__(self):
         return self.count

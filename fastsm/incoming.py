@@ -60,7 +60,7 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
 
     try:
         directory.allocate(descriptor, 0, snapshot.size)
-        copy_checked(snapshot.fd, snapshot.head, snapshot.path, write, progress)
+        copy_checked(snapshot._file(), snapshot.head, snapshot.path, write, progress)
     except BaseException:
         directory.close_file(descriptor)
         raise

@@ -11,6 +11,7 @@ cdef class Log:
     cdef readonly str path
     cdef readonly object head
     cdef readonly object base            # the snapshot that it starts behind, or None
+    cdef readonly uint64_t base_bytes    # of its file
     cdef readonly Mapping mapping
     cdef readonly uint64_t start         # where it lies in the mapping, behind the base
     cdef uint8_t *address                # of its own first byte there

@@ -64,6 +64,7 @@ cdef class Log:
     def __cinit__(self, directory, head, descriptor, base=None, bint read_only=False):
         self.read_only = read_only
         self.base = base
+        self.base_bytes = head.base_size
         self.start = log_start(head.base_size)
         self.directory = directory
         self.head = head

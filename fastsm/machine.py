@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import warnings
@@ -12,22 +11,20 @@ from typing import Any, Literal
 
 from fastsm import generation
 from fastsm.coroutines import OrderedWorker, is_small
-from fastsm.engine import Engine
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.files import Directory, storage_errors
 from fastsm.group_commit import GroupCommit
-from fastsm.index import Index
-from fastsm.log import Log
-from fastsm.mapping import Mapping
-from fastsm.recovery import verify_file
+from fastsm.policy import Policy
+from fastsm.snapshots import NO_ROOM, Attachment, Snapshots
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
+from fastsm.verification import Verification
 
 logger = logging.getLogger("fastsm")
 _machines: weakref.WeakSet[FastStateMachine] = weakref.WeakSet()
 
 
-class FastStateMachine(Engine, StateMachine):
+class FastStateMachine(Snapshots, StateMachine):
     """A durable key-value state machine in a directory: an append-only log, and a table into it.
 
     ``directory`` is created (0700) when needed, locked, recovered; the machine runs at once.
@@ -35,12 +32,19 @@ class FastStateMachine(Engine, StateMachine):
     - ``contiguous``: every entry is handed over, so the next one is always ``last_applied().index + 1``.
       ``False`` for hosts that hand over only some.
     - ``sync``: ``"flush"``, durable at :meth:`flush`; ``"apply"``, durable when :meth:`apply` returns.
-    - ``verify_on_open``: ``"full"``, ``"background"`` or ``"off"``. This version builds its table from the log at
-      each opening, which checks every byte: all three return verified.
+    - ``verify_on_open``: ``"full"`` returns after every byte was checked; ``"background"`` checks headers, table and
+      terms, and the rest on a thread beside everything else: until ``stats().verified`` a value is as good as the
+      disk, and damage makes the next call a ``CorruptionError``; ``"off"`` leaves it to :meth:`verify`. After an
+      unclean end, what lies behind the last known sync is always checked.
     - ``expect_applied``: the last entry that the embedder knows was durable here. Recovering less, or another
       known term there, is a ``CorruptionError``, raised before anything is cut.
     - ``read_only``: for tools. No lock, nothing written, safe beside a living owner; shows the state at the time of
-      the call. Writes raise ``ReadOnlyError``.
+      the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere; nothing is recorded here then.
+    - ``retain_entries``: as of so many entries back snapshots can be taken; compaction by itself goes no further.
+    - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
+      ``compact_floor`` bytes.
+    - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
+      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included `LogId` to bytes.
 
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
     failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
@@ -53,7 +57,7 @@ class FastStateMachine(Engine, StateMachine):
     b'blue'
     """
 
-    __slots__ = ("_clean_end", "_directory", "_recovery", "_retired", "_worker", "path")
+    __slots__ = ("_recovery", "_worker")
 
     def __init__(
         self,
@@ -64,6 +68,12 @@ class FastStateMachine(Engine, StateMachine):
         verify_on_open: Literal["full", "background", "off"] = "background",
         expect_applied: LogId | tuple[int, int] | None = None,
         read_only: bool = False,
+        retain_entries: int = 10_000,
+        auto_compact: bool = True,
+        compact_ratio: float = 1.0,
+        compact_floor: int = 64 << 20,
+        snapshot_compress: Literal["none", "zstd"] = "none",
+        snapshot_attachment: Attachment = None,
         _files: type[Directory] = Directory,
     ) -> None:
         self._set_status("closed")
@@ -71,7 +81,13 @@ class FastStateMachine(Engine, StateMachine):
             raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
         if verify_on_open not in ("full", "background", "off"):
             raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
+        if snapshot_compress not in ("none", "zstd"):
+            raise ValueError(f'snapshot_compress={snapshot_compress!r}: expected "none" or "zstd"')
+        if retain_entries < 0 or compact_ratio < 0 or compact_floor < 0:
+            raise ValueError("retain_entries, compact_ratio and compact_floor: expected 0 or more")
         self.path = os.fsdecode(directory)
+        self._retain, self._compress, self._attachment = retain_entries, snapshot_compress, snapshot_attachment
+        self._policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
         expected = None if expect_applied is None else LogId(*expect_applied)
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only)
@@ -85,10 +101,22 @@ class FastStateMachine(Engine, StateMachine):
         except BaseException:
             self._directory.close()
             raise
-        log, index, durable, self._recovery = opened
-        self._attach(log, index, GroupCommit(log), durable, contiguous, sync == "apply")
+        log, index, durable, self._recovery, verified = opened
+        try:
+            if verify_on_open == "full" and not verified:
+                Verification(log).run()
+                verified = True
+            self._attach(log, index, GroupCommit(log), durable, contiguous, sync == "apply")
+        except BaseException:
+            log.close()
+            self._directory.close()
+            raise
+        self._set_verified(verified)
+        self._begin(log.head.generation)
         self._clean_end = log.end if self._recovery.clean else -1
-        self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
+        self._compact_above(self._policy.threshold(self._live_bytes(), 0))
+        if verify_on_open == "background" and not verified:
+            self._verify_in_background()
         self._worker = OrderedWorker()
         self._set_status("running")
         _machines.add(self)
@@ -130,14 +158,21 @@ class FastStateMachine(Engine, StateMachine):
             self._release()  # the files are the parent's to end
             return
         self._worker.close()
-        with self._turns:
-            if self._closed():
-                return
-            try:
-                self._end_log()
-            finally:
-                self._group_commit.close()
-                self._release()
+        try:
+            with self._turns:
+                if self._closed():
+                    return
+                self._jobs.end_all("a close")
+                if self._verification is not None:
+                    self._verification.stop()
+                try:
+                    if not self._corrupt():
+                        self._end_log()
+                finally:
+                    self._group_commit.close()
+                    self._release()
+        finally:
+            self._jobs.wait()
 
     def _release(self) -> None:
         self._set_status("closed")
@@ -157,9 +192,10 @@ class FastStateMachine(Engine, StateMachine):
             self._write_state(False, True)
             log.sync()
             log.trim()
+            self._save_table(log, self._index, lambda: None)
             generation.write_current(self._directory, log)
         except StorageError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in NO_ROOM:
                 raise
             # All data is durable: without room for the last frame, the next opening just takes longer.
             logger.warning("%s: closed without a final frame: %s", self.path, error)
@@ -225,13 +261,6 @@ class FastStateMachine(Engine, StateMachine):
                 self._write_state(with_metadata)
         return self._position()
 
-    def _sync_to(self, mark: tuple[Any, int, LogId]) -> None:
-        log, offset, applied = mark
-        commit = self._group_commit
-        if commit.log is log:  # else there was a reset since
-            commit.sync_up_to(offset)
-            self._note_synced(log, applied)
-
     # ---- hard state ------------------------------------------------------------------------------------
 
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
@@ -277,47 +306,23 @@ class FastStateMachine(Engine, StateMachine):
         self._require(True)
         await self._worker.run(self, self._clear_in_turn)
 
-    def _clear_in_turn(self) -> None:
-        self._require(True)
-        self._log.check_writable()
-        log = Log.create(self._directory, self._log.head.generation + 1)
-        try:
-            self._take_next(log, Index(), (LogId(), None))
-        except BaseException:
-            if self._log is not log:
-                generation.discard(self._directory, log)
-            raise
-
-    def _take_next(
-        self, log: Log, index: Index, state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None
-    ) -> None:
-        """In the writer's turn: the step to a generation whose files are synced."""
-        old, old_commit = self._log, self._group_commit
-        self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
-        self._clean_end = -1
-        self._switch(
-            lambda: generation.name_next(self._directory, old, log), log, index, GroupCommit(log), state_of_its_own
-        )
-        old_commit.close()
-        old.close()
-        try:
-            generation.remove_others(self._directory, log.head.generation)
-        except StorageError as error:
-            logger.warning("%s: left over until the next opening: %s", self.path, error)
-
-    # ---- snapshots -------------------------------------------------------------------------------------
+    # ---- snapshots, for coroutines ---------------------------------------------------------------------
 
     async def generate_snapshot_data(
-        self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId
+        self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId | tuple[int, int] | None
     ) -> bytes:
-        """Not in this version."""
-        raise NotImplementedError("snapshots are not in this version of fastsm")
+        """:meth:`write_snapshot`, off the event loop; its point is fixed when the task starts. Returns the checksum."""
+        self._require()
+        capture = self._capture(last_included)
+        metadata = await self._worker.wait(lambda: self._write_captured(capture, new_snapshot_dir, None, None))
+        return metadata.checksum
 
     async def apply_snapshot_from_file(
         self, metadata: SnapshotMetadata | None, snapshot_path: str | os.PathLike[str]
     ) -> None:
-        """Not in this version."""
-        raise NotImplementedError("snapshots are not in this version of fastsm")
+        """:meth:`install_snapshot` for coroutines, in order with ``apply_chunk``."""
+        self._require()
+        await self._worker.run(self, lambda: self._install_now(metadata, snapshot_path))
 
     # ---- statistics ------------------------------------------------------------------------------------
 
@@ -330,31 +335,32 @@ class FastStateMachine(Engine, StateMachine):
             self._require()
             if generation.read_current(self._directory) is None:
                 raise CorruptionError(self._directory.path_of(generation.CURRENT), None, "CURRENT", "no file")
-            with storage_errors(self._log.path, "reading the log"):
-                fd, head, path, end = self._log.verification()
-        try:
-            with storage_errors(path, "reading the log"):
-                verify_file(fd, head, path, end, progress)
-        finally:
-            fd.close()
+            log = self._log
+            with storage_errors(log.path, "reading the log"):
+                verification = Verification(log)
+        verification.run(progress)
+        if log is self._log:
+            self._set_verified(True)
 
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""
         self._require(True)
         log, table = self._log, self._table
-        live = self._live_bytes()
         return Stats(
             keys=self.len(),
-            live_bytes=live,
-            dead_bytes=log.end - generation.EMPTY_LOG_BYTES - live,
+            live_bytes=self._live_bytes(),
+            dead_bytes=self._dead_bytes(),
             pinned_bytes=sum(pages.mapped for ref in self._retired if (pages := ref()) not in (None, log.mapping)),
             log_bytes=log.end,
+            base_bytes=log.base_bytes,
+            generation=log.head.generation,
+            base=LogId(log.head.base_index, log.head.base_term),
             table_bytes=table.size,
             table_load=table.load,
             term_runs=len(self._terms),
             last_applied=self.last_applied(),
             durable=self.durable(),
-            verified=True,  # opening has checked every frame
+            verified=self._verified,
             flush_count=log.sync_count,
             flush_seconds=log.sync_seconds,
             recovery=self._recovery,

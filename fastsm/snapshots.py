@@ -39,10 +39,12 @@ from fastsm.index import Index
 from fastsm.jobs import Job, Jobs
 from fastsm.log import Log
 from fastsm.mapping import Mapping
+from fastsm.policy import Policy
 from fastsm.saved_table import save_table
 from fastsm.snapshot import check_metadata, copy_checked, open_snapshot
 from fastsm.snapshot_writer import prepare, write_snapshot_into
 from fastsm.types import LogId, SnapshotMetadata
+from fastsm.verification import BackgroundVerification, Verification
 
 Attachment = bytes | Callable[[LogId], bytes] | None
 
@@ -61,19 +63,54 @@ class Snapshots(Engine):
 
     __slots__ = (
         "_attachment", "_clean_end", "_compacting", "_compress", "_directory", "_generations", "_jobs", "_policy",
-        "_retain", "_retired", "_verification", "_verified", "path",
+        "_retain", "_retired", "_verification", "path",
     )  # fmt: skip
 
     path: str
     _directory: Directory
+    _attachment: Attachment
+    _compress: str
+    _policy: Policy
     _retain: int
-    _verified: bool
+    _verification: BackgroundVerification | None
 
     def _begin(self, generation_number: int) -> None:
         self._jobs = Jobs()
         self._compacting = threading.Lock()
         self._generations = itertools.count(generation_number + 1)  # of files: no two steps prepare the same ones
         self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
+        self._verification = None
+
+    # ---- verify ----------------------------------------------------------------------------------------
+
+    def _verify_in_background(self) -> None:
+        """Checks all bytes beside everything else; damage is raised by the next call."""
+        log, machine = self._log, weakref.ref(self)
+
+        def report(error: Exception | None) -> None:
+            found = machine()
+            if found is None or found._log is not log:
+                return  # it has gone on to another generation
+            if error is None:
+                found._set_verified(True)
+            else:
+                log.poison(error)
+                found._set_corrupt(error)
+
+        self._verification = BackgroundVerification(Verification(log), report)
+
+    def _ensure_verified(self, job: Job) -> None:
+        """A snapshot of unverified bytes would give damage a right checksum."""
+        if self._verified or self._log.read_only:
+            return
+        if self._verification is not None:
+            self._verification.wait(job.tick)
+            self._require()
+        if not self._verified:
+            log = self._log
+            Verification(log).run(lambda done, total: job.tick())
+            if self._log is log:
+                self._set_verified(True)
 
     # ---- write -----------------------------------------------------------------------------------------
 
@@ -156,7 +193,7 @@ class Snapshots(Engine):
         self._switch(
             lambda: generation.name_next(self._directory, old, log), log, index, GroupCommit(log), state_of_its_own
         )
-        self._verified = True
+        self._set_verified(True)
         old_commit.close()
         old.close()
         try:
@@ -244,7 +281,7 @@ class Snapshots(Engine):
                 if metadata is not None:
                     check_metadata(metadata, snapshot.head, snapshot.path)
                 if not allow_older and told.last_included < self.last_applied():
-                    copy_checked(snapshot.fd, snapshot.head, snapshot.path, progress=progress)
+                    copy_checked(snapshot._file(), snapshot.head, snapshot.path, progress=progress)
                     self._refuse_stale(told)
                 base = copy_in(self._directory, number, snapshot, progress)
             log = Log.create(self._directory, number, base)
@@ -399,3 +436,22 @@ class Snapshots(Engine):
                 raise
             logger.warning("%s: no room for the saved table, opening will take longer: %s", self.path, error)
 
+    # ---- the policy ------------------------------------------------------------------------------------
+
+    def _renew_policy(self) -> None:
+        """Compaction by itself comes next when so much more is dead than now."""
+        self._compact_above(self._policy.threshold(self._live_bytes(), self._dead_bytes()))
+
+    def _compact_by_itself(self) -> None:
+        """Called by ``apply``, once, when more is dead than the policy bears."""
+        threading.Thread(target=self._run_policy, name="fastsm-compact", daemon=True).start()
+
+    def _run_policy(self) -> None:
+        try:
+            self.compact()
+        except FastsmError as error:
+            if self.is_running() and not isinstance(error, SnapshotError):
+                logger.warning("%s: compaction failed, it is tried again later: %s", self.path, error)
+        finally:
+            if not self._closed():
+                self._renew_policy()

@@ -27,6 +27,7 @@ cdef class State:
     cdef Mapping mapping           # what `arena` leads into: both change together
     cdef const uint8_t *arena
     cdef uint64_t readable         # bytes of the arena: no record reaches beyond, whatever it says
+    cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef int status
     cdef object corruption         # what a verification in the background has found
     cdef bint sync_on_apply
@@ -38,6 +39,7 @@ cdef class State:
 
     cdef int refuse(self) except -1
     cdef object value_at(self, uint64_t place)
+    cdef uint64_t dead_bytes(self) noexcept
     cdef int damaged(self, uint64_t place) except -1
     cdef uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil
     cdef uint64_t find_key(self, key) except? 0

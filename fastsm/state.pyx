@@ -75,6 +75,9 @@ cdef class State:
         if self.status <= STOPPED:
             self.status = CORRUPT
 
+    def _set_verified(self, bint verified):
+        self._verified = verified
+
     def _corrupt(self):
         return self.status == CORRUPT
 
@@ -256,6 +259,7 @@ cdef class State:
         self._table.gather(frozen.places)
         frozen.mapping = self.mapping
         frozen.arena = self.arena
+        frozen.readable = 0 if self._verified else self.readable
         frozen.revision = self.applied_index
         return frozen
 
@@ -371,6 +375,13 @@ cdef class State:
 
     def _live_bytes(self):
         return self._index.live_bytes
+
+    def _dead_bytes(self):
+        return self.dead_bytes()
+
+    cdef inline uint64_t dead_bytes(self) noexcept:
+        """What compaction could give back: all of base and log that is no live record."""
+        return self._log.base_bytes + self._log.end - LOG_HEADER_SIZE - self._index.live_bytes
 
     def _check(self):
         """Asserts every invariant of table, terms and counts. O(log and slots)."""

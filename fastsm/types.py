@@ -120,6 +120,9 @@ class Stats:
     dead_bytes: int
     pinned_bytes: int
     log_bytes: int
+    base_bytes: int
+    generation: int
+    base: LogId
     table_bytes: int
     table_load: float
     term_runs: int
