@@ -85,6 +85,8 @@ cdef class Engine(State):
             applied, metadata = state_of_its_own
             runs = RunList(applied.index, applied.term, applied.index > 0)
         name_next()
+        log.sync_count += self._log.sync_count
+        log.sync_seconds += self._log.sync_seconds
         index.end = log.start + log.end
         self.take_index(log, index)
         self._group_commit = commit

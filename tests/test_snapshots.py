@@ -1,0 +1,368 @@
+"""Writing snapshots: exact as of any entry, equal on every replica, in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fastsm
+from fastsm import (
+    Entry,
+    FastStateMachine,
+    LogId,
+    MemoryStateMachine,
+    SnapshotError,
+    SnapshotMetadata,
+    SnapshotRangeError,
+    open_snapshot,
+)
+from support.faulty import crash_copy
+from support.histories import History
+
+FILE = "snapshot.fsm"
+
+
+def file_of(machine: FastStateMachine | MemoryStateMachine, path: Path, last_included: LogId | None = None) -> bytes:
+    """The bytes of a snapshot."""
+    machine.write_snapshot(path, last_included)
+    return (path / FILE).read_bytes()
+
+
+def swap_heavy(history: History) -> list[Entry]:
+    """A chunk with what leaves no record: noops, failed compare-and-swaps, configs at the border of two terms."""
+    dice = history.random.random()
+    if dice < 0.3:
+        index, term = history.last
+        history.last = LogId(index, term + 1)
+        border = [history.entry()._replace(command=fastsm.config(history.value()))]
+        return border + [history.entry()._replace(command=fastsm.noop())]
+    if dice < 0.6:
+        command = fastsm.compare_and_swap(b"key-1", b"never there", b"x")
+        return [history.entry()._replace(command=command) for _ in range(3)]
+    return history.chunk()
+
+
+def history_of(seed: int, *, contiguous: bool = True, chunks: int = 40) -> list[Entry]:
+    history = History(seed, contiguous=contiguous, large=False)
+    return [entry for _ in range(chunks) for entry in swap_heavy(history)]
+
+
+def replica(
+    path: Path, entries: list[Entry], seed: int, *, contiguous: bool = True, restless: bool = False
+) -> FastStateMachine:
+    """A machine that took the entries in chunks of its own, `restless` with restarts, kills and compactions between."""
+    dice = random.Random(seed)
+    lives = 0
+    machine = FastStateMachine(path / "0", contiguous=contiguous, retain_entries=0)
+    at = 0
+    while at < len(entries):
+        size = dice.choice((1, 2, 3, 10, 50))
+        machine.apply(entries[at : at + size])
+        at += size
+        if not restless or dice.random() < 0.6:
+            continue
+        what = dice.choice(("close", "kill", "compact", "compact", "install", "flush", "snapshot"))
+        if what == "compact":
+            machine.compact(dice.randint(machine.stats().base.index, machine.last_applied().index))
+        elif what == "install":
+            machine.install_snapshot(None, path / "installed" if machine.write_snapshot(path / "installed") else "")
+        elif what == "snapshot":
+            machine.write_snapshot(path / "aside")
+        elif what == "flush":
+            machine.flush()
+        else:
+            lives += 1
+            if what == "kill":
+                crash_copy(path / str(lives - 1), path / str(lives))
+                machine.close()
+            else:
+                machine.close()
+                (path / str(lives - 1)).rename(path / str(lives))
+            machine = FastStateMachine(path / str(lives), contiguous=contiguous, retain_entries=0)
+    machine._check()
+    return machine
+
+
+# ---- exact -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_snapshot_is_exact_as_of_every_entry(tmp_path: Path, seed: int, contiguous: bool) -> None:
+    """As of each entry that was ever applied, also within a chunk, it is the model's, byte for byte."""
+    entries = history_of(seed, contiguous=contiguous)
+    model = MemoryStateMachine(contiguous=contiguous)
+    model.apply(entries)
+    with replica(tmp_path, entries, seed, contiguous=contiguous) as machine:
+        for log_id in [LogId(), *(LogId(entry.index, entry.term) for entry in entries[:: 1 + len(entries) // 60])]:
+            assert file_of(machine, tmp_path / "a", log_id) == file_of(model, tmp_path / "b", log_id), log_id
+
+
+def test_an_entry_that_was_only_passed_over_can_be_the_last_one(tmp_path: Path, directory: Path) -> None:
+    """Ids of ``update_last_applied``, and ids in gaps where the term is possible, count as seen."""
+    with FastStateMachine(directory, contiguous=False) as machine:
+        model = MemoryStateMachine(contiguous=False)
+        for one in (machine, model):
+            one.apply([(5, 2, fastsm.put(b"a", b"1")), (9, 4, fastsm.put(b"a", b"2"))])
+            one.update_last_applied((12, 4))
+        for log_id in ((12, 4), (10, 4), (9, 4), (7, 2), (7, 3), (7, 4), (5, 2), (3, 1), (3, 2), (0, 0)):
+            assert file_of(machine, tmp_path / "a", LogId(*log_id)) == file_of(model, tmp_path / "b", LogId(*log_id))
+        for impossible in ((12, 5), (13, 4), (10, 3), (9, 3), (7, 1), (7, 5), (5, 1), (3, 3), (0, 1)):
+            with pytest.raises(SnapshotRangeError):
+                machine.write_snapshot(tmp_path / "a", LogId(*impossible))
+
+
+def test_every_retained_entry_can_be_had_while_compaction_follows_each_chunk(tmp_path: Path, directory: Path) -> None:
+    """``write_snapshot(last_applied - k)`` is exact for each k up to ``retain_entries``, however much is compacted."""
+    entries = history_of(7, chunks=60)
+    model = MemoryStateMachine()
+    applied: list[LogId] = []
+    with FastStateMachine(directory, retain_entries=12) as machine:
+        dice = random.Random(7)
+        at = 0
+        while at < len(entries):
+            chunk = entries[at : at + dice.choice((1, 3, 7))]
+            at += len(chunk)
+            machine.apply(chunk)
+            model.apply(chunk)
+            applied += [LogId(entry.index, entry.term) for entry in chunk]
+            machine.compact()
+            for log_id in dice.sample(applied[-13:], min(len(applied), 4)) + applied[-13:-12]:
+                assert file_of(machine, tmp_path / "a", log_id) == file_of(model, tmp_path / "b", log_id)
+        assert machine.stats().base.index > len(entries) - 40
+        machine._check()
+
+
+def test_policy_never_takes_what_is_retained(tmp_path: Path, directory: Path) -> None:
+    """With compaction by itself called for by every chunk, all retained entries can be had."""
+    entries = history_of(8, chunks=120)
+    model = MemoryStateMachine()
+    with FastStateMachine(directory, retain_entries=20, compact_ratio=0, compact_floor=0) as machine:
+        for at in range(0, len(entries), 5):
+            machine.apply(entries[at : at + 5])
+            model.apply(entries[at : at + 5])
+            index, term, _ = entries[max(0, len(entries[: at + 5]) - 21)]
+            assert file_of(machine, tmp_path / "a", LogId(index, term)) == file_of(
+                model, tmp_path / "b", LogId(index, term)
+            )
+    with FastStateMachine(directory) as machine:
+        assert machine.stats().generation > 1
+        assert machine.last_applied() == model.last_applied()
+
+
+# ---- equal -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_replicas_write_equal_files(tmp_path: Path, seed: int, contiguous: bool) -> None:
+    """Hash seeds, chunks, restarts, kills, compactions and installs leave no trace in a snapshot."""
+    entries = history_of(100 + seed, contiguous=contiguous)
+    model = MemoryStateMachine(contiguous=contiguous)
+    model.apply(entries)
+    expected = file_of(model, tmp_path / "model")
+    for number in range(3):
+        machine = replica(
+            tmp_path / str(number), entries, 10 * seed + number, contiguous=contiguous, restless=number > 0
+        )
+        with machine:
+            assert file_of(machine, tmp_path / "file") == expected
+            assert machine.last_applied() == model.last_applied()
+            assert [machine.entry_term(i) for i in range(entries[-1].index + 2)] == [
+                model.entry_term(i) for i in range(entries[-1].index + 2)
+            ]
+
+
+def test_state_checksum_does_not_depend_on_attachment_and_codec(tmp_path: Path, directory: Path) -> None:
+    """Both are of the file, not of the state."""
+    with FastStateMachine(directory) as machine:
+        machine.apply(history_of(1))
+        sums = set()
+        for attachment in (b"", b"x", b"raft's own" * 100):
+            for compress in ("none", "zstd"):
+                machine.write_snapshot(tmp_path, compress=compress, attachment=attachment)
+                with open_snapshot(tmp_path) as snapshot:
+                    snapshot.verify()
+                    assert snapshot.attachment == attachment
+                    assert snapshot.codec == compress
+                    assert snapshot.membership == machine.membership()
+                    sums.add(snapshot.state_checksum)
+        assert len(sums) == 1
+
+
+# ---- what it leaves --------------------------------------------------------------------------------------
+
+
+def test_metadata_is_recorded_durably_if_newer(tmp_path: Path, directory: Path) -> None:
+    """The metadata of the newest snapshot is known after reopening; an older one does not replace it."""
+    entries = history_of(2)
+    with FastStateMachine(directory) as machine:
+        machine.apply(entries)
+        newest = machine.write_snapshot(tmp_path / "a")
+        assert machine.snapshot_metadata() == newest
+        assert newest.last_included == machine.last_applied() == machine.durable()
+        older = machine.write_snapshot(tmp_path / "b", LogId(entries[9].index, entries[9].term))
+        assert older != newest == machine.snapshot_metadata()
+        copy = crash_copy(directory, tmp_path / "copy")
+    with FastStateMachine(copy) as machine:
+        assert machine.snapshot_metadata() == newest
+
+
+def test_all_that_it_includes_is_durable_on_return(tmp_path: Path, directory: Path) -> None:
+    """Entries up to the last included one are synced in the state's own directory, too."""
+    with FastStateMachine(directory) as machine:
+        machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
+        machine.update_last_applied((4, 2))
+        assert machine.durable() == LogId()
+        machine.write_snapshot(tmp_path, (4, 2))
+        assert machine.durable() == LogId(4, 2)
+
+
+def test_directory_is_made_and_file_replaced_whole(tmp_path: Path, directory: Path) -> None:
+    """A missing directory and its parents are made; a later snapshot takes the file's place; nothing else is left."""
+    target = tmp_path / "not" / "there"
+    with FastStateMachine(directory) as machine:
+        for index in range(1, 4):
+            machine.apply([(index, 1, fastsm.put(b"a", b"%d" % index))])
+            metadata = machine.write_snapshot(target)
+            with open_snapshot(target) as snapshot:
+                assert snapshot.metadata == metadata == SnapshotMetadata(LogId(index, 1), metadata.checksum)
+            assert os.listdir(target) == [FILE]
+
+
+def test_read_only_writes_a_snapshot_and_records_nothing(tmp_path: Path, directory: Path) -> None:
+    """A tool may take a snapshot beside a living owner, whose directory stays as it is."""
+    with FastStateMachine(directory) as owner:
+        owner.apply(history_of(3))
+        owner.flush()
+        before = {path.name: path.read_bytes() for path in directory.iterdir()}
+        with FastStateMachine(directory, read_only=True) as reader:
+            assert file_of(reader, tmp_path / "a") == file_of_without_trace(owner, tmp_path)
+        assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def file_of_without_trace(machine: FastStateMachine, tmp_path: Path) -> bytes:
+    model = MemoryStateMachine()
+    model.apply(history_of(3))
+    return file_of(model, tmp_path / "model")
+
+
+def test_options_of_the_machine_are_those_of_the_trait(tmp_path: Path, directory: Path) -> None:
+    """``generate_snapshot_data`` takes codec and attachment that the machine was opened with; returns the checksum."""
+
+    async def story() -> None:
+        checksum = await machine.generate_snapshot_data(tmp_path, LogId(2, 1))
+        with open_snapshot(tmp_path) as snapshot:
+            snapshot.verify()
+            assert snapshot.metadata == SnapshotMetadata(LogId(2, 1), checksum) == machine.snapshot_metadata()
+            assert (snapshot.codec, snapshot.attachment) == ("zstd", b"up to 2")
+
+    attachment: Callable[[LogId], bytes] = lambda log_id: b"up to %d" % log_id.index  # noqa: E731
+    with FastStateMachine(directory, snapshot_compress="zstd", snapshot_attachment=attachment) as machine:
+        machine.apply([(index, 1, fastsm.put(b"a", b"%d" % index)) for index in range(1, 5)])
+        asyncio.run(story())
+
+
+def test_point_of_a_coroutine_is_fixed_when_its_task_starts(tmp_path: Path, directory: Path) -> None:
+    """What is applied behind the start of ``generate_snapshot_data`` is not in the snapshot."""
+
+    async def story() -> None:
+        task = asyncio.create_task(machine.generate_snapshot_data(tmp_path, None))
+        await asyncio.sleep(0)
+        await machine.apply_chunk([(2, 1, fastsm.put(b"a", b"later"))])
+        await task
+
+    with FastStateMachine(directory) as machine:
+        machine.apply([(1, 1, fastsm.put(b"a", b"before"))])
+        asyncio.run(story())
+        with open_snapshot(tmp_path) as snapshot:
+            assert snapshot.metadata.last_included == LogId(1, 1)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------
+
+
+def test_entries_before_the_base_and_behind_last_applied_are_refused(tmp_path: Path, directory: Path) -> None:
+    """The message says which entries can be had; nothing is written."""
+    entries = history_of(4)
+    with FastStateMachine(directory) as machine:
+        machine.apply(entries[:50])
+        machine.apply(entries[50:])
+        machine.compact(60)
+        base = machine.stats().base
+        assert base == LogId(entries[49].index, entries[49].term)
+        for log_id in (entries[48][:2], (entries[-1].index + 1, entries[-1].term)):
+            with pytest.raises(SnapshotRangeError, match=f"index={base.index}, .* to last applied"):
+                machine.write_snapshot(tmp_path / "target", log_id)
+        assert not (tmp_path / "target").exists()
+        machine.write_snapshot(tmp_path / "target", base)
+
+
+def test_wrong_options_are_refused_before_anything_is_done(tmp_path: Path, directory: Path) -> None:
+    """An unknown codec is a ValueError that names the known ones."""
+    with pytest.raises(ValueError, match="zstd"):
+        FastStateMachine(directory, snapshot_compress="gzip")  # type: ignore[arg-type]
+    with FastStateMachine(directory) as machine, pytest.raises(ValueError, match="zstd"):
+        machine.write_snapshot(tmp_path / "target", compress="gzip")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("ended_by", ["reset", "install", "close"])
+def test_reset_install_and_close_end_a_running_snapshot(tmp_path: Path, directory: Path, ended_by: str) -> None:
+    """It is a ``SnapshotError``; there is no file and no metadata of it, and an older file is untouched."""
+    with FastStateMachine(directory) as machine:
+        machine.apply(history_of(5))
+        other = machine.write_snapshot(tmp_path / "other")
+        old = file_of(machine, tmp_path / "target", LogId(1, 1))
+        called = []
+
+        def progress() -> None:
+            if not called:
+                called.append(True)
+                {
+                    "reset": machine.clear,
+                    "install": lambda: machine.install_snapshot(None, tmp_path / "other"),
+                    "close": machine.close,
+                }[ended_by]()
+
+        with pytest.raises(SnapshotError, match=f"ended by an? {ended_by}"):
+            machine.write_snapshot(tmp_path / "target", progress=progress)
+        assert called
+        assert os.listdir(tmp_path / "target") == [FILE]
+        assert (tmp_path / "target" / FILE).read_bytes() == old
+        if ended_by != "close":
+            assert machine.snapshot_metadata() == (None if ended_by == "reset" else other)
+
+
+def test_an_interrupted_snapshot_leaves_nothing(tmp_path: Path, directory: Path) -> None:
+    """What ``progress`` raises goes through; the machine goes on; no file is left."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with FastStateMachine(directory) as machine:
+        machine.apply(history_of(6))
+        with pytest.raises(KeyboardInterrupt):
+            machine.write_snapshot(tmp_path / "target", progress=interrupt)
+        assert not (tmp_path / "target").exists() or os.listdir(tmp_path / "target") == []
+        assert machine.snapshot_metadata() is None
+        machine.write_snapshot(tmp_path / "target")
+
+
+def test_values_larger_than_a_piece_are_written(tmp_path: Path, directory: Path) -> None:
+    """A record that no piece holds goes through in parts."""
+    with FastStateMachine(directory) as machine:
+        model = MemoryStateMachine()
+        dice = random.Random(1)
+        chunk = [(index, 1, fastsm.put(b"%d" % index, dice.randbytes(size))) for index, size in enumerate(
+            (1, 9 << 20, 20 << 20, 0, 300 << 10, 1 << 20, 7), start=1)]  # fmt: skip
+        machine.apply(chunk)
+        model.apply(chunk)
+        assert file_of(machine, tmp_path / "a") == file_of(model, tmp_path / "b")
+    shutil.rmtree(directory)
