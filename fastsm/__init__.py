@@ -31,6 +31,7 @@ bytes to files to memory to the machine; each module knows only those before it:
     snapshots           write, install, compact
     coroutines          the order of asynchronous calls
     machine             FastStateMachine
+    model_snapshot      snapshots by the page of formats alone
     memory              MemoryStateMachine, the model
     demo_history, demo  the main job, on real input
     cli                 the command ``fastsm``

@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fastsm.command import decode
-from fastsm.errors import CommandError, NotRunningError, OrderError
+from fastsm.errors import CommandError, NotRunningError, OrderError, SnapshotRangeError, StaleSnapshotError
+from fastsm.model_snapshot import CODECS, State, read_state, snapshot_bytes, write_file
+from fastsm.snapshot import check_metadata, open_snapshot
 from fastsm.trait import StateMachine
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, Noop, Put, SnapshotMetadata
 
@@ -19,7 +21,8 @@ LARGEST = 2**64 - 2
 class MemoryStateMachine(StateMachine):
     """A state machine in plain Python: the model that tests compare with, and a stand-in for embedders' tests.
 
-    Nothing is durable; ``flush`` and its siblings only note what would be. Thread safety: none.
+    Nothing is durable; ``flush`` and its siblings only note what would be. Every entry since the last install is
+    kept, and a snapshot replays them. Thread safety: none.
     """
 
     def __init__(self, *, contiguous: bool = True) -> None:
@@ -28,7 +31,10 @@ class MemoryStateMachine(StateMachine):
         self._forget()
 
     def _forget(self) -> None:
-        self._values: dict[bytes, bytes] = {}
+        self._values: dict[bytes, bytes] = {}  # in the order in which they were written
+        self._writers: dict[bytes, LogId] = {}
+        self._base = State()
+        self._entries: list[Entry] = []  # since the base
         self._seen: list[LogId] = []
         self._durable = LogId()
         self._metadata: SnapshotMetadata | None = None
@@ -59,7 +65,7 @@ class MemoryStateMachine(StateMachine):
         """Applies committed entries, all or none."""
         self._require()
         entries = self._check_order(chunk)
-        values = dict(self._values)
+        values, writers = dict(self._values), dict(self._writers)
         membership = self._membership
         results: list[bool | None] = []
         for index, term, command in entries:
@@ -73,8 +79,12 @@ class MemoryStateMachine(StateMachine):
             if isinstance(decoded, Config):
                 membership = (LogId(index, term), decoded.data)
             results.append(self._apply_one(decoded, values))
-        self._seen += [LogId(i, t) for i, t, _ in entries if i > self.last_applied().index]
-        self._values = values
+            if results[-1]:
+                writers.update({key: LogId(index, term) for key in _written(decoded)})
+        new = [entry for entry in entries if entry.index > self.last_applied().index]
+        self._seen += [LogId(entry.index, entry.term) for entry in new]
+        self._entries += [entry._replace(command=bytes(entry.command)) for entry in new]
+        self._values, self._writers = values, writers
         self._membership = membership
         return results
 
@@ -107,15 +117,15 @@ class MemoryStateMachine(StateMachine):
 
     def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
         if isinstance(command, Put):
+            values.pop(command.key, None)  # what is written is last in order
             values[command.key] = command.value
         elif isinstance(command, Delete):
             values.pop(command.key, None)
         elif isinstance(command, CompareAndSwap):
             if values.get(command.key) != command.expected:
                 return False
-            if command.value is None:
-                values.pop(command.key, None)
-            else:
+            values.pop(command.key, None)
+            if command.value is not None:
                 values[command.key] = command.value
         elif isinstance(command, Batch):
             trial = dict(values)
@@ -154,6 +164,12 @@ class MemoryStateMachine(StateMachine):
         """All pairs, in no order."""
         self._require()
         return list(self._values.items())
+
+    def modified(self, key: Any) -> LogId | None:
+        """The entry that last wrote the key; None when it is not there."""
+        self._require()
+        key = bytes(memoryview(key))
+        return self._writers[key] if key in self._values else None
 
     def membership(self) -> tuple[LogId, bytes] | None:
         """The newest ``config``."""
@@ -204,17 +220,101 @@ class MemoryStateMachine(StateMachine):
 
     # ---- snapshots and reset ---------------------------------------------------------------------------
 
+    def write_snapshot(
+        self, directory: str | os.PathLike[str], last_included: LogId | tuple[int, int] | None = None, *,
+        compress: str | None = None, attachment: Any = None, progress: Callable[[int, int], object] | None = None,
+    ) -> SnapshotMetadata:
+        """Writes ``directory/snapshot.fsm``: the state exactly as of ``last_included``, by default last applied.
+
+        It may be any id from the base to last applied, in a gap too if its term can be that entry's; else it is a
+        ``SnapshotRangeError``. The metadata is recorded if newer than the present.
+        """
+        self._require()
+        if compress not in {None, *CODECS}:
+            raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
+        last = self.last_applied() if last_included is None else _checked(last_included)
+        data = snapshot_bytes(self._state_as_of(last), compress or "none", bytes(memoryview(attachment or b"")))
+        if progress is not None:
+            progress(0, len(data))
+        metadata = write_file(directory, data)
+        if progress is not None:
+            progress(len(data), len(data))
+        if self._metadata is None or metadata.last_included.index > self._metadata.last_included.index:
+            self._metadata = metadata
+        self.flush()
+        return metadata
+
     async def generate_snapshot_data(
         self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId
     ) -> bytes:
-        """Not in this version."""
-        raise NotImplementedError("snapshots are not in this version of fastsm")
+        """:meth:`write_snapshot`; returns the checksum."""
+        return self.write_snapshot(new_snapshot_dir, last_included).checksum
+
+    def _state_as_of(self, last: LogId) -> State:
+        """The base, with the entries up to an id applied to it once more."""
+        self._check_range(last)
+        state = self._base.copy()
+        for index, term, command in self._entries:
+            if index > last.index:
+                break
+            decoded = decode(command)
+            if isinstance(decoded, Config):
+                state.membership = (LogId(index, term), decoded.data)
+            if self._apply_one(decoded, state.values):
+                state.writers.update({key: LogId(index, term) for key in _written(decoded)})
+        state.seen = [seen for seen in self._seen if seen.index <= last.index]
+        if last != state.last:
+            state.seen.append(last)
+        return state
+
+    def _check_range(self, last: LogId) -> None:
+        base, applied = self._base.last, self.last_applied()
+        if not base.index <= last.index <= applied.index:
+            raise SnapshotRangeError(f"expected an id from {base} to {applied}, found {last}")
+        at = bisect_left(self._seen, (last.index,))
+        if last.index == base.index or self._seen[at].index == last.index:
+            known = base if last.index == base.index else self._seen[at]
+            if last != known:
+                raise SnapshotRangeError(f"expected {known}, found {last}: another term")
+            return
+        before = self._seen[at - 1] if at else LogId()
+        if not before.term <= last.term <= self._seen[at].term:
+            raise SnapshotRangeError(f"{last} cannot be between {before} and {self._seen[at]}: another term")
+
+    def install_snapshot(
+        self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], *, allow_older: bool = False
+    ) -> None:
+        """Replaces the state by a snapshot's; ``path`` is its file or the directory that holds it.
+
+        With ``metadata=None`` the file's own is taken. Raises ``SnapshotFormatError``, ``ChecksumMismatchError``,
+        ``StaleSnapshotError``; then the old state is whole.
+        """
+        self._require()
+        if metadata is not None and not isinstance(metadata, SnapshotMetadata):
+            raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
+        with open_snapshot(path) as snapshot:
+            if metadata is not None:
+                check_metadata(metadata, snapshot.head, snapshot.path)
+            snapshot.verify()
+            last = snapshot.metadata.last_included
+            if last < self.last_applied() and not allow_older:
+                raise StaleSnapshotError(
+                    f"{snapshot.path}: expected a snapshot as of {self.last_applied()} or later, found one as of "
+                    f"{last}; allow_older=True installs it all the same"
+                )
+            state = read_state(snapshot)
+        self._base = state.copy()
+        self._entries = []
+        self._values, self._writers, self._membership, self._seen = (
+            state.values, state.writers, state.membership, state.seen)
+        self._metadata = snapshot.metadata
+        self.flush()
 
     async def apply_snapshot_from_file(
         self, metadata: SnapshotMetadata | None, snapshot_path: str | os.PathLike[str]
     ) -> None:
-        """Not in this version."""
-        raise NotImplementedError("snapshots are not in this version of fastsm")
+        """:meth:`install_snapshot`."""
+        self.install_snapshot(metadata, snapshot_path)
 
     def clear(self) -> None:
         """Back to the initial empty state."""
@@ -222,6 +322,15 @@ class MemoryStateMachine(StateMachine):
 
     async def reset(self) -> None:
         self.clear()
+
+
+def _written(command: object) -> Iterator[bytes]:
+    """The keys that a command sets when it takes effect; a batch may delete some of them again."""
+    if isinstance(command, Put) or (isinstance(command, CompareAndSwap) and command.value is not None):
+        yield command.key
+    elif isinstance(command, Batch):
+        for member in command.commands:
+            yield from _written(member)
 
 
 def _checked(log_id: Sequence[Any]) -> LogId:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "snapshot.fsm"
 PIECE = 8 << 20  # large, since each read and each sum takes the GIL once
+_WORD = struct.Struct("<Q")
 CODECS = {format.CODEC_NONE: "none", format.CODEC_ZSTD: "zstd"}
 
 Progress = Callable[[int, int], object]
@@ -377,31 +379,57 @@ def check_records(
     stream: _Stream, head: SnapshotHead, runs: Iterator[tuple[int, int, int]], path: str
 ) -> None:
     """The records: whole, in order, each of an entry in a run, as many as there are keys."""
-    unpack, head_size = format.RECORD_STRUCT.unpack, format.RECORD_STRUCT.size
-    put, limit = format.OPERATION_PUT, format.MAX_RECORD_VALUE
+    head_size, put, limit = format.RECORD_STRUCT.size, format.OPERATION_PUT, format.MAX_RECORD_VALUE
     left, before, keys = head.records_size, 0, 0
     first, last = 1, 0
-    while left:
-        # Sizes are multiples of 8, but a record's head takes 16 bytes.
-        data = stream.take(min(left, head_size)).ljust(head_size, b"\0")
-        index, value_size, key_size, operation, zero = unpack(data)
-        used = head_size + key_size + value_size
-        size = used + 7 & ~7
-        if size > left or operation != put or zero or value_size > limit or index < before:
-            found = f"operation {operation}, index {index}, {size} bytes"
-            raise bad_state(path, stream.offset, f"a put of index {before} or above, of at most {left} bytes", found)
+    for index, value_size, key_size, operation, zero, padding in _records(stream, head.records_size):
+        size = head_size + key_size + value_size + 7 & ~7
+        if size > left or operation != put or zero or value_size > limit or index < before or padding:
+            found = f"operation {operation}, index {index}, {size} bytes, padding {padding:#x}"
+            expected = f"a put of index {before} or above, of at most {left} bytes, padded with zeros"
+            raise bad_state(path, stream.offset, expected, found)
         while index > last:
             first, last, _ = next(runs, (1, 1 << 64, 0))
         if not first <= index <= head.last_index:
             raise bad_state(path, stream.offset, "an entry in a run", f"index {index}")
-        stream.skip(used - head_size)
-        if size != used:
-            check_padding(stream, size - used, path)
         left -= size
         before = index
         keys += 1
     if keys != head.keys:
         raise bad_state(path, stream.offset, f"{head.keys} keys", keys)
+    for _ in runs:
+        pass
+
+
+def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """The head of each record, and its padding as a number. A record that claims more than is left is the last one."""
+    head_size, unpack_from, word_at = format.RECORD_STRUCT.size, format.RECORD_STRUCT.unpack_from, _WORD.unpack_from
+    while left:
+        data, at = stream.window
+        index, value_size, key_size, operation, zero = 0, 0, 0, 0, 0
+        # Most records lie in one piece.
+        while len(data) - at >= head_size <= left:
+            index, value_size, key_size, operation, zero = unpack_from(data, at)
+            used = head_size + key_size + value_size
+            size = used + 7 & ~7
+            if at + size > len(data) or size > left:
+                break
+            at += size
+            left -= size
+            yield index, value_size, key_size, operation, zero, word_at(data, at - 8)[0] >> 8 * (8 - (size - used))
+        stream.go_to(at)
+        if not left:
+            return
+        # Sizes are multiples of 8, but the head of a record takes 16 bytes.
+        index, value_size, key_size, operation, zero = unpack_from(stream.take(min(left, head_size)).ljust(head_size, b"\0"))
+        used = head_size + key_size + value_size
+        size = used + 7 & ~7
+        padding = 0
+        if size <= left:
+            stream.skip(used - head_size)
+            padding = int.from_bytes(stream.take(size - used), "little")
+        left = max(0, left - size)
+        yield index, value_size, key_size, operation, zero, padding
 
 
 def bad_state(path: str, offset: int, expected: str, found: object) -> SnapshotFormatError:
@@ -425,6 +453,15 @@ class _Stream:
     def offset(self) -> int:
         """How much was taken."""
         return self._base + self._at
+
+    @property
+    def window(self) -> tuple[memoryview, int]:
+        """The piece that is at hand, and how much of it was taken."""
+        return self._data, self._at
+
+    def go_to(self, at: int) -> None:
+        """So much of the piece at hand is taken."""
+        self._at = at
 
     def take(self, size: int) -> bytes:
         """The next bytes; fewer at the end."""

@@ -13,6 +13,7 @@ import pytest
 
 import fastsm
 from fastsm import (
+    ChecksumMismatchError,
     CommandError,
     CorruptionError,
     Entry,
@@ -24,6 +25,10 @@ from fastsm import (
     NotRunningError,
     OrderError,
     ReadOnlyError,
+    SnapshotError,
+    SnapshotFormatError,
+    SnapshotRangeError,
+    StaleSnapshotError,
     StorageError,
     UnknownCommandError,
 )
@@ -41,6 +46,11 @@ BASES = {
     CorruptionError: (FastsmError,),
     FormatVersionError: (FastsmError,),
     StorageError: (FastsmError, OSError),
+    SnapshotError: (FastsmError,),
+    SnapshotFormatError: (SnapshotError,),
+    ChecksumMismatchError: (SnapshotError,),
+    StaleSnapshotError: (SnapshotError,),
+    SnapshotRangeError: (SnapshotError,),
 }
 
 

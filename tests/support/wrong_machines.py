@@ -5,12 +5,25 @@ pytest runs the suite on them when it is given this file by name; each class fai
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fastsm import CommandError, Entry, FastsmError, LogId, MemoryStateMachine, NotRunningError, OrderError, noop
+from fastsm import (
+    ChecksumMismatchError,
+    CommandError,
+    Entry,
+    FastsmError,
+    LogId,
+    MemoryStateMachine,
+    NotRunningError,
+    OrderError,
+    SnapshotFormatError,
+    noop,
+)
+from fastsm.model_snapshot import State
 from fastsm.testing import StateMachineConformance
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Put
 
@@ -39,7 +52,8 @@ class StoringStateMachine(MemoryStateMachine):
         self._disk.update(self._stored())
 
     def _stored(self) -> dict[str, Any]:
-        return {"_values": dict(self._values), "_seen": list(self._seen), "_metadata": self._metadata}
+        stored = {name: getattr(self, name).copy() for name in ("_values", "_writers", "_entries", "_seen", "_base")}
+        return {**stored, "_metadata": self._metadata, "_membership": self._membership}
 
     def clear(self) -> None:
         super().clear()
@@ -501,6 +515,151 @@ class ResetInMemoryOnly(StoringStateMachine):
     def clear(self) -> None:
         MemoryStateMachine.clear(self)
 
+# ---- snapshots -----------------------------------------------------------------------------------------
+
+
+@found_by("the_checksum_is_that_of_the_metadata")
+class SumsWithHalfAChecksum(MemoryStateMachine):
+    async def generate_snapshot_data(self, new_snapshot_dir: Any, last_included: LogId) -> bytes:
+        return (await super().generate_snapshot_data(new_snapshot_dir, last_included))[:16]
+
+
+@found_by("the_checksum_is_that_of_the_metadata")
+class RecordsNoSnapshot(MemoryStateMachine):
+    def write_snapshot(self, *arguments: Any, **options: Any) -> Any:
+        metadata, made = self._metadata, super().write_snapshot(*arguments, **options)
+        self._metadata = metadata
+        return made
+
+
+@found_by("an_older_snapshot_is_not_recorded")
+class RecordsEverySnapshot(MemoryStateMachine):
+    def write_snapshot(self, *arguments: Any, **options: Any) -> Any:
+        self._metadata = super().write_snapshot(*arguments, **options)
+        return self._metadata
+
+
+@found_by("writing_a_snapshot_changes_no_state")
+class SnapshotMovesTheState(MemoryStateMachine):
+    def write_snapshot(self, *arguments: Any, **options: Any) -> Any:
+        self._values, values = {}, self._values
+        try:
+            return super().write_snapshot(*arguments, **options)
+        finally:
+            self._values = dict(list(values.items())[:-1])
+
+
+@found_by("a_snapshot_is_exact_as_of_an_earlier_entry")
+class SnapshotsWhatIsThereNow(MemoryStateMachine):
+    def _state_as_of(self, last: LogId) -> State:
+        state = super()._state_as_of(last)
+        present = super()._state_as_of(self.last_applied())
+        if state.seen:
+            present.writers = {key: min(writer, last) for key, writer in present.writers.items()}
+            state.values, state.writers = present.values, present.writers
+        return state
+
+
+@found_by("an_entry_without_a_command_may_be_the_last_included")
+class SnapshotsKnowOnlyCommands(MemoryStateMachine):
+    def _state_as_of(self, last: LogId) -> State:
+        state = super()._state_as_of(last)
+        state.seen = [LogId(entry.index, entry.term) for entry in self._entries if entry.index <= last.index]
+        return state
+
+
+@found_by("installed_in_an_empty_one_the_state_is_equal")
+class InstallForgetsTerms(MemoryStateMachine):
+    def install_snapshot(self, *arguments: Any, **options: Any) -> None:
+        super().install_snapshot(*arguments, **options)
+        self._seen = self._seen[-1:]
+
+
+@found_by("installed_in_an_empty_one_the_state_is_equal")
+class InstallMerges(MemoryStateMachine):
+    def install_snapshot(self, *arguments: Any, **options: Any) -> None:
+        super().install_snapshot(*arguments, **options)
+        self._metadata = None
+
+
+@found_by("a_snapshot_that_cannot_be_exact_is_refused")
+class RoundsDownToWhatWasApplied(MemoryStateMachine):
+    def _state_as_of(self, last: LogId) -> State:
+        return super()._state_as_of(min(last, self.last_applied()))
+
+
+@found_by("a_snapshot_that_cannot_be_exact_is_refused")
+class TakesAnyTerm(MemoryStateMachine):
+    def _state_as_of(self, last: LogId) -> State:
+        return super()._state_as_of(LogId(last.index, self.entry_term(last.index) or last.term))
+
+
+@found_by("a_stale_snapshot_is_refused")
+class InstallsOlderOnes(MemoryStateMachine):
+    def install_snapshot(self, metadata: Any, path: Any, **options: Any) -> None:
+        super().install_snapshot(metadata, path, allow_older=True)
+
+
+@found_by("a_damaged_snapshot_is_refused")
+class EmptiesItselfFirst(MemoryStateMachine):
+    def install_snapshot(self, *arguments: Any, **options: Any) -> None:
+        self._require()
+        self._forget()
+        super().install_snapshot(*arguments, **options)
+
+
+@found_by("a_damaged_snapshot_is_refused")
+class SkipsWhatIsDamaged(MemoryStateMachine):
+    def install_snapshot(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().install_snapshot(*arguments, **options)
+        except SnapshotFormatError:
+            return
+
+
+@found_by("another_snapshot_than_announced_is_refused")
+class TakesTheFilesOwnWord(MemoryStateMachine):
+    def install_snapshot(self, metadata: Any, path: Any, **options: Any) -> None:
+        super().install_snapshot(None, path, **options)
+
+
+@found_by("another_snapshot_than_announced_is_refused")
+class ComparesNoChecksums(MemoryStateMachine):
+    def install_snapshot(self, metadata: Any, path: Any, **options: Any) -> None:
+        try:
+            super().install_snapshot(metadata, path, **options)
+        except ChecksumMismatchError:
+            super().install_snapshot(None, path, **options)
+
+
+@found_by("equal_states_have_equal_snapshots")
+class SnapshotsCarryAClock(MemoryStateMachine):
+    def write_snapshot(self, *arguments: Any, **options: Any) -> Any:
+        return super().write_snapshot(*arguments, **{**options, "attachment": str(time.monotonic_ns()).encode()})
+
+
+@found_by("equal_states_have_equal_snapshots")
+class SnapshotsCountChunks(MemoryStateMachine):
+    def _forget(self) -> None:
+        super()._forget()
+        self._chunks = 0
+
+    def apply(self, chunk: Any) -> list[bool | None]:
+        self._chunks += 1
+        return super().apply(chunk)
+
+    def write_snapshot(self, *arguments: Any, **options: Any) -> Any:
+        return super().write_snapshot(*arguments, **{**options, "attachment": str(self._chunks).encode()})
+
+
+@found_by("a_stopped_one_writes_and_installs_nothing")
+class SnapshotsWhenStopped(MemoryStateMachine):
+    def write_snapshot(self, *arguments: Any, **options: Any) -> Any:
+        running, self._running = self._running, True
+        try:
+            return super().write_snapshot(*arguments, **options)
+        finally:
+            self._running = running
 
 
 def suite_on(wrong: type[MemoryStateMachine]) -> type:
