@@ -22,7 +22,7 @@ from fastsm import (
     SnapshotRangeError,
     open_snapshot,
 )
-from support.faulty import crash_copy
+from support.faulty import crash_copy, memory_directory
 from support.histories import History
 
 FILE = "snapshot.fsm"
@@ -59,6 +59,7 @@ def replica(
     """A machine that took the entries in chunks of its own, `restless` with restarts, kills and compactions between."""
     dice = random.Random(seed)
     lives = 0
+    path.mkdir(exist_ok=True)
     machine = FastStateMachine(path / "0", contiguous=contiguous, retain_entries=0)
     at = 0
     while at < len(entries):
@@ -118,12 +119,12 @@ def test_an_entry_that_was_only_passed_over_can_be_the_last_one(tmp_path: Path, 
                 machine.write_snapshot(tmp_path / "a", LogId(*impossible))
 
 
-def test_every_retained_entry_can_be_had_while_compaction_follows_each_chunk(tmp_path: Path, directory: Path) -> None:
+def test_every_retained_entry_can_be_had_while_compaction_follows_each_chunk() -> None:
     """``write_snapshot(last_applied - k)`` is exact for each k up to ``retain_entries``, however much is compacted."""
-    entries = history_of(7, chunks=60)
+    entries = history_of(7)
     model = MemoryStateMachine()
     applied: list[LogId] = []
-    with FastStateMachine(directory, retain_entries=12) as machine:
+    with memory_directory() as root, FastStateMachine(root / "state", retain_entries=12) as machine:
         dice = random.Random(7)
         at = 0
         while at < len(entries):
@@ -134,14 +135,14 @@ def test_every_retained_entry_can_be_had_while_compaction_follows_each_chunk(tmp
             applied += [LogId(entry.index, entry.term) for entry in chunk]
             machine.compact()
             for log_id in dice.sample(applied[-13:], min(len(applied), 4)) + applied[-13:-12]:
-                assert file_of(machine, tmp_path / "a", log_id) == file_of(model, tmp_path / "b", log_id)
+                assert file_of(machine, root / "a", log_id) == file_of(model, root / "b", log_id)
         assert machine.stats().base.index > len(entries) - 40
         machine._check()
 
 
 def test_policy_never_takes_what_is_retained(tmp_path: Path, directory: Path) -> None:
     """With compaction by itself called for by every chunk, all retained entries can be had."""
-    entries = history_of(8, chunks=120)
+    entries = history_of(8)
     model = MemoryStateMachine()
     with FastStateMachine(directory, retain_entries=20, compact_ratio=0, compact_floor=0) as machine:
         for at in range(0, len(entries), 5):
