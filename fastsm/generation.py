@@ -18,7 +18,7 @@ from fastsm.errors import CorruptionError, FastsmError
 from fastsm.files import Directory, storage_errors
 from fastsm.index import Index
 from fastsm.log import Log, log_name
-from fastsm.saved_table import load_table
+from fastsm.saved_table import load_table, table_name
 from fastsm.types import LogId, Recovery
 
 CURRENT = "CURRENT"
@@ -82,7 +82,8 @@ def open_read_only(directory: Directory, expect_applied: LogId | None) -> Genera
 
 def recover(log: Log, known_durable: int, expect_applied: LogId | None) -> Generation:
     """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
-    loaded = load_table(log.directory, log)
+    with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
+        loaded = load_table(log.directory, log)
     behind, frames = EMPTY_LOG_BYTES, 0
     if loaded is not None:
         index, saved = loaded

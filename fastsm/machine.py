@@ -114,7 +114,7 @@ class FastStateMachine(Snapshots, StateMachine):
         self._set_verified(verified)
         self._begin(log.head.generation)
         self._clean_end = log.end if self._recovery.clean else -1
-        self._compact_above(self._policy.threshold(self._live_bytes(), 0))
+        self._renew_policy(0)
         if verify_on_open == "background" and not verified:
             self._verify_in_background()
         self._worker = OrderedWorker()
@@ -346,13 +346,14 @@ class FastStateMachine(Snapshots, StateMachine):
         """Counts, sizes, and what recovery found. O(1)."""
         self._require(True)
         log, table = self._log, self._table
+        log_bytes, base_bytes, live_bytes, dead_bytes = self._bytes()
         return Stats(
             keys=self.len(),
-            live_bytes=self._live_bytes(),
-            dead_bytes=self._dead_bytes(),
+            live_bytes=live_bytes,
+            dead_bytes=dead_bytes,
             pinned_bytes=sum(pages.mapped for ref in self._retired if (pages := ref()) not in (None, log.mapping)),
-            log_bytes=log.end,
-            base_bytes=log.base_bytes,
+            log_bytes=log_bytes,
+            base_bytes=base_bytes,
             generation=log.head.generation,
             base=LogId(log.head.base_index, log.head.base_term),
             table_bytes=table.size,

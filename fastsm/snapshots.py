@@ -438,9 +438,10 @@ class Snapshots(Engine):
 
     # ---- the policy ------------------------------------------------------------------------------------
 
-    def _renew_policy(self) -> None:
-        """Compaction by itself comes next when so much more is dead than now."""
-        self._compact_above(self._policy.threshold(self._live_bytes(), self._dead_bytes()))
+    def _renew_policy(self, dead_bytes: int | None = None) -> None:
+        """Compaction by itself comes next when so much more is dead than now, or than ``dead_bytes``."""
+        _, _, live, dead = self._bytes()
+        self._compact_above(self._policy.threshold(live, dead if dead_bytes is None else dead_bytes))
 
     def _compact_by_itself(self) -> None:
         """Called by ``apply``, once, when more is dead than the policy bears."""

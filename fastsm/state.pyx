@@ -373,11 +373,9 @@ cdef class State:
         self.mapping = None
         self._log.let_go()
 
-    def _live_bytes(self):
-        return self._index.live_bytes
-
-    def _dead_bytes(self):
-        return self.dead_bytes()
+    def _bytes(self):
+        """Of log, base, live records and all else, at one moment."""
+        return self._log.end, self._log.base_bytes, self._index.live_bytes, self.dead_bytes()
 
     cdef inline uint64_t dead_bytes(self) noexcept:
         """What compaction could give back: all of base and log that is no live record."""
