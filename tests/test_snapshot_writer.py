@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from fastsm import SnapshotError, StorageError, open_snapshot
 from fastsm.files import Directory
 from fastsm.snapshot_writer import prepare, write_snapshot_file
 from support.faulty import Disk
+from support.power import Drawn, Image, Platter, Point
 from support.snapshots import StateSource, check, open_files, some_state
 
 SEAM = ("create_file", "write", "sync", "rename", "sync_directory")
@@ -108,6 +110,7 @@ def test_arguments_are_checked_before_anything_is_made(tmp_path: Path) -> None:
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
+from support.power import Drawn, Image, Platter, Point
 from support.snapshots import StateSource, some_state
 from fastsm.snapshot_writer import write_snapshot_file
 def tick():
@@ -165,3 +168,25 @@ def test_a_writer_that_loses_its_file_to_another_takes_a_new_one(
     write_snapshot_file(tmp_path, StateSource(some_state()))
     assert lost
     check(tmp_path)
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_no_power_loss_leaves_half_a_snapshot(tmp_path: Path, compress: str) -> None:
+    """Whatever pages and names are lost, there is the older snapshot or the new one, whole; on return, the new one."""
+    metadata = write_snapshot_file(tmp_path / "new", StateSource(some_state(5)))
+    content = (tmp_path / "new" / "snapshot.fsm").read_bytes()
+    points: list[Point] = []
+    platter = Platter(lambda where: points.append(Point(platter, where)))
+    platter.take_over(tmp_path / "new", Drawn({"snapshot.fsm": Image(content, len(content))}, False, False, False))
+    newer = write_snapshot_file(tmp_path / "new", StateSource(some_state(99)), compress=compress, files=platter.files)
+    rng = random.Random(4)
+    found = set()
+    for point in (*points, Point(platter, "end")):
+        for _ in range(20):
+            point.draw(rng).build(tmp_path / "lost")
+            with open_snapshot(tmp_path / "lost") as snapshot:
+                snapshot.verify()
+                found.add(snapshot.metadata)
+                assert snapshot.metadata == newer or (snapshot.metadata == metadata and point.where != "end")
+    platter.close()
+    assert found == {metadata, newer}
