@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import io
 import os
 import random
+import sys
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
@@ -150,14 +149,8 @@ def test_without_the_library_the_error_says_what_to_install(
 ) -> None:
     """Writing and reading with codec zstd is a ``SnapshotError`` with the command; codec none needs nothing."""
     write_snapshot_file(tmp_path / "zstd", StateSource(some_state()), compress="zstd")
-    real = builtins.__import__
-
-    def without(name: str, *arguments: Any) -> Any:
-        if name in ("zstandard", "compression"):
-            raise ImportError(name)
-        return real(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(SnapshotError, match=r'pip install "fastsm\[zstd\]"') as caught:
         write_snapshot_file(tmp_path / "new", StateSource(some_state()), compress="zstd")
     assert type(caught.value) is SnapshotError

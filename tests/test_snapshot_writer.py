@@ -178,11 +178,11 @@ def test_no_power_loss_leaves_half_a_snapshot(tmp_path: Path, compress: str) -> 
     points: list[Point] = []
     platter = Platter(lambda where: points.append(Point(platter, where)))
     platter.take_over(tmp_path / "new", Drawn({"snapshot.fsm": Image(content, len(content))}, False, False, False))
-    newer = write_snapshot_file(tmp_path / "new", StateSource(some_state(99)), compress=compress, files=platter.files)
+    newer = write_snapshot_file(tmp_path / "new", StateSource(some_state(30)), compress=compress, files=platter.files)
     rng = random.Random(4)
     found = set()
     for point in (*points, Point(platter, "end")):
-        for _ in range(20):
+        for _ in range(10):
             point.draw(rng).build(tmp_path / "lost")
             with open_snapshot(tmp_path / "lost") as snapshot:
                 snapshot.verify()
