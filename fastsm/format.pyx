@@ -241,7 +241,8 @@ def pack_snapshot_head(head):
 def unpack_snapshot_head(data, path, size=None):
     """The header of the snapshot at `path`, a file of `size` bytes, all of which it accounts for.
 
-    While the file arrives (`size` None) the header's own word is taken for its size. Raises `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
+    While the file arrives (`size` None) the header's own word is taken for its size. Raises
+    `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
     """
     def refuse(offset, expected, found):
         raise SnapshotFormatError(f"{path}, offset {offset}: expected {expected}, found {found}; "

@@ -206,6 +206,8 @@ def copy_checked(
     ``write`` returns. ``progress(done, total)`` may raise to give up. Raises ``ChecksumMismatchError``.
     """
     hasher = blake3.blake3()
+    attachment_end = format.SNAPSHOT_HEADER_BYTES + head.attachment_size
+    padding = b""
     done = 0
     for piece in read_pieces(source, 0, head.file_size, path):
         if done == 0:
@@ -215,12 +217,15 @@ def copy_checked(
             hasher.update(piece[format.SNAPSHOT_HEADER_BYTES :])
         else:
             hasher.update(piece)
+        padding += piece[max(0, attachment_end - done) : max(0, head.state_offset - done)]
         done += len(piece)
         if write is not None:
             write(piece)
         if progress is not None:
             progress(done, head.file_size)
     compare(path, "checksum", head.checksum, hasher.digest())
+    if any(padding):
+        raise SnapshotFormatError(f"{path}, offset {attachment_end}: expected zeros, found {padding!r}; get it again")
 
 
 def flat_state_checksum(head: SnapshotHead, pieces: Iterable[Buffer]) -> bytes:
@@ -421,7 +426,8 @@ def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, i
         if not left:
             return
         # Sizes are multiples of 8, but the head of a record takes 16 bytes.
-        index, value_size, key_size, operation, zero = unpack_from(stream.take(min(left, head_size)).ljust(head_size, b"\0"))
+        start = stream.take(min(left, head_size)).ljust(head_size, b"\0")
+        index, value_size, key_size, operation, zero = unpack_from(start)
         used = head_size + key_size + value_size
         size = used + 7 & ~7
         padding = 0
