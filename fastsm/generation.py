@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from fastsm import format
 from fastsm.errors import CorruptionError, FastsmError
@@ -29,8 +29,9 @@ NAMES = re.compile(r"(log|base|table)-\d+(\.tmp)?|CURRENT\.tmp")
 logger = logging.getLogger("fastsm")
 
 
-class Generation(NamedTuple):
-    """A base and a log with the index into them."""
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A base and a log with the index into them, as opening found them."""
 
     log: Log
     index: Index

@@ -44,7 +44,7 @@ class FastStateMachine(Snapshots, StateMachine):
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
-      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included `LogId` to bytes.
+      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
 
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
     failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
@@ -101,12 +101,12 @@ class FastStateMachine(Snapshots, StateMachine):
         except BaseException:
             self._directory.close()
             raise
-        log, index, durable, self._recovery, verified = opened
+        log, verified, self._recovery = opened.log, opened.verified, opened.recovery
         try:
             if verify_on_open == "full" and not verified:
                 Verification(log).run()
                 verified = True
-            self._attach(log, index, GroupCommit(log), durable, contiguous, sync == "apply")
+            self._attach(log, opened.index, GroupCommit(log), opened.durable, contiguous, sync == "apply")
         except BaseException:
             log.close()
             self._directory.close()

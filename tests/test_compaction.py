@@ -112,7 +112,7 @@ def test_up_to_is_rounded_down_to_the_end_of_a_chunk(
     machine.compact(250)
     assert machine.stats().base == LogId(200, 1)
     for wrong in (199, 501, LogId(501, 1)):
-        with pytest.raises(SnapshotRangeError, match="200.*500"):
+        with pytest.raises(SnapshotRangeError, match=r"200.*500"):
             machine.compact(wrong)
     machine.compact(300)
     assert machine.stats().base == LogId(300, 1)

@@ -79,7 +79,7 @@ def test_all_is_the_snapshots_afterwards(
 
 
 def test_it_goes_on_behind_the_snapshot(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
-    """The next entry is the one behind the last included one; entries up to there are skipped, and their terms known."""
+    """The next entry is the one behind the last included one; entries up to there are skipped."""
     follower.install_snapshot(None, tmp_path / "source")
     index, term = source.last_applied()
     replayed = [(index - 1, source.entry_term(index - 1), b"not looked at"), (index, term, b"")]

@@ -219,7 +219,7 @@ def test_a_checked_copy_hands_over_what_it_checked(tmp_path: Path) -> None:
     path = file_of(tmp_path / "file")
     parts: list[bytes] = []
     with open_snapshot(path) as snapshot:
-        fd = snapshot._file()
+        fd = snapshot.descriptor
         copy_checked(fd, snapshot.head, "file", lambda piece: parts.append(bytes(piece)))
         assert b"".join(parts) == path.read_bytes()
         path.write_bytes(path.read_bytes()[:-1] + b"?")
