@@ -362,6 +362,7 @@ cdef class State:
 
     cdef void take_arena(self) noexcept:
         """Reads go through the log's present mapping from here on. The old one stays until nobody holds it."""
+        _old = self.mapping  # until all is changed: its end may let another thread run
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
             self.arena = self.mapping.address
