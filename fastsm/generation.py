@@ -82,7 +82,8 @@ def open_read_only(directory: Directory, expect_applied: LogId | None) -> Genera
 
 def recover(log: Log, known_durable: int, expect_applied: LogId | None) -> Generation:
     """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
-    loaded = load_table(log.directory, log)
+    with storage_errors(log.path, "loading the saved table"):
+        loaded = load_table(log.directory, log)
     behind, frames = EMPTY_LOG_BYTES, 0
     if loaded is not None:
         index, saved = loaded
@@ -153,8 +154,12 @@ def name_next(directory: Directory, old: Log, log: Log) -> None:
             switching = True
             write_current(directory, log)
     except BaseException as error:
-        if switching and not still_current(directory, old):
-            old.poison(error)
+        untouched = not switching
+        try:
+            untouched = untouched or still_current(directory, old)
+        finally:
+            if not untouched:
+                old.poison(error)
         raise
 
 

@@ -44,7 +44,8 @@ class FastStateMachine(Snapshots, StateMachine):
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
-      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included `LogId` to bytes.
+      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included `LogId` to
+      bytes.
 
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
     failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
@@ -157,22 +158,19 @@ class FastStateMachine(Snapshots, StateMachine):
         if self._forked():
             self._release()  # the files are the parent's to end
             return
+        self._jobs.close()
         self._worker.close()
-        try:
-            with self._turns:
-                if self._closed():
-                    return
-                self._jobs.end_all("a close")
-                if self._verification is not None:
-                    self._verification.stop()
-                try:
-                    if not self._corrupt():
-                        self._end_log()
-                finally:
-                    self._group_commit.close()
-                    self._release()
-        finally:
-            self._jobs.wait()
+        with self._turns:
+            if self._closed():
+                return
+            if self._verification is not None:
+                self._verification.stop()
+            try:
+                if not self._corrupt():
+                    self._end_log()
+            finally:
+                self._group_commit.close()
+                self._release()
 
     def _release(self) -> None:
         self._set_status("closed")
