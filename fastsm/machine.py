@@ -174,10 +174,13 @@ class FastStateMachine(Snapshots, StateMachine):
 
     def _release(self) -> None:
         self._set_status("closed")
-        self._log.close()
-        self._let_go()
-        self._directory.close()
-        _machines.discard(self)
+        try:
+            with storage_errors(self.path, "closing the files"):
+                self._log.close()
+        finally:
+            self._let_go()
+            self._directory.close()
+            _machines.discard(self)
 
     def _end_log(self) -> None:
         """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""

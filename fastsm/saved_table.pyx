@@ -152,12 +152,15 @@ def load_table(directory, Log log):
         descriptor = directory.open_file(name, os.O_RDONLY)
     except (OSError, CorruptionError):
         return None
+    loaded = None
     try:
-        return load(directory, descriptor, log, directory.path_of(name))
+        loaded = load(directory, descriptor, log, directory.path_of(name))
     except (OSError, CorruptionError, FormatVersionError):
-        return None  # it is made again from base and log, which say all that it says
+        pass  # it is made again from base and log, which say all that it says
     finally:
         directory.close_file(descriptor)
+    # Not from within the block: Cython loses what is being returned when the block's end raises.
+    return loaded
 
 
 cdef object load(directory, descriptor, Log log, path):

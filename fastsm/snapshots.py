@@ -158,22 +158,24 @@ class Snapshots(Engine):
             capture.find(job.tick)
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
-            with prepare(
-                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick,
-                files=type(self._directory),
-            ) as prepared:  # fmt: skip
-                with self._turns:
-                    job.check()
-                    self._require(True)
-                    if not self._log.read_only:
-                        self._log.check_writable()
-                    prepared.commit()
-                    if not self._log.read_only:
-                        known = self.snapshot_metadata()
-                        if known is None or known.last_included < prepared.metadata.last_included:
-                            self._note_metadata(prepared.metadata)
-                        self._write_state(True)
-                    mark = self._position()
+            files = type(self._directory)
+            with (
+                prepare(
+                    directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files
+                ) as prepared,
+                self._turns,
+            ):
+                job.check()
+                self._require(True)
+                if not self._log.read_only:
+                    self._log.check_writable()
+                prepared.commit()
+                if not self._log.read_only:
+                    known = self.snapshot_metadata()
+                    if known is None or known.last_included < prepared.metadata.last_included:
+                        self._note_metadata(prepared.metadata)
+                    self._write_state(True)
+                mark = self._position()
         self._sync_to(mark)
         logger.info("%s: wrote %s as of %s", self.path, prepared.path, tuple(capture.last_included))
         return prepared.metadata
@@ -203,9 +205,9 @@ class Snapshots(Engine):
         )
         self._set_verified(True)
         old_commit.close()
-        old.close()
         try:
             with storage_errors(self.path, "removing the old generation"):
+                old.close()
                 generation.remove_generation(self._directory, old.head.generation)
         except StorageError as error:
             logger.warning("%s: left over until the next opening: %s", self.path, error)
