@@ -12,6 +12,8 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from _thread import start_new_thread
+
 from fastsm.chunk cimport Chunk, Step, unsigned_slowly
 from fastsm.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
@@ -89,6 +91,7 @@ cdef class Engine(State):
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds
         index.end = log.start + log.end
+        index.metadata = metadata
         self.take_index(log, index)
         self._group_commit = commit
         self.runs = runs
@@ -155,9 +158,21 @@ cdef class Engine(State):
         if runs.index != mark.index:
             self.publish(chunk)
             if self.dead_bytes() > self.compact_above:
-                self.compact_above = NEVER
-                self._compact_by_itself()
+                self.call_for_compaction()
         return results
+
+    cdef int call_for_compaction(self) except -1:
+        """Starts a thread that compacts; without one, the next chunk calls again. The chunk is applied: nothing raises.
+
+        Runs no Python code here, and so no signal handler.
+        """
+        cdef uint64_t above = self.compact_above
+        self.compact_above = NEVER
+        try:
+            start_new_thread(self._compact_by_itself, ())
+        except (MemoryError, RuntimeError):
+            self.compact_above = above
+        return 0
 
     cdef int write_chunk(self, Chunk chunk, object entries) except -1:
         """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
@@ -266,6 +281,7 @@ cdef class Engine(State):
         self.take_arena()
         if metadata is not None:
             self.metadata_unsaved = False
+            self._index.metadata = metadata
         self.publish_runs()
 
     def _has_unwritten(self, bint with_metadata):

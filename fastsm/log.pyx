@@ -147,10 +147,12 @@ cdef class Log:
     def close(self):
         """Gives the descriptors back. The pages go with the last reference to `mapping`. Idempotent."""
         descriptor, self.descriptor = self.descriptor, None
-        if descriptor is not None:
-            self.directory.close_file(descriptor)
-        if self.base is not None:
-            self.base.close()
+        try:
+            if descriptor is not None:
+                self.directory.close_file(descriptor)
+        finally:
+            if self.base is not None:
+                self.base.close()
 
     def let_go(self):
         """Behind `close`: drops the mapping, which nobody reads through this log any more."""
@@ -333,8 +335,9 @@ cdef class Log:
                 self.write_suspect()
             self.directory.sync(self.descriptor)
         except OSError as error:
-            self.poison(StorageError.wrap(error, self.path, "syncing the log"))
-            raise self.poisoned from error
+            failure = StorageError.wrap(error, self.path, "syncing the log")
+            self.poison(failure)
+            raise failure from error
         except BaseException as error:
             # Nobody knows whether the sync went through.
             self.poison(error)
@@ -375,9 +378,9 @@ cdef class Log:
     def poison(self, error):
         """Refuses every write from here on."""
         if self.poisoned is None:
-            if not isinstance(error, StorageError):
-                error = StorageError(getattr(error, "errno", None), f"interrupted: {error!r}", self.path)
-            self.poisoned = error
+            told = error.strerror if isinstance(error, StorageError) else f"interrupted: {error!r}"
+            # Not the error itself: with its traceback it would keep alive whatever its frames hold.
+            self.poisoned = StorageError(getattr(error, "errno", None), told, self.path)
             logger.error("%s: poisoned, nothing more is written: %s", self.path, error)
 
     def trim(self):

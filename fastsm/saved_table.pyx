@@ -141,21 +141,24 @@ cdef size_t TABLE_HEADER = format.TABLE_HEADER_BYTES
 # ---- load ----------------------------------------------------------------------------------------------
 
 def load_table(directory, Log log):
-    """`(Index, SavedTable)` of a log as its saved table has it, or None when there is none that can be believed.
+    """`(Index, SavedTable)` of a log as its saved table has it, or None when there is none that can be read and believed.
 
     The index holds what lies before the offset `SavedTable.log_offset` of the log. O(slots), without the GIL.
     """
     name = table_name(log.head.generation)
     try:
         descriptor = directory.open_file(name, os.O_RDONLY)
-    except (FileNotFoundError, CorruptionError):
+    except (OSError, CorruptionError):
         return None
+    loaded = None
     try:
-        return load(directory, descriptor, log, directory.path_of(name))
-    except (CorruptionError, FormatVersionError):
-        return None  # it is made again from base and log, which say all that it says
+        loaded = load(directory, descriptor, log, directory.path_of(name))
+    except (OSError, CorruptionError, FormatVersionError):
+        pass  # it is made again from base and log, which say all that it says
     finally:
         directory.close_file(descriptor)
+    # Not from within the block: Cython loses what is being returned when the block's end raises.
+    return loaded
 
 
 cdef object load(directory, descriptor, Log log, path):

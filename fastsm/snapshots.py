@@ -107,8 +107,11 @@ class Snapshots(Engine):
             self._verification.wait(job.tick)
             self._require()
         if not self._verified:
-            log = self._log
-            Verification(log).run(lambda done, total: job.tick())
+            with self._turns:  # no step to another generation closes the files meanwhile
+                self._require(True)
+                log = self._log
+                verification = Verification(log)
+            verification.run(lambda done, total: job.tick())
             if self._log is log:
                 self._set_verified(True)
 
@@ -155,17 +158,19 @@ class Snapshots(Engine):
             capture.find(job.tick)
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
+            files = type(self._directory)
             prepared = prepare(
-                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick,
-                files=type(self._directory),
-            )  # fmt: skip
+                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files
+            )
             with prepared, self._turns:
                 job.check()
                 self._require(True)
+                if not self._log.read_only:
+                    self._log.check_writable()
                 prepared.commit()
                 self._record(prepared.metadata)
                 mark = self._position()
-            self._sync_to(mark)
+        self._sync_to(mark)
         logger.info("%s: wrote %s as of %s", self.path, prepared.path, tuple(capture.last_included))
         return prepared.metadata
 
@@ -184,6 +189,9 @@ class Snapshots(Engine):
         commit = self._group_commit
         if commit.log is log and not log.read_only:
             commit.sync_up_to(offset)
+            if log.durable < offset and self._group_commit is commit:  # a close came first, and did not sync
+                log.check_writable()
+                self._require()
             self._note_synced(log, applied)
 
     # ---- the step to a next generation -----------------------------------------------------------------
@@ -200,9 +208,9 @@ class Snapshots(Engine):
         )
         self._set_verified(True)
         old_commit.close()
-        old.close()
         try:
             with storage_errors(self.path, "removing the old generation"):
+                old.close()
                 generation.remove_generation(self._directory, old.head.generation)
         except StorageError as error:
             logger.warning("%s: left over until the next opening: %s", self.path, error)
@@ -249,13 +257,14 @@ class Snapshots(Engine):
         """
         self._require()
         self._log.check_writable()
-        number, log, index, told = self._prepare_install(metadata, path, allow_older, progress)
-        try:
-            with self._turns:
-                self._install_in_turn(log, index, told, allow_older)
-        except BaseException:
-            self._discard(log, number)
-            raise
+        with self._jobs.run("install", of_this_state=False) as job:
+            number, log, index, told = self._prepare_install(job, metadata, path, allow_older, progress)
+            try:
+                with self._turns:
+                    self._install_in_turn(job, log, index, told, allow_older)
+            except BaseException:
+                self._discard(log, number)
+                raise
 
     def _install_now(
         self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], allow_older: bool = False
@@ -263,15 +272,17 @@ class Snapshots(Engine):
         """``install_snapshot``, for whoever has the writer's turn already."""
         self._require()
         self._log.check_writable()
-        number, log, index, told = self._prepare_install(metadata, path, allow_older, None)
-        try:
-            self._install_in_turn(log, index, told, allow_older)
-        except BaseException:
-            self._discard(log, number)
-            raise
+        with self._jobs.run("install", of_this_state=False) as job:
+            number, log, index, told = self._prepare_install(job, metadata, path, allow_older, None)
+            try:
+                self._install_in_turn(job, log, index, told, allow_older)
+            except BaseException:
+                self._discard(log, number)
+                raise
 
     def _prepare_install(
         self,
+        job: Job,
         metadata: SnapshotMetadata | None,
         path: str | os.PathLike[str],
         allow_older: bool,
@@ -280,15 +291,22 @@ class Snapshots(Engine):
         """The next generation, made of a snapshot's file: checked, indexed and synced."""
         number = next(self._generations)
         log = base = None
+
+        def tell(done: int, total: int) -> None:
+            job.tick()
+            if progress is not None:
+                progress(done, total)
+                job.check()
+
         try:
             with open_snapshot(path) as snapshot:
                 told = snapshot.metadata
                 if metadata is not None:
                     check_metadata(metadata, snapshot.head, snapshot.path)
                 if not allow_older and told.last_included < self.last_applied():
-                    copy_checked(snapshot.descriptor, snapshot.head, snapshot.path, progress=progress)
+                    copy_checked(snapshot.descriptor, snapshot.head, snapshot.path, progress=tell)
                     self._refuse_stale(told)
-                base = copy_in(self._directory, number, snapshot, progress)
+                base = copy_in(self._directory, number, snapshot, tell)
             log = Log.create(self._directory, number, base)
             index = Index()
             if base is not None:
@@ -299,7 +317,7 @@ class Snapshots(Engine):
             append_metadata(log, told)
             log.sync()
             index.read_log(log, generation.EMPTY_LOG_BYTES)
-            self._save_table(log, index, lambda: None)
+            self._save_table(log, index, job.tick)
         except BaseException:
             if base is not None and log is None:
                 base.close()
@@ -314,7 +332,10 @@ class Snapshots(Engine):
                 f"{self.path}: expected a snapshot as of last applied, {applied}, or later, found one as of "
                 f"{told.last_included}; allow_older=True installs it all the same")
 
-    def _install_in_turn(self, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool) -> None:
+    def _install_in_turn(
+        self, job: Job, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool
+    ) -> None:
+        job.check()
         self._require()
         self._log.check_writable()
         if not allow_older:
@@ -369,6 +390,7 @@ class Snapshots(Engine):
             with self._turns:
                 job.check()
                 self._require(True)
+                old.check_writable()  # a failed sync may have left frames there that were never applied
                 self._write_state(True)
                 self._carry_over(log, index, old, carried)
                 metadata = self.snapshot_metadata()
@@ -449,10 +471,7 @@ class Snapshots(Engine):
         self._compact_above(self._policy.threshold(live, dead if dead_bytes is None else dead_bytes))
 
     def _compact_by_itself(self) -> None:
-        """Called by ``apply``, once, when more is dead than the policy bears."""
-        threading.Thread(target=self._run_policy, name="fastsm-compact", daemon=True).start()
-
-    def _run_policy(self) -> None:
+        """On a thread that ``apply`` starts, once, when more is dead than the policy bears."""
         try:
             self.compact()
         except FastsmError as error:
