@@ -191,7 +191,7 @@ cdef class Capture:
     def write_records(self, directory, descriptor, uint64_t offset, tick):
         """Writes what is live to a file, from `offset` on; returns how many records, and how many bytes.
 
-        O(bytes of the arena); in pieces, between which `tick()` is called.
+        O(bytes of the arena); in pieces, behind each of which `tick(bytes so far)` is called.
         """
         cdef Walk walk = self.walk()
         cdef uint64_t room = min(max(<uint64_t>SMALLEST_PIECE, self.estimated_size / 8), <uint64_t>LARGEST_PIECE)
@@ -209,7 +209,7 @@ cdef class Capture:
                 directory.write(descriptor, PyMemoryView_FromMemory(<char *>self.piece, filled, PyBUF_READ), offset)
                 offset += filled
                 size += filled
-            tick()
+            tick(size)
         free(self.piece)
         self.piece = NULL
         return self.keys, size

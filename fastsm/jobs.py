@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from fastsm.errors import SnapshotError
 from fastsm.types import LogId
 
+Progress = Callable[[int, int], object]  # bytes done, bytes in all
+
 
 class Job:
     """One piece of work under way.
@@ -17,7 +19,7 @@ class Job:
     """
 
     def __init__(
-        self, what: str, needs: LogId | None, progress: Callable[[], object] | None, of_this_state: bool
+        self, what: str, needs: LogId | None, progress: Progress | None, of_this_state: bool
     ) -> None:
         self.what = what
         self.needs = needs
@@ -25,6 +27,8 @@ class Job:
         self.ended_by: str | None = None
         self.thread = threading.get_ident()
         self.over = threading.Event()
+        self.done = 0  # bytes of the state that were written
+        self.total = 0  # of as many, as far as is known
         self._progress = progress
 
     def check(self) -> None:
@@ -32,11 +36,12 @@ class Job:
         if self.ended_by is not None:
             raise SnapshotError(f"the {self.what} was ended by {self.ended_by}: nothing is left of it")
 
-    def tick(self) -> None:
+    def tick(self, done: int = 0) -> None:
         """Called between pieces of the work: the place where it may be ended, and where progress is told."""
         self.check()
+        self.done = max(self.done, done)
         if self._progress is not None:
-            self._progress()
+            self._progress(self.done, max(self.done, self.total))
             self.check()  # what is told may end it
 
 
@@ -54,7 +59,7 @@ class Jobs:
 
     @contextmanager
     def run(
-        self, what: str, needs: LogId | None = None, progress: Callable[[], object] | None = None, *,
+        self, what: str, needs: LogId | None = None, progress: Progress | None = None, *,
         of_this_state: bool = True,
     ) -> Iterator[Job]:
         """A job for as long as the block runs."""

@@ -36,7 +36,7 @@ from fastsm.files import Directory, storage_errors
 from fastsm.group_commit import GroupCommit
 from fastsm.incoming import copy_in
 from fastsm.index import Index
-from fastsm.jobs import Job, Jobs
+from fastsm.jobs import Job, Jobs, Progress
 from fastsm.log import Log
 from fastsm.mapping import Mapping
 from fastsm.policy import Policy
@@ -124,14 +124,14 @@ class Snapshots(Engine):
         *,
         compress: str | None = None,
         attachment: bytes | None = None,
-        progress: Callable[[], None] | None = None,
+        progress: Progress | None = None,
     ) -> SnapshotMetadata:
         """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
 
         ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
         chunk. Else, or when its term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or
         ``"zstd"``; ``attachment``: bytes of the embedder that travel along; by default what the machine was opened
-        with. ``progress()`` is called now and then.
+        with. ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
 
         The file is there whole or not at all. On return it is durable, and so is everything up to ``last_included``
         in the state's own directory, with the metadata if it is newer than what is known: the host may drop its log
@@ -150,10 +150,11 @@ class Snapshots(Engine):
         directory: str | os.PathLike[str],
         compress: str | None,
         attachment: bytes | None,
-        progress: Callable[[], None] | None = None,
+        progress: Progress | None = None,
     ) -> SnapshotMetadata:
         compress = self._compress if compress is None else compress
         with self._jobs.run("snapshot", capture.last_included, progress) as job:
+            job.total = capture.estimated_size
             self._ensure_verified(job)
             capture.find(job.tick)
             if attachment is None:
@@ -242,7 +243,7 @@ class Snapshots(Engine):
         path: str | os.PathLike[str],
         *,
         allow_older: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Replaces state, log, terms, membership and metadata by a snapshot's, in one atomic step; durable on return.
 
@@ -286,7 +287,7 @@ class Snapshots(Engine):
         metadata: SnapshotMetadata | None,
         path: str | os.PathLike[str],
         allow_older: bool,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> tuple[int, Log, Index, SnapshotMetadata]:
         """The next generation, made of a snapshot's file: checked, indexed and synced."""
         number = next(self._generations)
@@ -347,7 +348,7 @@ class Snapshots(Engine):
     # ---- compact ---------------------------------------------------------------------------------------
 
     def compact(
-        self, up_to: LogId | int | None = None, *, progress: Callable[[], None] | None = None
+        self, up_to: LogId | int | None = None, *, progress: Progress | None = None
     ) -> None:
         """Gives the space of overwritten and deleted values back, on disk and in memory.
 
@@ -408,6 +409,7 @@ class Snapshots(Engine):
     def _write_base(self, number: int, last_included: LogId, job: Job) -> Base:
         """The state as of an entry as a base, synced."""
         capture = self._capture(last_included)
+        job.total = capture.estimated_size
         capture.find(job.tick)
         name = base_name(number)
         with storage_errors(self._directory.path_of(name), "writing a base"):

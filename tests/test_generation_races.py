@@ -68,7 +68,7 @@ def test_a_capture_holds_each_key_once_however_fast_the_same_keys_are_written(di
             while time.monotonic() < stop:
                 capture = machine._capture(None)
                 capture.find(lambda: None)
-                keys, _ = capture.write_records(Nowhere, None, 0, lambda: None)
+                keys, _ = capture.write_records(Nowhere, None, 0, lambda done=0: None)
                 assert keys == 5 or capture.last_included.index < 5
         finally:
             ending.set()
@@ -142,7 +142,7 @@ def test_compaction_does_not_carry_over_a_chunk_whose_sync_failed(directory: Pat
     prepared = threading.Event()
     gate = None
 
-    def progress() -> None:
+    def progress(done: int, total: int) -> None:
         nonlocal gate
         if gate is None and (directory / "base-2").exists() and not prepared.is_set():
             gate = disk.hold("sync")  # of the chunk below, which is in the log by then
@@ -234,7 +234,7 @@ def test_close_within_a_compaction_ends_it(directory: Path) -> None:
         apply(machine, last + 1, last + 10)
         left = [calls]
 
-        def progress(machine: FastStateMachine = machine, left: list[int] = left) -> None:
+        def progress(done: int, total: int, machine: FastStateMachine = machine, left: list[int] = left) -> None:
             left[0] -= 1
             if not left[0]:
                 machine.close()
