@@ -88,6 +88,7 @@ cdef class Engine(State):
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds
         index.end = log.start + log.end
+        index.metadata = metadata
         self.take_index(log, index)
         self._group_commit = commit
         self.runs = runs
@@ -264,7 +265,7 @@ cdef class Engine(State):
         append_state(self._log, self.runs, metadata, closing)
         self.take_arena()
         if metadata is not None:
-            self.metadata_unsaved = False
+            self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
 
     def _has_unwritten(self, bint with_metadata):
