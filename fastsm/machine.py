@@ -115,10 +115,10 @@ class FastStateMachine(Snapshots, StateMachine):
         self._begin(log.head.generation)
         self._clean_end = log.end if self._recovery.clean else -1
         self._compact_above(self._policy.threshold(self._live_bytes(), 0))
-        if verify_on_open == "background" and not verified:
-            self._verify_in_background()
         self._worker = OrderedWorker()
         self._set_status("running")
+        if verify_on_open == "background" and not verified:
+            self._verify_in_background()  # from here on damage may be reported
         _machines.add(self)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
 
