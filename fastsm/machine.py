@@ -117,14 +117,14 @@ class FastStateMachine(Snapshots, StateMachine):
         self._compact_above(self._policy.threshold(self._live_bytes(), 0))
         self._worker = OrderedWorker()
         self._set_status("running")
-        if verify_on_open == "background" and not verified:
-            self._verify_in_background()  # from here on damage may be reported
         _machines.add(self)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
+        if verify_on_open == "background" and not verified:
+            self._verify_in_background()  # last, since from here on any call may say that it has found damage
 
     def __repr__(self) -> str:
-        if not self.is_running():
-            return f"<FastStateMachine {self.path!r}: not running>"
+        if self._corrupt() or not self.is_running():
+            return f"<FastStateMachine {self.path!r}: {'corrupt' if self._corrupt() else 'not running'}>"
         return f"<FastStateMachine {self.path!r}: {self.len()} keys, applied {tuple(self.last_applied())}>"
 
     # ---- life cycle ------------------------------------------------------------------------------------
