@@ -44,7 +44,8 @@ class FastStateMachine(Snapshots, StateMachine):
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
-      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included `LogId` to bytes.
+      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included `LogId` to
+      bytes.
 
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
     failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.

@@ -494,7 +494,7 @@ BAD_BASES = {
     "padding that is not zero": snapshot((7, 3), RUNS, [record(PUT, 4, b"k")[:-1] + b"\1"]),
     "half a record": snapshot((7, 3), RUNS, [RECORDS[1][:-8]]),
     "a value that reaches behind the base": snapshot((7, 3), RUNS, [struct.pack(RECORD, 4, 9, 0, PUT, 0) + bytes(8)]),
-    "more keys than records": snapshot((7, 3), RUNS, RECORDS[:1] + [record(PUT, 4, b"k" * 40)], keys=3),
+    "more keys than records": snapshot((7, 3), RUNS, [RECORDS[0], record(PUT, 4, b"k" * 40)], keys=3),
     "runs of one term": snapshot((7, 3), [term_run(1, 2, 3), term_run(4, 7, 3)], RECORDS),
     "runs that overlap": snapshot((7, 3), [term_run(1, 4, 1), term_run(4, 7, 3)], RECORDS),
     "a run that is empty": snapshot((7, 3), [term_run(3, 2, 1), term_run(4, 7, 3)], RECORDS[1:]),

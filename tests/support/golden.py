@@ -56,7 +56,8 @@ def long_history() -> Iterator[Entry]:
         step, new_term, kind, key, size, other, *rest = dice[at : at + 8]
         index += 1 + (step < 20) * (step % 5)
         term += new_term < 5
-        yield Entry(index, term, _command(kind, b"key-%d" % (key % 120), bytes(rest) * (size % 40), b"%d" % (other % 3)))
+        value = bytes(rest) * (size % 40)
+        yield Entry(index, term, _command(kind, b"key-%d" % (key % 120), value, b"%d" % (other % 3)))
 
 
 def _command(kind: int, key: bytes, value: bytes, small: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """A program that opens tables which lie under right checksums: it must not crash. Prints one line for each.
 
-``python -m support.hostile_tables DIRECTORY SCRATCH``: the directory holds a base, a log and a table of several segments.
+``python -m support.hostile_tables DIRECTORY SCRATCH``: the directory holds a base, a log, a table of several segments.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import fastsm
@@ -33,7 +34,8 @@ def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]
         yield f"slots lead into values, {seed}", lambda t, s=seed: shift(t, random.Random(s))
         yield f"numbers anywhere, {seed}", lambda t, s=seed: scribble(t, random.Random(s))
     yield "slots in disorder", disorder
-    yield "one segment for all", lambda t: t.set(f"{1 << t.saved.depth}I", t.sections.directory, *[0] * (1 << t.saved.depth))
+    named = 1 << table.saved.depth
+    yield "one segment for all", lambda t: t.set(f"{named}I", t.sections.directory, *[0] * named)
     for depth in range(table.saved.depth + 1):
         yield f"segments of depth {depth}", lambda t, d=depth: depths(t, d)
     yield "all is dead", lambda t: t.set(f"{t.saved.dead_words}Q", t.sections.dead, *[2**64 - 1] * t.saved.dead_words)
@@ -106,8 +108,8 @@ def use(path: Path, verify: str) -> str:
     )):
         first = index + 1 + 20_000 * number
         chunk = [(first + i, term, command) for i, command in enumerate(commands)]
-        attempt(lambda: machine.update_last_applied((first - 1, term)))
-        attempt(lambda: machine.apply(chunk))
+        attempt(partial(machine.update_last_applied, (first - 1, term)))
+        attempt(partial(machine.apply, chunk))
         attempt(lambda: list(machine.items()))
     attempt(lambda: machine.write_snapshot(path / "snapshot", (index, term)))
     attempt(lambda: machine.compact(machine.last_applied()))
