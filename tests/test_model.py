@@ -2,7 +2,8 @@
 
 One random walk serves all configurations: contiguous or not, sync="flush" or "apply", frames stored through
 the mapping or written with pwrite, with or without saved tables and compaction by itself. A crash of the process is a
-copy of the directory, taken without closing: everything applied must be in it, since the page cache outlives the process.
+copy of the directory, taken without closing: everything applied must be in it, since the page cache outlives the
+process.
 """
 
 from __future__ import annotations

@@ -340,7 +340,7 @@ def wrong_in_runs(table: TableFile) -> None:
 
 
 def full_segment(table: TableFile) -> None:
-    (at, slot), *_ = table.slots()
+    (_, slot), *_ = table.slots()
     start = table.sections.segments
     table.set("4096Q", start, *[slot] * 4096)
     table.set("I", start + 8 * 4096, 4096)
