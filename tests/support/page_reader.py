@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import blake3
@@ -151,13 +152,14 @@ def decode_frame(state: Decoded, frame: bytes) -> None:
         behind = last
     offset = 24 + 16 * run_count
     while offset < len(frame):
-        operation, index, key, value, size = decode_record(frame[offset:])
+        record = decode_record(frame[offset:])
+        operation, index = record[:2]
         if operation <= 3:
             demand(before < index <= state.last_applied[0], "an index of this frame")
             demand(state.term(index) is not None, "an index in no gap")
             before = index - 1
-        take_record(state, operation, index, key, value, state.log_start + state.end + offset, size)
-        offset += size
+        take_record(state, record, state.log_start + state.end + offset)
+        offset += record[-1]
 
 
 def decode_run(state: Decoded, behind: int, last: int, term: int) -> None:
@@ -183,9 +185,8 @@ def decode_record(data: bytes | memoryview) -> tuple[int, int, bytes, bytes, int
     return operation, index, record[16 : 16 + key_size], record[16 + key_size : 16 + key_size + value_size], size
 
 
-def take_record(
-    state: Decoded, operation: int, index: int, key: bytes, value: bytes, place: int, size: int
-) -> None:
+def take_record(state: Decoded, record: tuple[int, int, bytes, bytes, int], place: int) -> None:
+    operation, index, key, value, size = record
     state.clean = operation == 5
     if operation == 1:
         state.items.pop(key, None)
@@ -240,11 +241,12 @@ def take_records(state: Decoded, expected: int, data: bytes, place: int) -> int:
     """Takes records of one operation; how many there were."""
     offset = count = before = 0
     while offset < len(data):
-        operation, index, key, value, size = decode_record(memoryview(data)[offset:])
+        record = decode_record(memoryview(data)[offset:])
+        operation, index = record[:2]
         demand(operation == expected, "an operation")
         demand(index >= before and state.term(index) is not None, "indexes in runs, which do not fall")
-        take_record(state, operation, index, key, value, place + offset, size)
-        offset, count, before = offset + size, count + 1, index
+        take_record(state, record, place + offset)
+        offset, count, before = offset + record[-1], count + 1, index
     return count
 
 
@@ -261,7 +263,7 @@ def flat_state(stored: bytes, codec: int, size: int) -> bytes:
 
 def decode_runs(data: bytes) -> list[Run]:
     runs = list(struct.iter_unpack("<QQQ", data))
-    for run, following in zip(runs, runs[1:], strict=False):
+    for run, following in pairwise(runs):
         demand(run[1] < following[0] and run[2] < following[2], "runs and terms that rise")
     demand(all(0 < first <= last for first, last, _ in runs), "runs that are not empty")
     return runs
