@@ -65,6 +65,12 @@ class Base:
                 raise
         return cls(directory, name, descriptor, head)
 
+    def duplicate_descriptor(self) -> Descriptor:
+        """Another descriptor of the file, which outlives this object."""
+        if self.descriptor is None:
+            raise ValueError(f"{self!r} is closed")
+        return self.descriptor.duplicate()
+
     def close(self) -> None:
         """Gives the descriptor back. Idempotent."""
         descriptor, self.descriptor = self.descriptor, None

@@ -1,9 +1,9 @@
 """The state as of an entry, held still: what a snapshot writes, and what compaction keeps.
 
 Nothing is copied while the GIL is held, and nobody waits. Records never move, so the state as of entry L is: the put
-records up to L that no record up to L follows. The dead map says which records were followed by now. What it
-says too much is undone by the entries behind L: the keys that they wrote are gathered in a private table, and for each of
-them the last record up to L is looked for among the dead. All other records are judged by one bit.
+records up to L that no record of their key up to L follows. The dead map says which of them were followed by now.
+What it says too much is undone by the entries behind L: the keys that they wrote are gathered in a private table, and
+for each of them the last record up to L is looked for among the dead. All other records are judged by one bit.
 
     arena   | base … | frames up to L …           | frames behind L … |
     pass 1                                        | gather keys       |      only if there are any
@@ -71,7 +71,7 @@ cdef class Capture:
         return f"<Capture as of {tuple(self.last_included)}>"
 
     def find(self, tick):
-        """Decides what is live. `tick()` is called between slices of the work, and may raise. O(bytes up to the end)."""
+        """Decides what is live. `tick()` is called between slices of the work, and may raise. O(bytes)."""
         with nogil:
             self.dead = self.index.dead.copy(self.stop)
         if self.dead == NULL:

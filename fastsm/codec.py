@@ -6,6 +6,8 @@ of them tells where a frame ended, so `_Frame` follows its blocks while the byte
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -182,16 +184,8 @@ class _Own:
 
 
 def _library() -> _Zstandard | _Own:
-    try:
-        from compression import zstd  # noqa: PLC0415  # only who compresses needs it
-    except ImportError:
-        pass
-    else:
-        return _Own(zstd)
-    try:
-        import zstandard  # noqa: PLC0415
-    except ImportError:
-        raise SnapshotError(
-            'snapshots with compress="zstd" need the package zstandard: pip install "fastsm[zstd]"'
-        ) from None
-    return _Zstandard(zstandard)
+    """Imported by name: which of the two there is differs between versions of Python."""
+    for name, wrapper in (("compression.zstd", _Own), ("zstandard", _Zstandard)):
+        with contextlib.suppress(ImportError):
+            return wrapper(importlib.import_module(name))
+    raise SnapshotError('snapshots with compress="zstd" need the package zstandard: pip install "fastsm[zstd]"')

@@ -84,6 +84,7 @@ cdef class Engine(State):
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
             runs = RunList(applied.index, applied.term, applied.index > 0)
+        _old = self._log, self._index  # until all is changed: their end may let another thread run
         name_next()
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds

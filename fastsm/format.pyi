@@ -3,6 +3,10 @@ from typing import NamedTuple
 
 VERSION: int
 LOG_HEADER_BYTES: int
+TABLE_HEADER_BYTES: int
+TABLE_PAGE: int
+SEGMENT_BYTES: int
+LARGE_BYTES: int
 LOG_MAGIC_BYTES: bytes
 CURRENT_MAGIC_BYTES: bytes
 SNAPSHOT_MAGIC_BYTES: bytes
@@ -18,7 +22,6 @@ STATE_CHECKSUM_COVERS: slice
 CHECKSUM_COVERS: slice
 CODEC_NONE: int
 CODEC_ZSTD: int
-ARENA_LIMIT: int
 MAX_INDEX: int
 MAX_TERM: int
 
@@ -56,6 +59,35 @@ class SnapshotHead(NamedTuple):
 
 def pack_snapshot_head(head: SnapshotHead) -> bytes: ...
 def unpack_snapshot_head(data: bytes, path: str, size: int | None = None) -> SnapshotHead: ...
+class Sections(NamedTuple):
+    runs: int
+    metadata: int
+    dead: int
+    directory: int
+    segments: int
+    end: int
+
+class SavedTable(NamedTuple):
+    identity: int
+    log_offset: int
+    log_start: int
+    seed0: int
+    seed1: int
+    keys: int
+    live_bytes: int
+    config_place: int
+    segments: int
+    depth: int
+    runs: int
+    metadata_size: int
+    dead_words: int
+    frames: int
+    body_checksum: int
+    @property
+    def sections(self) -> Sections: ...
+
+def pack_saved_table(saved: SavedTable) -> bytes: ...
+def unpack_saved_table(data: bytes, path: str, size: int) -> SavedTable: ...
 def pack_log_head(head: LogHead) -> bytes: ...
 def pack_current(current: CurrentFile) -> bytes: ...
 def unpack_log_head(data: bytes, path: str) -> LogHead: ...

@@ -233,15 +233,15 @@ SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQ32sQQ16s32s")
 
 def pack_snapshot_head(head):
     """A snapshot's header: `[16:64]` is what `state_checksum` covers of it, all but the end `checksum`."""
-    *fields, checksum = head
-    codec, *fields = fields
-    return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, codec, *fields, bytes(16), checksum)
+    *fields, own_sum = head
+    return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, *fields, bytes(16), own_sum)
 
 
 def unpack_snapshot_head(data, path, size=None):
     """The header of the snapshot at `path`, a file of `size` bytes, all of which it accounts for.
 
-    While the file arrives (`size` None) the header's own word is taken for its size. Raises `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
+    While the file arrives (`size` None) the header's own word is taken for its size. Raises
+    `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
     """
     def refuse(offset, expected, found):
         raise SnapshotFormatError(f"{path}, offset {offset}: expected {expected}, found {found}; "
@@ -249,12 +249,12 @@ def unpack_snapshot_head(data, path, size=None):
 
     if len(data) < SNAPSHOT_HEADER_SIZE:
         refuse(0, f"a header of {SNAPSHOT_HEADER_SIZE} bytes", f"{len(data)} bytes")
-    magic, version, *fields, zero, checksum = SNAPSHOT_STRUCT.unpack(data[:SNAPSHOT_HEADER_SIZE])
+    magic, version, *fields, zero, own_sum = SNAPSHOT_STRUCT.unpack(data[:SNAPSHOT_HEADER_SIZE])
     if magic != SNAPSHOT_MAGIC_BYTES:
         refuse(SNAPSHOT_MAGIC, f"magic {SNAPSHOT_MAGIC_BYTES!r}", repr(magic))
     if version != VERSION:
         raise FormatVersionError(path, VERSION, version)
-    head = SnapshotHead(*fields, checksum)
+    head = SnapshotHead(*fields, own_sum)
     if head.codec not in (CODEC_NONE, CODEC_ZSTD):
         refuse(SNAPSHOT_CODEC, f"codec {CODEC_NONE} (none) or {CODEC_ZSTD} (zstd)", head.codec)
     if head.last_index > LARGEST or head.last_term > LARGEST:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from fastsm import format
 from fastsm.errors import CorruptionError, FastsmError
 from fastsm.files import Directory, storage_errors
 from fastsm.index import Index
 from fastsm.log import Log, log_name
-from fastsm.saved_table import load_table
+from fastsm.saved_table import load_table, table_name
 from fastsm.types import LogId, Recovery
 
 CURRENT = "CURRENT"
@@ -29,8 +29,9 @@ NAMES = re.compile(r"(log|base|table)-\d+(\.tmp)?|CURRENT\.tmp")
 logger = logging.getLogger("fastsm")
 
 
-class Generation(NamedTuple):
-    """A base and a log with the index into them."""
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A base and a log with the index into them, as opening found them."""
 
     log: Log
     index: Index
@@ -82,7 +83,8 @@ def open_read_only(directory: Directory, expect_applied: LogId | None) -> Genera
 
 def recover(log: Log, known_durable: int, expect_applied: LogId | None) -> Generation:
     """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
-    loaded = load_table(log.directory, log)
+    with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
+        loaded = load_table(log.directory, log)
     behind, frames = EMPTY_LOG_BYTES, 0
     if loaded is not None:
         index, saved = loaded

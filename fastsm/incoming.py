@@ -5,7 +5,8 @@ Nothing is read twice from where the file came from: what was checked is what is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import blake3
 
@@ -14,6 +15,9 @@ from fastsm.base import Base, base_name
 from fastsm.files import Directory, storage_errors
 from fastsm.mapping import Descriptor
 from fastsm.snapshot import Snapshot, compare, copy_checked, flat_state_checksum
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Progress = Callable[[int, int], None]
 
@@ -60,7 +64,7 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
 
     try:
         directory.allocate(descriptor, 0, snapshot.size)
-        copy_checked(snapshot._file(), snapshot.head, snapshot.path, write, progress)
+        copy_checked(snapshot.descriptor, snapshot.head, snapshot.path, write, progress)
     except BaseException:
         directory.close_file(descriptor)
         raise
@@ -78,13 +82,13 @@ def unpack(
     hasher = blake3.blake3(packed[: format.SNAPSHOT_HEADER_BYTES - len(head.checksum)])
     offset = head.state_offset
 
-    def written_pieces():  # type: ignore[no-untyped-def]
+    def written_pieces() -> Iterator[Buffer]:
         nonlocal offset
         with Snapshot(stored.duplicate(), snapshot.path) as copied:
             for piece in copied.flat_pieces():
                 directory.write(descriptor, piece, offset)
                 hasher.update(piece)
-                offset += len(piece)
+                offset += memoryview(piece).nbytes
                 yield piece
 
     compare(snapshot.path, "state checksum", head.state_checksum, flat_state_checksum(head, written_pieces()))

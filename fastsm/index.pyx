@@ -15,9 +15,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.format cimport (
     RECORD_CONFIG, RECORD_DELETE, RECORD_KEY, RECORD_PUT, RECORD_SNAPSHOT, VALID,
-    frame_length, look_at_record, record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
+    frame_length, look_at_record, record_index, record_key, record_key_size, record_length, record_operation,
+    record_value_size,
 )
-from fastsm.hashing cimport load64
 from fastsm.log cimport Log
 from fastsm.mapping cimport Mapping
 from fastsm.table cimport FAILED, prefetch

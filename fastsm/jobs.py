@@ -36,8 +36,8 @@ class Job:
 class Jobs:
     """All jobs of one state machine.
 
-    A job takes effect in the writer's turn, after a last :meth:`Job.check` there; whoever ends jobs has that turn, too. So
-    a job has taken effect, or never will. Thread safe.
+    A job takes effect in the writer's turn, after a last :meth:`Job.check` there; whoever ends jobs has that turn,
+    too. So a job has taken effect, or never will. Thread safe.
     """
 
     def __init__(self) -> None:

@@ -44,8 +44,7 @@ class FastStateMachine(Snapshots, StateMachine):
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
-      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included `LogId` to
-      bytes.
+      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
 
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
     failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
@@ -102,12 +101,12 @@ class FastStateMachine(Snapshots, StateMachine):
         except BaseException:
             self._directory.close()
             raise
-        log, index, durable, self._recovery, verified = opened
+        log, verified, self._recovery = opened.log, opened.verified, opened.recovery
         try:
             if verify_on_open == "full" and not verified:
                 Verification(log).run()
                 verified = True
-            self._attach(log, index, GroupCommit(log), durable, contiguous, sync == "apply")
+            self._attach(log, opened.index, GroupCommit(log), opened.durable, contiguous, sync == "apply")
         except BaseException:
             log.close()
             self._directory.close()
@@ -115,7 +114,7 @@ class FastStateMachine(Snapshots, StateMachine):
         self._set_verified(verified)
         self._begin(log.head.generation)
         self._clean_end = log.end if self._recovery.clean else -1
-        self._compact_above(self._policy.threshold(self._live_bytes(), 0))
+        self._renew_policy(0)
         self._worker = OrderedWorker()
         self._set_status("running")
         _machines.add(self)
@@ -347,13 +346,14 @@ class FastStateMachine(Snapshots, StateMachine):
         """Counts, sizes, and what recovery found. O(1)."""
         self._require(True)
         log, table = self._log, self._table
+        log_bytes, base_bytes, live_bytes, dead_bytes = self._bytes()
         return Stats(
             keys=self.len(),
-            live_bytes=self._live_bytes(),
-            dead_bytes=self._dead_bytes(),
+            live_bytes=live_bytes,
+            dead_bytes=dead_bytes,
             pinned_bytes=sum(pages.mapped for ref in self._retired if (pages := ref()) not in (None, log.mapping)),
-            log_bytes=log.end,
-            base_bytes=log.base_bytes,
+            log_bytes=log_bytes,
+            base_bytes=base_bytes,
             generation=log.head.generation,
             base=LogId(log.head.base_index, log.head.base_term),
             table_bytes=table.size,

@@ -176,7 +176,8 @@ cdef class Mapping:
 
     def __dealloc__(self):
         if self.address != NULL:
-            munmap(self.address, self.reserved)
+            with nogil:  # a gigabyte of pages takes tens of milliseconds
+                munmap(self.address, self.reserved)
 
     def __repr__(self):
         return f"<Mapping of {self.mapped} bytes, {self.reserved} reserved>"

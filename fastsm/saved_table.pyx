@@ -1,8 +1,8 @@
 """The saved table: an index put into a file, and mapped back into memory, so that opening reads no log.
 
-Its file is a copy of memory at one moment of a log's life. It is believed only if all of it checks out: its own checksum,
-the log's identity, and that each slot leads into the arena. A table of an earlier moment is as good, since a log's
-frames never change: what came behind it is read from the log.
+Its file is a copy of memory at one moment of a log's life. It is believed only if all of it checks out: its own
+checksum, the log's identity, and that each slot leads into the arena. A table of an earlier moment is as good, since
+a log's frames never change: what came behind it is read from the log.
 """
 
 import mmap
@@ -12,7 +12,6 @@ from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap as map_memory,
 )
@@ -24,10 +23,9 @@ from fastsm.index cimport Index
 from fastsm.log cimport Log
 from fastsm.mapping cimport Mapping
 from fastsm.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table
-from fastsm.terms cimport Terms
 
 from fastsm import format
-from fastsm.errors import CorruptionError, FormatVersionError, SnapshotError
+from fastsm.errors import CorruptionError, FormatVersionError
 from fastsm.types import LogId, SnapshotMetadata
 
 

@@ -106,7 +106,9 @@ class Snapshot:
         """Gives the file back. Idempotent."""
         self._fd = None  # closed with the last reference: not under a reader in another thread
 
-    def _file(self) -> Descriptor:
+    @property
+    def descriptor(self) -> Descriptor:
+        """The open file; ``SnapshotError`` once it was closed."""
         if self._fd is None:
             raise SnapshotError(f"{self.path}: this snapshot was closed; open it again")
         return self._fd
@@ -118,7 +120,7 @@ class Snapshot:
         """
         if offset < 0 or size < 0:
             raise ValueError(f"expected an offset and a size from 0 on, found {offset} and {size}")
-        fd = self._file()
+        fd = self.descriptor
         stop = min(offset + size, self.size)
         return b"".join(bytes(piece) for piece in read_pieces(fd, offset, stop, self.path))
 
@@ -146,7 +148,7 @@ class Snapshot:
 
     def flat_pieces(self, stop: int | None = None) -> Iterator[Buffer]:
         """The state in flat form up to ``stop``, decompressed where need be. A piece lives until the next one."""
-        fd, head = self._file(), self.head
+        fd, head = self.descriptor, self.head
         if head.codec == format.CODEC_NONE:
             end = head.file_size if stop is None else head.state_offset + stop
             return read_pieces(fd, head.state_offset, end, self.path)
@@ -160,7 +162,7 @@ class Snapshot:
         ``SnapshotFormatError``. That no key comes twice only an install sees. O(size), a second for about a million
         records; memory for two pieces.
         """
-        head, fd = self.head, self._file()
+        head, fd = self.head, self.descriptor
         counter = _Counter(progress, head.file_size + head.state_size)
         copy_checked(fd, head, self.path, counter.count)
         flat = _Summed(head, self.flat_pieces(), counter.count)
@@ -206,6 +208,8 @@ def copy_checked(
     ``write`` returns. ``progress(done, total)`` may raise to give up. Raises ``ChecksumMismatchError``.
     """
     hasher = blake3.blake3()
+    attachment_end = format.SNAPSHOT_HEADER_BYTES + head.attachment_size
+    padding = b""
     done = 0
     for piece in read_pieces(source, 0, head.file_size, path):
         if done == 0:
@@ -215,12 +219,15 @@ def copy_checked(
             hasher.update(piece[format.SNAPSHOT_HEADER_BYTES :])
         else:
             hasher.update(piece)
+        padding += piece[max(0, attachment_end - done) : max(0, head.state_offset - done)]
         done += len(piece)
         if write is not None:
             write(piece)
         if progress is not None:
             progress(done, head.file_size)
     compare(path, "checksum", head.checksum, hasher.digest())
+    if any(padding):
+        raise SnapshotFormatError(f"{path}, offset {attachment_end}: expected zeros, found {padding!r}; get it again")
 
 
 def flat_state_checksum(head: SnapshotHead, pieces: Iterable[Buffer]) -> bytes:
@@ -421,7 +428,8 @@ def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, i
         if not left:
             return
         # Sizes are multiples of 8, but the head of a record takes 16 bytes.
-        index, value_size, key_size, operation, zero = unpack_from(stream.take(min(left, head_size)).ljust(head_size, b"\0"))
+        start = stream.take(min(left, head_size)).ljust(head_size, b"\0")
+        index, value_size, key_size, operation, zero = unpack_from(start)
         used = head_size + key_size + value_size
         size = used + 7 & ~7
         padding = 0

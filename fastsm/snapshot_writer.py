@@ -41,10 +41,14 @@ _LEFTOVER = re.compile(re.escape(SNAPSHOT) + r"\.[0-9]+-[0-9a-f]+\.tmp")
 class Source(Protocol):
     """A state as of an entry, in the parts that a snapshot has."""
 
-    last_included: LogId
-    membership: bytes      # its record, or b""
-    runs: bytes            # 24 bytes each, ascending
-    estimated_size: int    # of the records; a hint
+    @property
+    def last_included(self) -> LogId: ...
+    @property
+    def membership(self) -> bytes:
+        """Its record, or nothing."""
+    @property
+    def runs(self) -> bytes:
+        """24 bytes each, ascending."""
 
     def write_records(self, directory: Directory, fd: Descriptor, offset: int, tick: Tick) -> tuple[int, int]:
         """Writes all records with ``directory.write(fd, buffer, offset)``; returns how many, and their bytes.

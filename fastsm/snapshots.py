@@ -155,23 +155,28 @@ class Snapshots(Engine):
             capture.find(job.tick)
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
-            with prepare(
+            prepared = prepare(
                 directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick,
                 files=type(self._directory),
-            ) as prepared:  # fmt: skip
-                with self._turns:
-                    job.check()
-                    self._require(True)
-                    prepared.commit()
-                    if not self._log.read_only:
-                        known = self.snapshot_metadata()
-                        if known is None or known.last_included < prepared.metadata.last_included:
-                            self._note_metadata(prepared.metadata)
-                        self._write_state(True)
-                    mark = self._position()
+            )  # fmt: skip
+            with prepared, self._turns:
+                job.check()
+                self._require(True)
+                prepared.commit()
+                self._record(prepared.metadata)
+                mark = self._position()
             self._sync_to(mark)
         logger.info("%s: wrote %s as of %s", self.path, prepared.path, tuple(capture.last_included))
         return prepared.metadata
+
+    def _record(self, metadata: SnapshotMetadata) -> None:
+        """In the writer's turn: a frame of a snapshot's metadata, if it is newer, and of all that no frame carries."""
+        if self._log.read_only:
+            return
+        known = self.snapshot_metadata()
+        if known is None or known.last_included < metadata.last_included:
+            self._note_metadata(metadata)
+        self._write_state(True)
 
     def _sync_to(self, mark: tuple[Any, int, LogId]) -> None:
         """Makes a log durable up to a position; nothing to do when the state has gone on to another log."""
@@ -281,7 +286,7 @@ class Snapshots(Engine):
                 if metadata is not None:
                     check_metadata(metadata, snapshot.head, snapshot.path)
                 if not allow_older and told.last_included < self.last_applied():
-                    copy_checked(snapshot._file(), snapshot.head, snapshot.path, progress=progress)
+                    copy_checked(snapshot.descriptor, snapshot.head, snapshot.path, progress=progress)
                     self._refuse_stale(told)
                 base = copy_in(self._directory, number, snapshot, progress)
             log = Log.create(self._directory, number, base)
@@ -438,9 +443,10 @@ class Snapshots(Engine):
 
     # ---- the policy ------------------------------------------------------------------------------------
 
-    def _renew_policy(self) -> None:
-        """Compaction by itself comes next when so much more is dead than now."""
-        self._compact_above(self._policy.threshold(self._live_bytes(), self._dead_bytes()))
+    def _renew_policy(self, dead_bytes: int | None = None) -> None:
+        """Compaction by itself comes next when so much more is dead than now, or than ``dead_bytes``."""
+        _, _, live, dead = self._bytes()
+        self._compact_above(self._policy.threshold(live, dead if dead_bytes is None else dead_bytes))
 
     def _compact_by_itself(self) -> None:
         """Called by ``apply``, once, when more is dead than the policy bears."""

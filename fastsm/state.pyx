@@ -362,6 +362,7 @@ cdef class State:
 
     cdef void take_arena(self) noexcept:
         """Reads go through the log's present mapping from here on. The old one stays until nobody holds it."""
+        _old = self.mapping  # until all is changed: its end may let another thread run
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
             self.arena = self.mapping.address
@@ -373,11 +374,9 @@ cdef class State:
         self.mapping = None
         self._log.let_go()
 
-    def _live_bytes(self):
-        return self._index.live_bytes
-
-    def _dead_bytes(self):
-        return self.dead_bytes()
+    def _bytes(self):
+        """Of log, base, live records and all else, at one moment."""
+        return self._log.end, self._log.base_bytes, self._index.live_bytes, self.dead_bytes()
 
     cdef inline uint64_t dead_bytes(self) noexcept:
         """What compaction could give back: all of base and log that is no live record."""

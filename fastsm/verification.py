@@ -28,7 +28,7 @@ class Verification:
 
     def __init__(self, log: Log) -> None:
         self._base: Base | None = log.base
-        self._base_descriptor = None if log.base is None else log.base.descriptor.duplicate()
+        self._base_descriptor = None if log.base is None else log.base.duplicate_descriptor()
         self._log = log.verification()
 
     def run(self, progress: Progress | None = None) -> None:

@@ -157,8 +157,8 @@ CASES: dict[str, Case] = {
         UnknownCommandError, one_machine(lambda m: m.apply([Entry(2, 2, b"\x09" + bytes(7))])), {"index": 2},
         ["entry 2", "version 9", "knows version 0", "upgrade"]),
     "a flipped bit in the log": (
-        CorruptionError, damaged(overwrite("log-1", 90, b"\xff")), {"path": "{}/log-1", "offset": 64},
-        ["{}/log-1", "offset 64", "expected", "found", "checksum", "restore"]),
+        CorruptionError, damaged(overwrite("log-1", 130, b"\xff")), {"path": "{}/log-1", "offset": 96},
+        ["{}/log-1", "offset 96", "expected", "found", "checksum", "restore"]),
     "another magic": (
         CorruptionError, damaged(overwrite("log-1", 0, b"ELF")), {"path": "{}/log-1", "offset": 0},
         ["{}/log-1", "offset 0", "FASTSM-L", "ELFTSM-L"]),

@@ -107,7 +107,7 @@ def test_imports_are_seen() -> None:
     """The reading of sources finds the imports that are known to be there, of each form."""
     assert {"command", "terms"} <= set(imports_of(PACKAGE / "chunk.pxd"))
     assert {"errors", "format", "files", "types"} <= set(imports_of(PACKAGE / "log.pyx"))
-    assert {"engine", "generation", "types"} <= set(imports_of(PACKAGE / "machine.py"))
+    assert {"snapshots", "generation", "types"} <= set(imports_of(PACKAGE / "machine.py"))
     python = "if TYPE_CHECKING:\n    import fastsm.machine\ndef f():\n    from fastsm.log import Log\n"
     assert list(imports_in_python(ast.parse(python))) == [("fastsm.log", ["Log"])]
     cython = (

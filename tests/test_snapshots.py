@@ -41,7 +41,7 @@ def swap_heavy(history: History) -> list[Entry]:
         index, term = history.last
         history.last = LogId(index, term + 1)
         border = [history.entry()._replace(command=fastsm.config(history.value()))]
-        return border + [history.entry()._replace(command=fastsm.noop())]
+        return [*border, history.entry()._replace(command=fastsm.noop())]
     if dice < 0.6:
         command = fastsm.compare_and_swap(b"key-1", b"never there", b"x")
         return [history.entry()._replace(command=command) for _ in range(3)]

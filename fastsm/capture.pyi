@@ -1,0 +1,26 @@
+from collections.abc import Callable
+from typing import SupportsIndex
+
+from typing_extensions import Self
+
+from fastsm.files import Directory
+from fastsm.index import Index
+from fastsm.log import Log
+from fastsm.types import LogId
+
+class Capture:
+    def __new__(cls, log: Log, index: Index, last_included: LogId, newest: bool) -> Self: ...
+    @property
+    def last_included(self) -> LogId: ...
+    @property
+    def runs(self) -> bytes: ...
+    @property
+    def membership(self) -> bytes: ...
+    @property
+    def estimated_size(self) -> int: ...
+    @property
+    def next_frame(self) -> int: ...
+    def find(self, tick: Callable[[], object]) -> None: ...
+    def write_records(
+        self, directory: Directory, descriptor: SupportsIndex, offset: int, tick: Callable[[], object]
+    ) -> tuple[int, int]: ...
