@@ -280,8 +280,7 @@ cdef class Engine(State):
         append_state(self._log, self.runs, metadata, closing)
         self.take_arena()
         if metadata is not None:
-            self.metadata_unsaved = False
-            self._index.metadata = metadata
+            self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
 
     def _has_unwritten(self, bint with_metadata):

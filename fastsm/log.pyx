@@ -388,7 +388,7 @@ cdef class Log:
         with storage_errors(self.path, "trimming the log"):
             self.directory.truncate(self.descriptor, self.end)
         self.allocated = self.end
-        self.mapping.mapped = self.start + self.end
+        self.mapping.shrink(self.end)
         self.window_end = self.zeroed_end = 0
 
     # ---- recover ---------------------------------------------------------------------------------------
@@ -420,6 +420,15 @@ cdef class Log:
             clean=self.end == self.durable and torn_end == self.end, frames=scan.frames, log_bytes=self.end,
             torn_bytes=torn_end - self.end, suspect_bytes=self.end - self.durable,
             seconds=time.perf_counter() - started)
+
+    def damage_at(self, uint64_t place):
+        """The error for a record of the arena that says that it is longer than it can be."""
+        path, offset = self.path, place
+        if place >= self.start:
+            offset -= self.start
+        elif self.base is not None:
+            path = self.base.path
+        return CorruptionError(path, offset, "a record within the file", "one that says it is longer")
 
     def last_frame_up_to(self, uint64_t index):
         """Where the last frame ends that applied nothing behind an index, and the last entry up to there.
@@ -472,7 +481,7 @@ cdef class Log:
                 "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
                 "or the machine stopped", self.path, torn_end - end, end)
         self.allocated = end
-        self.mapping.mapped = self.start + self.allocated
+        self.mapping.shrink(end)
 
     def verification(self):
         """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""

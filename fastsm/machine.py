@@ -115,16 +115,16 @@ class FastStateMachine(Snapshots, StateMachine):
         self._begin(log.head.generation)
         self._clean_end = log.end if self._recovery.clean else -1
         self._renew_policy(0)
-        if verify_on_open == "background" and not verified:
-            self._verify_in_background()
         self._worker = OrderedWorker()
         self._set_status("running")
         _machines.add(self)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
+        if verify_on_open == "background" and not verified:
+            self._verify_in_background()  # last, since from here on any call may say that it has found damage
 
     def __repr__(self) -> str:
-        if not self.is_running():
-            return f"<FastStateMachine {self.path!r}: not running>"
+        if self._corrupt() or not self.is_running():
+            return f"<FastStateMachine {self.path!r}: {'corrupt' if self._corrupt() else 'not running'}>"
         return f"<FastStateMachine {self.path!r}: {self.len()} keys, applied {tuple(self.last_applied())}>"
 
     # ---- life cycle ------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class Snapshots(Engine):
 
     def _ensure_verified(self, job: Job) -> None:
         """A snapshot of unverified bytes would give damage a right checksum."""
-        if self._verified or self._log.read_only:
+        if self._verified:
             return
         if self._verification is not None:
             self._verification.wait(job.tick)
