@@ -396,7 +396,8 @@ class Comparison(RuleBasedStateMachine):
         durable = self.fast.durable()
         before = self.path
         self.lives += 1
-        self.path = crash_copy(before, self.root / str(self.lives))
+        with self.fast._compacting:  # a copy is no moment: nothing may come by itself meanwhile
+            self.path = crash_copy(before, self.root / str(self.lives))
         self.fast.close()
         shutil.rmtree(before)
         self.fast = fastsm.FastStateMachine(self.path, expect_applied=durable if expect else None, **self.options)
