@@ -15,7 +15,7 @@ import fastsm
 import fastsm.snapshots
 from fastsm import CorruptionError, FastStateMachine, open_snapshot
 from fastsm.format import LOG_HEADER_BYTES
-from support.faulty import contents, crash_copy
+from support.faulty import contents, crash_copy, memory_directory
 from support.tables import TableFile, place_of
 
 Opener = Callable[..., FastStateMachine]
@@ -255,13 +255,14 @@ def test_a_key_size_damaged_at_the_end_of_the_log_is_read_within_the_arena(direc
 
 # ---- hostile tables --------------------------------------------------------------------------------------
 
-def test_tables_that_lie_under_right_checksums_crash_nothing(tmp_path: Path) -> None:
+def test_tables_that_lie_under_right_checksums_crash_nothing() -> None:
     """Opened, read, written to, compacted: an error, or wrong values of who made the file, never a signal."""
-    many_keys(tmp_path / "state")
-    (tmp_path / "scratch").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "support.hostile_tables", str(tmp_path / "state"), str(tmp_path / "scratch")],
-        capture_output=True, text=True, check=False, cwd=TESTS)  # fmt: skip
+    with memory_directory() as root:
+        many_keys(root / "state")
+        (root / "scratch").mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "support.hostile_tables", str(root / "state"), str(root / "scratch")],
+            capture_output=True, text=True, check=False, cwd=TESTS)  # fmt: skip
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"{lines[-1:]}: {done.stderr}"
     assert len(lines) > 160
