@@ -153,6 +153,8 @@ cdef class Engine(State):
         try:
             chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
             chunk.judge(self._table, self.arena, self.readable)
+            if chunk.damaged:
+                self.damaged(chunk.damaged)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk, entries)
