@@ -64,7 +64,7 @@ cdef class State:
 
     def is_running(self):
         """True from construction until `stop` or `close`; False in a forked child."""
-        return self.status == RUNNING or self.status == CORRUPT
+        return self.status == RUNNING or (self.status == CORRUPT and self.ran)
 
     cdef int refuse(self) except -1:
         if self.status == CORRUPT:
@@ -75,6 +75,7 @@ cdef class State:
         """From here on every call but `close` and `is_running` raises this error."""
         self.corruption = error
         if self.status <= STOPPED:
+            self.ran = self.status == RUNNING
             self.status = CORRUPT
 
     def _set_verified(self, bint verified):
