@@ -10,9 +10,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 
 from fastsm import mapping
 from fastsm.errors import CorruptionError, LockedError, StorageError
@@ -76,14 +79,34 @@ class Directory:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(lock.number, 100, 0).split(b"\n")
-            pid = int(holder[0]) if holder[0].isdigit() else None
-            since = holder[1].decode("ascii", "replace") if len(holder) > 1 else None
-            raise LockedError(self.path, pid, since) from None
+            raise self._locked_by(lock) from None
         self._lock = lock
         os.ftruncate(lock.number, 0)
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         os.pwrite(lock.number, f"{os.getpid()}\n{now}\n".encode(), 0)
+
+    def owner(self) -> LockedError | None:
+        """Who has the directory open, as the error that they would be told; None when nobody has. For tools.
+
+        Asking takes the lock for some microseconds, shared, which only an opening at that very moment could notice.
+        """
+        try:
+            lock = self.open_file(LOCK, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._locked_by(lock)
+        finally:
+            self.close_file(lock)
+        return None
+
+    def _locked_by(self, lock: Descriptor) -> LockedError:
+        holder = os.pread(lock.number, 100, 0).split(b"\n")
+        pid = int(holder[0]) if holder[0].isdigit() else None
+        since = holder[1].decode("ascii", "replace") if len(holder) > 1 else None
+        return LockedError(self.path, pid, since)
 
     @staticmethod
     def lock_file(fd: Descriptor, *, wait: bool = False) -> bool:
@@ -228,6 +251,28 @@ def make_directory(path: str | os.PathLike[str], files: type[Directory] = Direct
     # Also when it was there: who made it may have died before this.
     _sync_name(path)
     return directory
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A directory to fill, which becomes ``path`` when the block ends well, and is removed when it does not.
+
+    ``path`` may be an empty directory; one that is not is a ``StorageError``.
+    """
+    path = os.path.abspath(os.fsdecode(path))
+    with storage_errors(path, "making a new directory"):
+        if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+            raise OSError(errno.ENOTEMPTY, "it is there already; name a new directory")
+        make_directory(os.path.dirname(path)).close()
+        unfinished = tempfile.mkdtemp(prefix=f"{os.path.basename(path)}.unfinished-", dir=os.path.dirname(path))
+    try:
+        yield unfinished
+        with storage_errors(path, "making a new directory"):
+            os.rename(unfinished, path)
+            _sync_name(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def _sync_name(path: str) -> None:
