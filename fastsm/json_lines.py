@@ -87,7 +87,7 @@ def _head(operation: str, last: LogId, runs: list[Run], prefix: bytes, **more: o
     head: Line = {"operation": operation, "last_applied": list(last)}
     if not prefix:
         head["runs"] = [list(run) for run in runs]
-    return head | (more if not prefix else {"prefix": text_or_base64("prefix", prefix)})
+    return head | (more if not prefix else text_or_base64("prefix", prefix))
 
 
 def _pairs(
@@ -182,9 +182,23 @@ def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
     number, line = first
     if line.get("operation") not in ("state", "log"):
         return {}, _chain(first, parsed)
-    if LogId(*line.get("base", (0, 0))).index:
+    for name in ("last_applied", "base"):
+        if not _is_numbers(line.get(name, [0, 0]), 2):
+            raise LoadError(number, f"expected {name}, [index, term], found {line[name]!r}")
+    runs = line.get("runs", [])
+    if not isinstance(runs, list) or not all(_is_numbers(run, 3) for run in runs):
+        raise LoadError(number, "expected runs, each [first index, last index, term]")
+    if line.get("base", [0, 0])[0]:
         raise LoadError(number, "this log starts behind a base, so it is no state of its own; load a dump of the state")
     return line, parsed
+
+
+def _is_numbers(value: object, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(_is_number(part) for part in value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 63
 
 
 def _chain(first: tuple[int, Line], rest: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, Line]]:
@@ -237,7 +251,7 @@ def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[LogId, list[b
         nonlocal last
         number, line = item
         found = line.get("index", last.index + 1), line.get("term", last.term)
-        if not all(isinstance(part, int) and 0 <= part < 1 << 63 for part in found) or found < last:
+        if not all(map(_is_number, found)) or found < last:
             raise LoadError(number, f"expected an index and a term not below {tuple(last)}, found {found}")
         last = LogId(*found)
         return last

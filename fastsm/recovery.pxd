@@ -14,6 +14,7 @@ cdef class Scan:
     cdef uint64_t size
     cdef readonly uint64_t end
     cdef readonly uint64_t watermark     # an offset below which the log was known durable
+    cdef bint whole_frames_only          # that is all that was mapped of the file
     cdef Terms terms
     cdef Progress progress               # the last entry, and the newest snapshot metadata
     cdef readonly uint64_t frames

@@ -104,7 +104,10 @@ cdef class Scan:
 
     def corrupt(self, expected):
         """The error for what is at the end of the frames."""
-        found = FINDINGS[self.look(self.end)] if self.end < self.size else "the end of the file"
+        if self.end < self.size:
+            found = FINDINGS[self.look(self.end)]
+        else:
+            found = "no whole frame" if self.whole_frames_only else "the end of the file"
         return CorruptionError(self.path, self.end, expected, found)
 
     def look_behind(self, int descriptor):

@@ -49,7 +49,7 @@ class Damage:
 
     def __str__(self) -> str:
         if self.offset is None:
-            return f"{self.problem}. Repair writes CURRENT anew, for log-{self.generation}; no entry is lost"
+            return f"{self.problem}. Repair writes CURRENT anew, for log-{self.generation}, whose frames are whole up to entry {self.kept.index:,}"
         known = f"entries up to {self.lost.index:,} at least" if self.lost else "how many entries, nobody can tell"
         return (
             f"{self.problem}. Repair cuts the log at offset {self.offset:,}: what is left ends with entry "
@@ -113,7 +113,7 @@ class _Patient:
         try:
             found = self.examine_log(log, current.durable_offset)
             if found is None and problem is not None:
-                last = self.scan(log, log.allocated).last_applied()
+                last = self.last_of(log, self.frames_end(log))
                 return Damage(self.path, problem, current.generation, None, last, 0, None)
             return found
         finally:
@@ -174,6 +174,12 @@ class _Patient:
             raise RepairError(f"nothing can be cut to mend this: {error}") from error
         return None
 
+    def frames_end(self, log: Log) -> int:
+        """Where the whole frames end."""
+        scan = self.scan(log, log.allocated)
+        scan.read_frames()
+        return scan.end
+
     def last_of(self, log: Log, end: int) -> LogId:
         """The last entry of the frames up to ``end``."""
         last = LogId(log.head.base_index, log.head.base_term)
@@ -198,13 +204,13 @@ class _Patient:
         return last if behind.frames else None
 
     def used(self, log: Log) -> int:
-        """Where the last byte of the log that is not zero ends."""
+        """Where the last word of the log that is not zero ends: behind it is only room."""
         buffer = memoryview(log.mapping)[log.start :]
         end = log.allocated
         while end > 0:
             piece = bytes(buffer[max(0, end - PIECE) : end]).rstrip(b"\0")
             if piece:
-                return max(0, end - PIECE) + len(piece)
+                return min(log.allocated, max(0, end - PIECE) + len(piece) + 7 & ~7)
             end = max(0, end - PIECE)
         return 0
 

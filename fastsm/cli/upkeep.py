@@ -8,6 +8,7 @@ import typer
 
 from fastsm.cli.app import MEND, app, fail, printable, told_in_one_line, waiting
 from fastsm.cli.look import Dir
+from fastsm.generation import CURRENT
 from fastsm.machine import FastStateMachine
 from fastsm.repair import examine
 from fastsm.repair import repair as repair_directory
@@ -26,6 +27,8 @@ def compact(
     Example: `fastsm compact /var/lib/node/state --retain 0`
     """
     with told_in_one_line():
+        if not (directory / CURRENT).exists():
+            fail(f"{directory}: expected a state directory, found no {CURRENT}")
         with waiting("compacting"), FastStateMachine(directory, auto_compact=False, verify_on_open="full") as machine:
             before = machine.stats()
             machine.compact(max(before.base.index, before.last_applied.index - retain))
