@@ -23,7 +23,8 @@ from libc.string cimport memcpy
 from fastsm.dead cimport is_marked, unmark
 from fastsm.format cimport (
     FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT,
-    frame_length, frame_run_count, record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
+    frame_length, frame_run_count, record_index, record_key, record_key_size, record_length,
+    record_operation, record_value_size,
 )
 from fastsm.index cimport Index
 from fastsm.log cimport Log

@@ -157,13 +157,16 @@ def line_bytes(line: Line) -> bytes:
 def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, int, int]:
     """Makes a new directory of lines; returns its last applied entry, and how many entries and keys it holds.
 
-    The state is that of the dump, with its indexes, terms and membership, and has the same ``state_checksum``; a dump by
-    prefix or range makes a state of what it holds. The directory is there whole or not at all. Raises
+    The state is that of the dump, with its indexes, terms and membership, and has the same ``state_checksum``; a dump
+    by prefix or range makes a state of what it holds. The directory is there whole or not at all. Raises
     ``LoadError`` for lines that are wrong, ``StorageError`` when the directory is not empty. O(bytes).
     """
     head, rest = _split(lines)
     entries = 0
-    with new_directory(path) as unfinished, FastStateMachine(unfinished, contiguous=False, auto_compact=False) as machine:
+    with (
+        new_directory(path) as unfinished,
+        FastStateMachine(unfinished, contiguous=False, auto_compact=False) as machine,
+    ):
         for chunk in _chunks(_entries(rest, [Run(*run) for run in head.get("runs", ())])):
             entries += len(chunk)
             machine.apply(chunk)
@@ -234,8 +237,8 @@ def _entries(lines: Iterator[tuple[int, Line]], runs: list[Run]) -> Iterator[Ent
             applied = run.first
         yield Entry(*log_id, commands[0] if len(commands) == 1 else batch(commands))
         applied = log_id.index
-    for run in [run, *ahead[::-1]]:
-        yield from (_noop(index, run) for index in sorted({run.first, run.last}) if index > applied)
+    for rest in [run, *ahead[::-1]]:
+        yield from (_noop(index, rest) for index in sorted({rest.first, rest.last}) if index > applied)
 
 
 def _noop(index: int, run: Run) -> Entry:

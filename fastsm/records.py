@@ -22,7 +22,7 @@ class Run(NamedTuple):
 class Record(NamedTuple):
     """What one command did. ``operation``: put, delete, config, snapshot (its metadata), close (a clean end)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuples have a method of this name
     operation: str
     key: bytes
     value: bytes

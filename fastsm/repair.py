@@ -17,7 +17,6 @@ from fastsm.files import Directory, storage_errors
 from fastsm.generation import CURRENT
 from fastsm.log import Log, log_name
 from fastsm.mapping import Descriptor
-from fastsm.records import log_frames
 from fastsm.recovery import Scan
 from fastsm.saved_table import table_name
 from fastsm.terms import Terms
@@ -49,7 +48,9 @@ class Damage:
 
     def __str__(self) -> str:
         if self.offset is None:
-            return f"{self.problem}. Repair writes CURRENT anew, for log-{self.generation}, whose frames are whole up to entry {self.kept.index:,}"
+            return (
+                f"{self.problem}. Repair writes CURRENT anew, for log-{self.generation}, whose frames are whole up to "
+                f"entry {self.kept.index:,}")
         known = f"entries up to {self.lost.index:,} at least" if self.lost else "how many entries, nobody can tell"
         return (
             f"{self.problem}. Repair cuts the log at offset {self.offset:,}: what is left ends with entry "
@@ -230,7 +231,7 @@ class _Patient:
                 current = format.CurrentFile(head.generation, head.identity, durable)
                 self.directory.replace_file(CURRENT, format.pack_current(current))
                 if damage.offset is not None:
-                    self.directory.truncate(descriptor, end)
+                    self.directory.truncate(descriptor.number, end)
                     self.directory.sync(descriptor)
             finally:
                 self.directory.close_file(descriptor)

@@ -113,7 +113,10 @@ def test_a_dump_as_of_an_earlier_entry(directory, machine_at):
 
 def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
     """Without indexes they count from 1, without terms the term is 1, and the first line need not announce anything."""
-    lines = [b'{"key": "a", "value": "1"}\n', b"\n", b'{"key_base64": "/w==", "value": ""}', b'{"operation": "delete", "key": "a"}']
+    lines = [
+        b'{"key": "a", "value": "1"}\n', b"\n", b'{"key_base64": "/w==", "value": ""}',
+        b'{"operation": "delete", "key": "a"}',
+    ]
     assert json_lines.load(tmp_path / "new", lines) == (LogId(3, 1), 3, 1)
     with fastsm.FastStateMachine(tmp_path / "new") as machine:
         assert list(machine.items()) == [(b"\xff", b"")]
@@ -130,7 +133,10 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
         ([b'{"key": "a", "key_base64": "", "value": "b"}'], 'line 1: expected "key"'),
         ([b'{"key": "a", "value_base64": "?"}'], "line 1: value_base64: "),
         ([b'{"operation": "append", "key": "a"}'], "line 1: expected put, delete or config, found operation 'append'"),
-        ([b'{"index": 5, "key": "a", "value": ""}', b'{"index": 4, "key": "a", "value": ""}'], "line 2: expected an index"),
+        (
+            [b'{"index": 5, "key": "a", "value": ""}', b'{"index": 4, "key": "a", "value": ""}'],
+            "line 2: expected an index",
+        ),
         ([b'{"index": "5", "key": "a", "value": ""}'], "line 1: expected an index"),
         ([b'{"operation": "state", "last_applied": 7}'], "line 1: expected last_applied"),
         ([b'{"operation": "state", "runs": [[1, 2]]}'], "line 1: expected runs"),

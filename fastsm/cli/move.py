@@ -10,7 +10,7 @@ from typing import Annotated, BinaryIO, Literal
 import typer
 
 from fastsm import json_lines
-from fastsm.cli.app import MOVE, Coded, app, bar, key_bytes, told_in_one_line, waiting, write_bytes
+from fastsm.cli.app import MOVE, app, bar, key_bytes, told_in_one_line, waiting, write_bytes
 from fastsm.cli.look import Dir, Place
 from fastsm.files import new_directory
 from fastsm.machine import FastStateMachine
@@ -58,15 +58,16 @@ def load(
 ) -> None:
     """Make a new directory of JSON lines, as `fastsm dump` writes them, or written by hand.
 
-    Of a whole dump it is the same state, with its indexes and terms. By hand, {"key": "a", "value": "b"} will do. The
-    directory is there whole or not at all.
+    Of a whole dump it is the same state, with its indexes and terms. By hand, `{"key": "a", "value": "b"}` will do.
+    The directory is there whole or not at all.
 
     Example: `fastsm dump old | fastsm load new`
     """
     with told_in_one_line(), opened(file) as stream:
         with waiting("loading"):
             last, entries, keys = json_lines.load(directory, read_lines(stream))
-        print(f"{directory}: {count_text(keys, 'key')}, {count_text(entries, 'entry', 'entries')}, {log_id_text(last)}.")
+        made = count_text(keys, "key"), count_text(entries, "entry", "entries"), log_id_text(last)
+        print(f"{directory}: {', '.join(made)}.")
 
 
 def opened(file: Path | None) -> BinaryIO:
@@ -93,10 +94,10 @@ def snapshot(
     Example: `fastsm snapshot /var/lib/node/state /backup/today --compress zstd`
     """
     with told_in_one_line():
-        with waiting("writing a snapshot"):
-            with FastStateMachine(directory, read_only=True, verify_on_open="full") as machine:
-                included = None if as_of is None else LogId(as_of, machine.entry_term(as_of) or 0)
-                metadata = machine.write_snapshot(out, included, compress=compress)
+        reading = FastStateMachine(directory, read_only=True, verify_on_open="full")
+        with waiting("writing a snapshot"), reading as machine:
+            included = None if as_of is None else LogId(as_of, machine.entry_term(as_of) or 0)
+            metadata = machine.write_snapshot(out, included, compress=compress)
         size = size_text((out / "snapshot.fsm").stat().st_size)
         print(f"{out / 'snapshot.fsm'}: {size}, as of {log_id_text(metadata.last_included)}.")
         print(f"BLAKE3 {metadata.checksum.hex()}")
@@ -114,8 +115,11 @@ def restore(
     Example: `fastsm restore /backup/today /var/lib/node/state`
     """
     with told_in_one_line():
-        with bar("restore") as progress, new_directory(directory) as unfinished:
-            with FastStateMachine(unfinished) as machine:
-                machine.install_snapshot(None, snapshot, progress=progress)
-                keys, last = machine.len(), machine.last_applied()
+        with (
+            bar("restore") as progress,
+            new_directory(directory) as unfinished,
+            FastStateMachine(unfinished) as machine,
+        ):
+            machine.install_snapshot(None, snapshot, progress=progress)
+            keys, last = machine.len(), machine.last_applied()
         print(f"{directory}: {count_text(keys, 'key')} as of {log_id_text(last)}.")

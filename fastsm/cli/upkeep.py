@@ -47,8 +47,8 @@ def repair(
 ) -> None:
     """Show what is wrong with a directory that cannot be opened, and what repairing it would lose.
 
-    Nothing is changed without --yes. A snapshot or another replica is the better way: repair loses entries that may have
-    been acknowledged. Status 1 when something is wrong and was not repaired.
+    Nothing is changed without --yes. A snapshot or another replica is the better way: repair loses entries that may
+    have been acknowledged. Status 1 when something is wrong and was not repaired.
 
     Example: `fastsm repair /var/lib/node/state --yes`
     """
