@@ -95,9 +95,9 @@ def snapshot(
     """
     with told_in_one_line():
         reading = FastStateMachine(directory, read_only=True, verify_on_open="full")
-        with waiting("writing a snapshot"), reading as machine:
+        with bar("snapshot") as progress, reading as machine:
             included = None if as_of is None else LogId(as_of, machine.entry_term(as_of) or 0)
-            metadata = machine.write_snapshot(out, included, compress=compress)
+            metadata = machine.write_snapshot(out, included, compress=compress, progress=progress)
         size = size_text((out / "snapshot.fsm").stat().st_size)
         print(f"{out / 'snapshot.fsm'}: {size}, as of {log_id_text(metadata.last_included)}.")
         print(f"BLAKE3 {metadata.checksum.hex()}")

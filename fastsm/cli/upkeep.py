@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastsm.cli.app import MEND, app, fail, printable, told_in_one_line, waiting
+from fastsm.cli.app import MEND, app, bar, fail, printable, told_in_one_line, waiting
 from fastsm.cli.look import Dir
 from fastsm.generation import CURRENT
 from fastsm.machine import FastStateMachine
@@ -29,9 +29,10 @@ def compact(
     with told_in_one_line():
         if not (directory / CURRENT).exists():
             fail(f"{directory}: expected a state directory, found no {CURRENT}")
-        with waiting("compacting"), FastStateMachine(directory, auto_compact=False, verify_on_open="full") as machine:
+        opened = FastStateMachine(directory, auto_compact=False, verify_on_open="full")
+        with bar("compact") as progress, opened as machine:
             before = machine.stats()
-            machine.compact(max(before.base.index, before.last_applied.index - retain))
+            machine.compact(max(before.base.index, before.last_applied.index - retain), progress=progress)
             after = machine.stats()
         sizes = [size_text(stats.log_bytes + stats.base_bytes) for stats in (before, after)]
         if after.generation == before.generation:
