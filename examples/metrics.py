@@ -32,7 +32,7 @@ class StateMachineCollector:
 def main(folder: Path) -> None:
     with fastsm.FastStateMachine(folder / "state") as machine:
         registry = CollectorRegistry()
-        registry.register(StateMachineCollector(machine))  # prometheus_client.start_http_server(8000, registry=registry)
+        registry.register(StateMachineCollector(machine))  # start_http_server(8000, registry=registry) serves it
         machine.apply([(1, 1, fastsm.put(b"key", b"value"))])
         machine.flush()
         print(generate_latest(registry).decode())

@@ -208,9 +208,9 @@ class SqliteStateMachine(fastsm.StateMachine):
         below = self._id("WHERE id <= ? ORDER BY id DESC", last.index) or LogId()
         above = self._id("WHERE id >= ? ORDER BY id", last.index) or LogId()
         base = int((self._db.execute("SELECT value FROM facts WHERE name = 'base'").fetchone() or ["0"])[0])
-        if not (base <= last.index <= self.last_applied().index and below.term <= last.term <= above.term):
-            if last != LogId():
-                raise fastsm.SnapshotRangeError(f"there is no state as of {last}")
+        within = base <= last.index <= self.last_applied().index and below.term <= last.term <= above.term
+        if not within and last != LogId():
+            raise fastsm.SnapshotRangeError(f"there is no state as of {last}")
 
     async def apply_snapshot_from_file(
         self, metadata: SnapshotMetadata | None, snapshot_path: str | os.PathLike[str]
