@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import pytest
 import fastsm
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_of_a_page_run(page: Path) -> None:
     """Every `>>>` of a page gives what the page says."""
     result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS)
@@ -34,3 +35,24 @@ def test_examples_of_a_module_run(module: str) -> None:
 def test_the_version_is_that_of_the_installed_package() -> None:
     """`fastsm.__version__` says what was installed."""
     assert fastsm.__version__ == version("fastsm")
+
+
+# ---- links and names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file of the checkout."""
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """A name that the package exports is on one of the pages that are built from docstrings."""
+    shown = " ".join(re.findall(r"^::: (\S+)", "\n".join(
+        page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md")), re.MULTILINE))
+    modules = {"fastsm.command", "fastsm.types", "fastsm.errors"}
+    assert modules <= set(shown.split())
+    for name in fastsm.__all__:
+        home = getattr(getattr(fastsm, name), "__module__", "fastsm.command")
+        assert f"fastsm.{name}" in shown.split() or home in modules or name.startswith("MAX_"), name

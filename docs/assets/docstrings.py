@@ -8,7 +8,7 @@ import re
 import textwrap
 from typing import Any
 
-from griffe import Docstring, Extension, Object
+from griffe import Docstring, Extension, Object, Parameters
 
 
 class Docstrings(Extension):
@@ -23,7 +23,11 @@ class Docstrings(Extension):
             return
         seen.add(item.path)
         text = item.docstring.value if item.docstring else compiled_docstring(item)
-        if text:
+        if item.is_function:  # what is for tests alone is no part of the interface
+            item.parameters = Parameters(*(p for p in item.parameters if not re.match("_[^_]", p.name)))
+        if text.startswith("Initialize self."):
+            item.docstring = None
+        elif text:
             item.docstring = Docstring(markdown(text), parent=item)
         for member in list(item.members.values()):
             self._visit(member, seen)
