@@ -1,52 +1,65 @@
-"""Docstrings as they are in the source, made ready for Markdown; those of compiled methods come from the module itself."""
+"""Docstrings as they are in the source, made ready for Markdown; compiled modules get the signatures of their stubs."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import textwrap
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from griffe import Docstring, Extension, Object, Parameters
+import griffe
 
 
-class Docstrings(Extension):
-    """Fills in docstrings that only the compiled modules have, and turns roles and examples into Markdown."""
+class Docstrings(griffe.Extension):
+    """Joins what stubs and compiled modules say, and turns roles and examples into Markdown."""
 
     def on_package(self, *, pkg: Any, **_: Any) -> None:
-        """Once everything was read, stubs included."""
+        """Once everything was read."""
         self._visit(pkg, set())
 
-    def _visit(self, item: Object, seen: set[str]) -> None:
+    def _visit(self, item: griffe.Object, seen: set[str]) -> None:
         if item.is_alias or item.path in seen:
             return
         seen.add(item.path)
-        text = item.docstring.value if item.docstring else compiled_docstring(item)
-        if item.is_function:  # what is for tests alone is no part of the interface
-            item.parameters = Parameters(*(p for p in item.parameters if not re.match("_[^_]", p.name)))
-        if text.startswith("Initialize self."):
-            item.docstring = None
-        elif text:
-            item.docstring = Docstring(markdown(text), parent=item)
+        item.labels.discard("method descriptor")
+        item.labels.discard("builtin")
+        if item.is_function:
+            take_signature(item)
+        text = docstring_of(item)
+        item.docstring = griffe.Docstring(markdown(text), parent=item) if text else None
         for member in list(item.members.values()):
             self._visit(member, seen)
 
 
-def compiled_docstring(item: Object) -> str:
-    """The docstring of a compiled function, without the signature that Cython puts before it."""
-    try:
-        found: Any = importlib.import_module(item.module.path)
-        for name in item.path.removeprefix(item.module.path).strip(".").split("."):
-            found = getattr(found, name)
-    except (ImportError, AttributeError):
+def take_signature(function: Any) -> None:
+    """The parameters that the stub has, for a compiled function; without those that are for tests alone."""
+    stub = stub_of(function.module.path)
+    if stub is not None:
+        found = stub
+        for name in function.path.removeprefix(function.module.path).strip(".").split("."):
+            found = found.members.get(name)
+            if found is None:
+                return
+        function.parameters = found.parameters
+        function.returns = found.returns
+    function.parameters = griffe.Parameters(*(p for p in function.parameters if not re.match("_[^_]", p.name)))
+
+
+@cache
+def stub_of(module: str) -> Any:
+    path = Path(*module.split(".")).with_suffix(".pyi")
+    return griffe.visit(module, path, path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def docstring_of(item: griffe.Object) -> str:
+    """Without the signature that Cython puts before it, and without what Python says of every object of a class."""
+    text = inspect.cleandoc(item.docstring.value) if item.docstring else ""
+    if text.startswith("Initialize self.") or item.is_attribute and text.startswith("int([x])"):
         return ""
-    if not (item.is_function or item.is_class or item.is_attribute) or isinstance(found, (int, str, bytes)):
-        return ""
-    text = inspect.getdoc(found) or ""
     first, _, rest = text.partition("\n")
-    name = item.name
-    return textwrap.dedent(rest).strip() if re.match(rf"(\w+\.)?{name}\(", first) else text
+    return textwrap.dedent(rest).strip() if re.match(rf"(\w+\.)?{item.name}\(", first) else text
 
 
 def markdown(text: str) -> str:
