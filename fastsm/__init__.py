@@ -37,6 +37,7 @@ bytes to files to memory to the machine; each module knows only those before it:
     demo_history, demo  the main job, on real input
     records             what files hold, one by one
     inspection          a directory or a snapshot, looked at from outside
+    new_directory       a directory that is there whole or not at all
     json_lines          dump and load
     repair              what is left of a damaged directory
     cli                 the command ``fastsm``

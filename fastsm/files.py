@@ -10,12 +10,9 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 
 from fastsm import mapping
 from fastsm.errors import CorruptionError, LockedError, StorageError
@@ -246,36 +243,15 @@ def make_directory(path: str | os.PathLike[str], files: type[Directory] = Direct
     for name in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(name)
-        _sync_name(name)
+        sync_name(name)
     directory = files(path)
     # Also when it was there: who made it may have died before this.
-    _sync_name(path)
+    sync_name(path)
     return directory
 
 
-@contextlib.contextmanager
-def new_directory(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A directory to fill, which becomes ``path`` when the block ends well, and is removed when it does not.
-
-    ``path`` may be an empty directory; one that is not is a ``StorageError``.
-    """
-    path = os.path.abspath(os.fsdecode(path))
-    with storage_errors(path, "making a new directory"):
-        if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
-            raise OSError(errno.ENOTEMPTY, "it is there already; name a new directory")
-        make_directory(os.path.dirname(path)).close()
-        unfinished = tempfile.mkdtemp(prefix=f"{os.path.basename(path)}.unfinished-", dir=os.path.dirname(path))
-    try:
-        yield unfinished
-        with storage_errors(path, "making a new directory"):
-            os.rename(unfinished, path)
-            _sync_name(path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-
-
-def _sync_name(path: str) -> None:
+def sync_name(path: str) -> None:
+    """Makes the name of a file or a directory durable."""
     try:
         parent = open_at(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:

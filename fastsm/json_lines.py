@@ -23,9 +23,9 @@ from typing import Any
 
 from fastsm.command import batch, config, delete, noop, put
 from fastsm.errors import FastsmError
-from fastsm.files import new_directory
 from fastsm.inspection import is_directory
 from fastsm.machine import FastStateMachine
+from fastsm.new_directory import new_directory
 from fastsm.records import Run, log_frames, snapshot_records, snapshot_runs
 from fastsm.snapshot import open_snapshot
 from fastsm.types import Entry, LogId

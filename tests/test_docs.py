@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,3 +58,14 @@ def test_every_public_name_is_in_the_reference() -> None:
     for name in fastsm.__all__:
         home = getattr(getattr(fastsm, name), "__module__", "fastsm.command")
         assert f"fastsm.{name}" in shown.split() or home in modules or name.startswith("MAX_"), name
+
+
+# ---- importing ---------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_is_light() -> None:
+    """Who runs on threads does not pay for asyncio, and NumPy is imported by those who ask for arrays."""
+    heavy = ("numpy", "asyncio", "ssl", "tempfile", "zstandard", "rich", "typer", "pytest", "json")
+    code = f"import sys, fastsm; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

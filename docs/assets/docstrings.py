@@ -56,7 +56,7 @@ def stub_of(module: str) -> Any:
 def docstring_of(item: griffe.Object) -> str:
     """Without the signature that Cython puts before it, and without what Python says of every object of a class."""
     text = inspect.cleandoc(item.docstring.value) if item.docstring else ""
-    if text.startswith("Initialize self.") or item.is_attribute and text.startswith("int([x])"):
+    if text.startswith("Initialize self.") or (item.is_attribute and text.startswith("int([x])")):
         return ""
     first, _, rest = text.partition("\n")
     return textwrap.dedent(rest).strip() if re.match(rf"(\w+\.)?{item.name}\(", first) else text
