@@ -11,8 +11,8 @@ for each of them the last record up to L is looked for among the dead. All other
     pass 3  | write what is not dead              |
 
 The map is copied first, and where the index has got to is looked up behind that: so whatever was marked meanwhile
-comes from a frame that pass 1 sees. Of what pass 1 sees, the copy may lack the marks. So pass 2 looks at the map itself,
-which has them all: else it would revive a record whose successor, up to L as well, is not marked in the copy.
+comes from a frame that pass 1 sees. Of what pass 1 sees, the copy may lack the marks. So pass 2 looks at the map
+itself, which has them all: else it would revive a record whose successor, up to L as well, is not marked in the copy.
 """
 
 from cpython.buffer cimport PyBUF_READ

@@ -142,7 +142,7 @@ cdef size_t TABLE_HEADER = format.TABLE_HEADER_BYTES
 # ---- load ----------------------------------------------------------------------------------------------
 
 def load_table(directory, Log log):
-    """`(Index, SavedTable)` of a log as its saved table has it, or None when there is none that can be read and believed.
+    """`(Index, SavedTable)` of a log as its saved table has it, or None: there is none that can be read and believed.
 
     The index holds what lies before the offset `SavedTable.log_offset` of the log. O(slots), without the GIL.
     """
