@@ -34,6 +34,8 @@ bytes to files to memory to the machine; each module knows only those before it:
     model_snapshot      snapshots by the page of formats alone
     memory              MemoryStateMachine, the model
     demo_history, demo  the main job, on real input
+    benchmark           how fast it is on a user's machine
+    cli_bench           ``fastsm bench``
     cli                 the command ``fastsm``
     testing             a conformance suite for any StateMachine
 """

@@ -23,6 +23,7 @@ from rich.text import Text
 
 import fastsm
 from fastsm import demo as demos
+from fastsm.cli_bench import register as register_bench
 from fastsm.demo import Result, Work, size_text, time_text
 from fastsm.demo_history import standard_library
 
@@ -39,6 +40,9 @@ def print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"fastsm {fastsm.__version__}")
         raise typer.Exit
+
+
+register_bench(app)
 
 
 @app.callback()
