@@ -19,13 +19,21 @@ DIRECTIVES = {
 }
 
 # FASTSM_DEBUG=1 builds without optimization and with C assertions.
+# FASTSM_SANITIZE=address,undefined or =thread builds with those sanitizers; CONTRIBUTING.md says how to run them.
 DEBUG = os.environ.get("FASTSM_DEBUG") == "1"
+SANITIZE = os.environ.get("FASTSM_SANITIZE", "")
 COMPILE_ARGS = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-fno-strict-aliasing"]
+LINK_ARGS = []
+if SANITIZE:
+    LINK_ARGS = [f"-fsanitize={SANITIZE}"]
+    COMPILE_ARGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-strict-aliasing", *LINK_ARGS]
 
 setup(
     ext_modules=cythonize(
         [
-            Extension(f"fastsm.{name}", [f"fastsm/{name}.pyx"], extra_compile_args=COMPILE_ARGS)
+            Extension(
+                f"fastsm.{name}", [f"fastsm/{name}.pyx"], extra_compile_args=COMPILE_ARGS, extra_link_args=LINK_ARGS,
+            )
             for name in MODULES
         ],
         compiler_directives=DIRECTIVES,

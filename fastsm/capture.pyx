@@ -11,7 +11,8 @@ for each of them the last record up to L is looked for among the dead. All other
     pass 3  | write what is not dead              |
 
 The map is copied first, and where the index has got to is looked up behind that: so whatever was marked meanwhile
-comes from a frame that pass 1 sees.
+comes from a frame that pass 1 sees. Of what pass 1 sees, the copy may lack the marks. So pass 2 looks at the map
+itself, which has them all: else it would revive a record whose successor, up to L as well, is not marked in the copy.
 """
 
 from cpython.buffer cimport PyBUF_READ
@@ -168,7 +169,7 @@ cdef class Capture:
                 self.config_place = place
             if record_operation(record) > RECORD_DELETE:
                 continue
-            if not gather and record_operation(record) == RECORD_PUT and not is_marked(self.dead, place):
+            if not gather and record_operation(record) == RECORD_PUT and not self.index.dead.is_dead(place):
                 continue
             hashed = written.hash(record_key(record), record_key_size(record))
             if not gather and written.find(self.arena, hashed, record_key(record), record_key_size(record)) == 0:
@@ -190,7 +191,7 @@ cdef class Capture:
     def write_records(self, directory, descriptor, uint64_t offset, tick):
         """Writes what is live to a file, from `offset` on; returns how many records, and how many bytes.
 
-        O(bytes of the arena); in pieces, between which `tick()` is called.
+        O(bytes of the arena); in pieces, behind each of which `tick(bytes so far)` is called.
         """
         cdef Walk walk = self.walk()
         cdef uint64_t room = min(max(<uint64_t>SMALLEST_PIECE, self.estimated_size / 8), <uint64_t>LARGEST_PIECE)
@@ -208,7 +209,7 @@ cdef class Capture:
                 directory.write(descriptor, PyMemoryView_FromMemory(<char *>self.piece, filled, PyBUF_READ), offset)
                 offset += filled
                 size += filled
-            tick()
+            tick(size)
         free(self.piece)
         self.piece = NULL
         return self.keys, size

@@ -12,6 +12,8 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from _thread import start_new_thread
+
 from fastsm.chunk cimport Chunk, Step, unsigned_slowly
 from fastsm.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
@@ -83,10 +85,12 @@ cdef class Engine(State):
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
             runs = RunList(applied.index, applied.term, applied.index > 0)
+        _old = self._log, self._index  # until all is changed: their end may let another thread run
         name_next()
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds
         index.end = log.start + log.end
+        index.metadata = metadata
         self.take_index(log, index)
         self._group_commit = commit
         self.runs = runs
@@ -153,9 +157,21 @@ cdef class Engine(State):
         if runs.index != mark.index:
             self.publish(chunk)
             if self.dead_bytes() > self.compact_above:
-                self.compact_above = NEVER
-                self._compact_by_itself()
+                self.call_for_compaction()
         return results
+
+    cdef int call_for_compaction(self) except -1:
+        """Starts a thread that compacts; without one, the next chunk calls again. The chunk is applied: nothing raises.
+
+        Runs no Python code here, and so no signal handler.
+        """
+        cdef uint64_t above = self.compact_above
+        self.compact_above = NEVER
+        try:
+            start_new_thread(self._compact_by_itself, ())
+        except (MemoryError, RuntimeError):
+            self.compact_above = above
+        return 0
 
     cdef int write_chunk(self, Chunk chunk, object entries) except -1:
         """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
@@ -266,7 +282,7 @@ cdef class Engine(State):
         append_state(self._log, self.runs, metadata, closing)
         self.take_arena()
         if metadata is not None:
-            self.metadata_unsaved = False
+            self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
 
     def _has_unwritten(self, bint with_metadata):

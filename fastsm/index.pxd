@@ -14,6 +14,7 @@ cdef enum:
 cdef class Index:
     # Invariant: a function of the records (and runs) seen so far; every place is in the arena that they came from.
     cdef readonly uint64_t end             # place behind the last frame that is in it
+    cdef readonly bint loaded              # from a saved table: no slot of it was made here
     cdef readonly Table table
     cdef readonly Terms terms
     cdef readonly DeadMap dead

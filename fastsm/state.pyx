@@ -23,7 +23,7 @@ from fastsm.frozen cimport Frozen, View
 from fastsm.mapping cimport Mapping
 from fastsm.table cimport check_table, prefetch, same_key
 
-from fastsm.errors import CorruptionError, NotRunningError, SnapshotRangeError
+from fastsm.errors import NotRunningError, SnapshotRangeError
 from fastsm.types import LogId, ScanResult
 
 cdef extern from "Python.h":
@@ -53,7 +53,9 @@ cdef class State:
     # ---- status ----------------------------------------------------------------------------------------
 
     def _set_status(self, str status):
-        self.status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
+        new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
+        if self.status != CORRUPT or new_status > STOPPED:
+            self.status = new_status
 
     def _closed(self):
         return self.status == CLOSED
@@ -108,10 +110,7 @@ cdef class State:
 
     cdef int damaged(self, uint64_t place) except -1:
         """Before all is verified, a record may say that it is longer than it can be."""
-        path, offset = self._log.path, place - self._log.start
-        if place < self._log.start:
-            path, offset = self._log.base.path, place
-        raise CorruptionError(path, offset, "a record within the file", "one that says it is longer")
+        raise self._log.damage_at(place)
 
     def get_view(self, key):
         """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
@@ -271,7 +270,8 @@ cdef class State:
         self._table.gather(frozen.places)
         frozen.mapping = self.mapping
         frozen.arena = self.arena
-        frozen.readable = 0 if self._verified else self.readable
+        frozen.log = self._log
+        frozen.readable = 0 if self._verified and not self._index.loaded else self.readable
         frozen.revision = self.applied_index
         return frozen
 
@@ -374,6 +374,7 @@ cdef class State:
 
     cdef void take_arena(self) noexcept:
         """Reads go through the log's present mapping from here on. The old one stays until nobody holds it."""
+        _old = self.mapping  # until all is changed: its end may let another thread run
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
             self.arena = self.mapping.address

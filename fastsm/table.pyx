@@ -81,7 +81,8 @@ cdef class Table:
             raise MemoryError("no memory for an empty table")
 
     def __dealloc__(self):
-        self.free_all()
+        with nogil:  # ten million keys take some milliseconds
+            self.free_all()
 
     cdef void free_all(self) noexcept nogil:
         free_pool(self.pool, self.mapped_blocks, self.block_count)
