@@ -77,7 +77,7 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
 class NoDirectorySync(Platter):
     """Names are never synced."""
 
-    def sync_directory(self) -> None:
+    def sync_directory(self, folder: str = "") -> None:
         pass
 
 
