@@ -1,10 +1,10 @@
 """A disk that loses power: what of a directory is sure to be kept, and any state that it may be left in.
 
-A `Platter` stands behind the seam to the system (``FastStateMachine(..., _files=platter.files)``), under the first
-directory that is opened and those in it, each as if it were on a disk of its own: names are synced directory by
-directory, and what is lost in one says nothing of another. The files are real; the platter knows what of each was synced, and which names were. Before and after every call that
-changes something it takes a `Point`, from which crash states are drawn: page by page old or new, torn
-within a page, with any size and any of the names that were not synced.
+A `Platter` stands behind the seam to the system (``FastStateMachine(..., _files=platter.files)``): under the first
+directory that is opened and those in it, each as if it were on a disk of its own. Names are synced directory by
+directory, and what is lost in one says nothing of another. The files are real; the platter knows what of each was
+synced, and which names were. Before and after every call that changes something it takes a `Point`, from which crash
+states are drawn: page by page old or new, torn within a page, with any size and any of the names that were not synced.
 
 What the model assumes of a disk: what a successful sync covered stays; sectors of 512 bytes are not torn; a rename
 happens or not. It assumes no order among anything that was not synced.
