@@ -262,6 +262,7 @@ class Story:
         """Its metadata is recorded if it is newer than what is known, and its checksum may be any."""
         seen = self._seen()
         if not seen:
+            self._add("save")
             return
         log_id = self.random.choice((*self.random.choices(seen, k=3), seen[-1], seen[-1]))
         known = self._model.snapshot_metadata()
@@ -274,9 +275,8 @@ class Story:
     def _compact(self) -> None:
         """Another base, the same state."""
         seen = self._seen()
-        if seen:
-            self._base = self.random.choice(seen).index
-            self._add("compact", self._base)
+        self._base = self.random.choice(seen).index if seen else self._base
+        self._add("compact", self._base)
 
     def _install(self) -> None:
         """The state goes to an earlier one, which is remembered, or to one that another machine has come to."""
