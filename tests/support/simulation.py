@@ -22,8 +22,8 @@ WRITES = ("flush", "save", "stop", "close", "clear", "snapshot", "install")
 SHELF = "snapshots"  # the directory of snapshots, within that of the state
 POINTS = (36, 12, 6)  # from which states are drawn: in a first life, in one behind a crash, and so on
 DRAWS = (36, 14, 8)  # states of each
-LIVED_ON = (0.025, 0.015, 0.0)  # share of the states that another life begins with
-KILLED = (0.2, 0.06, 0.0)  # share of the points at which the process is killed as well
+LIVED_ON = (0.018, 0.011, 0.0)  # share of the states that another life begins with
+KILLED = (0.14, 0.05, 0.0)  # share of the points at which the process is killed as well
 
 
 class ViolationError(AssertionError):
@@ -266,11 +266,13 @@ class Simulation:
         self._harvest(life.moments, depth, trail)
 
     def _harvest(self, moments: list[Moment], depth: int, trail: str) -> None:
-        """Draws states of some moments, mostly of those where much was not sure."""
+        """Draws states of some moments: mostly of those where much was not sure, and one of each kind."""
         order = sorted(
-            range(len(moments)), key=lambda n: self.random.random() ** (1 / (1 + moments[n].unsure)), reverse=True
-        )
-        for number in sorted(order[: POINTS[depth]]):
+            range(len(moments)), key=lambda n: self.random.random() ** (1 / (1 + min(moments[n].unsure, 8))),
+            reverse=True,
+        )  # fmt: skip
+        kinds = {moment.where: number for number, moment in enumerate(moments) if not self.counts[moment.where]}
+        for number in sorted({*order[: POINTS[depth]], *kinds.values()}):
             if self._enough:
                 return
             moment = moments[number]
