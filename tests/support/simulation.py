@@ -20,7 +20,7 @@ from support.stories import Operation, Source, Story
 # What has not been written yet, they write, and sync it.
 WRITES = ("flush", "save", "stop", "close", "clear", "snapshot", "install")
 SHELF = "snapshots"  # the directory of snapshots, within that of the state
-POINTS = (36, 12, 6)  # from which states are drawn: in a first life, in one behind a crash, and so on
+POINTS = (26, 9, 5)  # from which states are drawn: in a first life, in one behind a crash, and so on
 DRAWS = (36, 14, 8)  # states of each
 LIVED_ON = (0.018, 0.011, 0.0)  # share of the states that another life begins with
 KILLED = (0.14, 0.05, 0.0)  # share of the points at which the process is killed as well
