@@ -117,6 +117,23 @@ def test_chunks_at_every_step_of_the_work_are_neither_lost_nor_taken_too_early(
     machine.close()
 
 
+def test_a_snapshot_as_of_each_chunk_installs_as_that_state(
+    tmp_path: Path, directory: Path, machine_at: MachineAt
+) -> None:
+    """What later chunks overwrote or deleted is there again, what was deleted before is not; so behind a compaction."""
+    history = History(12, large=False)
+    chunks = [history.chunk(5) for _ in range(24)]
+    machine, other = machine_at(directory, auto_compact=False), machine_at(tmp_path / "other")
+    for chunk in chunks:
+        machine.apply(chunk)
+    for number in (*range(1, 25), *range(12, 25)):
+        if number == 24:
+            machine.compact(chunks[11][-1].index)
+        machine.write_snapshot(tmp_path, chunks[number - 1][-1][:2])
+        other.install_snapshot(None, tmp_path, allow_older=True)
+        assert state_of(other) == state_of(model_of(chunks[:number]))
+
+
 # ---- what a saved table says -----------------------------------------------------------------------------
 
 
