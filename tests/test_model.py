@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
