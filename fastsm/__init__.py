@@ -40,6 +40,7 @@ bytes to files to memory to the machine; each module knows only those before it:
     new_directory       a directory that is there whole or not at all
     json_lines          dump and load
     repair              what is left of a damaged directory
+    benchmark           how fast it is on a user's machine
     cli                 the command ``fastsm``
     testing             a conformance suite for any StateMachine
 """

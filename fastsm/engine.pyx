@@ -20,10 +20,9 @@ from fastsm.format cimport (
     frame_size, record_size, write_record,
 )
 from fastsm.group_commit cimport GroupCommit
-from fastsm.index cimport BLOCK, KEY_SPAN, Index
+from fastsm.index cimport BLOCK, Index
 from fastsm.log cimport Log
 from fastsm.state cimport State
-from fastsm.table cimport prefetch
 from fastsm.terms cimport RunList, Terms
 from fastsm.turns cimport Turns
 
@@ -194,6 +193,7 @@ cdef class Engine(State):
         self._index.dead.reserve(place + length)
         frame = log.begin_frame(length)
         self.take_arena()
+        self.expect_old(chunk, 0)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE:
             _held = tuple(entries)  # a list could be changed while the GIL is away
@@ -212,17 +212,10 @@ cdef class Engine(State):
         cdef size_t first = 0
         cdef size_t stop, i
         cdef uint64_t rebuilds = self._table.rebuilds
-        cdef uint64_t candidate
         cdef Step *step
         while first < chunk.count:
             stop = min(first + BLOCK, chunk.count)
-            for i in range(first, stop):
-                step = &chunk.steps[i]
-                if step.record == RECORD_PUT or step.record == RECORD_DELETE:
-                    candidate = self._table.candidate(step.hashed)
-                    if candidate:
-                        prefetch(self.arena + candidate)
-                        prefetch(self.arena + candidate + KEY_SPAN)
+            self.expect_old(chunk, stop)
             for i in range(first, stop):
                 step = &chunk.steps[i]
                 if step.record == 0:
@@ -235,6 +228,15 @@ cdef class Engine(State):
             first = stop
         self.publish_runs()
         return 0
+
+    cdef void expect_old(self, Chunk chunk, size_t first) noexcept:
+        """Prefetches what publishing the block of steps from `first` on will touch, while there is other work."""
+        cdef size_t i
+        cdef Step *step
+        for i in range(first, min(first + BLOCK, chunk.count)):
+            step = &chunk.steps[i]
+            if step.record == RECORD_PUT or step.record == RECORD_DELETE:
+                self._index.expect(self.arena, step.hashed)
 
     cdef void publish_runs(self) noexcept:
         """The terms take the runs that a frame now carries, for which room was reserved."""

@@ -215,7 +215,8 @@ class Snapshots(Engine):
                 generation.remove_generation(self._directory, old.head.generation)
         except StorageError as error:
             logger.warning("%s: left over until the next opening: %s", self.path, error)
-        self._renew_policy()
+        if not self._is_called_for():  # else whoever was called does so at its end
+            self._renew_policy()
 
     def _discard(self, log: Log | None, number: int) -> None:
         """Removes what was prepared of a generation, unless that has become the state."""
@@ -453,7 +454,7 @@ class Snapshots(Engine):
         log.copy_from(old, first, old.end if stop is None else stop)
         index.read_log(log, copied, True)
 
-    def _save_table(self, log: Log, index: Index, tick: Callable[[], object]) -> None:
+    def _save_table(self, log: Log, index: Index, tick: Callable[[], object] = lambda: None) -> None:
         """Saves the table of a log that is synced, when that is worth it. Without room for it, there is none."""
         if log.start + log.end < SAVE_TABLE_ABOVE:
             return
