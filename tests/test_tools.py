@@ -290,3 +290,19 @@ def test_a_large_torn_tail_is_counted(directory):
     assert inspection.inspect(directory).recovery.torn_bytes == 9_000_001
     with fastsm.FastStateMachine(directory) as machine:
         assert machine.stats().recovery.torn_bytes == 9_000_001
+
+
+def test_repair_behind_a_base(flushed):
+    """The base stays, and what the log holds before the damage; cut at its first frame, the base alone is left."""
+    with fastsm.FastStateMachine(flushed) as machine:
+        machine.compact(40)
+        machine.write_snapshot(flushed.parent / "snapshots")
+    frames = frames_of(flushed)
+    for at, left in ((5, 45), (0, 40)):
+        flip(flushed / "log-2", frames[at].offset + 40)
+        damage = repair.examine(flushed)
+        assert (damage.offset, damage.kept.index) == (frames[at].offset, left)
+        repair.repair(flushed)
+        with fastsm.FastStateMachine(flushed, verify_on_open="full") as machine:
+            assert machine.last_applied().index == machine.len() == left
+            assert machine.snapshot_metadata() is None
