@@ -122,11 +122,6 @@ cdef class Journal:
         """Bytes of the newest segment: about what came since the front was last cut."""
         return self.newest.end
 
-    @property
-    def newest_begin(self):
-        """The first index that may lie in the newest segment."""
-        return self.newest.begin
-
     def __len__(self):
         return self.count
 
@@ -321,11 +316,20 @@ cdef class Journal:
             segment.begin = self.first
         return 0
 
-    def truncate_before(self, uint64_t index):
-        """Removes the entries before `index`, which stays, in one step. O(segments).
+    def rotate(self):
+        """Begins a new segment when the newest is large, so that files can be given back once the front is cut.
 
-        Begins a new segment when the newest is large; `prepare` makes it ahead, in another thread. Files that are
-        not needed any more go with `remove_retired`.
+        `prepare` makes the file ahead, in another thread. O(1).
+        """
+        self.check_open()
+        if self.count and self.newest.end >= SMALL_SEGMENT:
+            self.begin_segment(self.first)
+            self.retire()
+
+    def truncate_before(self, uint64_t index):
+        """Removes the entries before `index`, which stays, in one step, with a new segment as `rotate` does. O(segments).
+
+        Files that are not needed any more go with `remove_retired`.
         """
         if not self.count or index <= self.first:
             return
