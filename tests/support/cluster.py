@@ -145,10 +145,14 @@ class Cluster:
         """The node that leads, once all that run agree on it."""
 
         def agreed() -> int | None:
-            told = {self.call(number, "status")["leader"] for number in self.processes}
+            alive = [number for number, process in self.processes.items() if process.alive]
+            try:
+                told = {self.call(number, "status")["leader"] for number in alive}
+            except NodeError:
+                return None  # one was about to end by itself
             if len(told) == 1 and (address := told.pop()) is not None:
                 number = self.addresses.index(address)
-                return number if number in self.processes else None
+                return number if number in alive else None
             return None
 
         return wait_for(agreed, "a leader")

@@ -24,7 +24,7 @@ from pysyncobj.batteries import ReplList
 
 import fastsm
 from fastsm.files import Directory
-from fastsm.integrations.pysyncobj import DumpPolicy, FastJournal, ReplicatedStateMachine
+from fastsm.integrations.pysyncobj import DumpPolicy, FastJournal, ReplicatedStateMachine, SubmitError
 from fastsm.integrations.pysyncobj.places import Places
 
 CLASSES = {
@@ -97,12 +97,13 @@ class Node:
     def call_status(self) -> dict[str, Any]:
         node = self.node
         leader = node._getLeader()
+        if node.failure is not None:
+            return {"leader": None, "failure": repr(node.failure), "applied": None, "last_index": None}
         return {
-            "leader": leader.id if leader is not None and node.failure is None else None,
+            "leader": None if leader is None else leader.id,
             "applied": node.state_machine.last_applied(), "last_index": node.journal.last_index,
             "first_index": node.journal.first_index, "dumps": node.dumps, "installs": node.installs,
-            "failure": None if node.failure is None else repr(node.failure), "refused": node.refused,
-            "term": node.raftCurrentTerm, "gap": getattr(self, "gap", 0.0),
+            "failure": None, "refused": node.refused, "term": node.raftCurrentTerm,
         }  # fmt: skip
 
     def call_put(self, key: str, value: str) -> Any:
@@ -137,7 +138,14 @@ class Node:
         for start in range(0, count, batch):
             keys = [b"%s-%d" % (prefix.encode(), n) for n in range(start, min(count, start + batch))]
             command = fastsm.put_many(keys, [os.urandom(size) for _ in keys])
-            self.node.submit(command, sync=True, timeout=30)
+            stop = time.monotonic() + 30
+            while True:
+                try:
+                    self.node.submit(command, sync=True, timeout=5)
+                    break
+                except SubmitError:  # its leader was killed: the same once more is the same
+                    if time.monotonic() > stop:
+                        raise
 
     def call_load(self, prefix: str, window: int = 100, size: int = 50, listed: bool = False) -> None:
         """Writes new keys, as many at once, until `unload`; each acknowledged one is noted in the file."""
