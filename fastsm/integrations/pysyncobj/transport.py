@@ -86,13 +86,17 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
 
     def send(self, node: Any, message: dict[str, Any]) -> bool:
         """Sends or holds a message; False when there is no connection to that node."""
-        if node not in self._greeted or self._connections[node].state != CONNECTION_STATE.CONNECTED:
+        if not self.reaches(node):
             return False
         if self.holding and message["type"] in PROMISES:
             self._held.append((node, message))
             return True
         self._post(node, message)
-        return bool(self._connections[node].state == CONNECTION_STATE.CONNECTED)
+        return self.reaches(node)
+
+    def reaches(self, node: Any) -> bool:
+        """Whether there is a connection to that node, and it is one that may join."""
+        return node in self._greeted and bool(self._connections[node].state == CONNECTION_STATE.CONNECTED)
 
     @property
     def held(self) -> bool:
@@ -103,7 +107,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         """Sends what was held: it is durable now."""
         held, self._held = self._held, []
         for node, message in held:
-            if node in self._greeted and self._connections[node].state == CONNECTION_STATE.CONNECTED:
+            if self.reaches(node):
                 self._post(node, message)
 
     def backlog(self, node: Any) -> int:
