@@ -1,148 +1,120 @@
-"""What every benchmark shares: seeded data, and ratios to a base timed in the same rounds.
-
-`pytest bench -q` prints, for each workload, the median and the spread of the ratio to its base. Absolute times on a
-shared machine say little; a ratio of two things timed in alternation says more.
-"""
+"""What the suites share: the data, a place for files, and where results go."""
 
 from __future__ import annotations
 
-import gc
-import random
-import statistics
-import time
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fastsm
+from bench import machine as machines
+from bench.data import random_keys, random_values
+from bench.harness import ROUNDS, Prepare, Result, interleave, ratios, write_results
+from bench.peers import available
+from bench.targets import verdict
 
 KEYS = 1_000_000
-KEY_BYTES = 16
-VALUE_BYTES = 100
-ROUNDS = 7
+results: list[Result] = []
+about: dict[str, Any] = {}
 
 
-@dataclass
-class Comparison:
-    """Times of a subject and its base, in seconds, one of each a round."""
-
-    name: str
-    items: int
-    subject: list[float] = field(default_factory=list)
-    base: list[float] = field(default_factory=list)
-
-    def ratios(self) -> list[float]:
-        return sorted(mine / theirs for mine, theirs in zip(self.subject, self.base, strict=True))
-
-    def __str__(self) -> str:
-        ratios = self.ratios()
-        mine, theirs = (statistics.median(times) / self.items * 1e9 for times in (self.subject, self.base))
-        return (
-            f"{self.name:<44} {statistics.median(ratios):6.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            f"  {mine:8.0f} ns  base {theirs:8.0f} ns"
-        )
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--peers", action="store_true", help="measure the other stores as well")
+    parser.addoption("--results", default=".benchmarks/results.json", help="where the results go, as JSON")
+    parser.addoption("--rounds", type=int, default=ROUNDS, help="interleaved rounds of each comparison, 5 or more")
 
 
-_comparisons: list[Comparison] = []
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "who" in metafunc.fixturenames:
+        names = ["fastsm"]
+        if metafunc.config.getoption("--peers"):
+            names += [name for name in available() if name in getattr(metafunc.function, "peers", available())]
+        metafunc.parametrize("who", names)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("machine")
+    about.update(machines.describe(directory), limits=machines.limits(directory))
 
 
 @pytest.fixture
-def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Comparison]:
-    """`compare(subject, base, items, prepare=...)` times both in alternating order, and notes the ratio.
+def note() -> Callable[..., Result]:
+    """Notes what was measured."""
 
-    `prepare()` makes the arguments of both before each round: a pair of tuples.
-    """
+    def note_result(row: str, unit: str, values: list[float], who: str = "fastsm", **more: Any) -> Result:
+        results.append(Result(row, who, unit, values, **more))
+        return results[-1]
+
+    return note_result
+
+
+@pytest.fixture
+def compare(benchmark: Any, note: Callable[..., Result], pytestconfig: pytest.Config) -> Callable[..., Result]:
+    """`compare(row, subject, base, items, prepare)` times both in alternating order, and notes the ratio."""
 
     def run(
+        row: str,
         subject: Callable[..., object],
         base: Callable[..., object],
         items: int,
-        prepare: Callable[[], tuple[tuple[Any, ...], tuple[Any, ...]]],
-        rounds: int = ROUNDS,
-    ) -> Comparison:
-        comparison = Comparison(request.node.name.removeprefix("test_"), items)
-        prepared: list[tuple[Any, ...]] = []
-
-        def time_base() -> None:
-            comparison.base.append(timed(base, *prepared.pop()))
-
-        def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
-            mine, theirs = prepare()
-            prepared.append(theirs)
-            if len(comparison.subject) % 2:
-                time_base()
-            return mine, {}
-
-        def timed_subject(*arguments: Any) -> None:
-            comparison.subject.append(timed(subject, *arguments))
-
-        def teardown(*_: Any) -> None:
-            if prepared:
-                time_base()
-
-        benchmark.pedantic(timed_subject, setup=setup, teardown=teardown, rounds=rounds)
-        benchmark.extra_info.update(ratio=statistics.median(comparison.ratios()), ratios=comparison.ratios())
-        _comparisons.append(comparison)
-        return comparison
+        prepare: Prepare = lambda: ((), ()),
+        rounds: int | None = None,
+        who: str = "fastsm",
+    ) -> Result:
+        rounds = rounds or pytestconfig.getoption("--rounds")
+        mine, theirs = interleave(subject, base, prepare, rounds)
+        # pytest-benchmark's own table takes the subject's times as they are.
+        benchmark.pedantic(lambda: None, rounds=1)
+        if benchmark.stats is not None:
+            benchmark.stats.stats.data[:] = mine
+        result = note(row, "ratio", ratios(mine, theirs), who, items=items, subject=mine, base=theirs)
+        benchmark.extra_info.update(row=row, who=who, ratio=result.median)
+        return result
 
     return run
 
 
-def timed(function: Callable[..., object], *arguments: Any) -> float:
-    """Seconds of one call, without the garbage collector: millions of prepared objects are its work, not ours."""
-    gc.collect()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        function(*arguments)
-        return time.perf_counter() - start
-    finally:
-        gc.enable()
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _comparisons:
-        terminalreporter.write_sep("=", "ratio to the base: median (spread)")
-        for comparison in _comparisons:
-            terminalreporter.write_line(str(comparison))
-
-
-def fresh(items: list[bytes]) -> list[bytes]:
-    """Equal bytes as new objects: no hash is cached in them, as with keys from a network."""
-    return [bytes(bytearray(item)) for item in items]
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not results:
+        return
+    path = Path(config.getoption("--results"))
+    write_results(path if path.is_absolute() else config.rootpath / path, results, about)
+    terminalreporter.write_sep("=", "median (spread)")
+    for result in results:
+        terminalreporter.write_line(f"{result}  {verdict(result)}")
+    terminalreporter.write_line(f"written to {path}")
 
 
 @pytest.fixture(scope="session")
 def keys() -> list[bytes]:
-    source = random.Random(1)
-    return [source.randbytes(KEY_BYTES) for _ in range(KEYS)]
+    return random_keys(KEYS)
 
 
 @pytest.fixture(scope="session")
 def values() -> list[bytes]:
-    source = random.Random(2)
-    return [source.randbytes(VALUE_BYTES) for _ in range(KEYS)]
+    return random_values(KEYS)
 
 
 @pytest.fixture
-def machine_at(tmp_path: Path) -> Iterator[Callable[..., fastsm.FastStateMachine]]:
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A directory that is removed at once: a run writes many gigabytes."""
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture
+def machine_at(place: Path) -> Iterator[Callable[..., fastsm.FastStateMachine]]:
     """Opens state machines below a temporary directory, and closes them."""
     opened: list[fastsm.FastStateMachine] = []
 
     def open_machine(**options: Any) -> fastsm.FastStateMachine:
-        opened.append(fastsm.FastStateMachine(tmp_path / f"state-{len(opened)}", **options))
+        opened.append(fastsm.FastStateMachine(place / f"state-{len(opened)}", **options))
         return opened[-1]
 
     yield open_machine
     for machine in opened:
         machine.close()
-
-
-def fill(machine: fastsm.FastStateMachine, keys: list[bytes], values: list[bytes], first_index: int = 1) -> None:
-    """Puts all pairs, in chunks of 1,000."""
-    for start in range(0, len(keys), 1000):
-        pairs = zip(keys[start : start + 1000], values[start : start + 1000], strict=True)
-        machine.apply([(first_index + start + i, 1, fastsm.put(*pair)) for i, pair in enumerate(pairs)])

@@ -11,7 +11,8 @@ for each of them the last record up to L is looked for among the dead. All other
     pass 3  | write what is not dead              |
 
 The map is copied first, and where the index has got to is looked up behind that: so whatever was marked meanwhile
-comes from a frame that pass 1 sees.
+comes from a frame that pass 1 sees. Of what pass 1 sees, the copy may lack the marks. So pass 2 looks at the map
+itself, which has them all: else it would revive a record whose successor, up to L as well, is not marked in the copy.
 """
 
 from cpython.buffer cimport PyBUF_READ
@@ -23,7 +24,8 @@ from libc.string cimport memcpy
 from fastsm.dead cimport is_marked, unmark
 from fastsm.format cimport (
     FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT,
-    frame_length, frame_run_count, record_index, record_key, record_key_size, record_length, record_operation,
+    frame_length, frame_run_count, record_index, record_key, record_key_size, record_length,
+    record_operation, record_value_size,
 )
 from fastsm.index cimport Index
 from fastsm.log cimport Log
@@ -168,7 +170,7 @@ cdef class Capture:
                 self.config_place = place
             if record_operation(record) > RECORD_DELETE:
                 continue
-            if not gather and record_operation(record) == RECORD_PUT and not is_marked(self.dead, place):
+            if not gather and record_operation(record) == RECORD_PUT and not self.index.dead.is_dead(place):
                 continue
             hashed = written.hash(record_key(record), record_key_size(record))
             if not gather and written.find(self.arena, hashed, record_key(record), record_key_size(record)) == 0:
@@ -185,12 +187,27 @@ cdef class Capture:
             walk.place, walk.stop = self.base_first, self.base_stop
         return walk
 
+    # ---- read, for tools -------------------------------------------------------------------------------
+
+    def records(self):
+        """What is live, one by one: index, key and value, in the order in which `write_records` writes."""
+        cdef Walk walk = self.walk()
+        cdef const uint8_t *record = next_record(&walk)
+        cdef const char *key
+        while record != NULL:
+            if record_operation(record) == RECORD_PUT and not is_marked(self.dead, record - self.arena):
+                key = <const char *>record_key(record)
+                yield (
+                    record_index(record), key[:record_key_size(record)],
+                    key[record_key_size(record):record_key_size(record) + record_value_size(record)])
+            record = next_record(&walk)
+
     # ---- write -----------------------------------------------------------------------------------------
 
     def write_records(self, directory, descriptor, uint64_t offset, tick):
         """Writes what is live to a file, from `offset` on; returns how many records, and how many bytes.
 
-        O(bytes of the arena); in pieces, between which `tick()` is called.
+        O(bytes of the arena); in pieces, behind each of which `tick(bytes so far)` is called.
         """
         cdef Walk walk = self.walk()
         cdef uint64_t room = min(max(<uint64_t>SMALLEST_PIECE, self.estimated_size / 8), <uint64_t>LARGEST_PIECE)
@@ -208,7 +225,7 @@ cdef class Capture:
                 directory.write(descriptor, PyMemoryView_FromMemory(<char *>self.piece, filled, PyBUF_READ), offset)
                 offset += filled
                 size += filled
-            tick()
+            tick(size)
         free(self.piece)
         self.piece = NULL
         return self.keys, size

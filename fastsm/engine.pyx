@@ -12,16 +12,17 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from _thread import start_new_thread
+
 from fastsm.chunk cimport Chunk, Step, unsigned_slowly
 from fastsm.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_size, record_size, write_record,
 )
 from fastsm.group_commit cimport GroupCommit
-from fastsm.index cimport BLOCK, KEY_SPAN, Index
+from fastsm.index cimport BLOCK, Index
 from fastsm.log cimport Log
 from fastsm.state cimport State
-from fastsm.table cimport prefetch
 from fastsm.terms cimport RunList, Terms
 from fastsm.turns cimport Turns
 
@@ -89,6 +90,7 @@ cdef class Engine(State):
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds
         index.end = log.start + log.end
+        index.metadata = metadata
         self.take_index(log, index)
         self._group_commit = commit
         self.runs = runs
@@ -101,6 +103,10 @@ cdef class Engine(State):
     def _compact_above(self, dead_bytes):
         """Lets `apply` call for compaction once when more is dead."""
         self.compact_above = dead_bytes
+
+    def _is_called_for(self):
+        """Whether compaction was called for, and is not over; always so when it never comes by itself."""
+        return self.compact_above == NEVER
 
     # ---- apply -----------------------------------------------------------------------------------------
 
@@ -146,6 +152,8 @@ cdef class Engine(State):
         try:
             chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
             chunk.judge(self._table, self.arena, self.readable)
+            if chunk.damaged:
+                self.damaged(chunk.damaged)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk, entries)
@@ -155,9 +163,21 @@ cdef class Engine(State):
         if runs.index != mark.index:
             self.publish(chunk)
             if self.dead_bytes() > self.compact_above:
-                self.compact_above = NEVER
-                self._compact_by_itself()
+                self.call_for_compaction()
         return results
+
+    cdef int call_for_compaction(self) except -1:
+        """Starts a thread that compacts; without one, the next chunk calls again. The chunk is applied: nothing raises.
+
+        Runs no Python code here, and so no signal handler.
+        """
+        cdef uint64_t above = self.compact_above
+        self.compact_above = NEVER
+        try:
+            start_new_thread(self._compact_by_itself, ())
+        except (MemoryError, RuntimeError):
+            self.compact_above = above
+        return 0
 
     cdef int write_chunk(self, Chunk chunk, object entries) except -1:
         """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
@@ -173,6 +193,7 @@ cdef class Engine(State):
         self._index.dead.reserve(place + length)
         frame = log.begin_frame(length)
         self.take_arena()
+        self.expect_old(chunk, 0)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE:
             _held = tuple(entries)  # a list could be changed while the GIL is away
@@ -191,17 +212,10 @@ cdef class Engine(State):
         cdef size_t first = 0
         cdef size_t stop, i
         cdef uint64_t rebuilds = self._table.rebuilds
-        cdef uint64_t candidate
         cdef Step *step
         while first < chunk.count:
             stop = min(first + BLOCK, chunk.count)
-            for i in range(first, stop):
-                step = &chunk.steps[i]
-                if step.record == RECORD_PUT or step.record == RECORD_DELETE:
-                    candidate = self._table.candidate(step.hashed)
-                    if candidate:
-                        prefetch(self.arena + candidate)
-                        prefetch(self.arena + candidate + KEY_SPAN)
+            self.expect_old(chunk, stop)
             for i in range(first, stop):
                 step = &chunk.steps[i]
                 if step.record == 0:
@@ -214,6 +228,15 @@ cdef class Engine(State):
             first = stop
         self.publish_runs()
         return 0
+
+    cdef void expect_old(self, Chunk chunk, size_t first) noexcept:
+        """Prefetches what publishing the block of steps from `first` on will touch, while there is other work."""
+        cdef size_t i
+        cdef Step *step
+        for i in range(first, min(first + BLOCK, chunk.count)):
+            step = &chunk.steps[i]
+            if step.record == RECORD_PUT or step.record == RECORD_DELETE:
+                self._index.expect(self.arena, step.hashed)
 
     cdef void publish_runs(self) noexcept:
         """The terms take the runs that a frame now carries, for which room was reserved."""
@@ -265,7 +288,7 @@ cdef class Engine(State):
         append_state(self._log, self.runs, metadata, closing)
         self.take_arena()
         if metadata is not None:
-            self.metadata_unsaved = False
+            self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
 
     def _has_unwritten(self, bint with_metadata):

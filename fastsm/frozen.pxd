@@ -12,6 +12,7 @@ cdef class View:
 cdef class Frozen:
     # Invariant: every place leads to a whole record in the mapping, which is never written again.
     cdef Mapping mapping
+    cdef object log                      # which knows the files that are in the arena
     cdef const uint8_t *arena
     cdef uint64_t readable               # no record may reach beyond; 0: all of them were checked
     cdef uint64_t *places

@@ -15,8 +15,6 @@ from libc.string cimport memcmp, memcpy
 from fastsm.format cimport record_key, record_key_size, record_length, record_value_size
 from fastsm.table cimport prefetch
 
-from fastsm.errors import CorruptionError
-
 cdef enum:
     SLICE = 1 << 15      # records between two looks at signals: some milliseconds
     AHEAD = 16
@@ -71,7 +69,7 @@ cdef class Frozen:
                         break
             PyErr_CheckSignals()
             if bad:
-                raise CorruptionError(f"the arena of {self.mapping!r}", bad, "a record within it", "a longer one")
+                raise self.log.damage_at(bad)
         return 0
 
     def __len__(self):

@@ -155,8 +155,12 @@ def name_next(directory: Directory, old: Log, log: Log) -> None:
             switching = True
             write_current(directory, log)
     except BaseException as error:
-        if switching and not still_current(directory, old):
-            old.poison(error)
+        untouched = not switching
+        try:
+            untouched = untouched or still_current(directory, old)
+        finally:
+            if not untouched:
+                old.poison(error)
         raise
 
 

@@ -20,7 +20,7 @@ from fastsm.format cimport (
 )
 from fastsm.log cimport Log
 from fastsm.mapping cimport Mapping
-from fastsm.table cimport FAILED, prefetch
+from fastsm.table cimport FAILED
 from fastsm.walk cimport next_record, walk_frames
 
 from fastsm.errors import CorruptionError
@@ -137,17 +137,13 @@ cdef class Index:
         """Takes records with their cache misses overlapping; -1 without memory."""
         cdef uint64_t hashes[BLOCK]
         cdef uint64_t rebuilds = self.table.rebuilds
-        cdef uint64_t candidate
         cdef uint32_t i
         cdef int failed = 0
         for i in range(count):
             hashes[i] = self.table.hash(record_key(records[i]), record_key_size(records[i]))
             self.table.prefetch_slot(hashes[i])
         for i in range(count):
-            candidate = self.table.candidate(hashes[i])
-            if candidate:
-                prefetch(arena + candidate)
-                prefetch(arena + candidate + KEY_SPAN)
+            self.expect(arena, hashes[i])
         for i in range(count):
             if self.table.rebuilds != rebuilds:
                 hashes[i] = self.table.hash(record_key(records[i]), record_key_size(records[i]))

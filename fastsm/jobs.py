@@ -1,4 +1,4 @@
-"""Snapshots and compactions under way: work beside everything else, which a reset, an install or a close ends."""
+"""Snapshots, compactions and installs under way: work beside everything else, which ends before the machine does."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from contextlib import contextmanager
 from fastsm.errors import SnapshotError
 from fastsm.types import LogId
 
+Progress = Callable[[int, int], object]  # bytes done, bytes in all
+
 
 class Job:
-    """One snapshot or compaction under way. ``needs``: the entry as of which it reads, None for a compaction."""
+    """One piece of work under way.
 
-    def __init__(self, what: str, needs: LogId | None, progress: Callable[[], object] | None) -> None:
+    ``needs``: the entry as of which it reads, if it does. ``of_this_state``: a reset or an install ends it.
+    """
+
+    def __init__(
+        self, what: str, needs: LogId | None, progress: Progress | None, of_this_state: bool
+    ) -> None:
         self.what = what
         self.needs = needs
+        self.of_this_state = of_this_state
         self.ended_by: str | None = None
         self.thread = threading.get_ident()
         self.over = threading.Event()
+        self.done = 0  # bytes of the state that were written
+        self.total = 0  # of as many, as far as is known
         self._progress = progress
 
     def check(self) -> None:
@@ -26,31 +36,39 @@ class Job:
         if self.ended_by is not None:
             raise SnapshotError(f"the {self.what} was ended by {self.ended_by}: nothing is left of it")
 
-    def tick(self) -> None:
+    def tick(self, done: int = 0) -> None:
         """Called between pieces of the work: the place where it may be ended, and where progress is told."""
         self.check()
+        self.done = max(self.done, done)
         if self._progress is not None:
-            self._progress()
+            self._progress(self.done, max(self.done, self.total))
+            self.check()  # what is told may end it
 
 
 class Jobs:
     """All jobs of one state machine.
 
-    A job takes effect in the writer's turn, after a last :meth:`Job.check` there; whoever ends jobs has that turn,
-    too. So a job has taken effect, or never will. Thread safe.
+    A job takes effect in the writer's turn, after a last :meth:`Job.check` there; a reset or an install that ends jobs
+    has that turn, too. So a job has taken effect, or never will. A close ends jobs before it has its turn, and waits
+    for them: none outlives the directory. Thread safe.
     """
 
     def __init__(self) -> None:
         self._running: set[Job] = set()
+        self._closed = False
 
     @contextmanager
     def run(
-        self, what: str, needs: LogId | None = None, progress: Callable[[], object] | None = None
+        self, what: str, needs: LogId | None = None, progress: Progress | None = None, *,
+        of_this_state: bool = True,
     ) -> Iterator[Job]:
         """A job for as long as the block runs."""
-        job = Job(what, needs, progress)
+        job = Job(what, needs, progress, of_this_state)
         self._running.add(job)
         try:
+            if self._closed:
+                job.ended_by = "a close"
+            job.check()
             yield job
         except SnapshotError:
             raise
@@ -62,12 +80,16 @@ class Jobs:
             job.over.set()
 
     def end_all(self, cause: str) -> None:
-        """Ends all jobs: each raises at its next tick. Does not wait for them."""
+        """In the writer's turn: ends all jobs of the state that is to be replaced. Each raises at its next tick."""
         for job in tuple(self._running):
-            job.ended_by = cause
+            if job.of_this_state:
+                job.ended_by = cause
 
-    def wait(self) -> None:
-        """Waits until all jobs that were ended are over, but for one that this very thread is in."""
+    def close(self) -> None:
+        """Ends all jobs for good, and waits until they are over, but for one that this very thread is in."""
+        self._closed = True
+        for job in tuple(self._running):
+            job.ended_by = "a close"
         for job in tuple(self._running):
             while job.thread != threading.get_ident() and not job.over.wait(0.05):
                 pass

@@ -1,7 +1,7 @@
 from typing_extensions import Self
 
 from fastsm.base import Base
-from fastsm.errors import StorageError
+from fastsm.errors import CorruptionError, StorageError
 from fastsm.files import Directory
 from fastsm.format import CurrentFile, LogHead
 from fastsm.mapping import Descriptor, Mapping
@@ -76,6 +76,7 @@ class Log:
         frames: int = 0,
         metadata: SnapshotMetadata | None = None,
     ) -> Recovery: ...
+    def damage_at(self, place: int) -> CorruptionError: ...
     def last_frame_up_to(self, index: int) -> tuple[int, LogId]: ...
     def last_durable(self, index: int, term: int, behind: int = ...) -> LogId: ...
     def cut(self, end: int, torn_end: int) -> None: ...

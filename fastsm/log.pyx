@@ -147,10 +147,12 @@ cdef class Log:
     def close(self):
         """Gives the descriptors back. The pages go with the last reference to `mapping`. Idempotent."""
         descriptor, self.descriptor = self.descriptor, None
-        if descriptor is not None:
-            self.directory.close_file(descriptor)
-        if self.base is not None:
-            self.base.close()
+        try:
+            if descriptor is not None:
+                self.directory.close_file(descriptor)
+        finally:
+            if self.base is not None:
+                self.base.close()
 
     def let_go(self):
         """Behind `close`: drops the mapping, which nobody reads through this log any more."""
@@ -333,8 +335,9 @@ cdef class Log:
                 self.write_suspect()
             self.directory.sync(self.descriptor)
         except OSError as error:
-            self.poison(StorageError.wrap(error, self.path, "syncing the log"))
-            raise self.poisoned from error
+            failure = StorageError.wrap(error, self.path, "syncing the log")
+            self.poison(failure)
+            raise failure from error
         except BaseException as error:
             # Nobody knows whether the sync went through.
             self.poison(error)
@@ -375,9 +378,9 @@ cdef class Log:
     def poison(self, error):
         """Refuses every write from here on."""
         if self.poisoned is None:
-            if not isinstance(error, StorageError):
-                error = StorageError(getattr(error, "errno", None), f"interrupted: {error!r}", self.path)
-            self.poisoned = error
+            told = error.strerror if isinstance(error, StorageError) else f"interrupted: {error!r}"
+            # Not the error itself: with its traceback it would keep alive whatever its frames hold.
+            self.poisoned = StorageError(getattr(error, "errno", None), told, self.path)
             logger.error("%s: poisoned, nothing more is written: %s", self.path, error)
 
     def trim(self):
@@ -385,7 +388,7 @@ cdef class Log:
         with storage_errors(self.path, "trimming the log"):
             self.directory.truncate(self.descriptor, self.end)
         self.allocated = self.end
-        self.mapping.mapped = self.start + self.end
+        self.mapping.shrink(self.end)
         self.window_end = self.zeroed_end = 0
 
     # ---- recover ---------------------------------------------------------------------------------------
@@ -401,6 +404,7 @@ cdef class Log:
         """
         cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path, terms, behind, frames)
         cdef uint64_t torn_end
+        scan.whole_frames_only = self.read_only
         started = time.perf_counter()
         scan.read_frames()
         scan.judge_durable(known_durable)
@@ -417,6 +421,15 @@ cdef class Log:
             clean=self.end == self.durable and torn_end == self.end, frames=scan.frames, log_bytes=self.end,
             torn_bytes=torn_end - self.end, suspect_bytes=self.end - self.durable,
             seconds=time.perf_counter() - started)
+
+    def damage_at(self, uint64_t place):
+        """The error for a record of the arena that says that it is longer than it can be."""
+        path, offset = self.path, place
+        if place >= self.start:
+            offset -= self.start
+        elif self.base is not None:
+            path = self.base.path
+        return CorruptionError(path, offset, "a record within the file", "one that says it is longer")
 
     def last_frame_up_to(self, uint64_t index):
         """Where the last frame ends that applied nothing behind an index, and the last entry up to there.
@@ -469,7 +482,7 @@ cdef class Log:
                 "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
                 "or the machine stopped", self.path, torn_end - end, end)
         self.allocated = end
-        self.mapping.mapped = self.start + self.allocated
+        self.mapping.shrink(end)
 
     def verification(self):
         """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""

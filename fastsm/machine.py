@@ -115,16 +115,16 @@ class FastStateMachine(Snapshots, StateMachine):
         self._begin(log.head.generation)
         self._clean_end = log.end if self._recovery.clean else -1
         self._renew_policy(0)
-        if verify_on_open == "background" and not verified:
-            self._verify_in_background()
         self._worker = OrderedWorker()
         self._set_status("running")
         _machines.add(self)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
+        if verify_on_open == "background" and not verified:
+            self._verify_in_background()  # last, since from here on any call may say that it has found damage
 
     def __repr__(self) -> str:
-        if not self.is_running():
-            return f"<FastStateMachine {self.path!r}: not running>"
+        if self._corrupt() or not self.is_running():
+            return f"<FastStateMachine {self.path!r}: {'corrupt' if self._corrupt() else 'not running'}>"
         return f"<FastStateMachine {self.path!r}: {self.len()} keys, applied {tuple(self.last_applied())}>"
 
     # ---- life cycle ------------------------------------------------------------------------------------
@@ -157,34 +157,38 @@ class FastStateMachine(Snapshots, StateMachine):
         if self._forked():
             self._release()  # the files are the parent's to end
             return
+        self._jobs.close()
         self._worker.close()
-        try:
-            with self._turns:
-                if self._closed():
-                    return
-                self._jobs.end_all("a close")
-                if self._verification is not None:
-                    self._verification.stop()
-                try:
-                    if not self._corrupt():
-                        self._end_log()
-                finally:
-                    self._group_commit.close()
-                    self._release()
-        finally:
-            self._jobs.wait()
+        with self._turns:
+            if self._closed():
+                return
+            if self._verification is not None:
+                self._verification.stop()
+            try:
+                if not self._corrupt():
+                    self._end_log()
+            finally:
+                self._group_commit.close()
+                self._release()
 
     def _release(self) -> None:
         self._set_status("closed")
-        self._log.close()
-        self._let_go()
-        self._directory.close()
-        _machines.discard(self)
+        try:
+            with storage_errors(self.path, "closing the files"):
+                self._log.close()
+        finally:
+            self._let_go()
+            self._directory.close()
+            _machines.discard(self)
 
     def _end_log(self) -> None:
         """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
         log = self._log
-        if log.read_only or (log.end == self._clean_end and not self._has_unwritten(True)):
+        if log.read_only:
+            return
+        if log.end == self._clean_end and not self._has_unwritten(True):
+            if not self._index.loaded:  # the opening had to read everything: the next one need not
+                self._save_table(log, self._index)
             return
         self._write_state(True)
         log.sync()
@@ -192,7 +196,7 @@ class FastStateMachine(Snapshots, StateMachine):
             self._write_state(False, True)
             log.sync()
             log.trim()
-            self._save_table(log, self._index, lambda: None)
+            self._save_table(log, self._index)
             generation.write_current(self._directory, log)
         except StorageError as error:
             if error.errno not in NO_ROOM:

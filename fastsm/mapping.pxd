@@ -15,7 +15,7 @@ cdef inline uint64_t log_start(uint64_t base_size) noexcept nogil:
 
 cdef class Mapping:
     # Invariant: start <= mapped <= reserved; the base is at [0, base size), the log's bytes are at [start, mapped);
-    # GUARD bytes behind each of them can be read, and are zero.
+    # what lies between them, and GUARD bytes behind, can be read, and is zero.
     cdef uint8_t *address
     cdef int protection
     cdef readonly size_t reserved
@@ -24,6 +24,7 @@ cdef class Mapping:
     cdef object __weakref__
     cdef int lay_base(self, int descriptor, size_t size) except -1
     cdef int extend(self, int descriptor, size_t size) except -1
-    cdef int guard(self, size_t stop) except -1
+    cdef int shrink(self, size_t size) except -1
+    cdef int guard(self, size_t file_end, size_t stop) except -1
     cdef bint fits(self, size_t size) noexcept
     cdef bint populate(self, size_t start, size_t stop) noexcept nogil

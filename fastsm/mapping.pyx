@@ -144,6 +144,10 @@ def write_at(int descriptor, data, off_t offset):
         PyBuffer_Release(&buffer)
 
 
+cdef inline size_t page_behind(size_t offset) noexcept nogil:
+    return (offset + PAGE - 1) & ~(PAGE - 1)
+
+
 cdef class Mapping:
     """The arena: a base, if there is one, and behind it a log, which grows without moving.
 
@@ -186,7 +190,7 @@ cdef class Mapping:
         if mmap(self.address, size, PROT_READ, MAP_SHARED | MAP_FIXED, descriptor, 0) == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
         self.start = self.mapped = log_start(size)
-        self.guard(size)
+        self.guard(size, self.start)
         return 0
 
     cdef int extend(self, int descriptor, size_t size) except -1:
@@ -202,13 +206,25 @@ cdef class Mapping:
         ) == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
         self.mapped = self.start + size
-        self.guard(self.mapped)
+        self.guard(self.mapped, page_behind(self.mapped) + GUARD)
         return 0
 
-    cdef int guard(self, size_t stop) except -1:
-        """Lets GUARD bytes behind the page that ends a file be read: they were reserved, and are zero."""
-        cdef size_t page = (stop + PAGE - 1) & ~(PAGE - 1)
-        if mprotect(self.address + page, GUARD, PROT_READ) < 0:
+    cdef int shrink(self, size_t size) except -1:
+        """The log's file was cut to `size`: pages behind, where a read would be a SIGBUS, become a guard again."""
+        cdef size_t page = page_behind(self.start + size)
+        cdef size_t stop = page_behind(self.mapped)
+        if page < stop and mmap(
+            self.address + page, stop - page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0
+        ) == MAP_FAILED:
+            PyErr_SetFromErrno(OSError)
+        self.mapped = self.start + size
+        self.guard(self.mapped, page + GUARD)
+        return 0
+
+    cdef int guard(self, size_t file_end, size_t stop) except -1:
+        """Lets what lies behind the page that ends a file be read up to `stop`: it was reserved, and is zero."""
+        cdef size_t page = page_behind(file_end)
+        if mprotect(self.address + page, stop - page, PROT_READ) < 0:
             PyErr_SetFromErrno(OSError)
         return 0
 

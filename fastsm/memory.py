@@ -161,7 +161,7 @@ class MemoryStateMachine(StateMachine):
         return len(self._values)
 
     def items(self) -> list[tuple[bytes, bytes]]:
-        """All pairs, in no order."""
+        """All pairs, in the order of the entries that last wrote them."""
         self._require()
         return list(self._values.items())
 
@@ -239,7 +239,7 @@ class MemoryStateMachine(StateMachine):
         metadata = write_file(directory, data)
         if progress is not None:
             progress(len(data), len(data))
-        if self._metadata is None or metadata.last_included.index > self._metadata.last_included.index:
+        if self._metadata is None or self._metadata.last_included < metadata.last_included:
             self._metadata = metadata
         self.flush()
         return metadata

@@ -17,10 +17,11 @@ from posix.mman cimport (
 )
 
 from fastsm.dead cimport WORD_BITS
-from fastsm.format cimport RECORD_KEY
+from fastsm.format cimport RECORD_CONFIG, RECORD_KEY, VALID, look_at_record, record_length, record_operation
 from fastsm.hashing cimport xxh64
 from fastsm.index cimport Index
 from fastsm.log cimport Log
+from fastsm.mapping cimport Mapping
 from fastsm.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table
 
 from fastsm import format
@@ -141,32 +142,39 @@ cdef size_t TABLE_HEADER = format.TABLE_HEADER_BYTES
 # ---- load ----------------------------------------------------------------------------------------------
 
 def load_table(directory, Log log):
-    """`(Index, SavedTable)` of a log as its saved table has it, or None when there is none that can be believed.
+    """`(Index, SavedTable)` of a log as its saved table has it, or None: there is none that can be read and believed.
 
     The index holds what lies before the offset `SavedTable.log_offset` of the log. O(slots), without the GIL.
     """
     name = table_name(log.head.generation)
     try:
         descriptor = directory.open_file(name, os.O_RDONLY)
-    except (FileNotFoundError, CorruptionError):
+    except (OSError, CorruptionError):
         return None
+    loaded = None
     try:
-        return load(directory, descriptor, log, directory.path_of(name))
-    except (CorruptionError, FormatVersionError):
-        return None  # it is made again from base and log, which say all that it says
+        loaded = load(directory, descriptor, log, directory.path_of(name))
+    except (OSError, CorruptionError, FormatVersionError):
+        pass  # it is made again from base and log, which say all that it says
     finally:
         directory.close_file(descriptor)
+    # Not from within the block: Cython loses what is being returned when the block's end raises.
+    return loaded
 
 
 cdef object load(directory, descriptor, Log log, path):
     size = directory.size(descriptor)
     saved = format.unpack_saved_table(os.pread(descriptor.number, format.TABLE_HEADER_BYTES, 0), path, size)
     sections = saved.sections
-    if (saved.identity, saved.log_start) != (log.head.identity, log.start) or saved.log_offset > log.allocated:
+    if (saved.identity, saved.log_start) != (log.head.identity, log.start):
+        return None
+    if not format.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
         return None
     if checksum_body(descriptor, size) != saved.body_checksum:
         return None
     front = os.pread(descriptor.number, sections.segments - sections.runs, sections.runs)
+    if len(front) < sections.segments - sections.runs:
+        return None  # more than the system reads at once
     cdef uint64_t stop = log.start + saved.log_offset
     cdef Table table = Table((saved.seed0, saved.seed1))
     cdef Index index = Index(table)
@@ -176,15 +184,28 @@ cdef object load(directory, descriptor, Log log, path):
     if not load_segments(table, descriptor.number, saved, <const uint32_t *><const char *>numbers, stop):
         return None
     cdef bytes words = front[sections.dead - sections.runs:sections.directory - sections.runs]
-    if saved.dead_words > (stop >> WORD_BITS) + 1 or not 0 <= saved.config_place <= stop - RECORD_KEY:
+    if saved.dead_words > (stop >> WORD_BITS) + 1 or saved.live_bytes > stop:
         return None
-    index.dead.reserve(stop)
+    if saved.config_place and not is_config(log.mapping, saved.config_place, stop):
+        return None
+    index.dead.reserve(stop + 1)
     index.dead.fill(<const uint64_t *><const char *>words, saved.dead_words)
     index.live_bytes, index.config_place, index.end = saved.live_bytes, saved.config_place, stop
-    start = sections.metadata - sections.runs
-    if saved.metadata_size:
-        index.metadata = unpack_metadata(front[start:start + saved.metadata_size])
-    return index, saved
+    index.loaded = True
+    metadata = front[sections.metadata - sections.runs:][:saved.metadata_size]
+    if metadata:
+        index.metadata = unpack_metadata(metadata)
+    gaps = front[sections.metadata - sections.runs + saved.metadata_size:sections.dead - sections.runs], \
+        numbers[sizeof(uint32_t) << table.depth:]
+    return None if b"".join(gaps).strip(b"\0") else (index, saved)
+
+
+cdef bint is_config(Mapping mapping, uint64_t place, uint64_t stop) noexcept:
+    """Whether a whole config record is at a place of the arena."""
+    cdef const uint8_t *record = mapping.address + place
+    if place & 7 or place > stop - RECORD_KEY or record_length(record) > stop - place:
+        return False
+    return record_operation(record) == RECORD_CONFIG and look_at_record(record, record_length(record)) == VALID
 
 
 def unpack_metadata(data):
@@ -262,6 +283,9 @@ cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
             used += segment.slots[i] != 0
             if segment.slots[i] != 0 and place < least:
                 least = place
+        for i in range(sizeof(segment.padding) / sizeof(uint64_t)):
+            if segment.padding[i]:
+                return False
         if used != segment.count or used >= SEGMENT_SLOTS or segment.depth > table.depth:
             return False
         total += used

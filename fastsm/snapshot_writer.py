@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -28,7 +28,11 @@ from fastsm.types import LogId, SnapshotMetadata
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
-Tick = Callable[[], object]
+class Tick(Protocol):
+    """Called between pieces, with the bytes of records that are written so far where that is known; it may raise."""
+
+    def __call__(self, done: int = 0, /) -> object: ...
+
 
 COMPRESSIONS = {None: format.CODEC_NONE, "none": format.CODEC_NONE, "zstd": format.CODEC_ZSTD}
 # Beside a thread that computes, each call without the GIL waits up to 5 ms to get it back: pieces are large.
@@ -53,7 +57,7 @@ class Source(Protocol):
     def write_records(self, directory: Directory, fd: Descriptor, offset: int, tick: Tick) -> tuple[int, int]:
         """Writes all records with ``directory.write(fd, buffer, offset)``; returns how many, and their bytes.
 
-        Calls ``tick()`` between pieces, which may raise.
+        Calls ``tick(bytes so far)`` between pieces, which may raise.
         """
 
 
@@ -82,7 +86,7 @@ def prepare(
     attachment = memoryview(attachment).cast("B")
     if len(attachment) > format.MAX_RECORD_VALUE:
         raise ValueError(f"expected an attachment of at most {format.MAX_RECORD_VALUE} bytes, found {len(attachment)}")
-    tick = tick or (lambda: None)
+    tick = tick or (lambda done=0: None)
     with storage_errors(os.fsdecode(path), "writing a snapshot"):
         directory = make_directory(path, files)
         try:

@@ -36,7 +36,7 @@ from fastsm.files import Directory, storage_errors
 from fastsm.group_commit import GroupCommit
 from fastsm.incoming import copy_in
 from fastsm.index import Index
-from fastsm.jobs import Job, Jobs
+from fastsm.jobs import Job, Jobs, Progress
 from fastsm.log import Log
 from fastsm.mapping import Mapping
 from fastsm.policy import Policy
@@ -101,14 +101,17 @@ class Snapshots(Engine):
 
     def _ensure_verified(self, job: Job) -> None:
         """A snapshot of unverified bytes would give damage a right checksum."""
-        if self._verified or self._log.read_only:
+        if self._verified:
             return
         if self._verification is not None:
             self._verification.wait(job.tick)
             self._require()
         if not self._verified:
-            log = self._log
-            Verification(log).run(lambda done, total: job.tick())
+            with self._turns:  # no step to another generation closes the files meanwhile
+                self._require(True)
+                log = self._log
+                verification = Verification(log)
+            verification.run(lambda done, total: job.tick())
             if self._log is log:
                 self._set_verified(True)
 
@@ -121,14 +124,14 @@ class Snapshots(Engine):
         *,
         compress: str | None = None,
         attachment: bytes | None = None,
-        progress: Callable[[], None] | None = None,
+        progress: Progress | None = None,
     ) -> SnapshotMetadata:
         """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
 
         ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
         chunk. Else, or when its term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or
         ``"zstd"``; ``attachment``: bytes of the embedder that travel along; by default what the machine was opened
-        with. ``progress()`` is called now and then.
+        with. ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
 
         The file is there whole or not at all. On return it is durable, and so is everything up to ``last_included``
         in the state's own directory, with the metadata if it is newer than what is known: the host may drop its log
@@ -147,25 +150,28 @@ class Snapshots(Engine):
         directory: str | os.PathLike[str],
         compress: str | None,
         attachment: bytes | None,
-        progress: Callable[[], None] | None = None,
+        progress: Progress | None = None,
     ) -> SnapshotMetadata:
         compress = self._compress if compress is None else compress
         with self._jobs.run("snapshot", capture.last_included, progress) as job:
+            job.total = capture.estimated_size
             self._ensure_verified(job)
             capture.find(job.tick)
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
+            files = type(self._directory)
             prepared = prepare(
-                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick,
-                files=type(self._directory),
-            )  # fmt: skip
+                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files
+            )
             with prepared, self._turns:
                 job.check()
                 self._require(True)
+                if not self._log.read_only:
+                    self._log.check_writable()
                 prepared.commit()
                 self._record(prepared.metadata)
                 mark = self._position()
-            self._sync_to(mark)
+        self._sync_to(mark)
         logger.info("%s: wrote %s as of %s", self.path, prepared.path, tuple(capture.last_included))
         return prepared.metadata
 
@@ -184,6 +190,9 @@ class Snapshots(Engine):
         commit = self._group_commit
         if commit.log is log and not log.read_only:
             commit.sync_up_to(offset)
+            if log.durable < offset and self._group_commit is commit:  # a close came first, and did not sync
+                log.check_writable()
+                self._require()
             self._note_synced(log, applied)
 
     # ---- the step to a next generation -----------------------------------------------------------------
@@ -200,13 +209,14 @@ class Snapshots(Engine):
         )
         self._set_verified(True)
         old_commit.close()
-        old.close()
         try:
             with storage_errors(self.path, "removing the old generation"):
+                old.close()
                 generation.remove_generation(self._directory, old.head.generation)
         except StorageError as error:
             logger.warning("%s: left over until the next opening: %s", self.path, error)
-        self._renew_policy()
+        if not self._is_called_for():  # else whoever was called does so at its end
+            self._renew_policy()
 
     def _discard(self, log: Log | None, number: int) -> None:
         """Removes what was prepared of a generation, unless that has become the state."""
@@ -234,7 +244,7 @@ class Snapshots(Engine):
         path: str | os.PathLike[str],
         *,
         allow_older: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Replaces state, log, terms, membership and metadata by a snapshot's, in one atomic step; durable on return.
 
@@ -249,13 +259,14 @@ class Snapshots(Engine):
         """
         self._require()
         self._log.check_writable()
-        number, log, index, told = self._prepare_install(metadata, path, allow_older, progress)
-        try:
-            with self._turns:
-                self._install_in_turn(log, index, told, allow_older)
-        except BaseException:
-            self._discard(log, number)
-            raise
+        with self._jobs.run("install", of_this_state=False) as job:
+            number, log, index, told = self._prepare_install(job, metadata, path, allow_older, progress)
+            try:
+                with self._turns:
+                    self._install_in_turn(job, log, index, told, allow_older)
+            except BaseException:
+                self._discard(log, number)
+                raise
 
     def _install_now(
         self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], allow_older: bool = False
@@ -263,32 +274,41 @@ class Snapshots(Engine):
         """``install_snapshot``, for whoever has the writer's turn already."""
         self._require()
         self._log.check_writable()
-        number, log, index, told = self._prepare_install(metadata, path, allow_older, None)
-        try:
-            self._install_in_turn(log, index, told, allow_older)
-        except BaseException:
-            self._discard(log, number)
-            raise
+        with self._jobs.run("install", of_this_state=False) as job:
+            number, log, index, told = self._prepare_install(job, metadata, path, allow_older, None)
+            try:
+                self._install_in_turn(job, log, index, told, allow_older)
+            except BaseException:
+                self._discard(log, number)
+                raise
 
     def _prepare_install(
         self,
+        job: Job,
         metadata: SnapshotMetadata | None,
         path: str | os.PathLike[str],
         allow_older: bool,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> tuple[int, Log, Index, SnapshotMetadata]:
         """The next generation, made of a snapshot's file: checked, indexed and synced."""
         number = next(self._generations)
         log = base = None
+
+        def tell(done: int, total: int) -> None:
+            job.tick()
+            if progress is not None:
+                progress(done, total)
+                job.check()
+
         try:
             with open_snapshot(path) as snapshot:
                 told = snapshot.metadata
                 if metadata is not None:
                     check_metadata(metadata, snapshot.head, snapshot.path)
                 if not allow_older and told.last_included < self.last_applied():
-                    copy_checked(snapshot.descriptor, snapshot.head, snapshot.path, progress=progress)
+                    copy_checked(snapshot.descriptor, snapshot.head, snapshot.path, progress=tell)
                     self._refuse_stale(told)
-                base = copy_in(self._directory, number, snapshot, progress)
+                base = copy_in(self._directory, number, snapshot, tell)
             log = Log.create(self._directory, number, base)
             index = Index()
             if base is not None:
@@ -299,7 +319,7 @@ class Snapshots(Engine):
             append_metadata(log, told)
             log.sync()
             index.read_log(log, generation.EMPTY_LOG_BYTES)
-            self._save_table(log, index, lambda: None)
+            self._save_table(log, index, job.tick)
         except BaseException:
             if base is not None and log is None:
                 base.close()
@@ -314,7 +334,10 @@ class Snapshots(Engine):
                 f"{self.path}: expected a snapshot as of last applied, {applied}, or later, found one as of "
                 f"{told.last_included}; allow_older=True installs it all the same")
 
-    def _install_in_turn(self, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool) -> None:
+    def _install_in_turn(
+        self, job: Job, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool
+    ) -> None:
+        job.check()
         self._require()
         self._log.check_writable()
         if not allow_older:
@@ -326,7 +349,7 @@ class Snapshots(Engine):
     # ---- compact ---------------------------------------------------------------------------------------
 
     def compact(
-        self, up_to: LogId | int | None = None, *, progress: Callable[[], None] | None = None
+        self, up_to: LogId | int | None = None, *, progress: Progress | None = None
     ) -> None:
         """Gives the space of overwritten and deleted values back, on disk and in memory.
 
@@ -369,6 +392,7 @@ class Snapshots(Engine):
             with self._turns:
                 job.check()
                 self._require(True)
+                old.check_writable()  # a failed sync may have left frames there that were never applied
                 self._write_state(True)
                 self._carry_over(log, index, old, carried)
                 metadata = self.snapshot_metadata()
@@ -386,6 +410,7 @@ class Snapshots(Engine):
     def _write_base(self, number: int, last_included: LogId, job: Job) -> Base:
         """The state as of an entry as a base, synced."""
         capture = self._capture(last_included)
+        job.total = capture.estimated_size
         capture.find(job.tick)
         name = base_name(number)
         with storage_errors(self._directory.path_of(name), "writing a base"):
@@ -429,7 +454,7 @@ class Snapshots(Engine):
         log.copy_from(old, first, old.end if stop is None else stop)
         index.read_log(log, copied, True)
 
-    def _save_table(self, log: Log, index: Index, tick: Callable[[], object]) -> None:
+    def _save_table(self, log: Log, index: Index, tick: Callable[[], object] = lambda: None) -> None:
         """Saves the table of a log that is synced, when that is worth it. Without room for it, there is none."""
         if log.start + log.end < SAVE_TABLE_ABOVE:
             return
@@ -449,10 +474,7 @@ class Snapshots(Engine):
         self._compact_above(self._policy.threshold(live, dead if dead_bytes is None else dead_bytes))
 
     def _compact_by_itself(self) -> None:
-        """Called by ``apply``, once, when more is dead than the policy bears."""
-        threading.Thread(target=self._run_policy, name="fastsm-compact", daemon=True).start()
-
-    def _run_policy(self) -> None:
+        """On a thread that ``apply`` starts, once, when more is dead than the policy bears."""
         try:
             self.compact()
         except FastsmError as error:

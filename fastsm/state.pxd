@@ -29,6 +29,7 @@ cdef class State:
     cdef uint64_t readable         # bytes of the arena: no record reaches beyond, whatever it says
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef int status
+    cdef bint ran                  # when that was found, it was running
     cdef object corruption         # what a verification in the background has found
     cdef bint sync_on_apply
     cdef uint64_t applied_index, applied_term
@@ -42,8 +43,8 @@ cdef class State:
     cdef uint64_t dead_bytes(self) noexcept
     cdef int damaged(self, uint64_t place) except -1
     cdef uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil
-    cdef uint64_t find_key(self, key) except? 0
-    cdef uint64_t find_buffer(self, key) except? 0
+    cdef uint64_t find_key(self, key) except? 0xFFFFFFFFFFFFFFFF   # which no place is
+    cdef uint64_t find_buffer(self, key) except? 0xFFFFFFFFFFFFFFFF
     cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1
     cdef Frozen freeze(self)
     cdef void take_arena(self) noexcept

@@ -9,7 +9,8 @@ import copy
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.ref cimport PyObject
+from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
+from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
@@ -20,9 +21,9 @@ from fastsm.format cimport (
 from fastsm.capture cimport Capture
 from fastsm.frozen cimport Frozen, View
 from fastsm.mapping cimport Mapping
-from fastsm.table cimport check_table, prefetch
+from fastsm.table cimport check_table, prefetch, same_key
 
-from fastsm.errors import CorruptionError, NotRunningError, SnapshotRangeError
+from fastsm.errors import NotRunningError, SnapshotRangeError
 from fastsm.types import LogId, ScanResult
 
 cdef extern from "Python.h":
@@ -52,7 +53,9 @@ cdef class State:
     # ---- status ----------------------------------------------------------------------------------------
 
     def _set_status(self, str status):
-        self.status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
+        new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
+        if self.status != CORRUPT or new_status > STOPPED:
+            self.status = new_status
 
     def _closed(self):
         return self.status == CLOSED
@@ -62,7 +65,7 @@ cdef class State:
 
     def is_running(self):
         """True from construction until `stop` or `close`; False in a forked child."""
-        return self.status == RUNNING or self.status == CORRUPT
+        return self.status == RUNNING or (self.status == CORRUPT and self.ran)
 
     cdef int refuse(self) except -1:
         if self.status == CORRUPT:
@@ -73,6 +76,7 @@ cdef class State:
         """From here on every call but `close` and `is_running` raises this error."""
         self.corruption = error
         if self.status <= STOPPED:
+            self.ran = self.status == RUNNING
             self.status = CORRUPT
 
     def _set_verified(self, bint verified):
@@ -87,6 +91,7 @@ cdef class State:
 
     # ---- read ------------------------------------------------------------------------------------------
 
+    @cython.always_allow_keywords(False)
     def get(self, key):
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
@@ -106,10 +111,7 @@ cdef class State:
 
     cdef int damaged(self, uint64_t place) except -1:
         """Before all is verified, a record may say that it is longer than it can be."""
-        path, offset = self._log.path, place - self._log.start
-        if place < self._log.start:
-            path, offset = self._log.base.path, place
-        raise CorruptionError(path, offset, "a record within the file", "one that says it is longer")
+        raise self._log.damage_at(place)
 
     def get_view(self, key):
         """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
@@ -155,12 +157,12 @@ cdef class State:
             return 0
         return self._table.find(self.arena, self._table.hash(key, size), key, size)
 
-    cdef inline uint64_t find_key(self, key) except? 0:
+    cdef inline uint64_t find_key(self, key) except? 0xFFFFFFFFFFFFFFFF:
         if type(key) is bytes:
             return self.find(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         return self.find_buffer(key)
 
-    cdef uint64_t find_buffer(self, key) except? 0:
+    cdef uint64_t find_buffer(self, key) except? 0xFFFFFFFFFFFFFFFF:
         cdef Py_buffer buffer
         PyObject_GetBuffer(key, &buffer, PyBUF_SIMPLE)
         cdef uint64_t place = self.find(<const uint8_t *>buffer.buf, buffer.len)
@@ -168,26 +170,33 @@ cdef class State:
         return place
 
     cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1:
-        """The places of up to BLOCK keys, 0 where absent: hash all, prefetch all, then probe."""
+        """The places of up to BLOCK keys, 0 where absent: hash all, prefetch all, then look."""
         cdef uint64_t hashes[BLOCK]
+        cdef Table table = self._table
+        cdef const uint8_t *arena = self.arena
         cdef const uint8_t *key
+        cdef size_t size
         cdef Py_ssize_t i
         for i in range(count):
             key = <const uint8_t *>PyBytes_AS_STRING(<object>PyList_GET_ITEM(keys, first + i))
-            hashes[i] = self._table.hash(key, Py_SIZE(PyList_GET_ITEM(keys, first + i)))
-            self._table.prefetch_slot(hashes[i])
+            hashes[i] = table.hash(key, Py_SIZE(PyList_GET_ITEM(keys, first + i)))
+            table.prefetch_slot(hashes[i])
         for i in range(count):
-            places[i] = self._table.candidate(hashes[i])
+            places[i] = table.candidate(hashes[i])
             if places[i]:
-                prefetch(self.arena + places[i])
-                prefetch(self.arena + places[i] + 64)
+                prefetch(arena + places[i])
+                prefetch(arena + places[i] + 64)
         for i in range(count):
+            if places[i] == 0:
+                continue
             key = <const uint8_t *>PyBytes_AS_STRING(<object>PyList_GET_ITEM(keys, first + i))
-            if Py_SIZE(PyList_GET_ITEM(keys, first + i)) > MAX_KEY_SIZE:
+            size = Py_SIZE(PyList_GET_ITEM(keys, first + i))
+            if size > MAX_KEY_SIZE:
                 places[i] = 0
-            elif places[i]:
-                places[i] = self._table.find(
-                    self.arena, hashes[i], key, Py_SIZE(PyList_GET_ITEM(keys, first + i)))
+            elif not same_key(arena + places[i], key, size):
+                places[i] = table.find(arena, hashes[i], key, size)
+            if places[i]:
+                prefetch(arena + places[i] + RECORD_KEY + size + record_value_size(arena + places[i]) - 1)
         return 0
 
     def get_many(self, keys):
@@ -196,17 +205,20 @@ cdef class State:
         O(keys), and several times faster a key than `get`, for their cache misses overlap.
         """
         cdef list wanted = list_of_bytes(keys)
-        cdef list values = [None] * len(wanted)
+        cdef Py_ssize_t total = PyList_GET_SIZE(wanted)
+        cdef list values = PyList_New(total)
+        cdef object value
         cdef uint64_t places[BLOCK]
         cdef Py_ssize_t first, count, i
         if self.status:
             self.refuse()
-        for first in range(0, len(wanted), BLOCK):
-            count = min(len(wanted) - first, BLOCK)
+        for first in range(0, total, BLOCK):
+            count = min(total - first, BLOCK)
             self.find_block(wanted, first, count, places)
             for i in range(count):
-                if places[i]:
-                    values[first + i] = self.value_at(places[i])
+                value = self.value_at(places[i]) if places[i] else None
+                Py_INCREF(value)
+                PyList_SET_ITEM(values, first + i, value)
         return values
 
     @cython.boundscheck(False)
@@ -259,7 +271,8 @@ cdef class State:
         self._table.gather(frozen.places)
         frozen.mapping = self.mapping
         frozen.arena = self.arena
-        frozen.readable = 0 if self._verified else self.readable
+        frozen.log = self._log
+        frozen.readable = 0 if self._verified and not self._index.loaded else self.readable
         frozen.revision = self.applied_index
         return frozen
 
@@ -339,6 +352,17 @@ cdef class State:
         return self.metadata
 
     # ---- for the machine and for tests -----------------------------------------------------------------
+
+    def live_records(self, last_included=None):
+        """The state as of an entry, one record a key: the entry that wrote it, the key, the value.
+
+        In the order in which they were written, which is that of snapshots. `last_included`: as `write_snapshot`
+        takes it. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
+        """
+        capture = self._capture(last_included)
+        capture.find(lambda: None)
+        terms = self._terms
+        return ((LogId(index, terms.get(index)), key, value) for index, key, value in capture.records())
 
     def _capture(self, last_included):
         """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none."""

@@ -20,7 +20,7 @@ make the table draw a new seed and build itself again.
 import os
 
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 from posix.mman cimport munmap
 from posix.stdlib cimport posix_memalign
 
@@ -43,7 +43,6 @@ assert ARENA_LIMIT == <uint64_t>8 << PLACE_BITS
 assert sizeof(Segment) == SEGMENT_SIZE
 
 cdef enum:
-    SLOT_MASK = SEGMENT_SLOTS - 1
     HOME_SHIFT = 64 - SEGMENT_BITS
     SPLIT_AT = SEGMENT_SLOTS / 4 * 3
     FULL_AT = SEGMENT_SLOTS - 64     # only without memory, or under attack: an empty slot ends each probe
@@ -62,10 +61,6 @@ cdef inline uint64_t next_bits(uint64_t hashed, uint32_t depth) noexcept nogil:
 
 cdef inline uint64_t make_slot(uint64_t hashed, uint32_t depth, uint64_t place) noexcept nogil:
     return hashed << TAG_SHIFT | next_bits(hashed, depth) << PLACE_BITS | place >> 3
-
-
-cdef inline uint64_t place_of(uint64_t slot) noexcept nogil:
-    return (slot & PLACE_MASK) << 3
 
 
 cdef class Table:
@@ -171,35 +166,6 @@ cdef class Table:
         return segment
 
     # ---- find ------------------------------------------------------------------------------------------
-
-    cdef uint64_t candidate(self, uint64_t hashed) noexcept nogil:
-        """The first place under the key's tag, or 0: almost always the key's own. For prefetching."""
-        cdef Segment *segment = self.segment_of(hashed)
-        cdef size_t i = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
-        cdef uint64_t slot = segment.slots[i]
-        while slot:
-            if (slot ^ hashed << TAG_SHIFT) >> TAG_SHIFT == 0:
-                return place_of(slot)
-            i = (i + 1) & SLOT_MASK
-            slot = segment.slots[i]
-        return 0
-
-    cdef uint64_t find(
-        self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size
-    ) noexcept nogil:
-        """The place of the key's record, or 0."""
-        cdef Segment *segment = self.segment_of(hashed)
-        cdef size_t i = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
-        cdef uint64_t slot = segment.slots[i]
-        cdef const uint8_t *record
-        while slot:
-            if (slot ^ hashed << TAG_SHIFT) >> TAG_SHIFT == 0:
-                record = arena + place_of(slot)
-                if same_key(record, key, size):
-                    return place_of(slot)
-            i = (i + 1) & SLOT_MASK
-            slot = segment.slots[i]
-        return 0
 
     cdef void gather(self, uint64_t *places) noexcept nogil:
         """Writes the `count` places in use, in no order."""
@@ -482,10 +448,6 @@ cdef void check_table(Table table, const uint8_t *arena) except *:
         assert used == segment.count < SEGMENT_SLOTS, f"segment {number} counts {segment.count}, holds {used}"
         total += used
     assert total == table.count, f"the table counts {table.count} keys, holds {total}"
-
-
-cdef inline bint same_key(const uint8_t *record, const uint8_t *key, uint16_t size) noexcept nogil:
-    return record_key_size(record) == size and memcmp(record_key(record), key, size) == 0
 
 
 cdef void free_pool(void **pool, uint32_t mapped, uint32_t count) noexcept nogil:

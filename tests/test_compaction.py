@@ -160,7 +160,7 @@ def test_reads_and_writes_go_on(directory: Path, machine_at: Callable[..., FastS
     overwrite(machine, 3000)
     applied = []
 
-    def progress() -> None:
+    def progress(done: int, total: int) -> None:
         overwrite(machine, 7)
         applied.append(machine.last_applied())
 
@@ -224,7 +224,7 @@ def test_it_leaves_what_a_running_snapshot_reads(
     overwrite(model, 300)  # type: ignore[arg-type]
     bases = []
 
-    def progress() -> None:
+    def progress(done: int, total: int) -> None:
         if not bases:
             overwrite(machine, 200)
             machine.compact()
@@ -246,7 +246,7 @@ def test_reset_install_and_close_end_it(
     machine.write_snapshot(tmp_path / "file")
     called = []
 
-    def progress() -> None:
+    def progress(done: int, total: int) -> None:
         if not called:
             called.append(True)
             {
@@ -270,7 +270,7 @@ def test_an_interrupted_compaction_leaves_nothing(
     machine = machine_at(directory)
     overwrite(machine, 300)
 
-    def interrupt() -> None:
+    def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,8 +1,9 @@
 """FastStateMachine beside its model: whatever is done to both, they agree.
 
 One random walk serves all configurations: contiguous or not, sync="flush" or "apply", frames stored through
-the mapping or written with pwrite. A crash of the process is a copy of the directory, taken without closing:
-everything applied must be in it, since the page cache outlives the process.
+the mapping or written with pwrite, with or without saved tables and compaction by itself. A crash of the process is a
+copy of the directory, taken without closing: everything applied must be in it, since the page cache outlives the
+process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,12 +29,15 @@ from hypothesis.stateful import (
 )
 
 import fastsm
-from fastsm import Entry, LogId, MemoryStateMachine, SnapshotMetadata
+import fastsm.snapshots
+from fastsm import Entry, LogId, MemoryStateMachine, SnapshotMetadata, SnapshotRangeError
 from fastsm.files import Directory
 from support.faulty import PortableDirectory, crash_copy
 
 STEPS = 10_000
 EXAMPLES, STEPS_EACH = 300, 50
+RETAINED = 5  # entries
+FILE = "snapshot.fsm"
 SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 KEYS = [b"", b"\x00", b"a", b"b", b"c", b"long" * 100]
@@ -59,6 +64,7 @@ commands = st.one_of(
 )
 term_steps = st.sampled_from([0, 0, 0, 0, 1, 3])
 index_steps = st.sampled_from([1, 1, 1, 2, 7])
+reopenings = st.sampled_from(["none", "none", "close", "crash"])
 
 
 class Comparison(RuleBasedStateMachine):
@@ -67,15 +73,24 @@ class Comparison(RuleBasedStateMachine):
     configurations: ClassVar[Counter[tuple[bool, str, bool]]] = Counter()
     tally: ClassVar[Counter[str]] = Counter()
 
-    @initialize(contiguous=st.booleans(), sync=st.sampled_from(["flush", "apply"]), portable=st.booleans())
-    def begin(self, contiguous: bool, sync: str, portable: bool) -> None:
+    @initialize(
+        contiguous=st.booleans(), sync=st.sampled_from(["flush", "apply"]), portable=st.booleans(),
+        tables=st.booleans(), by_itself=st.booleans(),
+    )
+    def begin(self, contiguous: bool, sync: str, portable: bool, tables: bool, by_itself: bool) -> None:
         self.configurations[contiguous, sync, portable] += 1
         self.contiguous = contiguous
+        self.tables = tables
         self.options: dict[str, Any] = {
             "contiguous": contiguous,
             "sync": sync,
+            "retain_entries": RETAINED,
             "_files": PortableDirectory if portable else Directory,
         }
+        if by_itself:
+            self.options |= {"compact_ratio": 0, "compact_floor": 0}
+        fastsm.snapshots.SAVE_TABLE_ABOVE = 0 if tables else 4 << 20
+        self.snapshots: list[tuple[Path, SnapshotMetadata]] = []
         self.root = Path(tempfile.mkdtemp(prefix="fastsm-model-", dir=SCRATCH))
         self.lives = 0
         self.path = self.root / "0"
@@ -132,6 +147,20 @@ class Comparison(RuleBasedStateMachine):
         if synced:
             assert self.fast.durable() == self.fast.last_applied()
 
+    def compacted(self, generation: int) -> None:
+        """Waits for a compaction by itself. The step to a next generation carries everything, too."""
+        while "compact_floor" in self.options and self.fast._is_called_for():
+            time.sleep(0.0002)
+        if self.fast.stats().generation != generation:
+            self.step("compacted")
+            self.carried(metadata=True, synced=True)
+
+    def reopen(self, way: str) -> None:
+        if way == "close":
+            self.reopen_closed(False)
+        elif way == "crash":
+            self.reopen_crashed(False)
+
     # ---- rules ---------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.model.is_running())
@@ -166,21 +195,25 @@ class Comparison(RuleBasedStateMachine):
         for command, index_step, term_step in entries:
             last = self.follow(last, index_step, term_step)
             chunk.append(Entry(*last, self.encode(command)))
+        generation = self.fast.stats().generation
         results, _, _ = self.both(lambda machine: machine.apply(chunk))
         assert results[: len(again)] == [None] * len(again)
         self.seen += [LogId(index, term) for index, term, _ in chunk[len(again) :]]
         if entries:
             self.carried(synced=self.options["sync"] == "apply")
+        self.compacted(generation)
 
     @precondition(lambda self: self.model.is_running())
     @rule(key=keys, byte=st.integers(0, 255), size=st.sampled_from([65 << 10, 200 << 10]))
     def apply_large(self, key: bytes, byte: int, size: int) -> None:
         """A value that no window of populated pages holds."""
         self.step("apply_large")
+        generation = self.fast.stats().generation
         last = self.follow(self.model.last_applied(), 1, 0)
         self.both(lambda machine: machine.apply([Entry(*last, fastsm.put(key, bytes([byte]) * size))]))
         self.seen.append(last)
         self.carried(synced=self.options["sync"] == "apply")
+        self.compacted(generation)
 
     @precondition(lambda self: self.model.is_running())
     @rule(
@@ -270,8 +303,78 @@ class Comparison(RuleBasedStateMachine):
         else:
             self.both(lambda machine: machine.start())
 
+    @precondition(lambda self: self.model.is_running())
+    @rule(
+        back=st.integers(0, 12), index_step=st.sampled_from([0, 0, 0, -1, 1]),
+        term_step=st.sampled_from([0, 0, 0, -1, 1]), attachment=st.sampled_from([b"", b"raft's"]), then=reopenings,
+    )
+    def write_snapshot(self, back: int, index_step: int, term_step: int, attachment: bytes, then: str) -> None:
+        """As of an entry, a made-up id between two, one in front of the base or behind last applied: equal files."""
+        self.step("write_snapshot")
+        index, term = self.seen[-back] if 0 < back <= len(self.seen) else self.model.last_applied()
+        log_id = LogId(max(0, index + index_step), max(0, term + term_step))
+        base = self.fast.stats().base
+        files = [self.root / name / str(self.tally.total()) for name in ("fast", "model")]
+        if log_id.index < base.index:
+            with pytest.raises(SnapshotRangeError):
+                self.fast.write_snapshot(files[0], log_id)
+            return
+        machines = dict(zip((self.fast, self.model), files, strict=True))
+        metadata, error, _ = self.both(
+            lambda machine: machine.write_snapshot(machines[machine], log_id, attachment=attachment))
+        assert error in (None, SnapshotRangeError)
+        if error is None:
+            assert (files[0] / FILE).read_bytes() == (files[1] / FILE).read_bytes()
+            self.snapshots.append((files[0], metadata))
+            self.carried(metadata=True, synced=True)
+        self.reopen(then)
+
+    @precondition(lambda self: self.model.is_running() and self.snapshots)
+    @rule(
+        number=st.integers(0, 99), announced=st.booleans(), allow_older=st.booleans(), then=reopenings,
+        more=st.lists(st.tuples(commands, st.integers(1, 3), term_steps), max_size=8),
+    )
+    def install(self, number: int, announced: bool, allow_older: bool, then: str, more: list[Any]) -> None:
+        """A snapshot of this history or of one before a reset, or of a machine that went on from there."""
+        self.step("install")
+        path, metadata = self.snapshots[number % len(self.snapshots)]
+        if more:
+            other = MemoryStateMachine(contiguous=False)
+            other.install_snapshot(None, path)
+            for command, index_step, term_step in more:
+                index, term = other.last_applied()
+                other.apply([Entry(index + index_step, term + term_step, self.encode(command))])
+            path = self.root / "other"
+            metadata = other.write_snapshot(path)
+        _, error, _ = self.both(
+            lambda machine: machine.install_snapshot(metadata if announced else None, path, allow_older=allow_older))
+        if error is None:
+            self.step("installed")
+            self.seen = list(self.model._seen)
+            self.carried(metadata=True, synced=True)
+        else:
+            assert error is fastsm.StaleSnapshotError
+        self.reopen(then)
+
+    @precondition(lambda self: self.model.is_running())
+    @rule(share=st.floats(0, 1), default=st.booleans(), then=reopenings)
+    def compact(self, share: float, default: bool, then: str) -> None:
+        """Up to any entry behind the base: nothing of the state changes."""
+        self.step("compact")
+        before = self.fast.stats()
+        up_to = before.base.index + round(share * (before.last_applied.index - before.base.index))
+        if default:
+            up_to = max(before.base.index, before.last_applied.index - RETAINED)
+        self.fast.compact(None if default else up_to)
+        assert before.base.index <= self.fast.stats().base.index <= up_to
+        self.compacted(before.generation)
+        self.reopen(then)
+
     @rule(expect=st.booleans())
     def close_and_reopen(self, expect: bool) -> None:
+        self.reopen_closed(expect)
+
+    def reopen_closed(self, expect: bool) -> None:
         self.step("close_and_reopen")
         self.fast.close()
         expected = self.model.last_applied() if expect else None
@@ -279,10 +382,15 @@ class Comparison(RuleBasedStateMachine):
         self.model.start()
         self.carried(metadata=True, synced=True)
         assert self.fast.stats().recovery.clean
+        if self.fast._index.loaded:
+            self.step("opened by a table")
 
     @rule(expect=st.booleans())
     def crash_and_reopen(self, expect: bool) -> None:
         """What no frame carries is gone, nothing else."""
+        self.reopen_crashed(expect)
+
+    def reopen_crashed(self, expect: bool) -> None:
         self.step("crash_and_reopen")
         durable = self.fast.durable()
         before = self.path
@@ -326,10 +434,14 @@ class Comparison(RuleBasedStateMachine):
         if model.is_running():
             assert fast.get_many(KEYS) == [fast.get(key) for key in KEYS] == model.get_many(KEYS)
             assert [key in fast for key in KEYS] == [model.get(key) is not None for key in KEYS]
+            assert [fast.modified(key) for key in KEYS] == [model.modified(key) for key in KEYS]
+            assert list(fast.items()) == model.items()
+            assert list(fast.keys()) == [key for key, _ in model.items()]
 
 
-def test_machine_and_model_agree_over_ten_thousand_random_steps() -> None:
-    """Results, reads and errors are the model's in every configuration, through closes, crashes and resets."""
+def test_machine_and_model_agree_over_ten_thousand_random_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results, reads, errors and snapshots are the model's, through closes, crashes, resets, installs, compactions."""
+    monkeypatch.setattr(fastsm.snapshots, "SAVE_TABLE_ABOVE", fastsm.snapshots.SAVE_TABLE_ABOVE)  # put back at the end
     Comparison.configurations.clear()
     Comparison.tally.clear()
     run_state_machine_as_test(

@@ -323,7 +323,7 @@ def test_reset_install_and_close_end_a_running_snapshot(tmp_path: Path, director
         old = file_of(machine, tmp_path / "target", LogId(1, 1))
         called = []
 
-        def progress() -> None:
+        def progress(done: int, total: int) -> None:
             if not called:
                 called.append(True)
                 {
@@ -344,7 +344,7 @@ def test_reset_install_and_close_end_a_running_snapshot(tmp_path: Path, director
 def test_an_interrupted_snapshot_leaves_nothing(tmp_path: Path, directory: Path) -> None:
     """What ``progress`` raises goes through; the machine goes on; no file is left."""
 
-    def interrupt() -> None:
+    def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with FastStateMachine(directory) as machine:
@@ -354,6 +354,19 @@ def test_an_interrupted_snapshot_leaves_nothing(tmp_path: Path, directory: Path)
         assert not (tmp_path / "target").exists() or os.listdir(tmp_path / "target") == []
         assert machine.snapshot_metadata() is None
         machine.write_snapshot(tmp_path / "target")
+
+
+def test_progress_is_told_in_bytes(tmp_path: Path, directory: Path) -> None:
+    """``progress(done, total)`` never goes back, and ends with all bytes of the records."""
+    told: list[tuple[int, int]] = []
+    with FastStateMachine(directory) as machine:
+        machine.apply(history_of(6))
+        machine.write_snapshot(tmp_path, progress=lambda done, total: told.append((done, total)))
+        assert told == sorted(told)
+        assert told[-1] == (machine.stats().live_bytes, machine.stats().live_bytes)
+        told.clear()
+        machine.compact(machine.last_applied(), progress=lambda done, total: told.append((done, total)))
+        assert told[-1] == (machine.stats().live_bytes, machine.stats().live_bytes)
 
 
 def test_values_larger_than_a_piece_are_written(tmp_path: Path, directory: Path) -> None:

@@ -10,52 +10,27 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import fastsm
-from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
+from fastsm import Entry, FastStateMachine, MemoryStateMachine, open_snapshot
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # for `import support.…`
 
-COMMANDS = {
-    "put": fastsm.put(b"color", b"blue"),
-    "put, empty": fastsm.put(b"", b""),
-    "delete": fastsm.delete(b"color"),
-    "compare and swap": fastsm.compare_and_swap(b"color", b"blue", b"red"),
-    "compare and swap, if absent": fastsm.compare_and_swap(b"color", None, b"red"),
-    "compare and swap, remove": fastsm.compare_and_swap(b"color", b"red", None),
-    "noop": fastsm.noop(),
-    "config": fastsm.config(b"a,b,c"),
-    "batch": fastsm.batch([
-        fastsm.put(b"x", b"1"), fastsm.delete(b"y"), fastsm.compare_and_swap(b"z", None, b"3"), fastsm.noop(),
-    ]),
-    "batch, empty": fastsm.batch([]),
+from support.golden import COMMANDS, long_history, play  # noqa: E402
+
+FILE = "snapshot.fsm"
+SNAPSHOTS: dict[str, dict[str, Any]] = {
+    "flat": {},
+    "attachment": {"attachment": b"Raft's own bytes"},
+    "zstd": {"attachment": b"and compressed", "compress": "zstd"},
+    "as-of-12": {"last_included": (12, 5)},
 }
-
-
-def play(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """A history with everything that a log can hold: gaps, terms, all kinds of commands and records."""
-    machine.apply([Entry(3, 2, fastsm.put(b"color", b"blue")), Entry(4, 2, fastsm.noop())])
-    machine.apply([
-        Entry(7, 2, fastsm.put(b"", b"the empty key")),
-        Entry(9, 5, fastsm.config(b"a,b,c")),
-        Entry(10, 5, fastsm.put(b"gone", b"soon")),
-        Entry(11, 5, fastsm.compare_and_swap(b"color", b"green", b"never")),
-        Entry(12, 5, fastsm.compare_and_swap(b"color", b"blue", b"red")),
-    ])
-    machine.flush()
-    machine.apply([
-        Entry(13, 6, fastsm.batch([
-            fastsm.put(b"\x00\xff", bytes(range(256))), fastsm.delete(b"gone"), fastsm.delete(b"never there"),
-        ])),
-        Entry(14, 6, fastsm.batch([fastsm.put(b"color", b"no"), fastsm.compare_and_swap(b"x", b"y", b"z")])),
-    ])
-    machine.persist_last_snapshot_metadata(SnapshotMetadata(LogId(12, 5), bytes(range(32))))
-    machine.apply([Entry(15, 6, fastsm.put(b"large", b"0123456789abcdef" * 500))])
-    machine.update_last_applied((20, 8))
 
 
 def write_example(path: Path) -> None:
@@ -64,6 +39,32 @@ def write_example(path: Path) -> None:
         machine.apply([Entry(1, 1, fastsm.put(b"color", b"blue")), Entry(2, 1, fastsm.noop())])
         machine.flush()
         machine.apply([Entry(3, 2, fastsm.put(b"color", b"red"))])
+    with FastStateMachine(path, read_only=True) as machine:
+        machine.write_snapshot(path)
+
+
+def write_compacted(path: Path) -> None:
+    """The state of the history with a base up to entry 12, the rest in the log behind it, and a saved table."""
+    with mock.patch("fastsm.snapshots.SAVE_TABLE_ABOVE", 0), FastStateMachine(path, contiguous=False) as machine:
+        play(machine)
+        machine.compact(12)
+
+
+def write_snapshots(path: Path, machine: FastStateMachine) -> dict[str, Any]:
+    """Snapshots of the state, and what is in them."""
+    described = {}
+    for name, options in SNAPSHOTS.items():
+        machine.write_snapshot(path, **options)
+        shutil.move(path / FILE, path / f"{name}.fsm")
+        with open_snapshot(path / f"{name}.fsm") as snapshot:
+            described[name] = {
+                "last_included": list(snapshot.metadata.last_included),
+                "checksum": snapshot.metadata.checksum.hex(),
+                "state_checksum": snapshot.state_checksum.hex(),
+                "attachment": snapshot.attachment.hex(),
+                "codec": snapshot.codec,
+            }
+    return described
 
 
 def described() -> dict[str, Any]:
@@ -83,28 +84,47 @@ def described() -> dict[str, Any]:
     }
 
 
+def checksum_of_the_long_history(path: Path) -> str:
+    """As the model says."""
+    model = MemoryStateMachine(contiguous=False)
+    model.apply(list(long_history()))
+    return model.write_snapshot(path).checksum.hex()
+
+
+def print_example(folder: Path) -> None:
+    for name in ("CURRENT", "log-1", FILE):
+        content = (folder / name).read_bytes()
+        print(name)
+        for start in range(0, len(content), 16):
+            print(f"{start:04x}  {content[start:start + 16].hex(' ')}")
+
+
+def keep(source: Path, name: str) -> None:
+    """Puts a folder's files beside this script."""
+    shutil.rmtree(HERE / name, ignore_errors=True)
+    shutil.copytree(source, HERE / name, ignore=shutil.ignore_patterns("LOCK"))
+
+
 def main() -> None:
     """Replaces the files beside this script, and prints the example."""
     folder = Path(tempfile.mkdtemp())
-    with (
-        mock.patch("os.urandom", random.Random(0).randbytes),
-        FastStateMachine(folder / "state", contiguous=False) as machine,
-    ):
-        play(machine)
+    with mock.patch("os.urandom", random.Random(0).randbytes):
+        with FastStateMachine(folder / "state", contiguous=False) as machine:
+            play(machine)
+        with FastStateMachine(folder / "state", contiguous=False, read_only=True) as machine:
+            snapshots = write_snapshots(folder / "snapshots", machine)
+        write_compacted(folder / "compacted")
     with mock.patch("os.urandom", lambda size: bytes(range(1, 1 + size))):
         write_example(folder / "example")
-    for name in ("CURRENT", "log-1"):
-        content = (folder / "example" / name).read_bytes()
-        print(name)
-        for start in range(0, len(content), 16):
-            print(f"    {start:04x}  {content[start:start + 16].hex(' ')}")
-    target = HERE / "state-0"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
-    for name in ("CURRENT", "log-1"):
-        shutil.copy(folder / "state" / name, target / name)
+    print_example(folder / "example")
+    keep(folder / "state", "state-0")
+    keep(folder / "compacted", "state-0-compacted")
+    keep(folder / "snapshots", "snapshots-0")
     expected = {
         "state-0": described(),
+        "state-0-compacted": described(),
+        "snapshots-0": snapshots,
+        "long-history-0": checksum_of_the_long_history(folder / "long"),
         "commands-0": [
             {"name": name, "bytes": command.hex(), "says": repr(fastsm.decode(command))}
             for name, command in COMMANDS.items()
@@ -112,7 +132,7 @@ def main() -> None:
     }
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     shutil.rmtree(folder)
-    print(f"{os.path.relpath(target)} and expected.json are new")
+    print(f"{os.path.relpath(HERE)} is new")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ class Call(NamedTuple):
 
 
 class Rule:
-    """Lets the calls number ``first`` to ``last`` of a method fail, counted from when the rule was made."""
+    """Lets the calls number ``first`` to ``last`` of a method (None: of all) fail, counted from when it was made."""
 
-    def __init__(self, method: str, code: int, first: int, last: float, *, done: bool) -> None:
+    def __init__(self, method: str | None, code: int, first: int, last: float, *, done: bool) -> None:
         self.method = method
         self.code = code
         self.first = first
@@ -72,11 +72,12 @@ class Disk:
         self.calls: list[Call] = []
         self.rules: list[Rule] = []
         self.gates: list[Gate] = []
+        self.before: Callable[[Call], object] | None = None  # is told of each call
         self._lock = threading.Lock()
         self.files = _class_of(self, stores)
 
     def fail(
-        self, method: str, code: int = errno.EIO, *, nth: int = 1, times: float = 1, done: bool = False
+        self, method: str | None, code: int = errno.EIO, *, nth: int = 1, times: float = 1, done: bool = False
     ) -> Rule:
         """The ``nth`` call from now on fails, and those after it, ``times`` in all.
 
@@ -101,7 +102,9 @@ class Disk:
         self.calls.clear()
         self.rules.clear()
 
-    def run(self, method: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def run(
+        self, method: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
         copied = tuple(bytes(a) if isinstance(a, (bytearray, memoryview)) else a for a in map(_plain, arguments))
         with self._lock:
             self.calls.append(Call(method, copied))
@@ -110,17 +113,19 @@ class Disk:
                 self.gates.remove(gate)
             failing = None
             for rule in self.rules:
-                if rule.method == method:
+                if rule.method in (None, method):
                     rule.seen += 1
                     if rule.first <= rule.seen <= rule.last:
                         rule.struck += 1
                         failing = rule
         if gate:
             gate.pass_through()
+        if self.before:
+            self.before(self.calls[-1])
         if failing is None:
-            return function(*arguments)
+            return function(*arguments, **options)
         if failing.done:
-            function(*arguments)
+            function(*arguments, **options)
         raise OSError(failing.code, os.strerror(failing.code))
 
 
@@ -139,15 +144,15 @@ def _class_of(disk: Disk, stores: bool | None) -> type[Directory]:
     def watched(name: str) -> Callable[..., Any]:
         static = isinstance(Directory.__dict__[name], staticmethod)
 
-        def method(self: Directory, *arguments: Any) -> Any:
+        def method(self: Directory, *arguments: Any, **options: Any) -> Any:
             function = getattr(Directory, name)
-            return disk.run(name, function if static else function.__get__(self), arguments)
+            return disk.run(name, function if static else function.__get__(self), arguments, options)
 
         return method
 
     for name in (
         "sync", "write", "truncate", "allocate", "rename", "replace_file", "sync_directory", "open_file",
-        "create_file", "close_file", "read_file", "unlink", "size", "names",
+        "create_file", "close_file", "read_file", "unlink", "size", "names", "lock_file", "is_named",
     ):
         setattr(WatchedDirectory, name, watched(name))
     return WatchedDirectory

@@ -1,0 +1,69 @@
+"""Memory and disk a key, read from the system: each size in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHILD = """
+import json, random, sys
+import fastsm
+
+def memory():
+    fields = {}
+    for line in open("/proc/self/smaps_rollup"):
+        name, *rest = line.split()
+        if name.endswith(":"):
+            fields[name[:-1]] = int(rest[0]) * 1024
+    return fields["Anonymous"], fields["Rss"] - fields["Anonymous"]
+
+directory, wanted, chunk = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+source = random.Random(15)
+machine = fastsm.FastStateMachine(directory, auto_compact=False)
+value = b"v" * 100
+machine.apply([(1, 1, fastsm.noop())])
+before, applied, found = memory(), 0, []
+for size in wanted:
+    while applied < size:
+        count = min(chunk, size - applied)
+        machine.apply([(applied + i + 2, 1, fastsm.put(source.randbytes(16), value)) for i in range(count)])
+        applied += count
+    now = memory()
+    found.append((size, (now[0] - before[0]) / size, machine.stats().log_bytes / size))
+machine.close()
+print(json.dumps(found))
+"""
+
+
+def measure(directory: Path, sizes: list[int], chunk: int = 1000) -> Any:
+    """`(keys, private bytes a key, mapped bytes a key)` at each size."""
+    command = [sys.executable, "-c", CHILD, str(directory), json.dumps(sizes), str(chunk)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
+
+
+def test_memory(note: Any, place: Path) -> None:
+    """At a million keys, and the worst of twenty sizes up to ten million."""
+    sizes = sorted({1_000_000, *(int(10_000_000 * (i / 19) ** 1.5) or 100_000 for i in range(20))})
+    found = measure(place / "state", sizes)
+    for size, private, mapped in found:
+        if size == 1_000_000:
+            note("memory.private.1m", "bytes", [private])
+            note("memory.mapped", "bytes", [mapped])
+    large = [private for size, private, _ in found if size >= 100_000]
+    note("memory.private.worst", "bytes", [max(large)], extra={"sizes": found})
+
+
+@pytest.mark.parametrize("chunk", [1000, 1])
+def test_disk(note: Any, place: Path, chunk: int) -> None:
+    """After a clean close, the saved table included."""
+    measure(place / "state", [1_000_000], chunk)
+    used = sum(path.stat().st_blocks * 512 for path in (place / "state").iterdir())
+    note(f"disk.{chunk}", "bytes", [used / 1_000_000])

@@ -1,0 +1,55 @@
+"""What the proposer pays: making commands."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import fastsm
+from bench.data import chunked, fresh, fresh_pairs, into_dict
+
+COUNT = 100_000
+
+
+def test_put(note: Any, keys: list[bytes], values: list[bytes]) -> None:
+    """Beside the call of an empty method, which the limits of the same run hold."""
+    times = []
+    for _ in range(9):
+        pairs = list(zip(fresh(keys[:COUNT]), fresh(values[:COUNT]), strict=True))
+        start = time.perf_counter()
+        for key, value in pairs:
+            fastsm.put(key, value)
+        times.append((time.perf_counter() - start) / COUNT * 1e9)
+    note("put", "ns", times)
+
+
+def test_put_many(note: Any, keys: list[bytes], values: list[bytes]) -> None:
+    times = []
+    for _ in range(9):
+        columns = list(zip(chunked(fresh(keys[:COUNT]), 1000), chunked(fresh(values[:COUNT]), 1000), strict=True))
+        start = time.perf_counter()
+        for some_keys, some_values in columns:
+            fastsm.put_many(some_keys, some_values)
+        times.append((time.perf_counter() - start) / COUNT * 1e9)
+    note("put_many", "ns", times)
+
+
+def test_put_and_apply(compare: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
+    """Both sides of the work in one process, chunks of 100, beside a dict."""
+    machine = machine_at(auto_compact=False)
+    pairs: dict[bytes, bytes] = {}
+    source = random.Random(11)
+
+    def prepare() -> Any:
+        machine.flush()
+        made: Any = [(source.choice(keys), source.choice(values)) for _ in range(COUNT)]
+        return (chunked(fresh_pairs(made), 100), machine.last_applied().index + 1), (pairs, fresh_pairs(made))
+
+    def subject(chunks: Any, index: int) -> None:
+        put, apply = fastsm.put, machine.apply
+        for chunk in chunks:
+            apply([(index + i, 1, put(key, value)) for i, (key, value) in enumerate(chunk)])
+            index += len(chunk)
+
+    compare("put_apply.100", subject, into_dict, COUNT, prepare)

@@ -1,0 +1,141 @@
+"""Snapshots of a million keys: written, installed, and what a reader notices meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastsm
+from bench.data import chunked, fill
+from bench.machine import write_all
+from bench.peers import open_peer
+
+WINDOWS = 20
+
+
+@pytest.fixture(scope="module")
+def full(keys: list[bytes], values: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with fastsm.FastStateMachine(tmp_path_factory.mktemp("snapshot") / "state") as machine:
+        fill(machine, keys, values)
+        machine.flush()
+        yield machine
+
+
+def bare_write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    write_all(descriptor, content)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def test_snapshot(compare: Any, full: Any, place: Path, keys: list[bytes], values: list[bytes], who: str) -> None:
+    """Beside a bare write and fsync of as many bytes."""
+    store: Any = full
+    if who != "fastsm":
+        store = open_peer(who, place / who)
+        for chunk in chunked(list(zip(keys, values, strict=True)), 1000):
+            store.apply(chunk)
+        store.flush()
+    turn = iter(range(1000))
+    content = b""
+
+    def prepare() -> Any:
+        nonlocal content
+        if not content:
+            full.write_snapshot(place / "size")
+            content = os.urandom((place / "size" / "snapshot.fsm").stat().st_size)
+        number = next(turn)
+        shutil.rmtree(place / f"snapshot-{number - 1}", ignore_errors=True)
+        os.sync()
+        return (place / f"snapshot-{number}",), (place / "bare", content)
+
+    try:
+        compare("snapshot", store.write_snapshot if who == "fastsm" else store.snapshot, bare_write, 1, prepare,
+                rounds=3 if who == "pysyncobj" else 9, who=who)  # fmt: skip
+    except NotImplementedError:
+        pytest.skip(f"{who} has no snapshots")
+    finally:
+        if store is not full:
+            store.close()
+
+
+def test_install(compare: Any, full: Any, place: Path) -> None:
+    full.write_snapshot(place / "out")
+    source = place / "out" / "snapshot.fsm"
+    content = source.read_bytes()
+    turn = iter(range(1000))
+    opened: list[fastsm.FastStateMachine] = []
+
+    def clean() -> None:
+        while opened:
+            opened[-1].close()
+            shutil.rmtree(opened.pop().path)
+
+    def prepare() -> Any:
+        clean()
+        os.sync()
+        opened.append(fastsm.FastStateMachine(place / f"state-{next(turn)}"))
+        return (opened[-1],), (place / "bare", content)
+
+    compare("install", lambda machine: machine.install_snapshot(None, source), bare_write, 1, prepare, rounds=9)
+    assert opened[-1].len() == full.len()
+    clean()
+
+
+def read_for(get: Callable[[bytes], object], wanted: list[bytes], going: Callable[[], bool]) -> Any:
+    """Nanoseconds of each get of one reader, for as long as the window goes on."""
+    clock, times, i, count = time.perf_counter_ns, [], 0, len(wanted)
+    before = clock()
+    while going():
+        for _ in range(1000):
+            get(wanted[i % count])
+            now = clock()
+            times.append(now - before)
+            before = now
+            i += 1
+    return np.array(times)
+
+
+def window(full: Any, wanted: list[bytes], work: Callable[[], object] | None, seconds: float) -> tuple[Any, float]:
+    """One window: a reader on this thread, and work beside it, or nothing for as long."""
+    start = time.perf_counter()
+    if work is None:
+        return read_for(full.get, wanted, lambda: time.perf_counter() - start < seconds), seconds
+    thread = threading.Thread(target=work)
+    thread.start()
+    times = read_for(full.get, wanted, thread.is_alive)
+    thread.join()
+    return times, time.perf_counter() - start
+
+
+def test_reader_meanwhile(note: Any, full: Any, keys: list[bytes], place: Path) -> None:
+    """20 windows with a snapshot under way, each beside one of equal length without."""
+    wanted = random.Random(14).choices(keys, k=100_000)
+    p9999, gaps, with_all, without_all = [], [], [], []
+    for number in range(WINDOWS):
+        target = place / f"snapshot-{number}"
+        busy, seconds = window(full, wanted, lambda target=target: full.write_snapshot(target), 0)
+        quiet, _ = window(full, wanted, None, seconds)
+        p9999.append(float(np.percentile(busy, 99.99) / np.percentile(quiet, 99.99)))
+        gaps.append(float(busy.max() / quiet.max()))
+        with_all.append(busy)
+        without_all.append(quiet)
+        shutil.rmtree(target)
+    marks = [50, 90, 99, 99.9, 99.99, 99.999]
+    extra = {"percentiles": marks}
+    for name, arrays in (("with", with_all), ("without", without_all)):
+        times = np.concatenate(arrays)
+        extra[name] = [float(value) for value in np.percentile(times, marks)]
+        extra[f"{name}_longest"] = float(times.max())
+        extra[f"{name}_gets"] = len(times)
+    note("snapshot.reader.p9999", "ratio", p9999, extra=extra)
+    note("snapshot.reader.gap", "ratio", gaps)

@@ -1,0 +1,183 @@
+"""The guard without a clock: instructions, and what the system is asked for, an operation.
+
+`python -m bench counts` compares with what `counts.json` holds for this compiler, architecture and Python, and fails
+above it; `python -m bench counts --record` writes what is now. Instructions need valgrind; without it, bytes written,
+page faults and system calls are counted, which no compiler changes much.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RECORDED = Path(__file__).with_name("counts.json")
+INSTRUCTIONS_LIMIT = 1.02
+SYSTEM_LIMIT = 1.10  # of bytes, faults and calls: allocation ahead moves them a little
+COUNT = 2000
+
+# Operation: the compiled function whose instructions are counted, with all that it calls.
+COUNTED = {
+    "get": "__pyx_pw_*State_*get",
+    "get_many": "__pyx_pw_*State_*get_many",
+    "apply.1": "__pyx_pw_*Engine_*apply",
+    "apply.100": "__pyx_pw_*Engine_*apply",
+    "flush": "__pyx_pw_*Log_*sync",
+}
+
+# The child: the same keys, the same hash seed, the same work each time.
+CHILD = f"""
+import os, random, sys
+seeds = random.Random(16)
+os.urandom = seeds.randbytes
+import fastsm
+name, directory = sys.argv[1:]
+keys = [seeds.randbytes(16) for _ in range({COUNT})]
+wanted = seeds.choices(keys, k={COUNT})
+machine = fastsm.FastStateMachine(directory, verify_on_open="off", auto_compact=False)
+
+def entries(some, first):
+    return [(first + i, 1, fastsm.put(key, b"v" * 100)) for i, key in enumerate(some)]
+
+for start in range(0, {COUNT}, 1000):
+    machine.fill(entries(keys[start:start + 1000], start + 1))
+operation, _, chunk = name.partition(".")
+work = entries(wanted, {COUNT} + 1)
+chunks = [work[i:i + int(chunk)] for i in range(0, {COUNT}, int(chunk))] if chunk else []
+before = state()
+if operation == "get":
+    for key in wanted:
+        machine.get(key)
+elif operation == "get_many":
+    machine.get_many(wanted)
+elif operation == "apply":
+    for some in chunks:
+        machine.apply(some)
+else:
+    for start in range(0, {COUNT}, 100):
+        machine.fill(work[start:start + 100])
+        machine.flush()
+after = state()
+print(*(new - old for old, new in zip(before, after)), flush=True)
+os._exit(0)
+"""
+# The filling is not counted: it goes through a function of another name.
+CHILD = CHILD.replace("machine.fill", "machine._apply_in_turn")
+STATE = """
+import resource
+def state():
+    written = reads = 0
+    for line in open("/proc/self/io"):
+        name, number = line.split(":")
+        if name == "wchar":
+            written = int(number)
+        elif name in ("syscw", "syscr"):
+            reads += int(number)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt, written, reads
+"""
+
+
+def platform_name() -> str:
+    """What instruction counts depend on: architecture, C library, compiler of Python and of this build, Python."""
+    compiler = subprocess.run(
+        [*(sysconfig.get_config_var("CC") or "cc").split()[:1], "-dumpfullversion"],
+        capture_output=True, text=True, check=False)  # fmt: skip
+    cc = f"{(sysconfig.get_config_var('CC') or 'cc').split()[0]}-{compiler.stdout.strip() or 'unknown'}"
+    python = f"{platform.python_implementation()}-{platform.python_version()}"
+    return f"{platform.system()}-{platform.machine()}-{'-'.join(platform.libc_ver())}-{cc}-{python}"
+
+
+def child_command(name: str, directory: str) -> list[str]:
+    return [sys.executable, "-c", STATE + CHILD, name, directory]
+
+
+def instructions(name: str) -> float:
+    """Instructions an operation, under callgrind."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [
+            "valgrind", "--tool=callgrind", "--collect-atstart=no", f"--toggle-collect={COUNTED[name]}",
+            f"--callgrind-out-file={directory}/out", *child_command(name, f"{directory}/state"),
+        ]  # fmt: skip
+        done = run(command)
+        collected = re.search(r"Collected : (\d+)", done.stderr)
+        if collected is None or int(collected[1]) == 0:
+            raise RuntimeError(f"callgrind counted nothing of {name}:\n{done.stderr[-2000:]}")
+        return int(collected[1]) / COUNT
+
+
+def system_counts(name: str) -> dict[str, float]:
+    """Page faults, bytes written and reads and writes of files, an operation; less than what an idle run has."""
+    with tempfile.TemporaryDirectory(dir=os.getcwd()) as directory:
+        numbers = [int(number) for number in run(child_command(name, f"{directory}/state")).stdout.split()]
+    names = ("faults", "written_bytes", "calls")
+    return {what: number / COUNT for what, number in zip(names, numbers, strict=True)}
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{command[:3]} failed:\n{done.stderr[-2000:]}")
+    return done
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """Both kinds of counts, by operation."""
+    found: dict[str, dict[str, float]] = {}
+    for name in COUNTED:
+        found[name] = system_counts(name)
+        if shutil.which("valgrind"):
+            found[name]["instructions"] = instructions(name)
+    return found
+
+
+def judge(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
+    """A sentence for each count that is above its limit."""
+    losses = []
+    for name, counts in found.items():
+        for what, number in counts.items():
+            before = recorded.get(name, {}).get(what)
+            if before is None:
+                continue
+            # Under one fault or call an operation, chance decides: a tenth of one may come on top.
+            limit = before * INSTRUCTIONS_LIMIT if what == "instructions" else before * SYSTEM_LIMIT + 0.1
+            if number > limit:
+                losses.append(f"{name}: {number:.2f} {what} an operation, recorded {before:.2f}, limit {limit:.2f}")
+    return losses
+
+
+def main(record: bool) -> int:
+    """Prints the counts and compares them, or records them; the exit status."""
+    if not Path("/proc/self/io").exists():
+        print("counts: skipped, they need Linux's /proc")
+        return 0
+    known: dict[str, Any] = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+    found, here = measure(), platform_name()
+    if not shutil.which("valgrind"):
+        print("counts: no valgrind, so no instructions; faults, bytes and calls alone")
+    for name, counts in found.items():
+        print(f"{name:<10} " + "  ".join(f"{number:10.2f} {what}" for what, number in counts.items()))
+    if record:
+        known[here] = found
+        RECORDED.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        print(f"recorded for {here}")
+        return 0
+    recorded = known.get(here)
+    if recorded is None:
+        # Another compiler or Python: instructions cannot be compared, what the system is asked for can.
+        print(f"counts: no instructions are recorded for {here}; record them with `python -m bench counts --record`")
+        recorded = {
+            name: {what: number for what, number in counts.items() if what != "instructions"}
+            for name, counts in next(iter(known.values()), {}).items()
+        }
+    losses = judge(found, recorded)
+    print("\n".join(losses) or "counts: all within their limits")
+    return 1 if losses else 0

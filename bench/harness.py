@@ -1,0 +1,87 @@
+"""Timing: a subject and its base in interleaved rounds, and what a run leaves as JSON.
+
+Absolute times on a shared machine say little; a ratio of two things timed in alternation says more.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 7
+Prepare = Callable[[], tuple[tuple[Any, ...], tuple[Any, ...]]]
+
+
+@dataclass
+class Result:
+    """What was measured for one row: values by round, and, for ratios, the seconds that they come from."""
+
+    row: str
+    who: str
+    unit: str  # "ratio", "ns", "us", "ms", "bytes"
+    values: list[float]
+    items: int = 1
+    subject: list[float] = field(default_factory=list)
+    base: list[float] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        text = f"{self.row:<26} {self.who:<10} {self.median:9.3g} {self.unit:<6}"
+        text += f"({min(self.values):.3g} to {max(self.values):.3g})"
+        if self.subject and self.base:
+            mine, theirs = (statistics.median(times) / self.items * 1e9 for times in (self.subject, self.base))
+            text += f"  {mine:,.0f} ns, base {theirs:,.0f} ns"
+        return text
+
+
+def timed(function: Callable[..., object], *arguments: Any) -> float:
+    """Seconds of one call, without the garbage collector: millions of prepared objects are its work, not ours."""
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        function(*arguments)
+        return time.perf_counter() - start
+    finally:
+        gc.enable()
+
+
+def interleave(
+    subject: Callable[..., object], base: Callable[..., object], prepare: Prepare, rounds: int = ROUNDS
+) -> tuple[list[float], list[float]]:
+    """Seconds of both, one of each a round, the order alternating; `prepare` makes the arguments of a round."""
+    mine: list[float] = []
+    theirs: list[float] = []
+    for turn in range(rounds):
+        arguments, base_arguments = prepare()
+        if turn % 2:
+            theirs.append(timed(base, *base_arguments))
+        mine.append(timed(subject, *arguments))
+        if not turn % 2:
+            theirs.append(timed(base, *base_arguments))
+    return mine, theirs
+
+
+def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(mine, theirs, strict=True)]
+
+
+def write_results(path: Path, results: list[Result], about: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"about": about, "results": [vars(result) for result in results]}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def read_results(path: Path) -> tuple[dict[str, Any], list[Result]]:
+    document = json.loads(path.read_text())
+    return document["about"], [Result(**result) for result in document["results"]]

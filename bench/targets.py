@@ -1,0 +1,63 @@
+"""The rows: what is measured, against what, and the number to reach."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bench.harness import Result
+
+
+class Row(NamedTuple):
+    work: str
+    base: str
+    target: float | None  # at most
+    unit: str = "ratio"
+
+
+ROWS = {
+    "get.10k.same": Row("get, 10 thousand keys, same objects", "dict", 1.3),
+    "get.10k.fresh": Row("get, 10 thousand keys, fresh", "dict", 0.9),
+    "get.1m.same": Row("get, 1 million keys, same objects", "dict", 0.9),
+    "get.1m.fresh": Row("get, 1 million keys, fresh", "dict", 0.6),
+    "get.1m.miss": Row("get of an absent key, 1 million, fresh", "dict", 0.55),
+    "get_many.1m": Row("get_many(1000) of 1 million, fresh", "list(map(dict.get, keys))", 0.15),
+    "get_view.4k": Row("get_view of 4 KiB", "dict.get", 2),
+    "get_view.1m": Row("get_view of 1 MiB", "dict.get", 2),
+    "apply.1": Row("apply, chunks of 1", "dict", 0.8),
+    "apply.10": Row("apply, chunks of 10", "dict", 0.45),
+    "apply.100": Row("apply, chunks of 100", "dict", 0.3),
+    "apply.1000": Row("apply, chunks of 1,000", "dict", 0.25),
+    "apply.longest": Row("apply while the table grows from 1 thousand to 10 million keys: longest call, a "
+                         "thousand entries", "", 5, "ms"),
+    "put": Row("put", "", 150, "ns"),
+    "put_many": Row("put_many, a pair", "", 25, "ns"),
+    "put_apply.100": Row("put and apply(100) together", "dict", 0.7),
+    "apply_chunk.1": Row("await apply_chunk of 1, more than apply of 1", "", 5, "us"),
+    "apply.4k": Row("apply of 4 KiB values, chunks of 10", "a bare write of as many bytes", 1.5),
+    "apply.1m": Row("apply of 1 MiB values", "a bare write of as many bytes", 1.5),
+    "flush.100": Row("apply 100, then flush", "a bare growing write + fdatasync", 0.8),
+    "load": Row("load 1 million by apply, then one flush", "dict, no flush", 0.8),
+    "open.background": Row('open 1 million after a clean close, "background"', "", 5, "ms"),
+    "open.full": Row('the same, "full"', "reading and hashing the files", 1.5),
+    "open.killed": Row("open 1 million after kill -9, all of it in the log", "dict(zip(...)) in memory", 1.5),
+    "open.killed.base": Row("the same with a base and 64 MiB of log behind it", "dict(zip(...)) in memory", 0.7),
+    "snapshot": Row("snapshot of 1 million, BLAKE3 and fsync included", "bare write + fsync", 2),
+    "snapshot.reader.p9999": Row("a reader meanwhile: 99.99th percentile", "the same without", 2),
+    "snapshot.reader.gap": Row("a reader meanwhile: longest gap", "the same without", 2),
+    "install": Row("install of that snapshot", "bare write + fsync", 2.5),
+    "memory.private.1m": Row("private memory a key at 1 million", "", 18, "bytes"),
+    "memory.private.worst": Row("the same, worst of 20 sizes up to 10 million", "", 24, "bytes"),
+    "memory.mapped": Row("mapped bytes a key at 1 million", "", 140, "bytes"),
+    "disk.1000": Row("disk a key after a clean close, chunks of 1,000", "", 160, "bytes"),
+    "disk.1": Row("the same, chunks of 1", "", 200, "bytes"),
+    "entry_term": Row("entry_term", "", 40, "ns"),
+    "entry_terms": Row("entry_terms of a million ids, an id", "", 15, "ns"),
+}  # fmt: skip
+
+
+def verdict(result: Result) -> str:
+    """The target, and whether the median reaches it."""
+    row = ROWS.get(result.row)
+    if row is None or row.target is None or result.who != "fastsm":
+        return ""
+    return f"≤ {row.target:g}: {'reached' if result.median <= row.target else 'MISSED'}"

@@ -1,0 +1,58 @@
+"""``fastsm bench``: draws what ``fastsm.benchmark`` measures."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fastsm import benchmark
+from fastsm.cli.app import TRY, app
+
+
+@app.command(rich_help_panel=TRY)
+def bench(
+    as_json: Annotated[bool, typer.Option("--json", help="Print every round's numbers as JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw a picture as well: PNG, SVG or PDF. Needs matplotlib.")
+    ] = None,
+    directory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where files go for the time of the run; a real disk.")
+    ] = None,
+) -> None:
+    """How fast it is on this machine, beside a dict, SQLite and (where installed) LMDB, in a minute or two."""
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd()) as scratch, \
+            console.status("measuring") as status:  # fmt: skip
+        found = benchmark.run(Path(scratch), lambda text: status.update(f"measuring: {text}"))
+    if as_json:
+        typer.echo(benchmark.as_json(found))
+    else:
+        draw(found)
+    if plot is not None:
+        try:
+            benchmark.plot(found, plot)
+        except ImportError:
+            typer.echo("fastsm: --plot needs matplotlib: pip install matplotlib", err=True)
+            raise typer.Exit(1) from None
+        typer.echo(f"drawn: {plot}", err=True)
+
+
+def draw(found: list[benchmark.Measured]) -> None:
+    about = benchmark.machine()
+    rows = benchmark.table(found)
+    drawn = Table(title=f"{benchmark.KEYS:,} keys of 16 bytes, values of 100; less is better", title_justify="left")
+    for i, name in enumerate(next(rows)):
+        drawn.add_column(name, justify="right" if i else "left", style="bold" if name == "fastsm" else "")
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console()
+    console.print(drawn)
+    console.print(
+        f"Medians of {benchmark.ROUNDS} interleaved rounds; × is to the dict, which keeps nothing. "
+        f"{about['system']}, {about['processor']}, {about['cores']} cores, Python {about['python']}, "
+        f"load {about['load']:.1f}.", style="dim", highlight=False)

@@ -1,0 +1,73 @@
+"""The histories that the golden files were made of. What they do to a state machine never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import blake3
+
+import fastsm
+from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
+
+COMMANDS = {
+    "put": fastsm.put(b"color", b"blue"),
+    "put, empty": fastsm.put(b"", b""),
+    "delete": fastsm.delete(b"color"),
+    "compare and swap": fastsm.compare_and_swap(b"color", b"blue", b"red"),
+    "compare and swap, if absent": fastsm.compare_and_swap(b"color", None, b"red"),
+    "compare and swap, remove": fastsm.compare_and_swap(b"color", b"red", None),
+    "noop": fastsm.noop(),
+    "config": fastsm.config(b"a,b,c"),
+    "batch": fastsm.batch([
+        fastsm.put(b"x", b"1"), fastsm.delete(b"y"), fastsm.compare_and_swap(b"z", None, b"3"), fastsm.noop(),
+    ]),
+    "batch, empty": fastsm.batch([]),
+}
+LONG = 3_000  # entries
+
+
+def play(machine: FastStateMachine | MemoryStateMachine) -> None:
+    """A history with everything that a log can hold: gaps, terms, all kinds of commands and records."""
+    machine.apply([Entry(3, 2, fastsm.put(b"color", b"blue")), Entry(4, 2, fastsm.noop())])
+    machine.apply([
+        Entry(7, 2, fastsm.put(b"", b"the empty key")),
+        Entry(9, 5, fastsm.config(b"a,b,c")),
+        Entry(10, 5, fastsm.put(b"gone", b"soon")),
+        Entry(11, 5, fastsm.compare_and_swap(b"color", b"green", b"never")),
+        Entry(12, 5, fastsm.compare_and_swap(b"color", b"blue", b"red")),
+    ])
+    machine.flush()
+    machine.apply([
+        Entry(13, 6, fastsm.batch([
+            fastsm.put(b"\x00\xff", bytes(range(256))), fastsm.delete(b"gone"), fastsm.delete(b"never there"),
+        ])),
+        Entry(14, 6, fastsm.batch([fastsm.put(b"color", b"no"), fastsm.compare_and_swap(b"x", b"y", b"z")])),
+    ])
+    machine.persist_last_snapshot_metadata(SnapshotMetadata(LogId(12, 5), bytes(range(32))))
+    machine.apply([Entry(15, 6, fastsm.put(b"large", b"0123456789abcdef" * 500))])
+    machine.update_last_applied((20, 8))
+
+
+def long_history() -> Iterator[Entry]:
+    """A history of LONG entries of all kinds, from a hash alone: the same on every version of Python."""
+    dice = blake3.blake3(b"a long history").digest(length=8 * LONG)
+    index = term = 1
+    for at in range(0, len(dice), 8):
+        step, new_term, kind, key, size, other, *rest = dice[at : at + 8]
+        index += 1 + (step < 20) * (step % 5)
+        term += new_term < 5
+        value = bytes(rest) * (size % 40)
+        yield Entry(index, term, _command(kind, b"key-%d" % (key % 120), value, b"%d" % (other % 3)))
+
+
+def _command(kind: int, key: bytes, value: bytes, small: bytes) -> bytes:
+    if kind < 100:
+        return fastsm.put(key, value if kind < 70 else small)
+    if kind < 140:
+        return fastsm.delete(key)
+    if kind < 200:
+        return fastsm.compare_and_swap(key, small if kind < 170 else None, value if kind % 2 else None)
+    if kind < 220:
+        return fastsm.batch([
+            fastsm.put(key, small), fastsm.delete(small), fastsm.compare_and_swap(key + small, None, value)])
+    return fastsm.config(value) if kind < 230 else fastsm.noop()

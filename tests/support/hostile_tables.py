@@ -1,0 +1,140 @@
+"""A program that opens tables which lie under right checksums: it must not crash. Prints one line for each.
+
+``python -m support.hostile_tables DIRECTORY SCRATCH``: the directory holds a base, a log, a table of several segments.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import fastsm
+import fastsm.snapshots
+from fastsm import FastsmError, FastStateMachine
+from support.tables import SEGMENT, TableFile, place_of
+
+NUMBERS = (0, 1, 7, 2**31, 2**32 - 1, 2**36, 2**39 - 8, 2**63, 2**64 - 1)
+
+
+def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]]:
+    """Names of lies, and how to tell them."""
+    start, end = table.saved.log_start, table.saved.log_start + table.saved.log_offset
+    for field in table.saved._fields:
+        for number in NUMBERS:
+            yield f"{field} is {number}", lambda t, f=field, n=number: t.change(**{f: n})
+    for place in (16, 160, 1_000, start - 65_536, start - 4_096, start - 16, start, start + 96, end - 16, end - 24):
+        yield f"all slots lead to {place}", lambda t, p=place: t.move_all(p)
+        yield f"one slot leads to {place}", lambda t, p=place: t.move(next(t.slots())[0], p)
+    for seed in range(6):
+        yield f"slots lead anywhere, {seed}", lambda t, s=seed: scatter(t, random.Random(s), end)
+        yield f"slots lead into values, {seed}", lambda t, s=seed: shift(t, random.Random(s))
+        yield f"numbers anywhere, {seed}", lambda t, s=seed: scribble(t, random.Random(s))
+    yield "slots in disorder", disorder
+    named = 1 << table.saved.depth
+    yield "one segment for all", lambda t: t.set(f"{named}I", t.sections.directory, *[0] * named)
+    for depth in range(table.saved.depth + 1):
+        yield f"segments of depth {depth}", lambda t, d=depth: depths(t, d)
+    yield "all is dead", lambda t: t.set(f"{t.saved.dead_words}Q", t.sections.dead, *[2**64 - 1] * t.saved.dead_words)
+    yield "nothing is dead", lambda t: t.set(f"{t.saved.dead_words}Q", t.sections.dead, *[0] * t.saved.dead_words)
+    yield "runs up to the last index", lambda t: t.set("QQQ", t.sections.runs, 1, 2**64 - 2, 2**64 - 2)
+    yield "metadata of the last index", lambda t: t.set("QQ", t.sections.metadata, 2**64 - 1, 2**64 - 1)
+
+
+def scatter(table: TableFile, dice: random.Random, end: int) -> None:
+    for at, _ in list(table.slots()):
+        table.move(at, dice.randrange(2, end // 8 - 1) * 8)
+
+
+def shift(table: TableFile, dice: random.Random) -> None:
+    for at, slot in list(table.slots()):
+        table.move(at, place_of(slot) + 8 * dice.randrange(3))
+
+
+def scribble(table: TableFile, dice: random.Random) -> None:
+    for _ in range(dice.randrange(1, 9)):
+        at = dice.choice((
+            dice.randrange(144, table.sections.directory + 8), table.sections.segments + dice.randrange(SEGMENT),
+        ))
+        table.set("B", at, dice.randrange(256))
+
+
+def disorder(table: TableFile) -> None:
+    slots = list(table.slots())
+    for (at, _), (_, slot) in zip(slots, slots[1:] + slots[:1], strict=True):
+        table.set("Q", at, slot)
+
+
+def depths(table: TableFile, depth: int) -> None:
+    for segment in range(table.saved.segments):
+        table.set("I", table.sections.segments + segment * SEGMENT + 8 * 4096 + 4, depth)
+
+
+def use(path: Path, verify: str) -> str:
+    """Opens the directory and does everything with it; how that ended."""
+    tries: list[str] = []
+
+    def attempt(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except (FastsmError, MemoryError) as error:
+            tries.append(type(error).__name__)
+
+    try:
+        machine = FastStateMachine(path, verify_on_open=verify)
+    except FastsmError as error:
+        return type(error).__name__
+    keys = [b"%d" % i for i in range(9_000)]
+    if not machine._index.loaded:
+        right = machine.get_many(keys) == [b"value " + key for key in keys[:7_000]] + [None] * 2_000
+        machine.close()
+        return "read" if right else "wrong"
+    for call in (
+        lambda: machine.get_many(keys), lambda: machine.get_columns(keys), lambda: [machine.get(key) for key in keys],
+        lambda: [bytes(machine.get_view(key) or b"") for key in keys], lambda: [machine.modified(key) for key in keys],
+        lambda: [key in machine for key in keys],
+    ):
+        attempt(call)
+    for call in (
+        lambda: list(machine.keys()), lambda: list(machine.items()), machine.columns, lambda: machine.scan_prefix(b"1"),
+        machine.membership, machine.stats, lambda: machine.entry_term(1), machine.snapshot_metadata,
+    ):
+        attempt(call)
+    index, term = machine.last_applied()
+    for number, commands in enumerate((
+        [fastsm.compare_and_swap(key, b"value " + key, b"swapped") for key in keys[::3]],
+        [fastsm.put(key, b"new") for key in keys], [fastsm.delete(key) for key in keys[::2]],
+        [fastsm.put(b"more %d" % i, b"") for i in range(6_000)],
+    )):
+        first = index + 1 + 20_000 * number
+        chunk = [(first + i, term, command) for i, command in enumerate(commands)]
+        attempt(partial(machine.update_last_applied, (first - 1, term)))
+        attempt(partial(machine.apply, chunk))
+        attempt(lambda: list(machine.items()))
+    attempt(lambda: machine.write_snapshot(path / "snapshot", (index, term)))
+    attempt(lambda: machine.compact(machine.last_applied()))
+    attempt(machine.close)
+    return f"believed {' '.join(sorted(set(tries)))}"
+
+
+def main() -> None:
+    """Opens every lie."""
+    source, scratch = Path(sys.argv[1]), Path(sys.argv[2])
+    fastsm.snapshots.SAVE_TABLE_ABOVE = 0
+    (name,) = [path.name for path in source.glob("table-*")]
+    for number, (kind, tell) in enumerate(lies(TableFile(source / name))):
+        path = scratch / str(number)
+        shutil.copytree(source, path)
+        table = TableFile(path / name)
+        tell(table)
+        table.write()
+        print(f"{kind}:", end=" ", flush=True)
+        print(use(path, ("off", "full", "background")[number % 3]), flush=True)
+        shutil.rmtree(path)
+
+
+if __name__ == "__main__":
+    main()

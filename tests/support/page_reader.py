@@ -1,0 +1,367 @@
+"""A reader made from docs/format.md alone: nothing but that page is known here of the formats. Slow and strict."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import blake3
+import xxhash
+
+GAP = 2**64 - 1
+SAYS_NOTHING = 2**32 - 1
+LOG_HEADER = 96
+SNAPSHOT_HEADER = 160
+TABLE_HEADER = 144
+ALIGNMENT = 65_536
+SLOTS = 4_096
+SEGMENT = 32_832
+
+Run = tuple[int, int, int]  # first, last, term
+
+
+class Corrupt(Exception):
+    pass
+
+
+@dataclass
+class Decoded:
+    """A state, and how it lies in the arena."""
+
+    items: dict[bytes, bytes] = field(default_factory=dict)
+    last_applied: tuple[int, int] = (0, 0)
+    runs: list[Run] = field(default_factory=list)
+    membership: tuple[tuple[int, int], bytes] | None = None
+    metadata: tuple[tuple[int, int], bytes] | None = None
+    end: int = LOG_HEADER
+    known_durable: int = 0
+    clean: bool = False
+    frames: list[int] = field(default_factory=list)
+    log_start: int = 0  # in the arena
+    places: dict[bytes, int] = field(default_factory=dict)  # of the newest records
+    puts: dict[int, int] = field(default_factory=dict)  # from the place of every put record to its size
+    config_place: int = 0
+
+    def term(self, index: int) -> int | None:
+        for first, last, term in self.runs:
+            if first <= index <= last:
+                return term
+        return None
+
+
+def demand(condition: bool, what: str) -> None:
+    if not condition:
+        raise Corrupt(what)
+
+
+def up_to(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def header(data: bytes, magic: bytes, size: int) -> tuple[int, int]:
+    """The checks that CURRENT, log and table share; gives the first two fields."""
+    demand(len(data) >= size, "a whole header")
+    demand(data[:8] == magic, "magic")
+    demand(xxhash.xxh64_intdigest(data[: size - 8]) == struct.unpack_from("<Q", data, size - 8)[0], "a checksum")
+    version, zero, first, second = struct.unpack_from("<IIQQ", data, 8)
+    demand(version == 0, "version")
+    demand(zero == 0, "a zero")
+    return first, second
+
+
+# ---- a directory -----------------------------------------------------------------------------------------
+
+def decode_directory(path: Path) -> Decoded:
+    current = (path / "CURRENT").read_bytes()
+    demand(len(current) == 64, "size of CURRENT")
+    generation, identity = header(current, b"FASTSM-C", 64)
+    demand(current[40:56] == bytes(16), "a zero")
+    log = (path / f"log-{generation}").read_bytes()
+    (base_size,) = struct.unpack_from("<Q", log, 48)
+    base = (path / f"base-{generation}").read_bytes() if base_size else b""
+    state = decode_log(log, generation, identity, *struct.unpack_from("<Q", current, 32), base=base)
+    if (path / f"table-{generation}").exists():
+        check_table((path / f"table-{generation}").read_bytes(), log, base)
+    return state
+
+
+def decode_log(
+    log: bytes, generation: int, identity: int, durable_offset: int, *, base: bytes = b"", stop: int | None = None
+) -> Decoded:
+    """The state, or only that of the frames up to ``stop``."""
+    demand(header(log, b"FASTSM-L", LOG_HEADER) == (generation, identity), "the log that CURRENT names")
+    state = decode_base(log, base)
+    state.known_durable = durable_offset
+    while state.end != stop and (watermark := valid_frame(log, state.end, identity)) is not None:
+        state.known_durable = max(state.known_durable, watermark)
+        state.frames.append(state.end)
+        (length,) = struct.unpack_from("<Q", log, state.end + 8)
+        decode_frame(state, log[state.end : state.end + length])
+        state.end += length
+    if stop is not None:
+        demand(state.end == stop, "a frame that ends there")
+        return state
+    demand(state.end >= state.known_durable, "durable bytes")
+    for offset in range(state.end, len(log), 8):
+        watermark = valid_frame(log, offset, identity)
+        demand(watermark is None or watermark <= state.end, "durable bytes, says a later frame")
+    return state
+
+
+def decode_base(log: bytes, base: bytes) -> Decoded:
+    """The state that the log starts behind."""
+    last_included = struct.unpack_from("<QQ", log, 32)
+    (size,) = struct.unpack_from("<Q", log, 48)
+    demand(size == len(base), "the base's size")
+    if not size:
+        demand(log[56:88] == bytes(32), "a zero")
+        return Decoded(last_applied=last_included)
+    demand(base[128:160] == log[56:88], "the base's checksum")
+    demand(base[12:16] == bytes(4), "codec 0")
+    state = decode_snapshot(base)
+    demand(state.last_applied == last_included, "the base's last included entry")
+    state.log_start = up_to(size + ALIGNMENT, ALIGNMENT)
+    return state
+
+
+def valid_frame(log: bytes, offset: int, identity: int) -> int | None:
+    """The watermark of a valid frame (0 when it says nothing), or None."""
+    left = len(log) - offset
+    if left < 24:
+        return None
+    checksum, length, lag, run_count = struct.unpack_from("<QQII", log, offset)
+    if length % 8 or not 24 + 16 * run_count <= length <= left:
+        return None
+    watermark = 0 if lag == SAYS_NOTHING else offset - 8 * lag
+    if lag != SAYS_NOTHING and watermark < LOG_HEADER:
+        return None
+    if xxhash.xxh64_intdigest(log[offset + 8 : offset + length], identity ^ offset) != checksum:
+        return None
+    return watermark
+
+
+def decode_frame(state: Decoded, frame: bytes) -> None:
+    (run_count,) = struct.unpack_from("<I", frame, 20)
+    before = behind = state.last_applied[0]
+    for i in range(run_count):
+        last, term = struct.unpack_from("<QQ", frame, 24 + 16 * i)
+        decode_run(state, behind, last, term)
+        demand(term != GAP or i + 1 < run_count, "a gap is not last")
+        behind = last
+    offset = 24 + 16 * run_count
+    while offset < len(frame):
+        record = decode_record(frame[offset:])
+        operation, index = record[:2]
+        if operation <= 3:
+            demand(before < index <= state.last_applied[0], "an index of this frame")
+            demand(state.term(index) is not None, "an index in no gap")
+            before = index - 1
+        take_record(state, record, state.log_start + state.end + offset)
+        offset += record[-1]
+
+
+def decode_run(state: Decoded, behind: int, last: int, term: int) -> None:
+    demand(last > behind, "indexes that rise")
+    if term == GAP:
+        return
+    demand(term >= state.last_applied[1], "terms that never fall")
+    if state.runs and state.runs[-1][2] == term:
+        state.runs[-1] = (state.runs[-1][0], last, term)
+    else:
+        state.runs.append((behind + 1, last, term))
+    state.last_applied = (last, term)
+
+
+def decode_record(data: bytes | memoryview) -> tuple[int, int, bytes, bytes, int]:
+    """Operation, index, key, value and size of the record that the bytes start with."""
+    demand(len(data) >= 16, "a whole record")
+    index, value_size, key_size, operation, zero = struct.unpack_from("<QIHBB", data)
+    size = up_to(16 + key_size + value_size, 8)
+    record = bytes(data[:size])
+    demand(len(record) == size, "a whole record")
+    demand(zero == 0 and not any(record[16 + key_size + value_size :]), "a zero")
+    return operation, index, record[16 : 16 + key_size], record[16 + key_size : 16 + key_size + value_size], size
+
+
+def take_record(state: Decoded, record: tuple[int, int, bytes, bytes, int], place: int) -> None:
+    operation, index, key, value, size = record
+    state.clean = operation == 5
+    if operation == 1:
+        state.items.pop(key, None)
+        state.items[key] = value
+        state.places[key] = place
+        state.puts[place] = size
+    elif operation == 2:
+        demand(value == b"", "no value")
+        state.items.pop(key, None)
+        state.places.pop(key, None)
+    elif operation == 3:
+        demand(key == b"", "no key")
+        term = state.term(index)
+        assert term is not None
+        state.membership = ((index, term), value)
+        state.config_place = place
+    elif operation == 4:
+        demand(key == b"" and len(value) >= 8, "a term and a checksum")
+        state.metadata = ((index, *struct.unpack_from("<Q", value)), value[8:])
+    else:
+        demand(operation == 5 and not key and not value, "a known operation")
+
+
+# ---- snapshots -------------------------------------------------------------------------------------------
+
+def decode_snapshot(data: bytes) -> Decoded:
+    """The state of a snapshot, both of whose checksums are right."""
+    demand(len(data) >= SNAPSHOT_HEADER and data[:8] == b"FASTSM-S", "magic")
+    version, codec, *last = struct.unpack_from("<IIQQ", data, 8)
+    demand(version == 0, "version")
+    keys, run_count, membership_size, records_size = struct.unpack_from("<QQQQ", data, 32)
+    attachment_size, stored_size = struct.unpack_from("<QQ", data, 96)
+    demand(data[112:128] == bytes(16), "a zero")
+    demand(blake3.blake3(data[:128] + data[SNAPSHOT_HEADER:]).digest() == data[128:160], "checksum")
+    start = SNAPSHOT_HEADER + up_to(attachment_size, 8)
+    demand(not any(data[SNAPSHOT_HEADER + attachment_size : start]), "a zero")
+    demand(start + stored_size == len(data), "sizes that add up")
+    flat = flat_state(data[start:], codec, membership_size + 24 * run_count + records_size)
+    demand(blake3.blake3(data[16:64] + flat).digest() == data[64:96], "state checksum")
+    state = Decoded()
+    state.runs = decode_runs(flat[membership_size : membership_size + 24 * run_count])
+    state.last_applied = state.runs[-1][1:] if state.runs else (0, 0)
+    demand(state.last_applied == tuple(last), "runs that end with the last included entry")
+    records_at = membership_size + 24 * run_count
+    configs = take_records(state, 3, flat[:membership_size], start)
+    demand(configs == (membership_size > 0), "one membership, or none")
+    demand(take_records(state, 1, flat[records_at:], start + records_at) == len(state.items) == keys, "a record a key")
+    return state
+
+
+def take_records(state: Decoded, expected: int, data: bytes, place: int) -> int:
+    """Takes records of one operation; how many there were."""
+    offset = count = before = 0
+    while offset < len(data):
+        record = decode_record(memoryview(data)[offset:])
+        operation, index = record[:2]
+        demand(operation == expected, "an operation")
+        demand(index >= before and state.term(index) is not None, "indexes in runs, which do not fall")
+        take_record(state, record, place + offset)
+        offset, count, before = offset + record[-1], count + 1, index
+    return count
+
+
+def flat_state(stored: bytes, codec: int, size: int) -> bytes:
+    demand(codec in (0, 1), "codec")
+    if codec == 1:
+        import zstandard  # noqa: PLC0415  # an extra
+
+        demand(len(stored) <= size + size // 256 + 1024, "a size of what is stored")
+        stored = zstandard.ZstdDecompressor(max_window_size=8 << 20).decompress(stored, max_output_size=size)
+    demand(len(stored) == size, "the size of the flat state")
+    return stored
+
+
+def decode_runs(data: bytes) -> list[Run]:
+    runs = list(struct.iter_unpack("<QQQ", data))
+    for run, following in pairwise(runs):
+        demand(run[1] < following[0] and run[2] < following[2], "runs and terms that rise")
+    demand(all(0 < first <= last for first, last, _ in runs), "runs that are not empty")
+    return runs
+
+
+# ---- the saved table -------------------------------------------------------------------------------------
+
+def check_table(table: bytes, log: bytes, base: bytes) -> Decoded:
+    """Whether a saved table is what the log's frames up to its offset give; the state of these."""
+    identity, stop = header(table, b"FASTSM-T", TABLE_HEADER)
+    start, *seed, keys, live, config, segments, depth, run_count, metadata_size, words, frames, checksum = (
+        struct.unpack_from("<13Q", table, 32))  # fmt: skip
+    demand(xxhash.xxh64_intdigest(table[TABLE_HEADER:]) == checksum, "checksum of the sections")
+    (generation,) = struct.unpack_from("<Q", log, 16)
+    state = decode_log(log, generation, identity, 0, base=base, stop=stop)
+    demand(start == state.log_start, "where the log starts")
+    demand((keys, frames, config) == (len(state.items), len(state.frames), state.config_place), "counts")
+    demand(live == sum(state.puts[place] for place in state.places.values()), "the live records' sizes")
+    parts = Sections(table, TABLE_HEADER)
+    demand(decode_runs(parts.take(24 * run_count, 8)) == state.runs, "the log's runs")
+    metadata = parts.take(metadata_size, 8)
+    expected = b"" if state.metadata is None else struct.pack("<QQ", *state.metadata[0]) + state.metadata[1]
+    demand(metadata == expected, "the newest snapshot's metadata")
+    dead = parts.take(8 * words, 8)
+    marked = {16 * i for i in range(8 * len(dead)) if dead[i >> 3] >> (i & 7) & 1}
+    newest = set(state.places.values())
+    demand(marked == {place & ~15 for place in state.puts if place not in newest}, "marks of exactly the dead records")
+    demand(not dead or any(dead[-8:]), "a last word that is not zero")
+    directory = struct.unpack(f"<{1 << depth}I", parts.take(4 << depth, ALIGNMENT))
+    demand(parts.offset + SEGMENT * segments == len(table), "segments up to the end")
+    check_segments(table[parts.offset :], directory, depth, (seed[0], seed[1]), state)
+    return state
+
+
+class Sections:
+    """Sections of a file, taken one after the other."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self.data = data
+        self.offset = offset
+
+    def take(self, size: int, multiple: int) -> bytes:
+        """The next one; what is between it and the next multiple is zero."""
+        start, stop = self.offset, self.offset + size
+        self.offset = up_to(stop, multiple)
+        demand(not any(self.data[stop : self.offset]), "a zero")
+        return self.data[start:stop]
+
+
+def check_segments(
+    data: bytes, directory: tuple[int, ...], depth: int, seed: tuple[int, int], state: Decoded
+) -> None:
+    """Every key is found where the page says, and nothing else is there."""
+    slots = [struct.unpack_from(f"<{SLOTS}Q", data, SEGMENT * i) for i in range(len(data) // SEGMENT)]
+    depths = []
+    for number, segment in enumerate(slots):
+        used, own = struct.unpack_from("<II56x", data, SEGMENT * number + 8 * SLOTS)
+        demand(used == sum(slot != 0 for slot in segment) < SLOTS, "a count, and an empty slot")
+        demand(not any(data[SEGMENT * (number + 1) - 56 : SEGMENT * (number + 1)]), "a zero")
+        named = [i for i, entry in enumerate(directory) if entry == number]
+        demand(len(named) == 1 << depth - own, "as many names as the depth says")
+        demand(named[0] % len(named) == 0 and named[-1] - named[0] == len(named) - 1, "names that share their bits")
+        depths.append(own)
+    for key, place in state.places.items():
+        hashed = siphash_1_3(seed, key)
+        number = directory[hashed >> 64 - depth]
+        following = hashed << depths[number] // 4 * 4 & GAP
+        slot = (hashed & 0xFFFFFF) << 40 | following >> 60 << 36 | place // 8
+        at = hashed >> 12 & 0xFFF
+        while slots[number][at] != slot:
+            demand(slots[number][at] != 0, "no empty slot before the key's")
+            at = (at + 1) % SLOTS
+    demand(sum(slot != 0 for segment in slots for slot in segment) == len(state.places), "no other slots in use")
+
+
+def siphash_1_3(seed: tuple[int, int], data: bytes) -> int:
+    """SipHash with one round for each word and three at the end (Aumasson and Bernstein)."""
+    v = [seed[0] ^ 0x736F6D6570736575, seed[1] ^ 0x646F72616E646F6D,
+         seed[0] ^ 0x6C7967656E657261, seed[1] ^ 0x7465646279746573]  # fmt: skip
+
+    def half(a: int, b: int, bits: int) -> None:
+        v[a] = (v[a] + v[b]) & GAP
+        v[b] = (v[b] << bits | v[b] >> 64 - bits) & GAP ^ v[a]
+
+    def sip_round() -> None:
+        half(0, 1, 13)
+        half(2, 3, 16)
+        v[0] = (v[0] << 32 | v[0] >> 32) & GAP
+        half(2, 1, 17)
+        half(0, 3, 21)
+        v[2] = (v[2] << 32 | v[2] >> 32) & GAP
+
+    padded = data + bytes(7 - len(data) % 8) + bytes([len(data) & 0xFF])
+    for (word,) in struct.iter_unpack("<Q", padded):
+        v[3] ^= word
+        sip_round()
+        v[0] ^= word
+    v[2] ^= 0xFF
+    for _ in range(3):
+        sip_round()
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
