@@ -25,6 +25,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pysyncobj.pickle
+from pysyncobj import SyncObj, SyncObjConf
+from pysyncobj.batteries import ReplDict
+
+import fastsm
+from fastsm.integrations.pysyncobj import DumpPolicy, ReplicatedStateMachine
+
 VARIANTS = ("stock", "pickle5", "fastsm", "durable")
 BATCH = 100
 QUIET = 3.0  # seconds of writes without a dump, to compare with
@@ -55,8 +62,6 @@ class Node:
     """What all variants have in common: ticks are watched, leaders are counted."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        from pysyncobj import SyncObjConf
-
         self.options = options
         self.changes = 0
         self.conf = SyncObjConf(
@@ -150,10 +155,6 @@ class Node:
 
 class Stock(Node):
     def make(self) -> None:
-        import pysyncobj.pickle
-        from pysyncobj import SyncObj
-        from pysyncobj.batteries import ReplDict
-
         self.dictionary = ReplDict()
         directory = Path(self.options["directory"])
         directory.mkdir(parents=True, exist_ok=True)
@@ -177,8 +178,6 @@ class Stock(Node):
         return data
 
     def call_protocol(self, version: int) -> None:
-        import pysyncobj.pickle
-
         setattr(pysyncobj.pickle, "__protocol", version)
 
     def write(self, keys: list[bytes], values: list[bytes], callback: Any) -> None:
@@ -196,13 +195,11 @@ class Stock(Node):
 
 class Fast(Node):
     def make(self) -> None:
-        import fastsm
-        from fastsm.integrations.pysyncobj import DumpPolicy, ReplicatedStateMachine
-
         self.put_many, self.put = fastsm.put_many, fastsm.put
         self.sync_obj = ReplicatedStateMachine(
             self.options["address"], self.options["partners"], self.options["directory"], conf=self.conf,
-            durable=self.options["variant"] == "durable", policy=DumpPolicy(journal_bytes=1 << 40, trailing_entries=1000),
+            durable=self.options["variant"] == "durable",
+            policy=DumpPolicy(journal_bytes=1 << 40, trailing_entries=1000),
         )  # fmt: skip
 
     def write(self, keys: list[bytes], values: list[bytes], callback: Any) -> None:
@@ -346,7 +343,8 @@ def measure_dump(cluster: Cluster, keys: int) -> dict[str, float]:
     changed = sum(status["changes"] for status in cluster.all("status")) - changes
     cluster.call(leader, "end_writes")
     return {
-        "longest tick without a dump, ms": 1000 * max(quiet), "longest tick in a dump of one node, ms": 1000 * max(gaps),
+        "longest tick without a dump, ms": 1000 * max(quiet),
+        "longest tick in a dump of one node, ms": 1000 * max(gaps),
         "longest tick in a dump of all three at once, ms": 1000 * max(gaps_at_once), "leadership changes": changed,
         "dump, s": statistics.median(seconds), "dump of all three at once, s": max(at_once),
         "child's own memory, MB": max(cluster.all("child_memory")) / 1e6,

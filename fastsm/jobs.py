@@ -51,8 +51,8 @@ class Jobs:
 
     A job takes effect in the writer's turn, after a last :meth:`Job.check` there; a reset or an install that ends jobs
     has that turn, too. So a job has taken effect, or never will. A file that gets its name is not worth that all
-    writers wait for the disk: that is done :meth:`committing`, and whoever ends jobs waits for it. A close ends jobs before it has its turn, and waits
-    for them: none outlives the directory. Thread safe.
+    writers wait for the disk: that is done :meth:`committing`, and whoever ends jobs waits for it. A close ends jobs
+    before it has its turn, and waits for them: none outlives the directory. Thread safe.
     """
 
     def __init__(self) -> None:

@@ -296,7 +296,6 @@ cdef class Journal:
     def rebase(self, bytes command, uint64_t index, uint64_t term):
         """Puts one entry in the place of all, in one step: where a snapshot was installed. O(segments)."""
         cdef const uint8_t *frame
-        cdef Segment segment
         self.check_open()
         self.reserve()
         frame = self.newest.append(
@@ -327,7 +326,7 @@ cdef class Journal:
             self.retire()
 
     def truncate_before(self, uint64_t index):
-        """Removes the entries before `index`, which stays, in one step, with a new segment as `rotate` does. O(segments).
+        """Removes the entries before `index`, which stays, in one step, as `rotate` with a new segment. O(segments).
 
         Files that are not needed any more go with `remove_retired`.
         """

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from libc.string cimport memcpy
 
-from fastsm.format cimport BROKEN, FRAME_LENGTH, MALFORMED, VALID, frame_length, frame_run_count
+from fastsm.format cimport BROKEN, MALFORMED, VALID, frame_length, frame_run_count
 
 from fastsm import format
 from fastsm.errors import CorruptionError

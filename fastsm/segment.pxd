@@ -4,7 +4,7 @@ from fastsm.log cimport Log
 
 
 cdef class Segment(Log):
-    cdef public uint64_t begin
+    cdef public uint64_t begin           # the least index of an entry that may lie in it
     cdef list mappings                   # each that there was, since entries are pointers into them
     cdef int hold_mapping(self) except -1
     cdef const uint8_t *append(

@@ -9,10 +9,10 @@ from fastsm.format cimport (
     FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_length, frame_watermark, look_at_frame,
 )
 from fastsm.hashing cimport load64
-from fastsm.journal_format cimport ITEM_DATA, ITEM_STATE, item_kind, item_length, look_at_item, write_item
+from fastsm.journal_format cimport ITEM_STATE, item_kind, item_length, look_at_item, write_item
 from fastsm.log cimport Log
 
-from fastsm import format, journal_format
+from fastsm import journal_format
 from fastsm.errors import CorruptionError
 from fastsm.files import storage_errors
 from fastsm.journal_format import SegmentHead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from pathlib import Path
@@ -13,6 +14,11 @@ pytest.importorskip("pysyncobj")
 from support.cluster import Cluster, NodeError, remove_node, running, wait_for
 
 SMALL = {"journal_bytes": 1 << 20, "ratio": 0.0, "least_seconds": 0.5, "trailing_entries": 50}
+
+
+def shorter_than(cluster: Cluster, number: int, first: int) -> None:
+    """Waits until a node's journal begins behind an entry."""
+    wait_for(lambda: cluster.call(number, "status")["first_index"] > first or None, "a shorter journal")
 
 
 def test_every_node_writes_reads_and_swaps(tmp_path: Path) -> None:
@@ -40,7 +46,7 @@ def test_a_follower_comes_back_by_a_snapshot(tmp_path: Path) -> None:
         cluster.call(leader, "fill", prefix="while", count=30_000, size=100, batch=100)
         for number in cluster.processes:
             cluster.call(number, "compact")
-            wait_for(lambda number=number: cluster.call(number, "status")["first_index"] > 100 or None, "a short journal")
+            shorter_than(cluster, number, 100)
         cluster.start(follower)
         cluster.wait_equal()
         assert cluster.call(follower, "status")["installs"] == 1
@@ -111,10 +117,8 @@ def test_a_crash_in_each_window_of_a_dump(tmp_path: Path) -> None:
             cluster.leader()
             cluster.call((number + 1) % 3, "fill", prefix=f"round-{round_number}", count=6000, size=200, batch=50)
             if cluster.processes[number].alive:
-                try:
+                with contextlib.suppress(NodeError):
                     cluster.call(number, "compact")
-                except NodeError:
-                    pass
             assert cluster.processes.pop(number).wait() == -9, window
             cluster.start(number)
             cluster.wait_ready()
@@ -133,12 +137,10 @@ def test_a_crash_in_each_window_of_an_install(tmp_path: Path) -> None:
             cluster.kill(follower)
             others = list(cluster.processes)
             cluster.call(others[0], "fill", prefix=f"round-{round_number}", count=1500, size=200, batch=10)
-            before = {number: cluster.call(number, "status") for number in others}
+            last = cluster.wait_equal()
             for number in others:
                 cluster.call(number, "compact")
-                wait_for(
-                    lambda number=number: cluster.call(number, "status")["dumps"] > before[number]["dumps"] or None,
-                    "a dump")
+                shorter_than(cluster, number, last - 100)
             cluster.start(follower, crash=window)
             assert cluster.processes.pop(follower).wait() == -9, window
             cluster.start(follower)
@@ -187,7 +189,7 @@ def test_beside_another_consumer(tmp_path: Path) -> None:
         cluster.call(leader, "fill", prefix="more", count=20_000, size=100, batch=50)
         for number in cluster.processes:
             cluster.call(number, "compact")
-            wait_for(lambda number=number: cluster.call(number, "status")["first_index"] > 400 or None, "a short journal")
+            shorter_than(cluster, number, 400)
         cluster.start(follower)
         cluster.wait_ready()
         assert cluster.check() > 50
@@ -232,8 +234,6 @@ def test_a_disk_that_fails_stops_one_node(tmp_path: Path, failing: str) -> None:
             cluster.stop(victim)
             cluster.start(victim, failing=failing)
             cluster.wait_ready()
-            if victim == leader:
-                pass
             other = (victim + 1) % 3
             cluster.call(other, "load", prefix=f"load-{victim}", size=5000, window=20)
             cluster.call(victim, "fail")

@@ -199,7 +199,7 @@ class Node:
             with fastsm.open_snapshot(directory) as snapshot:
                 checksum = snapshot.state_checksum.hex()
         listed = None if self.list is None else list(self.list.rawData())
-        return {"keys": sorted(key.decode() for key in machine.keys()), "checksum": checksum, "listed": listed}
+        return {"keys": sorted(key.decode() for key, _ in machine.items()), "checksum": checksum, "listed": listed}
 
     def call_destroy(self) -> None:
         self.node.destroy_synchronous()

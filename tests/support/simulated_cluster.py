@@ -208,8 +208,8 @@ class SimulatedCluster:
 
     def _make(self, number: int, address: str, transport: type[Any]) -> ReplicatedStateMachine:
         conf = SyncObjConf(
-            autoTick=False, appendEntriesUseBatch=False, appendEntriesPeriod=0.1, raftMinTimeout=0.4, raftMaxTimeout=1.4,
-            commandsWaitLeader=False,
+            autoTick=False, appendEntriesUseBatch=False, appendEntriesPeriod=0.1, raftMinTimeout=0.4,
+            raftMaxTimeout=1.4, commandsWaitLeader=False,
         )  # fmt: skip
 
         def files(part: str) -> Any:
@@ -278,9 +278,9 @@ class SimulatedCluster:
             applied = {node.state_machine.last_applied() for node in self.nodes.values()}
             ends = {node.journal.last_index for node in self.nodes.values()}
             leads = [node for node in self.nodes.values() if node._isLeader()]
-            if len(applied) == 1 and ends == {next(iter(applied)).index} and len(leads) == 1:
-                if leads[0].journal[-1][2] == leads[0].raftCurrentTerm:
-                    return
+            equal = len(applied) == 1 and ends == {next(iter(applied)).index}
+            if equal and len(leads) == 1 and leads[0].journal[-1][2] == leads[0].raftCurrentTerm:
+                return
         raise AssertionError([node.getStatus() for node in self.nodes.values()])
 
     def end(self) -> None:

@@ -94,7 +94,7 @@ class Applying(Replication):
         callback: Callback | None = None,
         timeout: float | None = None,
     ) -> bool | None:
-        """Has a command of :mod:`fastsm` applied by the whole cluster, from any node; see ``fastsm.put`` and the others.
+        """Has a command (``fastsm.put`` and the others make them) applied by the whole cluster, from any node.
 
         Without ``sync`` it returns at once, and ``callback(result, reason)`` is called in the tick thread: with what
         ``apply`` said and ``FAIL_REASON.SUCCESS``, or with None and another reason; after ``timeout`` seconds, if
@@ -192,7 +192,7 @@ class Applying(Replication):
                 index, term, _ = rest[good]
                 self.machine.apply([(index, term, FILLER)])
                 results.append(False)
-                logger.error("entry %d is malformed and changes nothing: %s", index, error)
+                logger.warning("entry %d is malformed and changes nothing: %s", index, error)
         return results
 
     def _apply_other(self, command: bytes) -> Any:

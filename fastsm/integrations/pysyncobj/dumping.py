@@ -198,7 +198,7 @@ class Dumping(Applying):
             return
         except StorageError as error:
             # Nothing depends on it yet; if the state machine is hurt, the next apply says so.
-            logger.error("a dump as of %s failed, it is tried again: %s", tuple(included), error)
+            logger.warning("a dump as of %s failed, it is tried again: %s", tuple(included), error)
             self._not_before = time.monotonic() + NO_ROOM_PAUSE
             return
         self._last_dump, self._dumped_at = included, time.monotonic()
@@ -238,7 +238,7 @@ class Dumping(Applying):
         try:
             snapshot = self.places.open_newest()
         except FastsmError as error:
-            logger.error("the snapshot is damaged, another one is made: %s", error)
+            logger.warning("the snapshot is damaged, another one is made: %s", error)
             snapshot = None
         if snapshot is None or snapshot.metadata.last_included.index < self.journal.first_index:
             self._make_another()
@@ -254,8 +254,10 @@ class Dumping(Applying):
         sent = False
         while transfer.sent < snapshot.size and transfer.sent - transfer.taken < WINDOW:
             piece = snapshot.read_at(transfer.sent, PIECE)
-            message = {**beat, "piece": piece, "offset": transfer.sent, "snapshot": tuple(snapshot.metadata.last_included),
-                       "checksum": snapshot.metadata.checksum}
+            message = {
+                **beat, "piece": piece, "offset": transfer.sent, "snapshot": tuple(snapshot.metadata.last_included),
+                "checksum": snapshot.metadata.checksum,
+            }  # fmt: skip
             if not self._transport.send(node, message):
                 self._end_transfer(node)
                 return True
@@ -307,7 +309,7 @@ class Dumping(Applying):
             try:
                 receiver.write(message["offset"], message["piece"])
             except (SnapshotError, FormatVersionError) as error:
-                logger.error("a snapshot from %s is not right: %s", node.id, error)
+                logger.warning("a snapshot from %s is not right: %s", node.id, error)
                 self._confirm(node, announced, 0, damaged=True)
                 return
         self._confirm(node, announced, receiver.offset, again=again)
@@ -353,7 +355,7 @@ class Dumping(Applying):
         try:
             work.finish()
         except SnapshotError as error:
-            logger.error("a snapshot from %s is not right: %s", node.id, error)
+            logger.warning("a snapshot from %s is not right: %s", node.id, error)
             self._arriving = None
             self._confirm(node, announced, 0, damaged=True)
             return
@@ -369,7 +371,7 @@ class Dumping(Applying):
             attachment = snapshot.attachment
         self._last_dump = included
         self._SyncObj__raftLastApplied = included.index
-        self._SyncObj__raftCommitIndex = max(self._SyncObj__raftCommitIndex, included.index)
+        self._SyncObj__raftCommitIndex = max(int(self.raftCommitIndex), included.index)
         self.restore(attachment)
         self._pass_over_waiting(included.index)
         self._SyncObj__sendNextNodeIdx(node, nextNodeIdx=included.index + 1, success=True)

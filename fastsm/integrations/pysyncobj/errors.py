@@ -23,7 +23,7 @@ class DivergedError(FastsmError):
 
 
 class SubmitError(FastsmError, SyncObjException):  # type: ignore[misc]  # PySyncObj has no types
-    """A command has no result. ``errorCode`` is one of ``pysyncobj.FAIL_REASON``, or ``"Timeout"``, as PySyncObj says it.
+    """A command has no result. ``errorCode`` is one of ``pysyncobj.FAIL_REASON``, or ``"Timeout"``, as in PySyncObj.
 
     Behind ``QUEUE_FULL``, ``MISSING_LEADER``, ``NOT_LEADER``, ``REQUEST_DENIED`` and ``DISCARDED`` it was not
     applied; behind a timeout, ``LEADER_CHANGED`` and ``UNKNOWN_OUTCOME`` it may have been, or may still be.

@@ -73,7 +73,7 @@ class ReplicatedStateMachine(Dumping):
     ) -> None:
         compatibility.require()
         if not isinstance(self_address, str):
-            raise ValueError(f"expected this node's address, found {self_address!r}: read-only nodes are not served")
+            raise TypeError(f"expected this node's address, found {self_address!r}: read-only nodes are not served")
         conf = _configuration(conf)
         options.setdefault("verify_on_open", "full")
         self.durable = durable
@@ -252,7 +252,7 @@ class ReplicatedStateMachine(Dumping):
             try:
                 end()
             except (FastsmError, OSError) as error:
-                logger.error("%s: while the node was ended: %s", self.places.path, error)
+                logger.warning("%s: while the node was ended: %s", self.places.path, error)
         self._give_up_all()
 
 
@@ -267,4 +267,5 @@ def _configuration(conf: Any) -> Any:
 
 def _replicates(node: type[Any]) -> bool:
     """Whether a subclass has replicated methods of its own."""
-    return any(getattr(getattr(node, name, None), "replicated", False) for name in dir(node) if name not in dir(SyncObj))
+    own = set(dir(node)) - set(dir(SyncObj))
+    return any(getattr(getattr(node, name, None), "replicated", False) for name in own)

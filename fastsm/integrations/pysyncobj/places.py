@@ -147,9 +147,10 @@ def _repair(journal: FastJournal, applied: LogId, snapshot: LogId, durable: bool
         logger.warning("%s: it ends at entry %d, and goes on behind the state's, %d", journal.path, last, applied.index)
         journal.rebase(SENTINEL, *applied)
     term = journal.term_at(applied.index)
-    if term is None and applied.index + 1 < journal.first_index or (has_others and snapshot.index + 1 < journal.first_index):
+    needed = (snapshot if has_others else applied).index + 1
+    if needed < journal.first_index:
         raise CorruptionError(
-            journal.path, None, f"entries from {min(applied.index, snapshot.index) + 1} on",
+            journal.path, None, f"entries from {needed} on",
             f"entries from {journal.first_index} on",
             "remove the node's directory: it comes back by its leader's snapshot")
     if term is not None and term != applied.term:

@@ -117,7 +117,9 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
             f"{here}, which was applied here; remove this node's directory and start it again"
         )
 
-    def _whole_entry(self, index: int, term: int, part: bytes, first: bool, last: bool) -> tuple[bytes, int, int] | None:
+    def _whole_entry(
+        self, index: int, term: int, part: bytes, first: bool, last: bool
+    ) -> tuple[bytes, int, int] | None:
         """An entry that arrives in parts, once it is whole."""
         if first:
             self._pieces = []
@@ -137,7 +139,8 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         if count is None and maxSizeBytes is None:
             # A follower looks for the entry before, and whether there are others behind it, to remove these.
             count = 1 if self._keep_tail else ALL if self.conf.dynamicMembershipChange else 2
-        return self.journal.entries(fromIDx, ALL if count is None else count, ALL if maxSizeBytes is None else maxSizeBytes)
+        most_bytes = ALL if maxSizeBytes is None else maxSizeBytes
+        return self.journal.entries(fromIDx, ALL if count is None else count, most_bytes)
 
     def _SyncObj__sendNextNodeIdx(
         self, node: Any, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
