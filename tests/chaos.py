@@ -92,11 +92,12 @@ class Chaos:
 
     def take_away(self) -> None:
         """A node's disk is lost; the others have it all."""
+        for number in self.cluster.processes:
+            self.cluster.call(number, "unload")
+        self.cluster.wait_equal()
         number = self.dice.randrange(3)
         self.cluster.kill(number)
         remove_node(self.cluster, number)
-        self.cluster.start(number)
-        self.cluster.wait_ready()
 
     def crash_in_window(self) -> None:
         number, window = self.dice.randrange(3), self.dice.choice(WINDOWS)
