@@ -163,14 +163,17 @@ class Snapshots(Engine):
             prepared = prepare(
                 directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files
             )
-            with prepared, self._turns:
-                job.check()
-                self._require(True)
-                if not self._log.read_only:
-                    self._log.check_writable()
-                prepared.commit()
-                self._record(prepared.metadata)
-                mark = self._position()
+            with prepared:
+                with self._jobs.committing(job):
+                    self._require(True)
+                    if not self._log.read_only:
+                        self._log.check_writable()
+                    prepared.commit()
+                with self._turns:
+                    if job.state_replaced:
+                        return prepared.metadata  # it was whole before a reset or an install came
+                    self._record(prepared.metadata)
+                    mark = self._position()
         self._sync_to(mark)
         logger.info("%s: wrote %s as of %s", self.path, prepared.path, tuple(capture.last_included))
         return prepared.metadata
