@@ -91,24 +91,28 @@ class Node:
                 "changes": self.changes, "memory": memory_of()}
 
     def call_fill(self, first: int, count: int, window: int = 20) -> float:
-        """Writes so many keys, some commands at once; returns the seconds."""
+        """Writes so many keys, some commands at once; returns the seconds. What a new leader refuses comes again."""
         room = threading.Semaphore(window)
-        failed: list[Any] = []
-
-        def answered(_: Any, reason: Any) -> None:
-            if reason:
-                failed.append(reason)
-            room.release()
-
+        starts = list(range(first, first + count, BATCH))
         began = time.perf_counter()
-        for start in range(first, first + count, BATCH):
-            keys = keys_of(start, min(BATCH, first + count - start))
-            values = [random.randbytes(100) for _ in keys]
-            room.acquire()
-            self.write(keys, values, answered)
-        for _ in range(window):
-            room.acquire()
-        assert not failed, failed[:3]
+        while starts:
+            failed: list[int] = []
+            for start in starts:
+                keys = keys_of(start, min(BATCH, first + count - start))
+                values = [random.randbytes(100) for _ in keys]
+
+                def answered(_: Any, reason: Any, start: int = start, failed: list[int] = failed) -> None:
+                    if reason:
+                        failed.append(start)
+                    room.release()
+
+                room.acquire()
+                self.write(keys, values, answered)
+            for _ in range(window):
+                room.acquire()
+            for _ in range(window):
+                room.release()
+            starts = failed
         return time.perf_counter() - began
 
     def call_begin_writes(self, first: int, count: int, rate: int) -> None:
@@ -255,7 +259,7 @@ class Cluster:
         }  # fmt: skip
         self.children[number] = subprocess.Popen(
             [sys.executable, __file__, "--node", json.dumps(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, stderr=subprocess.DEVNULL,
+            text=True, stderr=(self.root / f"{number}.log").open("a"),
         )  # fmt: skip
 
     def send(self, number: int, name: str, **arguments: Any) -> None:
@@ -267,7 +271,10 @@ class Cluster:
     def receive(self, number: int) -> Any:
         stdout = self.children[number].stdout
         assert stdout is not None
-        return json.loads(stdout.readline())
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError((self.root / f"{number}.log").read_text()[-2000:])
+        return json.loads(line)
 
     def call(self, number: int, name: str, **arguments: Any) -> Any:
         self.send(number, name, **arguments)

@@ -1,4 +1,4 @@
-"""`fastsm.integrations.pysyncobj`: what one node does, and what it refuses. Clusters are in test_pysyncobj_cluster.py."""
+"""`fastsm.integrations.pysyncobj`: what one node does and refuses. Clusters are in test_pysyncobj_cluster.py."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 def test_the_package_needs_no_pysyncobj() -> None:
     """`import fastsm` imports neither PySyncObj nor the integration."""
-    code = "import sys, fastsm; sys.exit(any(name.startswith(('pysyncobj', 'fastsm.integrations')) for name in sys.modules))"
+    names = "('pysyncobj', 'fastsm.integrations')"
+    code = f"import sys, fastsm; sys.exit(any(name.startswith({names}) for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -76,7 +76,7 @@ class Node:
             more["_files"] = failing_files(options["failing"])
         conf = SyncObjConf(
             appendEntriesUseBatch=False, bindAddress=options["address"], connectionRetryTime=0.2,
-            raftMinTimeout=0.5, raftMaxTimeout=1.2, autoTickPeriod=0.02,
+            raftMinTimeout=0.7, raftMaxTimeout=1.5, autoTickPeriod=0.02,
         )  # fmt: skip
         self.node = ReplicatedStateMachine(
             options["address"], options["partners"], options["directory"], conf=conf,
@@ -106,8 +106,18 @@ class Node:
             "failure": None, "refused": node.refused, "term": node.raftCurrentTerm,
         }  # fmt: skip
 
+    def persist(self, command: bytes) -> Any:
+        """What is the same when it is done twice, until it is done: a leader may change at any time."""
+        stop = time.monotonic() + 30
+        while True:
+            try:
+                return self.node.submit(command, sync=True, timeout=10)
+            except SubmitError:
+                if time.monotonic() > stop:
+                    raise
+
     def call_put(self, key: str, value: str) -> Any:
-        return self.node.put(key.encode(), value.encode(), sync=True, timeout=20)
+        return self.persist(fastsm.put(key.encode(), value.encode()))
 
     def call_swap(self, key: str, expected: str | None, value: str | None) -> Any:
         expected_bytes = None if expected is None else expected.encode()
@@ -118,7 +128,7 @@ class Node:
         return None if value is None else value.decode()
 
     def call_large(self, key: str, size: int) -> Any:
-        return self.node.put(key.encode(), os.urandom(size), sync=True, timeout=30)
+        return self.persist(fastsm.put(key.encode(), os.urandom(size)))
 
     def call_submit_raw(self, command: str) -> Any:
         """A command that `submit` would refuse, as a node of another release might send it."""
@@ -138,14 +148,7 @@ class Node:
         for start in range(0, count, batch):
             keys = [b"%s-%d" % (prefix.encode(), n) for n in range(start, min(count, start + batch))]
             command = fastsm.put_many(keys, [os.urandom(size) for _ in keys])
-            stop = time.monotonic() + 30
-            while True:
-                try:
-                    self.node.submit(command, sync=True, timeout=5)
-                    break
-                except SubmitError:  # its leader was killed: the same once more is the same
-                    if time.monotonic() > stop:
-                        raise
+            self.persist(command)
 
     def call_load(self, prefix: str, window: int = 100, size: int = 50, listed: bool = False) -> None:
         """Writes new keys, as many at once, until `unload`; each acknowledged one is noted in the file."""

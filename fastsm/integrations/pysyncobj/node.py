@@ -175,6 +175,7 @@ class ReplicatedStateMachine(Dumping):
             if not self._began:
                 self._began = True
                 self._begin()
+            self._make_durable()  # nothing is applied that the journal could lose
             super()._onTick(0.0 if self._behind else timeToWait)
             self._make_durable()
             self._expire()

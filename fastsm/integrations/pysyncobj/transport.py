@@ -19,6 +19,7 @@ WIRE_VERSION = 1
 GREETING = "fastsm"
 # Messages that promise something: what they promise must be durable before they leave.
 PROMISES = frozenset(("next_node_idx", "request_vote", "response_vote"))
+LARGE = 192 << 10  # bytes of a message that is not compressed: pieces of a snapshot, of a large command
 ALL_EVENTS = POLL_EVENT_TYPE.READ | POLL_EVENT_TYPE.WRITE | POLL_EVENT_TYPE.ERROR
 
 
@@ -119,8 +120,9 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         """What ``TcpConnection.send`` does, but bytes are not made text, and what does not fit now goes on later."""
         connection = self._connections[node]
         content: Any = (connection.sendRandKey, message) if connection.sendRandKey else message
-        # Any reader takes any protocol and level. A snapshot's pieces are not worth the time.
-        data = zlib.compress(pickle.dumps(content, 5), 0 if "piece" in message else 1)
+        # Any reader takes any protocol and level. What is large would keep the tick thread from its heartbeats.
+        data = pickle.dumps(content, 5)
+        data = zlib.compress(data, 1 if len(data) < LARGE else 0)
         if connection.encryptor:
             data = connection.encryptor.encrypt_at_time(data, int(time.monotonic()))
         connection._TcpConnection__writeBuffer += struct.pack("i", len(data)) + data
