@@ -387,7 +387,7 @@ def test_power_loss_takes_nothing_that_was_synced(durable: bool) -> None:
 class NoDirectorySync(Platter):
     """Names are never synced."""
 
-    def sync_directory(self) -> None:
+    def sync_directory(self, folder: str = "") -> None:
         pass
 
 
