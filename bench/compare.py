@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def render(base: str, head: str, verdicts: list[Verdict], rounds: int) -> str:
 def compare(base: str, head: str, minutes: float, out: Path) -> int:
     """Builds, measures, reports; 1 when HEAD lost anything beyond the noise."""
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # worktrees are removed on the way out
     with tempfile.TemporaryDirectory(prefix="fastsm-compare-", dir=out) as name:
         directory = Path(name).resolve()
         shutil.copy(CHECKOUT / "bench" / "guard.py", directory)

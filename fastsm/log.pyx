@@ -167,7 +167,7 @@ cdef class Log:
         Afterwards there is room for it: a full disk is an error here, and never later.
         """
         cdef uint64_t stop = self.end + length
-        self.check_writable()
+        self.require_writable()
         if stop > self.allocated:
             self.grow(stop)
         if self.stores and not self.paced and not self.syncing and length < LARGE:
