@@ -22,7 +22,7 @@ DIRECTIVES = {
 # FASTSM_SANITIZE=address,undefined or =thread builds with those sanitizers; CONTRIBUTING.md says how to run them.
 DEBUG = os.environ.get("FASTSM_DEBUG") == "1"
 SANITIZE = os.environ.get("FASTSM_SANITIZE", "")
-COMPILE_ARGS = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-fno-strict-aliasing"]
+COMPILE_ARGS = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-fno-strict-aliasing"]
 LINK_ARGS = []
 if SANITIZE:
     LINK_ARGS = [f"-fsanitize={SANITIZE}"]

@@ -3,7 +3,8 @@
 Committed entries go in, reads come out, and what was applied survives. Reading order of the source, from
 bytes to files to memory to the machine; each module knows only those before it:
 
-    errors, types       what can go wrong; the small values that go in and out
+    errors, units       what can go wrong; numbers for people
+    types               the small values that go in and out
     trait               StateMachine, the twenty methods that a Raft library needs
     hashing             SipHash for the table, XXH64 for the frames
     command             the bytes that Raft carries
@@ -35,7 +36,11 @@ bytes to files to memory to the machine; each module knows only those before it:
     memory              MemoryStateMachine, the model
     demo_history, demo  the main job, on real input
     benchmark           how fast it is on a user's machine
-    cli_bench           ``fastsm bench``
+    records             what files hold, one by one
+    inspection          a directory or a snapshot, looked at from outside
+    new_directory       a directory that is there whole or not at all
+    json_lines          dump and load
+    repair              what is left of a damaged directory
     cli                 the command ``fastsm``
     testing             a conformance suite for any StateMachine
 """

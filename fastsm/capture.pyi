@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import SupportsIndex
 
 from typing_extensions import Self
@@ -21,6 +21,7 @@ class Capture:
     @property
     def next_frame(self) -> int: ...
     def find(self, tick: Callable[[], object]) -> None: ...
+    def records(self) -> Iterator[tuple[int, bytes, bytes]]: ...
     def write_records(
         self, directory: Directory, descriptor: SupportsIndex, offset: int, tick: Callable[[int], object]
     ) -> tuple[int, int]: ...

@@ -24,7 +24,8 @@ from libc.string cimport memcpy
 from fastsm.dead cimport is_marked, unmark
 from fastsm.format cimport (
     FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT,
-    frame_length, frame_run_count, record_index, record_key, record_key_size, record_length, record_operation,
+    frame_length, frame_run_count, record_index, record_key, record_key_size, record_length,
+    record_operation, record_value_size,
 )
 from fastsm.index cimport Index
 from fastsm.log cimport Log
@@ -185,6 +186,21 @@ cdef class Capture:
         if self.base_stop:
             walk.place, walk.stop = self.base_first, self.base_stop
         return walk
+
+    # ---- read, for tools -------------------------------------------------------------------------------
+
+    def records(self):
+        """What is live, one by one: index, key and value, in the order in which `write_records` writes."""
+        cdef Walk walk = self.walk()
+        cdef const uint8_t *record = next_record(&walk)
+        cdef const char *key
+        while record != NULL:
+            if record_operation(record) == RECORD_PUT and not is_marked(self.dead, record - self.arena):
+                key = <const char *>record_key(record)
+                yield (
+                    record_index(record), key[:record_key_size(record)],
+                    key[record_key_size(record):record_key_size(record) + record_value_size(record)])
+            record = next_record(&walk)
 
     # ---- write -----------------------------------------------------------------------------------------
 

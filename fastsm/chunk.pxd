@@ -36,6 +36,7 @@ cdef class Chunk:
     cdef Pending *pending        # while judging; pending_mask + 1 slots
     cdef size_t pending_mask
     cdef bint conditional        # it has a compare-and-swap
+    cdef uint64_t damaged        # after judging: a record by which nothing can be judged; 0: none
     cdef uint64_t puts
     cdef uint64_t record_bytes
     cdef list converted          # commands that were not bytes: the steps point into them

@@ -173,10 +173,14 @@ cdef class Chunk:
     # ---- judge -----------------------------------------------------------------------------------------
 
     cdef int judge(self, Table table, const uint8_t *arena, uint64_t readable) except -1:
-        """Decides each compare-and-swap, and with it its entry: all of an entry's steps count, or none."""
+        """Decides each compare-and-swap, and with it its entry: all of an entry's steps count, or none.
+
+        `damaged` is set to the place of a record that cannot be judged by, for it says that it ends behind `readable`.
+        """
         cdef size_t first = 0
         cdef size_t stop, i
         cdef Pending *slot
+        self.damaged = 0
         if not self.conditional:
             return 0
         self.open_pending()
@@ -260,7 +264,8 @@ cdef class Chunk:
                 value = record + RECORD_KEY + record_key_size(record)
                 size = record_value_size(record)
                 if (value - arena) + <uint64_t>size > readable:
-                    return False  # damaged; a verification is on its way to find it
+                    self.damaged = place
+                    return False
         if size != step.operation.expected_size:
             return False
         return size == ABSENT or memcmp(value, step.operation.expected, size) == 0

@@ -6,12 +6,12 @@ threads. Its work then waits on this module's thread, never on the event loop.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any, TypeVar
 
 from fastsm.engine import Engine
@@ -32,6 +32,13 @@ def is_small(chunk: Any) -> bool:
         return sum(len(entry[2]) for entry in chunk) <= SMALL_BYTES
     except (TypeError, IndexError):
         return True  # malformed: the error is found at once
+
+
+def event_loops() -> ModuleType:
+    """asyncio. Whoever awaits has it already; whoever runs on threads is spared its import, a third of all."""
+    import asyncio  # noqa: PLC0415 (see above)
+
+    return asyncio
 
 
 class Job:
@@ -78,7 +85,7 @@ class OrderedWorker:
         job = Job(machine, function, applies)
         machine._turns.enqueue(self, job)
         try:
-            result: T = await asyncio.wrap_future(job.future)
+            result: T = await event_loops().wrap_future(job.future)
         except BaseException:
             with self._lock:
                 job.abandoned = True
@@ -91,7 +98,8 @@ class OrderedWorker:
         """Awaits ``function``, which waits for the disk, on a thread that no write needs."""
         if self._waiters is None:
             self._waiters = ThreadPoolExecutor(FLUSH_THREADS, thread_name_prefix="fastsm-flush")
-        return await asyncio.get_running_loop().run_in_executor(self._waiters, function)
+        done: T = await event_loops().get_running_loop().run_in_executor(self._waiters, function)
+        return done
 
     def close(self) -> None:
         """Ends the threads once their work is done. The caller does not hold the writer's turn."""

@@ -26,6 +26,7 @@ from fastsm.demo_history import Model, chunks, digest, file_names, history, read
 from fastsm.errors import FastsmError
 from fastsm.machine import FastStateMachine
 from fastsm.types import Entry, LogId, Recovery
+from fastsm.units import size_text, time_text
 
 FLUSH_EVERY = 3  # chunks
 
@@ -119,21 +120,6 @@ class Result:
     get_seconds: float = 0.0
     log_bytes: int = 0
     seconds: float = 0.0
-
-
-def size_text(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
-
-
-def time_text(seconds: float) -> str:
-    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.{1 if seconds * factor < 100 else 0}f} {unit}"
-    return f"{seconds * 1e9:.0f} ns"
 
 
 # ---- the child ---------------------------------------------------------------------------------------

@@ -104,6 +104,10 @@ cdef class Engine(State):
         """Lets `apply` call for compaction once when more is dead."""
         self.compact_above = dead_bytes
 
+    def _is_called_for(self):
+        """Whether compaction was called for, and is not over; always so when it never comes by itself."""
+        return self.compact_above == NEVER
+
     # ---- apply -----------------------------------------------------------------------------------------
 
     def apply(self, chunk):
@@ -148,6 +152,8 @@ cdef class Engine(State):
         try:
             chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
             chunk.judge(self._table, self.arena, self.readable)
+            if chunk.damaged:
+                self.damaged(chunk.damaged)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk, entries)

@@ -76,14 +76,34 @@ class Directory:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(lock.number, 100, 0).split(b"\n")
-            pid = int(holder[0]) if holder[0].isdigit() else None
-            since = holder[1].decode("ascii", "replace") if len(holder) > 1 else None
-            raise LockedError(self.path, pid, since) from None
+            raise self._locked_by(lock) from None
         self._lock = lock
         os.ftruncate(lock.number, 0)
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         os.pwrite(lock.number, f"{os.getpid()}\n{now}\n".encode(), 0)
+
+    def owner(self) -> LockedError | None:
+        """Who has the directory open, as the error that they would be told; None when nobody has. For tools.
+
+        Asking takes the lock for some microseconds, shared, which only an opening at that very moment could notice.
+        """
+        try:
+            lock = self.open_file(LOCK, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._locked_by(lock)
+        finally:
+            self.close_file(lock)
+        return None
+
+    def _locked_by(self, lock: Descriptor) -> LockedError:
+        holder = os.pread(lock.number, 100, 0).split(b"\n")
+        pid = int(holder[0]) if holder[0].isdigit() else None
+        since = holder[1].decode("ascii", "replace") if len(holder) > 1 else None
+        return LockedError(self.path, pid, since)
 
     @staticmethod
     def lock_file(fd: Descriptor, *, wait: bool = False) -> bool:
@@ -223,14 +243,15 @@ def make_directory(path: str | os.PathLike[str], files: type[Directory] = Direct
     for name in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(name)
-        _sync_name(name)
+        sync_name(name)
     directory = files(path)
     # Also when it was there: who made it may have died before this.
-    _sync_name(path)
+    sync_name(path)
     return directory
 
 
-def _sync_name(path: str) -> None:
+def sync_name(path: str) -> None:
+    """Makes the name of a file or a directory durable."""
     try:
         parent = open_at(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:

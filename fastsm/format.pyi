@@ -1,6 +1,8 @@
 import struct
 from typing import NamedTuple
 
+from typing_extensions import Buffer
+
 VERSION: int
 LOG_HEADER_BYTES: int
 TABLE_HEADER_BYTES: int
@@ -15,6 +17,9 @@ SNAPSHOT_HEADER_BYTES: int
 TERM_RUN_BYTES: int
 TERM_RUN_STRUCT: struct.Struct
 RECORD_STRUCT: struct.Struct
+FRAME_STRUCT: struct.Struct
+FRAME_RUN_STRUCT: struct.Struct
+OPERATIONS: dict[int, str]
 OPERATION_PUT: int
 OPERATION_CONFIG: int
 MAX_RECORD_VALUE: int
@@ -57,6 +62,10 @@ class SnapshotHead(NamedTuple):
     @property
     def file_size(self) -> int: ...
 
+def unpack_record(buffer: Buffer, place: int) -> tuple[int, int, bytes, bytes, int]: ...
+def unpack_frame(
+    buffer: Buffer, offset: int
+) -> tuple[int, int | None, list[tuple[int, int | None]], int]: ...
 def pack_snapshot_head(head: SnapshotHead) -> bytes: ...
 def unpack_snapshot_head(data: bytes, path: str, size: int | None = None) -> SnapshotHead: ...
 class Sections(NamedTuple):

@@ -223,12 +223,43 @@ class SnapshotHead(NamedTuple):
 # index, size of the value, size of the key, operation, zero.
 TERM_RUN_STRUCT = struct.Struct("<QQQ")
 RECORD_STRUCT = struct.Struct("<QIHBB")
+# Of a frame: checksum, length, lag of the watermark, number of runs; and one of its runs: last index, term.
+FRAME_STRUCT = struct.Struct("<QQII")
+FRAME_RUN_STRUCT = struct.Struct("<QQ")
+OPERATIONS = {
+    RECORD_PUT: "put", RECORD_DELETE: "delete", RECORD_CONFIG: "config", RECORD_SNAPSHOT: "snapshot",
+    RECORD_CLOSE: "close",
+}
 OPERATION_PUT = RECORD_PUT
 OPERATION_CONFIG = RECORD_CONFIG
 MAX_RECORD_VALUE = LARGEST_VALUE
 STATE_CHECKSUM_COVERS = slice(SNAPSHOT_INDEX, SNAPSHOT_STATE_CHECKSUM)
 CHECKSUM_COVERS = slice(0, SNAPSHOT_CHECKSUM)
 SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQ32sQQ16s32s")
+
+
+def unpack_record(buffer, place):
+    """A record in memory that was checked: index, operation, key, value, and where the next one starts."""
+    index, value_size, key_size, operation, _ = RECORD_STRUCT.unpack_from(buffer, place)
+    key = place + RECORD_STRUCT.size
+    value = key + key_size
+    stop = value + value_size
+    return index, operation, bytes(buffer[key:value]), bytes(buffer[value:stop]), stop + 7 & ~7
+
+
+def unpack_frame(buffer, offset):
+    """The head of a frame that was checked: where it ends, its watermark, its runs (last index, term), its records.
+
+    The watermark is None when the frame does not say; the term of a run of entries that were never seen, too.
+    """
+    _, length, lag, count = FRAME_STRUCT.unpack_from(buffer, offset)
+    place = offset + FRAME_STRUCT.size
+    runs = []
+    for _ in range(count):
+        last, term = FRAME_RUN_STRUCT.unpack_from(buffer, place)
+        runs.append((last, None if term == UNKNOWN_TERM else term))
+        place += FRAME_RUN_STRUCT.size
+    return offset + length, None if lag == NO_WATERMARK else offset - 8 * lag, runs, place
 
 
 def pack_snapshot_head(head):

@@ -404,6 +404,7 @@ cdef class Log:
         """
         cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path, terms, behind, frames)
         cdef uint64_t torn_end
+        scan.whole_frames_only = self.read_only
         started = time.perf_counter()
         scan.read_frames()
         scan.judge_durable(known_durable)

@@ -184,7 +184,11 @@ class FastStateMachine(Snapshots, StateMachine):
     def _end_log(self) -> None:
         """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
         log = self._log
-        if log.read_only or (log.end == self._clean_end and not self._has_unwritten(True)):
+        if log.read_only:
+            return
+        if log.end == self._clean_end and not self._has_unwritten(True):
+            if not self._index.loaded:  # the opening had to read everything: the next one need not
+                self._save_table(log, self._index, lambda done=0: None)
             return
         self._write_state(True)
         log.sync()
@@ -192,7 +196,7 @@ class FastStateMachine(Snapshots, StateMachine):
             self._write_state(False, True)
             log.sync()
             log.trim()
-            self._save_table(log, self._index, lambda: None)
+            self._save_table(log, self._index, lambda done=0: None)
             generation.write_current(self._directory, log)
         except StorageError as error:
             if error.errno not in NO_ROOM:

@@ -210,7 +210,7 @@ cdef class Mapping:
         return 0
 
     cdef int shrink(self, size_t size) except -1:
-        """The log's file was cut to `size`: pages behind its end, where a read would be a SIGBUS, become a guard again."""
+        """The log's file was cut to `size`: pages behind, where a read would be a SIGBUS, become a guard again."""
         cdef size_t page = page_behind(self.start + size)
         cdef size_t stop = page_behind(self.mapped)
         if page < stop and mmap(

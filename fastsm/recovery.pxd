@@ -14,9 +14,12 @@ cdef class Scan:
     cdef uint64_t size
     cdef readonly uint64_t end
     cdef readonly uint64_t watermark     # an offset below which the log was known durable
+    cdef bint whole_frames_only          # that is all that was mapped of the file
     cdef Terms terms
     cdef Progress progress               # the last entry, and the newest snapshot metadata
     cdef readonly uint64_t frames
+    cdef object proven(self, uint64_t offset, uint64_t watermark)
+    cdef object forged(self)
     cdef int look(self, uint64_t offset) noexcept nogil
     cdef uint64_t search(
         self, uint64_t offset, uint64_t stop, uint64_t *torn_end, int64_t *budget) noexcept nogil

@@ -104,7 +104,10 @@ cdef class Scan:
 
     def corrupt(self, expected):
         """The error for what is at the end of the frames."""
-        found = FINDINGS[self.look(self.end)] if self.end < self.size else "the end of the file"
+        if self.end < self.size:
+            found = FINDINGS[self.look(self.end)]
+        else:
+            found = "no whole frame" if self.whole_frames_only else "the end of the file"
         return CorruptionError(self.path, self.end, expected, found)
 
     def look_behind(self, int descriptor):
@@ -130,9 +133,51 @@ cdef class Scan:
                         f"a frame, for the one at offset {offset} says that the log was durable up to offset "
                         f"{watermark} when it was written")
             if budget < 0:
-                raise CorruptionError(
-                    self.path, self.end, "a torn tail", "bytes made to look like many frames that overlap")
+                raise self.forged()
         return torn_end
+
+    def look_behind_by_reading(self, int descriptor):
+        """`look_behind`, for a file that is not mapped up to its end, since an owner may come and cut it."""
+        cdef uint64_t torn_end = self.end
+        cdef uint64_t offset, step, i, length
+        cdef int64_t budget = 4 * <int64_t>(self.size - self.end) + (64 << 20)
+        cdef const uint8_t *p
+        cdef bytes piece, frame
+        for start, limit in data_ranges(descriptor, self.end, self.size):
+            offset = max(self.end, <uint64_t>start & ~<uint64_t>7)
+            while offset < <uint64_t>limit:
+                piece = read_piece(descriptor, min(<uint64_t>PIECE, self.size - offset), offset)
+                step = PyBytes_GET_SIZE(piece)
+                torn_end = max(torn_end, offset + len(piece.rstrip(b"\0")) if piece.strip(b"\0") else 0)
+                PyErr_CheckSignals()
+                for i in range(0, step - min(step, FRAME_RUNS - 1), 8):
+                    p = <const uint8_t *>PyBytes_AS_STRING(piece) + i
+                    length = frame_length(p)
+                    if not load64(p) or length < FRAME_RUNS or length > self.size - offset - i or length & 7:
+                        continue
+                    if frame_size(frame_run_count(p), 0) > length or frame_watermark(p, offset + i) <= self.end:
+                        continue
+                    frame = piece[i:i + length] if length <= step - i else read_piece(descriptor, length, offset + i)
+                    p = <const uint8_t *>PyBytes_AS_STRING(frame)
+                    if <uint64_t>PyBytes_GET_SIZE(frame) == length and self.looks_like_frame(p, offset + i, &budget):
+                        if look_at_frame(p, length, self.identity, offset + i) == VALID:
+                            raise self.proven(offset + i, frame_watermark(p, offset + i))
+                    if budget < 0:
+                        raise self.forged()
+                if step < <uint64_t>PIECE:
+                    break
+                offset += step - FRAME_RUNS
+        return torn_end
+
+    cdef object proven(self, uint64_t offset, uint64_t watermark):
+        return CorruptionError(
+            self.path, self.end,
+            f"a frame, for the one at offset {offset} says that the log was durable up to offset {watermark} when it "
+            "was written", FINDINGS[BROKEN])
+
+    cdef object forged(self):
+        return CorruptionError(
+            self.path, self.end, "a torn tail", "bytes made to look like many frames that overlap")
 
     cdef uint64_t search(
         self, uint64_t offset, uint64_t stop, uint64_t *torn_end, int64_t *budget

@@ -215,7 +215,8 @@ class Snapshots(Engine):
                 generation.remove_generation(self._directory, old.head.generation)
         except StorageError as error:
             logger.warning("%s: left over until the next opening: %s", self.path, error)
-        self._renew_policy()
+        if not self._is_called_for():  # else whoever was called does so at its end
+            self._renew_policy()
 
     def _discard(self, log: Log | None, number: int) -> None:
         """Removes what was prepared of a generation, unless that has become the state."""

@@ -29,6 +29,7 @@ cdef class State:
     cdef uint64_t readable         # bytes of the arena: no record reaches beyond, whatever it says
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef int status
+    cdef bint ran                  # when that was found, it was running
     cdef object corruption         # what a verification in the background has found
     cdef bint sync_on_apply
     cdef uint64_t applied_index, applied_term

@@ -6,6 +6,8 @@ import reprlib
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from fastsm.units import count_text, size_text, time_text
+
 _shorten = reprlib.Repr()
 _shorten.maxother = _shorten.maxstring = 60
 
@@ -15,6 +17,13 @@ class LogId(NamedTuple):
 
     index: int = 0  # type: ignore[assignment]  # tuples have a method of this name
     term: int = 0
+
+
+def log_id_text(log_id: LogId | None) -> str:
+    """``"entry 1,200 of term 3"``."""
+    if log_id is None:
+        return "none"
+    return f"entry {log_id.index:,} of term {log_id.term:,}" if log_id != LogId() else "nothing"
 
 
 class Entry(NamedTuple):
@@ -110,10 +119,22 @@ class Recovery:
     suspect_bytes: int = 0
     seconds: float = 0.0
 
+    def __str__(self) -> str:
+        end = "a clean close" if self.clean else "an unclean end"
+        parts = [f"{end}, {count_text(self.frames, 'frame')} in {size_text(self.log_bytes)}"]
+        if self.torn_bytes:
+            parts.append(f"a torn tail of {size_text(self.torn_bytes)}")
+        if self.suspect_bytes:
+            parts.append(f"{size_text(self.suspect_bytes)} that no sync is known to cover")
+        return "; ".join(parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A moment of a state machine, as :meth:`fastsm.FastStateMachine.stats` gives it. Sizes are in bytes."""
+    """A moment of a state machine, as :meth:`fastsm.FastStateMachine.stats` gives it. Sizes are in bytes.
+
+    ``print`` shows it in human units; :meth:`as_dict` is for metrics.
+    """
 
     keys: int
     live_bytes: int
@@ -132,6 +153,24 @@ class Stats:
     flush_count: int
     flush_seconds: float
     recovery: Recovery
+
+    def __str__(self) -> str:
+        flushes = count_text(self.flush_count, "flush", "flushes")
+        verified = "every byte" if self.verified else "not every byte yet"
+        rows = {
+            "keys": f"{self.keys:,}, {size_text(self.live_bytes)} live, {size_text(self.dead_bytes)} dead",
+            "last applied": log_id_text(self.last_applied),
+            "durable": log_id_text(self.durable),
+            "files": f"log {size_text(self.log_bytes)}, base {size_text(self.base_bytes)} as of "
+            f"{log_id_text(self.base)}, generation {self.generation}",
+            "pinned": f"{size_text(self.pinned_bytes)}, by views and iterators of older generations",
+            "table": f"{size_text(self.table_bytes)}, {self.table_load:.0%} full",
+            "terms": count_text(self.term_runs, "run"),
+            "verified": verified,
+            "flushes": flushes + (f" in {time_text(self.flush_seconds)}" if self.flush_count else ""),
+            "recovery": str(self.recovery),
+        }
+        return "\n".join(f"{label:12}  {text}" for label, text in rows.items())
 
     def as_dict(self) -> dict[str, Any]:
         """The same, flat: one name, one number, as metrics libraries like it."""

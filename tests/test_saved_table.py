@@ -261,7 +261,7 @@ def flip(path: Path, offset: int, mask: int = 0x10) -> None:
 
 
 def assert_read_instead(path: Path, expected: dict[str, Any], why: object) -> None:
-    with FastStateMachine(path, verify_on_open="off") as machine:
+    with FastStateMachine(path, verify_on_open="off", read_only=True) as machine:  # a close would make it again
         assert not is_used(machine), why
         assert observed(machine) == expected, why
 
@@ -428,3 +428,17 @@ def test_log_offset_is_where_the_frames_end(directory: Path) -> None:
     log = (directory / "log-2").read_bytes()
     assert (saved.identity,) == struct.unpack_from("<Q", log, 24)
     assert saved.log_offset == len(log)
+
+
+def test_a_table_that_was_not_believed_is_made_again_by_the_next_close(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nothing was applied in between: only one opening has to read everything."""
+    monkeypatch.setattr(fastsm.snapshots, "SAVE_TABLE_ABOVE", 0)
+    with FastStateMachine(directory) as machine:
+        machine.apply([(1, 1, fastsm.put(b"key", b"value"))])
+    (directory / "table-1").unlink()
+    for loaded in (False, True):
+        with FastStateMachine(directory) as machine:
+            assert machine._index.loaded == loaded
+            assert machine.get(b"key") == b"value"

@@ -15,7 +15,7 @@ import fastsm
 import fastsm.snapshots
 from fastsm import CorruptionError, FastStateMachine, open_snapshot
 from fastsm.format import LOG_HEADER_BYTES
-from support.faulty import contents, crash_copy
+from support.faulty import contents, crash_copy, memory_directory
 from support.tables import TableFile, place_of
 
 Opener = Callable[..., FastStateMachine]
@@ -193,8 +193,12 @@ for name, call in {
     except CorruptionError as error:
         print(name, error.path, error.offset)
 index = machine.last_applied().index
-machine.apply([(index + 1, 1, fastsm.compare_and_swap(key, b"x" * 100, b"y"))])
-machine.apply([(index + 2, 1, fastsm.put(key, b"new"))])
+try:
+    machine.apply([(index + 1, 1, fastsm.compare_and_swap(key, b"x" * 100, b"y"))])
+except CorruptionError as error:
+    print("compare_and_swap", error.path, error.offset)
+assert machine.last_applied().index == index
+machine.apply([(index + 1, 1, fastsm.put(key, b"new"))])
 assert machine.get(key) == b"new"
 assert len(list(machine.items())) == 3
 print("end", machine.get_many(others)[1] is not None)
@@ -204,7 +208,7 @@ print("end", machine.get_many(others)[1] is not None)
 @pytest.mark.parametrize("size", [2**31 - 1, 2**32 - 1, 1 << 20])
 @pytest.mark.parametrize("name", ["base", "log"])
 def test_a_size_that_was_damaged_to_be_huge_is_an_error_of_every_read(state: Path, name: str, size: int) -> None:
-    """Before verification has found it, each read raises CorruptionError with file and offset; the process lives."""
+    """Before verification has found it, each read, and a comparison, raises CorruptionError with file and offset."""
     path = state / f"{name}-2"
     at = record_of(path, name.encode())
     overwrite(path, at + SIZE, size.to_bytes(4, "little"))
@@ -215,7 +219,7 @@ def test_a_size_that_was_damaged_to_be_huge_is_an_error_of_every_read(state: Pat
     assert lines[-1] == "end True"
     for line in lines[:-1]:
         assert line.split(" ", 1)[1] == f"{path} {at}", line
-    assert len(lines) == 9
+    assert len(lines) == 10
 
 
 GROW = """
@@ -251,18 +255,20 @@ def test_a_key_size_damaged_at_the_end_of_the_log_is_read_within_the_arena(direc
 
 # ---- hostile tables --------------------------------------------------------------------------------------
 
-def test_tables_that_lie_under_right_checksums_crash_nothing(tmp_path: Path) -> None:
+def test_tables_that_lie_under_right_checksums_crash_nothing() -> None:
     """Opened, read, written to, compacted: an error, or wrong values of who made the file, never a signal."""
-    many_keys(tmp_path / "state")
-    (tmp_path / "scratch").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "support.hostile_tables", str(tmp_path / "state"), str(tmp_path / "scratch")],
-        capture_output=True, text=True, check=False, cwd=TESTS)  # fmt: skip
+    with memory_directory() as root:
+        many_keys(root / "state")
+        (root / "scratch").mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "support.hostile_tables", str(root / "state"), str(root / "scratch")],
+            capture_output=True, text=True, check=False, cwd=TESTS)  # fmt: skip
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"{lines[-1:]}: {done.stderr}"
-    assert len(lines) > 180
-    assert sum(": read" in line for line in lines) > 90  # not believed
-    assert sum(": believed" in line for line in lines) > 60  # as far as one can see they might be true
+    assert len(lines) > 160
+    assert not [line for line in lines if line.endswith(": wrong")]
+    assert sum(line.endswith(": read") for line in lines) > 90  # not believed
+    assert sum(": believed" in line for line in lines) > 50  # as far as one can see they might be true
 
 
 # ---- snapshots of unverified bytes -----------------------------------------------------------------------

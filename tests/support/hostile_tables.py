@@ -29,7 +29,7 @@ def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]
     for place in (16, 160, 1_000, start - 65_536, start - 4_096, start - 16, start, start + 96, end - 16, end - 24):
         yield f"all slots lead to {place}", lambda t, p=place: t.move_all(p)
         yield f"one slot leads to {place}", lambda t, p=place: t.move(next(t.slots())[0], p)
-    for seed in range(12):
+    for seed in range(6):
         yield f"slots lead anywhere, {seed}", lambda t, s=seed: scatter(t, random.Random(s), end)
         yield f"slots lead into values, {seed}", lambda t, s=seed: shift(t, random.Random(s))
         yield f"numbers anywhere, {seed}", lambda t, s=seed: scribble(t, random.Random(s))
@@ -87,8 +87,11 @@ def use(path: Path, verify: str) -> str:
         machine = FastStateMachine(path, verify_on_open=verify)
     except FastsmError as error:
         return type(error).__name__
-    keys = [b"%d" % i for i in range(0, 9_000)]
-    believed = machine._index.loaded
+    keys = [b"%d" % i for i in range(9_000)]
+    if not machine._index.loaded:
+        right = machine.get_many(keys) == [b"value " + key for key in keys[:7_000]] + [None] * 2_000
+        machine.close()
+        return "read" if right else "wrong"
     for call in (
         lambda: machine.get_many(keys), lambda: machine.get_columns(keys), lambda: [machine.get(key) for key in keys],
         lambda: [bytes(machine.get_view(key) or b"") for key in keys], lambda: [machine.modified(key) for key in keys],
@@ -104,7 +107,7 @@ def use(path: Path, verify: str) -> str:
     for number, commands in enumerate((
         [fastsm.compare_and_swap(key, b"value " + key, b"swapped") for key in keys[::3]],
         [fastsm.put(key, b"new") for key in keys], [fastsm.delete(key) for key in keys[::2]],
-        [fastsm.put(b"more %d" % i, b"") for i in range(12_000)],
+        [fastsm.put(b"more %d" % i, b"") for i in range(6_000)],
     )):
         first = index + 1 + 20_000 * number
         chunk = [(first + i, term, command) for i, command in enumerate(commands)]
@@ -114,7 +117,7 @@ def use(path: Path, verify: str) -> str:
     attempt(lambda: machine.write_snapshot(path / "snapshot", (index, term)))
     attempt(lambda: machine.compact(machine.last_applied()))
     attempt(machine.close)
-    return f"{'believed' if believed else 'read'} {' '.join(sorted(set(tries)))}"
+    return f"believed {' '.join(sorted(set(tries)))}"
 
 
 def main() -> None:

@@ -1,99 +1,25 @@
-"""The command ``fastsm``: draws what the modules below it do."""
+"""``fastsm demo``: the main job, drawn."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import os
 import secrets
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.box import ROUNDED
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-import fastsm
 from fastsm import demo as demos
-from fastsm.cli_bench import register as register_bench
-from fastsm.demo import Result, Work, size_text, time_text
+from fastsm.cli.app import TRY, app, drawn, told_in_one_line
+from fastsm.demo import Result, Work
 from fastsm.demo_history import standard_library
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fastsm {fastsm.__version__}")
-        raise typer.Exit
-
-
-register_bench(app)
-
-
-@app.callback()
-def fastsm_command(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
-    """The Raft state machine for Python: the log is the store."""
-    # Warnings of the library would run into what is drawn here; what they say is drawn, too.
-    logging.getLogger("fastsm").addHandler(logging.NullHandler())
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a file name, or a sign, that the terminal's encoding lacks
-
-
-def fail(message: object, status: int = 1) -> NoReturn:
-    """One line, and the exit status."""
-    typer.echo(f"fastsm: {' '.join(str(message).split())}", err=True)
-    raise typer.Exit(status)
-
-
-@contextlib.contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """Errors that a user can meet become one line; SIGTERM and SIGHUP clean up as Ctrl-C does."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except demos.MismatchError as error:
-        fail(f"MISMATCH: {error}")
-    except (fastsm.FastsmError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            # Whoever read the output is gone: the interpreter must not try to flush it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        if isinstance(error, OSError) and error.strerror and error.filename:
-            fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
-        fail(error)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# ---- demo --------------------------------------------------------------------------------------------
+from fastsm.units import size_text, time_text
 
 STEPS: dict[demos.Step, str] = {
     "read": "read files",
@@ -106,7 +32,7 @@ STEPS: dict[demos.Step, str] = {
 }
 
 
-@app.command()
+@app.command(rich_help_panel=TRY)
 def demo(
     directory: Annotated[
         Path | None,
@@ -124,6 +50,8 @@ def demo(
     The files of Python's standard library become Raft entries of several terms: puts, deletes,
     compare-and-swaps, batches. A child process applies them and is killed with SIGKILL. What it left is
     recovered here, compared with a model, and completed; then every key is compared with its file.
+
+    Example: `fastsm demo --seed 7 --directory /tmp/state`
     """
     console = Console(highlight=False)
     lively = console.is_interactive
@@ -220,15 +148,6 @@ def numbers(result: Result) -> list[tuple[str, str]]:
         ("flush, parent", flushes(result.parent)),
         ("get", f"{time_text(result.get_seconds)}, median over all keys"),
     ]
-
-
-def drawn(pairs: list[tuple[str, str]]) -> Table:
-    table = Table(box=ROUNDED, show_header=False, border_style="dim")
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for pair in pairs:
-        table.add_row(*pair)
-    return table
 
 
 def rate(work: Work) -> str:

@@ -11,13 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastsm import benchmark
+from fastsm.cli.app import TRY, app, fail, told_in_one_line
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to the others."""
-    app.command("bench")(bench)
-
-
+@app.command(rich_help_panel=TRY)
 def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print every round's numbers as JSON.")] = False,
     plot: Annotated[
@@ -29,7 +26,7 @@ def bench(
 ) -> None:
     """How fast it is on this machine, beside a dict, SQLite and (where installed) LMDB, in a minute or two."""
     console = Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd()) as scratch, \
+    with told_in_one_line(), tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd()) as scratch, \
             console.status("measuring") as status:  # fmt: skip
         found = benchmark.run(Path(scratch), lambda text: status.update(f"measuring: {text}"))
     if as_json:
@@ -40,8 +37,7 @@ def bench(
         try:
             benchmark.plot(found, plot)
         except ImportError:
-            typer.echo("fastsm: --plot needs matplotlib: pip install matplotlib", err=True)
-            raise typer.Exit(1) from None
+            fail("--plot needs matplotlib: pip install matplotlib")
         typer.echo(f"drawn: {plot}", err=True)
 
 

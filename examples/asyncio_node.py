@@ -1,0 +1,152 @@
+"""The state machine side of a Raft node on asyncio: apply loop, flushes, snapshots, a follower that catches up.
+
+The Raft half is played by :class:`Committed`, a log that every node sees grow. What matters is what a node does with
+it: see :class:`Node`. Run: ``python examples/asyncio_node.py [entries]``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import fastsm
+from fastsm import Entry, FastStateMachine, LogId, SnapshotMetadata, SnapshotReceiver
+
+CHUNK = 500  # entries applied at once
+SNAPSHOT_EVERY = 2_000  # entries
+PIECE = 64 * 1024  # bytes of a snapshot in one message
+
+
+class Committed:
+    """What the Raft half would give: committed entries in order, of which old ones are dropped."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.first = 1  # index of the oldest entry that is still there
+        self.grown = asyncio.Condition()
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.entries) - 1
+
+    async def append(self, commands: list[bytes], term: int) -> None:
+        async with self.grown:
+            self.entries += [Entry(self.last + 1 + i, term, command) for i, command in enumerate(commands)]
+            self.grown.notify_all()
+
+    async def behind(self, index: int) -> list[Entry]:
+        """The entries behind an index, as soon as there are any. LookupError: they are dropped."""
+        async with self.grown:
+            await self.grown.wait_for(lambda: self.last > index)
+        if index + 1 < self.first:
+            raise LookupError(f"entry {index + 1} is dropped, the log starts at {self.first}")
+        start = index + 1 - self.first
+        return self.entries[start : start + CHUNK]
+
+    def drop(self, up_to: int) -> None:
+        del self.entries[: max(0, up_to + 1 - self.first)]
+        self.first = max(self.first, up_to + 1)
+
+
+class Node:
+    """One replica: its state machine, and the loop that feeds it."""
+
+    def __init__(self, folder: Path, log: Committed) -> None:
+        self.folder = folder
+        self.log = log
+        folder.mkdir(exist_ok=True)  # the directory itself is made, its parents are yours
+        self.machine = FastStateMachine(folder / "state")
+        self.receiver: SnapshotReceiver | None = None
+        self.waiting: dict[int, asyncio.Future[bool | None]] = {}  # proposals, by the index that they got
+
+    async def run(self) -> None:
+        """Apply, answer, flush; a snapshot now and then. Ends when it is cancelled."""
+        while True:
+            entries = await self.log.behind(self.machine.last_applied().index)
+            results = await self.machine.apply_chunk(entries)
+            await self.machine.flush_async()  # before anybody is told; overlapping flushes share one fsync
+            for entry, result in zip(entries, results, strict=True):
+                if (future := self.waiting.pop(entry.index, None)) is not None and not future.done():
+                    future.set_result(result)
+            await self.maybe_snapshot()
+
+    async def maybe_snapshot(self) -> None:
+        """A policy of one line: so many entries since the last one. Applying would go on meanwhile, in another task."""
+        metadata = self.machine.snapshot_metadata()
+        last = self.machine.last_applied()
+        if last.index - (metadata.last_included.index if metadata else 0) < SNAPSHOT_EVERY:
+            return
+        await self.machine.generate_snapshot_data(self.folder / "snapshots", last)
+        self.log.drop(last.index)  # allowed on return: up to there everything is durable here
+
+    async def send_snapshot(self, peer: Node) -> None:
+        """What a leader does for a follower whose entries are dropped: the file, piece by piece."""
+        with fastsm.open_snapshot(self.folder / "snapshots") as snapshot:
+            offset = 0
+            while offset < snapshot.size:
+                offset = await peer.receive(offset, snapshot.read_at(offset, PIECE))
+                await asyncio.sleep(0)  # the network
+            await peer.install(snapshot.metadata)
+
+    async def receive(self, offset: int, piece: bytes) -> int:
+        """Takes a piece; a receiver that was interrupted goes on where it was. Returns what it wants next."""
+        if self.receiver is None:
+            self.receiver = SnapshotReceiver(self.folder / "incoming")
+        return self.receiver.write(offset, piece)
+
+    async def install(self, metadata: SnapshotMetadata) -> None:
+        assert self.receiver is not None
+        with self.receiver as receiver:
+            path = receiver.finish(metadata)  # every byte is checked here
+        self.receiver = None
+        await self.machine.apply_snapshot_from_file(metadata, path)
+
+    async def wait_for(self, index: int) -> None:
+        while self.machine.last_applied().index < index:
+            await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        self.machine.close()
+
+
+async def main(folder: Path, count: int) -> None:
+    log = Committed()
+    leader = Node(folder / "leader", log)
+    loop = asyncio.create_task(leader.run())
+
+    proposal = leader.waiting[count + 1] = asyncio.get_running_loop().create_future()
+    for start in range(0, count, 250):
+        batch = [fastsm.put(b"key-%d" % (i % 1000), b"value %d" % i) for i in range(start, min(start + 250, count))]
+        await log.append(batch, term=1 + start // 2_000)
+    await log.append([fastsm.compare_and_swap(b"key-0", b"nothing like it", b"!")], term=1 + count // 2_000)
+    print("the last proposal took effect:", await proposal)
+    await leader.wait_for(log.last)
+    print("leader:", leader.machine.last_applied(), "snapshot:", leader.machine.snapshot_metadata())
+
+    follower = Node(folder / "follower", log)  # new and empty: the entries that it needs first are dropped
+    try:
+        await log.behind(follower.machine.last_applied().index)
+    except LookupError as error:
+        print("follower:", error)
+        await leader.send_snapshot(follower)
+    following = asyncio.create_task(follower.run())
+    await follower.wait_for(log.last)
+    same = dict(follower.machine.items()) == dict(leader.machine.items())
+    print("follower:", follower.machine.last_applied(), "equal to the leader:", same)
+
+    for task in (loop, following):
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert same
+    assert follower.machine.last_applied() == LogId(count + 1, 1 + count // 2_000)
+    follower.close()
+    leader.close()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(main(Path(name), int(sys.argv[1]) if len(sys.argv) > 1 else 20_000))

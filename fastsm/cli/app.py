@@ -1,0 +1,166 @@
+"""What all commands share: the application, errors in one line, tables, progress bars."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, NoReturn
+
+import typer
+from rich.box import ROUNDED
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import fastsm
+from fastsm.demo import MismatchError
+
+TRY, LOOK, MOVE, MEND = "Try it", "Look", "Move", "Mend"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastsm {fastsm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def fastsm_command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """The Raft state machine for Python: the log is the store.
+
+    DIR is the directory of a state machine, SNAPSHOT a snapshot's file or the directory that holds it. A directory that
+    a process has open may be looked at, and is not disturbed; what would change it is refused, with that process's id.
+    """
+    # Warnings of the library would run into what is drawn here; what they say is drawn, too.
+    logging.getLogger("fastsm").addHandler(logging.NullHandler())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a file name, or a sign, that the terminal's encoding lacks
+
+
+# ---- errors ------------------------------------------------------------------------------------------
+
+
+def fail(message: object, status: int = 1) -> NoReturn:
+    """One line, and the exit status."""
+    typer.echo(f"fastsm: {' '.join(str(message).split())}", err=True)
+    raise typer.Exit(status)
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Errors that a user can meet become one line; SIGTERM and SIGHUP clean up as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except MismatchError as error:
+        fail(f"MISMATCH: {error}")
+    except (fastsm.FastsmError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # Whoever read the output is gone: the interpreter must not try to flush it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        fail(error)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- arguments ---------------------------------------------------------------------------------------
+
+Coded = Annotated[bool, typer.Option("--base64", help="The key is given in Base64.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+def key_bytes(text: str, coded: bool) -> bytes:
+    """A key as it was typed: UTF-8, or whatever bytes the shell had."""
+    if not coded:
+        return os.fsencode(text)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise typer.BadParameter(f"expected Base64: {error}") from None
+
+
+# ---- output ------------------------------------------------------------------------------------------
+
+
+def drawn(pairs: list[tuple[str, str]]) -> Table:
+    """Label and text, in a box."""
+    table = Table(box=ROUNDED, show_header=False, border_style="dim")
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in pairs:
+        table.add_row(label, printable(text))
+    return table
+
+
+def show(pairs: list[tuple[str, str]]) -> None:
+    """Label and text: a box in a terminal, plain lines in a pipe."""
+    console = Console(highlight=False, markup=False)
+    if console.is_terminal:
+        console.print(drawn(pairs))
+        return
+    width = max((len(label) for label, _ in pairs), default=0)
+    for label, text in pairs:
+        print(f"{label:{width}}  {printable(text)}")
+
+
+def printable(text: str) -> str:
+    """What a file said, with nothing in it that a terminal would obey."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def write_bytes(data: bytes) -> None:
+    """Bytes as they are, whatever the encoding of the terminal."""
+    sys.stdout.buffer.write(data)
+
+
+@contextlib.contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar in bytes, on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says on stderr, if that is a terminal, that something is under way whose end is not known."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        yield

@@ -1,0 +1,133 @@
+"""Commands that only look: inspect, verify, get, scan."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastsm import inspection
+from fastsm.cli.app import (
+    LOOK,
+    AsJson,
+    Coded,
+    app,
+    bar,
+    fail,
+    key_bytes,
+    printable,
+    show,
+    told_in_one_line,
+    waiting,
+    write_bytes,
+)
+from fastsm.json_lines import line_bytes, text_or_base64
+from fastsm.machine import FastStateMachine
+from fastsm.units import size_text
+
+Place = Annotated[Path, typer.Argument(metavar="DIR|SNAPSHOT", show_default=False)]
+Dir = Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]
+
+
+@app.command(rich_help_panel=LOOK)
+def inspect(place: Place, as_json: AsJson = False) -> None:
+    """Show what a directory or a snapshot holds, and what opening it would find.
+
+    Status 1 when it is damaged. Not every byte is looked at: that is `fastsm verify`.
+
+    Example: `fastsm inspect /var/lib/node/state --json | jq .last_applied_index`
+    """
+    with told_in_one_line():
+        report = inspection.inspect(place)
+        if as_json:
+            print(json.dumps(report.as_dict(), indent=2))
+        else:
+            show(report.rows())
+    if report.problem is not None:
+        fail(report.problem)
+
+
+@app.command(rich_help_panel=LOOK)
+def verify(place: Place) -> None:
+    """Check every byte of a directory or a snapshot against its checksum.
+
+    Status 0 when all is right, 1 and one line that names file and offset when it is not.
+
+    Example: `fastsm verify /var/lib/node/snapshots && echo sound`
+    """
+    with told_in_one_line():
+        with bar("verify") as progress:
+            found = inspection.verify(place, progress)
+        print(f"Every byte is right: {found}.")
+
+
+@app.command(rich_help_panel=LOOK)
+def get(
+    directory: Dir,
+    key: Annotated[str, typer.Argument(show_default=False)],
+    coded: Coded = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the value of a key, byte for byte. Status 1 when there is none.
+
+    Example: `fastsm get /var/lib/node/state color`
+    """
+    with told_in_one_line():
+        with FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
+            name = key_bytes(key, coded)
+            value, modified = machine.get(name), machine.modified(name)
+        if value is None or modified is None:
+            fail(f"{directory}: no key {ascii(key)[1:-1]}")
+        if as_json:
+            line = {"index": modified.index, "term": modified.term}
+            write_bytes(line_bytes(line | text_or_base64("key", name) | text_or_base64("value", value)))
+        elif sys.stdout.isatty():
+            print(shown(value, len(value)))
+        else:
+            write_bytes(value)
+
+
+@app.command(rich_help_panel=LOOK)
+def scan(
+    directory: Dir,
+    prefix: Annotated[str, typer.Argument(show_default="all keys")] = "",
+    limit: Annotated[int | None, typer.Option(min=0, help="At most so many keys.", show_default="all")] = None,
+    after: Annotated[str | None, typer.Option(help="Only keys behind this one.", show_default=False)] = None,
+    coded: Coded = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the keys with a prefix, sorted, and their values: a table in a terminal, JSON lines in a pipe.
+
+    Example: `fastsm scan /var/lib/node/state user/ --limit 20`
+    """
+    with told_in_one_line():
+        with waiting("scanning"), FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
+            start = None if after is None else key_bytes(after, coded)
+            found = machine.scan_prefix(key_bytes(prefix, coded), limit=limit, start_after=start)
+        console = Console(highlight=False)
+        if as_json or not console.is_terminal:
+            for key, value in found.entries:
+                write_bytes(line_bytes(text_or_base64("key", key) | text_or_base64("value", value)))
+            return
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("key", style="cyan", overflow="fold", min_width=10)
+        table.add_column("bytes", justify="right", no_wrap=True)
+        table.add_column("value", overflow="ellipsis", no_wrap=True, ratio=1)
+        for key, value in found.entries:
+            table.add_row(Text(shown(key, len(key))), size_text(len(value)), Text(shown(value, 200)))
+        console.print(table)
+        console.print(f"{len(found.entries):,} keys as of entry {found.revision:,}", style="dim")
+
+
+def shown(data: bytes, limit: int) -> str:
+    """Bytes for a terminal."""
+    try:
+        return printable(data[:limit].decode("utf-8"))
+    except UnicodeDecodeError:
+        return ascii(data[:limit])[2:-1]

@@ -1,0 +1,67 @@
+"""Commands that change a directory which nobody has open: compact, repair."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fastsm.cli.app import MEND, app, bar, fail, printable, told_in_one_line, waiting
+from fastsm.cli.look import Dir
+from fastsm.generation import CURRENT
+from fastsm.machine import FastStateMachine
+from fastsm.repair import examine
+from fastsm.repair import repair as repair_directory
+from fastsm.units import size_text
+
+
+@app.command(rich_help_panel=MEND)
+def compact(
+    directory: Dir,
+    retain: Annotated[
+        int, typer.Option(min=0, help="Of so many last entries snapshots can still be taken one by one.")
+    ] = 10_000,
+) -> None:
+    """Give the space of overwritten and deleted values back.
+
+    Example: `fastsm compact /var/lib/node/state --retain 0`
+    """
+    with told_in_one_line():
+        if not (directory / CURRENT).exists():
+            fail(f"{directory}: expected a state directory, found no {CURRENT}")
+        opened = FastStateMachine(directory, auto_compact=False, verify_on_open="full")
+        with bar("compact") as progress, opened as machine:
+            before = machine.stats()
+            machine.compact(max(before.base.index, before.last_applied.index - retain), progress=progress)
+            after = machine.stats()
+        sizes = [size_text(stats.log_bytes + stats.base_bytes) for stats in (before, after)]
+        if after.generation == before.generation:
+            print(f"{directory}: nothing to do, all but the last {retain:,} entries are compact ({sizes[0]}).")
+        else:
+            print(f"{directory}: {sizes[0]} became {sizes[1]}, starting behind entry {after.base.index:,}.")
+
+
+@app.command(rich_help_panel=MEND)
+def repair(
+    directory: Dir,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. What is cut is kept in a file beside.")] = False,
+) -> None:
+    """Show what is wrong with a directory that cannot be opened, and what repairing it would lose.
+
+    Nothing is changed without --yes. A snapshot or another replica is the better way: repair loses entries that may
+    have been acknowledged. Status 1 when something is wrong and was not repaired.
+
+    Example: `fastsm repair /var/lib/node/state --yes`
+    """
+    with told_in_one_line():
+        with waiting("examining"):
+            damage = examine(directory)
+        if damage is None:
+            print(f"{directory}: nothing to repair; opening it is enough.")
+            return
+        print(printable(f"{damage}."))
+        if not yes:
+            fail(f"{directory}: damaged, and nothing was changed; --yes repairs it")
+        done = repair_directory(directory)
+        kept = done[1] if done is not None else None
+        print(f"{directory}: repaired." + (f" What was cut is in {kept}" if kept else ""))

@@ -1,0 +1,86 @@
+"""Files made by hand: what docs/format.md says, by `struct` and reference checksums, however wrong the content."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import blake3
+import xxhash
+
+LOG_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q", "Q", "32s", "Q"]
+CURRENT_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "16s", "Q"]
+FRAME_FIELDS = ["Q", "Q", "I", "I"]
+RUN_FIELDS = ["Q", "Q"]
+RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
+SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "16s", "32s"]
+TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQ", "Q"]
+
+LOG = "<" + "".join(LOG_FIELDS)
+CURRENT = "<" + "".join(CURRENT_FIELDS)
+FRAME = "<" + "".join(FRAME_FIELDS)
+RUN = "<" + "".join(RUN_FIELDS)
+RECORD = "<" + "".join(RECORD_FIELDS)
+SNAPSHOT_HEAD = "<" + "".join(SNAPSHOT_FIELDS)
+TABLE = "<" + "".join(TABLE_FIELDS)
+
+PUT, DELETE, CONFIG, SNAPSHOT, CLOSE = range(1, 6)
+GAP = 2**64 - 1
+IDENTITY = 0x1122334455667788
+START = 96  # of the frames
+
+
+def sealed(layout: str, *fields: Any) -> bytes:
+    """A header with its checksum, from `struct` alone."""
+    head = struct.pack(layout[:-1], *fields)
+    return head + struct.pack("<Q", xxhash.xxh64_intdigest(head))
+
+
+def log_head(
+    identity: int = IDENTITY, generation: int = 1, base: tuple[int, int] = (0, 0), size: int = 0,
+    checksum: bytes = bytes(32),
+) -> bytes:
+    return sealed(LOG, b"FASTSM-L", 0, 0, generation, identity, *base, size, checksum)
+
+
+def current(identity: int = IDENTITY, generation: int = 1, durable: int = START) -> bytes:
+    return sealed(CURRENT, b"FASTSM-C", 0, 0, generation, identity, durable, bytes(16))
+
+
+def run(last: int, term: int) -> bytes:
+    return struct.pack(RUN, last, term)
+
+
+def record(operation: int, index: int, key: bytes = b"", value: bytes = b"") -> bytes:
+    content = struct.pack(RECORD, index, len(value), len(key), operation, 0) + key + value
+    return content + bytes(-len(content) % 8)
+
+
+def frame(
+    offset: int, runs: list[bytes], records: bytes, *,
+    lag: int = 0, count: int | None = None, identity: int = IDENTITY,
+) -> bytes:
+    """A frame with a right checksum, whatever is in it."""
+    body = b"".join(runs) + records
+    length = struct.calcsize(FRAME) + len(body)
+    checked = struct.pack("<QII", length, lag, len(runs) if count is None else count) + body
+    return struct.pack("<Q", xxhash.xxh64_intdigest(checked, identity ^ offset)) + checked
+
+
+def term_run(first: int, last: int, term: int) -> bytes:
+    return struct.pack("<QQQ", first, last, term)
+
+
+def snapshot(
+    last: tuple[int, int], runs: list[bytes], records: list[bytes], *,
+    membership: bytes = b"", attachment: bytes = b"", keys: int | None = None,
+) -> bytes:
+    """A flat snapshot with right checksums, whatever is in it."""
+    content = b"".join(records)
+    state = membership + b"".join(runs) + content
+    ids = struct.pack(
+        "<QQQQQQ", *last, len(records) if keys is None else keys, len(runs), len(membership), len(content))
+    head = struct.pack("<8sII", b"FASTSM-S", 0, 0) + ids + blake3.blake3(ids + state).digest()
+    head += struct.pack("<QQ16x", len(attachment), len(state))
+    body = attachment + bytes(-len(attachment) % 8) + state
+    return head + blake3.blake3(head + body).digest() + body

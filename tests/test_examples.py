@@ -1,0 +1,52 @@
+"""The examples run, as their first lines say, and as fast as a reader would like."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+# Each example, the argument that makes it small, and what its output must say.
+RUNS = [
+    ("quickstart.py", "", "after a restart: LogId(index=3, term=1) [None, None, None]"),
+    ("asyncio_node.py", "5000", "equal to the leader: True"),
+    ("threaded_node.py", "2000", "applied: (2000, 1) durable: (2000, 1)"),
+    ("numpy_bulk.py", "60000", "out: 60,000 rows"),
+    ("metrics.py", "", "fastsm_last_applied_index 1.0"),
+]
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Not in the checkout, and without the examples' folder in front of everything but for imports of their own.
+    command = [sys.executable, "-W", "error", *arguments]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(("name", "size", "says"), RUNS, ids=[name for name, _, _ in RUNS])
+def test_an_example_runs(tmp_path: Path, name: str, size: str, says: str) -> None:
+    """It ends well, says what it should, and warns of nothing."""
+    if name == "metrics.py" and importlib.util.find_spec("prometheus_client") is None:
+        pytest.skip("prometheus_client is not installed")
+    done = run(tmp_path, str(EXAMPLES / name), *([size] if size else []))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert says in done.stdout
+
+
+def test_every_example_is_run() -> None:
+    """A new example has to be listed above."""
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {name for name, _, _ in RUNS} | KNOWN_ELSEWHERE
+
+
+KNOWN_ELSEWHERE = {name for name in ("pysyncobj_cluster.py",) if (EXAMPLES / name).exists()}
+
+
+def test_the_state_machine_of_another_make_conforms(tmp_path: Path) -> None:
+    """Its own test file, run as its readers would, passes."""
+    done = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLES / "own_state_machine"))
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
