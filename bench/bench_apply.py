@@ -15,7 +15,15 @@ import pytest
 
 import fastsm
 from bench.data import (
-    Pairs, changes, chunked, entries_of, fill, fresh, fresh_pairs, into_dict, random_keys,
+    Pairs,
+    changes,
+    chunked,
+    entries_of,
+    fill,
+    fresh,
+    fresh_pairs,
+    into_dict,
+    random_keys,
 )  # fmt: skip
 from bench.machine import write_all
 from bench.peers import open_peer

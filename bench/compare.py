@@ -8,6 +8,7 @@ more than that, and by more than SMALLEST_LOSS.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -66,7 +67,7 @@ def judge(base: list[Round], head: list[Round]) -> list[Verdict]:
         after = [turn[workload][0] / turn[workload][1] for turn in head]
         rounds = [new / old for new, old in zip(after, before, strict=True)]
         # Two commits that are equal would differ by as much: from round to round, BASE beside itself.
-        itself = [max(a, b) / min(a, b) for a, b in zip(before, before[1:], strict=False)]
+        itself = [max(a, b) / min(a, b) for a, b in itertools.pairwise(before)]
         noise = statistics.median(itself) ** (1.5 / len(rounds) ** 0.5)
         low, high = interval(rounds)
         limit = max(SMALLEST_LOSS, noise)

@@ -302,6 +302,9 @@ cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
             greatest = max(greatest, place)
             least = min(least, place | (filled - <uint64_t>1))  # an empty slot has no place
             used += <uint32_t>filled
+        for i in range(sizeof(segment.padding) / sizeof(uint64_t)):
+            if segment.padding[i]:
+                return False
         if used != segment.count or used >= SEGMENT_SLOTS or segment.depth > table.depth:
             return False
         total += used

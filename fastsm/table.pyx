@@ -161,10 +161,11 @@ cdef class Table:
         cdef Segment *segment
         if self.segment_count == self.segment_room and self.grow_pool() < 0:
             return NULL
+        cdef uint32_t full = self.segment_count / SEGMENTS_PER_BLOCK
         segment = self.segment_at(self.segment_count)
-        if self.segment_count % SEGMENTS_PER_BLOCK == 0 and self.segment_count / SEGMENTS_PER_BLOCK > self.mapped_blocks:
+        if self.segment_count % SEGMENTS_PER_BLOCK == 0 and full > self.mapped_blocks:
             # A block becomes a huge page once it is full: one that fills takes no more small pages than it uses.
-            huge_pages(self.pool[self.segment_count / SEGMENTS_PER_BLOCK - 1], BLOCK_SIZE)
+            huge_pages(self.pool[full - 1], BLOCK_SIZE)
         self.segment_count += 1
         memset(segment, 0, sizeof(Segment))
         segment.depth = depth

@@ -26,9 +26,9 @@ def bench(
 ) -> None:
     """How fast it is on this machine, beside a dict, SQLite and (where installed) LMDB, in a minute or two."""
     console = Console(stderr=True)
-    with told_in_one_line(), tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd()) as scratch, \
-            console.status("measuring") as status:  # fmt: skip
-        found = benchmark.run(Path(scratch), lambda text: status.update(f"measuring: {text}"))
+    scratch = tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd())
+    with told_in_one_line(), scratch as name, console.status("measuring") as status:
+        found = benchmark.run(Path(name), lambda text: status.update(f"measuring: {text}"))
     if as_json:
         typer.echo(benchmark.as_json(found))
     else:
@@ -52,6 +52,6 @@ def draw(found: list[benchmark.Measured]) -> None:
     console = Console()
     console.print(drawn)
     console.print(
-        f"Medians of {benchmark.ROUNDS} interleaved rounds; × is to the dict, which keeps nothing. "
+        f"Medians of {benchmark.ROUNDS} interleaved rounds; in brackets beside the dict, which keeps nothing. "
         f"{about['system']}, {about['processor']}, {about['cores']} cores, Python {about['python']}, "
         f"load {about['load']:.1f}.", style="dim", highlight=False)
