@@ -35,12 +35,12 @@ bytes to files to memory to the machine; each module knows only those before it:
     model_snapshot      snapshots by the page of formats alone
     memory              MemoryStateMachine, the model
     demo_history, demo  the main job, on real input
-    benchmark           how fast it is on a user's machine
     records             what files hold, one by one
     inspection          a directory or a snapshot, looked at from outside
     new_directory       a directory that is there whole or not at all
     json_lines          dump and load
     repair              what is left of a damaged directory
+    benchmark           how fast it is on a user's machine
     cli                 the command ``fastsm``
     testing             a conformance suite for any StateMachine
 """

@@ -188,7 +188,7 @@ class FastStateMachine(Snapshots, StateMachine):
             return
         if log.end == self._clean_end and not self._has_unwritten(True):
             if not self._index.loaded:  # the opening had to read everything: the next one need not
-                self._save_table(log, self._index, lambda done=0: None)
+                self._save_table(log, self._index)
             return
         self._write_state(True)
         log.sync()
@@ -196,7 +196,7 @@ class FastStateMachine(Snapshots, StateMachine):
             self._write_state(False, True)
             log.sync()
             log.trim()
-            self._save_table(log, self._index, lambda done=0: None)
+            self._save_table(log, self._index)
             generation.write_current(self._directory, log)
         except StorageError as error:
             if error.errno not in NO_ROOM:

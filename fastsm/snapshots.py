@@ -454,7 +454,7 @@ class Snapshots(Engine):
         log.copy_from(old, first, old.end if stop is None else stop)
         index.read_log(log, copied, True)
 
-    def _save_table(self, log: Log, index: Index, tick: Callable[[], object]) -> None:
+    def _save_table(self, log: Log, index: Index, tick: Callable[[], object] = lambda: None) -> None:
         """Saves the table of a log that is synced, when that is worth it. Without room for it, there is none."""
         if log.start + log.end < SAVE_TABLE_ABOVE:
             return

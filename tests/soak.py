@@ -39,7 +39,7 @@ def kill_processes(seed: int, root: Path, counts: Counter[str]) -> list[str]:
         counts["processes killed"] += 1
         counts[f"killed while {killed.phase}"] += 1
         if last and not killed.opened:  # it changed nothing: what is known is what was known before
-            killed = killed._replace(epoch=last.epoch, applied=last.applied)
+            killed = last._replace(phase=killed.phase)
         last = killed
         try:
             test_kill.assert_right(root / "killed", seed, setting, killed)

@@ -70,15 +70,16 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def template() -> Iterator[Path]:
     """A state with a base, a log behind it and a saved table; a snapshot of it; two that are newer."""
-    with memory_directory() as root, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastsm.snapshots.SAVE_TABLE_ABOVE", 0)
+    with memory_directory() as root:
         history = History(1, large=False)
-        with FastStateMachine(root / "state", **OPTIONS) as machine:
-            for _ in range(20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fastsm.snapshots.SAVE_TABLE_ABOVE", 0)
+            with FastStateMachine(root / "state", **OPTIONS) as machine:
+                for _ in range(20):
+                    machine.apply(history.chunk())
+                machine.compact()
+                machine.write_snapshot(root / TARGET)
                 machine.apply(history.chunk())
-            machine.compact()
-            machine.write_snapshot(root / TARGET)
-            machine.apply(history.chunk())
         with FastStateMachine(root / "elsewhere", **OPTIONS) as replica:
             replica.install_snapshot(None, root / TARGET)
             newer = History(2, large=False, after=replica.last_applied()._replace(index=machine_end(history)))

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 import fastsm
 from fastsm import FastStateMachine, LogId, NotRunningError, SnapshotError, StorageError, generation, open_snapshot
 from support.faulty import PATIENCE, Disk, in_thread
+from support.histories import History, model_of, state_of
 
 MachineAt = Callable[..., FastStateMachine]
 Entries = list[tuple[int, int, bytes]]
@@ -73,6 +75,63 @@ def test_a_capture_holds_each_key_once_however_fast_the_same_keys_are_written(di
         finally:
             ending.set()
     machine.close()
+
+
+@pytest.mark.parametrize("what", ["compact", "write_snapshot"])
+def test_chunks_at_every_step_of_the_work_are_neither_lost_nor_taken_too_early(
+    tmp_path: Path, directory: Path, with_tables: None, what: str
+) -> None:
+    """At each call of the seam a chunk is applied: it is in the state, now and after opening, and in no snapshot."""
+    disk = Disk()
+    history = History(11, large=False)
+    chunks = [history.chunk() for _ in range(30)]
+    machine = FastStateMachine(directory, retain_entries=8, auto_compact=False, _files=disk.files)
+    for chunk in chunks:
+        machine.apply(chunk)
+    last = machine.last_applied()
+    following = [history.chunk()]
+
+    def interfere(call: object) -> None:
+        disk.before = None  # an apply makes calls, too
+        with suppress(RuntimeError):  # it is in the writer's turn itself
+            machine.apply(following[0])
+            chunks.append(following.pop())
+            following.append(history.chunk())
+        disk.before = interfere
+
+    disk.before = interfere
+    machine.compact() if what == "compact" else machine.write_snapshot(tmp_path / "target")
+    disk.before = None
+    if what == "write_snapshot":
+        with FastStateMachine(tmp_path / "other") as other:
+            other.install_snapshot(None, tmp_path / "target")
+            assert state_of(other) == state_of(model_of(chunks[:30]))
+            assert other.last_applied() == last
+    assert len(chunks) > 40
+    for _ in range(2):
+        machine._check()
+        machine.verify()
+        assert state_of(machine) == state_of(model_of(chunks))
+        machine.close()
+        machine = FastStateMachine(directory)
+    machine.close()
+
+
+def test_a_snapshot_as_of_each_chunk_installs_as_that_state(
+    tmp_path: Path, directory: Path, machine_at: MachineAt
+) -> None:
+    """What later chunks overwrote or deleted is there again, what was deleted before is not; so behind a compaction."""
+    history = History(12, large=False)
+    chunks = [history.chunk(5) for _ in range(24)]
+    machine, other = machine_at(directory, auto_compact=False), machine_at(tmp_path / "other")
+    for chunk in chunks:
+        machine.apply(chunk)
+    for number in (*range(1, 25), *range(12, 25)):
+        if number == 24:
+            machine.compact(chunks[11][-1].index)
+        machine.write_snapshot(tmp_path, chunks[number - 1][-1][:2])
+        other.install_snapshot(None, tmp_path, allow_older=True)
+        assert state_of(other) == state_of(model_of(chunks[:number]))
 
 
 # ---- what a saved table says -----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -23,19 +24,21 @@ if __name__ == "__main__":
 
 
 import fastsm
-from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine
+from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, open_snapshot
 from fastsm.files import Directory
 from support.histories import History, state_of
 
 KILLS_EACH = 20
 ACKNOWLEDGEMENT = struct.Struct("<cIQ")  # what returned, the history's number, the index
 EPOCH = b"epoch"  # a key that tells which history a state is of
-PHASES = ("starting", "opening", "between", "applying", "writing", "allocating", "syncing", "switching")
-CLASSES = {  # of the moments at which a kill may fall: at least a twentieth of all kills in each
+JOBS = ("snapshotting", "compacting", "installing")
+PHASES = ("starting", "opening", "between", "applying", "writing", "allocating", "syncing", "switching", *JOBS)
+CLASSES = {  # of the moments at which a kill may fall: of those that are aimed at, at least a twentieth in each
     "between": {"starting", "opening", "between"},
     "the frame's write": {"applying", "writing", "allocating"},
     "the sync": {"syncing"},
     "the switch": {"switching"},
+    "a snapshot, a compaction, an install": set(JOBS),
 }
 
 
@@ -46,6 +49,7 @@ class Setting(NamedTuple):
     sync: str
     large: bool
     resets: bool
+    job: str = ""  # of JOBS: what it does between chunks
 
 
 SETTINGS = {
@@ -54,7 +58,23 @@ SETTINGS = {
     "a sync for each chunk": Setting(True, "apply", False, False),
     "large frames": Setting(True, "flush", True, False),
     "resets": Setting(True, "flush", False, True),
+    "snapshots": Setting(True, "flush", False, False, "snapshotting"),
+    "compactions": Setting(True, "flush", False, False, "compacting"),
+    "installs": Setting(True, "flush", False, False, "installing"),
 }
+
+
+def aside(directory: str | Path) -> str:
+    """Where the snapshots are written."""
+    return f"{directory}.aside"
+
+
+def last_written(directory: str | Path) -> int:
+    """As of which entry the snapshot there is; 0 when there is none."""
+    if not os.path.exists(os.path.join(aside(directory), "snapshot.fsm")):
+        return 0
+    with open_snapshot(aside(directory)) as snapshot:
+        return snapshot.metadata.last_included.index
 
 
 def chunks_of(setting: Setting, seed: int, epoch: int) -> Iterator[list[Entry]]:
@@ -82,8 +102,8 @@ def watched(phase: Callable[[str], Any], stores: bool) -> type[Directory]:
 
         def call(self: Directory, *arguments: Any) -> Any:
             before = phase(name)
-            if before == "switching":
-                phase(before)  # what is written and synced on the way belongs to the switch
+            if before == "switching" or (before in JOBS and name != "switching"):
+                phase(before)  # what is written and synced on the way belongs to it
             try:
                 return function(*arguments) if static else function(self, *arguments)
             finally:
@@ -122,6 +142,24 @@ def run(directory: str, phase_file: str, pipe: int, seed: int, setting: Setting)
     phase("between")
     epoch = int(machine.get(EPOCH) or 0)
     acknowledge(b"o", epoch, machine.last_applied().index)
+
+    def work() -> bool:
+        """The job; whether the history goes on from an earlier entry."""
+        phase(setting.job)
+        index = machine.last_applied().index
+        written = last_written(directory)
+        if setting.job == "compacting":
+            machine.compact(dice.randint(machine.stats().base.index, index))
+        elif setting.job == "snapshotting" or not written or dice.random() < 0.3:
+            machine.write_snapshot(aside(directory), compress=dice.choice(("none", "zstd")))
+            acknowledge(b"s", epoch, index)
+        else:
+            acknowledge(b"I", epoch, written)
+            machine.install_snapshot(None, aside(directory), allow_older=True)
+            acknowledge(b"i", epoch, written)
+        phase("between")
+        return setting.job == "installing"
+
     while True:
         for number, chunk in enumerate(chunks_of(setting, seed, epoch)):
             phase("applying")
@@ -134,22 +172,27 @@ def run(directory: str, phase_file: str, pipe: int, seed: int, setting: Setting)
                 acknowledge(b"f", epoch, index)
             if setting.resets and number > 3 and dice.random() < 0.3:
                 break
-        machine.clear()
-        epoch += 1
-        acknowledge(b"r", epoch, 0)
+            if setting.job and chunk[-1].index == machine.last_applied().index and dice.random() < 0.3 and work():
+                break
+        if setting.resets:
+            machine.clear()
+            epoch += 1
+            acknowledge(b"r", epoch, 0)
 
 
 # ---- the one that kills ---------------------------------------------------------------------------------
 
 
 class Killed(NamedTuple):
-    """What is known of a process after its end."""
+    """What is known of a process after its end. ``installing``: the entry that it was perhaps going back to."""
 
     phase: str
     opened: bool
     epoch: int
     applied: int
     flushed: int
+    written: int = 0
+    installing: int = 0
 
 
 def run_and_kill(directory: Path, seed: int, setting: Setting, dice: random.Random) -> Killed:
@@ -158,9 +201,8 @@ def run_and_kill(directory: Path, seed: int, setting: Setting, dice: random.Rand
     phase_file.write_bytes(b"\0")
     reading, writing = os.pipe()
     arguments = [directory, phase_file, writing, seed, *map(int, (setting.stores, setting.large, setting.resets))]
-    child = subprocess.Popen(
-        [sys.executable, __file__, *map(str, arguments), setting.sync], pass_fds=[writing], stderr=subprocess.PIPE
-    )
+    command = [sys.executable, __file__, *map(str, arguments), setting.sync, setting.job]
+    child = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.PIPE)
     os.close(writing)
     try:
         with phase_file.open("r+b") as file, mmap.mmap(file.fileno(), 1) as memory:
@@ -173,7 +215,7 @@ def run_and_kill(directory: Path, seed: int, setting: Setting, dice: random.Rand
         child.communicate()
     with open(reading, "rb") as pipe:
         received = pipe.read()
-    opened, epoch, applied, flushed = False, 0, 0, 0
+    opened, epoch, applied, flushed, written, installing = False, 0, 0, 0, 0, 0
     for what, number, index in ACKNOWLEDGEMENT.iter_unpack(received[: len(received) // 13 * 13]):
         opened = True
         if what in b"ro":
@@ -181,9 +223,15 @@ def run_and_kill(directory: Path, seed: int, setting: Setting, dice: random.Rand
         elif what == b"a":
             assert number == epoch
             applied = max(applied, index)  # what it replays was applied before
+        elif what == b"s":
+            written = index
+        elif what == b"I":
+            installing = index
+        elif what == b"i":
+            applied, installing = index, 0
         else:
             flushed = index
-    return Killed(phase, opened, epoch, applied, flushed)
+    return Killed(phase, opened, epoch, applied, flushed, written, installing)
 
 
 def wait_for_moment(memory: mmap.mmap, setting: Setting, dice: random.Random) -> None:
@@ -196,6 +244,8 @@ def wait_for_moment(memory: mmap.mmap, setting: Setting, dice: random.Random) ->
         time.sleep(dice.random() * 0.1)
     if dice.random() < 0.8:
         phases = ["writing", "allocating", "applying"] * 2 + ["syncing"] + ["switching"] * 20 * setting.resets
+        if setting.job:
+            phases = [setting.job] * 4 + ["snapshotting", "switching", "writing"]
         wanted = PHASES.index(dice.choice(phases))
         patience = time.monotonic() + 0.05
         while memory[0] != wanted and time.monotonic() < patience:
@@ -219,7 +269,7 @@ def assert_right(
         elif not killed.opened:
             assert before in (None, (epoch, applied)), "it was killed before it did anything"
         elif epoch == killed.epoch:
-            assert applied.index >= killed.applied
+            assert applied.index >= killed.applied or applied.index == killed.installing
             assert machine.durable().index <= applied.index
         else:
             assert (epoch, setting.resets) == (killed.epoch + 1, True)
@@ -231,13 +281,49 @@ def assert_right(
         assert model.last_applied() == applied, "half a chunk"
         assert state_of(machine) == state_of(model)
         assert machine.get(EPOCH) == model.get(EPOCH)
+        if killed.written:
+            assert machine.snapshot_metadata() is not None
+        assert_snapshot_right(directory, seed, setting, killed)
         return epoch, applied
+
+
+def assert_snapshot_right(directory: Path, seed: int, setting: Setting, killed: Killed) -> None:
+    """A snapshot that was acknowledged, or a later one, is there, whole: the state as of its entry."""
+    if not os.path.exists(os.path.join(aside(directory), "snapshot.fsm")):
+        assert killed.written == 0
+        return
+    with open_snapshot(aside(directory)) as snapshot:
+        snapshot.verify()
+        last = snapshot.metadata.last_included
+    assert last.index >= killed.written
+    model = MemoryStateMachine()
+    for chunk in chunks_of(setting, seed, 0):
+        if model.last_applied() >= last:
+            break
+        model.apply(chunk)
+    other = directory.with_suffix(".other")
+    with FastStateMachine(other) as machine:
+        machine.install_snapshot(None, aside(directory))
+        assert state_of(machine) == state_of(model)
+    shutil.rmtree(other)
 
 
 def test_killed_process_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
     """Recovered is every apply that returned, exactly the state of whole chunks, wherever the kill fell."""
+    kill_all(tmp_path, False, ("between", "the frame's write", "the sync", "the switch"))
+
+
+def test_killed_in_snapshots_compactions_and_installs(tmp_path: Path) -> None:
+    """The same; a snapshot that was acknowledged is there, and an install happened as a whole or not at all."""
+    kill_all(tmp_path, True, ("the switch", "a snapshot, a compaction, an install"))
+
+
+def kill_all(tmp_path: Path, jobs: bool, aims: tuple[str, ...]) -> None:
+    """Kills processes of all settings with jobs, or of those without."""
     phases: Counter[str] = Counter()
     for name, setting in SETTINGS.items():
+        if bool(setting.job) != jobs:
+            continue
         dice = random.Random(f"kill {name}")
         applied = flushed = 0
         before = phases.copy()
@@ -252,12 +338,12 @@ def test_killed_process_loses_nothing_that_it_acknowledged(tmp_path: Path) -> No
         print(f"\n{name}: {applied} entries acknowledged, {flushed} flushed; {dict(phases - before)}")
         assert applied > 5 * KILLS_EACH
         assert flushed > 0
-    classes = {name: sum(phases[phase] for phase in members) for name, members in CLASSES.items()}
+    classes = {name: sum(phases[phase] for phase in CLASSES[name]) for name in aims}
     print(classes)
     assert min(classes.values()) >= phases.total() / 20, classes
 
 
 if __name__ == "__main__":
-    path, phases, descriptor, number, stores, large, resets, when = sys.argv[1:]
-    options = Setting(bool(int(stores)), when, bool(int(large)), bool(int(resets)))
+    path, phases, descriptor, number, stores, large, resets, when, job = sys.argv[1:]
+    options = Setting(bool(int(stores)), when, bool(int(large)), bool(int(resets)), job)
     run(path, phases, int(descriptor), int(number), options)

@@ -61,13 +61,17 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
     assert counts["failed syncs"] >= 50
     assert counts["applied during a sync"] >= 20
     assert counts["kills"] >= 50
-    for trait in ("gaps", 'sync="apply"', "frames over 64 KiB", "rare flushes", "frequent flushes"):
+    assert counts["behind a base"] >= 5_000
+    assert counts["by a saved table"] >= 1_000
+    assert counts["with a snapshot"] >= 3_000
+    for trait in ("gaps", 'sync="apply"', "frames over 64 KiB", "rare flushes", "frequent flushes", "saved tables"):
         assert counts[f"stories with {trait}"] > 0
     assert counts["stories without stores"] > 0
     for when in ("before", "after"):
         for what in ("create", "write", "sync", "rename", "unlink", "truncate", "allocate", "sync_directory"):
             assert counts[f"{when} {what}"] > 0, f"no state of a moment {when} {what}"
-    for operation in ("apply", "flush", "save", "update", "clear", "close", "overlap", "open"):
+    operations = ("apply", "flush", "save", "update", "clear", "close", "overlap", "open")
+    for operation in (*operations, "snapshot", "install", "compact"):
         assert counts[f"behind {operation}"] > 0, f"no state of a moment behind {operation}"
 
 
@@ -77,7 +81,7 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
 class NoDirectorySync(Platter):
     """Names are never synced."""
 
-    def sync_directory(self) -> None:
+    def sync_directory(self, folder: str = "") -> None:
         pass
 
 

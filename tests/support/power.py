@@ -1,9 +1,10 @@
 """A disk that loses power: what of a directory is sure to be kept, and any state that it may be left in.
 
-A `Platter` stands behind the seam to the system (``FastStateMachine(..., _files=platter.files)``). The files are
-real; the platter knows what of each was synced, and which names were. Before and after every call that
-changes something it takes a `Point`, from which crash states are drawn: page by page old or new, torn
-within a page, with any size and any of the names that were not synced.
+A `Platter` stands behind the seam to the system (``FastStateMachine(..., _files=platter.files)``): under the first
+directory that is opened and those in it, each as if it were on a disk of its own. Names are synced directory by
+directory, and what is lost in one says nothing of another. The files are real; the platter knows what of each was
+synced, and which names were. Before and after every call that changes something it takes a `Point`, from which crash
+states are drawn: page by page old or new, torn within a page, with any size and any of the names that were not synced.
 
 What the model assumes of a disk: what a successful sync covered stays; sectors of 512 bytes are not torn; a rename
 happens or not. It assumes no order among anything that was not synced.
@@ -199,12 +200,21 @@ class FileState:
         return b"".join(pieces)
 
 
+def folder_of(name: str) -> str:
+    """Of a file's name: the part that is its directory's, empty or with a slash at its end."""
+    return name[: name.rfind("/") + 1]
+
+
 class Change(NamedTuple):
     """A change of names that was not synced: `name` is another file's (or nobody's), `removed` is nobody's."""
 
     name: str | None
     file: int | None
     removed: str | None = None
+
+    @property
+    def folder(self) -> str:
+        return folder_of(self.name or self.removed or "")
 
     def happen(self, names: dict[str, int]) -> None:
         if self.removed is not None:
@@ -224,10 +234,11 @@ class Drawn(NamedTuple):
     def build(self, path: Path, *, holes: bool = True) -> None:
         """Makes the directory; `holes`: zeros behind the content take no blocks."""
         path.mkdir(exist_ok=True)
-        for name in os.listdir(path):
-            if name not in self.files and name != LOCK:
-                os.unlink(path / name)
+        for found in path.rglob("*"):
+            if found.is_file() and str(found.relative_to(path)) not in self.files and found.name != LOCK:
+                found.unlink()
         for name, image in self.files.items():
+            (path / name).parent.mkdir(exist_ok=True)
             fd = os.open(path / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             os.write(fd, image.content if holes else image.content.ljust(image.size, b"\0"))
             os.ftruncate(fd, image.size)
@@ -252,10 +263,11 @@ class Point:
     def draw(self, rng: random.Random) -> Drawn:
         """One state that a power loss may leave."""
         names = dict(self.kept_names)
-        dice = rng.random()
+        dice = {"": rng.random()}
         renamed = False
         for change in self.changes:
-            if dice < 0.4 or (dice < 0.8 and rng.random() < 0.5):
+            chance = dice.setdefault(change.folder, rng.random())
+            if chance < 0.4 or (chance < 0.8 and rng.random() < 0.5):
                 change.happen(names)
             else:
                 renamed = True
@@ -289,6 +301,13 @@ class Platter:
         self.during_sync: Callable[[], object] | None = None
         self.files = _files_of(self, stores)
         self._inodes: dict[int, int] = {}
+        self._root: str | None = None
+
+    def folder(self, path: str) -> str:
+        """The directory at a path, as names of files have it."""
+        if self._root is None:
+            self._root = path
+        return "" if path == self._root else os.path.relpath(path, self._root) + "/"
 
     def take_over(self, path: Path, drawn: Drawn, before: Point | None = None) -> None:
         """Goes on with a directory built from `drawn`.
@@ -358,9 +377,10 @@ class Platter:
         if file.syncs == syncs:  # else a sync that began later has ended already
             file.keep(covered)
 
-    def sync_directory(self) -> None:
-        self.changes.clear()
-        self.kept_names = dict(self.names)
+    def sync_directory(self, folder: str = "") -> None:
+        self.changes = [change for change in self.changes if change.folder != folder]
+        kept = {name: file for name, file in self.kept_names.items() if folder_of(name) != folder}
+        self.kept_names = kept | {name: file for name, file in self.names.items() if folder_of(name) == folder}
 
     def write(self, fd: int, data: Any, offset: int) -> None:
         Directory.write(fd, data, offset)
@@ -372,6 +392,10 @@ class Platter:
 
 def _files_of(platter: Platter, stores: bool | None) -> type[Directory]:
     class WatchedDirectory(Directory):
+        def __init__(self, path: Any, **options: Any) -> None:
+            super().__init__(path, **options)
+            self.folder = platter.folder(os.path.abspath(self.path))
+
         def stores_are_safe(self, fd: Any) -> bool:
             return super().stores_are_safe(fd) if stores is None else stores
 
@@ -380,24 +404,30 @@ def _files_of(platter: Platter, stores: bool | None) -> type[Directory]:
                 return super().open_file(name, flags)
             platter.note("before create")
             fd = super().open_file(name, flags)
-            platter.created(name, int(fd))
+            platter.created(self.folder + name, int(fd))
             platter.note("after create")
             return fd
 
         def unlink(self, name: str) -> None:
-            if name not in platter.names:
+            if self.folder + name not in platter.names:
                 super().unlink(name)
                 return
             platter.note("before unlink")
             super().unlink(name)
-            platter.change(Change(None, None, name))
+            platter.change(Change(None, None, self.folder + name))
             platter.note("after unlink")
 
         def rename(self, source: str, target: str) -> None:
             platter.note("before rename")
             super().rename(source, target)
+            source, target = self.folder + source, self.folder + target
             platter.change(Change(target, platter.names[source], source))
             platter.note("after rename")
+
+        def sync_directory(self) -> None:
+            platter.note("before sync_directory")
+            platter.sync_directory(self.folder)
+            platter.note("after sync_directory")
 
         def allocate(self, fd: Any, old_size: int, new_size: int) -> None:
             platter.note("before allocate")
@@ -407,14 +437,12 @@ def _files_of(platter: Platter, stores: bool | None) -> type[Directory]:
     def noted(method: str) -> Callable[..., None]:
         def call(self: Directory, *arguments: Any) -> None:
             platter.note(f"before {method}")
-            if arguments:  # an open file comes first
-                arguments = (int(arguments[0]), *arguments[1:])
-            getattr(platter, method)(*arguments)
+            getattr(platter, method)(int(arguments[0]), *arguments[1:])  # an open file comes first
             platter.note(f"after {method}")
 
         return call
 
-    for method in ("sync", "sync_directory", "write", "truncate"):
+    for method in ("sync", "write", "truncate"):
         setattr(WatchedDirectory, method, noted(method))
     return WatchedDirectory
 

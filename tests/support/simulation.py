@@ -13,15 +13,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from fastsm import Entry, FastsmError, FastStateMachine, LogId, StorageError
+from fastsm import Entry, FastsmError, FastStateMachine, LogId, StorageError, open_snapshot, snapshots
 from support.power import Drawn, Platter, Point, QuietDirectory
-from support.stories import Operation, Story
+from support.stories import Operation, Source, Story
 
-WRITES = ("flush", "save", "stop", "close", "clear")  # what has not been written yet, then syncs it
-POINTS = (36, 12, 6)  # from which states are drawn: in a first life, in one behind a crash, and so on
+# What has not been written yet, they write, and sync it.
+WRITES = ("flush", "save", "stop", "close", "clear", "snapshot", "install")
+SHELF = "snapshots"  # the directory of snapshots, within that of the state
+POINTS = (26, 9, 5)  # from which states are drawn: in a first life, in one behind a crash, and so on
 DRAWS = (36, 14, 8)  # states of each
-LIVED_ON = (0.025, 0.015, 0.0)  # share of the states that another life begins with
-KILLED = (0.2, 0.06, 0.0)  # share of the points at which the process is killed as well
+LIVED_ON = (0.018, 0.011, 0.0)  # share of the states that another life begins with
+KILLED = (0.14, 0.05, 0.0)  # share of the points at which the process is killed as well
 
 
 class ViolationError(AssertionError):
@@ -32,12 +34,14 @@ class Moment(Point):
     """A point, and what must be true of every state that is found from there on.
 
     ``lower`` is the last position that counts as durable, ``returned`` that of the last operation that wrote and
-    returned (so that a killed process finds it again), ``upper`` that of the operation under way.
+    returned (so that a killed process finds it again), ``upper`` that of the operation under way. ``shelf``: as of
+    which entries the snapshot on disk may be, None where there may be none.
     """
 
     def __init__(self, life: Life, where: str) -> None:
         super().__init__(life.platter, where)
         self.lower, self.returned, self.upper = life.lower, life.returned, life.upper
+        self.shelf = life.shelf
 
 
 class Life:
@@ -49,6 +53,7 @@ class Life:
         self.random = rng
         self.platter = planted(self.note, stores=story.stores)
         self.lower = self.returned = self.upper = 0
+        self.shelf: frozenset[LogId | None] = frozenset({None})
         self.moments: list[Moment] = []
         self.counts: Counter[str] = Counter()
         self.machine: FastStateMachine | None = None
@@ -127,6 +132,9 @@ class Life:
             "close": machine.close,
             "kill": self.kill,
             "fail": self.platter.fail_next,
+            "snapshot": lambda: self.write_snapshot(machine, *argument),
+            "compact": lambda: self.compact(machine, argument),
+            "install": lambda: self.install(machine, argument),
         }
         calls[kind]()
         if kind in WRITES or (kind in ("apply", "overlap") and moves):
@@ -137,6 +145,24 @@ class Life:
             self.note(f"behind {kind}")
             self.open()
         self.believe_durable()
+
+    def write_snapshot(self, machine: FastStateMachine, last_included: LogId, compress: str) -> None:
+        self.shelf |= {last_included}
+        machine.write_snapshot(self.path / SHELF, last_included, compress=compress)
+        self.shelf = frozenset({last_included})
+
+    def compact(self, machine: FastStateMachine, up_to: int) -> None:
+        """With the step to a new base, everything applied is durable."""
+        before = machine.stats().generation
+        machine.compact(up_to)
+        if machine.stats().generation > before:
+            self.lower = self.returned = self.upper
+
+    def install(self, machine: FastStateMachine, source: Source) -> None:
+        """A snapshot that lies on another disk, which loses nothing."""
+        path = self.path.parent / f"install-{self.upper}"
+        source.write(path, contiguous=self.story.contiguous)
+        machine.install_snapshot(None, path, allow_older=source.allow_older)
 
     def overlap(self, machine: FastStateMachine, chunk: list[Entry]) -> None:
         """A flush, and a chunk while its sync is under way."""
@@ -156,6 +182,15 @@ class Life:
         durable = self.machine.durable() if self.machine else LogId()
         if durable != LogId():
             self.lower = max(self.lower, self.story.position_of(durable, self.upper))
+
+
+def shelved(path: Path) -> LogId | None:
+    """As of which entry the snapshot in a directory of a state is: a whole one, checked."""
+    if not (path / SHELF / "snapshot.fsm").exists():
+        return None
+    with open_snapshot(path / SHELF) as snapshot:
+        snapshot.verify()
+        return snapshot.metadata.last_included
 
 
 def kill(machine: FastStateMachine) -> None:
@@ -181,7 +216,14 @@ class Simulation:
 
     def run(self) -> Simulation:
         self.counts.update(f"stories {trait}" for trait in ("in all", *self.story.traits))
-        self._live(0, len(self.story.steps), "first life")
+        threshold = snapshots.SAVE_TABLE_ABOVE
+        snapshots.SAVE_TABLE_ABOVE = 0 if self.story.tables else threshold
+        try:
+            self._live(0, len(self.story.steps), "first life")
+        finally:
+            snapshots.SAVE_TABLE_ABOVE = threshold
+            for path in self.root.glob("install-*"):
+                shutil.rmtree(path)
         return self
 
     @property
@@ -207,9 +249,11 @@ class Simulation:
             life.platter.take_over(path, drawn, before)
             if self.random.random() < 0.1:
                 life.platter.fail_next()
+            life.shelf = frozenset({shelved(path)})
             if before is None:
                 life.lower = life.returned = life.upper = position
             else:
+                life.shelf = before.shelf
                 life.lower, life.returned, life.upper = before.lower, before.returned, before.upper
         try:
             life.live(steps)
@@ -222,11 +266,13 @@ class Simulation:
         self._harvest(life.moments, depth, trail)
 
     def _harvest(self, moments: list[Moment], depth: int, trail: str) -> None:
-        """Draws states of some moments, mostly of those where much was not sure."""
+        """Draws states of some moments: mostly of those where much was not sure, and one of each kind."""
         order = sorted(
-            range(len(moments)), key=lambda n: self.random.random() ** (1 / (1 + moments[n].unsure)), reverse=True
-        )
-        for number in sorted(order[: POINTS[depth]]):
+            range(len(moments)), key=lambda n: self.random.random() ** (1 / (1 + min(moments[n].unsure, 8))),
+            reverse=True,
+        )  # fmt: skip
+        kinds = {moment.where: number for number, moment in enumerate(moments) if not self.counts[moment.where]}
+        for number in sorted({*order[: POINTS[depth]], *kinds.values()}):
             if self._enough:
                 return
             moment = moments[number]
@@ -281,6 +327,8 @@ class Simulation:
                 path, contiguous=story.contiguous, expect_applied=expected, _files=QuietDirectory
             )
             try:
+                self.counts["by a saved table"] += any(name.startswith("table-") for name in drawn.files)
+                self.counts["behind a base"] += machine._log.base is not None
                 positions.append(story.find(machine, moment.lower, moment.upper))
                 if positions[-1] is None:
                     where = story.find(machine, 0, story.last)
@@ -295,7 +343,18 @@ class Simulation:
                 kill(machine)
         if positions[0] != positions[1]:
             raise ViolationError(f"position {positions[0]}, and {positions[1]} when opened again")
+        self._judge_shelf(path, positions[0], moment)
         return positions[0]
+
+    def _judge_shelf(self, path: Path, position: int, moment: Moment) -> None:
+        """The snapshot on disk is one that may be there, and the one that the state tells of is."""
+        found = shelved(path)
+        self.counts["with a snapshot"] += found is not None
+        if found not in moment.shelf:
+            raise ViolationError(f"a snapshot as of {found} is on disk; expected one as of {set(moment.shelf)}")
+        told = self.story.written.get(position)
+        if told is not None and told in moment.shelf and position == moment.upper and found != told:
+            raise ViolationError(f"the state knows of a snapshot as of {told}; on disk is one as of {found}")
 
     def _violated(self, message: str) -> None:
         self.violations.append(f"{self.story!r}, {message}")

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastsm
-from fastsm import Entry, LogId, MemoryStateMachine, SnapshotMetadata
+from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
 from support.histories import KEYS, History
 
 RHYTHMS = (0.02, 0.08, 0.5)  # how often there is a flush: rarely enough for stores, often enough for pwrite
 LARGE = 70 << 10  # a value whose frame is written aside
+
+
+class AnyChecksum:
+    """Equal to every checksum: that of a file which is not written yet."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = object.__hash__
+
+
+class Source(NamedTuple):
+    """How to make a snapshot to install: what a machine does before it writes one as of its end."""
+
+    steps: tuple[tuple[str, Any], ...]
+    allow_older: bool = False
+
+    def write(self, path: Path, *, contiguous: bool) -> None:
+        """Writes the snapshot into a directory, if it is not there."""
+        if path.exists():
+            return
+        path.mkdir()
+        with FastStateMachine(path / "twin", contiguous=contiguous) as twin:
+            for kind, argument in self.steps:
+                twin.apply(argument) if kind == "apply" else twin.update_last_applied(argument)
+            twin.write_snapshot(path)
 
 
 class Operation(NamedTuple):
@@ -49,12 +77,17 @@ class Story:
         self.stores = False if self.random.random() < 0.25 else None
         self.rhythm = self.random.choice(RHYTHMS)
         self.large = self.random.random() < 0.15
+        self.tables = self.random.random() < 0.4  # saved, however small
         self.steps: list[list[Operation]] = []
         self.states: list[State] = []
-        self.epochs: list[int] = []  # for each position, the one at which the last clear had happened
+        self.epochs: list[int] = []  # for each position, the one of the last clear or install
+        self.written: dict[int, LogId] = {}  # positions at which the metadata of a snapshot is recorded
         self._history = History(seed, contiguous=self.contiguous, large=False)
         self._model = MemoryStateMachine(contiguous=self.contiguous)
         self._ids: list[LogId] = []
+        self._base = 0  # no compaction went further
+        self._steps: list[tuple[str, Any]] = []  # what led from the empty state to this one, for twins
+        self._lineage: list[tuple[int, int, MemoryStateMachine]] = []  # of this epoch: steps, ids, and what they led to
         self._models: list[Any] = []
         self._note_position(epoch=0)
         while len(self.steps) < length:
@@ -108,6 +141,7 @@ class Story:
             "with gaps": not self.contiguous,
             'with sync="apply"': self.sync == "apply",
             "without stores": self.stores is False,
+            "with saved tables": self.tables,
             "with frames over 64 KiB": any(len(value or b"") == LARGE for s in self.states for value in s.values),
             "with rare flushes": self.rhythm == RHYTHMS[0],
             "with frequent flushes": self.rhythm == RHYTHMS[-1],
@@ -127,6 +161,7 @@ class Story:
                 (
                     self._update, self._update, self._hard_state, self._hard_state, self._metadata_beside_chunk,
                     self._clear, self._overlap, self._overlap, self._end, self._end, self._fail, self._fail,
+                    self._snapshot, self._snapshot, self._compact, self._compact, self._install, self._install,
                 )
             )()  # fmt: skip
 
@@ -167,6 +202,7 @@ class Story:
         self._model.apply(chunk)
         self._ids.append(LogId(chunk[-1].index, chunk[-1].term))
         self._add(kind, chunk, moves=True)
+        self._remember("apply", chunk)
 
     def _update(self) -> None:
         last = self._history.last
@@ -176,6 +212,7 @@ class Story:
         self._model.update_last_applied(log_id)
         self._ids.append(log_id)
         self._add("update", log_id, moves=True)
+        self._remember("update", log_id)
         if self.random.random() < 0.3:
             self._add("save")
 
@@ -205,8 +242,60 @@ class Story:
         self._model.clear()
         self._history.last = LogId()
         self._ids.clear()
+        self._base = 0
+        self._steps.clear()
+        self._lineage.clear()
         self._note_position(epoch=len(self._models))
         self._add("clear")
+
+    # ---- snapshots ---------------------------------------------------------------------------------------
+
+    def _remember(self, kind: str, argument: Any) -> None:
+        self._steps.append((kind, argument))
+        self._lineage.append((len(self._steps), len(self._ids), copy.deepcopy(self._model)))
+
+    def _seen(self) -> list[LogId]:
+        """The entries that a snapshot, or the next base, may be as of."""
+        return [log_id for log_id in self._model._seen if log_id.index >= self._base]
+
+    def _snapshot(self) -> None:
+        """Its metadata is recorded if it is newer than what is known, and its checksum may be any."""
+        seen = self._seen()
+        if not seen:
+            self._add("save")
+            return
+        log_id = self.random.choice((*self.random.choices(seen, k=3), seen[-1], seen[-1]))
+        known = self._model.snapshot_metadata()
+        newer = known is None or known.last_included < log_id
+        if newer:
+            self._model.update_last_snapshot_metadata(SnapshotMetadata(log_id, AnyChecksum()))  # type: ignore[arg-type]
+            self.written[len(self._models)] = log_id
+        self._add("snapshot", (log_id, self.random.choice(("none", "none", "zstd"))), moves=newer)
+
+    def _compact(self) -> None:
+        """Another base, the same state."""
+        seen = self._seen()
+        self._base = self.random.choice(seen).index if seen else self._base
+        self._add("compact", self._base)
+
+    def _install(self) -> None:
+        """The state goes to an earlier one, which is remembered, or to one that another machine has come to."""
+        older = self.random.random() < 0.5
+        if older and self._lineage:
+            steps, ids, model = self.random.choice(self._lineage[-8:])
+            self._steps, self._ids, self._model = self._steps[:steps], self._ids[:ids], copy.deepcopy(model)
+        else:
+            for _ in range(self.random.choice((1, 3))):
+                chunk = self._history.chunk()
+                self._model.apply(chunk)
+                self._steps.append(("apply", chunk))
+                self._ids.append(LogId(chunk[-1].index, chunk[-1].term))
+        applied = self._history.last = self._model.last_applied()
+        self._base = applied.index
+        self._model.update_last_snapshot_metadata(SnapshotMetadata(applied, AnyChecksum()))  # type: ignore[arg-type]
+        self._note_position(epoch=len(self._models))
+        self._add("install", Source(tuple(self._steps), older))
+        self._lineage = [(len(self._steps), len(self._ids), copy.deepcopy(self._model))]
 
     def _overlap(self) -> None:
         """A chunk is applied while a sync is under way, which cannot be counted on to cover it."""
