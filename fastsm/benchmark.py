@@ -319,6 +319,11 @@ def as_json(found: list[Measured]) -> str:
         {"machine": machine(), "units": WORKS, "stores": {one.store: one.rounds for one in found}}, indent=1)
 
 
+def number_text(value: float) -> str:
+    """Three digits, but no exponent."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def beside(one: Measured, base: Measured, work: str) -> float | None:
     """The median of the rounds' ratios to the dict's time in the same round; None where there is nothing to compare."""
     pairs = list(zip(one.rounds.get(work, ()), base.rounds.get(work, ()), strict=False))
@@ -333,7 +338,7 @@ def table(found: list[Measured]) -> Iterator[tuple[str, ...]]:
         cells = []
         for one in found:
             value, ratio = one.median(work), beside(one, base, work)
-            text = "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:,.3g}"
+            text = "-" if value is None else number_text(value)
             cells.append(text if ratio is None or one is base else f"{text} ({ratio:.2g})")
         yield (f"{work}, {unit}", *cells)
 
@@ -351,7 +356,7 @@ def plot(found: list[Measured], path: Path) -> None:
         bars = axes.barh(
             [name for name, _ in shown], [value for _, value in shown],
             color=["#d1602b" if name == "fastsm" else "#9db8cc" for name, _ in shown])
-        axes.bar_label(bars, fmt=" %.3g", fontsize=9)
+        axes.bar_label(bars, [f" {number_text(value)}" for _, value in shown], fontsize=9)
         axes.set_title(f"{work} ({unit})", loc="left", fontsize=10)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.set_xticks([])
