@@ -61,7 +61,7 @@ def rate(results: Results, scale: Scale) -> Axes | None:
 def reopening(results: Results, scale: Scale) -> Axes | None:
     if not scale:
         return None
-    made = axes("Opening, closing and snapshots over table size", "keys", "seconds")
+    made = axes("Opening and snapshots over table size", "keys", "seconds")
     line(made, scale, lambda row: row["open_background_s"], 'open, "background"', BLUE)
     line(made, scale, lambda row: row["open_full_s"], 'open, "full": every byte checked', ORANGE)
     line(made, scale, lambda row: row["snapshot_s"], "snapshot, BLAKE3 and fsync included", GRAY)
