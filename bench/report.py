@@ -30,7 +30,7 @@ def about_table(about: dict[str, Any]) -> list[str]:
     lines += [f"| {name.replace('_', ' ')} | {about.get(name, '')} |" for name in names]
     lines += [f"| {name.replace('_', ' ')} | {value:,.3g} |" for name, value in about.get("limits", {}).items()]
     if about.get("load_at_start", 0) > 1:
-        lines += ["", "**The machine was busy with other work**: absolute numbers are worth little, and spreads are wide."]
+        lines += ["", "**The machine was busy with other work**: absolute numbers say little, spreads are wide."]
     return [*lines, ""]
 
 
