@@ -17,6 +17,8 @@ bytes to files to memory to the machine; each module knows only those before it:
     base                a snapshot that a log starts behind
     recovery            what a log holds, what is torn and what is corrupt
     log, walk           frames in a mapped file: append, sync; the way over the records of base and log
+    journal_format      the disk format of a Raft library's own log
+    segment, journal    that log: entries, term and vote, in files that are cut at both ends
     index               table, terms and dead map: what leads into base and log
     saved_table         the index in a file, for opening without reading the log
     capture             the state as of any entry, held still: what a snapshot holds
@@ -34,6 +36,7 @@ bytes to files to memory to the machine; each module knows only those before it:
     machine             FastStateMachine
     model_snapshot      snapshots by the page of formats alone
     memory              MemoryStateMachine, the model
+    integrations        Raft libraries that run on fastsm; imported only when used
     demo_history, demo  the main job, on real input
     records             what files hold, one by one
     inspection          a directory or a snapshot, looked at from outside

@@ -25,6 +25,7 @@ class Job:
         self.needs = needs
         self.of_this_state = of_this_state
         self.ended_by: str | None = None
+        self.state_replaced = False  # behind what it has committed
         self.thread = threading.get_ident()
         self.over = threading.Event()
         self.done = 0  # bytes of the state that were written
@@ -49,13 +50,15 @@ class Jobs:
     """All jobs of one state machine.
 
     A job takes effect in the writer's turn, after a last :meth:`Job.check` there; a reset or an install that ends jobs
-    has that turn, too. So a job has taken effect, or never will. A close ends jobs before it has its turn, and waits
-    for them: none outlives the directory. Thread safe.
+    has that turn, too. So a job has taken effect, or never will. A file that gets its name is not worth that all
+    writers wait for the disk: that is done :meth:`committing`, and whoever ends jobs waits for it. A close ends jobs
+    before it has its turn, and waits for them: none outlives the directory. Thread safe.
     """
 
     def __init__(self) -> None:
         self._running: set[Job] = set()
         self._closed = False
+        self._committing = threading.RLock()  # a signal handler may reset in the middle of a commit
 
     @contextmanager
     def run(
@@ -79,11 +82,20 @@ class Jobs:
             self._running.discard(job)
             job.over.set()
 
+    @contextmanager
+    def committing(self, job: Job) -> Iterator[None]:
+        """The block in which a job takes effect, unless it was ended: from there on it is not."""
+        with self._committing:
+            job.check()
+            yield
+
     def end_all(self, cause: str) -> None:
         """In the writer's turn: ends all jobs of the state that is to be replaced. Each raises at its next tick."""
-        for job in tuple(self._running):
-            if job.of_this_state:
-                job.ended_by = cause
+        with self._committing:
+            for job in tuple(self._running):
+                if job.of_this_state:
+                    job.ended_by = cause
+                    job.state_replaced = True
 
     def close(self) -> None:
         """Ends all jobs for good, and waits until they are over, but for one that this very thread is in."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fastsm import (
     SnapshotRangeError,
     open_snapshot,
 )
-from support.faulty import crash_copy, memory_directory
+from support.faulty import Disk, crash_copy, in_thread, memory_directory
 from support.histories import History
 
 FILE = "snapshot.fsm"
@@ -380,3 +381,28 @@ def test_values_larger_than_a_piece_are_written(tmp_path: Path, directory: Path)
         model.apply(chunk)
         assert file_of(machine, tmp_path / "a") == file_of(model, tmp_path / "b")
     shutil.rmtree(directory)
+
+
+def test_nobody_waits_while_a_snapshot_gets_its_name(tmp_path: Path) -> None:
+    """An apply goes on while the disk makes the name of a snapshot durable; a reset waits, and then ends nothing."""
+    disk = Disk()
+    with FastStateMachine(tmp_path / "state", _files=disk.files) as machine:
+        machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
+        (tmp_path / "out").mkdir()
+        disk.forget()
+        renamed = disk.hold("rename")
+        with in_thread(lambda: machine.write_snapshot(tmp_path / "out")) as written:
+            renamed.wait()
+            synced = disk.hold("sync_directory")
+            renamed.open()
+            synced.wait()
+            assert machine.apply([(2, 1, fastsm.put(b"a", b"2"))]) == [True]
+            with in_thread(machine.clear) as cleared:
+                time.sleep(0.05)
+                assert not cleared.done
+                synced.open()
+        assert cleared.error is None
+        assert written.error is None
+        assert written.value.last_included == (1, 1)
+        assert machine.snapshot_metadata() is None
+        assert machine.last_applied() == (0, 0)

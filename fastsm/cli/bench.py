@@ -24,7 +24,10 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="Where files go for the time of the run; a real disk.")
     ] = None,
 ) -> None:
-    """How fast it is on this machine, beside a dict, SQLite and (where installed) LMDB, in a minute or two."""
+    """How fast it is on this machine, beside a dict, SQLite and (where installed) LMDB, in a minute or two.
+
+    Example: `fastsm bench --json > numbers.json`
+    """
     console = Console(stderr=True)
     scratch = tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd())
     with told_in_one_line(), scratch as name, console.status("measuring") as status:

@@ -1,0 +1,408 @@
+"""A PySyncObj cluster on fastsm beside stock PySyncObj: three processes on one machine, in turns.
+
+    python bench/bench_pysyncobj.py --keys 200000 --rounds 3
+
+Variants: `stock`, a `ReplDict` with PySyncObj's own dumps (fork, gzip) and journal; `pickle5`, the same with a
+serializer of six lines that pickles with protocol 5 and syncs, in the tick thread, and commands of protocol 4;
+`fastsm`; `durable`, fastsm with `durable=True`. Keys of 16 bytes, values of 100, 100 keys in a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pysyncobj.pickle
+from pysyncobj import SyncObj, SyncObjConf
+from pysyncobj.batteries import ReplDict
+
+import fastsm
+from fastsm.integrations.pysyncobj import DumpPolicy, ReplicatedStateMachine
+
+VARIANTS = ("stock", "pickle5", "fastsm", "durable")
+BATCH = 100
+QUIET = 3.0  # seconds of writes without a dump, to compare with
+
+
+# ---- a node, as a program --------------------------------------------------------------------------------
+
+
+def keys_of(first: int, count: int) -> list[bytes]:
+    return [b"key-%012d" % number for number in range(first, first + count)]
+
+
+def memory_of(pid: int | str = "self") -> dict[str, int]:
+    """Bytes of memory that are a process's own, anonymous and mapped."""
+    wanted = {"Rss": 0, "Private_Dirty": 0, "Anonymous": 0}
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            for line in file:
+                name, _, rest = line.partition(":")
+                if name in wanted:
+                    wanted[name] = int(rest.split()[0]) << 10
+    except OSError:
+        pass
+    return wanted
+
+
+class Node:
+    """What all variants have in common: ticks are watched, leaders are counted."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.changes = 0
+        self.conf = SyncObjConf(
+            bindAddress=options["address"], appendEntriesUseBatch=False, connectionRetryTime=0.3,
+            logCompactionMinEntries=10**9, logCompactionMinTime=10**6, onStateChanged=self._changed,
+        )  # fmt: skip
+        self.make()
+        self.gap, self.last = 0.0, time.perf_counter()
+        self.sync_obj.addOnTickCallback(self._tick)
+        self.writing = False
+        self.child_memory = 0
+
+    def _changed(self, old: int, new: int) -> None:
+        self.changes += new == 2
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.gap, self.last = max(self.gap, now - self.last), now
+
+    def call_take_gap(self) -> float:
+        gap, self.gap = self.gap, 0.0
+        return gap
+
+    def call_status(self) -> dict[str, Any]:
+        leader = self.sync_obj._getLeader()
+        return {"leader": leader.id if leader else None, "applied": self.sync_obj.raftLastApplied, "keys": self.count(),
+                "changes": self.changes, "memory": memory_of()}
+
+    def call_fill(self, first: int, count: int, window: int = 20) -> float:
+        """Writes so many keys, some commands at once; returns the seconds. What a new leader refuses comes again."""
+        room = threading.Semaphore(window)
+        starts = list(range(first, first + count, BATCH))
+        began = time.perf_counter()
+        while starts:
+            failed: list[int] = []
+            for start in starts:
+                keys = keys_of(start, min(BATCH, first + count - start))
+                values = [random.randbytes(100) for _ in keys]
+
+                def answered(_: Any, reason: Any, start: int = start, failed: list[int] = failed) -> None:
+                    if reason:
+                        failed.append(start)
+                    room.release()
+
+                room.acquire()
+                self.write(keys, values, answered)
+            for _ in range(window):
+                room.acquire()
+            for _ in range(window):
+                room.release()
+            starts = failed
+        return time.perf_counter() - began
+
+    def call_begin_writes(self, first: int, count: int, rate: int) -> None:
+        """Overwrites keys at a pace, one a command, until `end_writes`."""
+        self.writing = True
+
+        def work() -> None:
+            while self.writing:
+                for _ in range(rate // 100):
+                    key = keys_of(first + random.randrange(count), 1)
+                    self.write(key, [random.randbytes(100)], None)
+                time.sleep(0.01)
+
+        self.writer = threading.Thread(target=work)
+        self.writer.start()
+
+    def call_end_writes(self) -> None:
+        self.writing = False
+        self.writer.join()
+
+    def call_dump(self) -> float:
+        """The seconds until a dump is done that is begun now; notes what a child of it takes."""
+        before = self.dumps()
+        self.child_memory = 0
+        began = time.perf_counter()
+        self.sync_obj.forceLogCompaction()
+        while self.dumps() == before:
+            if self.options["variant"] == "stock":
+                self._watch_child()
+            time.sleep(0.002)
+        return time.perf_counter() - began
+
+    def _watch_child(self) -> None:
+        try:
+            children = Path(f"/proc/self/task/{self.sync_obj._SyncObj__thread.native_id}/children").read_text().split()
+        except OSError:
+            return
+        for child in children:
+            self.child_memory = max(self.child_memory, memory_of(child)["Private_Dirty"])
+
+    def call_child_memory(self) -> int:
+        return self.child_memory
+
+
+class Stock(Node):
+    def make(self) -> None:
+        self.dictionary = ReplDict()
+        directory = Path(self.options["directory"])
+        directory.mkdir(parents=True, exist_ok=True)
+        self.conf.journalFile, self.conf.fullDumpFile = str(directory / "journal"), str(directory / "dump")
+        if self.options["variant"] == "pickle5":
+            setattr(pysyncobj.pickle, "__protocol", 4)
+            self.conf.serializer, self.conf.deserializer = self.serialize, self.deserialize
+        self.sync_obj = SyncObj(
+            self.options["address"], self.options["partners"], self.conf, consumers=[self.dictionary])
+
+    def serialize(self, name: str, data: Any) -> None:
+        with open(name, "wb") as file:
+            pickle.dump((self.dictionary._serialize(), data), file, 5)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def deserialize(self, name: str) -> Any:
+        with open(name, "rb") as file:
+            state, data = pickle.load(file)
+        self.dictionary._deserialize(state)
+        return data
+
+    def call_protocol(self, version: int) -> None:
+        setattr(pysyncobj.pickle, "__protocol", version)
+
+    def write(self, keys: list[bytes], values: list[bytes], callback: Any) -> None:
+        if len(keys) == 1:
+            self.dictionary.set(keys[0], values[0], callback=callback)
+        else:
+            self.dictionary.update(dict(zip(keys, values, strict=True)), callback=callback)
+
+    def count(self) -> int:
+        return len(self.dictionary)
+
+    def dumps(self) -> Any:
+        return self.sync_obj._SyncObj__lastSerializedEntry
+
+
+class Fast(Node):
+    def make(self) -> None:
+        self.put_many, self.put = fastsm.put_many, fastsm.put
+        self.sync_obj = ReplicatedStateMachine(
+            self.options["address"], self.options["partners"], self.options["directory"], conf=self.conf,
+            durable=self.options["variant"] == "durable",
+            policy=DumpPolicy(journal_bytes=1 << 40, trailing_entries=1000),
+        )  # fmt: skip
+
+    def write(self, keys: list[bytes], values: list[bytes], callback: Any) -> None:
+        command = self.put(keys[0], values[0]) if len(keys) == 1 else self.put_many(keys, values)
+        self.sync_obj.submit(command, callback=callback)
+
+    def count(self) -> int:
+        return self.sync_obj.state_machine.len()
+
+    def dumps(self) -> Any:
+        return self.sync_obj.dumps
+
+    def call_protocol(self, version: int) -> None:
+        pass
+
+
+def serve(options: dict[str, Any]) -> None:
+    began = time.perf_counter()
+    node = (Stock if options["variant"] in ("stock", "pickle5") else Fast)(options)
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        name = arguments.pop("call")
+        if name == "wait_keys":
+            while node.count() < arguments["count"]:
+                time.sleep(0.002)
+            answer: Any = time.perf_counter() - began
+        else:
+            answer = getattr(node, f"call_{name}")(**arguments)
+        print(json.dumps(answer), flush=True)
+    os._exit(0)
+
+
+# ---- the cluster and what is measured ----------------------------------------------------------------------
+
+
+class Cluster:
+    def __init__(self, variant: str, root: Path) -> None:
+        self.variant, self.root = variant, root
+        sockets = [socket.socket() for _ in range(3)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        self.addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+        for each in sockets:
+            each.close()
+        self.children: dict[int, subprocess.Popen[str]] = {}
+        for number in range(3):
+            self.start(number)
+
+    def start(self, number: int) -> None:
+        options = {
+            "variant": self.variant, "address": self.addresses[number], "directory": str(self.root / str(number)),
+            "partners": [address for address in self.addresses if address != self.addresses[number]],
+        }  # fmt: skip
+        self.children[number] = subprocess.Popen(
+            [sys.executable, __file__, "--node", json.dumps(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, stderr=(self.root / f"{number}.log").open("a"),
+        )  # fmt: skip
+
+    def send(self, number: int, name: str, **arguments: Any) -> None:
+        stdin = self.children[number].stdin
+        assert stdin is not None
+        stdin.write(json.dumps({"call": name, **arguments}) + "\n")
+        stdin.flush()
+
+    def receive(self, number: int) -> Any:
+        stdout = self.children[number].stdout
+        assert stdout is not None
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError((self.root / f"{number}.log").read_text()[-2000:])
+        return json.loads(line)
+
+    def call(self, number: int, name: str, **arguments: Any) -> Any:
+        self.send(number, name, **arguments)
+        return self.receive(number)
+
+    def all(self, name: str, **arguments: Any) -> list[Any]:
+        for number in self.children:
+            self.send(number, name, **arguments)
+        return [self.receive(number) for number in self.children]
+
+    def leader(self) -> int:
+        while True:
+            leaders = {status["leader"] for status in self.all("status")}
+            if len(leaders) == 1 and None not in leaders:
+                return self.addresses.index(leaders.pop())
+            time.sleep(0.05)
+
+    def settle(self) -> None:
+        while len({(status["applied"], status["keys"]) for status in self.all("status")}) > 1:
+            time.sleep(0.05)
+
+    def kill(self, number: int) -> None:
+        child = self.children.pop(number)
+        child.kill()
+        child.wait()
+
+    def close(self) -> None:
+        for number in list(self.children):
+            self.kill(number)
+
+
+def measure(variant: str, keys: int, root: Path) -> dict[str, float]:
+    """One round of one variant."""
+    cluster = Cluster(variant, root)
+    found: dict[str, float] = {}
+    try:
+        leader = cluster.leader()
+        empty = cluster.call(leader, "status")["memory"]
+        # The rate is that of a fifth, in the variant's own way; the rest is filled as fast as can be.
+        part = keys // 5
+        found["batched writes, keys/s"] = part / cluster.call(leader, "fill", first=0, count=part)
+        cluster.all("protocol", version=4)
+        cluster.call(cluster.leader(), "fill", first=part, count=keys - part)
+        cluster.all("protocol", version=4 if variant == "pickle5" else 2)
+        cluster.settle()
+        full = cluster.call(leader, "status")["memory"]
+        found["memory, anonymous bytes/key"] = (full["Anonymous"] - empty["Anonymous"]) / keys
+        found["memory, resident bytes/key"] = (full["Rss"] - empty["Rss"]) / keys
+        found |= measure_dump(cluster, keys)
+        found |= measure_restart(cluster, keys)
+    finally:
+        cluster.close()
+    return found
+
+
+def measure_dump(cluster: Cluster, keys: int) -> dict[str, float]:
+    leader = cluster.leader()
+    cluster.call(leader, "begin_writes", first=0, count=keys, rate=1000)
+    time.sleep(1)
+    cluster.all("take_gap")
+    time.sleep(QUIET)
+    quiet = cluster.all("take_gap")
+    changes = sum(status["changes"] for status in cluster.all("status"))
+    seconds, gaps = [], []
+    for number in cluster.children:
+        seconds.append(cluster.call(number, "dump"))
+        time.sleep(0.3)
+        gaps += cluster.all("take_gap")
+    at_once = cluster.all("dump")
+    time.sleep(0.3)
+    gaps_at_once = cluster.all("take_gap")
+    time.sleep(1.5)
+    changed = sum(status["changes"] for status in cluster.all("status")) - changes
+    cluster.call(leader, "end_writes")
+    return {
+        "longest tick without a dump, ms": 1000 * max(quiet),
+        "longest tick in a dump of one node, ms": 1000 * max(gaps),
+        "longest tick in a dump of all three at once, ms": 1000 * max(gaps_at_once), "leadership changes": changed,
+        "dump, s": statistics.median(seconds), "dump of all three at once, s": max(at_once),
+        "child's own memory, MB": max(cluster.all("child_memory")) / 1e6,
+    }  # fmt: skip
+
+
+def measure_restart(cluster: Cluster, keys: int) -> dict[str, float]:
+    leader = cluster.leader()
+    cluster.call(leader, "dump") if cluster.call(leader, "status") else None
+    follower = next(number for number in cluster.children if number != leader)
+    found = {}
+    cluster.settle()
+    cluster.kill(follower)
+    cluster.start(follower)
+    found["restart, s"] = cluster.call(follower, "wait_keys", count=keys)
+    time.sleep(1)
+    cluster.kill(follower)
+    shutil.rmtree(cluster.root / str(follower))
+    cluster.start(follower)
+    found["empty follower's catch-up, s"] = cluster.call(follower, "wait_keys", count=keys)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--directory", default=None, help="where the nodes' files go; a temporary one by default")
+    parser.add_argument("--node", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.node:
+        serve(json.loads(arguments.node))
+        return
+    variants = arguments.variants.split(",")
+    rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
+    for number in range(arguments.rounds):
+        for variant in variants:
+            with tempfile.TemporaryDirectory(dir=arguments.directory) as root:
+                rounds[variant].append(measure(variant, arguments.keys, Path(root)))
+            print(f"round {number + 1}, {variant}: {json.dumps(rounds[variant][-1])}", file=sys.stderr, flush=True)
+    print(f"{arguments.keys} keys, {arguments.rounds} rounds: median (least to greatest)\n")
+    print("| |", " | ".join(variants), "|")
+    print("| --- |", " | ".join("---" for _ in variants), "|")
+    for name in rounds[variants[0]][0]:
+        cells = []
+        for variant in variants:
+            values = [each[name] for each in rounds[variant]]
+            cells.append(f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

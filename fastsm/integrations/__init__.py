@@ -1,0 +1,1 @@
+"""Raft libraries that run on fastsm. Nothing here is imported unless it is used."""

@@ -1,0 +1,28 @@
+"""A PySyncObj cluster with fastsm as its state machine; see docs/pysyncobj.md. Needs the extra ``fastsm[pysyncobj]``.
+
+Reading order:
+
+    errors           what can go wrong beside fastsm's own errors
+    compatibility    the names of PySyncObj that all of this is built on
+    journal          PySyncObj's interface of a journal, on fastsm's
+    transport        who may join, what leaves when
+    replication      entries, from the leader's journal to those of its followers
+    places           a node's directory, and how it is brought together again behind any end
+    applying         committed entries to the state machine, results to those who wait
+    dumping          snapshots: written, sent, installed
+    node             ReplicatedStateMachine
+"""
+
+from fastsm.integrations.pysyncobj.dumping import DumpPolicy
+from fastsm.integrations.pysyncobj.errors import DivergedError, SubmitError, UnsupportedVersionError
+from fastsm.integrations.pysyncobj.journal import FastJournal
+from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
+
+__all__ = [
+    "DivergedError",
+    "DumpPolicy",
+    "FastJournal",
+    "ReplicatedStateMachine",
+    "SubmitError",
+    "UnsupportedVersionError",
+]

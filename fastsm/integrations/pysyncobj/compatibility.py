@@ -1,0 +1,104 @@
+"""The names of PySyncObj that the integration is built on, and whether the installed release has them all.
+
+Most are private. So they are looked up, with their signatures, before a node is made.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pysyncobj.journal
+import pysyncobj.syncobj
+import pysyncobj.tcp_connection
+import pysyncobj.transport
+from pysyncobj.version import VERSION
+
+from fastsm.integrations.pysyncobj.errors import UnsupportedVersionError
+
+WORKING = ("0.3.16", "0.3.17")
+
+METHODS = {
+    pysyncobj.syncobj.SyncObj: {
+        "_onTick": "timeToWait",
+        "_doDestroy": "",
+        "_applyCommand": "command callback commandType",
+        "_SyncObj__applyLogEntries": "",
+        "_SyncObj__doApplyCommand": "command",
+        "_SyncObj__onMessageReceived": "node message",
+        "_SyncObj__sendNextNodeIdx": "node reset nextNodeIdx success",
+        "_SyncObj__sendAppendEntries": "",
+        "_SyncObj__getEntries": "fromIDx count maxSizeBytes",
+        "_SyncObj__tryLogCompaction": "",
+        "_SyncObj__loadDumpFile": "clearJournal",
+        "_SyncObj__onBecomeLeader": "",
+        "_SyncObj__onSetCodeVersion": "newVersion",
+        "_SyncObj__updateClusterConfiguration": "newNodes",
+    },
+    pysyncobj.transport.TCPTransport: {
+        "send": "node message",
+        "destroy": "",
+        "_onNodeConnected": "node",
+        "_onNodeDisconnected": "node",
+        "_onReadonlyNodeConnected": "node",
+        "_onMessageReceived": "node message",
+    },
+    pysyncobj.tcp_connection.TcpConnection: {
+        "send": "message",
+        "disconnect": "",
+        "getSendBufferSize": "",
+        "_TcpConnection__trySendBuffer": "",
+        "_TcpConnection__processConnection": "descr eventType",
+    },
+    pysyncobj.journal.Journal: {
+        "add": "command idx term",
+        "clear": "",
+        "deleteEntriesFrom": "entryFrom",
+        "deleteEntriesTo": "entryTo",
+        "setRaftCommitIndex": "raftCommitIndex",
+        "getRaftCommitIndex": "",
+        "setCurrentTerm": "term votedForNodeId",
+        "getCurrentTerm": "",
+        "getVotedForNodeId": "",
+        "onOneSecondTimer": "",
+        "_destroy": "",
+    },
+}
+
+# What their constructors set, and the integration reads or sets.
+ATTRIBUTES = {
+    pysyncobj.syncobj.SyncObj: (
+        "raftLog", "raftState", "raftLeader", "raftLastApplied", "raftCommitIndex", "raftCurrentTerm", "raftNextIndex",
+        "raftMatchIndex", "otherNodes", "readonlyNodes", "connectedNodes", "commandsWaitingCommit", "transport",
+        "newAppendEntriesTime", "consumers", "needLoadDumpFile", "leaderCommitIndex", "forceLogCompaction",
+        "destroying", "properies", "selfNode", "thread", "enabledCodeVersion",
+    ),
+    pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller"),
+}  # fmt: skip
+
+
+def missing() -> list[str]:
+    """What the installed release lacks or has changed; empty when it is one that works."""
+    found = []
+    for owner, methods in METHODS.items():
+        for name, parameters in methods.items():
+            method = getattr(owner, name, None)
+            expected = parameters.split()
+            if method is None:
+                found.append(f"{owner.__name__}.{name}")
+            elif list(inspect.signature(method).parameters)[1:] != expected:
+                found.append(f"{owner.__name__}.{name}({', '.join(expected)})")
+    for owner, attributes in ATTRIBUTES.items():
+        set_there = owner.__init__.__code__.co_names
+        mangled = (f"_{owner.__name__}__{name}" for name in attributes)
+        found += [f"{owner.__name__}.{name}" for name in mangled if name not in set_there]
+    return found
+
+
+def require() -> None:
+    """Raises ``UnsupportedVersionError`` unless every name is there."""
+    lacking = missing()
+    if lacking:
+        raise UnsupportedVersionError(
+            f"PySyncObj {VERSION} does not have what fastsm is built on ({', '.join(lacking)}); "
+            f"install one of {', '.join(WORKING)}"
+        )

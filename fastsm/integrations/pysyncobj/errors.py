@@ -1,0 +1,37 @@
+"""What can go wrong beside the errors of fastsm itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pysyncobj import FAIL_REASON, SyncObjException
+
+from fastsm.errors import FastsmError
+
+REASONS = {number: name for name, number in vars(FAIL_REASON).items() if name.isupper()}
+
+
+class UnsupportedVersionError(FastsmError):
+    """This release of PySyncObj lacks a name that the integration is built on, or has changed it."""
+
+
+class DivergedError(FastsmError):
+    """This node has applied another entry than its cluster committed: its state is not the cluster's.
+
+    Stop it, remove its directory, and start it again: it comes back by a snapshot.
+    """
+
+
+class SubmitError(FastsmError, SyncObjException):  # type: ignore[misc]  # PySyncObj has no types
+    """A command has no result. ``errorCode`` is one of ``pysyncobj.FAIL_REASON``, or ``"Timeout"``, as in PySyncObj.
+
+    Behind ``QUEUE_FULL``, ``MISSING_LEADER``, ``NOT_LEADER``, ``REQUEST_DENIED`` and ``DISCARDED`` it was not
+    applied; behind a timeout, ``LEADER_CHANGED`` and ``UNKNOWN_OUTCOME`` it may have been, or may still be.
+    """
+
+    def __init__(self, reason: Any) -> None:
+        SyncObjException.__init__(self, reason)
+        self.reason = REASONS.get(reason, str(reason))
+
+    def __str__(self) -> str:
+        return f"no result: {self.reason}"

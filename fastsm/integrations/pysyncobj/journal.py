@@ -1,0 +1,50 @@
+"""``FastJournal``: PySyncObj's interface of a journal, on fastsm's."""
+
+from __future__ import annotations
+
+import pysyncobj.journal
+
+from fastsm.journal import Journal
+
+
+class FastJournal(Journal, pysyncobj.journal.Journal):  # type: ignore[misc]  # PySyncObj has no types
+    """A ``pysyncobj.journal.Journal`` in a directory: see :class:`fastsm.journal.Journal`.
+
+    Unlike PySyncObj's own it is crash-safe at both ends, keeps no copy of the entries in memory, and has no limit of
+    4 GiB. Term and vote are part of it. Positions count from the first entry that is kept, as in a list.
+    """
+
+    def deleteEntriesFrom(self, entryFrom: int) -> None:
+        """Removes the entries from a position on, in one step."""
+        if entryFrom < len(self):
+            self.cut(self.first_index + entryFrom)
+
+    def deleteEntriesTo(self, entryTo: int) -> None:
+        """Removes the entries before a position, in one step."""
+        if entryTo >= len(self):
+            self.clear()
+        else:
+            self.truncate_before(self.first_index + entryTo)
+        self.remove_retired()
+
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
+        """In memory; on disk with :meth:`onOneSecondTimer`."""
+        self.set_commit_index(raftCommitIndex)
+
+    def getRaftCommitIndex(self) -> int:
+        return max(1, self.commit_index)
+
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
+        self.set_vote(term, votedForNodeId)
+
+    def getCurrentTerm(self) -> int:
+        return self.term
+
+    def getVotedForNodeId(self) -> str | None:
+        return self.vote
+
+    def onOneSecondTimer(self) -> None:
+        self.write_commit_index()
+
+    def _destroy(self) -> None:
+        self.close()

@@ -1,0 +1,227 @@
+"""How entries get from the leader's journal into those of its followers.
+
+PySyncObj's own way is kept, but for five things. Entries that a follower has already are not removed and written
+again, so that what it acknowledged once stays. A follower's commit index never passes what it has compared with its
+leader. A reply counts only for the term that it was made in. A reply to an older message does not move the
+leader back. And entries of any size arrive whole.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pysyncobj import SyncObj
+
+from fastsm.integrations.pysyncobj.errors import DivergedError
+from fastsm.integrations.pysyncobj.journal import FastJournal
+from fastsm.integrations.pysyncobj.transport import FastTransport
+
+LEADER = 2
+ALL = 2**62
+PART = 1 << 20  # of an entry that is larger, in one message
+BACKLOG = 4 << 20  # bytes that a follower is behind in reading: it is given time
+
+
+class _OwnJournal:
+    """Puts the node's own journal where PySyncObj's constructor puts the one that it made."""
+
+    def __set__(self, node: Replication, made: Any) -> None:
+        node.__dict__["_SyncObj__raftLog"] = node.journal
+
+
+class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
+    """A ``SyncObj`` on a :class:`FastJournal` and a :class:`FastTransport`. All of it runs in the tick thread."""
+
+    _SyncObj__raftLog = _OwnJournal()
+
+    journal: FastJournal
+
+    def _begin_replication(self, journal: FastJournal) -> None:
+        self.journal = journal
+        self._keep_tail = False  # while a message is handled: the entries behind those that it names stay
+        self._pieces: list[bytes] | None = None  # of an entry that arrives in several messages
+
+    @property
+    def _transport(self) -> FastTransport:
+        transport: FastTransport = self._SyncObj__transport
+        return transport
+
+    # ---- a follower ------------------------------------------------------------------------------------
+
+    def _take_message(self, node: Any, message: dict[str, Any]) -> None:
+        """What ``SyncObj.__onMessageReceived`` does, with the differences named above."""
+        kind = message["type"]
+        if kind == "append_entries":
+            if message["term"] >= self._SyncObj__raftCurrentTerm:
+                self._take_entries(node, message)
+        elif kind == "next_node_idx":
+            self._take_reply(node, message)
+        else:
+            super()._SyncObj__onMessageReceived(node, message)
+
+    def _take_entries(self, node: Any, message: dict[str, Any]) -> None:
+        entry = message.pop("entry", None)
+        if entry is not None:
+            whole = self._whole_entry(*entry)
+            if whole is None:
+                self._hear(node, message)
+                return
+            message["entries"] = [whole]
+        if "prevLogIdx" not in message:
+            self._hear(node, message)
+            return
+        commit_index = message["commit_index"]
+        try:
+            super()._SyncObj__onMessageReceived(node, self._without_known(message))
+        finally:
+            self._keep_tail = False
+        self._SyncObj__leaderCommitIndex = commit_index
+
+    def _hear(self, node: Any, message: dict[str, Any]) -> None:
+        """The leader lives: its term counts, and nothing else."""
+        known = self._SyncObj__leaderCommitIndex
+        heard = {"type": "append_entries", "term": message["term"], "commit_index": 0}
+        super()._SyncObj__onMessageReceived(node, heard)
+        self._SyncObj__leaderCommitIndex = known
+
+    def _without_known(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message without the entries that are here already; it then goes on where they end."""
+        journal, previous, entries = self.journal, message["prevLogIdx"], message["entries"]
+        term = journal.term_at(previous)
+        if term != message["prevLogTerm"]:
+            if term is not None and previous <= self._SyncObj__raftLastApplied:
+                self._diverged(previous, term, message["prevLogTerm"])
+            return message
+        verified = previous + len(entries)
+        known = 0
+        if journal.last_index > previous:
+            while known < len(entries) and journal.term_at(entries[known][1]) == entries[known][2]:
+                known += 1
+            if known < len(entries):
+                found = journal.term_at(entries[known][1])
+                if found is not None and entries[known][1] <= self._SyncObj__raftLastApplied:
+                    self._diverged(entries[known][1], found, entries[known][2])
+        self._keep_tail = known == len(entries)
+        return {
+            **message,
+            "entries": entries[known:],
+            "prevLogIdx": previous + known,
+            "prevLogTerm": entries[known - 1][2] if known else term,
+            "commit_index": min(message["commit_index"], verified),
+        }
+
+    def _diverged(self, index: int, here: int, there: int) -> None:
+        raise DivergedError(
+            f"{self.journal.path}: expected entry {index} of term {there}, as the leader has it, found one of term "
+            f"{here}, which was applied here; remove this node's directory and start it again"
+        )
+
+    def _whole_entry(
+        self, index: int, term: int, part: bytes, first: bool, last: bool
+    ) -> tuple[bytes, int, int] | None:
+        """An entry that arrives in parts, once it is whole."""
+        if first:
+            self._pieces = []
+        if self._pieces is None:
+            return None
+        self._pieces.append(part)
+        if not last:
+            return None
+        command, self._pieces = b"".join(self._pieces), None
+        return command, index, term
+
+    def _SyncObj__getEntries(
+        self, fromIDx: int | None, count: int | None = None, maxSizeBytes: int | None = None
+    ) -> list[tuple[bytes, int, int]]:
+        if fromIDx is None or fromIDx < 0:
+            return []
+        if count is None and maxSizeBytes is None:
+            # A follower looks for the entry before, and whether there are others behind it, to remove these.
+            count = 1 if self._keep_tail else ALL if self.conf.dynamicMembershipChange else 2
+        most_bytes = ALL if maxSizeBytes is None else maxSizeBytes
+        return self.journal.entries(fromIDx, ALL if count is None else count, most_bytes)
+
+    def _SyncObj__sendNextNodeIdx(
+        self, node: Any, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
+    ) -> None:
+        self._transport.send(node, {
+            "type": "next_node_idx",
+            "term": self._SyncObj__raftCurrentTerm,
+            "next_node_idx": self.journal.last_index + 1 if nextNodeIdx is None else nextNodeIdx,
+            "reset": reset,
+            "success": success,
+        })  # fmt: skip
+
+    # ---- the leader ------------------------------------------------------------------------------------
+
+    def _take_reply(self, node: Any, message: dict[str, Any]) -> None:
+        following = self._SyncObj__raftNextIndex
+        is_leader = self._SyncObj__raftState == LEADER
+        if not is_leader or message["term"] != self._SyncObj__raftCurrentTerm or node not in following:
+            return
+        before = following[node]
+        super()._SyncObj__onMessageReceived(node, message)
+        if message["success"] and not message["reset"]:
+            following[node] = max(before, following[node])
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        period = self.conf.appendEntriesPeriod
+        self._SyncObj__newAppendEntriesTime = deadline = time.monotonic() + period
+        for node in self._SyncObj__otherNodes:
+            if node in self._SyncObj__connectedNodes:
+                self._send_to(node, deadline)
+            else:
+                self._end_transfer(node)
+
+    def _send_to(self, node: Any, deadline: float) -> None:
+        """Sends a follower what it lacks, as far as there is time; at least a sign of life."""
+        journal, transport = self.journal, self._transport
+        following = min(self._SyncObj__raftNextIndex[node], journal.last_index + 1)
+        sent = False
+        while not sent or following <= journal.last_index:
+            if following <= journal.first_index:
+                self._send_snapshot(node)
+                return
+            if transport.backlog(node) > BACKLOG or node not in self._SyncObj__connectedNodes:
+                return
+            following = self._send_batch(node, following)
+            sent = True
+            if time.monotonic() > deadline:
+                return
+
+    def _send_batch(self, node: Any, following: int) -> int:
+        journal, size = self.journal, self.conf.appendEntriesBatchSizeBytes
+        entries = journal.entries(following, ALL, size)
+        message = {
+            "type": "append_entries",
+            "term": self._SyncObj__raftCurrentTerm,
+            "commit_index": self._SyncObj__raftCommitIndex,
+            "prevLogIdx": following - 1,
+            "prevLogTerm": journal.term_at(following - 1),
+        }
+        if len(entries) > 1 and len(entries[-1][0]) > PART:
+            entries.pop()  # it comes next, by itself
+        if len(entries) == 1 and len(entries[0][0]) > PART:
+            self._send_parts(node, message, entries[0])
+        else:
+            self._transport.send(node, {**message, "entries": entries})
+        following += len(entries)
+        self._SyncObj__raftNextIndex[node] = following
+        return following
+
+    def _send_parts(self, node: Any, message: dict[str, Any], entry: tuple[bytes, int, int]) -> None:
+        """A large entry in several messages, each of which is also a sign of life."""
+        command, index, term = entry
+        for start in range(0, len(command), PART):
+            part = (index, term, command[start : start + PART], start == 0, start + PART >= len(command))
+            if not self._transport.send(node, {**message, "entry": part}):
+                return
+
+    def _send_snapshot(self, node: Any) -> None:
+        """What a follower lacks is not in the journal any more."""
+        raise NotImplementedError
+
+    def _end_transfer(self, node: Any) -> None:
+        """The connection to a follower is gone."""
+        raise NotImplementedError

@@ -1,0 +1,138 @@
+"""The nodes' connections: who may join, what leaves when, and a wire format that keeps bytes as they are."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import struct
+import time
+import zlib
+from typing import Any
+
+from pysyncobj.poller import POLL_EVENT_TYPE
+from pysyncobj.tcp_connection import CONNECTION_STATE
+from pysyncobj.transport import TCPTransport
+
+logger = logging.getLogger("fastsm")
+
+WIRE_VERSION = 1
+GREETING = "fastsm"
+# Messages that promise something: what they promise must be durable before they leave.
+PROMISES = frozenset(("next_node_idx", "request_vote", "response_vote"))
+LARGE = 192 << 10  # bytes of a message that is not compressed: pieces of a snapshot, of a large command
+ALL_EVENTS = POLL_EVENT_TYPE.READ | POLL_EVENT_TYPE.WRITE | POLL_EVENT_TYPE.ERROR
+
+
+class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no types
+    """PySyncObj's transport for nodes that speak one version of fastsm's commands.
+
+    Each side of a new connection greets with its version. PySyncObj hears of the other node when the greeting has come
+    and fits; until then nothing it sends is passed on, and nothing is sent to it. A node that says anything else
+    (one without fastsm) or another version is logged, listed in ``refused``, and disconnected.
+
+    With ``holding``, messages that promise something wait for ``release``.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.holding = False
+        self.refused: dict[str, str] = {}
+        self._greeted: set[Any] = set()
+        self._held: list[tuple[Any, dict[str, Any]]] = []
+        super().__init__(*arguments)
+
+    # ---- who may join ----------------------------------------------------------------------------------
+
+    def _onNodeConnected(self, node: Any) -> None:
+        self._onNodeDisconnected(node)  # by an older connection
+        self._post(node, {"type": GREETING, "version": WIRE_VERSION})
+
+    def _onNodeDisconnected(self, node: Any) -> None:
+        if node in self._greeted:
+            self._greeted.discard(node)
+            super()._onNodeDisconnected(node)
+
+    def _onReadonlyNodeConnected(self, node: Any) -> None:
+        self._refuse(node, "it is a read-only node, which fastsm does not serve")
+
+    def _onReadonlyNodeDisconnected(self, node: Any) -> None:
+        pass  # PySyncObj never heard of it
+
+    def _onMessageReceived(self, node: Any, message: Any) -> None:
+        if node in self._greeted:
+            super()._onMessageReceived(node, message)
+            return
+        kind = message.get("type") if isinstance(message, dict) else None
+        if kind != GREETING:
+            self._refuse(node, "it runs PySyncObj without fastsm, and would pass over every command")
+        elif message.get("version") != WIRE_VERSION:
+            self._refuse(node, f"it speaks version {message.get('version')}, this node version {WIRE_VERSION}")
+        else:
+            self.refused.pop(node.id, None)
+            self._greeted.add(node)
+            super()._onNodeConnected(node)
+
+    def _refuse(self, node: Any, reason: str) -> None:
+        if self.refused.get(node.id) != reason:
+            logger.error("node %s is refused: %s", node.id, reason)
+        self.refused[node.id] = reason
+        self.disconnect(node)
+
+    def disconnect(self, node: Any) -> None:
+        """Ends the connection to a node, if there is one; a new one is tried later."""
+        connection = self._connections.get(node)
+        if connection is not None:
+            connection.disconnect()
+
+    # ---- what leaves, and when -------------------------------------------------------------------------
+
+    def send(self, node: Any, message: dict[str, Any]) -> bool:
+        """Sends or holds a message; False when there is no connection to that node."""
+        if not self.reaches(node):
+            return False
+        if self.holding and message["type"] in PROMISES:
+            self._held.append((node, message))
+            return True
+        self._post(node, message)
+        return self.reaches(node)
+
+    def reaches(self, node: Any) -> bool:
+        """Whether there is a connection to that node, and it is one that may join."""
+        return node in self._greeted and bool(self._connections[node].state == CONNECTION_STATE.CONNECTED)
+
+    @property
+    def held(self) -> bool:
+        """Whether messages wait."""
+        return bool(self._held)
+
+    def release(self) -> None:
+        """Sends what was held: it is durable now."""
+        held, self._held = self._held, []
+        for node, message in held:
+            if self.reaches(node):
+                self._post(node, message)
+
+    def backlog(self, node: Any) -> int:
+        """Bytes that the system has not taken yet."""
+        connection = self._connections.get(node)
+        return 0 if connection is None else int(connection.getSendBufferSize())
+
+    def _post(self, node: Any, message: dict[str, Any]) -> None:
+        """What ``TcpConnection.send`` does, but bytes are not made text, and what does not fit now goes on later."""
+        connection = self._connections[node]
+        content: Any = (connection.sendRandKey, message) if connection.sendRandKey else message
+        # Any reader takes any protocol and level. What is large would keep the tick thread from its heartbeats.
+        data = pickle.dumps(content, 5)
+        data = zlib.compress(data, 1 if len(data) < LARGE else 0)
+        if connection.encryptor:
+            data = connection.encryptor.encrypt_at_time(data, int(time.monotonic()))
+        connection._TcpConnection__writeBuffer += struct.pack("i", len(data)) + data
+        connection._TcpConnection__trySendBuffer()
+        if connection.getSendBufferSize() and connection.state == CONNECTION_STATE.CONNECTED:
+            connection._TcpConnection__poller.subscribe(
+                connection.fileno(), connection._TcpConnection__processConnection, ALL_EVENTS
+            )
+
+    def destroy(self) -> None:
+        self._held.clear()
+        self._greeted.clear()
+        super().destroy()

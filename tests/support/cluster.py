@@ -1,0 +1,259 @@
+"""A cluster of real processes on the loopback interface, which may be killed at any moment.
+
+A node is `cluster_node.py`, run as a program: it takes one JSON line for each call and answers with one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PROGRAM = Path(__file__).resolve().parent / "cluster_node.py"
+PATIENCE = 40.0
+
+
+class NodeError(AssertionError):
+    """A call raised in the node; the message is its traceback."""
+
+
+class Process:
+    """One running node."""
+
+    def __init__(self, options: dict[str, Any], log: Path) -> None:
+        self._log = log.open("ab")
+        self._child = subprocess.Popen(
+            [sys.executable, str(PROGRAM), json.dumps(options)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+        )  # fmt: skip
+        self._answers: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self._lock = threading.Lock()
+
+    def _read(self) -> None:
+        assert self._child.stdout is not None
+        for line in self._child.stdout:
+            self._answers.put(json.loads(line))
+        self._answers.put(None)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child.poll() is None
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        assert self._child.stdin is not None
+        with self._lock:
+            try:
+                self._child.stdin.write(json.dumps({"call": name, **arguments}).encode() + b"\n")
+                self._child.stdin.flush()
+            except OSError:
+                raise NodeError("the node has ended") from None
+            try:
+                answer = self._answers.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise NodeError(f"no answer to {name}") from None
+        if answer is None:
+            raise NodeError("the node has ended")
+        if "error" in answer:
+            raise NodeError(answer["error"])
+        return answer["value"]
+
+    def end(self, *, kill: bool) -> int:
+        if kill:
+            self._child.kill()
+        elif self._child.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._child.stdin.close()
+        code = self._child.wait(PATIENCE)
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._log.close()
+        return code
+
+    def wait(self) -> int:
+        """Until it ends by itself."""
+        code = self._child.wait(PATIENCE)
+        self.end(kill=True)
+        return code
+
+
+class Cluster:
+    """Nodes 0 to ``size - 1``; ``options`` are those of every node, see `cluster_node.py`."""
+
+    def __init__(self, root: Path, size: int = 3, **options: Any) -> None:
+        self.root = root
+        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(size)]
+        self.options = options
+        self.processes: dict[int, Process] = {}
+        self.kills = 0
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            process.end(kill=True)
+        self.processes.clear()
+
+    def directory(self, number: int) -> Path:
+        return self.root / f"node-{number}"
+
+    def start(self, *numbers: int, **options: Any) -> None:
+        """Starts nodes, all of them when none is named."""
+        for number in numbers or range(len(self.addresses)):
+            assert number not in self.processes
+            partners = [address for other, address in enumerate(self.addresses) if other != number]
+            self.processes[number] = Process(
+                {
+                    "address": self.addresses[number], "partners": partners, "directory": str(self.directory(number)),
+                    "acknowledged": str(self.root / "acknowledged"), **self.options, **options,
+                },
+                self.root / f"node-{number}.log",
+            )  # fmt: skip
+
+    def kill(self, *numbers: int) -> None:
+        """kill -9, of all when none is named."""
+        for number in numbers or tuple(self.processes):
+            self.kills += 1
+            assert self.processes.pop(number).end(kill=True) == -9
+
+    def stop(self, *numbers: int) -> None:
+        """A clean end."""
+        for number in numbers or tuple(self.processes):
+            self.processes.pop(number).end(kill=False)
+
+    def call(self, number: int, name: str, **arguments: Any) -> Any:
+        return self.processes[number].call(name, **arguments)
+
+    def leader(self) -> int:
+        """The node that leads, once all that run agree on it."""
+
+        def agreed() -> int | None:
+            alive = [number for number, process in self.processes.items() if process.alive]
+            try:
+                told = {self.call(number, "status")["leader"] for number in alive}
+            except NodeError:
+                return None  # one was about to end by itself
+            if len(told) == 1 and (address := told.pop()) is not None:
+                number = self.addresses.index(address)
+                return number if number in alive else None
+            return None
+
+        return wait_for(agreed, "a leader")
+
+    def wait_ready(self) -> int:
+        """Until every node that runs has caught up; returns the leader."""
+        leader = self.leader()
+        self.call(leader, "put", key="ready", value=str(time.time()))
+        self.wait_equal()
+        return leader
+
+    def wait_equal(self) -> int:
+        """Until all nodes that run have applied the same entries; returns the last one's index."""
+
+        def equal() -> int | None:
+            told = [self.call(number, "status") for number in self.processes]
+            applied = {tuple(status["applied"]) for status in told}
+            ends = {status["last_index"] for status in told}
+            return applied.pop()[0] if len(applied) == 1 and ends == {next(iter(applied))[0]} else None
+
+        def settled() -> int | None:
+            first = equal()
+            return first if first is not None and equal() == first else None
+
+        return wait_for(settled, "equal nodes", lambda: [self.call(n, "status") for n in self.processes])
+
+    def acknowledged(self) -> list[str]:
+        """The keys whose writes were acknowledged, to any client, before and after any kill."""
+        path = self.root / "acknowledged"
+        if not path.exists():
+            return []
+        lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last one
+        wrong = [line for line in lines if not line.startswith("ok ")]
+        assert not wrong, f"a write that was new was not taken as such: {wrong[:3]}"
+        return [line.removeprefix("ok ") for line in lines]
+
+    def check(self) -> int:
+        """The end of every test: equal contents and state checksums, each acknowledged write there once.
+
+        Returns how many writes were acknowledged.
+        """
+        self.leader()
+        self.wait_equal()
+        found = [self.call(number, "contents") for number in self.processes]
+        assert all(contents == found[0] for contents in found), [{**f, "keys": len(f["keys"])} for f in found]
+        acknowledged = self.acknowledged()
+        assert len(set(acknowledged)) == len(acknowledged)
+        lost = set(acknowledged) - set(found[0]["keys"])
+        assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged writes are lost, {sorted(lost)[:3]}"
+        listed = found[0]["listed"]
+        if listed is not None:
+            assert len(set(listed)) == len(listed), "an entry was applied twice"
+            missing = {key for key in acknowledged if key.startswith("list")} - set(listed)
+            assert not missing, f"{len(missing)} acknowledged entries of the list are lost"
+        return len(acknowledged)
+
+
+def wait_for(condition: Callable[[], Any], what: str, why: Callable[[], Any] | None = None) -> Any:
+    """The condition's value, once it is not None."""
+    stop = time.monotonic() + PATIENCE
+    error: BaseException | None = None
+    while time.monotonic() < stop:
+        value = condition()
+        if value is not None:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"waited for {what} in vain: {why() if why else ''} {error or ''}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on now, below those that the system hands out by itself."""
+    found: list[int] = []
+    rng = random.SystemRandom()
+    while len(found) < count:
+        port = rng.randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
+
+
+@contextlib.contextmanager
+def running(root: Path, size: int = 3, **options: Any) -> Iterator[Cluster]:
+    """A cluster whose nodes are up; what failed is shown with their logs."""
+    with Cluster(root, size, **options) as cluster:
+        cluster.start()
+        try:
+            cluster.wait_ready()
+            yield cluster
+        except BaseException:
+            for number in range(size):
+                log = root / f"node-{number}.log"
+                if log.exists():
+                    print(f"---- node {number}\n{log.read_text()[-3000:]}")
+            raise
+
+
+def remove_node(cluster: Cluster, number: int) -> None:
+    """Takes a node's directory away, as an operator does."""
+    shutil.rmtree(cluster.directory(number))

@@ -1,0 +1,230 @@
+"""One node of a cluster under test, as a program. `cluster.py` talks to it in JSON lines.
+
+Options: `address`, `partners`, `directory`, `durable`, `policy` (of dumps), `listed` (with a `ReplList` beside the
+state machine), `crash` ("Class.method:before" or ":after": it is killed there), `failing` ("part.method:errno": that
+call of the seam to the system fails), `slow` (seconds that each chunk takes), `acknowledged` (a file for what was).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from typing import Any
+
+from pysyncobj import FAIL_REASON, SyncObjConf
+from pysyncobj.batteries import ReplList
+
+import fastsm
+from fastsm.files import Directory
+from fastsm.integrations.pysyncobj import DumpPolicy, FastJournal, ReplicatedStateMachine, SubmitError
+from fastsm.integrations.pysyncobj.places import Places
+
+CLASSES = {
+    "FastJournal": FastJournal, "FastStateMachine": fastsm.FastStateMachine, "Places": Places,
+    "SnapshotReceiver": fastsm.SnapshotReceiver, "Node": ReplicatedStateMachine,
+}  # fmt: skip
+
+
+def crash_at(place: str) -> None:
+    """The process is killed when it comes by there."""
+    name, _, when = place.partition(":")
+    owner, method = name.split(".")
+    original = getattr(CLASSES[owner], method)
+
+    def crashing(self: Any, *arguments: Any, **options: Any) -> Any:
+        if when == "after":
+            original(self, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(CLASSES[owner], method, crashing)
+
+
+def failing_files(place: str) -> Any:
+    """A seam to the system in which a method fails once `Node.fail` has been called."""
+    name, _, code = place.partition(":")
+    part, method = name.split(".")
+    original = getattr(Directory, method)
+    static = isinstance(Directory.__dict__[method], staticmethod)
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if Node.failing:
+            raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+        return original(*arguments) if static else original(self, *arguments)
+
+    broken = type("FailingDirectory", (Directory,), {method: failing})
+    return lambda of: broken if of == part else Directory
+
+
+class Node:
+    """The calls."""
+
+    failing = False
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.acknowledged = os.open(options["acknowledged"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.list = ReplList() if options.get("listed") else None
+        more: dict[str, Any] = {}
+        if "failing" in options:
+            more["_files"] = failing_files(options["failing"])
+        conf = SyncObjConf(
+            appendEntriesUseBatch=False, bindAddress=options["address"], connectionRetryTime=0.2,
+            raftMinTimeout=0.7, raftMaxTimeout=1.5, autoTickPeriod=0.02,
+        )  # fmt: skip
+        self.node = ReplicatedStateMachine(
+            options["address"], options["partners"], options["directory"], conf=conf,
+            durable=options.get("durable", False), consumers=[self.list] if self.list is not None else [],
+            policy=DumpPolicy(**options.get("policy", {})), **more,
+        )  # fmt: skip
+        if "slow" in options:
+            machine_apply = self.node._apply_chunk
+
+            def slow(entries: Any) -> Any:
+                time.sleep(options["slow"])
+                return machine_apply(entries)
+
+            self.node._apply_chunk = slow
+        self.loading = False
+        self.load_thread: threading.Thread | None = None
+
+    def call_status(self) -> dict[str, Any]:
+        node = self.node
+        leader = node._getLeader()
+        if node.failure is not None:
+            return {"leader": None, "failure": repr(node.failure), "applied": None, "last_index": None}
+        return {
+            "leader": None if leader is None else leader.id,
+            "applied": node.state_machine.last_applied(), "last_index": node.journal.last_index,
+            "first_index": node.journal.first_index, "dumps": node.dumps, "installs": node.installs,
+            "failure": None, "refused": node.refused, "term": node.raftCurrentTerm,
+        }  # fmt: skip
+
+    def persist(self, command: bytes) -> Any:
+        """What is the same when it is done twice, until it is done: a leader may change at any time."""
+        stop = time.monotonic() + 30
+        while True:
+            try:
+                return self.node.submit(command, sync=True, timeout=10)
+            except SubmitError:
+                if time.monotonic() > stop:
+                    raise
+
+    def call_put(self, key: str, value: str) -> Any:
+        return self.persist(fastsm.put(key.encode(), value.encode()))
+
+    def call_swap(self, key: str, expected: str | None, value: str | None) -> Any:
+        expected_bytes = None if expected is None else expected.encode()
+        return self.node.compare_and_swap(key.encode(), expected_bytes, (value or "").encode(), sync=True, timeout=20)
+
+    def call_read(self, key: str) -> Any:
+        value = self.node.sync_read(key.encode(), timeout=20)
+        return None if value is None else value.decode()
+
+    def call_large(self, key: str, size: int) -> Any:
+        return self.persist(fastsm.put(key.encode(), os.urandom(size)))
+
+    def call_submit_raw(self, command: str) -> Any:
+        """A command that `submit` would refuse, as a node of another release might send it."""
+        outcome: list[Any] = []
+        self.node._applyCommand(bytes.fromhex(command), lambda *answer: outcome.append(answer), 0x46)
+        stop = time.monotonic() + 10
+        while not outcome and time.monotonic() < stop and self.node.failure is None:
+            time.sleep(0.01)
+        return outcome[0] if outcome else None
+
+    def call_append(self, item: str) -> Any:
+        assert self.list is not None
+        return self.list.append(item, sync=True, timeout=20)
+
+    def call_fill(self, prefix: str, count: int, size: int, batch: int = 500) -> None:
+        """So many keys, in batches; returns when all are applied here."""
+        for start in range(0, count, batch):
+            keys = [b"%s-%d" % (prefix.encode(), n) for n in range(start, min(count, start + batch))]
+            command = fastsm.put_many(keys, [os.urandom(size) for _ in keys])
+            self.persist(command)
+
+    def call_load(self, prefix: str, window: int = 100, size: int = 50, listed: bool = False) -> None:
+        """Writes new keys, as many at once, until `unload`; each acknowledged one is noted in the file."""
+        self.loading = True
+        room = threading.Semaphore(window)
+
+        def work() -> None:
+            number = 0
+            while self.loading:
+                number += 1
+                key = f"{prefix}-{number}"
+                if not room.acquire(timeout=10):
+                    room.release()
+
+                def answered(result: Any, reason: Any, key: str = key) -> None:
+                    if reason == FAIL_REASON.SUCCESS:
+                        word = "ok" if listed or result is True else "WRONG"
+                        os.write(self.acknowledged, f"{word} {key}\n".encode())
+                    room.release()
+
+                try:
+                    if listed:
+                        assert self.list is not None
+                        self.node.put(key.encode(), b"", timeout=5)
+                        self.list.append(key, callback=answered)
+                    else:
+                        value = os.urandom(size)
+                        self.node.compare_and_swap(key.encode(), None, value, callback=answered, timeout=5)
+                except fastsm.NotRunningError:
+                    return
+
+        self.load_thread = threading.Thread(target=work, daemon=True)
+        self.load_thread.start()
+
+    def call_unload(self) -> None:
+        self.loading = False
+        if self.load_thread is not None:
+            self.load_thread.join(15)
+
+    def call_compact(self) -> None:
+        self.node.forceLogCompaction()
+
+    def call_fail(self) -> None:
+        Node.failing = True
+
+    def call_contents(self) -> dict[str, Any]:
+        machine = self.node.state_machine
+        machine._check()
+        with tempfile.TemporaryDirectory() as directory:
+            machine.write_snapshot(directory)
+            with fastsm.open_snapshot(directory) as snapshot:
+                checksum = snapshot.state_checksum.hex()
+        listed = None if self.list is None else list(self.list.rawData())
+        return {"keys": sorted(key.decode() for key, _ in machine.items()), "checksum": checksum, "listed": listed}
+
+    def call_destroy(self) -> None:
+        self.node.destroy_synchronous()
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(levelname)s %(message)s")
+    options = json.loads(sys.argv[1])
+    if "crash" in options:
+        crash_at(options["crash"])
+    node = Node(options)
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        try:
+            answer = {"value": getattr(node, f"call_{arguments.pop('call')}")(**arguments)}
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    node.call_unload()
+    node.node.destroy_synchronous()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Power loss of all nodes of a durable cluster at once: every promise holds, nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pysyncobj")
+
+from fastsm import FastsmError
+from fastsm.integrations.pysyncobj import ReplicatedStateMachine
+from fastsm.integrations.pysyncobj.places import Places, Restart, restart
+from support.faulty import memory_directory
+from support.power import QuietDirectory
+from support.simulated_cluster import ADDRESSES, Clock, Moment, SimulatedCluster, state_checksum
+
+OPTIONS = {"verify_on_open": "off", "auto_compact": False}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    levels = [(logger := logging.getLogger(name), logger.level) for name in ("fastsm", "pysyncobj.syncobj")]
+    for logger, _ in levels:
+        logger.setLevel(logging.CRITICAL + 1)
+    yield
+    for logger, level in levels:
+        logger.setLevel(level)
+
+
+def live(
+    root: Path, clock: Clock, seed: int, node: type[ReplicatedStateMachine] = ReplicatedStateMachine, steps: int = 700
+) -> SimulatedCluster:
+    """A cluster that writes, dumps, loses sight of a follower, and changes its leader."""
+    rng = random.Random(seed)
+    random.seed(seed)  # PySyncObj's own dice
+    cluster = SimulatedCluster(root, clock, rng, node=node)
+    cluster.settle()
+    away, until = None, 0
+    for step in range(steps):
+        cluster.step()
+        if rng.random() < 0.5:
+            cluster.write()
+        if away is None and rng.random() < 0.004:
+            away, until = rng.choice(ADDRESSES), step + rng.choice((20, 150))
+            cluster.silence(away)
+        elif away is not None and step > until:
+            cluster.hear(away)
+            away = None
+    if away is not None:
+        cluster.hear(away)
+    cluster.end()
+    return cluster
+
+
+def holds(found: Restart, index: int, term: int) -> bool:
+    """Whether an entry is in the journal, or in the state."""
+    there = found.journal.term_at(index)
+    return there == term if there is not None else found.machine.entry_term(index) == term
+
+
+def judge(moment: Moment, root: Path, counts: Counter[str]) -> None:
+    """Every node keeps its promises; whoever may be elected holds every acknowledged write."""
+    found = {}
+    try:
+        for number, address in enumerate(ADDRESSES):
+            places = Places(root / f"node-{number}", lambda part: QuietDirectory)
+            found[address] = restart(places, durable=True, has_others=False, options=dict(OPTIONS))
+        for address, state in found.items():
+            promises = moment.promises[address]
+            assert state.journal.term >= promises.term, f"{address}: a term is lost"
+            if promises.vote and promises.vote[0] == state.journal.term:
+                assert state.journal.vote == promises.vote[1], f"{address}: a vote is lost"
+            for index, term in promises.entries.items():
+                if not holds(state, index, term):
+                    # Another leader may have had it replaced, but never one that was acknowledged.
+                    counts["replaced"] += 1
+        logs = {address: (state.journal[-1][2], state.journal.last_index) for address, state in found.items()}
+        for address, state in found.items():
+            voters = sum(logs[address] >= log for log in logs.values())
+            if voters < 2:
+                continue
+            counts["electable"] += 1
+            for key, (_, entry) in moment.acknowledged.items():
+                assert holds(state, *entry), f"{address} may lead without {key!r}, {entry}"
+    finally:
+        for state in found.values():
+            state.journal.abandon()
+            state.machine._worker.abandon()
+            state.machine._release()
+
+
+def run_again(moment: Moment, root: Path, clock: Clock, rng: random.Random) -> None:
+    """The cluster starts from there: it agrees, and every acknowledged write is there."""
+    cluster = SimulatedCluster(root, clock, rng, watched=False)
+    try:
+        cluster.settle()
+        sums = set()
+        for number, node in enumerate(cluster.nodes.values()):
+            for key, (value, _) in moment.acknowledged.items():
+                assert node.get(key) == value, f"{key!r} is lost"
+            sums.add(state_checksum(node.state_machine, root / f"sum-{number}"))
+        assert len(sums) == 1
+    finally:
+        cluster.end()
+
+
+def violations(
+    clock: Clock, seeds: range, counts: Counter[str], node: type[ReplicatedStateMachine] = ReplicatedStateMachine,
+    *, moments: int = 60, draws: int = 4, again: float = 0.05,
+) -> list[str]:  # fmt: skip
+    wrong = []
+    with memory_directory() as top:
+        for seed in seeds:
+            cluster = live(top / f"life-{seed}", clock, seed, node)
+            counts.update(acknowledged=len(cluster.acknowledged), moments=len(cluster.moments))
+            rng = random.Random(seed)
+            for moment in rng.sample(cluster.moments, min(moments, len(cluster.moments))):
+                for draw in range(draws):
+                    lost = ADDRESSES if draw else tuple(rng.sample(ADDRESSES, 2))
+                    root = top / "drawn"
+                    shutil.rmtree(root, ignore_errors=True)
+                    moment.build(root, rng, lost)
+                    counts["states"] += 1
+                    try:
+                        judge(moment, root, counts)
+                        if rng.random() < again:
+                            counts["run again"] += 1
+                            run_again(moment, root, clock, rng)
+                    except (AssertionError, FastsmError) as error:
+                        wrong.append(f"seed {seed}, {moment.where}: {error!r}"[:500])
+                        if len(wrong) > 5:
+                            return wrong
+    return wrong
+
+
+def test_nothing_acknowledged_is_lost(clock: Clock) -> None:
+    """Whatever mix of pages a power loss of all nodes leaves, terms, votes and acknowledged writes are there."""
+    counts: Counter[str] = Counter()
+    wrong = violations(clock, range(5), counts)
+    print(dict(counts))
+    assert not wrong, "\n".join(wrong)
+    assert counts["states"] >= 1000
+    assert counts["acknowledged"] >= 500
+    assert counts["run again"] >= 20
+
+
+class RepliesNotHeld(ReplicatedStateMachine):
+    """A follower replies before the sync of what it took."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._transport.holding = False
+
+
+class NothingSynced(ReplicatedStateMachine):
+    """Replies wait, but nothing is synced before they leave."""
+
+    def _make_durable(self) -> None:
+        self._transport.release()
+
+
+class LeaderCountsItself(ReplicatedStateMachine):
+    """The leader's own entries count before they are synced."""
+
+    def _make_durable(self) -> None:
+        if not self._isLeader():
+            super()._make_durable()
+        else:
+            self._transport.release()
+
+
+@pytest.mark.parametrize("planted", [RepliesNotHeld, NothingSynced, LeaderCountsItself])
+def test_planted_faults_are_seen(clock: Clock, planted: Any) -> None:
+    """The simulator sees a cluster that promises what is not durable."""
+    assert violations(clock, range(6), Counter(), planted, moments=100, draws=6, again=0)
