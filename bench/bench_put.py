@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import fastsm
-from bench.data import chunked, fresh, fresh_pairs, into_dict
+from bench.data import changes, chunked, entries_of, fill, fresh, fresh_pairs, into_dict
 
 COUNT = 100_000
 
@@ -36,20 +36,21 @@ def test_put_many(note: Any, keys: list[bytes], values: list[bytes]) -> None:
 
 
 def test_put_and_apply(compare: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
-    """Both sides of the work in one process, chunks of 100, beside a dict."""
+    """Both sides of the work in one process, chunks of 100: the changes of `apply`, on a million keys."""
     machine = machine_at(auto_compact=False)
-    pairs: dict[bytes, bytes] = {}
+    fill(machine, keys, values)
+    pairs = dict(zip(fresh(keys), fresh(values), strict=True))
     source = random.Random(11)
 
     def prepare() -> Any:
         machine.flush()
-        made: Any = [(source.choice(keys), source.choice(values)) for _ in range(COUNT)]
+        made = changes(source, keys, values, COUNT)
         return (chunked(fresh_pairs(made), 100), machine.last_applied().index + 1), (pairs, fresh_pairs(made))
 
     def subject(chunks: Any, index: int) -> None:
-        put, apply = fastsm.put, machine.apply
+        apply = machine.apply
         for chunk in chunks:
-            apply([(index + i, 1, put(key, value)) for i, (key, value) in enumerate(chunk)])
+            apply(entries_of(chunk, index))
             index += len(chunk)
 
     compare("put_apply.100", subject, into_dict, COUNT, prepare)

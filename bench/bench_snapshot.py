@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_reader_meanwhile(note: Any, full: Any, keys: list[bytes], place: Path) 
     p9999, gaps, with_all, without_all = [], [], [], []
     for number in range(WINDOWS):
         target = place / f"snapshot-{number}"
-        busy, seconds = window(full, wanted, lambda target=target: full.write_snapshot(target), 0)
+        busy, seconds = window(full, wanted, partial(full.write_snapshot, target), 0)
         quiet, _ = window(full, wanted, None, seconds)
         p9999.append(float(np.percentile(busy, 99.99) / np.percentile(quiet, 99.99)))
         gaps.append(float(busy.max() / quiet.max()))
@@ -131,7 +132,7 @@ def test_reader_meanwhile(note: Any, full: Any, keys: list[bytes], place: Path) 
         without_all.append(quiet)
         shutil.rmtree(target)
     marks = [50, 90, 99, 99.9, 99.99, 99.999]
-    extra = {"percentiles": marks}
+    extra: dict[str, Any] = {"percentiles": marks}
     for name, arrays in (("with", with_all), ("without", without_all)):
         times = np.concatenate(arrays)
         extra[name] = [float(value) for value in np.percentile(times, marks)]

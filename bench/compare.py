@@ -1,9 +1,10 @@
 """Two commits beside each other: built apart, measured in turns, judged by the noise of the same run.
 
-Each commit gets a worktree and a virtual environment of its own. Both run the same suite, HEAD's `guard.py`, in
-alternating order. A round gives, for each workload, HEAD's ratio to its dict over BASE's. The noise is what the same
-numbers say of chance: the spread of those rounds, and of BASE beside itself. HEAD fails where it is slower by
-more than that, and by more than SMALLEST_LOSS.
+Each commit gets a worktree and a virtual environment of its own, and both run the same suite, this checkout's
+`guard.py`. Three processes take turns, slice by slice of some milliseconds: BASE, HEAD, and BASE once more. HEAD over
+BASE is the result; BASE over BASE, which differs by chance alone, says how much chance makes of it. The processes
+are started anew several times, for where a process lies in memory is chance, too. HEAD fails where it is slower by
+more than chance, and by more than SMALLEST_LOSS.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,11 +24,11 @@ from typing import NamedTuple
 
 from bench.machine import describe
 
-SMALLEST_LOSS = 1.05
-LEAST_ROUNDS = 5
-MOST_ROUNDS = 25
+SMALLEST_LOSS = 1.03
+STARTS = 6  # of the three processes, each time as a part of the minutes
+WORKLOADS = ("get", "get_many", "apply.1", "apply.100", "flush", "snapshot", "open")
 CHECKOUT = Path(__file__).resolve().parent.parent
-Round = dict[str, tuple[float, float]]
+Slices = dict[str, list[tuple[float, float, float]]]  # by workload: seconds of BASE, HEAD and BASE again
 
 
 class Verdict(NamedTuple):
@@ -34,7 +36,7 @@ class Verdict(NamedTuple):
     ratio: float  # of HEAD to BASE, median
     low: float  # of the median, 95 %
     high: float
-    limit: float
+    noise: float  # what chance makes of BASE over BASE
     lost: bool
 
 
@@ -49,47 +51,98 @@ def build(commit: str, directory: Path) -> Path:
     return python
 
 
-def run_round(python: Path, directory: Path) -> Round:
-    """One process of the suite, on files of its own."""
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        # In the scratch directory, so that no checkout hides the installed package.
-        command = [str(python), "-P" if sys.version_info >= (3, 11) else "-I", str(directory / "guard.py"), scratch]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=scratch)
-    return {name: (mine, theirs) for name, (mine, theirs) in json.loads(done.stdout).items()}
+class Runner:
+    """A process of the suite, which does a slice of work at a time."""
+
+    def __init__(self, python: Path, directory: Path, name: str) -> None:
+        self.scratch = directory / name
+        self.scratch.mkdir()
+        # There, so that no checkout hides the installed package.
+        self.process = subprocess.Popen(
+            [str(python), str(directory / "guard.py"), str(self.scratch)], cwd=self.scratch, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        self.answer()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the suite ended with status {self.process.wait()}")
+        return line
+
+    def slice(self, workload: str) -> float:
+        """Seconds of one slice."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(workload + "\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        shutil.rmtree(self.scratch)
 
 
-def judge(base: list[Round], head: list[Round]) -> list[Verdict]:
+def take_turns(pythons: list[Path], directory: Path, seconds: float) -> Slices:
+    """One start of the three processes: slices of every workload, in changing order, for so many seconds."""
+    found: Slices = {workload: [] for workload in WORKLOADS}
+    base, head = pythons
+    runners = [Runner(python, directory, name) for python, name in ((base, "a"), (head, "b"), (base, "c"))]
+    orders = list(itertools.permutations(range(3)))
+    try:
+        for workload in WORKLOADS:
+            for runner in runners:
+                runner.slice(workload)  # the first of each pays for cold caches
+        started = time.monotonic()
+        for order in itertools.cycle(orders):
+            for workload in WORKLOADS:
+                times = {which: runners[which].slice(workload) for which in order}
+                found[workload].append((times[0], times[1], times[2]))
+            if time.monotonic() - started > seconds:
+                return found
+        raise AssertionError("unreachable")
+    finally:
+        for runner in runners:
+            runner.end()
+
+
+def judge(starts: list[Slices]) -> list[Verdict]:
     """For each workload HEAD over BASE, and whether that is a loss beyond what chance makes of BASE over BASE."""
     verdicts = []
-    for workload in base[0]:
-        before = [turn[workload][0] / turn[workload][1] for turn in base]
-        after = [turn[workload][0] / turn[workload][1] for turn in head]
-        rounds = [new / old for new, old in zip(after, before, strict=True)]
-        # Two commits that are equal would differ by as much: from round to round, BASE beside itself.
-        itself = [max(a, b) / min(a, b) for a, b in itertools.pairwise(before)]
-        noise = statistics.median(itself) ** (1.5 / len(rounds) ** 0.5)
-        low, high = interval(rounds)
-        limit = max(SMALLEST_LOSS, noise)
-        ratio = statistics.median(rounds)
-        verdicts.append(Verdict(workload, ratio, low, high, limit, ratio > limit and low > 1))
+    for workload in WORKLOADS:
+        slices = [start[workload] for start in starts]
+        heads = [ratio for start in slices for ratio in middles([head / base for base, head, _ in start])]
+        bases = [ratio for start in slices for ratio in middles([twin / base for base, _, twin in start])]
+        low, high = interval(heads)
+        again = interval(bases)
+        noise = max(again[1], 1 / again[0]) ** 1.5  # of seven workloads, none should fail by chance
+        verdicts.append(Verdict(
+            workload, statistics.median(heads), low, high, noise, low > 1 and
+            statistics.median(heads) > max(SMALLEST_LOSS, noise)))  # fmt: skip
     return verdicts
 
 
+def middles(ratios: list[float]) -> list[float]:
+    """Medians of every six slices, one of each order: single ones are mostly what the machine did meanwhile."""
+    groups = [ratios[i : i + 6] for i in range(0, max(len(ratios) - 5, 1), 6)]
+    return [statistics.median(group) for group in groups]
+
+
 def interval(values: list[float]) -> tuple[float, float]:
-    """Between these two lies the median of all rounds there could be, 19 times of 20 (order statistics)."""
+    """Between these two lies the median of all there could be, 19 times of 20 (order statistics)."""
     ordered = sorted(values)
     skip = max(0, int((len(ordered) - 1.96 * len(ordered) ** 0.5) / 2))
     return ordered[skip], ordered[-1 - skip]
 
 
-def render(base: str, head: str, verdicts: list[Verdict], rounds: int) -> str:
+def render(base: str, head: str, verdicts: list[Verdict], count: int) -> str:
     lines = [
         f"# {head} beside {base}", "",
-        f"{rounds} interleaved rounds. Below 1: {head} is faster.", "",
-        "| workload | ratio | 95 % of medians | limit | |", "| --- | --- | --- | --- | --- |",
+        f"{count} slices of each workload, in turns. Below 1: {head} is faster.", "",
+        "| workload | ratio | 95 % of medians | noise | |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     lines += [
-        f"| {v.workload} | {v.ratio:.3f} | {v.low:.3f} to {v.high:.3f} | {v.limit:.3f} | {'LOST' if v.lost else ''} |"
+        f"| {v.workload} | {v.ratio:.3f} | {v.low:.3f} to {v.high:.3f} | {v.noise:.3f} | {'LOST' if v.lost else ''} |"
         for v in verdicts
     ]
     return "\n".join(lines) + "\n"
@@ -98,41 +151,27 @@ def render(base: str, head: str, verdicts: list[Verdict], rounds: int) -> str:
 def compare(base: str, head: str, minutes: float, out: Path) -> int:
     """Builds, measures, reports; 1 when HEAD lost anything beyond the noise."""
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # worktrees are removed on the way out
     with tempfile.TemporaryDirectory(prefix="fastsm-compare-", dir=out) as name:
         directory = Path(name).resolve()
         shutil.copy(CHECKOUT / "bench" / "guard.py", directory)
         try:
             pythons = [build(commit, directory / label) for commit, label in ((base, "base"), (head, "head"))]
-            found = interleaved(pythons, directory, minutes)
+            seconds = 60 * minutes / STARTS - 10  # a start takes some seconds by itself
+            starts = [take_turns(pythons, directory, seconds) for _ in range(STARTS)]
         finally:
             for label in ("base", "head"):
                 worktree = str(directory / label)
                 subprocess.run(["git", "-C", str(CHECKOUT), "worktree", "remove", "--force", worktree], check=False)
-    verdicts = judge(*found)
+    verdicts = judge(starts)
     document = {
-        "about": describe(out), "base": base, "head": head, "rounds": dict(zip(("base", "head"), found, strict=True)),
+        "about": describe(out), "base": base, "head": head, "starts": starts,
         "verdicts": [verdict._asdict() for verdict in verdicts],
     }  # fmt: skip
     (out / "compare.json").write_text(json.dumps(document, indent=1) + "\n")
-    text = render(base, head, verdicts, len(found[0]))
+    text = render(base, head, verdicts, sum(len(start[WORKLOADS[0]]) for start in starts))
     (out / "compare.md").write_text(text)
     print(text)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         Path(summary).write_text(text)
     return 1 if any(verdict.lost for verdict in verdicts) else 0
-
-
-def interleaved(pythons: list[Path], directory: Path, minutes: float) -> tuple[list[Round], list[Round]]:
-    """Rounds of both in alternating order, at least LEAST_ROUNDS, then as many as the time allows."""
-    both: tuple[list[Round], list[Round]] = ([], [])
-    started = time.monotonic()
-    for python in pythons:
-        run_round(python, directory)  # the first run of each pays for cold caches
-    while len(both[0]) < MOST_ROUNDS:
-        turn = len(both[0])
-        per_round = (time.monotonic() - started) / (turn + 1)
-        if turn >= LEAST_ROUNDS and time.monotonic() - started + per_round > 60 * minutes:
-            break
-        for which in (0, 1) if turn % 2 else (1, 0):
-            both[which].append(run_round(pythons[which], directory))
-    return both

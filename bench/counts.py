@@ -106,7 +106,7 @@ def instructions(name: str) -> float:
             "valgrind", "--tool=callgrind", "--collect-atstart=no", f"--toggle-collect={COUNTED[name]}",
             f"--callgrind-out-file={directory}/out", *child_command(name, f"{directory}/state"),
         ]  # fmt: skip
-        done = run(command)
+        done = run(command, directory)
         collected = re.search(r"Collected : (\d+)", done.stderr)
         if collected is None or int(collected[1]) == 0:
             raise RuntimeError(f"callgrind counted nothing of {name}:\n{done.stderr[-2000:]}")
@@ -116,14 +116,15 @@ def instructions(name: str) -> float:
 def system_counts(name: str) -> dict[str, float]:
     """Page faults, bytes written and reads and writes of files, an operation; less than what an idle run has."""
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as directory:
-        numbers = [int(number) for number in run(child_command(name, f"{directory}/state")).stdout.split()]
+        numbers = [int(number) for number in run(child_command(name, f"{directory}/state"), directory).stdout.split()]
     names = ("faults", "written_bytes", "calls")
     return {what: number / COUNT for what, number in zip(names, numbers, strict=True)}
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], directory: str) -> subprocess.CompletedProcess[str]:
+    """In a directory of its own, so that no checkout hides the installed package."""
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=directory)
     if done.returncode:
         raise RuntimeError(f"{command[:3]} failed:\n{done.stderr[-2000:]}")
     return done
@@ -181,3 +182,7 @@ def main(record: bool) -> int:
     losses = judge(found, recorded)
     print("\n".join(losses) or "counts: all within their limits")
     return 1 if losses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(record="--record" in sys.argv))

@@ -1,16 +1,16 @@
-"""The guard's suite: one round of short measurements, run by `compare` in each commit's own environment.
+"""The guard's suite: work in slices of some milliseconds, done on request, by `compare` in each commit's environment.
 
 It uses nothing of fastsm but its public names, so that any commit can be measured, and nothing of the rest of `bench`.
-`python guard.py DIRECTORY` prints JSON: for each workload the seconds of fastsm and, of work that no commit changes,
-the seconds of a dict, right beside it. Their ratio is what commits are compared by.
+`python guard.py DIRECTORY` reads the name of a workload from each line and answers with the seconds of one slice of it;
+preparing the slice is not counted. Slices this short let two processes take turns faster than a busy machine changes.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,104 +18,81 @@ from typing import Any
 
 import fastsm
 
-KEYS = 200_000
-LOOKUPS = 100_000
-ENTRIES = 50_000
+KEYS = 100_000
+VALUE = bytes(range(100))
+Work = tuple[Callable[..., object], tuple[Any, ...]]
 
 
-def fresh(items: list[bytes]) -> list[bytes]:
-    return [bytes(bytearray(item)) for item in items]
+class Guard:
+    """A state machine of KEYS keys, and slices of work on it."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.source = random.Random(17)
+        self.keys = [self.source.randbytes(16) for _ in range(KEYS)]
+        self.machine = fastsm.FastStateMachine(os.path.join(directory, "state"), auto_compact=False)
+        self.machine.apply(self.entries(self.keys))
+        self.machine.flush()
+        # Opened and closed again and again: a state of its own.
+        self.other = os.path.join(directory, "other")
+        with fastsm.FastStateMachine(self.other) as machine:
+            machine.apply([(i + 1, 1, fastsm.put(key, VALUE)) for i, key in enumerate(self.keys)])
+
+    def entries(self, keys: list[bytes]) -> list[tuple[int, int, bytes]]:
+        first = self.machine.last_applied().index + 1
+        return [(first + i, 1, fastsm.put(key, VALUE)) for i, key in enumerate(keys)]
+
+    def some(self, count: int) -> list[bytes]:
+        return [bytes(bytearray(key)) for key in self.source.choices(self.keys, k=count)]
+
+    def chunks(self, size: int, count: int) -> list[Any]:
+        entries = self.entries(self.some(count))
+        return [entries[i : i + size] for i in range(0, count, size)]
+
+    def prepare(self, workload: str) -> Work:
+        """What is timed, and its arguments."""
+        if workload == "get":
+            return self.get, (self.some(40_000),)
+        if workload == "get_many":
+            return self.machine.get_many, (self.some(40_000),)
+        if workload.startswith("apply."):
+            return self.apply, (self.chunks(int(workload[6:]), 10_000),)
+        if workload == "flush":
+            return self.apply_and_flush, (self.chunks(100, 2_000),)
+        if workload == "snapshot":
+            shutil.rmtree(os.path.join(self.directory, "out"), ignore_errors=True)
+            return self.machine.write_snapshot, (os.path.join(self.directory, "out"),)
+        return self.open, ()
+
+    def get(self, keys: list[bytes]) -> None:
+        get = self.machine.get
+        for key in keys:
+            get(key)
+
+    def apply(self, chunks: list[Any]) -> None:
+        apply = self.machine.apply
+        for chunk in chunks:
+            apply(chunk)
+
+    def apply_and_flush(self, chunks: list[Any]) -> None:
+        for chunk in chunks:
+            self.machine.apply(chunk)
+            self.machine.flush()
+
+    def open(self) -> None:
+        fastsm.FastStateMachine(self.other, verify_on_open="off").close()
 
 
-def best_of(function: Callable[..., object], prepare: Callable[[], tuple[Any, ...]], times: int) -> float:
-    best = float("inf")
-    for _ in range(times):
-        arguments = prepare()
-        gc.collect()
-        gc.disable()
+def serve(directory: str) -> None:
+    guard = Guard(directory)
+    gc.disable()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        function, arguments = guard.prepare(line.strip())
         start = time.perf_counter()
         function(*arguments)
-        best = min(best, time.perf_counter() - start)
-        gc.enable()
-    return best
-
-
-def look_up(get: Callable[[bytes], object], keys: list[bytes]) -> None:
-    for key in keys:
-        get(key)
-
-
-def into_dict(pairs: dict[bytes, bytes], some: list[tuple[bytes, bytes]]) -> None:
-    for key, value in some:
-        pairs[key] = value
-
-
-def measure(directory: str) -> dict[str, tuple[float, float]]:
-    source = random.Random(17)
-    keys = [source.randbytes(16) for _ in range(KEYS)]
-    value = source.randbytes(100)
-    machine = fastsm.FastStateMachine(os.path.join(directory, "state"), auto_compact=False)
-    pairs = dict.fromkeys(fresh(keys), value)
-
-    def entries(some: list[bytes]) -> list[tuple[int, int, bytes]]:
-        first = machine.last_applied().index + 1
-        return [(first + i, 1, fastsm.put(key, value)) for i, key in enumerate(some)]
-
-    def apply_chunks(chunks: list[Any], flush: bool = False) -> None:
-        for chunk in chunks:
-            machine.apply(chunk)
-            if flush:
-                machine.flush()
-
-    def chunks_of(size: int, count: int) -> tuple[Any, ...]:
-        work = entries(source.choices(keys, k=count))
-        return ([work[i : i + size] for i in range(0, count, size)],)
-
-    def to_dict(count: int) -> tuple[Any, ...]:
-        return pairs, [(key, value) for key in fresh(source.choices(keys, k=count))]
-
-    apply_chunks([entries(keys)])
-    machine.flush()
-    found = {
-        "get": (
-            best_of(look_up, lambda: (machine.get, fresh(source.choices(keys, k=LOOKUPS))), 3),
-            best_of(look_up, lambda: (pairs.get, fresh(source.choices(keys, k=LOOKUPS))), 3)),
-        "get_many": (
-            best_of(machine.get_many, lambda: (fresh(source.choices(keys, k=LOOKUPS)),), 3),
-            best_of(lambda some: list(map(pairs.get, some)), lambda: (fresh(source.choices(keys, k=LOOKUPS)),), 3)),
-    }  # fmt: skip
-    for size in (1, 100):
-        found[f"apply.{size}"] = (
-            best_of(apply_chunks, lambda size=size: chunks_of(size, ENTRIES), 3),  # type: ignore[misc]
-            best_of(into_dict, lambda: to_dict(ENTRIES), 3))
-    machine.flush()
-    found["flush"] = (best_of(lambda chunks: apply_chunks(chunks, True), lambda: chunks_of(100, 5000), 3),
-                      bare_flushes(directory, 50))  # fmt: skip
-    start = time.perf_counter()
-    machine.write_snapshot(os.path.join(directory, "out"))
-    found["snapshot"] = time.perf_counter() - start, bare_flushes(directory, 1, 28 << 20)
-    machine.close()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        machine = fastsm.FastStateMachine(os.path.join(directory, "state"), verify_on_open="off")
-        times.append(time.perf_counter() - start)
-        machine.close()
-    found["open"] = min(times), best_of(dict, lambda: (list(pairs.items()),), 3)
-    return found
-
-
-def bare_flushes(directory: str, count: int, size: int = 14 << 10) -> float:
-    piece = os.urandom(size)
-    descriptor = os.open(os.path.join(directory, "bare"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    start = time.perf_counter()
-    for _ in range(count):
-        os.write(descriptor, piece)
-        os.fsync(descriptor)
-    seconds = time.perf_counter() - start
-    os.close(descriptor)
-    return seconds
+        print(time.perf_counter() - start, flush=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])))
+    serve(sys.argv[1])

@@ -61,7 +61,7 @@ def rate(results: Results, scale: Scale) -> Axes | None:
 def reopening(results: Results, scale: Scale) -> Axes | None:
     if not scale:
         return None
-    made = axes("Opening, closing and snapshots over table size", "keys", "seconds")
+    made = axes("Opening and snapshots over table size", "keys", "seconds")
     line(made, scale, lambda row: row["open_background_s"], 'open, "background"', BLUE)
     line(made, scale, lambda row: row["open_full_s"], 'open, "full": every byte checked', ORANGE)
     line(made, scale, lambda row: row["snapshot_s"], "snapshot, BLAKE3 and fsync included", GRAY)
@@ -110,8 +110,9 @@ def peers(results: Results, scale: Scale) -> Axes | None:
     for i, who in enumerate(columns):
         rows = [(results[row, who].median, wanted.index(row)) for row in wanted if (row, who) in results]
         if rows:
+            ratios, heights = zip(*rows, strict=True)
             made.scatter(
-                *zip(*rows, strict=True), s=90 if who == "fastsm" else 45, marker=marks[i % len(marks)], label=who,
+                ratios, heights, s=90 if who == "fastsm" else 45, marker=marks[i % len(marks)], label=who,
                 color=ORANGE if who == "fastsm" else plt.get_cmap("Blues")(0.35 + 0.6 * i / len(columns)), zorder=3)
     made.axvline(1, color=GRAY, linewidth=1)
     made.set_yticks(range(len(wanted)), [ROWS[row].work for row in wanted], fontsize=8)

@@ -29,6 +29,8 @@ def about_table(about: dict[str, Any]) -> list[str]:
     lines = ["## The machine", "", "| | |", "| --- | --- |"]
     lines += [f"| {name.replace('_', ' ')} | {about.get(name, '')} |" for name in names]
     lines += [f"| {name.replace('_', ' ')} | {value:,.3g} |" for name, value in about.get("limits", {}).items()]
+    if about.get("load_at_start", 0) > 1:
+        lines += ["", "**The machine was busy with other work**: absolute numbers say little, spreads are wide."]
     return [*lines, ""]
 
 
@@ -100,6 +102,7 @@ def write_report(paths: list[Path], docs: Path) -> int:
     (docs / "img").mkdir(parents=True, exist_ok=True)
     pictures = draw(results, scale, docs / "img")
     lines = [INTRODUCTION, *about_table(about), *target_table(results), *peer_table(results), *scale_table(scale)]
+    lines += [Path(__file__).with_name("notes.md").read_text()]
     if pictures:
         lines += ["## Pictures", ""]
         lines += [line for title, name in pictures for line in (f"![{title}](img/{name})", "")]

@@ -102,7 +102,7 @@ def measure_scale(largest: int, directory: Path, results: Path) -> int:
             for mode in ("background", "full"):
                 os.sync()
                 start = time.perf_counter()
-                machine = fastsm.FastStateMachine(directory / "state", auto_compact=False, verify_on_open=mode)  # type: ignore[arg-type]
+                machine = fastsm.FastStateMachine(directory / "state", auto_compact=False, verify_on_open=mode)
                 row[f"open_{mode}_s"] = time.perf_counter() - start
                 assert machine.len() == size
                 assert machine.get(key_of(size)) == VALUE

@@ -28,7 +28,7 @@ ROWS = {
     "apply.100": Row("apply, chunks of 100", "dict", 0.3),
     "apply.1000": Row("apply, chunks of 1,000", "dict", 0.25),
     "apply.longest": Row("apply while the table grows from 1 thousand to 10 million keys: longest call, a "
-                         "thousand entries", "", 5, "ms"),
+                         "thousand entries, own time", "", 5, "ms"),
     "put": Row("put", "", 150, "ns"),
     "put_many": Row("put_many, a pair", "", 25, "ns"),
     "put_apply.100": Row("put and apply(100) together", "dict", 0.7),

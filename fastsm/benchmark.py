@@ -247,7 +247,7 @@ def round_of(store: Any, measured: Measured, source: random.Random, keys: list[b
     chunks = store.chunks([(bytes(bytearray(key)), value) for key in source.choices(keys, k=ENTRIES)])
     measured.note("apply", seconds_of(apply_all, store, chunks, False) / ENTRIES * 1e9)
     store.flush()
-    if not isinstance(store, DictStore) or type(store) is not DictStore:
+    if type(store) is not DictStore:
         chunks = store.chunks([(key, value) for key in source.choices(keys, k=CHUNK * FLUSHES)])
         measured.note("apply, then flush", seconds_of(apply_all, store, chunks, True) / FLUSHES * 1e6)
 
@@ -283,8 +283,7 @@ def print_memory(name: str, directory: str) -> None:
     store = kind(Path(directory))
     source = random.Random(2)
     before = own_memory()
-    for start in range(0, KEYS, 1000):
-        del start
+    for _ in range(0, KEYS, 1000):
         pairs = [(source.randbytes(16), source.randbytes(100)) for _ in range(1000)]
         apply_all(store, store.chunks(pairs), False)
     del pairs
@@ -320,21 +319,27 @@ def as_json(found: list[Measured]) -> str:
         {"machine": machine(), "units": WORKS, "stores": {one.store: one.rounds for one in found}}, indent=1)
 
 
+def number_text(value: float) -> str:
+    """Three digits, but no exponent."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def beside(one: Measured, base: Measured, work: str) -> float | None:
+    """The median of the rounds' ratios to the dict's time in the same round; None where there is nothing to compare."""
+    pairs = list(zip(one.rounds.get(work, ()), base.rounds.get(work, ()), strict=False))
+    return statistics.median(mine / theirs for mine, theirs in pairs) if pairs else None
+
+
 def table(found: list[Measured]) -> Iterator[tuple[str, ...]]:
-    """Rows for people: the work, then each store's median, beside the dict's where that does the same."""
-    base = next((one for one in found if one.store == "dict"), None)
+    """Rows for people: the work, then each store's median and, where the dict does the same, the ratio to it."""
+    base = next(one for one in found if one.store == "dict")
     yield ("", *(one.store for one in found))
     for work, unit in WORKS.items():
         cells = []
         for one in found:
-            value, other = one.median(work), base.median(work) if base else None
-            if value is None:
-                cells.append("—")
-            elif other and one is not base:
-                cells.append(f"{value:,.3g} (×{value / other:.2g})" if value < 1000 else
-                             f"{value:,.0f} (×{value / other:.2g})")  # fmt: skip
-            else:
-                cells.append(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}")
+            value, ratio = one.median(work), beside(one, base, work)
+            text = "-" if value is None else number_text(value)
+            cells.append(text if ratio is None or one is base else f"{text} ({ratio:.2g})")
         yield (f"{work}, {unit}", *cells)
 
 
@@ -351,7 +356,7 @@ def plot(found: list[Measured], path: Path) -> None:
         bars = axes.barh(
             [name for name, _ in shown], [value for _, value in shown],
             color=["#d1602b" if name == "fastsm" else "#9db8cc" for name, _ in shown])
-        axes.bar_label(bars, fmt=" %.3g", fontsize=9)
+        axes.bar_label(bars, [f" {number_text(value)}" for _, value in shown], fontsize=9)
         axes.set_title(f"{work} ({unit})", loc="left", fontsize=10)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.set_xticks([])

@@ -11,6 +11,7 @@ trusts nothing: each size is checked against what is left before it is used.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
@@ -19,9 +20,17 @@ from fastsm.hashing cimport load32
 from fastsm.errors import CommandError, UnknownCommandError
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Noop, Put
 
+cdef extern from *:
+    """
+    #define fastsm_prefetch(address) __builtin_prefetch(address)
+    """
+    void prefetch "fastsm_prefetch"(const void *address) noexcept nogil
+    PyObject **PySequence_Fast_ITEMS(object sequence)
+
 cdef enum:
     VERSION = 0
     HEADER_SIZE = 8
+    AHEAD = 16               # cells of a column whose cache misses overlap
     SWAP_HEADER_SIZE = 12    # COMPARE_AND_SWAP: the size of `expected` follows the header
 
 cdef size_t KEY_LIMIT = 0xFFFF
@@ -336,6 +345,7 @@ cdef class Column:
     """Cells of bytes: a sequence of bytes-like objects, a NumPy `S` or 2-D uint8 array, or `(data, offsets)`."""
     cdef readonly Py_ssize_t count
     cdef list cells                # a sequence's
+    cdef PyObject **items          # of `cells`, which nobody else knows
     cdef Py_buffer data, offsets   # an array's
     cdef bint data_held, offsets_held, strips, wide
     cdef Py_ssize_t width          # of a cell, 0: offsets say it
@@ -348,14 +358,25 @@ cdef class Column:
         elif isinstance(source, (str, bytes, bytearray, memoryview)):
             raise TypeError(f"{name}: expected a column of bytes, found one {type(source).__name__}")
         else:
-            self.cells = [cell if type(cell) is bytes else bytes(memoryview(cell)) for cell in source]
+            self.cells = list(source)
             self.count = len(self.cells)
+            self.convert_cells()
+            self.items = PySequence_Fast_ITEMS(self.cells)
 
     def __dealloc__(self):
         if self.data_held:
             PyBuffer_Release(&self.data)
         if self.offsets_held:
             PyBuffer_Release(&self.offsets)
+
+    cdef int convert_cells(self) except -1:
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if i + AHEAD < self.count:
+                prefetch(PySequence_Fast_ITEMS(self.cells)[i + AHEAD])
+            if type(<object>PySequence_Fast_ITEMS(self.cells)[i]) is not bytes:
+                self.cells[i] = bytes(memoryview(self.cells[i]))
+        return 0
 
     def take_array(self, source, str name):
         dtype = source.dtype
@@ -392,12 +413,12 @@ cdef class Column:
     cdef inline int64_t offset(self, Py_ssize_t i) noexcept:
         return (<int64_t *>self.offsets.buf)[i] if self.wide else (<int32_t *>self.offsets.buf)[i]
 
-    cdef inline const uint8_t *cell(self, Py_ssize_t i, size_t *size):
+    cdef inline const uint8_t *cell(self, Py_ssize_t i, size_t *size) noexcept:
         """Where cell i is, and its size."""
         cdef const uint8_t *start = <const uint8_t *>self.data.buf
-        if self.cells is not None:
-            size[0] = PyBytes_GET_SIZE(self.cells[i])
-            return <const uint8_t *>PyBytes_AS_STRING(self.cells[i])
+        if self.items != NULL:
+            size[0] = PyBytes_GET_SIZE(<object>self.items[i])
+            return <const uint8_t *>PyBytes_AS_STRING(<object>self.items[i])
         if self.offsets_held:
             size[0] = self.offset(i + 1) - self.offset(i)
             return start + self.offset(i)

@@ -137,7 +137,7 @@ cdef class Engine(State):
     cdef list apply_in_turn(self, object entries):
         if self.status:
             self.refuse()
-        self._log.check_writable()
+        self._log.require_writable()
         try:
             return self.apply_entries(PySequence_Fast(entries, "a chunk is a sequence of entries"))
         finally:

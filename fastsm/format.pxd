@@ -68,7 +68,7 @@ cdef enum:  # RecordOperation
     RECORD_CLOSE = 5
 
 cdef enum:
-    LARGE = 64 << 10    # bytes above which work is done without the GIL, and a frame goes by pwrite
+    LARGE = 64 << 10    # bytes above which work is done without the GIL
 
 # ---- what a look at bytes may find -------------------------------------------------------------------
 

@@ -37,6 +37,11 @@ cdef class Log:
     cdef readonly double sync_seconds
 
     cpdef int check_writable(self) except -1
+
+    cdef inline int require_writable(self) except -1:
+        """`check_writable`, where it is hot."""
+        return self.check_writable() if self.read_only or self.poisoned is not None else 0
+
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
     cdef int write_staged(self, uint64_t length) except -1

@@ -22,7 +22,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsm.format cimport (
-    ARENA_LIMIT, FRAME_RUNS, LARGE, LOG_HEADER_SIZE, frame_length, frame_run_count, seal_frame,
+    ARENA_LIMIT, FRAME_RUNS, LOG_HEADER_SIZE, frame_length, frame_run_count, seal_frame,
 )
 from fastsm.mapping cimport Mapping, log_start
 from fastsm.recovery cimport Scan
@@ -44,6 +44,7 @@ cdef enum:
     SMALLEST_WINDOW = 64 << 10
     LARGEST_WINDOW = 512 << 10
     ZEROED_AHEAD = 1 << 20
+    STORED_BELOW = 12 << 10      # a larger frame costs less by `pwrite` than the pages that it would be stored into
     PACED_FRAMES = 64            # at most so many frames, and
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
@@ -167,10 +168,10 @@ cdef class Log:
         Afterwards there is room for it: a full disk is an error here, and never later.
         """
         cdef uint64_t stop = self.end + length
-        self.check_writable()
+        self.require_writable()
         if stop > self.allocated:
             self.grow(stop)
-        if self.stores and not self.paced and not self.syncing and length < LARGE:
+        if self.stores and not self.paced and not self.syncing and length < STORED_BELOW:
             if stop <= self.window_end:
                 return self.address + self.end
             self.window_end = min(self.allocated, stop + self.window)

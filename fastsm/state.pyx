@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
 from fastsm.format cimport (
-    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT,
+    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT, UNKNOWN_TERM,
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.capture cimport Capture
@@ -30,6 +30,9 @@ cdef extern from "Python.h":
     object PyMemoryView_FromObject(object exporter)
     PyObject *PyList_GET_ITEM(object list, Py_ssize_t i)
     Py_ssize_t Py_SIZE(PyObject *item)
+    bint PyLong_CheckExact(object item)
+    uint64_t PyLong_AsUnsignedLongLong(object item) noexcept
+    void PyErr_Clear() noexcept
 
 cdef enum:
     MAX_KEY_SIZE = 0xFFFF
@@ -91,7 +94,6 @@ cdef class State:
 
     # ---- read ------------------------------------------------------------------------------------------
 
-    @cython.always_allow_keywords(False)
     def get(self, key):
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
@@ -314,11 +316,19 @@ cdef class State:
     def entry_term(self, entry_id):
         """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
         cdef uint64_t term
+        cdef uint64_t index
         if self.status > STOPPED:
             self.refuse()
-        if not 0 <= entry_id < 1 << 64:
+        if PyLong_CheckExact(entry_id):
+            index = PyLong_AsUnsignedLongLong(entry_id)
+            if index == UNKNOWN_TERM:
+                PyErr_Clear()  # negative, or too large: no entry's
+                return None
+        elif 0 <= entry_id < 1 << 64:
+            index = entry_id
+        else:
             return None
-        return term if self._terms.find(entry_id, &term) else None
+        return term if self._terms.find(index, &term) else None
 
     def entry_terms(self, ids):
         """`entry_term` for a uint64 array of indexes: a uint64 array of its shape, 0 where none is certain."""

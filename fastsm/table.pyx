@@ -30,7 +30,11 @@ cdef extern from *:
     """
     #include <sys/mman.h>
     #ifdef MADV_HUGEPAGE
-      #define fastsm_huge_pages(address, size) ((void)madvise(address, size, MADV_HUGEPAGE))
+      #ifndef MADV_COLLAPSE
+        #define MADV_COLLAPSE 25
+      #endif
+      #define fastsm_huge_pages(address, size) \
+          ((void)(madvise(address, size, MADV_HUGEPAGE) || madvise(address, size, MADV_COLLAPSE)))
     #else
       #define fastsm_huge_pages(address, size) ((void)0)
     #endif
@@ -145,8 +149,6 @@ cdef class Table:
             self.block_room = room
         if posix_memalign(&block, BLOCK_SIZE, BLOCK_SIZE):
             return -1
-        if self.block_count:  # a small table takes small pages, and no more of them than it uses
-            huge_pages(block, BLOCK_SIZE)
         self.pool[self.block_count] = block
         self.block_count += 1
         self.segment_room += SEGMENTS_PER_BLOCK
@@ -159,7 +161,11 @@ cdef class Table:
         cdef Segment *segment
         if self.segment_count == self.segment_room and self.grow_pool() < 0:
             return NULL
+        cdef uint32_t full = self.segment_count / SEGMENTS_PER_BLOCK
         segment = self.segment_at(self.segment_count)
+        if self.segment_count % SEGMENTS_PER_BLOCK == 0 and full > self.mapped_blocks:
+            # A block becomes a huge page once it is full: one that fills takes no more small pages than it uses.
+            huge_pages(self.pool[full - 1], BLOCK_SIZE)
         self.segment_count += 1
         memset(segment, 0, sizeof(Segment))
         segment.depth = depth

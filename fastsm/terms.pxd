@@ -13,6 +13,7 @@ cdef class Terms:
     cdef int reserve(self, size_t more) except -1
     cdef void append(self, uint64_t last, uint64_t term) noexcept nogil
     cdef int take_frame(self, const uint8_t *frame) except -1
+    cdef size_t run_of(self, uint64_t index) noexcept nogil
     cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil
 
 

@@ -88,20 +88,27 @@ cdef class Terms:
             self.append(runs[i].last, runs[i].term)
         return 0
 
+    cdef size_t run_of(self, uint64_t index) noexcept nogil:
+        """The first run that ends at an index or behind it; `count` when there is none.
+
+        Without a branch on what was compared: where an index lies is chance, and the processor would guess wrong.
+        """
+        cdef const uint64_t *last = self.last
+        cdef size_t low = 0
+        cdef size_t left = self.count
+        cdef size_t half
+        while left > 1:
+            half = left >> 1
+            low += half * <size_t>(last[low + half - 1] < index)
+            left -= half
+        return low + <size_t>(left == 1 and last[low] < index)
+
     cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil:
         """Whether the term of an index is certain, and which it is."""
-        cdef size_t low = 0
-        cdef size_t high = self.count
-        cdef size_t middle
-        while low < high:
-            middle = (low + high) >> 1
-            if self.last[middle] < index:
-                low = middle + 1
-            else:
-                high = middle
-        if low == self.count or self.first[low] > index:
+        cdef size_t run = self.run_of(index)
+        if run == self.count or self.first[run] > index:
             return False
-        term[0] = self.term[low]
+        term[0] = self.term[run]
         return True
 
     def extend(self, uint64_t last, uint64_t term):
@@ -169,8 +176,13 @@ cdef class Terms:
         result = np.zeros(wanted.shape[0], dtype=np.uint64)
         cdef uint64_t[::1] terms = result
         cdef Py_ssize_t i
+        cdef size_t run = self.count
         for i in range(wanted.shape[0]):
-            self.find(wanted[i], &terms[i])
+            # Ids mostly come in order: the run of the one before, first.
+            if run == self.count or not self.first[run] <= wanted[i] <= self.last[run]:
+                run = self.run_of(wanted[i])
+            if run < self.count and self.first[run] <= wanted[i]:
+                terms[i] = self.term[run]
         return result.reshape(np.shape(ids))
 
     def runs(self):

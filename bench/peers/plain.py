@@ -22,7 +22,7 @@ class Store(Peer):
         if path.exists():
             self.replay(path.read_bytes())
         self.log = path.open("ab", buffering=0)
-        self.get = self.pairs.get  # type: ignore[method-assign]
+        self.get = self.pairs.get  # type: ignore[method-assign,assignment]
 
     def get(self, key: bytes) -> bytes | None:
         return self.pairs.get(key)
@@ -42,7 +42,7 @@ class Store(Peer):
 
     def apply(self, pairs: Pairs) -> None:
         pack = HEADER.pack
-        pieces = []
+        pieces: list[bytes] = []
         for key, value in pairs:
             pieces += (
                 (pack(len(key), DELETED), key) if value is None else (pack(len(key), len(value)), key, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import plyvel
+import plyvel  # type: ignore[import-untyped]
 
 from bench.data import Pairs
 from bench.peers import Peer

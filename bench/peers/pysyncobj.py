@@ -6,7 +6,7 @@ import gzip
 import pickle
 from pathlib import Path
 
-from pysyncobj.journal import FileJournal
+from pysyncobj.journal import FileJournal  # type: ignore[import-untyped]
 
 from bench.data import Pairs
 from bench.machine import sync_data
@@ -21,7 +21,7 @@ class Store(Peer):
         for entry in self.journal[:]:
             self.change(pickle.loads(entry[0]))
         self.index = len(self.journal)
-        self.get = self.pairs.get  # type: ignore[method-assign]
+        self.get = self.pairs.get  # type: ignore[method-assign,assignment]
 
     def get(self, key: bytes) -> bytes | None:
         return self.pairs.get(key)

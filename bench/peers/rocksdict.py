@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rocksdict import Checkpoint, Options, Rdict, WriteBatch
 
@@ -23,8 +24,8 @@ class Store(Peer):
         return self.db.get(key)
 
     def get_many(self, keys: list[bytes]) -> list[object]:
-        found: list[object] = self.db.get(keys)
-        return found
+        found: Any = self.db.get(list[Any](keys))
+        return list(found)
 
     def apply(self, pairs: Pairs) -> None:
         batch = WriteBatch(raw_mode=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastsm import benchmark
-from fastsm.cli.app import TRY, app, told_in_one_line
+from fastsm.cli.app import TRY, app, fail, told_in_one_line
 
 
 @app.command(rich_help_panel=TRY)
@@ -29,12 +29,9 @@ def bench(
     Example: `fastsm bench --json > numbers.json`
     """
     console = Console(stderr=True)
-    with (
-        told_in_one_line(),
-        tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd()) as scratch,
-        console.status("measuring") as status,
-    ):
-        found = benchmark.run(Path(scratch), lambda text: status.update(f"measuring: {text}"))
+    scratch = tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd())
+    with told_in_one_line(), scratch as name, console.status("measuring") as status:
+        found = benchmark.run(Path(name), lambda text: status.update(f"measuring: {text}"))
     if as_json:
         typer.echo(benchmark.as_json(found))
     else:
@@ -43,8 +40,7 @@ def bench(
         try:
             benchmark.plot(found, plot)
         except ImportError:
-            typer.echo("fastsm: --plot needs matplotlib: pip install matplotlib", err=True)
-            raise typer.Exit(1) from None
+            fail("--plot needs matplotlib: pip install matplotlib")
         typer.echo(f"drawn: {plot}", err=True)
 
 
@@ -59,6 +55,6 @@ def draw(found: list[benchmark.Measured]) -> None:
     console = Console()
     console.print(drawn)
     console.print(
-        f"Medians of {benchmark.ROUNDS} interleaved rounds; × is to the dict, which keeps nothing. "
+        f"Medians of {benchmark.ROUNDS} interleaved rounds; in brackets beside the dict, which keeps nothing. "
         f"{about['system']}, {about['processor']}, {about['cores']} cores, Python {about['python']}, "
         f"load {about['load']:.1f}.", style="dim", highlight=False)
