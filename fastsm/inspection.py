@@ -5,7 +5,9 @@ Nothing is written and no lock is kept, so an owner who has the directory open i
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,9 +168,13 @@ def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:
             owner = directory.owner()
         finally:
             directory.close()
-        with os.scandir(path) as entries:
-            sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries if entry.is_file()}
-    return owner, dict(sorted(sizes.items()))
+        sizes = {}
+        for name in sorted(os.listdir(path)):
+            with contextlib.suppress(FileNotFoundError):  # its owner may remove it meanwhile
+                found = os.stat(os.path.join(path, name), follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    sizes[name] = found.st_size
+    return owner, sizes
 
 
 def judge_end(machine: FastStateMachine) -> Recovery:

@@ -58,7 +58,7 @@ class Jobs:
     def __init__(self) -> None:
         self._running: set[Job] = set()
         self._closed = False
-        self._committing = threading.Lock()
+        self._committing = threading.RLock()  # a signal handler may reset in the middle of a commit
 
     @contextmanager
     def run(

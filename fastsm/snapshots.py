@@ -358,7 +358,7 @@ class Snapshots(Engine):
 
         The state as of ``up_to`` (an id or an index, rounded down to a chunk's end) becomes the new base; snapshots as
         of earlier entries can no longer be taken. By default that is ``retain_entries`` before ``last_applied()``, or
-        what a running snapshot needs, if that is less. Nothing is done when that is the base already.
+        what a running snapshot needs, if that is less. When that is the base already, nothing is done at all.
 
         One atomic step, durable on return with everything applied; reads and applies go on, views stay valid.
         O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``; ``SnapshotError`` when a reset, an
@@ -458,16 +458,14 @@ class Snapshots(Engine):
         index.read_log(log, copied, True)
 
     def _save_table(self, log: Log, index: Index, tick: Callable[[], object] = lambda: None) -> None:
-        """Saves the table of a log that is synced, when that is worth it. Without room for it, there is none."""
+        """Saves the table of a log that is synced, when that is worth it. When it cannot be saved, there is none."""
         if log.start + log.end < SAVE_TABLE_ABOVE:
             return
         try:
             with storage_errors(self.path, "saving the table"):
                 save_table(self._directory, log, index, tick)
-        except StorageError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            logger.warning("%s: no room for the saved table, opening will take longer: %s", self.path, error)
+        except StorageError as error:  # base and log are durable, and say all that it says
+            logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
 
     # ---- the policy ------------------------------------------------------------------------------------
 

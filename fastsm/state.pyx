@@ -394,8 +394,10 @@ cdef class State:
 
     def _let_go(self):
         """After the last read."""
+        cdef Index nothing = Index()
         self.arena = NULL
         self.mapping = None
+        self._index, self._table, self._terms = nothing, nothing.table, nothing.terms
         self._log.let_go()
 
     def _bytes(self):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import resource
 import select
 import signal
@@ -284,3 +285,25 @@ def test_an_interrupt_removes_the_temporary_directory(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(SECONDS) == 130
     assert list(scratch.iterdir()) == []
+
+
+# ---- looking, in a terminal --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [60, 160])
+def test_what_is_drawn_fits_the_terminal(tmp_path, columns):
+    """inspect, scan and get in a narrow and in a wide terminal: no line is longer, nothing in it is obeyed."""
+    with fastsm.FastStateMachine(tmp_path / "state") as machine:
+        machine.apply([(1, 1, fastsm.put(b"a long key " * 9, b"\x1b[2J\x07 a long value " * 30))])
+        machine.apply([(2, 7, fastsm.config(b"\x1b[31m nodes " * 9))])
+    for arguments in (["inspect", "state"], ["scan", "state"]):
+        drawn, status = in_terminal(tmp_path, columns, *arguments)
+        assert status == 0
+        assert "\x1b[2J" not in drawn
+        assert "\x1b[31m nodes" not in drawn
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn)
+        assert max(map(len, re.split("[\r\n]+", plain))) <= columns
+        assert plain.count("long") >= 8 or "last applied" in plain
+    drawn, status = in_terminal(tmp_path, columns, "get", "state", "a long key " * 9)
+    assert (status, "\x1b[2J" in drawn) == (0, False)
+    assert r"\x1b[2J" in drawn

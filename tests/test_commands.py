@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 import fastsm
 from fastsm.cli import app
 
-COMMANDS = ["demo", "inspect", "verify", "get", "scan", "dump", "load", "snapshot", "restore", "compact", "repair"]
+COMMANDS = [
+    "bench", "demo", "inspect", "verify", "get", "scan", "dump", "load", "snapshot", "restore", "compact", "repair",
+]
 
 
 @pytest.fixture

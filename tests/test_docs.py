@@ -46,6 +46,8 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     """Every relative link names a file of the checkout."""
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "fastsm/" in target and not (ROOT / "fastsm").is_dir():
+            continue  # the sources are out of the way: the installed package is tested
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 

@@ -7,12 +7,13 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import fastsm
-from fastsm import format, inspection, repair
+from fastsm import format, inspection, json_lines, repair
 from fastsm.errors import CorruptionError, LockedError
 from fastsm.records import log_frames
 
@@ -229,3 +230,79 @@ def test_stats_print_in_human_units(flushed):
         text = str(machine.stats())
     for expected in ("60, 4.", "entry 60 of term 4", "a clean close, 61 frames", "0 flushes"):
         assert expected in text
+
+
+# ---- beside an owner, and beyond a piece -------------------------------------------------------------
+
+
+def test_looking_beside_an_owner_finds_nothing_wrong(directory, machine_at):
+    """However often the owner appends, flushes and goes on to another generation, every look sees a whole state."""
+    machine = machine_at(directory, auto_compact=False)
+    stop = threading.Event()
+
+    def own():
+        index = 0
+        while not stop.is_set():
+            entries = [(index + i, 1, fastsm.put(b"%d" % (i % 7), b"v" * 99)) for i in range(1, 21)]
+            machine.apply(entries)
+            index += len(entries)
+            if index % 100 == 0:
+                machine.flush()
+            if index % 700 == 0:
+                machine.compact(index - 10)
+
+    thread = threading.Thread(target=own)
+    thread.start()
+    try:
+        for _ in range(25):
+            assert inspection.inspect(directory).problem is None
+            inspection.verify(directory)
+            assert sum(1 for _ in json_lines.dump_state(directory)) <= 8
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_proof_of_damage_is_found_in_large_frames(directory):
+    """A frame that proves damage may be larger than what is read at once, and lie across two readings."""
+    kill_after(
+        directory,
+        "for i in range(1, 5):\n"
+        "    machine.apply([(i, 1, fastsm.put(b'k%d' % i, bytes(range(256)) * 12_000))])\n"
+        "machine.flush()\n"
+        "machine.apply([(5, 1, fastsm.put(b'k5', bytes(range(256)) * 20_000))])\n",
+    )
+    first = frames_of(directory)[0]
+    flip(directory / "log-1", first.offset + 5000)
+    problem = inspection.inspect(directory).problem
+    assert f"offset {first.offset}: expected a frame, for the one at offset" in problem
+    damage = repair.examine(directory)
+    assert (damage.offset, damage.lost) == (first.offset, (5, 1))
+
+
+def test_a_large_torn_tail_is_counted(directory):
+    """What is behind the end is read in pieces; the last byte that is not zero counts."""
+    kill_after(directory, "machine.apply([(1, 1, fastsm.put(b'a', b'1'))]); machine.flush()")
+    end = inspection.inspect(directory).stats.log_bytes
+    with open(directory / "log-1", "r+b") as log:
+        log.seek(end + 9_000_000)
+        log.write(b"x")
+    assert inspection.inspect(directory).recovery.torn_bytes == 9_000_001
+    with fastsm.FastStateMachine(directory) as machine:
+        assert machine.stats().recovery.torn_bytes == 9_000_001
+
+
+def test_repair_behind_a_base(flushed):
+    """The base stays, and what the log holds before the damage; cut at its first frame, the base alone is left."""
+    with fastsm.FastStateMachine(flushed) as machine:
+        machine.compact(40)
+        machine.write_snapshot(flushed.parent / "snapshots")
+    frames = frames_of(flushed)
+    for at, left in ((5, 45), (0, 40)):
+        flip(flushed / "log-2", frames[at].offset + 40)
+        damage = repair.examine(flushed)
+        assert (damage.offset, damage.kept.index) == (frames[at].offset, left)
+        repair.repair(flushed)
+        with fastsm.FastStateMachine(flushed, verify_on_open="full") as machine:
+            assert machine.last_applied().index == machine.len() == left
+            assert machine.snapshot_metadata() is None

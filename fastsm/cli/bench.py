@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastsm import benchmark
-from fastsm.cli.app import TRY, app
+from fastsm.cli.app import TRY, app, told_in_one_line
 
 
 @app.command(rich_help_panel=TRY)
@@ -24,10 +24,16 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="Where files go for the time of the run; a real disk.")
     ] = None,
 ) -> None:
-    """How fast it is on this machine, beside a dict, SQLite and (where installed) LMDB, in a minute or two."""
+    """How fast it is on this machine, beside a dict, SQLite and (where installed) LMDB, in a minute or two.
+
+    Example: `fastsm bench --json > numbers.json`
+    """
     console = Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd()) as scratch, \
-            console.status("measuring") as status:  # fmt: skip
+    with (
+        told_in_one_line(),
+        tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd()) as scratch,
+        console.status("measuring") as status,
+    ):
         found = benchmark.run(Path(scratch), lambda text: status.update(f"measuring: {text}"))
     if as_json:
         typer.echo(benchmark.as_json(found))

@@ -29,7 +29,7 @@ from fastsm.cli.app import (
 )
 from fastsm.json_lines import line_bytes, text_or_base64
 from fastsm.machine import FastStateMachine
-from fastsm.units import size_text
+from fastsm.units import count_text, size_text
 
 Place = Annotated[Path, typer.Argument(metavar="DIR|SNAPSHOT", show_default=False)]
 Dir = Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]
@@ -115,14 +115,21 @@ def scan(
             for key, value in found.entries:
                 write_bytes(line_bytes(text_or_base64("key", key) | text_or_base64("value", value)))
             return
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("key", style="cyan", overflow="fold", min_width=10)
-        table.add_column("bytes", justify="right", no_wrap=True)
-        table.add_column("value", overflow="ellipsis", no_wrap=True, ratio=1)
-        for key, value in found.entries:
-            table.add_row(Text(shown(key, len(key))), size_text(len(value)), Text(shown(value, 200)))
-        console.print(table)
-        console.print(f"{len(found.entries):,} keys as of entry {found.revision:,}", style="dim")
+        console.print(table_of(found.entries, console.width))
+        console.print(f"{count_text(len(found.entries), 'key')} as of entry {found.revision:,}", style="dim")
+
+
+def table_of(pairs: list[tuple[bytes, bytes]], width: int) -> Table:
+    """Keys whole, on at most half of the width; values as far as there is room."""
+    keys = [shown(key, len(key)) for key, _ in pairs]
+    widest = min(max(map(len, keys), default=3), width // 2)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("key", style="cyan", overflow="fold", width=max(widest, 3))
+    table.add_column("bytes", justify="right", no_wrap=True, width=8)
+    table.add_column("value", no_wrap=True, overflow="ellipsis", width=max(1, width - max(widest, 3) - 8 - 2))
+    for key, (_, value) in zip(keys, pairs, strict=True):
+        table.add_row(Text(key), size_text(len(value)), Text(shown(value, width)))
+    return table
 
 
 def shown(data: bytes, limit: int) -> str:
