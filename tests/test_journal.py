@@ -387,7 +387,7 @@ def test_power_loss_takes_nothing_that_was_synced(durable: bool) -> None:
 class NoDirectorySync(Platter):
     """Names are never synced."""
 
-    def sync_directory(self) -> None:
+    def sync_directory(self, folder: str = "") -> None:
         pass
 
 
@@ -395,13 +395,6 @@ class NoSync(Platter):
     """A sync does nothing and counts."""
 
     def sync(self, fd: int) -> None:
-        pass
-
-
-class TailNotCut(Platter):
-    """Recovery leaves a torn tail where it is."""
-
-    def truncate(self, fd: int, size: int) -> None:
         pass
 
 
