@@ -398,13 +398,6 @@ class NoSync(Platter):
         pass
 
 
-class TailNotCut(Platter):
-    """Recovery leaves a torn tail where it is."""
-
-    def truncate(self, fd: int, size: int) -> None:
-        pass
-
-
 @pytest.mark.parametrize("planted", [NoDirectorySync, NoSync])
 def test_planted_faults_are_seen(planted: type[Platter]) -> None:
     """The simulator sees a journal whose syncs do not happen."""

@@ -76,6 +76,7 @@ class Applying(Replication):
 
     machine: FastStateMachine
     _installing: Any
+    _over: bool
 
     def _begin_applying(self, machine: FastStateMachine) -> None:
         self.machine = machine
@@ -98,8 +99,9 @@ class Applying(Replication):
 
         Without ``sync`` it returns at once, and ``callback(result, reason)`` is called in the tick thread: with what
         ``apply`` said and ``FAIL_REASON.SUCCESS``, or with None and another reason; after ``timeout`` seconds, if
-        given, with ``UNKNOWN_OUTCOME``. With ``sync`` it waits for the result, and raises :class:`SubmitError` where
-        there is none. (A callback takes precedence, as in PySyncObj.)
+        given, with ``UNKNOWN_OUTCOME``. (Give one: a message to a leader that dies is lost without a word.) With
+        ``sync`` it waits for the result, and raises :class:`SubmitError` where there is none. (A callback takes
+        precedence, as in PySyncObj.)
 
         The command is checked first: ``CommandError``. Raises ``NotRunningError`` once the node has stopped. On
         success a majority of the nodes has the entry (on their disks, with ``durable=True``). O(size). Thread safe.
@@ -118,8 +120,8 @@ class Applying(Replication):
             if pending.deadline is not None:
                 heapq.heappush(self._deadlines, (pending.deadline, next(self._numbers), pending))
         self._applyCommand(bytes(command), pending, MARK)
-        if self._failure is not None and pending is not None:
-            pending(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it failed meanwhile: nobody else will say so
+        if pending is not None and (self._failure is not None or self._over):
+            pending(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it ended meanwhile: nobody else will say so
         return None if outcome is None else outcome.wait(timeout)
 
     def _require_running(self) -> None:

@@ -249,7 +249,8 @@ class ReplicatedStateMachine(Dumping):
         if self._over:
             return
         self._over = self._SyncObj__destroying = True
-        for end in (super()._doDestroy, self.machine.close, self._end_dumping):
+        # What runs on threads ends with the state machine; only then is the journal closed under it.
+        for end in (self.machine.close, self._end_dumping, super()._doDestroy):
             try:
                 end()
             except (FastsmError, OSError) as error:
