@@ -16,6 +16,7 @@ from bench.harness import ROUNDS, Prepare, Result, interleave, ratios, write_res
 from bench.peers import available
 from bench.targets import verdict
 
+collect_ignore = ["bench_pysyncobj.py"]  # a script of its own: clusters of processes
 KEYS = 1_000_000
 results: list[Result] = []
 about: dict[str, Any] = {}

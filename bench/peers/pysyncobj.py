@@ -6,7 +6,7 @@ import gzip
 import pickle
 from pathlib import Path
 
-from pysyncobj.journal import FileJournal  # type: ignore[import-untyped]
+from pysyncobj.journal import FileJournal
 
 from bench.data import Pairs
 from bench.machine import sync_data
