@@ -36,7 +36,7 @@ def about_table(about: dict[str, Any]) -> list[str]:
 
 def target_table(results: dict[tuple[str, str], Result]) -> list[str]:
     lines = [
-        "## fastsm", "", "Measured by `pytest bench -q --peers`.", "",
+        "## fastsm", "", "Measured by `pytest bench -q` (with `--peers`: the others as well).", "",
         "| work | base | measured | spread | target | |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name, row in ROWS.items():
