@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import warnings
@@ -15,10 +16,12 @@ from fastsm.errors import CorruptionError, StorageError
 from fastsm.files import Directory, storage_errors
 from fastsm.group_commit import GroupCommit
 from fastsm.policy import Policy
-from fastsm.snapshots import NO_ROOM, Attachment, Snapshots
+from fastsm.snapshots import Attachment, Snapshots
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
 from fastsm.verification import Verification
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger("fastsm")
 _machines: weakref.WeakSet[FastStateMachine] = weakref.WeakSet()

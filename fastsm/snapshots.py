@@ -10,7 +10,6 @@ All work is done beside the state in use. Only the step itself is in the writer'
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import os
@@ -18,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from fastsm import format, generation
@@ -43,6 +43,7 @@ from fastsm.policy import Policy
 from fastsm.saved_table import save_table
 from fastsm.snapshot import check_metadata, copy_checked, open_snapshot
 from fastsm.snapshot_writer import prepare, write_snapshot_into
+from fastsm.turns import Turns
 from fastsm.types import LogId, SnapshotMetadata
 from fastsm.verification import BackgroundVerification, Verification
 
@@ -50,7 +51,6 @@ Attachment = bytes | Callable[[LogId], bytes] | None
 
 SAVE_TABLE_ABOVE = 4 << 20  # bytes of base and log: reading fewer takes no longer than reading a table
 CATCH_UPS = 8
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger("fastsm")
 
@@ -260,27 +260,30 @@ class Snapshots(Engine):
         Views and iterators taken before stay valid and unchanged. Ends running snapshots and compactions. O(size);
         reads and writes go on until the step. ``progress(done, total)`` is told of the copying, in bytes.
         """
-        self._require()
-        self._log.check_writable()
-        with self._jobs.run("install", of_this_state=False) as job:
-            number, log, index, told = self._prepare_install(job, metadata, path, allow_older, progress)
-            try:
-                with self._turns:
-                    self._install_in_turn(job, log, index, told, allow_older)
-            except BaseException:
-                self._discard(log, number)
-                raise
+        self._install(metadata, path, allow_older, progress, self._turns)
 
     def _install_now(
         self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], allow_older: bool = False
     ) -> None:
         """``install_snapshot``, for whoever has the writer's turn already."""
+        self._install(metadata, path, allow_older, None, nullcontext())
+
+    def _install(
+        self,
+        metadata: SnapshotMetadata | None,
+        path: str | os.PathLike[str],
+        allow_older: bool,
+        progress: Progress | None,
+        turn: Turns | nullcontext[None],
+    ) -> None:
+        """Prepares the next generation, and takes it in ``turn``."""
         self._require()
         self._log.check_writable()
         with self._jobs.run("install", of_this_state=False) as job:
-            number, log, index, told = self._prepare_install(job, metadata, path, allow_older, None)
+            number, log, index, told = self._prepare_install(job, metadata, path, allow_older, progress)
             try:
-                self._install_in_turn(job, log, index, told, allow_older)
+                with turn:
+                    self._install_in_turn(job, log, index, told, allow_older)
             except BaseException:
                 self._discard(log, number)
                 raise
