@@ -15,7 +15,7 @@ import pytest
 from fastsm import CorruptionError, FormatVersionError, LockedError, NotRunningError, OrderError, StorageError
 from fastsm.journal import Journal
 from support.faulty import Disk, memory_directory
-from support.power import Drawn, Platter, Point, QuietDirectory
+from support.power import Drawn, NoDirectorySync, NoSync, Platter, Point, QuietDirectory
 
 LARGE = 1 << 20  # a segment above this size is not appended to any more once its front is cut
 
@@ -382,20 +382,6 @@ def test_power_loss_takes_nothing_that_was_synced(durable: bool) -> None:
     assert not wrong, "\n".join(wrong[:5])
     assert counts["states"] > 4000
     assert min(counts["holes"], counts["names"], counts["less"], counts["full"]) > 50
-
-
-class NoDirectorySync(Platter):
-    """Names are never synced."""
-
-    def sync_directory(self, folder: str = "") -> None:
-        pass
-
-
-class NoSync(Platter):
-    """A sync does nothing and counts."""
-
-    def sync(self, fd: int) -> None:
-        pass
 
 
 @pytest.mark.parametrize("planted", [NoDirectorySync, NoSync])

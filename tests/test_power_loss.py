@@ -21,7 +21,7 @@ import fastsm
 from fastsm import CorruptionError, FastStateMachine, LogId, StorageError, mapping
 from fastsm.files import Directory
 from support.faulty import memory_directory
-from support.power import PAGE, SECTOR, File, Image, Platter, Point, QuietDirectory
+from support.power import PAGE, SECTOR, File, Image, NoDirectorySync, NoSync, Platter, Point, QuietDirectory
 from support.simulation import Simulation, kill
 
 SEEDS = range(14)
@@ -76,20 +76,6 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
 
 
 # ---- planted faults -------------------------------------------------------------------------------------
-
-
-class NoDirectorySync(Platter):
-    """Names are never synced."""
-
-    def sync_directory(self, folder: str = "") -> None:
-        pass
-
-
-class NoSync(Platter):
-    """A sync does nothing and counts."""
-
-    def sync(self, fd: int) -> None:
-        pass
 
 
 class NoSyncBeforeRename(Platter):

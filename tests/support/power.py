@@ -457,3 +457,20 @@ class QuietDirectory(Directory):
 
     def stores_are_safe(self, fd: Any) -> bool:
         return False
+
+
+# ---- planted faults of more than one simulation ---------------------------------------------------------
+
+
+class NoDirectorySync(Platter):
+    """Names are never synced."""
+
+    def sync_directory(self, folder: str = "") -> None:
+        pass
+
+
+class NoSync(Platter):
+    """A sync does nothing and counts."""
+
+    def sync(self, fd: int) -> None:
+        pass
