@@ -203,6 +203,7 @@ class Directory:
     # caller's note of it.
     sync = staticmethod(_sync_data)
     write = staticmethod(mapping.write_at)
+    start_writeback = staticmethod(mapping.start_writeback)
     truncate = staticmethod(os.ftruncate)
 
     def size(self, fd: Descriptor) -> int:

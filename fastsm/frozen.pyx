@@ -23,6 +23,7 @@ ctypedef const uint8_t *Record
 
 
 @cython.freelist(64)
+@cython.no_gc  # a mapping refers to nothing
 cdef class View:
     """The bytes of one value, lent out: holds the mapping for as long as a memoryview of it lives."""
 

@@ -48,6 +48,8 @@ cdef enum:
     PACED_FRAMES = 64            # at most so many frames, and
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
+    WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
+    WRITEBACK_PIECE = 1 << 20
 
 
 def log_name(generation):
@@ -204,6 +206,17 @@ cdef class Log:
             self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
         ):
             self.paced = False
+        if self.end - self.writeback_end >= WRITEBACK_BEHIND + WRITEBACK_PIECE:
+            self.write_back()
+        return 0
+
+    cdef int write_back(self) except -1:
+        """Behind much that no sync has covered: the disk works while more is appended, so that a sync is short."""
+        cdef uint64_t first = max(self.writeback_end, self.durable)
+        cdef uint64_t stop = (self.end - WRITEBACK_BEHIND) & ~<uint64_t>(PAGE - 1)
+        if first < stop:
+            self.directory.start_writeback(self.descriptor, first, stop - first)
+        self.writeback_end = max(first, stop)
         return 0
 
     cdef int write_staged(self, uint64_t length) except -1:

@@ -16,6 +16,7 @@ cdef extern from * nogil:
     #include <sys/mman.h>
     #include <unistd.h>
     #if defined(__linux__)
+      #include <fcntl.h>
       #include <sys/vfs.h>
       #ifndef MADV_POPULATE_WRITE
         #define MADV_POPULATE_WRITE 23
@@ -24,9 +25,13 @@ cdef extern from * nogil:
           struct statfs buffer;
           return fstatfs(fd, &buffer) ? -1 : (long)buffer.f_type;
       }
+      static void write_back(int fd, off_t offset, off_t size) {
+          (void)sync_file_range(fd, offset, size, SYNC_FILE_RANGE_WRITE);
+      }
     #else
       #define MADV_POPULATE_WRITE -1
       static long file_system_type(int fd) { (void)fd; return -1; }
+      static void write_back(int fd, off_t offset, off_t size) { (void)fd; (void)offset; (void)size; }
     #endif
     #ifndef MAP_NORESERVE
       #define MAP_NORESERVE 0
@@ -39,6 +44,7 @@ cdef extern from * nogil:
     int close(int descriptor)
     ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset)
     long file_system_type(int descriptor)
+    void write_back(int descriptor, off_t offset, off_t size)
     int errno
     const int EINTR, EIO
 
@@ -142,6 +148,15 @@ def write_at(int descriptor, data, off_t offset):
             offset += written
     finally:
         PyBuffer_Release(&buffer)
+
+
+def start_writeback(int descriptor, off_t offset, off_t size):
+    """Lets the system begin to write bytes to the disk. It promises nothing: their sync does, and has less to wait for.
+
+    No error is lost: what the disk refuses, the next sync of the file reports.
+    """
+    with nogil:
+        write_back(descriptor, offset, size)
 
 
 cdef inline size_t page_behind(size_t offset) noexcept nogil:

@@ -5,7 +5,6 @@ checksum, the log's identity, and that each slot leads into the arena. A table o
 a log's frames never change: what came behind it is read from the log.
 """
 
-import mmap
 import os
 
 from cpython.buffer cimport PyBUF_READ
@@ -13,7 +12,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap as map_memory,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap as map_memory, munmap,
 )
 
 from fastsm.dead cimport WORD_BITS
@@ -27,22 +26,6 @@ from fastsm.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_
 from fastsm import format
 from fastsm.errors import CorruptionError, FormatVersionError
 from fastsm.types import LogId, SnapshotMetadata
-
-
-cdef extern from * nogil:
-    """
-    #include <sys/mman.h>
-    #ifdef __linux__
-      #ifndef MADV_POPULATE_READ
-        #define MADV_POPULATE_READ 22
-      #endif
-      /* One call instead of a page fault for each few pages; a kernel that does not know it takes the faults. */
-      #define fastsm_populate_read(address, size) ((void)madvise(address, size, MADV_POPULATE_READ))
-    #else
-      #define fastsm_populate_read(address, size) ((void)0)
-    #endif
-    """
-    void populate_read "fastsm_populate_read"(void *address, size_t size)
 
 
 def table_name(generation):
@@ -64,7 +47,7 @@ def save_table(directory, Log log, Index index, tick):
     try:
         directory.write(descriptor, front, format.TABLE_HEADER_BYTES)
         write_segments(directory, descriptor, index.table, saved.sections.segments, tick)
-        saved = saved._replace(body_checksum=checksum_body(descriptor, saved.sections.end))
+        saved = saved._replace(body_checksum=checksum_of(descriptor.number, saved.sections.end))
         directory.write(descriptor, format.pack_saved_table(saved), 0)
         directory.sync(descriptor)
         directory.rename(temporary, name)
@@ -140,17 +123,19 @@ cdef int write_segments(directory, descriptor, Table table, uint64_t offset, tic
     return 0
 
 
-cdef object checksum_body(descriptor, size):
-    """XXH64 of all that is behind the header."""
-    cdef const uint8_t[::1] content
+cdef uint64_t checksum_of(int descriptor, size_t size) except? 0:
+    """`body_checksum` of a file."""
+    cdef void *file = map_file(descriptor, size, size)
     cdef uint64_t found
-    with mmap.mmap(descriptor.fileno(), size, prot=mmap.PROT_READ) as pages:
-        content = pages
-        with nogil:
-            populate_read(<void *>&content[0], content.shape[0])
-            found = xxh64(&content[0] + TABLE_HEADER, content.shape[0] - TABLE_HEADER, 0)
-        content = None
+    with nogil:
+        found = body_checksum(<const uint8_t *>file, size)
+        munmap(file, size)
     return found
+
+
+cdef uint64_t body_checksum(const uint8_t *file, size_t size) noexcept nogil:
+    """XXH64 of all that is behind the header."""
+    return xxh64(file + TABLE_HEADER, size - TABLE_HEADER, 0)
 
 
 cdef size_t TABLE_HEADER = format.TABLE_HEADER_BYTES
@@ -187,18 +172,21 @@ cdef object load(directory, descriptor, Log log, path):
         return None
     if not format.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
         return None
-    if checksum_body(descriptor, size) != saved.body_checksum:
-        return None
-    front = os.pread(descriptor.number, sections.segments - sections.runs, sections.runs)
-    if len(front) < sections.segments - sections.runs:
-        return None  # more than the system reads at once
     cdef uint64_t stop = log.start + saved.log_offset
     cdef Table table = Table((saved.seed0, saved.seed1))
+    cdef const uint8_t *file = lay_out(table, descriptor.number, saved)
+    cdef size_t file_size = size
+    cdef uint64_t found
+    with nogil:
+        found = body_checksum(file, file_size)
+    if found != saved.body_checksum:
+        return None
+    front = file[sections.runs:sections.segments]
     cdef Index index = Index(table)
     cdef bytes numbers = front[sections.directory - sections.runs:]
     if not index.terms.unpack(front[:format.TERM_RUN_BYTES * saved.runs]):
         return None
-    if not load_segments(table, descriptor.number, saved, <const uint32_t *><const char *>numbers, stop):
+    if not load_segments(table, saved, <const uint32_t *><const char *>numbers, stop):
         return None
     cdef bytes words = front[sections.dead - sections.runs:sections.directory - sections.runs]
     if saved.dead_words > (stop >> WORD_BITS) + 1 or saved.live_bytes > stop:
@@ -233,11 +221,31 @@ def unpack_metadata(data):
     return SnapshotMetadata(LogId(index, term), data[16:])
 
 
-cdef bint load_segments(Table table, int descriptor, saved, const uint32_t *numbers, uint64_t stop) except -1:
-    """Lets an empty table take the segments of a file; False, when they are not sound."""
+cdef const uint8_t *lay_out(Table table, int descriptor, saved) except NULL:
+    """Lets an empty table take a file into its memory; where the file starts there."""
+    cdef uint32_t blocks = (saved.segments + SEGMENTS_PER_BLOCK - 1) // SEGMENTS_PER_BLOCK
+    cdef size_t segments = saved.sections.segments
+    cdef size_t room = segments + <size_t>blocks * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
+    cdef uint32_t i
+    table.free_all()
+    table.segments = NULL
+    table.pool = NULL
+    table.segment_count = table.segment_room = table.block_count = table.block_room = 0
+    table.mapped = map_file(descriptor, saved.sections.end, room)
+    table.mapped_size = room
+    table.pool = <void **>calloc(blocks + 1, sizeof(void *))
+    if table.pool == NULL:
+        raise MemoryError("no memory for a saved table's blocks")
+    for i in range(blocks):
+        table.pool[i] = <uint8_t *>table.mapped + segments + <size_t>i * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
+    table.block_count = table.block_room = table.mapped_blocks = blocks
+    table.segment_room = blocks * SEGMENTS_PER_BLOCK
+    return <const uint8_t *>table.mapped
+
+
+cdef bint load_segments(Table table, saved, const uint32_t *numbers, uint64_t stop) except -1:
+    """Makes the segments that a table has in its memory its own; False, when they are not sound."""
     cdef uint32_t count = saved.segments
-    cdef uint32_t blocks = (count + SEGMENTS_PER_BLOCK - 1) / SEGMENTS_PER_BLOCK
-    cdef uint64_t keys = saved.keys
     cdef size_t entries = <size_t>1 << saved.depth
     cdef size_t i
     cdef bint sound
@@ -246,22 +254,11 @@ cdef bint load_segments(Table table, int descriptor, saved, const uint32_t *numb
     for i in range(entries):
         if numbers[i] >= count:
             return False
-    table.free_all()
-    table.segments = NULL
-    table.pool = NULL
-    table.segment_count = table.segment_room = table.block_count = table.block_room = 0
-    table.mapped_size = <size_t>blocks * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
-    table.mapped = map_segments(descriptor, saved.sections.segments, <size_t>count * SEGMENT_SIZE, table.mapped_size)
     table.segments = <Segment **>calloc(entries, sizeof(Segment *))
-    table.pool = <void **>calloc(blocks, sizeof(void *))
-    if table.segments == NULL or table.pool == NULL:
+    if table.segments == NULL:
         raise MemoryError("no memory for a saved table's directory")
-    table.block_count = table.block_room = table.mapped_blocks = blocks
-    for i in range(blocks):
-        table.pool[i] = <uint8_t *>table.mapped + i * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
-    table.segment_room = blocks * SEGMENTS_PER_BLOCK
     table.segment_count = count
-    table.count = keys
+    table.count = saved.keys
     table.depth = saved.depth
     for i in range(entries):
         table.segments[i] = table.segment_at(numbers[i])
@@ -270,16 +267,14 @@ cdef bint load_segments(Table table, int descriptor, saved, const uint32_t *numb
     return sound
 
 
-cdef void *map_segments(int descriptor, uint64_t offset, size_t size, size_t room) except NULL:
+cdef void *map_file(int descriptor, size_t size, size_t room) except NULL:
     """`room` bytes of memory of our own, the first `size` of which are a copy of the file's, made page by page."""
     cdef void *memory = map_memory(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
         raise MemoryError("no memory for a saved table")
-    if map_memory(
-        memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, descriptor, offset
-    ) == MAP_FAILED:
+    if map_memory(memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, descriptor, 0) == MAP_FAILED:
+        munmap(memory, room)
         raise MemoryError("a saved table could not be mapped")
-    populate_read(memory, size)
     return memory
 
 
@@ -287,27 +282,26 @@ cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
     """Whether every probe ends, every place lies in the arena below `stop`, and the counts are right."""
     cdef Segment *segment
     cdef uint64_t total = 0
-    cdef uint64_t greatest = 0
-    cdef uint64_t least = PLACE_MASK
-    cdef uint64_t mask = PLACE_MASK  # a local: it stays in a register
-    cdef uint64_t place, filled
-    cdef uint32_t number, used
+    cdef uint64_t beyond = 0
+    cdef uint64_t mask = PLACE_MASK  # locals: they stay in registers
+    cdef uint64_t greatest = (stop - RECORD_KEY) >> 3
+    cdef uint64_t place, filled, leading
+    cdef uint32_t number
     cdef size_t i
     for number in range(table.segment_count):
         segment = table.segment_at(number)
-        used = 0
+        filled = leading = 0
         for i in range(SEGMENT_SLOTS):
+            # By sign bits, which the compiler takes several at a time: a comparison of 64 bits it does not.
             place = segment.slots[i] & mask
-            filled = segment.slots[i] != 0
-            greatest = max(greatest, place)
-            least = min(least, place | (filled - <uint64_t>1))  # an empty slot has no place
-            used += <uint32_t>filled
+            beyond |= greatest - place
+            filled += (segment.slots[i] | -segment.slots[i]) >> 63
+            leading += (<uint64_t>(RECORD_KEY / 8 - 1) - place) >> 63
         for i in range(sizeof(segment.padding) / sizeof(uint64_t)):
             if segment.padding[i]:
                 return False
-        if used != segment.count or used >= SEGMENT_SLOTS or segment.depth > table.depth:
+        # An empty slot has no place; one that is filled has one behind the arena's first bytes.
+        if filled != leading or filled != segment.count or filled >= SEGMENT_SLOTS or segment.depth > table.depth:
             return False
-        total += used
-    if total == 0:
-        return table.count == 0
-    return total == table.count and least << 3 >= RECORD_KEY and (greatest << 3) <= stop - RECORD_KEY
+        total += filled
+    return total == table.count and beyond >> 63 == 0

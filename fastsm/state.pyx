@@ -94,6 +94,7 @@ cdef class State:
 
     # ---- read ------------------------------------------------------------------------------------------
 
+    @cython.always_allow_keywords(False)
     def get(self, key):
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
@@ -115,6 +116,7 @@ cdef class State:
         """Before all is verified, a record may say that it is longer than it can be."""
         raise self._log.damage_at(place)
 
+    @cython.always_allow_keywords(False)
     def get_view(self, key):
         """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
 
@@ -143,6 +145,7 @@ cdef class State:
             self.refuse()
         return self.find_key(key) != 0
 
+    @cython.always_allow_keywords(False)
     def modified(self, key):
         """The entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
         cdef uint64_t place
@@ -313,6 +316,7 @@ cdef class State:
         self._require(stopped_is_fine=True)
         return self._table.count
 
+    @cython.always_allow_keywords(False)
     def entry_term(self, entry_id):
         """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
         cdef uint64_t term

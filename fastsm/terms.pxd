@@ -14,6 +14,8 @@ cdef class Terms:
     cdef void append(self, uint64_t last, uint64_t term) noexcept nogil
     cdef int take_frame(self, const uint8_t *frame) except -1
     cdef size_t run_of(self, uint64_t index) noexcept nogil
+    cdef bint holds_all(self, size_t run, const uint64_t *indexes, size_t count) noexcept nogil
+    cdef void runs_of(self, const uint64_t *indexes, size_t count, size_t *runs) noexcept nogil
     cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil
 
 

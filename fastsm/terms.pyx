@@ -16,6 +16,9 @@ from fastsm.format cimport FRAME_RUNS, UNKNOWN_TERM, frame_run_count
 
 RUN = struct.Struct("<QQQ")
 
+cdef enum:
+    LANES = 8     # searches that go together
+
 
 cdef class Terms:
     """Runs of terms, ascending: O(log runs) to find one, O(1) to append.
@@ -99,9 +102,36 @@ cdef class Terms:
         cdef size_t half
         while left > 1:
             half = left >> 1
-            low += half * <size_t>(last[low + half - 1] < index)
+            low += half & -<size_t>(last[low + half - 1] < index)
             left -= half
         return low + <size_t>(left == 1 and last[low] < index)
+
+    cdef bint holds_all(self, size_t run, const uint64_t *indexes, size_t count) noexcept nogil:
+        """Whether all of up to LANES indexes are in one run."""
+        cdef bint outside = run >= self.count
+        cdef size_t i
+        if not outside:
+            for i in range(count):
+                outside |= (indexes[i] < self.first[run]) | (indexes[i] > self.last[run])
+        return not outside
+
+    cdef void runs_of(self, const uint64_t *indexes, size_t count, size_t *runs) noexcept nogil:
+        """`run_of` for up to LANES indexes: their searches go step by step together, and so wait together."""
+        cdef const uint64_t *last = self.last
+        cdef uint64_t wanted[LANES]
+        cdef size_t low[LANES]
+        cdef size_t left = self.count
+        cdef size_t half, i
+        for i in range(LANES):
+            wanted[i] = indexes[i] if i < count else 0
+            low[i] = 0
+        while left > 1:
+            half = left >> 1
+            for i in range(LANES):
+                low[i] += half & -<size_t>(last[low[i] + half - 1] < wanted[i])
+            left -= half
+        for i in range(count):
+            runs[i] = low[i] + <size_t>(left == 1 and last[low[i]] < wanted[i])
 
     cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil:
         """Whether the term of an index is certain, and which it is."""
@@ -175,14 +205,21 @@ cdef class Terms:
         cdef const uint64_t[::1] wanted = np.ascontiguousarray(ids, dtype=np.uint64).reshape(-1)
         result = np.zeros(wanted.shape[0], dtype=np.uint64)
         cdef uint64_t[::1] terms = result
-        cdef Py_ssize_t i
-        cdef size_t run = self.count
-        for i in range(wanted.shape[0]):
-            # Ids mostly come in order: the run of the one before, first.
-            if run == self.count or not self.first[run] <= wanted[i] <= self.last[run]:
-                run = self.run_of(wanted[i])
-            if run < self.count and self.first[run] <= wanted[i]:
-                terms[i] = self.term[run]
+        cdef size_t runs[LANES]
+        cdef Py_ssize_t first, count, i
+        cdef size_t run = 0
+        for first in range(0, wanted.shape[0], LANES):
+            count = min(wanted.shape[0] - first, LANES)
+            # Ids mostly come in order: the run of those before, first.
+            if self.holds_all(run, &wanted[first], count):
+                for i in range(count):
+                    terms[first + i] = self.term[run]
+                continue
+            self.runs_of(&wanted[first], count, runs)
+            run = runs[count - 1]
+            for i in range(count):
+                if runs[i] < self.count and self.first[runs[i]] <= wanted[first + i]:
+                    terms[first + i] = self.term[runs[i]]
         return result.reshape(np.shape(ids))
 
     def runs(self):

@@ -8,6 +8,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import fastsm
 from fastsm import Entry, FastStateMachine, LogId, StorageError
+from fastsm.files import Directory
 from support.faulty import Disk, crash_copy, in_thread
 
 Opener = Callable[..., FastStateMachine]
@@ -51,6 +53,33 @@ def test_durable_moves_to_where_the_log_ended_when_the_sync_began(directory: Pat
     assert machine.last_applied() == LogId(2, 1)
     machine.flush()
     assert machine.durable() == LogId(2, 1)
+
+
+@pytest.mark.parametrize("size", [4000, 100_000], ids=["stored", "written"])
+def test_the_system_begins_to_write_what_a_late_flush_will_wait_for(
+    directory: Path, machine_at: Opener, size: int
+) -> None:
+    """Piece by piece, each byte once, and never a page that a frame may still be stored into."""
+    begun: list[tuple[int, int, int]] = []
+
+    class Files(Directory):
+        def start_writeback(self, descriptor: Any, offset: int, length: int) -> None:
+            begun.append((offset, length, machine.stats().log_bytes))
+            Directory.start_writeback(descriptor, offset, length)
+
+    machine = machine_at(directory, _files=Files)
+    for index in range(1, 16_000_000 // size):
+        machine.apply(put(index, size))
+    assert len(begun) > 5
+    for (offset, length, _), (following, _, _) in pairwise(begun):
+        assert offset + length == following
+    for offset, length, log_bytes in begun:
+        assert (offset + length) % resource.getpagesize() == 0
+        assert offset + length < log_bytes
+    machine.flush()
+    told = len(begun)
+    machine.apply(put(machine.last_applied().index + 1, size))
+    assert len(begun) == told
 
 
 def test_watermark_of_a_frame_written_during_a_sync_does_not_claim_that_sync(
