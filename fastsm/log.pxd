@@ -24,6 +24,7 @@ cdef class Log:
     cdef uint64_t window_end             # pages of [end, window_end) are populated
     cdef uint64_t window                 # how far ahead to populate
     cdef uint64_t zeroed_end             # blocks of [end, zeroed_end) hold written zeros
+    cdef uint64_t settled_end            # pages below are present in the mapping
     cdef uint64_t writeback_end          # the system was told to begin with what lies below
     cdef bint stores                     # small frames go through the mapping
     cdef bint paced                      # flushes come often: every frame goes by pwrite into zeroed blocks
@@ -46,7 +47,7 @@ cdef class Log:
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
     cdef int write_staged(self, uint64_t length) except -1
-    cdef int write_back(self) except -1
+    cdef int settle(self) except -1
     cdef int grow(self, uint64_t needed) except -1
     cdef int map_up_to(self, uint64_t size) except -1
     cdef uint8_t *reserve_staging(self, uint64_t length) except NULL

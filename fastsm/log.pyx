@@ -48,8 +48,8 @@ cdef enum:
     PACED_FRAMES = 64            # at most so many frames, and
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
+    SETTLED_PIECE = 1 << 20
     WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
-    WRITEBACK_PIECE = 1 << 20
 
 
 def log_name(generation):
@@ -206,17 +206,24 @@ cdef class Log:
             self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
         ):
             self.paced = False
-        if self.end - self.writeback_end >= WRITEBACK_BEHIND + WRITEBACK_PIECE:
-            self.write_back()
-        return 0
+        return self.settle()
 
-    cdef int write_back(self) except -1:
-        """Behind much that no sync has covered: the disk works while more is appended, so that a sync is short."""
-        cdef uint64_t first = max(self.writeback_end, self.durable)
-        cdef uint64_t stop = (self.end - WRITEBACK_BEHIND) & ~<uint64_t>(PAGE - 1)
-        if first < stop:
+    cdef int settle(self) except -1:
+        """After each mebibyte or so of the log: makes what follows cheap.
+
+        What was written with `pwrite` becomes present in the mapping, before a read takes a page fault for it. And
+        behind much that no sync has covered, the disk works while more is appended, so that a sync is short.
+        """
+        cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
+        cdef uint64_t first
+        if self.end - self.settled_end < SETTLED_PIECE:
+            return 0
+        self.mapping.populate_read(self.start + self.settled_end, self.start + stop)
+        self.settled_end = stop
+        if stop > self.durable + WRITEBACK_BEHIND:
+            first = max(self.writeback_end, self.durable & ~<uint64_t>(PAGE - 1))
             self.directory.start_writeback(self.descriptor, first, stop - first)
-        self.writeback_end = max(first, stop)
+            self.writeback_end = stop
         return 0
 
     cdef int write_staged(self, uint64_t length) except -1:
@@ -312,6 +319,7 @@ cdef class Log:
             self.copy_and_seal(source, first, offset)
         self.write_staged(size)
         self.end += size
+        self.settle()
         return offset
 
     cdef void copy_and_seal(self, const uint8_t *source, uint64_t first, uint64_t stop) noexcept nogil:
@@ -427,7 +435,7 @@ cdef class Log:
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
         if not self.read_only:
             self.cut(scan.end, torn_end)
-        self.end = scan.end
+        self.end = self.settled_end = self.writeback_end = scan.end
         self.frames = scan.frames
         self.durable = max(scan.watermark, <uint64_t>LOG_HEADER_SIZE)
         self.suspect_end = self.end if self.end > self.durable else 0

@@ -28,3 +28,4 @@ cdef class Mapping:
     cdef int guard(self, size_t file_end, size_t stop) except -1
     cdef bint fits(self, size_t size) noexcept
     cdef bint populate(self, size_t start, size_t stop) noexcept nogil
+    cdef void populate_read(self, size_t start, size_t stop) noexcept nogil

@@ -19,6 +19,7 @@ cdef extern from * nogil:
       #include <fcntl.h>
       #include <sys/vfs.h>
       #ifndef MADV_POPULATE_WRITE
+        #define MADV_POPULATE_READ 22
         #define MADV_POPULATE_WRITE 23
       #endif
       static long file_system_type(int fd) {
@@ -29,6 +30,7 @@ cdef extern from * nogil:
           (void)sync_file_range(fd, offset, size, SYNC_FILE_RANGE_WRITE);
       }
     #else
+      #define MADV_POPULATE_READ -1
       #define MADV_POPULATE_WRITE -1
       static long file_system_type(int fd) { (void)fd; return -1; }
       static void write_back(int fd, off_t offset, off_t size) { (void)fd; (void)offset; (void)size; }
@@ -39,7 +41,7 @@ cdef extern from * nogil:
     """
     int MAP_FIXED
     int MAP_NORESERVE
-    int MADV_POPULATE_WRITE
+    int MADV_POPULATE_READ, MADV_POPULATE_WRITE
     int madvise(void *address, size_t length, int advice)
     int close(int descriptor)
     ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset)
@@ -254,3 +256,8 @@ cdef class Mapping:
         """
         start &= ~(PAGE - 1)
         return madvise(self.address + start, stop - start, MADV_POPULATE_WRITE) == 0
+
+    cdef void populate_read(self, size_t start, size_t stop) noexcept nogil:
+        """Makes the pages of [start, stop) present, where the system will: a look at one is then no page fault."""
+        start &= ~(PAGE - 1)
+        madvise(self.address + start, stop - start, MADV_POPULATE_READ)

@@ -7,8 +7,9 @@ Extendible hashing (Fagin, Nievergelt, Pippenger, Strong, TODS 1979) over open-a
               segments[depth bits] ─► 4,096 slots, probed from the home on, one by one
     slot    | home and tag, 24 bits | next, 4 bits | place / 8, 36 bits |      0: empty
 
-A segment that is three quarters full splits in two by the next bit of the hash, so that the table grows
-32 KiB at a time: no call ever waits for the rehashing of all keys. A slot knows its home, so that a delete
+A segment that is about three quarters full splits in two by the next bit of the hash, so that the table grows
+32 KiB at a time: no call ever waits for the rehashing of all keys. All segments fill alike, so each has a limit of
+its own: with one for all, they would all split within a moment. A slot knows its home, so that a delete
 can close the gap behind it without a look at any key, and leaves no scar. It knows the next four bits by
 which its segment will split, so that only every fourth split has to look at keys. The table itself stores
 no key; whoever calls passes the arena, where places lead to records.
@@ -33,13 +34,15 @@ cdef extern from *:
       #ifndef MADV_COLLAPSE
         #define MADV_COLLAPSE 25
       #endif
-      #define fastsm_huge_pages(address, size) \
-          ((void)(madvise(address, size, MADV_HUGEPAGE) || madvise(address, size, MADV_COLLAPSE)))
+      #define fastsm_huge_page(address, size) ((void)madvise(address, size, MADV_HUGEPAGE))
+      #define fastsm_collapse(address, size) ((void)madvise(address, size, MADV_COLLAPSE))
     #else
-      #define fastsm_huge_pages(address, size) ((void)0)
+      #define fastsm_huge_page(address, size) ((void)0)
+      #define fastsm_collapse(address, size) ((void)0)
     #endif
     """
-    void huge_pages "fastsm_huge_pages"(void *address, size_t size) noexcept nogil
+    void huge_page "fastsm_huge_page"(void *address, size_t size) noexcept nogil
+    void collapse "fastsm_collapse"(void *address, size_t size) noexcept nogil
 
 PLACE_MASK = (<uint64_t>1 << PLACE_BITS) - 1
 
@@ -48,10 +51,12 @@ assert sizeof(Segment) == SEGMENT_SIZE
 
 cdef enum:
     HOME_SHIFT = 64 - SEGMENT_BITS
-    SPLIT_AT = SEGMENT_SLOTS / 4 * 3
+    SPLIT_BITS = 9
+    SPLIT_FROM = SEGMENT_SLOTS / 4 * 3 - 384   # keys, to SPLIT_FROM + 2**SPLIT_BITS: 66 to 78 % of the slots
     FULL_AT = SEGMENT_SLOTS - 64     # only without memory, or under attack: an empty slot ends each probe
     CROWDED = 1024                   # a displacement that chance does not reach in a lifetime
     SUSPICIOUS = 16                  # keys of one tag met by one probe: as unlikely
+    SMALL_POOL = 16                  # blocks
     SPARE_DEPTH = 4                  # how far a segment may split ahead of the average
 
 cdef uint64_t FAILED = ~<uint64_t>0
@@ -67,8 +72,14 @@ cdef inline uint64_t make_slot(uint64_t hashed, uint32_t depth, uint64_t place) 
     return hashed << TAG_SHIFT | next_bits(hashed, depth) << PLACE_BITS | place >> 3
 
 
+cdef inline uint32_t split_limit(uint64_t hashed, uint32_t depth) noexcept nogil:
+    """With how many keys the segment of this depth that a hash leads to splits: chance, but always the same."""
+    cdef uint64_t name = (hashed >> 1) >> (63 - depth) | <uint64_t>1 << depth
+    return SPLIT_FROM + <uint32_t>((name * <uint64_t>0x9E3779B97F4A7C15) >> (64 - SPLIT_BITS))
+
+
 cdef class Table:
-    """Keys to places, 8 bytes a slot, 11 to 22 bytes a key.
+    """Keys to places, 8 bytes a slot, 12 to 22 bytes a key.
 
     Invariants (`check` asserts them):
     - a key is in the segment that its hash leads to, and no empty slot lies between its home and its slot;
@@ -149,6 +160,8 @@ cdef class Table:
             self.block_room = room
         if posix_memalign(&block, BLOCK_SIZE, BLOCK_SIZE):
             return -1
+        if self.block_count >= SMALL_POOL:
+            huge_page(block, BLOCK_SIZE)
         self.pool[self.block_count] = block
         self.block_count += 1
         self.segment_room += SEGMENTS_PER_BLOCK
@@ -163,9 +176,11 @@ cdef class Table:
             return NULL
         cdef uint32_t full = self.segment_count / SEGMENTS_PER_BLOCK
         segment = self.segment_at(self.segment_count)
-        if self.segment_count % SEGMENTS_PER_BLOCK == 0 and full > self.mapped_blocks:
-            # A block becomes a huge page once it is full: one that fills takes no more small pages than it uses.
-            huge_pages(self.pool[full - 1], BLOCK_SIZE)
+        if self.segment_count % SEGMENTS_PER_BLOCK == 0 and self.mapped_blocks < full <= SMALL_POOL:
+            # In a small pool a block becomes a huge page once it is full: before, it takes no more pages than it uses.
+            # Later ones are huge from the start: a collapse takes a millisecond, and more of a busy machine.
+            huge_page(self.pool[full - 1], BLOCK_SIZE)
+            collapse(self.pool[full - 1], BLOCK_SIZE)
         self.segment_count += 1
         memset(segment, 0, sizeof(Segment))
         segment.depth = depth
@@ -205,7 +220,7 @@ cdef class Table:
             distance += 1
             i = (i + 1) & SLOT_MASK
             slot = segment.slots[i]
-        if segment.count < SPLIT_AT and distance < CROWDED and strangers < SUSPICIOUS:
+        if segment.count < SPLIT_FROM and distance < CROWDED and strangers < SUSPICIOUS:
             segment.slots[i] = make_slot(hashed, segment.depth, place)
             segment.count += 1
             self.count += 1
@@ -221,7 +236,7 @@ cdef class Table:
         """Inserts a key that is known not to be there, splitting its segment when that is due."""
         cdef Segment *segment = self.segment_of(hashed)
         cdef size_t i
-        while segment.count >= SPLIT_AT and self.split(arena, hashed):
+        while segment.count >= split_limit(hashed, segment.depth) and self.split(arena, hashed):
             segment = self.segment_of(hashed)
         if segment.count >= FULL_AT:
             return -1
