@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import blake3
 import numpy as np
 import pytest
 
@@ -118,25 +119,34 @@ def window(full: Any, wanted: list[bytes], work: Callable[[], object] | None, se
     return times, time.perf_counter() - start
 
 
+def hash_and_write(path: Path, content: bytes) -> None:
+    """The work of a snapshot in a few calls of C that leave the GIL alone: no snapshot can disturb a reader less."""
+    blake3.blake3(content).digest()
+    bare_write(path, content)
+
+
 def test_reader_meanwhile(note: Any, full: Any, keys: list[bytes], place: Path) -> None:
-    """20 windows with a snapshot under way, each beside one of equal length without."""
+    """20 windows with a snapshot under way, each beside one of equal length without, and one beside a C thread."""
     wanted = random.Random(14).choices(keys, k=100_000)
-    p9999, gaps, with_all, without_all = [], [], [], []
+    full.write_snapshot(place / "size")
+    content = os.urandom((place / "size" / "snapshot.fsm").stat().st_size)
+    windows: dict[str, list[Any]] = {"with": [], "without": [], "beside C": []}
     for number in range(WINDOWS):
         target = place / f"snapshot-{number}"
         busy, seconds = window(full, wanted, partial(full.write_snapshot, target), 0)
-        quiet, _ = window(full, wanted, None, seconds)
-        p9999.append(float(np.percentile(busy, 99.99) / np.percentile(quiet, 99.99)))
-        gaps.append(float(busy.max() / quiet.max()))
-        with_all.append(busy)
-        without_all.append(quiet)
+        windows["with"].append(busy)
+        windows["without"].append(window(full, wanted, None, seconds)[0])
+        windows["beside C"].append(window(full, wanted, partial(hash_and_write, place / "bare", content), 0)[0])
         shutil.rmtree(target)
     marks = [50, 90, 99, 99.9, 99.99, 99.999]
     extra: dict[str, Any] = {"percentiles": marks}
-    for name, arrays in (("with", with_all), ("without", without_all)):
+    for name, arrays in windows.items():
         times = np.concatenate(arrays)
         extra[name] = [float(value) for value in np.percentile(times, marks)]
         extra[f"{name}_longest"] = float(times.max())
         extra[f"{name}_gets"] = len(times)
-    note("snapshot.reader.p9999", "ratio", p9999, extra=extra)
-    note("snapshot.reader.gap", "ratio", gaps)
+    for base, row in (("without", "snapshot.reader"), ("beside C", "snapshot.reader.c")):
+        pairs = list(zip(windows["with"], windows[base], strict=True))
+        note(f"{row}.p9999", "ratio", [float(np.percentile(a, 99.99) / np.percentile(b, 99.99)) for a, b in pairs],
+             extra=extra)  # fmt: skip
+        note(f"{row}.gap", "ratio", [float(a.max() / b.max()) for a, b in pairs])

@@ -91,7 +91,11 @@ def latency(results: Results, scale: Scale) -> Axes | None:
         return None
     made = axes("A reader's get while a snapshot of a million keys is written", "percentile", "microseconds")
     names = [f"{mark:g}" for mark in reader.extra["percentiles"]] + ["longest"]
-    for which, label, color in (("without", "without", GRAY), ("with", "while it is written", ORANGE)):
+    lines = (
+        ("without", "without", GRAY), ("beside C", "while C hashes and writes as much", BLUE),
+        ("with", "while it is written", ORANGE),
+    )  # fmt: skip
+    for which, label, color in lines:
         times = [time / 1e3 for time in [*reader.extra[which], reader.extra[f"{which}_longest"]]]
         made.plot(names, times, marker="o", label=label, color=color, linewidth=2)
     made.set_yscale("log")
