@@ -48,7 +48,6 @@ cdef enum:
     PACED_FRAMES = 64            # at most so many frames, and
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
-    SETTLED_PIECE = 1 << 20
     WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
 
 
@@ -208,16 +207,13 @@ cdef class Log:
             self.paced = False
         return self.settle()
 
-    cdef int settle(self) except -1:
-        """After each mebibyte or so of the log: makes what follows cheap.
+    cdef int settle_piece(self) except -1:
+        """What was written with `pwrite` becomes present in the mapping, before a read takes a page fault for it.
 
-        What was written with `pwrite` becomes present in the mapping, before a read takes a page fault for it. And
-        behind much that no sync has covered, the disk works while more is appended, so that a sync is short.
+        And behind much that no sync has covered, the disk works while more is appended, so that a sync is short.
         """
         cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
         cdef uint64_t first
-        if self.end - self.settled_end < SETTLED_PIECE:
-            return 0
         self.mapping.populate_read(self.start + self.settled_end, self.start + stop)
         self.settled_end = stop
         if stop > self.durable + WRITEBACK_BEHIND:
