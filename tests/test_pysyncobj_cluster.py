@@ -129,10 +129,6 @@ def test_a_crash_in_each_window_of_a_dump(tmp_path: Path) -> None:
         cluster.check()
 
 
-@pytest.mark.xfail(
-    reason="known, not mended: killed in the middle of an install, a follower may wait for its snapshot for ever, "
-    "until its leader or it is started again", strict=False,
-)
 def test_a_crash_in_each_window_of_an_install(tmp_path: Path) -> None:
     """A follower that ends at any step between a snapshot's arrival and the new journal comes back with everything."""
     with running(tmp_path, policy=SMALL) as cluster:

@@ -8,10 +8,10 @@ leader back. And entries of any size arrive whole.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from pysyncobj import SyncObj
+from pysyncobj import monotonic as clock
 
 from fastsm.integrations.pysyncobj.errors import DivergedError
 from fastsm.integrations.pysyncobj.journal import FastJournal
@@ -79,11 +79,12 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._SyncObj__leaderCommitIndex = commit_index
 
     def _hear(self, node: Any, message: dict[str, Any]) -> None:
-        """The leader lives: its term counts, and nothing else."""
+        """The leader lives: its term counts, and nothing else. It is told that this node lives, lest it give it up."""
         known = self._SyncObj__leaderCommitIndex
         heard = {"type": "append_entries", "term": message["term"], "commit_index": 0}
         super()._SyncObj__onMessageReceived(node, heard)
         self._SyncObj__leaderCommitIndex = known
+        self._SyncObj__sendNextNodeIdx(node)
 
     def _without_known(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message without the entries that are here already; it then goes on where they end."""
@@ -167,12 +168,10 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
 
     def _SyncObj__sendAppendEntries(self) -> None:
         period = self.conf.appendEntriesPeriod
-        self._SyncObj__newAppendEntriesTime = deadline = time.monotonic() + period
+        self._SyncObj__newAppendEntriesTime = deadline = clock.monotonic() + period
         for node in self._SyncObj__otherNodes:
             if node in self._SyncObj__connectedNodes:
                 self._send_to(node, deadline)
-            else:
-                self._end_transfer(node)
 
     def _send_to(self, node: Any, deadline: float) -> None:
         """Sends a follower what it lacks, as far as there is time; at least a sign of life."""
@@ -187,7 +186,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 return
             following = self._send_batch(node, following)
             sent = True
-            if time.monotonic() > deadline:
+            if clock.monotonic() > deadline:
                 return
 
     def _send_batch(self, node: Any, following: int) -> int:
@@ -220,8 +219,4 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
 
     def _send_snapshot(self, node: Any) -> None:
         """What a follower lacks is not in the journal any more."""
-        raise NotImplementedError
-
-    def _end_transfer(self, node: Any) -> None:
-        """The connection to a follower is gone."""
         raise NotImplementedError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import pickle
 import struct
-import time
 import zlib
 from typing import Any
 
+from pysyncobj import monotonic as clock
 from pysyncobj.poller import POLL_EVENT_TYPE
 from pysyncobj.tcp_connection import CONNECTION_STATE
 from pysyncobj.transport import TCPTransport
@@ -124,7 +124,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         data = pickle.dumps(content, 5)
         data = zlib.compress(data, 1 if len(data) < LARGE else 0)
         if connection.encryptor:
-            data = connection.encryptor.encrypt_at_time(data, int(time.monotonic()))
+            data = connection.encryptor.encrypt_at_time(data, int(clock.monotonic()))
         connection._TcpConnection__writeBuffer += struct.pack("i", len(data)) + data
         connection._TcpConnection__trySendBuffer()
         if connection.getSendBufferSize() and connection.state == CONNECTION_STATE.CONNECTED:
