@@ -41,7 +41,8 @@ def node_at(tmp_path: Path) -> Iterator[MakeNode]:
 
     def make(name: str = "node", partners: tuple[str, ...] = (), **options: Any) -> ReplicatedStateMachine:
         address = f"127.0.0.1:{free_ports(1)[0]}"
-        conf = options.pop("conf", None) or SyncObjConf(bindAddress=address, appendEntriesUseBatch=False)
+        conf = options.pop("conf", None) or SyncObjConf(
+            bindAddress=address, appendEntriesUseBatch=False, autoTickPeriod=0.01)
         node = ReplicatedStateMachine(address, partners, tmp_path / name, conf=conf, **options)
         nodes.append(node)
         return node

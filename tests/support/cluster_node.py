@@ -75,7 +75,7 @@ class Node:
         if "failing" in options:
             more["_files"] = failing_files(options["failing"])
         conf = SyncObjConf(
-            appendEntriesUseBatch=False, bindAddress=options["address"], connectionRetryTime=0.2,
+            appendEntriesUseBatch=False, bindAddress=options["address"], connectionRetryTime=0.1,
             raftMinTimeout=0.7, raftMaxTimeout=1.5, autoTickPeriod=0.02,
         )  # fmt: skip
         self.node = ReplicatedStateMachine(
