@@ -358,12 +358,13 @@ class Dumping(Applying):
         assert self._complete is not None
         assert self._receiver is not None
         (node, announced), self._complete = self._complete, None
-        receiver, machine = self._receiver, self.machine
+        receiver, machine, journal = self._receiver, self.machine, self.journal
 
         def work() -> None:
             path = receiver.finish(announced)
             receiver.close()
             machine.install_snapshot(announced, path)
+            journal.prepare()
 
         self._receiver = None
         self._installing = (node, announced, Work("fastsm install", work))

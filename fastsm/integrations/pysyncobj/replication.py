@@ -41,6 +41,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self.journal = journal
         self._keep_tail = False  # while a message is handled: the entries behind those that it names stay
         self._pieces: list[bytes] | None = None  # of an entry that arrives in several messages
+        self._batch: tuple[Any, dict[str, Any]] = None, {}  # the last one, and what it depended on
 
     @property
     def _transport(self) -> FastTransport:
@@ -190,31 +191,40 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 return
 
     def _send_batch(self, node: Any, following: int) -> int:
-        journal, size = self.journal, self.conf.appendEntriesBatchSizeBytes
-        entries = journal.entries(following, ALL, size)
-        message = {
-            "type": "append_entries",
-            "term": self._SyncObj__raftCurrentTerm,
-            "commit_index": self._SyncObj__raftCommitIndex,
-            "prevLogIdx": following - 1,
-            "prevLogTerm": journal.term_at(following - 1),
-        }
-        if len(entries) > 1 and len(entries[-1][0]) > PART:
-            entries.pop()  # it comes next, by itself
+        message = self._batch_from(following)
+        entries = message["entries"]
         if len(entries) == 1 and len(entries[0][0]) > PART:
             self._send_parts(node, message, entries[0])
         else:
-            self._transport.send(node, {**message, "entries": entries})
+            self._transport.send(node, message)
         following += len(entries)
         self._SyncObj__raftNextIndex[node] = following
         return following
+
+    def _batch_from(self, following: int) -> dict[str, Any]:
+        """The next entries for a follower; for one that lacks the same as the one before, the very same message."""
+        journal, term, commit_index = self.journal, self._SyncObj__raftCurrentTerm, self._SyncObj__raftCommitIndex
+        told = following, journal.last_index, term, commit_index
+        if self._batch[0] != told:
+            entries = journal.entries(following, ALL, self.conf.appendEntriesBatchSizeBytes)
+            if len(entries) > 1 and len(entries[-1][0]) > PART:
+                entries.pop()  # it comes next, by itself
+            self._batch = told, {
+                "type": "append_entries",
+                "term": term,
+                "commit_index": commit_index,
+                "prevLogIdx": following - 1,
+                "prevLogTerm": journal.term_at(following - 1),
+                "entries": entries,
+            }
+        return self._batch[1]
 
     def _send_parts(self, node: Any, message: dict[str, Any], entry: tuple[bytes, int, int]) -> None:
         """A large entry in several messages, each of which is also a sign of life."""
         command, index, term = entry
         for start in range(0, len(command), PART):
             part = (index, term, command[start : start + PART], start == 0, start + PART >= len(command))
-            if not self._transport.send(node, {**message, "entry": part}):
+            if not self._transport.send(node, {**message, "entries": [], "entry": part}):
                 return
 
     def _send_snapshot(self, node: Any) -> None:
