@@ -194,9 +194,15 @@ class Cluster:
 
         Returns how many writes were acknowledged.
         """
-        self.leader()
-        self.wait_equal()
-        found = [self.call(number, "contents") for number in self.processes]
+
+        def at_one_entry() -> list[Any] | None:
+            self.leader()
+            self.wait_equal()
+            found = [self.call(number, "contents") for number in self.processes]
+            # A new leader's first entry may come between two of the calls.
+            return found if all(contents["applied"] == found[0]["applied"] for contents in found) else None
+
+        found: list[Any] = wait_for(at_one_entry, "contents as of one entry")
         assert all(contents == found[0] for contents in found), [{**f, "keys": len(f["keys"])} for f in found]
         acknowledged = self.acknowledged()
         assert len(set(acknowledged)) == len(acknowledged)
