@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 MODULES = [
     "hashing", "command", "format", "mapping", "table", "terms", "dead", "recovery", "log", "index", "saved_table",
     "capture", "frozen", "state", "turns", "chunk", "engine", "group_commit",
-    "journal_format", "segment", "journal",
+    "journal_format", "journal_entries", "segment", "journal",
 ]
 
 DIRECTIVES = {

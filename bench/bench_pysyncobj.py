@@ -34,7 +34,7 @@ from fastsm.integrations.pysyncobj import DumpPolicy, ReplicatedStateMachine
 
 VARIANTS = ("stock", "pickle5", "fastsm", "durable")
 BATCH = 100
-QUIET = 3.0  # seconds of writes without a dump, to compare with
+QUIET = 3.0  # seconds without a dump, to compare with
 
 
 # ---- a node, as a program --------------------------------------------------------------------------------
@@ -58,6 +58,12 @@ def memory_of(pid: int | str = "self") -> dict[str, int]:
     return wanted
 
 
+def waited_for_a_core() -> float:
+    """Seconds that the calling thread was ready to run and did not."""
+    with open("/proc/thread-self/schedstat") as file:
+        return int(file.read().split()[1]) / 1e9
+
+
 class Node:
     """What all variants have in common: ticks are watched, leaders are counted."""
 
@@ -69,7 +75,7 @@ class Node:
             logCompactionMinEntries=10**9, logCompactionMinTime=10**6, onStateChanged=self._changed,
         )  # fmt: skip
         self.make()
-        self.gap, self.last = 0.0, time.perf_counter()
+        self.gaps, self.last = (0.0, 0.0), (time.perf_counter(), 0.0)
         self.sync_obj.addOnTickCallback(self._tick)
         self.writing = False
         self.child_memory = 0
@@ -78,12 +84,15 @@ class Node:
         self.changes += new == 2
 
     def _tick(self) -> None:
-        now = time.perf_counter()
-        self.gap, self.last = max(self.gap, now - self.last), now
+        now = time.perf_counter(), waited_for_a_core()
+        gap = now[0] - self.last[0]
+        own = gap - (now[1] - self.last[1]) if self.last[1] else 0.0
+        self.gaps, self.last = (max(self.gaps[0], gap), max(self.gaps[1], own)), now
 
-    def call_take_gap(self) -> float:
-        gap, self.gap = self.gap, 0.0
-        return gap
+    def call_take_gaps(self) -> tuple[float, float]:
+        """The longest time from tick to tick; and without what the thread was ready to run but had no core."""
+        gaps, self.gaps = self.gaps, (0.0, 0.0)
+        return gaps
 
     def call_status(self) -> dict[str, Any]:
         leader = self.sync_obj._getLeader()
@@ -153,6 +162,10 @@ class Node:
         for child in children:
             self.child_memory = max(self.child_memory, memory_of(child)["Private_Dirty"])
 
+    def call_compact(self) -> float:
+        """The seconds of making the state machine's log small; 0 where there is none."""
+        return 0.0
+
     def call_child_memory(self) -> int:
         return self.child_memory
 
@@ -215,6 +228,11 @@ class Fast(Node):
 
     def dumps(self) -> Any:
         return self.sync_obj.dumps
+
+    def call_compact(self) -> float:
+        began = time.perf_counter()
+        self.sync_obj.state_machine.compact()
+        return time.perf_counter() - began
 
     def call_protocol(self, version: int) -> None:
         pass
@@ -332,30 +350,40 @@ def measure(variant: str, keys: int, root: Path) -> dict[str, float]:
 
 def measure_dump(cluster: Cluster, keys: int) -> dict[str, float]:
     leader = cluster.leader()
+    cluster.all("take_gaps")
+    time.sleep(QUIET)
+    found = longest("of an idle node", cluster)
     cluster.call(leader, "begin_writes", first=0, count=keys, rate=1000)
     time.sleep(1)
-    cluster.all("take_gap")
+    cluster.all("take_gaps")
     time.sleep(QUIET)
-    quiet = cluster.all("take_gap")
+    found |= longest("under writes", cluster)
     changes = sum(status["changes"] for status in cluster.all("status"))
-    seconds, gaps = [], []
+    seconds = []
     for number in cluster.children:
         seconds.append(cluster.call(number, "dump"))
         time.sleep(0.3)
-        gaps += cluster.all("take_gap")
+    found |= longest("in a dump of one node", cluster)
     at_once = cluster.all("dump")
     time.sleep(0.3)
-    gaps_at_once = cluster.all("take_gap")
+    found |= longest("in a dump of all three at once", cluster)
+    cluster.all("compact")
+    time.sleep(0.3)
+    found |= longest("in a compaction of all three at once", cluster)
     time.sleep(1.5)
     changed = sum(status["changes"] for status in cluster.all("status")) - changes
     cluster.call(leader, "end_writes")
     return {
-        "longest tick without a dump, ms": 1000 * max(quiet),
-        "longest tick in a dump of one node, ms": 1000 * max(gaps),
-        "longest tick in a dump of all three at once, ms": 1000 * max(gaps_at_once), "leadership changes": changed,
+        **found, "leadership changes": changed,
         "dump, s": statistics.median(seconds), "dump of all three at once, s": max(at_once),
         "child's own memory, MB": max(cluster.all("child_memory")) / 1e6,
     }  # fmt: skip
+
+
+def longest(when: str, cluster: Cluster) -> dict[str, float]:
+    """The longest tick of any node since it was asked for last."""
+    whole, own = (max(gaps) for gaps in zip(*cluster.all("take_gaps"), strict=True))
+    return {f"longest tick {when}, ms": 1000 * whole, "… without waiting for a core, ms, " + when: 1000 * own}
 
 
 def measure_restart(cluster: Cluster, keys: int) -> dict[str, float]:

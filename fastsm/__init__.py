@@ -18,6 +18,7 @@ bytes to files to memory to the machine; each module knows only those before it:
     recovery            what a log holds, what is torn and what is corrupt
     log, walk           frames in a mapped file: append, sync; the way over the records of base and log
     journal_format      the disk format of a Raft library's own log
+    journal_entries     where each entry of it lies
     segment, journal    that log: entries, term and vote, in files that are cut at both ends
     index               table, terms and dead map: what leads into base and log
     saved_table         the index in a file, for opening without reading the log

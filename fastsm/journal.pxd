@@ -1,11 +1,11 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastsm.journal_entries cimport Entries
 from fastsm.segment cimport Segment
 
 
-cdef class Journal:
-    # Invariant: frames[head : head + count] lead to the entries first … first + count - 1, whose terms never fall;
-    # each lies in the last segment whose `begin` is not above its index.
+cdef class Journal(Entries):
+    # Invariant: each entry lies in the last segment whose `begin` is not above its index.
     cdef readonly str path
     cdef object directory
     cdef readonly bint durable
@@ -13,13 +13,6 @@ cdef class Journal:
     cdef list retired                    # segments whose files may go
     cdef Segment newest                  # what is appended to; None: closed
     cdef Segment spare                   # the next one, made ahead
-    cdef const uint8_t **frames
-    cdef size_t room
-    cdef size_t head
-    cdef size_t count
-    cdef uint64_t first
-    cdef object first_entry              # as __getitem__ gives them, or None
-    cdef object last_entry
     cdef uint64_t current_term
     cdef str current_vote
     cdef uint64_t committed
@@ -29,14 +22,9 @@ cdef class Journal:
     cdef uint64_t next_index             # while recovering: of the next entry; 0: any
     cdef object creating                 # a lock: one segment at a time is made
 
-    cdef const uint8_t *frame_at(self, size_t position) noexcept nogil
-    cdef object entry_at(self, size_t position)
     cpdef add(self, bytes command, uint64_t index, uint64_t term)
-    cdef int reserve(self) except -1
-    cdef void push(self, const uint8_t *frame) noexcept
     cdef int note(self, uint32_t kind, uint64_t index, uint64_t term=*, bytes data=*) except -1
     cdef int forget_from(self, uint64_t index) except -1
-    cdef int forget_before(self, uint64_t index) except -1
     cdef int take_base(self, const uint8_t *frame) except -1
     cdef int begin_segment(self, uint64_t first) except -1
     cdef int retire(self) except -1

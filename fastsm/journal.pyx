@@ -10,16 +10,15 @@ import os
 import re
 import threading
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memmove
 
 from fastsm.format cimport LOG_HEADER_SIZE, frame_length, frame_watermark
 from fastsm.journal_format cimport (
     ITEM_BASE, ITEM_COMMIT, ITEM_CUT, ITEM_ENTRY, ITEM_START, ITEM_STATE, ITEM_VOTE,
     item_data, item_index, item_kind, item_size, item_term,
 )
+from fastsm.journal_entries cimport Entries
 from fastsm.segment cimport Segment
 
 from fastsm.errors import CorruptionError, NotRunningError, OrderError
@@ -33,10 +32,9 @@ NAMES = re.compile(r"journal-([1-9][0-9]*)")
 cdef uint64_t LARGEST_COMMAND = 0xFFFFFFFF
 cdef enum:
     SMALL_SEGMENT = 1 << 20      # not worth a new one when the front is cut
-    SMALLEST_ROOM = 1024         # entries
 
 
-cdef class Journal:
+cdef class Journal(Entries):
     """Entries `first_index` to `last_index` of a Raft log, the current term, the vote in it, the commit index.
 
     Opening creates the directory (0700) when needed, locks it, and recovers: what was appended before a kill is
@@ -49,12 +47,6 @@ cdef class Journal:
     written. Thread safety: one thread at a time, but for `prepare` and `remove_retired`, which any other may call
     meanwhile.
     """
-
-    def __cinit__(self, *_, **__):
-        self.frames = NULL
-
-    def __dealloc__(self):
-        free(self.frames)
 
     def __init__(self, directory, *, bint durable=False, _files=Directory):
         self.durable = durable
@@ -76,16 +68,6 @@ cdef class Journal:
         return f"<{type(self).__name__} {self.path!r}: {self.count} entries from {self.first}>"
 
     # ---- what is there ---------------------------------------------------------------------------------
-
-    @property
-    def first_index(self):
-        """The index of the first entry; 0 when there is none."""
-        return self.first if self.count else 0
-
-    @property
-    def last_index(self):
-        """The index of the last entry; 0 when there is none."""
-        return self.first + self.count - 1 if self.count else 0
 
     @property
     def term(self):
@@ -122,102 +104,6 @@ cdef class Journal:
         """Bytes of the newest segment: about what came since the front was last cut."""
         return self.newest.end
 
-    def __len__(self):
-        return self.count
-
-    def __bool__(self):
-        return True
-
-    def __getitem__(self, item):
-        """`(command, index, term)` at a position from 0 on, or from the end; a slice gives a list. As lists do it."""
-        cdef Py_ssize_t position
-        if isinstance(item, slice):
-            start, stop, step = item.indices(self.count)
-            return [self.entry_at(position) for position in range(start, stop, step)]
-        position = item
-        if position < 0:
-            position += self.count
-        if not 0 <= position < <Py_ssize_t>self.count:
-            raise IndexError(f"position {item} of {self.count} entries")
-        if position == <Py_ssize_t>self.count - 1:
-            if self.last_entry is None:
-                self.last_entry = self.entry_at(position)
-            return self.last_entry
-        if position == 0:
-            if self.first_entry is None:
-                self.first_entry = self.entry_at(0)
-            return self.first_entry
-        return self.entry_at(position)
-
-    cdef const uint8_t *frame_at(self, size_t position) noexcept nogil:
-        return self.frames[self.head + position]
-
-    cdef object entry_at(self, size_t position):
-        cdef const uint8_t *frame = self.frame_at(position)
-        return (
-            PyBytes_FromStringAndSize(<const char *>item_data(frame), item_size(frame)), item_index(frame),
-            item_term(frame))
-
-    def term_at(self, uint64_t index):
-        """The term of an entry, or None when it is not there. O(1)."""
-        if not self.count or not self.first <= index < self.first + self.count:
-            return None
-        return item_term(self.frame_at(index - self.first))
-
-    def entries(self, uint64_t index, uint64_t count, uint64_t most_bytes=LARGEST_COMMAND):
-        """At most `count` entries from `index` on, `(command, index, term)`, and no more behind `most_bytes`.
-
-        The one with which the sum of their sizes comes to `most_bytes` is the last. O(what is returned).
-        """
-        cdef uint64_t stop = min(index + count, self.first + self.count)
-        cdef uint64_t size = 0
-        cdef list found = []
-        if not self.count or index < self.first:
-            return found
-        while index < stop and size < most_bytes:
-            size += item_size(self.frame_at(index - self.first))
-            found.append(self.entry_at(index - self.first))
-            index += 1
-        return found
-
-    def marked(self, uint64_t index, uint64_t count, uint64_t most_bytes, uint8_t mark, bytes filler):
-        """Entries as `(index, term, command)`, for a state machine; and the positions that are not its own.
-
-        Those whose command starts with the byte `mark` are: they are given without it. The others are given as
-        `filler`. Ends like `entries`. O(what is returned).
-        """
-        cdef uint64_t stop = min(index + count, self.first + self.count)
-        cdef uint64_t size = 0
-        cdef const uint8_t *frame
-        cdef list found = []
-        cdef list others = []
-        if not self.count or index < self.first:
-            return found, others
-        while index < stop and size < most_bytes:
-            frame = self.frame_at(index - self.first)
-            size += item_size(frame)
-            if item_size(frame) and item_data(frame)[0] == mark:
-                command = PyBytes_FromStringAndSize(<const char *>item_data(frame) + 1, item_size(frame) - 1)
-            else:
-                others.append(len(found))
-                command = filler
-            found.append((index, item_term(frame), command))
-            index += 1
-        return found, others
-
-    def without_marks(self, uint64_t index, uint64_t stop, bytes marks):
-        """The indexes in [index, stop) of entries whose command starts with none of these bytes. O(stop - index)."""
-        cdef list found = []
-        cdef const uint8_t *frame
-        index = max(index, self.first)
-        stop = min(stop, self.first + self.count)
-        while index < stop:
-            frame = self.frame_at(index - self.first)
-            if not item_size(frame) or item_data(frame)[0] not in marks:
-                found.append(index)
-            index += 1
-        return found
-
     # ---- append ----------------------------------------------------------------------------------------
 
     cpdef add(self, bytes command, uint64_t index, uint64_t term):
@@ -242,27 +128,6 @@ cdef class Journal:
         self.push(frame)
         self.last_entry = (command, index, term)
 
-    cdef int reserve(self) except -1:
-        """Room for one more entry: afterwards adding it cannot fail in memory."""
-        cdef size_t room
-        cdef const uint8_t **frames
-        if self.head + self.count < self.room:
-            return 0
-        if self.head > self.count:
-            memmove(self.frames, self.frames + self.head, self.count * sizeof(uint8_t *))
-            self.head = 0
-            return 0
-        room = max(2 * self.room, <size_t>SMALLEST_ROOM)
-        frames = <const uint8_t **>realloc(self.frames, room * sizeof(uint8_t *))
-        if frames == NULL:
-            raise MemoryError(f"no memory for {room} entries of the journal")
-        self.frames, self.room = frames, room
-        return 0
-
-    cdef void push(self, const uint8_t *frame) noexcept:
-        self.frames[self.head + self.count] = frame
-        self.count += 1
-
     cdef int note(self, uint32_t kind, uint64_t index, uint64_t term=0, bytes data=b"") except -1:
         """Appends a frame that is no entry."""
         self.check_open()
@@ -279,10 +144,7 @@ cdef class Journal:
     cdef int forget_from(self, uint64_t index) except -1:
         cdef Segment segment
         index = max(index, self.first)
-        self.count = index - self.first
-        self.last_entry = None
-        if not self.count:
-            self.first_entry = None
+        self.drop_from(index)
         self.synced = min(self.synced, index - 1)
         self.committed = min(self.committed, index - 1)
         for segment in self.segments:
@@ -305,10 +167,8 @@ cdef class Journal:
 
     cdef int take_base(self, const uint8_t *frame) except -1:
         cdef Segment segment
-        self.first = item_index(frame)
-        self.head = self.count = 0
+        self.start_over(item_index(frame))
         self.push(frame)
-        self.first_entry = self.last_entry = None
         self.synced = min(self.synced, self.first - 1)
         self.committed = self.first
         for segment in self.segments:
@@ -337,18 +197,10 @@ cdef class Journal:
         self.check_open()
         if self.newest.end < SMALL_SEGMENT:
             self.note(ITEM_START, index)
-            self.forget_before(index)
+            self.drop_before(index)
         else:
             self.begin_segment(index)
         self.retire()
-
-    cdef int forget_before(self, uint64_t index) except -1:
-        if self.count and index > self.first:
-            self.head += index - self.first
-            self.count -= index - self.first
-            self.first = index
-            self.first_entry = None
-        return 0
 
     def set_vote(self, uint64_t term, vote):
         """The current term, and who is voted for in it: a str, or None for nobody yet. Durable after `sync`."""
@@ -397,7 +249,7 @@ cdef class Journal:
             self.segments.append(segment)
             self.newest, self.spare = segment, None
         self.written_commit = self.committed
-        self.forget_before(first)
+        self.drop_before(first)
         return 0
 
     cdef bytes state_behind(self, uint64_t first):
@@ -467,8 +319,7 @@ cdef class Journal:
     def take_segments(self, start):
         """Takes over what the segments from `start` on say. The position of the one that is to be the last, or None."""
         cdef Segment segment
-        self.head = self.count = 0
-        self.first_entry = self.last_entry = None
+        self.start_over(0)
         for position in range(start, len(self.segments)):
             segment = self.segments[position]
             self.take_frames(segment, position == start)
@@ -553,7 +404,7 @@ cdef class Journal:
             self.take_cut(index)
         elif kind == ITEM_START:
             self.declared = max(self.declared, index)
-            self.forget_before(min(index, self.first + self.count))
+            self.drop_before(min(index, self.first + self.count))
         elif kind == ITEM_VOTE:
             self.current_term = item_term(frame)
             self.current_vote = item_data(frame)[:item_size(frame)].decode() if index else None
@@ -598,7 +449,7 @@ cdef class Journal:
         elif (state.last, state.term, vote) != (self.first + self.count - 1, self.current_term, self.current_vote):
             return False
         else:
-            self.forget_before(state.first)
+            self.drop_before(state.first)
         self.declared = state.first
         self.committed = state.commit
         segment.begin = state.last + 1
@@ -645,8 +496,7 @@ cdef class Journal:
         for segment in (*self.segments, *self.retired, self.spare):
             if segment is not None:
                 segment.close()
-        self.count = self.head = 0
-        self.first_entry = self.last_entry = None
+        self.start_over(0)
         self.segments, self.retired = [], []
         self.newest = self.spare = None
         if self.directory is not None:

@@ -202,8 +202,11 @@ class Snapshots(Engine):
 
     def _take_next(
         self, log: Log, index: Index, state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None
-    ) -> None:
-        """In the writer's turn: the step to a generation whose files are synced. See ``Engine._switch``."""
+    ) -> Log:
+        """In the writer's turn: the step to a generation whose files are synced. See ``Engine._switch``.
+
+        Returns the old log, for ``_remove_old``: a turn in which a large file is unlinked is long.
+        """
         old, old_commit = self._log, self._group_commit
         self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
         self._clean_end = -1
@@ -212,14 +215,18 @@ class Snapshots(Engine):
         )
         self._set_verified(True)
         old_commit.close()
+        if not self._is_called_for():  # else whoever was called does so at its end
+            self._renew_policy()
+        return old
+
+    def _remove_old(self, old: Log) -> None:
+        """Behind the step; a job or the writer's turn keeps the directory open meanwhile."""
         try:
             with storage_errors(self.path, "removing the old generation"):
                 old.close()
                 generation.remove_generation(self._directory, old.head.generation)
         except StorageError as error:
             logger.warning("%s: left over until the next opening: %s", self.path, error)
-        if not self._is_called_for():  # else whoever was called does so at its end
-            self._renew_policy()
 
     def _discard(self, log: Log | None, number: int) -> None:
         """Removes what was prepared of a generation, unless that has become the state."""
@@ -234,10 +241,11 @@ class Snapshots(Engine):
         try:
             log = Log.create(self._directory, number)
             self._jobs.end_all("a reset")
-            self._take_next(log, Index(), (LogId(), None))
+            old = self._take_next(log, Index(), (LogId(), None))
         except BaseException:
             self._discard(log, number)
             raise
+        self._remove_old(old)
 
     # ---- install ---------------------------------------------------------------------------------------
 
@@ -283,10 +291,11 @@ class Snapshots(Engine):
             number, log, index, told = self._prepare_install(job, metadata, path, allow_older, progress)
             try:
                 with turn:
-                    self._install_in_turn(job, log, index, told, allow_older)
+                    old = self._install_in_turn(job, log, index, told, allow_older)
             except BaseException:
                 self._discard(log, number)
                 raise
+            self._remove_old(old)
 
     def _prepare_install(
         self,
@@ -342,15 +351,16 @@ class Snapshots(Engine):
 
     def _install_in_turn(
         self, job: Job, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool
-    ) -> None:
+    ) -> Log:
         job.check()
         self._require()
         self._log.check_writable()
         if not allow_older:
             self._refuse_stale(told)
         self._jobs.end_all("an install")
-        self._take_next(log, index, (told.last_included, told))
+        old = self._take_next(log, index, (told.last_included, told))
         logger.info("%s: installed a snapshot as of %s", self.path, tuple(told.last_included))
+        return old
 
     # ---- compact ---------------------------------------------------------------------------------------
 
@@ -409,6 +419,7 @@ class Snapshots(Engine):
         except BaseException:
             self._discard(log, number)
             raise
+        self._remove_old(old)
         logger.info(
             "%s: compacted up to %s in %.3f s: a log of %d bytes became a base of %d and a log of %d", self.path,
             tuple(last_included), time.perf_counter() - started, before, base.size, log.end)

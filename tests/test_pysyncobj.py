@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 pytest.importorskip("pysyncobj")
 
+import pysyncobj.pickle
 import pysyncobj.syncobj
 from pysyncobj import FAIL_REASON, SyncObjConf, SyncObjException
 from pysyncobj.batteries import ReplCounter
@@ -41,7 +44,8 @@ def node_at(tmp_path: Path) -> Iterator[MakeNode]:
 
     def make(name: str = "node", partners: tuple[str, ...] = (), **options: Any) -> ReplicatedStateMachine:
         address = f"127.0.0.1:{free_ports(1)[0]}"
-        conf = options.pop("conf", None) or SyncObjConf(bindAddress=address, appendEntriesUseBatch=False)
+        conf = options.pop("conf", None) or SyncObjConf(
+            bindAddress=address, appendEntriesUseBatch=False, autoTickPeriod=0.01)
         node = ReplicatedStateMachine(address, partners, tmp_path / name, conf=conf, **options)
         nodes.append(node)
         return node
@@ -301,6 +305,16 @@ def test_a_node_of_another_wire_version_is_refused(
     finally:
         for node in nodes:
             node.destroy_synchronous()
+
+
+@pytest.mark.parametrize("size", [10, 5000, 50_000, 500_000])
+def test_messages_are_compressed_where_it_is_worth_it(size: int) -> None:
+    """Any reader of PySyncObj's reads them; what would hardly shrink does not grow either."""
+    for content, largest in ((random.randbytes(size), size + 200), (bytes(size), max(200, size // 20))):
+        message = {"type": "append_entries", "entries": [(content, 1, 1)]}
+        encoded = transport.encode(message)
+        assert pysyncobj.pickle.loads(zlib.decompress(encoded)) == message
+        assert len(encoded) <= largest or size > transport.LARGE
 
 
 # ---- FastJournal -----------------------------------------------------------------------------------------

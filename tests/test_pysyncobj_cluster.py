@@ -89,8 +89,8 @@ def test_all_are_killed_at_once(tmp_path: Path, durable: bool) -> None:
             cluster.kill()
             cluster.start()
             cluster.wait_ready()
-            cluster.check()
-        assert cluster.check() > 200
+            acknowledged = cluster.check()
+        assert acknowledged > 200
 
 
 # Where a process may end between two steps that belong together.
@@ -129,10 +129,6 @@ def test_a_crash_in_each_window_of_a_dump(tmp_path: Path) -> None:
         cluster.check()
 
 
-@pytest.mark.xfail(
-    reason="known, not mended: killed in the middle of an install, a follower may wait for its snapshot for ever, "
-    "until its leader or it is started again", strict=False,
-)
 def test_a_crash_in_each_window_of_an_install(tmp_path: Path) -> None:
     """A follower that ends at any step between a snapshot's arrival and the new journal comes back with everything."""
     with running(tmp_path, policy=SMALL) as cluster:
@@ -244,7 +240,7 @@ def test_a_disk_that_fails_stops_one_node(tmp_path: Path, failing: str) -> None:
             wait_for(lambda victim=victim: cluster.call(victim, "status")["failure"], "a node that stops")
             with pytest.raises(NodeError, match="NotRunningError"):
                 cluster.call(victim, "put", key="a", value="b")
-            time.sleep(1.5)
+            time.sleep(0.7)  # the others go on
             cluster.call(other, "unload")
             cluster.kill(victim)
             cluster.start(victim)

@@ -194,9 +194,15 @@ class Cluster:
 
         Returns how many writes were acknowledged.
         """
-        self.leader()
-        self.wait_equal()
-        found = [self.call(number, "contents") for number in self.processes]
+
+        def at_one_entry() -> list[Any] | None:
+            self.leader()
+            self.wait_equal()
+            found = [self.call(number, "contents") for number in self.processes]
+            # A new leader's first entry may come between two of the calls.
+            return found if all(contents["applied"] == found[0]["applied"] for contents in found) else None
+
+        found: list[Any] = wait_for(at_one_entry, "contents as of one entry")
         assert all(contents == found[0] for contents in found), [{**f, "keys": len(f["keys"])} for f in found]
         acknowledged = self.acknowledged()
         assert len(set(acknowledged)) == len(acknowledged)
@@ -222,17 +228,30 @@ def wait_for(condition: Callable[[], Any], what: str, why: Callable[[], Any] | N
     raise AssertionError(f"waited for {what} in vain: {why() if why else ''} {error or ''}")
 
 
+_held: list[socket.socket] = []
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on now, below those that the system hands out by itself."""
+    """Ports of the loopback interface for this process alone, below those that the system hands out by itself.
+
+    On Linux each stays bound, so that nobody else who asks gets it, not even while the node on it is dead: PySyncObj's
+    server may bind it all the same, since both set SO_REUSEADDR and only one of them listens.
+    """
     found: list[int] = []
     rng = random.SystemRandom()
     while len(found) < count:
         port = rng.randrange(20000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        probe = socket.socket()
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            probe.close()
+            continue
+        if sys.platform == "linux":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: it must not share another's
+            _held.append(probe)
+        else:
+            probe.close()
         if port not in found:
             found.append(port)
     return found

@@ -75,7 +75,7 @@ class Node:
         if "failing" in options:
             more["_files"] = failing_files(options["failing"])
         conf = SyncObjConf(
-            appendEntriesUseBatch=False, bindAddress=options["address"], connectionRetryTime=0.2,
+            appendEntriesUseBatch=False, bindAddress=options["address"], connectionRetryTime=0.1,
             raftMinTimeout=0.7, raftMaxTimeout=1.5, autoTickPeriod=0.02,
         )  # fmt: skip
         self.node = ReplicatedStateMachine(
@@ -198,11 +198,12 @@ class Node:
         machine = self.node.state_machine
         machine._check()
         with tempfile.TemporaryDirectory() as directory:
-            machine.write_snapshot(directory)
+            applied = machine.write_snapshot(directory).last_included
             with fastsm.open_snapshot(directory) as snapshot:
                 checksum = snapshot.state_checksum.hex()
         listed = None if self.list is None else list(self.list.rawData())
-        return {"keys": sorted(key.decode() for key, _ in machine.items()), "checksum": checksum, "listed": listed}
+        keys = sorted(key.decode() for key, _ in machine.items())
+        return {"applied": applied, "keys": keys, "checksum": checksum, "listed": listed}
 
     def call_destroy(self) -> None:
         self.node.destroy_synchronous()

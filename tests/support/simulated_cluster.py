@@ -10,10 +10,11 @@ import pickle
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pysyncobj.monotonic
 import pysyncobj.syncobj
 import pytest
 from pysyncobj import FAIL_REASON, SyncObjConf
@@ -31,11 +32,12 @@ ADDRESSES = ("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1")
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """PySyncObj's time, which passes when it is told to. The one of ``time.monotonic`` is another: it runs ahead."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        patch.setattr(time, "monotonic", self)
+        patch.setattr(time, "monotonic", lambda: self.now + 3600)
+        patch.setattr(pysyncobj.monotonic, "monotonic", self)
         patch.setattr(pysyncobj.syncobj, "monotonicTime", self)
         patch.setattr(dumping, "Work", WorkAtOnce)
 
@@ -92,6 +94,9 @@ class SimulatedTransport(FastTransport):
 
     def _onNodeConnected(self, node: Any) -> None:
         Transport._onNodeConnected(self, node)
+
+    def _onNodeDisconnected(self, node: Any) -> None:
+        Transport._onNodeDisconnected(self, node)
 
     def _onMessageReceived(self, node: Any, message: Any) -> None:
         Transport._onMessageReceived(self, node, message)
@@ -199,14 +204,13 @@ class SimulatedCluster:
         self.watched, self.durable, self.node_class = watched, durable, node
         self.nodes: dict[str, ReplicatedStateMachine] = {}
         self._number = 0
-        transport = type("Transport", (SimulatedTransport,), {"network": self.network})
-        for number, address in enumerate(ADDRESSES):
-            self.nodes[address] = self._make(number, address, transport)
+        for address in ADDRESSES:
+            self.nodes[address] = self._make(address)
         for transport_of in self.network.transports.values():
             for other in transport_of._others:
                 transport_of._onNodeConnected(other)
 
-    def _make(self, number: int, address: str, transport: type[Any]) -> ReplicatedStateMachine:
+    def _make(self, address: str) -> ReplicatedStateMachine:
         conf = SyncObjConf(
             autoTick=False, appendEntriesUseBatch=False, appendEntriesPeriod=0.1, raftMinTimeout=0.4,
             raftMaxTimeout=1.4, commandsWaitLeader=False,
@@ -222,10 +226,13 @@ class SimulatedCluster:
 
         policy = DumpPolicy(journal_bytes=20_000, ratio=0, least_seconds=1.0, trailing_entries=5)
         return self.node_class(
-            address, [other for other in ADDRESSES if other != address], self.root / f"node-{number}", conf=conf,
-            durable=self.durable, policy=policy, _files=files, _transport=transport, verify_on_open="off",
-            auto_compact=False,
+            address, [other for other in ADDRESSES if other != address], self.directory(address), conf=conf,
+            durable=self.durable, policy=policy, _files=files, verify_on_open="off", auto_compact=False,
+            _transport=type("Transport", (SimulatedTransport,), {"network": self.network}),
         )  # fmt: skip
+
+    def directory(self, address: str) -> Path:
+        return self.root / f"node-{ADDRESSES.index(address)}"
 
     def _note(self, where: str) -> None:
         if len(self.platters[ADDRESSES[-1]]) >= 2 and self.random.random() < self.share:
@@ -268,6 +275,35 @@ class SimulatedCluster:
     def hear(self, address: str) -> None:
         self.network.transports[address] = self._silent
 
+    def disconnect(self, address: str) -> None:
+        """Its connections end, and all sides hear of it; what was on the way is lost."""
+        for one, other in self._pairs(address):
+            one._onNodeDisconnected(other)
+        for link in [link for link in self.network.links if address in link]:
+            del self.network.links[link]
+        del self.network.transports[address]
+
+    def connect(self, address: str) -> None:
+        self.network.transports[address] = self.nodes[address]._transport
+        for one, other in self._pairs(address):
+            one._onNodeConnected(other)
+
+    def _pairs(self, address: str) -> Iterator[tuple[SimulatedTransport, Any]]:
+        """The two sides of each connection of a node."""
+        own = self.network.transports[address]
+        for node in own._others:
+            other = self.network.transports.get(node.id)
+            if other is not None:
+                yield own, node
+                yield other, own._own
+
+    def restart(self, address: str) -> None:
+        """Its process is killed and started again before the others' next tick."""
+        self.disconnect(address)
+        kill(self.nodes[address])
+        self.nodes[address] = self._make(address)
+        self.connect(address)
+
     def leader(self) -> str | None:
         return next((address for address, node in self.nodes.items() if node._isLeader()), None)
 
@@ -286,13 +322,18 @@ class SimulatedCluster:
     def end(self) -> None:
         """All processes are killed."""
         for node in self.nodes.values():
-            node.journal.abandon()
-            node.state_machine._worker.abandon()
-            node.state_machine._release()
-            node._end_dumping()
+            kill(node)
         for platters in self.platters.values():
             for platter in platters.values():
                 platter.close()
+
+
+def kill(node: ReplicatedStateMachine) -> None:
+    """Its process ends: files and locks are given back, nothing else happens."""
+    node.journal.abandon()
+    node.state_machine._worker.abandon()
+    node.state_machine._release()
+    node._end_dumping()
 
 
 def state_checksum(machine: fastsm.FastStateMachine, directory: Path) -> bytes:

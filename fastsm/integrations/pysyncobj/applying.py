@@ -6,11 +6,11 @@ import heapq
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from pysyncobj import FAIL_REASON
+from pysyncobj import monotonic as clock
 
 from fastsm.command import check, noop
 from fastsm.errors import CommandError, NotRunningError, UnknownCommandError
@@ -37,7 +37,7 @@ class Pending:
     def __init__(self, node: Applying, callback: Callback, timeout: float | None) -> None:
         self._node = node
         self._callback: Callback | None = callback
-        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.deadline = None if timeout is None else clock.monotonic() + timeout
         node._pending.add(self)
 
     def __call__(self, result: Any, reason: Any) -> None:
@@ -132,7 +132,7 @@ class Applying(Replication):
 
     def _expire(self) -> None:
         """Gives up on commands whose time is over."""
-        now = time.monotonic()
+        now = clock.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             heapq.heappop(self._deadlines)[2](None, FAIL_REASON.UNKNOWN_OUTCOME)
 
@@ -144,9 +144,9 @@ class Applying(Replication):
 
     def _SyncObj__applyLogEntries(self) -> bool:
         """Applies what is committed, for as long as there is time."""
-        stop = time.monotonic() + TURN
+        stop = clock.monotonic() + TURN
         applied = False
-        while self._behind and time.monotonic() < stop:
+        while self._behind and clock.monotonic() < stop:
             self._apply_some(self._SyncObj__raftLastApplied + 1)
             applied = True
         return applied and not self.conf.appendEntriesUseBatch

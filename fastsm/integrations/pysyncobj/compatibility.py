@@ -1,6 +1,9 @@
 """The names of PySyncObj that the integration is built on, and whether the installed release has them all.
 
 Most are private. So they are looked up, with their signatures, before a node is made.
+
+All times in the integration are of ``pysyncobj.monotonic``. It is not ``time.monotonic``, which is kept in step with
+the world, but the raw clock: after a month they are seconds apart, and a heartbeat must not be late by that.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ METHODS = {
         "_SyncObj__applyLogEntries": "",
         "_SyncObj__doApplyCommand": "command",
         "_SyncObj__onMessageReceived": "node message",
+        "_SyncObj__onNodeDisconnected": "node",
         "_SyncObj__sendNextNodeIdx": "node reset nextNodeIdx success",
         "_SyncObj__sendAppendEntries": "",
         "_SyncObj__getEntries": "fromIDx count maxSizeBytes",

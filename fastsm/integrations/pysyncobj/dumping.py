@@ -9,10 +9,11 @@ import logging
 import os
 import pickle
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from pysyncobj import monotonic as clock
 
 from fastsm.errors import FastsmError, FormatVersionError, SnapshotError, StorageError
 from fastsm.integrations.pysyncobj.applying import Applying
@@ -79,7 +80,7 @@ class Transfer:
     snapshot: Snapshot
     sent: int = 0
     taken: int = 0
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=clock.monotonic)
 
 
 class Dump(NamedTuple):
@@ -98,7 +99,7 @@ class Dumping(Applying):
     def _begin_dumping(self, included: LogId, size: int) -> None:
         """``included`` and ``size``: of the snapshot that is there; ``LogId()`` and 0 when there is none."""
         self._last_dump, self._dump_size = included, size
-        self._dumped_at = time.monotonic() - self.policy.least_seconds
+        self._dumped_at = clock.monotonic() - self.policy.least_seconds
         self._not_before = 0.0
         self._dump: Dump | None = None
         self._removing: Work | None = None
@@ -125,6 +126,8 @@ class Dumping(Applying):
         """Called in every tick."""
         if self._failure is not None:
             return
+        if self._SyncObj__raftState != LEADER:
+            self._end_transfers()
         if self._installing is not None and self._installing[2].done:
             self._finish_install()
         if self._removing is not None and self._removing.done:
@@ -140,7 +143,7 @@ class Dumping(Applying):
                 self._begin_dump()
 
     def _wants_dump(self) -> bool:
-        now = time.monotonic()
+        now = clock.monotonic()
         if self._SyncObj__raftLastApplied <= self._last_dump.index or now < self._not_before:
             self._SyncObj__forceLogCompaction = False
             return False
@@ -164,7 +167,7 @@ class Dumping(Applying):
             attachment = self._attachment()
         except Exception:
             logger.exception("no dump: the state of a consumer cannot be pickled")
-            self._not_before = time.monotonic() + NO_ROOM_PAUSE
+            self._not_before = clock.monotonic() + NO_ROOM_PAUSE
             return
         machine, journal, places = self.machine, self.journal, self.places
 
@@ -199,9 +202,9 @@ class Dumping(Applying):
         except StorageError as error:
             # Nothing depends on it yet; if the state machine is hurt, the next apply says so.
             logger.warning("a dump as of %s failed, it is tried again: %s", tuple(included), error)
-            self._not_before = time.monotonic() + NO_ROOM_PAUSE
+            self._not_before = clock.monotonic() + NO_ROOM_PAUSE
             return
-        self._last_dump, self._dumped_at = included, time.monotonic()
+        self._last_dump, self._dumped_at = included, clock.monotonic()
         self.dumps += 1
         self.journal.rotate()
         self.journal.truncate_before(self._keep_from(included.index))
@@ -224,11 +227,19 @@ class Dumping(Applying):
     # ---- send ------------------------------------------------------------------------------------------
 
     def _send_snapshot(self, node: Any) -> None:
-        """Pieces of the newest snapshot, as far as the follower has confirmed the ones before; or a sign of life."""
+        """Pieces of the newest snapshot, as far as the follower has confirmed the ones before.
+
+        Where none is due, an empty one asks how far the follower is: pieces are passed over by a follower of a later
+        term, confirmations by a leader of a later one, and neither would ever say so.
+        """
         transfer = self._transfer_to(node)
-        beat = {"type": "append_entries", "term": self._SyncObj__raftCurrentTerm, "commit_index": 0}
-        if transfer is None or not self._send_pieces(node, transfer, beat):
-            self._transport.send(node, beat)
+        if transfer is None:
+            self._transport.send(node, self._sign_of_life())
+        elif not self._send_pieces(node, transfer):
+            self._send_piece(node, transfer, b"")
+
+    def _sign_of_life(self) -> dict[str, Any]:
+        return {"type": "append_entries", "term": self._SyncObj__raftCurrentTerm, "commit_index": 0}
 
     def _transfer_to(self, node: Any) -> Transfer | None:
         transfer = self._transfers.get(node)
@@ -249,26 +260,35 @@ class Dumping(Applying):
     def _make_another(self) -> None:
         self._wanted, self._last_dump = True, LogId()
 
-    def _send_pieces(self, node: Any, transfer: Transfer, beat: dict[str, Any]) -> bool:
-        snapshot = transfer.snapshot
-        sent = False
-        while transfer.sent < snapshot.size and transfer.sent - transfer.taken < WINDOW:
-            piece = snapshot.read_at(transfer.sent, PIECE)
-            message = {
-                **beat, "piece": piece, "offset": transfer.sent, "snapshot": tuple(snapshot.metadata.last_included),
-                "checksum": snapshot.metadata.checksum,
-            }  # fmt: skip
-            if not self._transport.send(node, message):
-                self._end_transfer(node)
-                return True
+    def _send_pieces(self, node: Any, transfer: Transfer) -> bool:
+        """Sends what the window has room for; whether that was anything."""
+        begin = transfer.sent
+        while transfer.sent < transfer.snapshot.size and transfer.sent - transfer.taken < WINDOW:
+            piece = transfer.snapshot.read_at(transfer.sent, PIECE)
+            if not self._send_piece(node, transfer, piece):
+                break
             transfer.sent += len(piece)
-            sent = True
-        return sent
+        return transfer.sent > begin
+
+    def _send_piece(self, node: Any, transfer: Transfer, piece: bytes) -> bool:
+        metadata = transfer.snapshot.metadata
+        return self._transport.send(node, {
+            **self._sign_of_life(), "piece": piece, "offset": transfer.sent, "snapshot": tuple(metadata.last_included),
+            "checksum": metadata.checksum,
+        })  # fmt: skip
+
+    def _SyncObj__onNodeDisconnected(self, node: Any) -> None:
+        super()._SyncObj__onNodeDisconnected(node)
+        self._end_transfer(node)  # who comes next may be another process, which has nothing
 
     def _end_transfer(self, node: Any) -> None:
         transfer = self._transfers.pop(node, None)
         if transfer is not None:
             transfer.snapshot.close()
+
+    def _end_transfers(self) -> None:
+        for node in list(self._transfers):
+            self._end_transfer(node)
 
     def _take_confirmation(self, node: Any, message: dict[str, Any]) -> None:
         transfer = self._transfers.get(node)
@@ -285,8 +305,7 @@ class Dumping(Applying):
         if transfer.sent < transfer.taken or message["again"]:
             transfer.sent = transfer.taken
         if node in self._SyncObj__connectedNodes:
-            beat = {"type": "append_entries", "term": self._SyncObj__raftCurrentTerm, "commit_index": 0}
-            self._send_pieces(node, transfer, beat)
+            self._send_pieces(node, transfer)
 
     def _take_reply(self, node: Any, message: dict[str, Any]) -> None:
         super()._take_reply(node, message)
@@ -339,12 +358,13 @@ class Dumping(Applying):
         assert self._complete is not None
         assert self._receiver is not None
         (node, announced), self._complete = self._complete, None
-        receiver, machine = self._receiver, self.machine
+        receiver, machine, journal = self._receiver, self.machine, self.journal
 
         def work() -> None:
             path = receiver.finish(announced)
             receiver.close()
             machine.install_snapshot(announced, path)
+            journal.prepare()
 
         self._receiver = None
         self._installing = (node, announced, Work("fastsm install", work))
@@ -397,8 +417,7 @@ class Dumping(Applying):
                     work.finish()
                 except FastsmError as error:
                     logger.info("ended with the node: %s", error)
-        for node in list(self._transfers):
-            self._end_transfer(node)
+        self._end_transfers()
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None

@@ -8,10 +8,10 @@ leader back. And entries of any size arrive whole.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from pysyncobj import SyncObj
+from pysyncobj import monotonic as clock
 
 from fastsm.integrations.pysyncobj.errors import DivergedError
 from fastsm.integrations.pysyncobj.journal import FastJournal
@@ -41,6 +41,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self.journal = journal
         self._keep_tail = False  # while a message is handled: the entries behind those that it names stay
         self._pieces: list[bytes] | None = None  # of an entry that arrives in several messages
+        self._batch: tuple[Any, dict[str, Any]] = None, {}  # the last one, and what it depended on
 
     @property
     def _transport(self) -> FastTransport:
@@ -79,11 +80,12 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._SyncObj__leaderCommitIndex = commit_index
 
     def _hear(self, node: Any, message: dict[str, Any]) -> None:
-        """The leader lives: its term counts, and nothing else."""
+        """The leader lives: its term counts, and nothing else. It is told that this node lives, lest it give it up."""
         known = self._SyncObj__leaderCommitIndex
         heard = {"type": "append_entries", "term": message["term"], "commit_index": 0}
         super()._SyncObj__onMessageReceived(node, heard)
         self._SyncObj__leaderCommitIndex = known
+        self._SyncObj__sendNextNodeIdx(node)
 
     def _without_known(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message without the entries that are here already; it then goes on where they end."""
@@ -167,12 +169,10 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
 
     def _SyncObj__sendAppendEntries(self) -> None:
         period = self.conf.appendEntriesPeriod
-        self._SyncObj__newAppendEntriesTime = deadline = time.monotonic() + period
+        self._SyncObj__newAppendEntriesTime = deadline = clock.monotonic() + period
         for node in self._SyncObj__otherNodes:
             if node in self._SyncObj__connectedNodes:
                 self._send_to(node, deadline)
-            else:
-                self._end_transfer(node)
 
     def _send_to(self, node: Any, deadline: float) -> None:
         """Sends a follower what it lacks, as far as there is time; at least a sign of life."""
@@ -187,41 +187,46 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 return
             following = self._send_batch(node, following)
             sent = True
-            if time.monotonic() > deadline:
+            if clock.monotonic() > deadline:
                 return
 
     def _send_batch(self, node: Any, following: int) -> int:
-        journal, size = self.journal, self.conf.appendEntriesBatchSizeBytes
-        entries = journal.entries(following, ALL, size)
-        message = {
-            "type": "append_entries",
-            "term": self._SyncObj__raftCurrentTerm,
-            "commit_index": self._SyncObj__raftCommitIndex,
-            "prevLogIdx": following - 1,
-            "prevLogTerm": journal.term_at(following - 1),
-        }
-        if len(entries) > 1 and len(entries[-1][0]) > PART:
-            entries.pop()  # it comes next, by itself
+        message = self._batch_from(following)
+        entries = message["entries"]
         if len(entries) == 1 and len(entries[0][0]) > PART:
             self._send_parts(node, message, entries[0])
         else:
-            self._transport.send(node, {**message, "entries": entries})
+            self._transport.send(node, message)
         following += len(entries)
         self._SyncObj__raftNextIndex[node] = following
         return following
+
+    def _batch_from(self, following: int) -> dict[str, Any]:
+        """The next entries for a follower; for one that lacks the same as the one before, the very same message."""
+        journal, term, commit_index = self.journal, self._SyncObj__raftCurrentTerm, self._SyncObj__raftCommitIndex
+        told = following, journal.last_index, term, commit_index
+        if self._batch[0] != told:
+            entries = journal.entries(following, ALL, self.conf.appendEntriesBatchSizeBytes)
+            if len(entries) > 1 and len(entries[-1][0]) > PART:
+                entries.pop()  # it comes next, by itself
+            self._batch = told, {
+                "type": "append_entries",
+                "term": term,
+                "commit_index": commit_index,
+                "prevLogIdx": following - 1,
+                "prevLogTerm": journal.term_at(following - 1),
+                "entries": entries,
+            }
+        return self._batch[1]
 
     def _send_parts(self, node: Any, message: dict[str, Any], entry: tuple[bytes, int, int]) -> None:
         """A large entry in several messages, each of which is also a sign of life."""
         command, index, term = entry
         for start in range(0, len(command), PART):
             part = (index, term, command[start : start + PART], start == 0, start + PART >= len(command))
-            if not self._transport.send(node, {**message, "entry": part}):
+            if not self._transport.send(node, {**message, "entries": [], "entry": part}):
                 return
 
     def _send_snapshot(self, node: Any) -> None:
         """What a follower lacks is not in the journal any more."""
-        raise NotImplementedError
-
-    def _end_transfer(self, node: Any) -> None:
-        """The connection to a follower is gone."""
         raise NotImplementedError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import pickle
 import struct
-import time
 import zlib
 from typing import Any
 
+from pysyncobj import monotonic as clock
 from pysyncobj.poller import POLL_EVENT_TYPE
 from pysyncobj.tcp_connection import CONNECTION_STATE
 from pysyncobj.transport import TCPTransport
@@ -20,6 +20,7 @@ GREETING = "fastsm"
 # Messages that promise something: what they promise must be durable before they leave.
 PROMISES = frozenset(("next_node_idx", "request_vote", "response_vote"))
 LARGE = 192 << 10  # bytes of a message that is not compressed: pieces of a snapshot, of a large command
+SAMPLE = 4 << 10  # bytes of a message that say whether the rest is worth compressing
 ALL_EVENTS = POLL_EVENT_TYPE.READ | POLL_EVENT_TYPE.WRITE | POLL_EVENT_TYPE.ERROR
 
 
@@ -38,6 +39,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         self.refused: dict[str, str] = {}
         self._greeted: set[Any] = set()
         self._held: list[tuple[Any, dict[str, Any]]] = []
+        self._encoded: tuple[Any, bytes] = None, b""  # the last message: the next follower often gets the same one
         super().__init__(*arguments)
 
     # ---- who may join ----------------------------------------------------------------------------------
@@ -119,12 +121,14 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
     def _post(self, node: Any, message: dict[str, Any]) -> None:
         """What ``TcpConnection.send`` does, but bytes are not made text, and what does not fit now goes on later."""
         connection = self._connections[node]
-        content: Any = (connection.sendRandKey, message) if connection.sendRandKey else message
-        # Any reader takes any protocol and level. What is large would keep the tick thread from its heartbeats.
-        data = pickle.dumps(content, 5)
-        data = zlib.compress(data, 1 if len(data) < LARGE else 0)
+        if connection.sendRandKey:
+            data = encode((connection.sendRandKey, message))
+        else:
+            if self._encoded[0] is not message:
+                self._encoded = message, encode(message)
+            data = self._encoded[1]
         if connection.encryptor:
-            data = connection.encryptor.encrypt_at_time(data, int(time.monotonic()))
+            data = connection.encryptor.encrypt_at_time(data, int(clock.monotonic()))
         connection._TcpConnection__writeBuffer += struct.pack("i", len(data)) + data
         connection._TcpConnection__trySendBuffer()
         if connection.getSendBufferSize() and connection.state == CONNECTION_STATE.CONNECTED:
@@ -136,3 +140,13 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         self._held.clear()
         self._greeted.clear()
         super().destroy()
+
+
+def encode(content: Any) -> bytes:
+    """A message as its reader expects it: any reader takes any protocol and level.
+
+    What is large, or would hardly shrink, is not compressed: that took half of a leader's time.
+    """
+    data = pickle.dumps(content, 5)
+    hardly = len(data) > SAMPLE and 2 * len(zlib.compress(data[:SAMPLE], 1)) > SAMPLE
+    return zlib.compress(data, 0 if hardly or len(data) > LARGE else 1)

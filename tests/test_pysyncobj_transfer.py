@@ -1,0 +1,143 @@
+"""A snapshot's way to a follower: whatever is lost on it, the follower has it in the end. No processes, no clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pysyncobj")
+
+from fastsm.integrations.pysyncobj import dumping
+from support.simulated_cluster import ADDRESSES, Clock, SimulatedCluster
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedCluster]:
+    """A leader, and one follower that lacks more than the others' journals hold."""
+    monkeypatch.setattr(dumping, "PIECE", 1000)
+    monkeypatch.setattr(dumping, "WINDOW", 4000)
+    random.seed(1)  # PySyncObj's own dice
+    cluster = SimulatedCluster(tmp_path, Clock(monkeypatch), random.Random(1), durable=False, watched=False)
+    try:
+        cluster.settle()
+        follower = next(address for address in ADDRESSES if address != cluster.leader())
+        cluster.disconnect(follower)
+        wait(cluster, lambda: shortened(cluster, follower), write=True)
+        cluster.connect(follower)
+        yield cluster
+    finally:
+        cluster.end()
+
+
+def wait(cluster: SimulatedCluster, condition: Callable[[], object], *, write: bool = False) -> None:
+    for _ in range(4000):
+        if condition():
+            return
+        cluster.step()
+        if write:
+            cluster.write()
+    raise AssertionError("it never came to that")
+
+
+def shortened(cluster: SimulatedCluster, follower: str) -> bool:
+    """Whether no journal goes back to what the follower has."""
+    behind = cluster.nodes[follower].journal.last_index
+    others = [node for address, node in cluster.nodes.items() if address != follower]
+    return all(node.journal.first_index > behind + 1 for node in others)
+
+
+def sending(cluster: SimulatedCluster) -> tuple[str, str]:
+    """The leader that sends a snapshot and the follower that gets it, behind the first pieces."""
+    found: list[tuple[str, str]] = []
+
+    def begun() -> bool:
+        found[:] = [
+            (address, follower.id)
+            for address, node in cluster.nodes.items()
+            for follower, transfer in node._transfers.items() if node._isLeader() and transfer.taken
+        ]  # fmt: skip
+        return bool(found)
+
+    wait(cluster, begun)
+    return found[0]
+
+
+def arrives(cluster: SimulatedCluster, follower: str) -> None:
+    """The follower installs it, and all are equal."""
+    cluster.settle()
+    assert cluster.nodes[follower].installs
+
+
+def test_nothing_is_lost(cluster: SimulatedCluster) -> None:
+    """A snapshot in many pieces is installed."""
+    arrives(cluster, sending(cluster)[1])
+
+
+def test_the_follower_is_killed_between_two_pieces(cluster: SimulatedCluster) -> None:
+    """Its leader sends all again, also when the new connection came before the end of the old one was noticed."""
+    _, follower = sending(cluster)
+    cluster.restart(follower)
+    arrives(cluster, follower)
+
+
+def test_the_follower_is_killed_behind_the_last_piece(cluster: SimulatedCluster) -> None:
+    """A snapshot that arrived whole, but is not installed, is sent again."""
+    _, follower = sending(cluster)
+    wait(cluster, lambda: cluster.nodes[follower]._complete)
+    cluster.restart(follower)
+    arrives(cluster, follower)
+
+
+@pytest.mark.parametrize("to_follower", [True, False], ids=["pieces", "confirmations"])
+def test_messages_are_lost(cluster: SimulatedCluster, to_follower: bool) -> None:
+    """Pieces that the follower passed over, confirmations that the leader passed over: each asks again."""
+    leader, follower = sending(cluster)
+    link = (leader, follower) if to_follower else (follower, leader)
+    for _ in range(50):
+        cluster.network.links[link].clear()
+        cluster.step()
+    arrives(cluster, follower)
+
+
+def test_the_leader_loses_its_term_and_wins_the_next(cluster: SimulatedCluster) -> None:
+    """What it had sent in the old term says nothing in the new one."""
+    leader, follower = sending(cluster)
+    third = next(address for address in ADDRESSES if address not in (leader, follower))
+    cluster.silence(leader)
+    wait(cluster, cluster.nodes[third]._isLeader)
+    wait(cluster, lambda: cluster.nodes[third]._transfers)
+    cluster.hear(leader)
+    cluster.silence(third)
+    wait(cluster, lambda: cluster.nodes[leader]._isLeader() and cluster.nodes[leader].raftCurrentTerm > 2)
+    cluster.hear(third)
+    arrives(cluster, follower)
+
+
+def test_the_leader_makes_newer_snapshots_meanwhile(cluster: SimulatedCluster) -> None:
+    """The one that was begun goes on to its end."""
+    leader, follower = sending(cluster)
+    dumps = cluster.nodes[leader].dumps
+    transfer = next(iter(cluster.nodes[leader]._transfers.values()))
+    cluster.nodes[leader].forceLogCompaction()
+    wait(cluster, lambda: cluster.nodes[leader].dumps > dumps, write=True)
+    assert transfer in cluster.nodes[leader]._transfers.values() or cluster.nodes[follower].installs
+    arrives(cluster, follower)
+
+
+def test_a_follower_that_takes_its_time_is_heard(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader with nobody else keeps its place while its follower is busy with a snapshot."""
+    leader, follower = sending(cluster)
+    node = cluster.nodes[leader]
+    node.conf.leaderFallbackTimeout = 1.0
+    with monkeypatch.context() as patch:
+        patch.setattr(type(node), "_begin_install", lambda self: None)
+        third = next(address for address in ADDRESSES if address not in (leader, follower))
+        cluster.disconnect(third)
+        term, until = node.raftCurrentTerm, cluster.clock.now + 5
+        wait(cluster, lambda: cluster.clock.now > until)
+        assert (node._isLeader(), node.raftCurrentTerm) == (True, term)
+    cluster.connect(third)
+    arrives(cluster, follower)
