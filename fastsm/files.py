@@ -116,14 +116,16 @@ class Directory:
 
     def forget_lock(self) -> None:
         """In a forked child: closes the lock's descriptor, but does not unlock, which would free the parent's."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
 
     def close(self) -> None:
         """Gives lock and directory back. Idempotent."""
-        self.forget_lock()
-        self._directory.close()
+        try:
+            self.forget_lock()
+        finally:
+            self._directory.close()
 
     # ---- files by name ---------------------------------------------------------------------------------
 

@@ -388,8 +388,8 @@ cdef class Log:
         """Gives back what was allocated ahead."""
         with storage_errors(self.path, "trimming the log"):
             self.directory.truncate(self.descriptor, self.end)
-        self.allocated = self.end
-        self.mapping.shrink(self.end)
+            self.allocated = self.end
+            self.mapping.shrink(self.end)
         self.window_end = self.zeroed_end = 0
 
     # ---- recover ---------------------------------------------------------------------------------------
@@ -483,7 +483,8 @@ cdef class Log:
                 "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
                 "or the machine stopped", self.path, torn_end - end, end)
         self.allocated = end
-        self.mapping.shrink(end)
+        with storage_errors(self.path, "mapping the log without its tail"):
+            self.mapping.shrink(end)
 
     def verification(self):
         """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""

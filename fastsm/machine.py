@@ -178,10 +178,12 @@ class FastStateMachine(Snapshots, StateMachine):
         self._set_status("closed")
         try:
             with storage_errors(self.path, "closing the files"):
-                self._log.close()
+                try:
+                    self._log.close()
+                finally:
+                    self._directory.close()
         finally:
             self._let_go()
-            self._directory.close()
             _machines.discard(self)
 
     def _end_log(self) -> None:

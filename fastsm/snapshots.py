@@ -211,15 +211,19 @@ class Snapshots(Engine):
             lambda: generation.name_next(self._directory, old, log), log, index, GroupCommit(log), state_of_its_own
         )
         self._set_verified(True)
-        old_commit.close()
         try:
-            with storage_errors(self.path, "removing the old generation"):
-                old.close()
-                generation.remove_generation(self._directory, old.head.generation)
-        except StorageError as error:
-            logger.warning("%s: left over until the next opening: %s", self.path, error)
+            self._leave(old, old_commit)
+        except (StorageError, MemoryError) as error:
+            logger.warning("%s: left over until the next opening: %r", self.path, error)
+
+    def _leave(self, old: Log, old_commit: GroupCommit) -> None:
+        """Behind the step to another generation: what fails here is no error of that step."""
+        old_commit.close()
         if not self._is_called_for():  # else whoever was called does so at its end
             self._renew_policy()
+        with storage_errors(self.path, "removing the old generation"):
+            old.close()
+            generation.remove_generation(self._directory, old.head.generation)
 
     def _discard(self, log: Log | None, number: int) -> None:
         """Removes what was prepared of a generation, unless that has become the state."""
