@@ -2,6 +2,7 @@
 
 from cpython.pythread cimport PyThread_get_thread_ident
 
+import os
 from _thread import allocate_lock, start_new_thread
 
 
@@ -17,11 +18,13 @@ cdef class Beside:
     cdef object over         # locked until the end
     cdef object error
     cdef unsigned long thread
+    cdef object process      # whose thread it is: a forked child has none
 
     def __cinit__(self, function):
         self.function = function
         self.over = allocate_lock()
         self.over.acquire()
+        self.process = os.getpid()
         start_new_thread(self, ())
 
     def __call__(self):
@@ -36,6 +39,8 @@ cdef class Beside:
 
     def wait(self, timeout=-1):
         """Whether it is over, after so many seconds at the latest (-1: no end). Raises what the call raised, once."""
+        if self.process != os.getpid():
+            return True
         if not self.over.acquire(timeout=timeout):
             return False
         self.over.release()

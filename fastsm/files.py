@@ -13,12 +13,15 @@ import os
 import stat
 import sys
 import time
+import weakref
 
 from fastsm import mapping
 from fastsm.errors import CorruptionError, LockedError, StorageError
 from fastsm.mapping import Descriptor, open_at
 
 LOCK = "LOCK"
+
+_directories: weakref.WeakSet[Directory] = weakref.WeakSet()
 
 if sys.platform == "darwin":
 
@@ -40,9 +43,11 @@ class Directory:
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = os.fsdecode(path)
         self._lock: Descriptor | None = None
+        self._left = False
         if create:
             self._make()
         self._directory = open_at(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        _directories.add(self)
 
     def __repr__(self) -> str:
         return f"<Directory {self.path!r}{', locked' if self.locked else ''}>"
@@ -114,16 +119,21 @@ class Directory:
             return False
         return True
 
-    def forget_lock(self) -> None:
-        """In a forked child: closes the lock's descriptor, but does not unlock, which would free the parent's."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.close()
+    def leave(self) -> None:
+        """In a forked child, which may be in the middle of anything: the files are the parent's from here on.
+
+        The lock's descriptor is closed, but not unlocked, which would free the parent's. What a child that ends would
+        clean up behind it stays; anything else by name is an error.
+        """
+        self._left = True
+        self.close()
 
     def close(self) -> None:
         """Gives lock and directory back. Idempotent."""
+        lock, self._lock = self._lock, None
         try:
-            self.forget_lock()
+            if lock is not None:
+                lock.close()
         finally:
             self._directory.close()
 
@@ -158,6 +168,8 @@ class Directory:
 
     def unlink(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
+        if self._left:
+            return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._directory.number)
 
@@ -197,6 +209,8 @@ class Directory:
 
     def sync_directory(self) -> None:
         """Makes names durable: creations, renames, removals."""
+        if self._left:
+            return
         os.fsync(self._directory)
 
     # ---- open files -----------------------------------------------------------------------------------
@@ -232,6 +246,15 @@ class Directory:
             piece = min(len(zeros), stop - start)
             self.write(fd, memoryview(zeros)[:piece], start)
             start += piece
+
+
+def _leave_all() -> None:
+    for directory in list(_directories):
+        directory.leave()
+    _directories.clear()
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 def make_directory(path: str | os.PathLike[str], files: type[Directory] = Directory) -> Directory:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+import weakref
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -30,6 +31,8 @@ from fastsm.segment import segment_name
 logger = logging.getLogger("fastsm")
 
 NAMES = re.compile(r"journal-([1-9][0-9]*)")
+journals = weakref.WeakSet()  # that are open; those of a forked child's parent are not for the child to end
+
 cdef uint64_t LARGEST_COMMAND = 0xFFFFFFFF
 cdef enum:
     SMALL_SEGMENT = 1 << 20      # not worth a new one when the front is cut
@@ -71,6 +74,7 @@ cdef class Journal:
             except BaseException:
                 self.close_files()
                 raise
+        journals.add(self)
 
     def __repr__(self):
         return f"<{type(self).__name__} {self.path!r}: {self.count} entries from {self.first}>"
@@ -618,7 +622,7 @@ cdef class Journal:
 
     cdef int check_open(self) except -1:
         if self.newest is None:
-            raise NotRunningError(f"{self.path}: the journal is closed")
+            raise NotRunningError(f"{self.path}: the journal is closed, or a forked child's copy")
         return 0
 
     def close(self):
@@ -652,3 +656,12 @@ cdef class Journal:
         if self.directory is not None:
             self.directory.close()
         return 0
+
+
+def leave_all():
+    for journal in list(journals):
+        journal.abandon()
+    journals.clear()
+
+
+os.register_at_fork(after_in_child=leave_all)

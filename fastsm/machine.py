@@ -222,9 +222,9 @@ class FastStateMachine(Snapshots, StateMachine):
             self._release()
 
     def _after_fork_in_child(self) -> None:
-        """Marks the child's copy. The lock's descriptor is closed, but not unlocked: it is the parent's."""
+        """Marks the child's copy, and ends the jobs in it, should one of them have forked."""
         self._set_status("forked")
-        self._directory.forget_lock()
+        self._jobs.leave()
 
     # ---- apply and flush -------------------------------------------------------------------------------
 
