@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 
 from fastsm import mapping
 from fastsm.errors import CorruptionError, LockedError, StorageError
 from fastsm.mapping import Descriptor, open_at
 
 LOCK = "LOCK"
+PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
 
 _directories: weakref.WeakSet[Directory] = weakref.WeakSet()
 
@@ -240,12 +243,52 @@ class Directory:
             self.truncate(fd.number, old_size)
             raise
 
+    def write_past_cache(self, fd: Descriptor, name: str, start: int, stop: int) -> None:
+        """Writes what an open file holds in [start, stop) again, to the disk and not into the page cache.
+
+        ext4, when it could not write a page to a block that was allocated ahead, goes on as if that block had been
+        written once: the page may be written again and synced, and yet the block reads as zeros when the cache is gone.
+        A write past the cache is asked from its books. Where the system knows no such writes, nothing is done.
+
+        Such a write drops what the cache held there, and whatever lies in one large page with it: so pieces end where
+        no page of the cache goes beyond, and a piece is read as a whole before it is written. Nobody appends to the
+        file meanwhile, unless ``stop`` is the end of a piece.
+        """
+        direct = getattr(os, "O_DIRECT", 0)
+        if not direct:
+            return
+        block = min(os.fstat(fd.number).st_blksize, mmap.PAGESIZE)
+        start -= start % block
+        with suppress_invalid():
+            past = open_at(name, os.O_RDWR | os.O_NOFOLLOW | direct, 0o600, self._directory)
+            while start < stop:
+                size = min(stop, start - start % PIECE + PIECE) - start
+                room = size + -size % block
+                with mmap.mmap(-1, room) as buffer:  # pages: as aligned as such a write asks for
+                    if os.preadv(fd.number, [memoryview(buffer)[:size]], start) != size:
+                        raise OSError(errno.EIO, "the system read less than there is")
+                    if os.pwrite(past.number, buffer, start) != room:
+                        raise OSError(errno.EIO, "the system wrote less than it was given")
+                start += size
+            if start % block:
+                self.truncate(fd.number, start)
+
     def _write_zeros(self, fd: Descriptor, start: int, stop: int) -> None:
         zeros = bytes(1 << 20)
         while start < stop:
             piece = min(len(zeros), stop - start)
             self.write(fd, memoryview(zeros)[:piece], start)
             start += piece
+
+
+@contextlib.contextmanager
+def suppress_invalid() -> Iterator[None]:
+    """What the system does not know is no error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
 
 
 def _leave_all() -> None:

@@ -38,7 +38,7 @@ def mounted(path: Path, *options: str | Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        run("umount", path)
+        run("umount", "--lazy", path)  # a test that failed may have left something open
 
 
 @contextmanager
