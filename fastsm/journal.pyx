@@ -31,7 +31,7 @@ from fastsm.segment import segment_name
 logger = logging.getLogger("fastsm")
 
 NAMES = re.compile(r"journal-([1-9][0-9]*)")
-journals = weakref.WeakSet()  # that are open; those of a forked child's parent are not for the child to end
+_journals = weakref.WeakSet()  # that are open; those of a forked child's parent are not for the child to end
 
 cdef uint64_t LARGEST_COMMAND = 0xFFFFFFFF
 cdef enum:
@@ -74,7 +74,7 @@ cdef class Journal:
             except BaseException:
                 self.close_files()
                 raise
-        journals.add(self)
+        _journals.add(self)
 
     def __repr__(self):
         return f"<{type(self).__name__} {self.path!r}: {self.count} entries from {self.first}>"
@@ -658,10 +658,10 @@ cdef class Journal:
         return 0
 
 
-def leave_all():
-    for journal in list(journals):
+def _leave_all():
+    for journal in list(_journals):
         journal.abandon()
-    journals.clear()
+    _journals.clear()
 
 
-os.register_at_fork(after_in_child=leave_all)
+os.register_at_fork(after_in_child=_leave_all)

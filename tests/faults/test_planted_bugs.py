@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,13 +189,13 @@ def planted_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return package.parent
 
 
-def run_test(folder: Path, test: str, number: int) -> int:
-    """How a test ends against the copy: 0, 1 when it failed, negative when the process crashed."""
+def run_tests(folder: Path, tests: Iterable[str], number: int) -> int:
+    """How tests end against the copy: 0, 1 when it failed, negative when the process crashed."""
     program = (
         "import sys, pytest, fastsm; assert fastsm.__file__.startswith(sys.argv[1]), fastsm.__file__; "
         "sys.exit(pytest.main(sys.argv[2:]))"
     )
-    options = ["-q", "-x", "-p", "no:cacheprovider", "--rootdir", TESTS.parent, TESTS / test]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--rootdir", TESTS.parent, *(TESTS / test for test in tests)]
     return subprocess.run(
         [sys.executable, "-c", program, str(folder), *map(str, options)], cwd=folder, capture_output=True, check=False,
         env=os.environ | {"PYTHONPATH": str(folder), "FASTSM_PLANTED": str(number), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -206,11 +206,10 @@ def run_test(folder: Path, test: str, number: int) -> int:
 def test_a_bug_in_the_source_is_seen(planted_package: Path, name: str) -> None:
     """The named test fails with the bug, and only with it."""
     number = list(BUGS).index(name) + 1
-    ended = run_test(planted_package, BUGS[name].test, number)
+    ended = run_tests(planted_package, [BUGS[name].test], number)
     assert ended == 1 or ended < 0, f"{BUGS[name].test} does not see that {name}: it ends with {ended}"
 
 
 def test_without_a_bug_the_copy_is_right(planted_package: Path) -> None:
     """All the named tests pass when nothing is switched on: what fails above, fails for the bug."""
-    for test in sorted({bug.test for bug in BUGS.values()}):
-        assert run_test(planted_package, test, 0) == 0, test
+    assert run_tests(planted_package, sorted({bug.test for bug in BUGS.values()}), 0) == 0
