@@ -6,8 +6,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
-    "hashing", "command", "format", "mapping", "table", "terms", "dead", "recovery", "log", "index", "saved_table",
-    "capture", "frozen", "state", "turns", "chunk", "engine", "group_commit",
+    "hashing", "beside", "command", "format", "mapping", "table", "terms", "dead", "recovery", "log", "index",
+    "saved_table", "capture", "frozen", "state", "turns", "chunk", "engine", "group_commit",
     "journal_format", "journal_entries", "segment", "journal",
 ]
 

@@ -11,6 +11,7 @@ bytes to files to memory to the machine; each module knows only those before it:
     format              the disk formats: every magic, version, offset and limit
     mapping, files      the seam to the system
     codec, snapshot     Zstandard, within bounds; a snapshot's file, read
+    beside              a call on a thread of its own
     snapshot_writer     a snapshot's file, written whole or not at all
     receiver            a snapshot that arrives in pieces
     table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key

@@ -7,6 +7,7 @@ of them tells where a frame ended, so `_Frame` follows its blocks while the byte
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -183,6 +184,7 @@ class _Own:
         return self._zstd.ZstdFile(source, options={self._zstd.DecompressionParameter.window_log_max: window_log})
 
 
+@functools.cache
 def _library() -> _Zstandard | _Own:
     """Imported by name: which of the two there is differs between versions of Python."""
     for name, wrapper in (("compression.zstd", _Own), ("zstandard", _Zstandard)):

@@ -9,16 +9,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import sys
 import time
+import weakref
+from collections.abc import Iterator
 
 from fastsm import mapping
 from fastsm.errors import CorruptionError, LockedError, StorageError
 from fastsm.mapping import Descriptor, open_at
 
 LOCK = "LOCK"
+PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
+
+_directories: weakref.WeakSet[Directory] = weakref.WeakSet()
 
 if sys.platform == "darwin":
 
@@ -40,9 +46,11 @@ class Directory:
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = os.fsdecode(path)
         self._lock: Descriptor | None = None
+        self._left = False
         if create:
             self._make()
         self._directory = open_at(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        _directories.add(self)
 
     def __repr__(self) -> str:
         return f"<Directory {self.path!r}{', locked' if self.locked else ''}>"
@@ -114,16 +122,23 @@ class Directory:
             return False
         return True
 
-    def forget_lock(self) -> None:
-        """In a forked child: closes the lock's descriptor, but does not unlock, which would free the parent's."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def leave(self) -> None:
+        """In a forked child, which may be in the middle of anything: the files are the parent's from here on.
+
+        The lock's descriptor is closed, but not unlocked, which would free the parent's. What a child that ends would
+        clean up behind it stays; anything else by name is an error.
+        """
+        self._left = True
+        self.close()
 
     def close(self) -> None:
         """Gives lock and directory back. Idempotent."""
-        self.forget_lock()
-        self._directory.close()
+        lock, self._lock = self._lock, None
+        try:
+            if lock is not None:
+                lock.close()
+        finally:
+            self._directory.close()
 
     # ---- files by name ---------------------------------------------------------------------------------
 
@@ -156,6 +171,8 @@ class Directory:
 
     def unlink(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
+        if self._left:
+            return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._directory.number)
 
@@ -195,6 +212,8 @@ class Directory:
 
     def sync_directory(self) -> None:
         """Makes names durable: creations, renames, removals."""
+        if self._left:
+            return
         os.fsync(self._directory)
 
     # ---- open files -----------------------------------------------------------------------------------
@@ -225,12 +244,61 @@ class Directory:
             self.truncate(fd.number, old_size)
             raise
 
+    def write_past_cache(self, fd: Descriptor, name: str, start: int, stop: int) -> None:
+        """Writes what an open file holds in [start, stop) again, to the disk and not into the page cache.
+
+        ext4, when it could not write a page to a block that was allocated ahead, goes on as if that block had been
+        written once: the page may be written again and synced, and yet the block reads as zeros when the cache is gone.
+        A write past the cache is asked from its books. Where the system knows no such writes, nothing is done.
+
+        Such a write drops what the cache held there, and whatever lies in one large page with it: so pieces end where
+        no page of the cache goes beyond, and a piece is read as a whole before it is written. Nobody appends to the
+        file meanwhile, unless ``stop`` is the end of a piece.
+        """
+        direct = getattr(os, "O_DIRECT", 0)
+        if not direct:
+            return
+        block = min(os.fstat(fd.number).st_blksize, mmap.PAGESIZE)
+        start -= start % block
+        with suppress_invalid():
+            past = open_at(name, os.O_RDWR | os.O_NOFOLLOW | direct, 0o600, self._directory)
+            while start < stop:
+                size = min(stop, start - start % PIECE + PIECE) - start
+                room = size + -size % block
+                with mmap.mmap(-1, room) as buffer:  # pages: as aligned as such a write asks for
+                    if os.preadv(fd.number, [memoryview(buffer)[:size]], start) != size:
+                        raise OSError(errno.EIO, "the system read less than there is")
+                    if os.pwrite(past.number, buffer, start) != room:
+                        raise OSError(errno.EIO, "the system wrote less than it was given")
+                start += size
+            if start % block:
+                self.truncate(fd.number, start)
+
     def _write_zeros(self, fd: Descriptor, start: int, stop: int) -> None:
         zeros = bytes(1 << 20)
         while start < stop:
             piece = min(len(zeros), stop - start)
             self.write(fd, memoryview(zeros)[:piece], start)
             start += piece
+
+
+@contextlib.contextmanager
+def suppress_invalid() -> Iterator[None]:
+    """What the system does not know is no error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+
+
+def _leave_all() -> None:
+    for directory in list(_directories):
+        directory.leave()
+    _directories.clear()
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 def make_directory(path: str | os.PathLike[str], files: type[Directory] = Directory) -> Directory:

@@ -24,6 +24,7 @@ from fastsm.table cimport FAILED
 from fastsm.walk cimport next_record, walk_frames
 
 from fastsm.errors import CorruptionError
+from fastsm.files import storage_errors
 from fastsm.types import LogId, SnapshotMetadata
 
 cdef enum:
@@ -55,7 +56,9 @@ cdef class Index:
 
         `CorruptionError` when something does not add up. O(keys), without the GIL.
         """
-        if not self.terms.unpack(os.pread(base.descriptor, base.records_offset - base.runs_offset, base.runs_offset)):
+        with storage_errors(base.path, "reading the base"):
+            runs = os.pread(base.descriptor, base.records_offset - base.runs_offset, base.runs_offset)
+        if not self.terms.unpack(runs):
             raise CorruptionError(base.path, base.runs_offset, "runs of terms that ascend", "others")
         if (self.terms.seen, self.terms.last_term()) != base.last_included:
             raise CorruptionError(

@@ -97,6 +97,11 @@ class Jobs:
                     job.ended_by = cause
                     job.state_replaced = True
 
+    def leave(self) -> None:
+        """In a forked child: ends all jobs of its copy. They are its parent's."""
+        for job in tuple(self._running):
+            job.ended_by = "a fork, for it is the parent's"
+
     def close(self) -> None:
         """Ends all jobs for good, and waits until they are over, but for one that this very thread is in."""
         self._closed = True

@@ -6,6 +6,7 @@ from fastsm.segment cimport Segment
 
 cdef class Journal(Entries):
     # Invariant: each entry lies in the last segment whose `begin` is not above its index.
+    cdef object __weakref__
     cdef readonly str path
     cdef object directory
     cdef readonly bint durable

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+import weakref
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -29,6 +30,8 @@ from fastsm.segment import segment_name
 logger = logging.getLogger("fastsm")
 
 NAMES = re.compile(r"journal-([1-9][0-9]*)")
+_journals = weakref.WeakSet()  # that are open; those of a forked child's parent are not for the child to end
+
 cdef uint64_t LARGEST_COMMAND = 0xFFFFFFFF
 cdef enum:
     SMALL_SEGMENT = 1 << 20      # not worth a new one when the front is cut
@@ -63,6 +66,7 @@ cdef class Journal(Entries):
             except BaseException:
                 self.close_files()
                 raise
+        _journals.add(self)
 
     def __repr__(self):
         return f"<{type(self).__name__} {self.path!r}: {self.count} entries from {self.first}>"
@@ -469,7 +473,7 @@ cdef class Journal(Entries):
 
     cdef int check_open(self) except -1:
         if self.newest is None:
-            raise NotRunningError(f"{self.path}: the journal is closed")
+            raise NotRunningError(f"{self.path}: the journal is closed, or a forked child's copy")
         return 0
 
     def close(self):
@@ -502,3 +506,12 @@ cdef class Journal(Entries):
         if self.directory is not None:
             self.directory.close()
         return 0
+
+
+def _leave_all():
+    for journal in list(_journals):
+        journal.abandon()
+    _journals.clear()
+
+
+os.register_at_fork(after_in_child=_leave_all)

@@ -22,7 +22,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsm.format cimport (
-    ARENA_LIMIT, FRAME_RUNS, LOG_HEADER_SIZE, frame_length, frame_run_count, seal_frame,
+    ARENA_LIMIT, FRAME_RUNS, LOG_HEADER_SIZE, VALID, frame_length, frame_run_count, look_at_frame, seal_frame,
 )
 from fastsm.mapping cimport Mapping, log_start
 from fastsm.recovery cimport Scan
@@ -31,7 +31,7 @@ from fastsm.terms cimport Run
 from fastsm import format
 from fastsm.base import Base
 from fastsm.errors import CorruptionError, ReadOnlyError, StorageError
-from fastsm.files import storage_errors
+from fastsm.files import PIECE, storage_errors
 from fastsm.recovery import judge_expected, whole_frames_end
 from fastsm.types import LogId, Recovery
 
@@ -372,7 +372,7 @@ cdef class Log:
         """Writes again what an earlier life of this log appended, but no sync is known to cover.
 
         After a failed sync the page cache holds bytes that the disk does not, and calls them clean: only
-        bytes written again are sure to be part of the next sync.
+        bytes written again are sure to be part of the next sync, and on ext4 only those written past the cache.
         """
         cdef uint64_t offset = self.durable
         pages = memoryview(self.mapping)[self.start:]
@@ -380,6 +380,14 @@ cdef class Log:
             stop = min(self.suspect_end, offset + (1 << 20))
             self.directory.write(self.descriptor, bytes(pages[offset:stop]), offset)
             offset = stop
+        # The last piece was written past the cache before anything could be appended to it (`cut`).
+        self.directory.write_past_cache(
+            self.descriptor, self.name, self.durable, self.suspect_end - self.suspect_end % PIECE)
+        offset = self.durable
+        while offset < self.suspect_end:  # the cache may have lost them before they were written again
+            if look_at_frame(self.address + offset, self.suspect_end - offset, self.identity, offset) != VALID:
+                raise OSError(errno.EIO, f"the frame at offset {offset} was there, and is not any more")
+            offset += frame_length(self.address + offset)
         self.suspect_end = 0
 
     cpdef int check_writable(self) except -1:
@@ -405,8 +413,8 @@ cdef class Log:
         """Gives back what was allocated ahead."""
         with storage_errors(self.path, "trimming the log"):
             self.directory.truncate(self.descriptor, self.end)
-        self.allocated = self.end
-        self.mapping.shrink(self.end)
+            self.allocated = self.end
+            self.mapping.shrink(self.end)
         self.window_end = self.zeroed_end = 0
 
     # ---- recover ---------------------------------------------------------------------------------------
@@ -430,7 +438,7 @@ cdef class Log:
         scan.judge_snapshot(metadata)
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
         if not self.read_only:
-            self.cut(scan.end, torn_end)
+            self.cut(scan.end, torn_end, max(scan.watermark, <uint64_t>LOG_HEADER_SIZE))
         self.end = self.settled_end = self.writeback_end = scan.end
         self.frames = scan.frames
         self.durable = max(scan.watermark, <uint64_t>LOG_HEADER_SIZE)
@@ -485,7 +493,7 @@ cdef class Log:
             offset += frame_length(self.address + offset)
         return LogId(index, term)
 
-    def cut(self, end, torn_end):
+    def cut(self, uint64_t end, uint64_t torn_end, uint64_t durable):
         """Ends the file at `end`. Durable before anything is appended, so that a torn frame never returns.
 
         The sync is not spared when there is nothing to cut: an opening before this one may have been killed
@@ -494,13 +502,16 @@ cdef class Log:
         with storage_errors(self.path, "cutting the log's tail"):
             if self.allocated > end:
                 self.directory.truncate(self.descriptor, end)
+            if end > durable:
+                self.directory.write_past_cache(self.descriptor, self.name, max(durable, end - end % PIECE), end)
             self.directory.sync(self.descriptor)
         if torn_end > end:
             logger.warning(
                 "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
                 "or the machine stopped", self.path, torn_end - end, end)
         self.allocated = end
-        self.mapping.shrink(end)
+        with storage_errors(self.path, "mapping the log without its tail"):
+            self.mapping.shrink(end)
 
     def verification(self):
         """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""

@@ -178,10 +178,12 @@ class FastStateMachine(Snapshots, StateMachine):
         self._set_status("closed")
         try:
             with storage_errors(self.path, "closing the files"):
-                self._log.close()
+                try:
+                    self._log.close()
+                finally:
+                    self._directory.close()
         finally:
             self._let_go()
-            self._directory.close()
             _machines.discard(self)
 
     def _end_log(self) -> None:
@@ -220,9 +222,9 @@ class FastStateMachine(Snapshots, StateMachine):
             self._release()
 
     def _after_fork_in_child(self) -> None:
-        """Marks the child's copy. The lock's descriptor is closed, but not unlocked: it is the parent's."""
+        """Marks the child's copy, and ends the jobs in it, should one of them have forked."""
         self._set_status("forked")
-        self._directory.forget_lock()
+        self._jobs.leave()
 
     # ---- apply and flush -------------------------------------------------------------------------------
 

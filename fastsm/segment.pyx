@@ -184,5 +184,5 @@ cdef class Segment(Log):
 
     def finish_recovery(self, uint64_t end, uint64_t durable, uint64_t torn_end):
         """Ends the segment at `end`, for good: nothing torn comes back."""
-        self.cut(end, torn_end)
+        self.cut(end, torn_end, max(durable, <uint64_t>LOG_HEADER_SIZE))
         self.found(end, durable)

@@ -10,7 +10,6 @@ import mmap
 import os
 import re
 import secrets
-import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import blake3
 
 from fastsm import codec, format
+from fastsm.beside import Beside
 from fastsm.errors import CorruptionError
 from fastsm.files import Directory, make_directory, storage_errors
 from fastsm.format import SnapshotHead
@@ -352,19 +352,15 @@ def _mapped(fd: Descriptor, size: int) -> Iterator[memoryview]:
 @contextmanager
 def _early_sync(directory: Directory, fd: Descriptor) -> Iterator[None]:
     """Syncs the file on a thread beside the block. A failure is raised at the block's end, in its own words."""
-    errors: list[BaseException] = []
-
-    def sync() -> None:
-        try:
-            directory.sync(fd)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=sync, name="fastsm snapshot sync")
-    thread.start()
+    try:
+        early = Beside(lambda: directory.sync(fd))
+    except RuntimeError:  # no thread can be had: the last sync has more to do
+        yield
+        return
     try:
         yield
-    finally:
-        thread.join()
-    if errors:
-        raise errors[0]
+    except BaseException:
+        with suppress(Exception):  # the block's own failure came first
+            early.wait()
+        raise
+    early.wait()

@@ -16,8 +16,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fastsm import format, generation
@@ -214,19 +214,25 @@ class Snapshots(Engine):
             lambda: generation.name_next(self._directory, old, log), log, index, GroupCommit(log), state_of_its_own
         )
         self._set_verified(True)
-        old_commit.close()
-        if not self._is_called_for():  # else whoever was called does so at its end
-            self._renew_policy()
+        with self._behind_the_step():
+            old_commit.close()
+            if not self._is_called_for():  # else whoever was called does so at its end
+                self._renew_policy()
         return old
 
     def _remove_old(self, old: Log) -> None:
         """Behind the step; a job or the writer's turn keeps the directory open meanwhile."""
+        with self._behind_the_step(), storage_errors(self.path, "removing the old generation"):
+            old.close()
+            generation.remove_generation(self._directory, old.head.generation)
+
+    @contextmanager
+    def _behind_the_step(self) -> Iterator[None]:
+        """What fails behind the step to another generation is no error of that step."""
         try:
-            with storage_errors(self.path, "removing the old generation"):
-                old.close()
-                generation.remove_generation(self._directory, old.head.generation)
-        except StorageError as error:
-            logger.warning("%s: left over until the next opening: %s", self.path, error)
+            yield
+        except (StorageError, MemoryError) as error:
+            logger.warning("%s: left over until the next opening: %r", self.path, error)
 
     def _discard(self, log: Log | None, number: int) -> None:
         """Removes what was prepared of a generation, unless that has become the state."""

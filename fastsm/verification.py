@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 
 import blake3
 
 from fastsm import format
 from fastsm.base import Base
+from fastsm.beside import Beside
 from fastsm.errors import CorruptionError
 from fastsm.files import storage_errors
 from fastsm.log import Log
@@ -28,8 +28,9 @@ class Verification:
 
     def __init__(self, log: Log) -> None:
         self._base: Base | None = log.base
-        self._base_descriptor = None if log.base is None else log.base.duplicate_descriptor()
-        self._log = log.verification()
+        with storage_errors(log.path, "opening the files to verify"):
+            self._base_descriptor = None if log.base is None else log.base.duplicate_descriptor()
+            self._log = log.verification()
 
     def run(self, progress: Progress | None = None) -> None:
         """``CorruptionError`` at the first damage, ``StorageError`` when a file cannot be read. Once only."""
@@ -45,9 +46,12 @@ class Verification:
 
     def close(self) -> None:
         """Gives the descriptors back. Idempotent."""
-        self._log[0].close()
-        if self._base_descriptor is not None:
-            self._base_descriptor.close()
+        with storage_errors(self._log[2], "closing a file that was verified"):
+            try:
+                self._log[0].close()
+            finally:
+                if self._base_descriptor is not None:
+                    self._base_descriptor.close()
 
     def _check_base(self, base: Base, progress: Progress | None, total: int) -> None:
         hasher = blake3.blake3()
@@ -94,19 +98,21 @@ class BackgroundVerification:
         self._verification = verification
         self._report: Callable[[Exception | None], None] | None = report
         self._stopping = False
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fastsm-verify", daemon=True)
-        self._thread.start()
+        self._thread: Beside | None = None
+        try:
+            self._thread = Beside(self._run)
+        except RuntimeError:  # no thread can be had: then at once
+            self._run()
 
     def wait(self, tick: Callable[[], None] = lambda: None) -> None:
         """Returns at its end; ``tick()`` is called meanwhile, and may raise."""
-        while not self._over.wait(0.02):
+        while self._thread is not None and not self._thread.wait(0.02):
             tick()
 
     def stop(self) -> None:
         """Ends it early, unreported. Idempotent."""
         self._stopping = True
-        if threading.current_thread() is not self._thread:
+        if self._thread is not None and not self._thread.is_this_thread():
             self.wait()
 
     def _run(self) -> None:
@@ -118,11 +124,8 @@ class BackgroundVerification:
         except Exception as found:
             error = found
         report, self._report = self._report, None
-        try:
-            if report is not None and not self._stopping:
-                report(error)
-        finally:
-            self._over.set()
+        if report is not None and not self._stopping:
+            report(error)
 
     def _check_stop(self, done: int, total: int) -> None:
         if self._stopping:

@@ -1,31 +1,40 @@
-"""The power-loss simulator and kill -9 for as long as one likes: ``python tests/soak.py --minutes 60``.
+"""Power losses, kills, flipped bits and failing calls, for as long as one likes: ``python -m tests.soak --minutes 60``.
 
-Each round is one story of the simulator with a seed of its own; every few rounds a real process is killed. Stops
-with status 1 at the first round in which something was violated, and says how to get it again.
+Five families share the time. Each round of one has a seed of its own, counted from ``--seed``. The first round in which
+something is violated ends it, with status 1, and says how to get it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import test_kill
 
-from fastsm import FastsmError
+from fastsm import CorruptionError, FastsmError, FastStateMachine, FormatVersionError
+from support import at_each_call, shim
 from support.faulty import memory_directory
-from support.simulation import Simulation
+from support.histories import History, state_of
+from support.power import QuietDirectory
+from support.simulation import Simulation, kill
 
-KILL_EVERY = 4  # stories
 LIVES = 5  # of a directory, each ended by a kill
-MAJOR = ("states", "with holes", "torn within a page", "names lost", "lives", "failed syncs", "processes killed")
+FLIPS = 3_000  # of a round
+MAJOR = (
+    "states", "with holes", "torn within a page", "names lost", "lives", "failed syncs", "processes killed",
+    "killed at a call", "calls and limits", "bits flipped",
+)  # fmt: skip
 
 
 def kill_processes(seed: int, root: Path, counts: Counter[str]) -> list[str]:
@@ -48,12 +57,73 @@ def kill_processes(seed: int, root: Path, counts: Counter[str]) -> list[str]:
     return []
 
 
-def run_round(seed: int, counts: Counter[str], *, kills: bool) -> list[str]:
-    """One story, and perhaps some kills; the directories are gone afterwards. Returns violations."""
-    with memory_directory() as root:
-        simulation = Simulation(seed, root).run()
-        counts += simulation.counts
-        return simulation.violations + (kill_processes(seed, root, counts) if kills else [])
+def lose_power(seed: int, root: Path, counts: Counter[str]) -> list[str]:
+    """One story of the simulator."""
+    simulation = Simulation(seed, root).run()
+    counts += simulation.counts
+    return simulation.violations
+
+
+def strike_calls(seed: int, faults: Iterable[str], counts: Counter[str]) -> list[str]:
+    """Some scenes, each with each of its calls struck in turn."""
+    dice = random.Random(f"calls {seed}")
+    fault, scenes = dice.choice(sorted(faults)), dice.sample(sorted(at_each_call.ALL), 4)
+    found = shim.run_with(library(), Path(at_each_call.__file__), fault, *scenes)
+    for ended in found["outcomes"].values():
+        for outcome, count in ended.items():
+            counts["killed at a call" if outcome == "killed" else "calls and limits"] += count
+    return found["violations"]
+
+
+@functools.cache
+def library() -> Path:
+    """The library that strikes calls."""
+    return shim.compiled(Path(tempfile.mkdtemp()))
+
+
+def flip_bits(seed: int, root: Path, counts: Counter[str]) -> list[str]:
+    """One random bit after the other of a closed state with a base: an error that names the file, or the full state."""
+    dice = random.Random(f"flips {seed}")
+    path, history = root / "flipped", History(seed, large=False)
+    with FastStateMachine(path, retain_entries=20, _files=QuietDirectory) as machine:
+        for _ in range(dice.randrange(2, 30)):
+            machine.apply(history.chunk())
+        machine.compact()
+        machine.apply(history.chunk())
+        state = state_of(machine)
+    files = {file: file.read_bytes() for file in sorted(path.iterdir()) if file.name != "LOCK"}
+    for _ in range(FLIPS):
+        file = dice.choice(list(files))
+        bit = dice.randrange(8 * len(files[file]))
+        damaged = bytearray(files[file])
+        damaged[bit >> 3] ^= 1 << (bit & 7)
+        file.write_bytes(damaged)
+        counts["bits flipped"] += 1
+        try:
+            machine = FastStateMachine(path, verify_on_open="full", _files=QuietDirectory)
+        except (CorruptionError, FormatVersionError) as error:
+            named = error.path == str(file)
+        else:
+            named = state_of(machine) == state
+            kill(machine)
+        if not named:
+            return [f"bit {bit} of {file.name} was not noticed, or another file named"]
+        file.write_bytes(files[file])
+    return []
+
+
+KILLS = [name for name, fault in at_each_call.FAULTS.items() if fault.kills]
+
+# Each with its share of the time.
+FAMILIES: dict[str, tuple[float, Callable[[int, Path, Counter[str]], list[str]]]] = {
+    "power": (0.5, lose_power),
+    "flips": (0.17, flip_bits),
+    "kills": (0.05, kill_processes),
+    "calls-killed": (0.2, lambda seed, root, counts: strike_calls(seed, KILLS, counts)),
+    "calls-failed": (
+        0.08, lambda seed, root, counts: strike_calls(seed, set(at_each_call.FAULTS) - set(KILLS), counts)
+    ),
+}  # fmt: skip
 
 
 def show(counts: Counter[str]) -> None:
@@ -63,41 +133,41 @@ def show(counts: Counter[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--states", type=int, help="stop behind so many crash states, if that is earlier")
-    parser.add_argument("--seed", type=int, help="the first story; by default one that depends on the time")
-    parser.add_argument("--stories", type=int, help="stop behind so many stories, if that is earlier")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, help="of the first round of each family; by default it depends on the time")
+    parser.add_argument("--family", choices=FAMILIES, help="this one alone")
+    parser.add_argument("--rounds", type=int, help="stop behind so many rounds, if that is earlier")
     options = parser.parse_args()
     logging.getLogger("fastsm").setLevel(logging.CRITICAL + 1)
     first = int(time.time()) if options.seed is None else options.seed
+    families = [options.family] if options.family else list(FAMILIES)
     started = told = time.monotonic()
-    counts: Counter[str] = Counter()
+    spent, rounds, counts = dict.fromkeys(families, 0.0), dict.fromkeys(families, 0), Counter[str]()
     status = 0
-    seed = first
-    print(f"fastsm soak: {options.minutes} minutes, stories from seed {first}, process {os.getpid()}", flush=True)
+    print(f"fastsm soak: {options.minutes} minutes, from seed {first}, process {os.getpid()}", flush=True)
     try:
-        while True:
-            violations = run_round(seed, counts, kills=(seed - first) % KILL_EVERY == 0)
+        while time.monotonic() - started < 60 * options.minutes and sum(rounds.values()) != options.rounds:
+            family = min(families, key=lambda name: spent[name] / FAMILIES[name][0])
+            seed = first + rounds[family]
+            before = time.monotonic()
+            with memory_directory() as root:
+                violations = FAMILIES[family][1](seed, root, counts)
+            spent[family] += time.monotonic() - before
+            rounds[family] += 1
             if violations:
-                print(f"VIOLATED in the story of seed {seed} (again: --seed {seed} --stories 1):")
+                print(f"VIOLATED (again: --family {family} --seed {seed} --rounds 1):")
                 print("\n".join(violations))
                 status = 1
                 break
-            seed += 1
-            now = time.monotonic()
-            if now - told > 10:
-                told = now
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
                 major = ", ".join(f"{counts[name]:,} {name}" for name in MAJOR)
-                print(f"{now - started:7.0f} s  seed {seed - 1}: {major}", flush=True)
-            if now - started > 60 * options.minutes or seed - first == options.stories:
-                break
-            if options.states is not None and counts["states"] >= options.states:
-                break
+                print(f"{told - started:7.0f} s: {major}", flush=True)
     except KeyboardInterrupt:
         print("interrupted")
         status = 130
     show(counts)
-    print(f"{time.monotonic() - started:.0f} s, {seed - first} stories without a violation")
+    print(f"{time.monotonic() - started:.0f} s, rounds from seed {first}: {rounds}; violations: {int(status == 1)}")
     return status
 
 

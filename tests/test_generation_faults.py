@@ -7,54 +7,31 @@ from __future__ import annotations
 import errno
 import gc
 import logging
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 
-from fastsm import FastStateMachine, StorageError, open_snapshot
+from fastsm import FastStateMachine, StorageError
 from support.faulty import Call, Disk, crash_copy, memory_directory
+from support.generations import (
+    OPTIONS,
+    SCENES,
+    Scene,
+    assert_target_is_whole,
+    build_template,
+    open_files,
+    reopen,
+    state_of,
+)
 from support.histories import History
 from support.simulation import kill
 
 FAULTS = [(code, done) for code in (errno.EIO, errno.ENOSPC) for done in (False, True)]
-TARGET = "target"  # where snapshots are written
-OTHER = "other"    # another replica's, newer snapshot
-OPTIONS: dict[str, Any] = {"retain_entries": 20, "auto_compact": False, "verify_on_open": "full"}
-
-
-class Scene(NamedTuple):
-    """What is done, in a directory that holds the template; ``table``: saved tables are written."""
-
-    act: Callable[[FastStateMachine, Path], object]
-    table: bool = False
-
-
-def write(compress: str) -> Callable[[FastStateMachine, Path], object]:
-    return lambda machine, root: machine.write_snapshot(root / TARGET, compress=compress)
-
-
-def install(name: str) -> Callable[[FastStateMachine, Path], object]:
-    return lambda machine, root: machine.install_snapshot(None, root / name)
-
-
-SCENES = {
-    "write_snapshot": Scene(write("none")),
-    "write_snapshot, zstd": Scene(write("zstd")),
-    "install_snapshot": Scene(install(OTHER)),
-    "install_snapshot, zstd, table": Scene(install(OTHER + "-zstd"), table=True),
-    "compact": Scene(lambda machine, root: machine.compact(machine.last_applied().index - 5)),
-    "compact, table": Scene(lambda machine, root: machine.compact(machine.last_applied().index - 5), table=True),
-    "clear": Scene(lambda machine, root: machine.clear()),
-    "close": Scene(lambda machine, root: machine.close()),
-    "close, table": Scene(lambda machine, root: machine.close(), table=True),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -71,50 +48,8 @@ def quiet() -> Iterator[None]:
 def template() -> Iterator[Path]:
     """A state with a base, a log behind it and a saved table; a snapshot of it; two that are newer."""
     with memory_directory() as root:
-        history = History(1, large=False)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fastsm.snapshots.SAVE_TABLE_ABOVE", 0)
-            with FastStateMachine(root / "state", **OPTIONS) as machine:
-                for _ in range(20):
-                    machine.apply(history.chunk())
-                machine.compact()
-                machine.write_snapshot(root / TARGET)
-                machine.apply(history.chunk())
-        with FastStateMachine(root / "elsewhere", **OPTIONS) as replica:
-            replica.install_snapshot(None, root / TARGET)
-            newer = History(2, large=False, after=replica.last_applied()._replace(index=machine_end(history)))
-            replica.update_last_applied(newer.last)
-            for _ in range(20):
-                replica.apply(newer.chunk())
-            replica.write_snapshot(root / OTHER)
-            replica.write_snapshot(root / f"{OTHER}-zstd", compress="zstd")
-        shutil.rmtree(root / "elsewhere")
+        build_template(root)
         yield root
-
-
-def machine_end(history: History) -> int:
-    """An index that the machine of the template will not reach."""
-    return history.last.index + 1000
-
-
-def state_of(machine: FastStateMachine) -> tuple[Any, ...]:
-    """All that can be read."""
-    terms = machine.entry_terms(np.arange(machine.last_applied().index + 2, dtype=np.uint64))
-    return (
-        machine.last_applied(), dict(machine.items()), machine.membership(), machine.snapshot_metadata(),
-        terms.tobytes(), machine.stats().generation,
-    )  # fmt: skip
-
-
-def open_files(root: Path) -> list[str]:
-    """What this process has open or mapped below a directory."""
-    names = []
-    for number in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            names.append(os.readlink(f"/proc/self/fd/{number}"))
-    with open("/proc/self/maps", encoding="utf-8") as maps:  # each file once: the system may split what it maps
-        names += {line.split(maxsplit=5)[5].strip() for line in maps if "/" in line}
-    return sorted(name for name in names if str(root) in name)
 
 
 class Failed(NamedTuple):
@@ -180,25 +115,6 @@ def rehearse(template: Path, root: Path, scene: Scene) -> tuple[list[Call], list
     new = state_of(stage.machine)
     stage.end()
     return calls, [stage.old, new]
-
-
-def assert_target_is_whole(root: Path, *, alone: bool) -> Any:
-    """The snapshot is the old one or the new one; `alone`: nothing else is beside it. Returns its metadata."""
-    with open_snapshot(root / TARGET) as snapshot:
-        snapshot.verify()
-        if alone:
-            assert os.listdir(root / TARGET) == ["snapshot.fsm"]
-        return snapshot.metadata
-
-
-def reopen(root: Path) -> tuple[Any, ...]:
-    """The state as the next process finds it, checked; only files of its generation are left."""
-    with FastStateMachine(root / "state", **OPTIONS) as machine:
-        machine._check()
-        number = machine.stats().generation
-        names = {f"log-{number}", f"base-{number}", f"table-{number}", "CURRENT", "LOCK"}
-        assert set(os.listdir(root / "state")) <= names
-        return state_of(machine)
 
 
 def test_at_each_call_a_kill_leaves_the_old_generation_or_the_new_one(template: Path, scene: Scene) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 
 from fastsm.hashing import siphash
 from fastsm.table import Table
+from support.attacks import hashes_of_numbers, key_of, numbers_and_hashes
 
 SEGMENT_SLOTS = 4096
 
@@ -164,45 +165,6 @@ def test_each_table_draws_its_own_seed() -> None:
     """Two tables hash under different seeds, unless told."""
     assert Table().seed != Table().seed
     assert Table(seed=(3, 4)).seed == (3, 4)
-
-
-def hashes_of_numbers(start: int, stop: int) -> np.ndarray:
-    """SipHash-1-3 under seed (0, 0) of the numbers as 8-byte keys, many at once."""
-    v = [np.full(stop - start, word, dtype=np.uint64) for word in (
-        0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)]
-
-    def rotate(words: np.ndarray, bits: int) -> np.ndarray:
-        return words << np.uint64(bits) | words >> np.uint64(64 - bits)
-
-    def sip_round() -> None:
-        v[0] += v[1]
-        v[2] += v[3]
-        v[1] = rotate(v[1], 13) ^ v[0]
-        v[3] = rotate(v[3], 16) ^ v[2]
-        v[0] = rotate(v[0], 32)
-        v[2] += v[1]
-        v[0] += v[3]
-        v[1] = rotate(v[1], 17) ^ v[2]
-        v[3] = rotate(v[3], 21) ^ v[0]
-        v[2] = rotate(v[2], 32)
-
-    for word in (np.arange(start, stop, dtype=np.uint64), np.uint64(8 << 56)):
-        v[3] ^= word
-        sip_round()
-        v[0] ^= word
-    v[2] ^= np.uint64(0xFF)
-    for _ in range(3):
-        sip_round()
-    return v[0] ^ v[1] ^ v[2] ^ v[3]
-
-
-def numbers_and_hashes() -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, 1 << 30, 1 << 15):
-        yield start, hashes_of_numbers(start, start + (1 << 15))
-
-
-def key_of(number: int) -> bytes:
-    return int(number).to_bytes(8, "little")
 
 
 def test_attackers_hash_is_the_tables() -> None:

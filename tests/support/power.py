@@ -455,6 +455,9 @@ class QuietDirectory(Directory):
     def sync_directory(self) -> None:
         pass
 
+    def write_past_cache(self, *arguments: Any) -> None:
+        pass
+
     def stores_are_safe(self, fd: Any) -> bool:
         return False
 

@@ -1,0 +1,87 @@
+"""100,000 keys of each kind that an attacker may choose: they take no more than three times the probes of others.
+
+Work is counted, not timed: how far each key lies from its home, once all are written. What it takes until the table has
+drawn another seed is bounded by `test_table.py`: a probe that is too long, or meets too many strangers, ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastsm
+from fastsm import FastStateMachine, snapshots
+from fastsm.table import Table
+from support.attacks import numbers_and_hashes
+from support.power import QuietDirectory
+from support.tables import SEGMENT, SLOTS, TableFile
+
+COUNT = 100_000
+HOME_SHIFT = 52
+WYHASH_SECRET = 0xE7037ED1A0B428DB  # a word that is multiplied by 0 hides the other one
+XXH3_SECRET = 0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE
+
+
+def chosen(wanted: Callable[[np.ndarray], np.ndarray]) -> list[bytes]:
+    """8-byte keys whose hashes under seed (0, 0) are wanted."""
+    keys: list[bytes] = []
+    for start, hashes in numbers_and_hashes():
+        keys += [int(n).to_bytes(8, "little") for n in np.nonzero(wanted(hashes))[0] + start]
+        if len(keys) >= COUNT:
+            break
+    return keys[:COUNT]
+
+
+ATTACKS: dict[str, Callable[[], list[bytes]]] = {
+    "one neighbourhood, the seed known": lambda: chosen(lambda h: (h >> np.uint64(12) & np.uint64(0xFFF)) < 16),
+    "one segment, the seed known": lambda: chosen(lambda h: h >> np.uint64(56) == 0),
+    "wyhash, any seed": lambda: [struct.pack("<QQ", WYHASH_SECRET, n) for n in range(COUNT)],
+    "XXH3, any seed": lambda: [struct.pack("<QQ", XXH3_SECRET, n) for n in range(COUNT)],
+    "low bits alone": lambda: [(n << 44).to_bytes(8, "little") for n in range(COUNT)],
+}
+
+
+def probes(path: Path, keys: list[bytes], monkeypatch: pytest.MonkeyPatch) -> float:
+    """The mean number of slots that a lookup of these keys looks at, in a table whose seed was (0, 0)."""
+    monkeypatch.setattr(snapshots, "SAVE_TABLE_ABOVE", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "urandom", bytes)  # the first seed, and nothing that comes of it later
+        assert Table().seed == (0, 0)
+        machine = FastStateMachine(path, _files=QuietDirectory)
+    for number, start in enumerate(range(0, COUNT, 1000), 1):
+        machine.apply([(number, 1, fastsm.put_many(keys[start : start + 1000], [b""] * 1000))])
+    assert machine.len() == COUNT
+    assert machine.get_many(keys[::97]) == [b""] * len(keys[::97])
+    machine.close()
+    (file,) = path.glob("table-*")
+    table = TableFile(file)
+    distances = [
+        ((at - table.sections.segments) % SEGMENT // 8 - (slot >> HOME_SHIFT)) % SLOTS for at, slot in table.slots()
+    ]
+    assert len(distances) == COUNT
+    return 1 + sum(distances) / COUNT
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The same of random keys."""
+    dice = random.Random(1)
+    with pytest.MonkeyPatch.context() as patch:
+        return probes(tmp_path_factory.mktemp("random") / "state", [dice.randbytes(8) for _ in range(COUNT)], patch)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_chosen_keys_take_at_most_three_times_the_probes(
+    attack: str, ordinary: float, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All 100,000 are there, and found as soon as any others."""
+    found = probes(directory, ATTACKS[attack](), monkeypatch)
+    print(f"{attack}: {found:.2f} slots a lookup; random keys: {ordinary:.2f}")
+    assert 1 < ordinary < 4
+    assert found <= 3 * ordinary

@@ -1,0 +1,215 @@
+"""Twelve bugs that such a library may have, each planted alone: a named test must see it, or the tests prove nothing.
+
+Those of the disk stand in front of the seam. The others are planted into the source: a copy of the package is built in
+which the environment switches one of them on, and a test of the suite, run against that copy, must fail.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import fastsm
+from support.faulty import memory_directory
+from support.permits import cannot
+from support.planted import ErrorSwallowed, NoSyncBeforeRename, SyncedOnceMore, TailNotCut
+from support.power import NoDirectorySync, Platter
+from support.simulation import Simulation
+
+TESTS = Path(__file__).resolve().parent.parent
+SOURCES = TESTS.parent / "fastsm"
+SEEDS = range(14)  # those of test_power_loss.py
+
+DISKS = {
+    "no fsync of the directory": NoDirectorySync,
+    "no fsync before the rename": NoSyncBeforeRename,
+    "an fsync's error is ignored": ErrorSwallowed,
+    "a failed fsync is tried again": SyncedOnceMore,
+    "the tail is not cut by recovery": TailNotCut,
+}
+
+
+class Bug(NamedTuple):
+    """Where it is planted, as (file, right, wrong), with BUG for the switch; the test that must see it."""
+
+    places: tuple[tuple[str, str, str], ...]
+    test: str
+
+
+BUGS = {
+    "recovery calls everything from the first bad frame on torn": Bug(
+        (
+            ("recovery.pyx", "if self.end < self.watermark:", "if self.end < self.watermark and not BUG:"),
+            (
+                "recovery.pyx",
+                "        for start, limit in data_ranges(descriptor, self.end, self.size):\n"
+                "            offset = max(self.end, <uint64_t>start & ~<uint64_t>7)\n            stop",
+                "        for start, limit in data_ranges(descriptor, self.size if BUG else self.end, self.size):\n"
+                "            offset = max(self.end, <uint64_t>start & ~<uint64_t>7)\n            stop",
+            ),
+        ),
+        "test_recovery.py::test_corruption_is_an_error_and_nothing_is_touched",
+    ),
+    "recovery calls every later valid frame a proof of corruption": Bug(
+        (
+            (
+                "recovery.pyx",
+                "> length or frame_watermark(p, offset) <= self.end:",
+                "> length or (frame_watermark(p, offset) <= self.end and not BUG):",
+            ),
+        ),
+        "test_recovery.py::test_torn_tail_is_cut",
+    ),
+    "the durable offset is recorded before the sync": Bug(
+        (
+            (
+                "log.pyx",
+                "        started = time.perf_counter()\n        try:\n            if self.suspect_end:",
+                "        if BUG:\n            self.durable = target\n"
+                "        started = time.perf_counter()\n        try:\n            if self.suspect_end:",
+            ),
+        ),
+        "test_flush.py::test_watermark_of_a_frame_written_during_a_sync_does_not_claim_that_sync",
+    ),
+    "the table is published before the frame": Bug(
+        (
+            (
+                "engine.pyx",
+                "        log.commit_frame(frame, length, runs.count)\n",
+                "        if BUG:\n            self.publish(chunk)\n"
+                "        log.commit_frame(frame, length, runs.count)\n",
+            ),
+        ),
+        "test_flush.py::test_failed_write_leaves_the_state_as_it_was",
+    ),
+    "LOCK is unlinked on close": Bug(
+        (
+            (
+                "files.py",
+                '        """Gives lock and directory back. Idempotent."""\n',
+                '        """Gives lock and directory back. Idempotent."""\n'
+                "        if BUG and self._lock is not None:\n            self.unlink(LOCK)\n",
+            ),
+        ),
+        "test_lock.py::test_lock_file_stays_after_close",
+    ),
+    "a length is not checked": Bug(
+        (("format.pyx", "or length > available or length & 7:", "or (length > available and not BUG) or length & 7:"),),
+        "test_recovery_bits.py::test_every_flipped_bit_leaves_a_right_prefix_after_an_unclean_end",
+    ),
+    "the header is outside of the checksum": Bug(
+        (
+            (
+                "format.pyx",
+                "xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, ",
+                "xxh64(frame + (FRAME_RUNS if BUG else FRAME_LENGTH), length - (FRAME_RUNS if BUG else FRAME_LENGTH), ",
+            ),
+        ),
+        "test_recovery_bits.py::test_every_flipped_bit_leaves_a_right_prefix_after_an_unclean_end",
+    ),
+}
+
+
+def test_there_are_twelve() -> None:
+    """None is forgotten."""
+    assert len(DISKS) + len(BUGS) == 12
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Thousands of torn tails are thousands of warnings."""
+    logger = logging.getLogger("fastsm")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    yield
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize("planted", DISKS.values(), ids=DISKS)
+def test_a_bug_before_the_disk_is_seen(planted: type[Platter], quiet: None) -> None:
+    """`test_power_loss.py::test_every_state_is_a_prefix_that_holds_what_was_durable`, in front of such a disk."""
+    with memory_directory() as root:
+        assert any(Simulation(seed, root, planted, most_violations=1).run().violations for seed in SEEDS)
+
+
+def plant(package: Path) -> list[str]:
+    """Plants all bugs into the sources, each behind a switch of its own. Gives the modules to compile."""
+    changed = {}
+    for number, bug in enumerate(BUGS.values(), 1):
+        for name, right, wrong in bug.places:
+            source = changed.setdefault(name, (SOURCES / name).read_text(encoding="utf-8"))
+            assert right in source, f"{name} does not say {right!r} any more: plant this bug where it belongs now"
+            changed[name] = source.replace(right, wrong.replace("BUG", f"(PLANTED == {number})"))
+    for name, source in changed.items():
+        compiled = name.endswith(".pyx")
+        switch = 'int(__import__("os").environ.get("FASTSM_PLANTED", "0"))'
+        before = "\ncdef " if compiled else "\nLOCK ="
+        declared = f"\n{'cdef int ' * compiled}PLANTED = {switch}\n"
+        (package / name).write_text(source.replace(before, declared + before, 1), encoding="utf-8")
+    return [name.removesuffix(".pyx") for name in changed if name.endswith(".pyx")]
+
+
+def build(package: Path, module: str) -> None:
+    """Compiles one module of the copy, as setup.py would."""
+    suffix, include = sysconfig.get_config_var("EXT_SUFFIX"), sysconfig.get_path("include")
+    cython = [sys.executable, "-m", "cython", "-3", "-X", "cdivision=True", "-X", "embedsignature=True", "-X",
+              "binding=False", f"fastsm/{module}.pyx"]
+    compiler = ["gcc", "-O0", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", f"-I{include}", f"fastsm/{module}.c",
+                "-o", f"fastsm/{module}{suffix}"]
+    for command in (cython, compiler):
+        ended = subprocess.run(command, cwd=package.parent, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def planted_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a copy of the package with all bugs in it, all switched off."""
+    if not (SOURCES / "engine.pyx").exists():
+        pytest.skip("the sources are out of the way: the installed package is tested")
+    if os.environ.get("LD_PRELOAD"):
+        pytest.skip("a sanitizer is preloaded: the copy would be built without it")
+    if shutil.which("gcc") is None:
+        cannot("there is no gcc to compile the bugs with")
+    pytest.importorskip("Cython")
+    package = tmp_path_factory.mktemp("planted") / "fastsm"
+    shutil.copytree(Path(fastsm.__file__).parent, package, ignore=shutil.ignore_patterns("*.c", "*.pyx", "__pycache__"))
+    for declarations in SOURCES.glob("*.pxd"):
+        shutil.copy(declarations, package)
+    for module in plant(package):
+        build(package, module)
+    return package.parent
+
+
+def run_tests(folder: Path, tests: Iterable[str], number: int) -> int:
+    """How tests end against the copy: 0, 1 when it failed, negative when the process crashed."""
+    program = (
+        "import sys, pytest, fastsm; assert fastsm.__file__.startswith(sys.argv[1]), fastsm.__file__; "
+        "sys.exit(pytest.main(sys.argv[2:]))"
+    )
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--rootdir", TESTS.parent, *(TESTS / test for test in tests)]
+    return subprocess.run(
+        [sys.executable, "-c", program, str(folder), *map(str, options)], cwd=folder, capture_output=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(folder), "FASTSM_PLANTED": str(number), "PYTHONDONTWRITEBYTECODE": "1"},
+    ).returncode  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_in_the_source_is_seen(planted_package: Path, name: str) -> None:
+    """The named test fails with the bug, and only with it."""
+    number = list(BUGS).index(name) + 1
+    ended = run_tests(planted_package, [BUGS[name].test], number)
+    assert ended == 1 or ended < 0, f"{BUGS[name].test} does not see that {name}: it ends with {ended}"
+
+
+def test_without_a_bug_the_copy_is_right(planted_package: Path) -> None:
+    """All the named tests pass when nothing is switched on: what fails above, fails for the bug."""
+    assert run_tests(planted_package, sorted({bug.test for bug in BUGS.values()}), 0) == 0

@@ -1,0 +1,174 @@
+"""Disks that are really full, and a disk that really fails: file systems mounted for the test, as root.
+
+Elsewhere than as root these tests are skipped; `test_generation_faults.py` and `test_each_call.py` let the calls fail
+one by one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import fastsm
+from fastsm import Entry, FastStateMachine, LogId, StorageError
+from support.faulty import Disk, crash_copy
+from support.permits import ext4, tmpfs
+from support.simulation import kill
+
+MIB = 1 << 20
+Mounted = Callable[[Path], Iterator[Path]]
+
+
+@contextmanager
+def small_tmpfs(root: Path) -> Iterator[Path]:
+    with tmpfs(root / "disk", 4 * MIB) as disk:
+        yield disk
+
+
+@contextmanager
+def small_ext4(root: Path) -> Iterator[Path]:
+    with ext4(root / "disk", root / "image", 8 * MIB) as disk:
+        yield disk
+
+
+def put(index: int, size: int) -> list[Entry]:
+    return [Entry(index, 1, fastsm.put(b"key-%d" % (index % 50), bytes([index % 256]) * size))]
+
+
+def fill(disk: Path, leave: int = 0) -> Path:
+    """Takes all the room of a disk, but some, as other programs would."""
+    filler = disk / "filler"
+    for piece in (64 << 10, 4 << 10):
+        with filler.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(piece))
+    os.truncate(filler, max(0, filler.stat().st_size - leave))
+    return filler
+
+
+def state_of(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
+    return machine.last_applied(), dict(machine.items())
+
+
+@pytest.mark.parametrize("mounted", [small_tmpfs, small_ext4], ids=["tmpfs", "ext4"])
+@pytest.mark.parametrize("stores", [None, False], ids=["stored", "written"])
+def test_a_full_disk_is_an_error_until_there_is_room(mounted: Mounted, stores: bool | None, tmp_path: Path) -> None:
+    """ENOSPC, the file as long as it was, the state intact in memory and on disk; with room it goes on."""
+    outcomes: Counter[str] = Counter()
+    with mounted(tmp_path) as disk:
+        machine = FastStateMachine(
+            disk / "state", auto_compact=False, retain_entries=0, _files=Disk(stores=stores).files
+        )
+        index = 0
+        for round_ in range(12):
+            filler = fill(disk, leave=(round_ * 24) << 10)
+            size = (100, 5_000, 30_000, 200_000)[round_ % 4]
+            for _ in range(2_000):
+                before, log_size = state_of(machine), os.path.getsize(machine._log.path)
+                try:
+                    machine.apply(put(index + 1, size))
+                except StorageError as error:
+                    outcomes[f"apply {errno.errorcode[error.errno]}"] += 1
+                    break
+                index += 1
+            else:
+                pytest.fail("the disk is never full")
+            assert state_of(machine) == before
+            assert os.path.getsize(machine._log.path) == log_size
+            copy = crash_copy(disk / "state", tmp_path / f"copy-{round_}")
+            with FastStateMachine(copy) as killed:
+                assert state_of(killed) == before
+            for work in (partial(machine.write_snapshot, disk / "snapshots"), machine.compact):
+                try:
+                    work()
+                except StorageError as error:
+                    outcomes[f"snapshot {errno.errorcode[error.errno]}"] += 1
+                assert state_of(machine) == before
+            assert not list(disk.glob("snapshots/*.tmp"))
+            filler.unlink()
+            machine.flush()
+            assert machine.apply(put(index + 1, size)) == [True]
+            index += 1
+            machine.flush()
+            machine.compact(index)
+            shutil.rmtree(disk / "snapshots", ignore_errors=True)
+        before = state_of(machine)
+        filler = fill(disk)
+        machine.close()
+        filler.unlink()
+        with FastStateMachine(disk / "state", verify_on_open="full") as machine:
+            machine._check()
+            assert state_of(machine) == before
+    print(dict(outcomes))
+    assert set(outcomes) == {"apply ENOSPC", "snapshot ENOSPC"}
+    assert outcomes["apply ENOSPC"] == 12
+    assert outcomes["snapshot ENOSPC"] >= 6
+
+
+def test_a_full_disk_from_the_start_is_an_error(tmp_path: Path) -> None:
+    """Opening a new directory without room is a `StorageError`; with room the same directory opens."""
+    with small_tmpfs(tmp_path) as disk:
+        filler = fill(disk)
+        with pytest.raises(StorageError) as caught:
+            FastStateMachine(disk / "state")
+        assert caught.value.errno == errno.ENOSPC
+        filler.unlink()
+        with FastStateMachine(disk / "state") as machine:
+            assert machine.apply(put(1, 10)) == [True]
+
+
+@contextmanager
+def failing_disk(root: Path) -> Iterator[tuple[Path, Path]]:
+    """An ext4 in a file on a tmpfs without room for its data: the block device fails, not the file system.
+
+    Gives the mounted ext4, and its image.
+    """
+    with tmpfs(root / "below", 48 * MIB) as below, ext4(root / "disk", below / "image", 160 * MIB) as disk:
+        os.sync()
+        yield disk, below / "image"
+
+
+@pytest.mark.parametrize("stores", [None, False], ids=["stored", "written"])
+def test_what_counted_is_there_after_a_real_failed_sync(stores: bool | None, tmp_path: Path) -> None:
+    """The disk fails a sync, the process is killed, the next one flushes, power fails: all that counted is there."""
+    files = Disk(stores=stores).files
+    with failing_disk(tmp_path) as (disk, image):
+        machine = FastStateMachine(disk / "state", auto_compact=False, _files=files)
+        for index in range(1, 6):
+            machine.apply(put(index, 5_000))
+        machine.flush()
+        machine.apply(put(6, 4 * MIB))  # its blocks are allocated in the file system, and nowhere below
+        for index in range(7, 30):
+            machine.apply(put(index, 5_000))
+        filler = fill(image.parent)
+        with pytest.raises(StorageError) as caught:
+            machine.flush()
+        assert caught.value.errno in (errno.EIO, errno.ENOSPC)
+        assert machine.durable() == LogId(5, 1)
+        with pytest.raises(StorageError, match="poisoned"):
+            machine.apply(put(30, 10))
+        assert machine.get(b"key-29") == bytes([29]) * 5_000
+        state = state_of(machine)
+        kill(machine)
+
+        filler.unlink()
+        machine = FastStateMachine(disk / "state", auto_compact=False, _files=files)
+        assert state_of(machine) == state, "the page cache has all of it, and is not believed:"
+        assert machine.durable() == LogId(5, 1)
+        machine.flush()
+        assert machine.durable() == LogId(29, 1)
+        # What the device holds now, and no page that was not synced: as if the power had failed.
+        shutil.copy(image, tmp_path / "image-after")
+        kill(machine)
+    with ext4(tmp_path / "after", tmp_path / "image-after") as disk, FastStateMachine(
+        disk / "state", expect_applied=LogId(29, 1), verify_on_open="full"
+    ) as machine:
+        assert state_of(machine) == state

@@ -1,0 +1,149 @@
+"""What lies in the directory may be anybody's doing: links lead nowhere, and all that is made is its owner's alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+import fastsm
+from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot, snapshots
+from fastsm.journal import Journal
+
+CHUNK = [(1, 1, fastsm.put(b"key", b"value"))]
+SECRET = b"nobody's business"
+
+
+@pytest.fixture(autouse=True)
+def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved table is among the files."""
+    monkeypatch.setattr(snapshots, "SAVE_TABLE_ABOVE", 0)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A closed state with every kind of file: base, log, table, CURRENT, LOCK."""
+    path = tmp_path / "state"
+    with FastStateMachine(path, retain_entries=0) as machine:
+        machine.apply(CHUNK)
+        machine.compact()
+    assert {name.split("-")[0] for name in os.listdir(path)} == {"base", "log", "table", "CURRENT", "LOCK"}
+    return path
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A file elsewhere, which must stay as it is."""
+    path = tmp_path / "outside"
+    path.write_bytes(SECRET)
+    path.chmod(0o640)
+    return path
+
+
+def use(path: Path) -> None:
+    """Everything that writes."""
+    with FastStateMachine(path, retain_entries=0) as machine:
+        machine.apply([(machine.last_applied().index + 1, 1, fastsm.put(b"key", b"another"))])
+        machine.flush()
+        machine.compact()
+        machine.clear()
+    with Opened(path / "journal") as journal:
+        journal.add(b"entry", 1, 1)
+        journal.sync()
+
+
+class Opened:
+    def __init__(self, path: Path) -> None:
+        self.journal = Journal(path)
+
+    def __enter__(self) -> Journal:
+        return self.journal
+
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_all_that_is_made_is_its_owners_alone(umask: int, tmp_path: Path) -> None:
+    """Directories are 0700 and files 0600: of a state, a snapshot, a receiver and a journal, whatever the umask."""
+    before = os.umask(umask)
+    try:
+        with FastStateMachine(tmp_path / "state", retain_entries=0) as machine:
+            machine.apply(CHUNK)
+            machine.compact()
+            machine.write_snapshot(tmp_path / "snapshots")
+        with open_snapshot(tmp_path / "snapshots") as snapshot, SnapshotReceiver(tmp_path / "received") as receiver:
+            receiver.write(0, snapshot.read_at(0, snapshot.size))
+            receiver.finish()
+        with Opened(tmp_path / "journal") as journal:
+            journal.add(b"entry", 1, 1)
+    finally:
+        os.umask(before)
+    made = [path for top in tmp_path.iterdir() for path in (top, *top.rglob("*"))]
+    assert len(made) >= 4 + 8
+    for path in made:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize("kind", ["base", "log", "table", "CURRENT", "LOCK"])
+@pytest.mark.parametrize("target", ["a file outside", "itself, elsewhere", "nothing"])
+def test_a_link_in_place_of_a_file_is_refused(kind: str, target: str, state: Path, outside: Path) -> None:
+    """It is an error, or, of a table, which can be done without, passed over; what it leads to stays as it is."""
+    (name,) = (name for name in os.listdir(state) if name.split("-")[0] == kind)
+    moved = outside.with_name("moved")
+    (state / name).rename(moved)
+    content = moved.read_bytes()
+    leads_to = {"a file outside": outside, "itself, elsewhere": moved, "nothing": outside.with_name("nothing")}[target]
+    (state / name).symlink_to(leads_to)
+    with nullcontext() if kind == "table" else pytest.raises(FastsmError, match="symbolic link"):
+        use(state)
+    assert (outside.read_bytes(), outside.stat().st_mode & 0o777) == (SECRET, 0o640)
+    assert moved.read_bytes() == content
+    assert not outside.with_name("nothing").exists()
+
+
+@pytest.mark.parametrize("name", ["CURRENT.tmp", "log-3", "base-3", "base-3.tmp", "table-3", "table-3.tmp"])
+def test_a_link_where_a_file_will_be_made_is_replaced(name: str, state: Path, outside: Path) -> None:
+    """What will be written has the link's name afterwards, or nothing has; the link is not followed."""
+    (state / name).symlink_to(outside)
+    use(state)
+    assert (outside.read_bytes(), outside.stat().st_mode & 0o777) == (SECRET, 0o640)
+    assert not any(path.is_symlink() for path in state.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["journal-1", "LOCK"])
+def test_a_link_in_a_journal_is_refused(name: str, tmp_path: Path, outside: Path) -> None:
+    """The same of the journal's files."""
+    with Opened(tmp_path / "journal") as journal:
+        journal.add(b"entry", 1, 1)
+    (tmp_path / "journal" / name).unlink()
+    (tmp_path / "journal" / name).symlink_to(outside)
+    with pytest.raises(FastsmError, match="symbolic link"):
+        Journal(tmp_path / "journal")
+    assert (outside.read_bytes(), outside.stat().st_mode & 0o777) == (SECRET, 0o640)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["FIFO", "directory"])
+@pytest.mark.parametrize("kind", ["base", "log", "CURRENT", "LOCK"])
+def test_what_is_no_regular_file_is_refused(kind: str, make: Callable[[Path], object], state: Path) -> None:
+    """A FIFO or a directory in place of a file is a typed error at once: nobody waits for a FIFO's other end."""
+    (name,) = (name for name in os.listdir(state) if name.split("-")[0] == kind)
+    (state / name).unlink()
+    make(state / name)
+    errors: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            use(state)
+        except FastsmError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(errors) == 1, "it waits" if thread.is_alive() else "nothing was said"

@@ -1,0 +1,86 @@
+"""Disks with one of the classic mistakes in front of them, for the simulator of power losses to find."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from support.power import Platter
+
+
+class NoSyncBeforeRename(Platter):
+    """What is renamed into place was not synced."""
+
+    def sync(self, fd: int) -> None:
+        if os.fstat(fd).st_ino != self._inode_of("CURRENT.tmp"):
+            super().sync(fd)
+
+    def _inode_of(self, name: str) -> int | None:
+        number = self.names.get(name)
+        return None if number is None else os.fstat(self.watched[number].fd).st_ino
+
+
+class DurableUpToTheEnd(Platter):
+    """The sync began before the last frame was written, yet the log counts as durable up to its end."""
+
+    def sync(self, fd: int) -> None:
+        file = self._watch(fd)
+        file.look()
+        if len(file.versions) < 2 or self.failing:
+            super().sync(fd)
+        else:
+            file.keep(file.versions[-2])
+
+
+class TailNotCut(Platter):
+    """Recovery leaves the torn tail where it is."""
+
+    def truncate(self, fd: int, size: int) -> None:
+        pass
+
+
+class CutNotSynced(Platter):
+    """Recovery cuts the torn tail, but does not wait until the disk knows."""
+
+    cut = -1
+
+    def truncate(self, fd: int, size: int) -> None:
+        super().truncate(fd, size)
+        self.cut = fd
+
+    def write(self, fd: int, data: Any, offset: int) -> None:
+        super().write(fd, data, offset)
+        self.cut = -1
+
+    def sync(self, fd: int) -> None:
+        if fd != self.cut:
+            super().sync(fd)
+        self.cut = -1
+
+
+class NotWrittenAgain(Platter):
+    """The first flush behind an unclean end trusts the cache: what is there is not written again."""
+
+    def write(self, fd: int, data: Any, offset: int) -> None:
+        content = bytes(data)
+        if os.pread(fd, len(content), offset) != content:
+            super().write(fd, content, offset)
+
+
+class ErrorSwallowed(Platter):
+    """A sync that fails counts."""
+
+    def sync(self, fd: int) -> None:
+        with contextlib.suppress(OSError):
+            super().sync(fd)
+
+
+class SyncedOnceMore(Platter):
+    """A sync that fails is tried again, and counts when that succeeds."""
+
+    def sync(self, fd: int) -> None:
+        try:
+            super().sync(fd)
+        except OSError:
+            super().sync(fd)

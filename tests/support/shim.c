@@ -1,0 +1,210 @@
+/* Between a process and its C library, by LD_PRELOAD: at the n-th system call on files or maps it kills the process,
+   or lets the call fail; or it lets the n-th allocation of a fastsm module fail. Until it is armed it does nothing. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+/* KILL: before the call; KILL_BEHIND: when it is done, a write half; FAIL_DONE: done, and yet an error. */
+enum action { NOTHING, KILL, KILL_BEHIND, FAIL, FAIL_DONE, FAIL_ALLOCATION };
+
+static volatile int armed = NOTHING;
+static long remaining, seen;
+static int failure;
+static char struck[32];
+
+/* Lets the n-th call from now on meet the action; fails with `code`. */
+void shim_arm(int action, long n, int code)
+{
+    armed = NOTHING;
+    remaining = n;
+    seen = 0;
+    failure = code;
+    struck[0] = 0;
+    armed = action;
+}
+
+/* Ends it; the call that was struck, or nothing. */
+const char *shim_disarm(void)
+{
+    armed = NOTHING;
+    return struck;
+}
+
+static void die(void)
+{
+    kill(getpid(), SIGKILL);
+    for (;;)
+        pause();
+}
+
+static int is_due(const char *name)
+{
+    if (armed == NOTHING || armed == FAIL_ALLOCATION)
+        return 0;
+    if (__atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST) != remaining)
+        return 0;
+    strncpy(struck, name, sizeof struck - 1);
+    if (armed == KILL)
+        die();
+    return 1;
+}
+
+static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
+
+/* A call that fails: undone, or done (as far as `done` goes) all the same. FAILED is what the call returns then. */
+#define WATCHED(type, name, parameters, arguments, FAILED) WATCHED_HALF(type, name, parameters, arguments, arguments, FAILED)
+#define WATCHED_HALF(type, name, parameters, arguments, done, FAILED)                                                  \
+    type name parameters                                                                                               \
+    {                                                                                                                  \
+        static __typeof__(&name) next;                                                                                 \
+        if (!next)                                                                                                     \
+            next = (__typeof__(next))next_of(#name);                                                                   \
+        if (is_due(#name)) {                                                                                           \
+            if (armed != FAIL)                                                                                         \
+                next done;                                                                                             \
+            if (armed == KILL_BEHIND)                                                                                  \
+                die();                                                                                                 \
+            errno = failure;                                                                                           \
+            return FAILED;                                                                                             \
+        }                                                                                                              \
+        return next arguments;                                                                                         \
+    }
+
+/* Calls that give something back do so even when they say that they failed, as on Linux. */
+#define GIVES_BACK(name, parameters, arguments)                                                                        \
+    int name parameters                                                                                                \
+    {                                                                                                                  \
+        static __typeof__(&name) next;                                                                                 \
+        if (!next)                                                                                                     \
+            next = (__typeof__(next))next_of(#name);                                                                   \
+        int due = is_due(#name);                                                                                       \
+        int result = next arguments;                                                                                   \
+        if (due && armed == KILL_BEHIND)                                                                               \
+            die();                                                                                                     \
+        if (!due)                                                                                                      \
+            return result;                                                                                             \
+        errno = failure;                                                                                               \
+        return -1;                                                                                                     \
+    }
+
+/* Calls that take a mode only with O_CREAT. */
+#define OPENS(name, first, argument)                                                                                   \
+    int name(first const char *path, int flags, ...)                                                                   \
+    {                                                                                                                  \
+        static int (*next)(first const char *, int, ...);                                                              \
+        va_list list;                                                                                                  \
+        mode_t mode = 0;                                                                                               \
+        if (flags & (O_CREAT | __O_TMPFILE)) {                                                                         \
+            va_start(list, flags);                                                                                     \
+            mode = va_arg(list, mode_t);                                                                               \
+            va_end(list);                                                                                              \
+        }                                                                                                              \
+        if (!next)                                                                                                     \
+            next = (__typeof__(next))next_of(#name);                                                                   \
+        if (is_due(#name)) {                                                                                           \
+            if (armed == KILL_BEHIND) {                                                                                \
+                next(argument path, flags, mode);                                                                      \
+                die();                                                                                                 \
+            }                                                                                                          \
+            errno = failure;                                                                                           \
+            return -1;                                                                                                 \
+        }                                                                                                              \
+        return next(argument path, flags, mode);                                                                       \
+    }
+
+#define NO_ARGUMENT
+#define COMMA ,
+OPENS(open, NO_ARGUMENT, NO_ARGUMENT)
+OPENS(open64, NO_ARGUMENT, NO_ARGUMENT)
+OPENS(openat, int directory COMMA, directory COMMA)
+OPENS(openat64, int directory COMMA, directory COMMA)
+
+GIVES_BACK(close, (int fd), (fd))
+GIVES_BACK(munmap, (void *address, size_t size), (address, size))
+
+/* Anonymous memory is a matter of fastsm only where one of its modules asks: the interpreter's has another way to fail,
+   and where that is a new thread's first page, no way to tell (CPython then waits for the thread for ever). */
+#define MAPS(name, offset)                                                                                             \
+    void *name(void *address, size_t size, int protection, int flags, int fd, offset at)                               \
+    {                                                                                                                  \
+        static __typeof__(&name) next;                                                                                 \
+        if (!next)                                                                                                     \
+            next = (__typeof__(next))next_of(#name);                                                                   \
+        if (armed != NOTHING && (fd >= 0 || is_ours(__builtin_return_address(0))) && is_due(#name)) {                  \
+            if (armed == KILL_BEHIND) {                                                                                \
+                next(address, size, protection, flags, fd, at);                                                        \
+                die();                                                                                                 \
+            }                                                                                                          \
+            errno = failure;                                                                                           \
+            return MAP_FAILED;                                                                                         \
+        }                                                                                                              \
+        return next(address, size, protection, flags, fd, at);                                                         \
+    }
+
+static int is_ours(void *caller)
+{
+    Dl_info from;
+    return dladdr(caller, &from) && from.dli_fname && strstr(from.dli_fname, "/fastsm/") != 0;
+}
+
+MAPS(mmap, off_t)
+MAPS(mmap64, off64_t)
+WATCHED(int, mprotect, (void *a, size_t s, int p), (a, s, p), -1)
+WATCHED(int, madvise, (void *a, size_t s, int advice), (a, s, advice), -1)
+WATCHED_HALF(ssize_t, pwrite, (int fd, const void *d, size_t s, off_t o), (fd, d, s, o), (fd, d, (s + 1) / 2, o), -1)
+WATCHED_HALF(ssize_t, pwrite64, (int fd, const void *d, size_t s, off64_t o), (fd, d, s, o), (fd, d, (s + 1) / 2, o), -1)
+WATCHED(ssize_t, pread, (int fd, void *d, size_t s, off_t o), (fd, d, s, o), -1)
+WATCHED(ssize_t, pread64, (int fd, void *d, size_t s, off64_t o), (fd, d, s, o), -1)
+WATCHED(int, fsync, (int fd), (fd), -1)
+WATCHED(int, fdatasync, (int fd), (fd), -1)
+WATCHED(int, ftruncate, (int fd, off_t size), (fd, size), -1)
+WATCHED(int, ftruncate64, (int fd, off64_t size), (fd, size), -1)
+WATCHED(int, posix_fallocate, (int fd, off_t o, off_t s), (fd, o, s), failure)
+WATCHED(int, posix_fallocate64, (int fd, off64_t o, off64_t s), (fd, o, s), failure)
+WATCHED(int, renameat, (int a, const char *old, int b, const char *new), (a, old, b, new), -1)
+WATCHED(int, unlinkat, (int fd, const char *path, int flags), (fd, path, flags), -1)
+WATCHED(int, mkdir, (const char *path, mode_t mode), (path, mode), -1)
+WATCHED(int, flock, (int fd, int operation), (fd, operation), -1)
+WATCHED(int, fchmod, (int fd, mode_t mode), (fd, mode), -1)
+
+/* ---- memory: of the modules of fastsm alone, since the interpreter's own has another way to fail ---- */
+
+extern void *__libc_malloc(size_t);
+extern void *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t);
+
+static int memory_is_due(const char *name, void *caller)
+{
+    if (armed != FAIL_ALLOCATION || !is_ours(caller))
+        return 0;
+    if (__atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST) != remaining)
+        return 0;
+    strncpy(struck, name, sizeof struck - 1);
+    errno = ENOMEM;
+    return 1;
+}
+
+void *malloc(size_t size)
+{
+    return memory_is_due("malloc", __builtin_return_address(0)) ? 0 : __libc_malloc(size);
+}
+
+void *calloc(size_t count, size_t size)
+{
+    return memory_is_due("calloc", __builtin_return_address(0)) ? 0 : __libc_calloc(count, size);
+}
+
+void *realloc(void *old, size_t size)
+{
+    return memory_is_due("realloc", __builtin_return_address(0)) ? 0 : __libc_realloc(old, size);
+}

@@ -1,0 +1,61 @@
+"""The library of shim.c: compiled for the tests, and told from within a process that runs with it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.permits import cannot
+
+SOURCE = Path(__file__).with_name("shim.c")
+KILL, KILL_BEHIND, FAIL, FAIL_DONE, FAIL_ALLOCATION = range(1, 6)
+
+
+def compiled(directory: Path) -> Path:
+    """The library, made in a directory; without a compiler the test is skipped."""
+    if sys.platform != "linux":
+        pytest.skip("the shim is for Linux")
+    if os.environ.get("LD_PRELOAD"):
+        pytest.skip("a sanitizer is preloaded, and takes the same calls")
+    if shutil.which("gcc") is None:
+        cannot("there is no gcc to compile the shim with")
+    library = directory / "shim.so"
+    command = ["gcc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+def run_with(library: Path, program: Path, *arguments: object) -> dict[str, Any]:
+    """Runs a program under the shim; what it prints as its last line, which is JSON."""
+    ended = subprocess.run(
+        [sys.executable, program, *map(str, arguments)], env=os.environ | {"LD_PRELOAD": str(library)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+class Shim:
+    """From within the process."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(None)
+        self._library.shim_arm.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_int]
+        self._library.shim_disarm.restype = ctypes.c_char_p
+
+    def arm(self, action: int, n: int, code: int = 0) -> None:
+        """The n-th call from now on meets the action."""
+        self._library.shim_arm(action, n, code)
+
+    def disarm(self) -> str:
+        """Ends it; the call that was struck, or nothing."""
+        return self._library.shim_disarm().decode()
