@@ -187,7 +187,7 @@ cdef object load(directory, descriptor, Log log, path):
         return None
     if not format.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
         return None
-    if checksum_body(descriptor, size) != saved.body_checksum:
+    if not may_be_of(saved, log.start + saved.log_offset) or checksum_body(descriptor, size) != saved.body_checksum:
         return None
     front = os.pread(descriptor.number, sections.segments - sections.runs, sections.runs)
     if len(front) < sections.segments - sections.runs:
@@ -201,8 +201,6 @@ cdef object load(directory, descriptor, Log log, path):
     if not load_segments(table, descriptor.number, saved, <const uint32_t *><const char *>numbers, stop):
         return None
     cdef bytes words = front[sections.dead - sections.runs:sections.directory - sections.runs]
-    if saved.dead_words > (stop >> WORD_BITS) + 1 or saved.live_bytes > stop:
-        return None
     if saved.config_place and not is_config(log.mapping, saved.config_place, stop):
         return None
     index.dead.reserve(stop + 1)
@@ -215,6 +213,19 @@ cdef object load(directory, descriptor, Log log, path):
     gaps = front[sections.metadata - sections.runs + saved.metadata_size:sections.dead - sections.runs], \
         numbers[sizeof(uint32_t) << table.depth:]
     return None if b"".join(gaps).strip(b"\0") else (index, saved)
+
+
+cdef bint may_be_of(saved, uint64_t stop) except -1:
+    """Whether an arena of so many bytes can have led to a table of these sizes: else it is not even summed.
+
+    A segment splits when 3,072 keys are in it. With chosen keys some of its parts may be empty, but few: a segment is
+    deeper than the average by at most SPARE_DEPTH.
+    """
+    records = stop // RECORD_KEY
+    return (
+        saved.dead_words <= (stop >> WORD_BITS) + 1 and max(saved.metadata_size, saved.live_bytes) <= stop
+        and max(saved.runs, saved.keys) <= records and saved.segments <= 64 + records // 256
+        and 1 << saved.depth <= 64 * max(saved.segments, 1))
 
 
 cdef bint is_config(Mapping mapping, uint64_t place, uint64_t stop) noexcept:

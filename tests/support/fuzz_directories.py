@@ -128,7 +128,7 @@ class Journals(Target):
                 b"node", b"node", b"", b"\xff\xfe"))))
         if dice.random() < 0.05:
             shuffle_some(dice, items, lambda: self.item(dice, 1, self.index, self.term, b""))
-        content = by_hand.sealed("<8sIIQQ56sQ", b"FASTSM-J", 0, 0, sometimes(dice, 0.01, number), number, bytes(56))
+        content = by_hand.sealed(by_hand.SEGMENT, b"FASTSM-J", 0, 0, sometimes(dice, 0.01, number), number, bytes(56))
         for item in items:
             body = change_bytes(dice, item) if dice.random() < 0.02 else item
             lag = dice.choice((0, (len(content) - 96) // 8, 2**32 - 1, sometimes(dice, 0.1, 1, 1 << 32)))
