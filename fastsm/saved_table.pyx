@@ -230,8 +230,11 @@ cdef bint may_be_of(saved, uint64_t stop) except -1:
 
 cdef bint is_config(Mapping mapping, uint64_t place, uint64_t stop) noexcept:
     """Whether a whole config record is at a place of the arena."""
-    cdef const uint8_t *record = mapping.address + place
-    if place & 7 or place > stop - RECORD_KEY or record_length(record) > stop - place:
+    cdef const uint8_t *record
+    if place & 7 or place > stop - RECORD_KEY:
+        return False
+    record = mapping.address + place
+    if record_length(record) > stop - place:
         return False
     return record_operation(record) == RECORD_CONFIG and look_at_record(record, record_length(record)) == VALID
 
