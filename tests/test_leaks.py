@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what a process holds")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what a process holds"),
+    pytest.mark.skipif("FASTSM_SANITIZED" in os.environ, reason="a sanitizer keeps what was freed"),
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
