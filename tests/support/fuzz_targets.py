@@ -28,7 +28,7 @@ from support.page_reader import Corrupt, Decoded
 from support.power import QuietDirectory
 from support.simulation import kill
 
-NUMBER = re.compile(r"[0-9a-f]{64}|0x[0-9a-f]+|-?\d+|b'.*'|/\S+")
+NUMBER = re.compile(r"[0-9a-f]{64}|0x[0-9a-f]+|-?\d+|b'.*'|b\".*\"|/\S+")
 LAST = 2**64 - 2
 
 
