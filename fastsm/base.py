@@ -57,6 +57,10 @@ class Base:
                 wanted = log_head.base_size, log_head.base_checksum, log_head.base_index, log_head.base_term
                 if found != (*wanted, format.CODEC_NONE):
                     raise CorruptionError(path, 0, f"the base that the log starts behind, {wanted}", found)
+                attachment_end = format.SNAPSHOT_HEADER_BYTES + head.attachment_size
+                padding = os.pread(descriptor.number, head.state_offset - attachment_end, attachment_end)
+                if any(padding):
+                    raise CorruptionError(path, attachment_end, "zeros", padding)
             except SnapshotFormatError as error:
                 directory.close_file(descriptor)
                 raise CorruptionError(path, 0, "the header of a base", str(error)) from error

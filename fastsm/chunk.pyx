@@ -116,7 +116,8 @@ cdef class Chunk:
             if self.outcomes == NULL:
                 raise MemoryError(f"no memory for a chunk of {count} entries")
             self.outcome_room = count
-        memset(self.outcomes, APPLIED, count)
+        if count:  # else there may be no outcomes yet
+            memset(self.outcomes, APPLIED, count)
         return 0
 
     cdef int decode_entry(self, object command, uint64_t index, Table table) except -1:

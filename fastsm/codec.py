@@ -52,7 +52,7 @@ def decompress(read: Callable[[int], Buffer], stored_size: int, flat_size: int, 
     8 MiB. Nothing beyond those sizes is read, made or kept: O(stored_size + flat_size), some 10 MiB of memory.
     """
     library = _library()
-    frame = _Frame(read, stored_size, path)
+    frame = _Frame(read, stored_size, flat_size, path)
     left = flat_size
     try:
         reader = library.reader(frame)
@@ -71,9 +71,10 @@ def decompress(read: Callable[[int], Buffer], stored_size: int, flat_size: int, 
 class _Frame:
     """The compressed bytes as they are read, and where in the frame they are (RFC 8878, section 3.1.1)."""
 
-    def __init__(self, read: Callable[[int], Buffer], size: int, path: str) -> None:
+    def __init__(self, read: Callable[[int], Buffer], size: int, content_size: int, path: str) -> None:
         self._read = read
         self._size = size
+        self._content_size = content_size
         self._path = path
         self._offset = 0
         self._head = bytearray()      # of the frame, then of each block
@@ -140,10 +141,13 @@ class _Frame:
         self._wanted = 5 + window_bytes + id_bytes + size_bytes
         if len(self._head) < self._wanted:
             return
-        if single:  # the window is the whole content
-            window = int.from_bytes(self._head[5 + id_bytes :], "little") + (256 if size_bytes == 2 else 0)
-        else:
-            window = (1 << 10 + (self._head[5] >> 3)) // 8 * (8 + (self._head[5] & 7))
+        content_size = int.from_bytes(self._head[5 + window_bytes + id_bytes :], "little")
+        content_size += 256 if size_bytes == 2 else 0
+        # Of a single segment the window is the whole content.
+        window = content_size if single else (1 << 10 + (self._head[5] >> 3)) // 8 * (8 + (self._head[5] & 7))
+        # The library does not compare it when there is no content.
+        if size_bytes and content_size != self._content_size:
+            raise self.error(f"{self._content_size} bytes of content", f"{content_size} bytes, says the frame")
         if window > WINDOW_LIMIT:
             raise self.error(f"a window of at most {WINDOW_LIMIT} bytes", f"{window} bytes")
         self._checksum = 4 * (descriptor >> 2 & 1)

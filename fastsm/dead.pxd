@@ -2,6 +2,15 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.table cimport prefetch
 
+cdef extern from *:
+    """
+    /* Plain moves on every machine that we know; but in C only these may meet in two threads. */
+    #define fastsm_load_relaxed(word) __atomic_load_n(word, __ATOMIC_RELAXED)
+    #define fastsm_store_relaxed(word, value) __atomic_store_n(word, value, __ATOMIC_RELAXED)
+    """
+    uint64_t load_relaxed "fastsm_load_relaxed"(const uint64_t *word) noexcept nogil
+    void store_relaxed "fastsm_store_relaxed"(uint64_t *word, uint64_t value) noexcept nogil
+
 cdef enum:
     RECORD_UNIT_BITS = 4                     # no two records start within 16 bytes: their headers alone take as many
     BLOCK_BITS = 28                          # bytes of arena that a block of the map stands for: 256 MiB
@@ -10,8 +19,8 @@ cdef enum:
 
 
 cdef inline bint is_marked(const uint64_t *words, uint64_t place) noexcept nogil:
-    """Whether a flat copy of the map has the record at `place` as dead."""
-    return (words[place >> WORD_BITS] >> ((place >> RECORD_UNIT_BITS) & 63)) & 1
+    """Whether a flat map has the record at `place` as dead."""
+    return (load_relaxed(words + (place >> WORD_BITS)) >> ((place >> RECORD_UNIT_BITS) & 63)) & 1
 
 
 cdef inline void unmark(uint64_t *words, uint64_t place) noexcept nogil:
@@ -34,7 +43,8 @@ cdef class DeadMap:
     cdef inline void mark(self, uint64_t place) noexcept nogil:
         cdef uint64_t *block = self.blocks[place >> BLOCK_BITS]
         place &= (<uint64_t>1 << BLOCK_BITS) - 1
-        block[place >> WORD_BITS] |= <uint64_t>1 << ((place >> RECORD_UNIT_BITS) & 63)
+        cdef uint64_t *word = block + (place >> WORD_BITS)
+        store_relaxed(word, load_relaxed(word) | <uint64_t>1 << ((place >> RECORD_UNIT_BITS) & 63))
 
     cdef inline void expect(self, uint64_t place) noexcept nogil:
         """Prefetches what `mark` will touch."""

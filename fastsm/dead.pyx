@@ -47,12 +47,15 @@ cdef class DeadMap:
         cdef uint64_t count = (stop >> WORD_BITS) + 1
         cdef uint64_t *words = <uint64_t *>calloc(count, sizeof(uint64_t))
         cdef uint64_t first = 0
-        cdef uint64_t piece
+        cdef uint64_t piece, i
+        cdef const uint64_t *block
         if words == NULL:
             return NULL
         while first < count and self.blocks[first * sizeof(uint64_t) / BLOCK_SIZE] != NULL:
             piece = min(count - first, BLOCK_SIZE / sizeof(uint64_t))
-            memcpy(words + first, self.blocks[first * sizeof(uint64_t) / BLOCK_SIZE], piece * sizeof(uint64_t))
+            block = self.blocks[first * sizeof(uint64_t) / BLOCK_SIZE]
+            for i in range(piece):  # not memcpy: bits may be marked meanwhile
+                words[first + i] = load_relaxed(block + i)
             first += piece
         return words
 

@@ -347,8 +347,8 @@ cdef int append_state(Log log, RunList runs, metadata, bint closing) except -1:
     p = frame + frame_size(count, 0)
     if metadata is not None:
         p = write_record(
-            p, RECORD_SNAPSHOT, metadata.last_included.index, NULL, 0,
+            p, RECORD_SNAPSHOT, metadata.last_included.index, p, 0,
             <const uint8_t *>PyBytes_AS_STRING(value), len(value))
     if closing:
-        write_record(p, RECORD_CLOSE, runs.index, NULL, 0, NULL, 0)
+        write_record(p, RECORD_CLOSE, runs.index, p, 0, p, 0)
     return log.commit_frame(frame, length, count)

@@ -149,6 +149,9 @@ def unpack_log_head(data, path):
     ):
         if number > limit:
             raise CorruptionError(path, offset, f"at most {limit}", number)
+    if head.base_size == 0 and (head.base_index or head.base_term or any(head.base_checksum)):
+        raise CorruptionError(
+            path, LOG_BASE_INDEX, "no entry, since there is no base", (head.base_index, head.base_term))
     return head
 
 
@@ -325,7 +328,7 @@ cdef uint8_t *write_record(
     uint8_t *p, uint8_t operation, uint64_t index,
     const uint8_t *key, uint16_t key_size, const uint8_t *value, uint32_t value_size,
 ) noexcept nogil:
-    """Writes a record and its padding; returns where the next one starts."""
+    """Writes a record and its padding; returns where the next one starts. An empty key or value is no NULL either."""
     cdef uint64_t size = record_size(key_size, value_size)
     (<uint64_t *>(p + size - 8))[0] = 0
     (<uint64_t *>p)[0] = index

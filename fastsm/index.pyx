@@ -29,6 +29,7 @@ from fastsm.types import LogId, SnapshotMetadata
 
 cdef enum:
     SLICE = 4 << 20           # bytes between two looks at signals: some milliseconds
+    RUNS_PIECE = 24 << 15     # bytes of runs that are read at once
 
 cdef enum:  # what `take` may end with
     TAKEN = 0
@@ -56,10 +57,12 @@ cdef class Index:
 
         `CorruptionError` when something does not add up. O(keys), without the GIL.
         """
-        with storage_errors(base.path, "reading the base"):
-            runs = os.pread(base.descriptor, base.records_offset - base.runs_offset, base.runs_offset)
-        if not self.terms.unpack(runs):
-            raise CorruptionError(base.path, base.runs_offset, "runs of terms that ascend", "others")
+        for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a hole may pass for many
+            size = min(RUNS_PIECE, base.records_offset - offset)
+            with storage_errors(base.path, "reading the base"):
+                runs = os.pread(base.descriptor, size, offset)
+            if len(runs) < size or not self.terms.unpack(runs):
+                raise CorruptionError(base.path, base.runs_offset, "runs of terms that ascend", "others")
         if (self.terms.seen, self.terms.last_term()) != base.last_included:
             raise CorruptionError(
                 base.path, base.runs_offset, f"runs up to {base.last_included}",

@@ -32,7 +32,7 @@ cdef class Journal(Entries):
     cdef bytes state_behind(self, uint64_t first)
     cdef bint take_frame(self, Segment segment, const uint8_t *frame, bint is_first) except -1
     cdef bint take_entry(self, const uint8_t *frame, uint64_t index) except -1
-    cdef int take_cut(self, uint64_t index) except -1
+    cdef bint take_cut(self, uint64_t index) except -1
     cdef bint take_state(self, Segment segment, const uint8_t *frame, bint is_first) except -1
     cdef int check_open(self) except -1
     cdef int close_files(self) except -1

@@ -22,6 +22,7 @@ from fastsm.journal_format cimport (
 from fastsm.journal_entries cimport Entries
 from fastsm.segment cimport Segment
 
+from fastsm import format
 from fastsm.errors import CorruptionError, NotRunningError, OrderError
 from fastsm.files import Directory, make_directory, storage_errors
 from fastsm.journal_format import STATE_STRUCT, SegmentState
@@ -32,6 +33,7 @@ logger = logging.getLogger("fastsm")
 NAMES = re.compile(r"journal-([1-9][0-9]*)")
 _journals = weakref.WeakSet()  # that are open; those of a forked child's parent are not for the child to end
 
+cdef uint64_t LARGEST = format.MAX_INDEX
 cdef uint64_t LARGEST_COMMAND = 0xFFFFFFFF
 cdef enum:
     SMALL_SEGMENT = 1 << 20      # not worth a new one when the front is cut
@@ -121,6 +123,8 @@ cdef class Journal(Entries):
             raise OrderError(f"{self.path}: expected entry {self.first + self.count}, found {index}", index=index)
         if self.count and term < item_term(self.frame_at(self.count - 1)):
             raise OrderError(f"{self.path}: the term of entry {index} falls to {term}", index=index)
+        if index > LARGEST or term > LARGEST:
+            raise OrderError(f"{self.path}: expected an index and a term of at most {LARGEST}", index=index)
         if <uint64_t>PyBytes_GET_SIZE(command) > LARGEST_COMMAND:
             raise OrderError(f"{self.path}: entry {index} is of more than {LARGEST_COMMAND} bytes", index=index)
         self.reserve()
@@ -353,7 +357,11 @@ cdef class Journal(Entries):
         cdef uint64_t watermark = 0
         cdef const uint8_t *frame = segment.frame_of(end)
         while frame != NULL:
-            if not self.take_frame(segment, frame, is_first):
+            try:
+                sound = self.take_frame(segment, frame, is_first)
+            except UnicodeDecodeError:  # the name of the node that was voted for
+                sound = False
+            if not sound:
                 raise CorruptionError(
                     segment.path, end, "a frame that goes on with what is before it",
                     f"one of kind {item_kind(frame)}, index {item_index(frame)}, term {item_term(frame)}")
@@ -396,6 +404,8 @@ cdef class Journal(Entries):
         """Takes over one frame; False when it makes no sense behind those before it."""
         cdef uint32_t kind = item_kind(frame)
         cdef uint64_t index = item_index(frame)
+        if index > LARGEST or item_term(frame) > LARGEST:
+            return False
         if kind == ITEM_STATE:
             return self.take_state(segment, frame, is_first)
         if kind == ITEM_ENTRY:
@@ -405,10 +415,12 @@ cdef class Journal(Entries):
             self.take_base(frame)
             self.declared, self.next_index = index, index + 1
         elif kind == ITEM_CUT:
-            self.take_cut(index)
+            return self.take_cut(index)
         elif kind == ITEM_START:
+            if index >= self.first + self.count:  # one must stay
+                return False
             self.declared = max(self.declared, index)
-            self.drop_before(min(index, self.first + self.count))
+            self.drop_before(index)
         elif kind == ITEM_VOTE:
             self.current_term = item_term(frame)
             self.current_vote = item_data(frame)[:item_size(frame)].decode() if index else None
@@ -428,7 +440,9 @@ cdef class Journal(Entries):
         self.next_index = index + 1
         return True
 
-    cdef int take_cut(self, uint64_t index) except -1:
+    cdef bint take_cut(self, uint64_t index) except -1:
+        if index > self.first + self.count:
+            return False
         if index <= self.declared:
             index = 0
         if index < self.first:      # 0, or among entries whose segment is gone: `declared` tells
@@ -439,16 +453,18 @@ cdef class Journal(Entries):
         else:
             self.forget_from(index)
         self.next_index = index
-        return 0
+        return True
 
     cdef bint take_state(self, Segment segment, const uint8_t *frame, bint is_first) except -1:
         if item_size(frame) < STATE_STRUCT.size:
             return False
         state = SegmentState(*STATE_STRUCT.unpack(item_data(frame)[:STATE_STRUCT.size]))
+        if max(state.first, state.last, state.term, state.commit) > LARGEST or state.first > state.last + 1:
+            return False
         vote = item_data(frame)[STATE_STRUCT.size:item_size(frame)].decode() if state.voted else None
         if is_first:
             self.first = state.last + 1
-            self.next_index = state.last + 1 if state.last else 0
+            self.next_index = state.last + 1 if state.last >= state.first else 0
             self.current_term, self.current_vote = state.term, vote
         elif (state.last, state.term, vote) != (self.first + self.count - 1, self.current_term, self.current_vote):
             return False

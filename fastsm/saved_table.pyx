@@ -172,6 +172,8 @@ cdef object load(directory, descriptor, Log log, path):
         return None
     if not format.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
         return None
+    if not may_be_of(saved, log.start + saved.log_offset):
+        return None
     cdef uint64_t stop = log.start + saved.log_offset
     cdef Table table = Table((saved.seed0, saved.seed1))
     cdef const uint8_t *file = lay_out(table, descriptor.number, saved)
@@ -189,8 +191,6 @@ cdef object load(directory, descriptor, Log log, path):
     if not load_segments(table, saved, <const uint32_t *><const char *>numbers, stop):
         return None
     cdef bytes words = front[sections.dead - sections.runs:sections.directory - sections.runs]
-    if saved.dead_words > (stop >> WORD_BITS) + 1 or saved.live_bytes > stop:
-        return None
     if saved.config_place and not is_config(log.mapping, saved.config_place, stop):
         return None
     index.dead.reserve(stop + 1)
@@ -205,10 +205,26 @@ cdef object load(directory, descriptor, Log log, path):
     return None if b"".join(gaps).strip(b"\0") else (index, saved)
 
 
+cdef bint may_be_of(saved, uint64_t stop) except -1:
+    """Whether an arena of so many bytes can have led to a table of these sizes: else it is not even summed.
+
+    A segment splits when some 3,000 keys are in it. With chosen keys some of its parts may be empty, but few: a segment is
+    deeper than the average by at most SPARE_DEPTH.
+    """
+    records = stop // RECORD_KEY
+    return (
+        saved.dead_words <= (stop >> WORD_BITS) + 1 and max(saved.metadata_size, saved.live_bytes) <= stop
+        and max(saved.runs, saved.keys) <= records and saved.segments <= 64 + records // 256
+        and 1 << saved.depth <= 64 * max(saved.segments, 1))
+
+
 cdef bint is_config(Mapping mapping, uint64_t place, uint64_t stop) noexcept:
     """Whether a whole config record is at a place of the arena."""
-    cdef const uint8_t *record = mapping.address + place
-    if place & 7 or place > stop - RECORD_KEY or record_length(record) > stop - place:
+    cdef const uint8_t *record
+    if place & 7 or place > stop - RECORD_KEY:
+        return False
+    record = mapping.address + place
+    if record_length(record) > stop - place:
         return False
     return record_operation(record) == RECORD_CONFIG and look_at_record(record, record_length(record)) == VALID
 

@@ -180,7 +180,7 @@ cdef class Terms:
         return b"".join(RUN.pack(*run) for run in runs)
 
     def unpack(self, bytes packed):
-        """Takes runs as snapshots carry them into terms without any; False when they do not add up."""
+        """Takes runs as snapshots carry them, behind those taken so before; False when they do not add up."""
         for first, last, term in RUN.iter_unpack(packed):
             if not self.seen < first <= last < UNKNOWN_TERM or not term < UNKNOWN_TERM:
                 return False

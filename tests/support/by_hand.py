@@ -16,6 +16,8 @@ RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
 SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "16s", "32s"]
 TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQ", "Q"]
 
+SEGMENT_FIELDS = ["8s", "I", "I", "Q", "Q", "56s", "Q"]
+
 LOG = "<" + "".join(LOG_FIELDS)
 CURRENT = "<" + "".join(CURRENT_FIELDS)
 FRAME = "<" + "".join(FRAME_FIELDS)
@@ -23,6 +25,7 @@ RUN = "<" + "".join(RUN_FIELDS)
 RECORD = "<" + "".join(RECORD_FIELDS)
 SNAPSHOT_HEAD = "<" + "".join(SNAPSHOT_FIELDS)
 TABLE = "<" + "".join(TABLE_FIELDS)
+SEGMENT = "<" + "".join(SEGMENT_FIELDS)
 
 PUT, DELETE, CONFIG, SNAPSHOT, CLOSE = range(1, 6)
 GAP = 2**64 - 1

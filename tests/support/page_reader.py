@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +72,56 @@ def header(data: bytes, magic: bytes, size: int) -> tuple[int, int]:
     return first, second
 
 
+# ---- commands --------------------------------------------------------------------------------------------
+
+Command = tuple[int, bytes, bytes | None, bytes | None]  # kind, key, expected value, new value
+NONE = 2**32 - 1
+LARGEST_VALUE = 2**31 - 1
+
+
+def decode_command(data: bytes) -> list[Command]:
+    """The members of a batch, or the one command that it is."""
+    demand(data[:1] == b"\0", "version")
+    demand(len(data) >= 8, "a whole header")
+    kind, key_size, count = struct.unpack_from("<BHI", data, 1)
+    members: list[Command] = []
+    offset = 0
+    if kind == 6:
+        demand(key_size == 0, "a zero")
+        offset = 8
+    while len(members) < (count if kind == 6 else 1):
+        command, size = decode_member(data[offset:])
+        demand(kind != 6 or command[0] != 5, "no config in a batch")
+        members.append(command)
+        offset += size
+    demand(offset == len(data), "nothing behind the end")
+    return members
+
+
+def decode_member(data: bytes) -> tuple[Command, int]:
+    """The command that the bytes start with, and its size."""
+    demand(data[:1] == b"\0", "version")
+    demand(len(data) >= 8, "a whole header")
+    kind, key_size, size = struct.unpack_from("<BHI", data, 1)
+    demand(1 <= kind <= 5, "a kind")
+    offset, expected_size = 8, 0
+    if kind == 3:
+        demand(len(data) >= 12, "a whole header")
+        (expected_size,) = struct.unpack_from("<I", data, 8)
+        offset = 12
+    for each in (size, expected_size):
+        demand(each <= LARGEST_VALUE or (kind == 3 and each == NONE), "a size within the limits")
+    demand(key_size == 0 or kind <= 3, "no key")
+    demand(size == 0 or kind not in (2, 4), "no value")
+    key, offset = data[offset : offset + key_size], offset + key_size
+    parts: list[bytes | None] = []
+    for each in (expected_size, size):
+        parts.append(None if kind == 3 and each == NONE else data[offset : offset + each])
+        offset += 0 if parts[-1] is None else each
+    demand(offset <= len(data), "a whole command")
+    return (kind, key, parts[0] if kind == 3 else None, parts[1]), offset
+
+
 # ---- a directory -----------------------------------------------------------------------------------------
 
 def decode_directory(path: Path) -> Decoded:
@@ -104,10 +155,21 @@ def decode_log(
         demand(state.end == stop, "a frame that ends there")
         return state
     demand(state.end >= state.known_durable, "durable bytes")
+    demand(state.metadata is None or state.metadata[0][0] <= state.last_applied[0], "the entries of the last snapshot")
     for offset in range(state.end, len(log), 8):
         watermark = valid_frame(log, offset, identity)
-        demand(watermark is None or watermark <= state.end, "durable bytes, says a later frame")
+        if watermark is not None and watermark > state.end and makes_sense(log[offset:], state):
+            raise Corrupt("durable bytes, says a later frame")
     return state
+
+
+def makes_sense(log: bytes, state: Decoded) -> bool:
+    """Whether a frame might come behind those that led to a state."""
+    try:
+        decode_frame(deepcopy(state), log[: struct.unpack_from("<Q", log, 8)[0]])
+    except Corrupt:
+        return False
+    return True
 
 
 def decode_base(log: bytes, base: bytes) -> Decoded:
@@ -116,8 +178,8 @@ def decode_base(log: bytes, base: bytes) -> Decoded:
     (size,) = struct.unpack_from("<Q", log, 48)
     demand(size == len(base), "the base's size")
     if not size:
-        demand(log[56:88] == bytes(32), "a zero")
-        return Decoded(last_applied=last_included)
+        demand(last_included == (0, 0) and log[56:88] == bytes(32), "a zero")
+        return Decoded()
     demand(base[128:160] == log[56:88], "the base's checksum")
     demand(base[12:16] == bytes(4), "codec 0")
     state = decode_snapshot(base)
@@ -145,10 +207,12 @@ def valid_frame(log: bytes, offset: int, identity: int) -> int | None:
 def decode_frame(state: Decoded, frame: bytes) -> None:
     (run_count,) = struct.unpack_from("<I", frame, 20)
     before = behind = state.last_applied[0]
+    gaps = []
     for i in range(run_count):
         last, term = struct.unpack_from("<QQ", frame, 24 + 16 * i)
         decode_run(state, behind, last, term)
         demand(term != GAP or i + 1 < run_count, "a gap is not last")
+        gaps += [(behind, last)] if term == GAP else []
         behind = last
     offset = 24 + 16 * run_count
     while offset < len(frame):
@@ -156,14 +220,14 @@ def decode_frame(state: Decoded, frame: bytes) -> None:
         operation, index = record[:2]
         if operation <= 3:
             demand(before < index <= state.last_applied[0], "an index of this frame")
-            demand(state.term(index) is not None, "an index in no gap")
+            demand(not any(behind < index <= last for behind, last in gaps), "an index in no gap")
             before = index - 1
         take_record(state, record, state.log_start + state.end + offset)
         offset += record[-1]
 
 
 def decode_run(state: Decoded, behind: int, last: int, term: int) -> None:
-    demand(last > behind, "indexes that rise")
+    demand(behind < last < GAP, "indexes that rise")
     if term == GAP:
         return
     demand(term >= state.last_applied[1], "terms that never fall")
@@ -256,7 +320,9 @@ def flat_state(stored: bytes, codec: int, size: int) -> bytes:
         import zstandard  # noqa: PLC0415  # an extra
 
         demand(len(stored) <= size + size // 256 + 1024, "a size of what is stored")
-        stored = zstandard.ZstdDecompressor(max_window_size=8 << 20).decompress(stored, max_output_size=size)
+        frame = zstandard.ZstdDecompressor(max_window_size=8 << 20).decompressobj()
+        stored = frame.decompress(stored)
+        demand(frame.eof and not frame.unused_data, "one whole frame")
     demand(len(stored) == size, "the size of the flat state")
     return stored
 

@@ -1,0 +1,69 @@
+"""Runs Python on modules that were built with sanitizers: ``python -m tests.sanitized address,undefined -m pytest -q``.
+
+Build first, with the same words: ``FASTSM_SANITIZE=address,undefined pip install -e .``. Behind them come the arguments
+of Python. What any process of the run reports is printed at the end, and makes the status 1. Linux and GCC alone.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+# In this order: the library of the address sanitizer must be the first of a process.
+LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so", "undefined": "libubsan.so"}
+OPTIONS = {
+    # Python does not free all at its end. Tests ask for more memory than there is, and expect a MemoryError.
+    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:log_path={reports}",
+    # It reports to standard error alone, which pytest must not swallow.
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    "PYTEST_ADDOPTS": "--capture=sys",
+    "TSAN_OPTIONS": "history_size=4:suppressions={tests}/support/thread_sanitizer.txt:log_path={reports}",
+    # Python's own allocator would hide its blocks.
+    "PYTHONMALLOC": "malloc",
+}
+
+
+def library(name: str) -> str:
+    """Where the compiler has a runtime library."""
+    found = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return os.path.realpath(found.stdout.strip())
+
+
+def environment(words: list[str], reports: Path) -> dict[str, str]:
+    """The environment of a process, and of those that it starts, that loads modules which were built so."""
+    preload = [library(LIBRARIES[word]) for word in LIBRARIES if word in words]
+    options = {name: option.format(reports=reports / "report", tests=TESTS) for name, option in OPTIONS.items()}
+    # Tests that measure memory ask for the last one: a sanitizer keeps what was freed.
+    return {**os.environ, **options, "LD_PRELOAD": " ".join(preload), "FASTSM_SANITIZED": ",".join(words)}
+
+
+def is_sanitized(words: list[str], environ: dict[str, str]) -> bool:
+    """Whether the modules that a test would import were built for these sanitizers."""
+    program = "import fastsm.engine; print(fastsm.engine.__file__)"
+    found = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+    content = Path(found.stdout.strip()).read_bytes()
+    symbols = {"address": b"__asan_init", "thread": b"__tsan_init", "undefined": b"__ubsan_handle"}
+    return all(symbols[word] in content for word in words)
+
+
+def main() -> int:
+    words, arguments = sys.argv[1].split(","), sys.argv[2:]
+    with tempfile.TemporaryDirectory() as folder:
+        environ = environment(words, Path(folder))
+        if not is_sanitized(words, environ):
+            print(f"fastsm is not built with {sys.argv[1]}: FASTSM_SANITIZE={sys.argv[1]} pip install -e .")
+            return 2
+        status = subprocess.run([sys.executable, *arguments], env=environ, check=False).returncode
+        reports = sorted(Path(folder).iterdir())
+        for report in reports:
+            print(report.read_text(encoding="utf-8", errors="replace"))
+        print(f"{len(reports)} processes reported something")
+        return status or int(bool(reports))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,467 @@
+"""What is fuzzed: each decoder beside the plain reader of docs/format.md, which must agree on every input.
+
+A target draws inputs whose checksums are right, so that they get behind them; runs one through the library's public
+door; and demands a typed error or the plain reader's state. Everything else that may come is a finding.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import struct
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xxhash
+import zstandard
+
+import fastsm
+import fastsm.codec
+import fastsm.receiver
+import fastsm.snapshot
+from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, open_snapshot
+from support import by_hand, page_reader, snapshots
+from support.mutation import change_bytes, pieces_of, shuffle_some, sometimes
+from support.page_reader import Corrupt, Decoded
+from support.power import QuietDirectory
+from support.simulation import kill
+
+NUMBER = re.compile(r"[0-9a-f]{64}|0x[0-9a-f]+|-?\d+|b'.*'|b\".*\"|/\S+")
+LAST = 2**64 - 2
+
+
+class Outcome(NamedTuple):
+    """How an input ended: whether it was decoded past the header, and an error in words without numbers."""
+
+    deep: bool
+    ending: str
+
+
+class Target:
+    """One decoder. ``run`` raises for a finding."""
+
+    name: str
+    decoders: tuple[str, ...] = ()  # files of the library in Python that decode it
+
+    def __init__(self, root: Path, corpus: list[bytes]) -> None:
+        self.root = root
+        self.corpus = corpus or [b""]
+
+    def draw(self, dice: random.Random) -> bytes:
+        """An input: a structure with lies, or a known input with other bytes; mostly with right checksums."""
+        data = self.invent(dice)
+        if dice.random() < 0.4:
+            data = change_bytes(dice, dice.choice(self.corpus) if dice.random() < 0.5 else data, self.corpus)
+        return self.seal(data) if dice.random() < 0.95 else data
+
+    def invent(self, dice: random.Random) -> bytes:
+        raise NotImplementedError
+
+    def seal(self, data: bytes) -> bytes:
+        return data
+
+    def run(self, data: bytes, dice: random.Random) -> Outcome:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
+def ending_of(call: Callable[[], Any]) -> tuple[str, Any]:
+    """"" and what the call returns, or the typed error in words, and None. Other errors are findings, and pass."""
+    try:
+        return "", call()
+    except FastsmError as error:
+        expected = str(error).partition(", found")[0]
+        return f"{type(error).__name__}: {NUMBER.sub('#', expected)[:150]}", None
+
+
+def plainly(call: Callable[[], Any]) -> Any:
+    """What the plain reader makes of it; None: nothing."""
+    try:
+        return call()
+    except (Corrupt, zstandard.ZstdError):
+        return None
+
+
+def value(dice: random.Random) -> bytes:
+    return dice.choice((b"", b"v", b"seven b", b"eight by", b"nine byte", b"x" * 300))
+
+
+# ---- commands --------------------------------------------------------------------------------------------
+
+class Commands(Target):
+    """``decode``, ``check`` and ``apply``."""
+
+    name = "commands"
+
+    def __init__(self, root: Path, corpus: list[bytes]) -> None:
+        super().__init__(root, corpus)
+        self.machine: FastStateMachine | None = None
+
+    def invent(self, dice: random.Random) -> bytes:
+        if dice.random() < 0.6:
+            return self.simple(dice)
+        members = [self.simple(dice) for _ in range(dice.randrange(5))]
+        return self.header(dice, 6, 0, len(members)) + b"".join(members)
+
+    def header(self, dice: random.Random, kind: int, key_size: int, size: int) -> bytes:
+        kind = sometimes(dice, 0.03, kind, 9)
+        key_size, size = sometimes(dice, 0.04, key_size, 1 << 16), sometimes(dice, 0.06, size, 1 << 32)
+        return struct.pack("<BBHI", dice.random() < 0.02, kind, key_size, size)
+
+    def simple(self, dice: random.Random) -> bytes:
+        kind, key, new, old = dice.randrange(1, 6), value(dice), value(dice), value(dice)
+        if kind == 3:
+            size = page_reader.NONE if dice.random() < 0.2 else len(old)
+            old = b"" if size == page_reader.NONE else old
+            head = self.header(dice, kind, len(key), len(new))
+            return head + struct.pack("<I", sometimes(dice, 0.05, size, 1 << 32)) + key + old + new
+        key = key if kind <= 2 else b""
+        new = new if kind in (1, 5) else b""
+        return self.header(dice, kind, len(key), len(new)) + key + new
+
+    def run(self, data: bytes, dice: random.Random) -> Outcome:
+        ending, decoded = ending_of(lambda: fastsm.decode(data))
+        plain = plainly(lambda: page_reader.decode_command(data))
+        assert (plain is None) == bool(ending), f"{decoded}, by the page {plain}"
+        assert ending_of(lambda: fastsm.check(data))[0] == ending
+        if plain is not None:
+            members = decoded.commands if isinstance(decoded, fastsm.types.Batch) else (decoded,)
+            assert [plain_form(member) for member in members] == plain
+        if self.machine is None or self.machine.last_applied().index > 20_000:
+            if self.machine is not None:
+                self.machine.clear()
+            self.machine = self.machine or FastStateMachine(self.root / "state", _files=QuietDirectory)
+        before = self.machine.last_applied().index
+        applied, results = ending_of(lambda: self.machine.apply([(before + 1, 1, data)]))
+        assert bool(applied) == bool(ending), (ending, applied)
+        assert self.machine.last_applied().index == before + (results is not None)
+        return Outcome(not ending.startswith("Unknown"), ending)
+
+    def close(self) -> None:
+        if self.machine is not None:
+            self.machine.close()
+
+
+def plain_form(command: Any) -> page_reader.Command:
+    """A decoded command as the plain reader has it."""
+    kind = 1 + ("Put", "Delete", "CompareAndSwap", "Noop", "Config").index(type(command).__name__)
+    new = command.data if kind == 5 else getattr(command, "value", b"")
+    return kind, getattr(command, "key", b""), getattr(command, "expected", None), new
+
+
+# ---- the log ---------------------------------------------------------------------------------------------
+
+class Logs(Target):
+    """A directory of CURRENT, a log and perhaps its base; the input is CURRENT, the base's size, base and log."""
+
+    name = "logs"
+    CURRENT = 64
+    FRONT = CURRENT + 8
+
+    def __init__(self, root: Path, corpus: list[bytes]) -> None:
+        super().__init__(root, corpus)
+        self.path = root / "state"
+        self.path.mkdir(exist_ok=True)
+
+    def invent(self, dice: random.Random) -> bytes:
+        base = flat_snapshot(dice) if dice.random() < 0.15 else b""
+        self.index, self.term = struct.unpack_from("<QQ", base, 16) if base else (0, 1)
+        if dice.random() < 0.02:
+            self.index = 6
+        log = by_hand.log_head(
+            base=(self.index, self.term if self.index else 0), size=len(base), checksum=base[128:160] or bytes(32))
+        log = by_hand.sealed(by_hand.LOG, *(
+            sometimes(dice, 0.01, field) if isinstance(field, int) and at > 2 else field
+            for at, field in enumerate(struct.unpack_from(by_hand.LOG[:-1], log))))
+        for _ in range(dice.randrange(6)):
+            log += self.frame(dice, len(log))
+        if dice.random() < 0.2:
+            log += dice.choice((bytes(40), b"torn", log[96:], self.frame(dice, len(log))[:-8]))
+        durable = dice.choice((96, 96, 96, len(log), len(log) // 2 & ~7))
+        current = by_hand.current(durable=sometimes(dice, 0.02, durable))
+        return current + struct.pack("<Q", len(base)) + base + log
+
+    def frame(self, dice: random.Random, offset: int) -> bytes:
+        runs, known = [], []
+        for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
+            first, self.index = min(self.index + 1, LAST), min(self.index + dice.choice((1, 1, 2, 5)), LAST)
+            self.term = min(self.term + dice.choice((0, 0, 1)), LAST)
+            gap = runs and dice.random() < 0.2
+            runs.append((sometimes(dice, 0.02, self.index), by_hand.GAP if gap else sometimes(dice, 0.02, self.term)))
+            known += [] if gap else range(first, self.index + 1)
+        if runs and runs[-1][1] == by_hand.GAP and dice.random() < 0.9:
+            runs[-1] = (runs[-1][0], self.term)
+        records = [self.record(dice, index) for index in sorted(dice.choices(known, k=3) if known else [])]
+        if dice.random() < 0.15:
+            records.append(self.record(dice, dice.choice((0, self.index)), dice.choice((4, 5))))
+        if dice.random() < 0.05:
+            shuffle_some(dice, records, lambda: self.record(dice, self.index))
+        if dice.random() < 0.03:
+            shuffle_some(dice, runs, lambda: (self.index + 1, self.term))
+        body = change_bytes(dice, b"".join(records)) if dice.random() < 0.05 else b"".join(records)
+        lag = dice.choice((0, 0, (offset - 96) // 8, 2**32 - 1, sometimes(dice, 0.1, 1, 1 << 32)))
+        count = sometimes(dice, 0.02, len(runs), 1 << 32)
+        return by_hand.frame(offset, [by_hand.run(*run) for run in runs], body, lag=lag, count=count)
+
+    def record(self, dice: random.Random, index: int, operation: int = 0) -> bytes:
+        operation = operation or dice.choice((1, 1, 1, 2, 3))
+        key = value(dice) if operation < 3 else b""
+        data = b"" if operation in (2, 5) else value(dice)
+        if operation == 4:
+            data = struct.pack("<Q", self.term) + data
+        data += b"!" * (dice.random() < 0.01)
+        return by_hand.record(sometimes(dice, 0.01, operation, 256), sometimes(dice, 0.02, index), key, data)
+
+    def split(self, data: bytes) -> tuple[bytes, bytes, bytes]:
+        """CURRENT, base and log."""
+        stop = self.FRONT + int.from_bytes(data[self.CURRENT : self.FRONT], "little")
+        return data[: self.CURRENT], data[self.FRONT : stop], data[stop:]
+
+    def seal(self, data: bytes) -> bytes:
+        current, base, log = map(bytearray, self.split(data))
+        if len(base) >= snapshots.STATE:
+            base[:] = snapshots.sealed(bytes(base))
+            if len(log) >= by_hand.START:
+                log[56:88] = base[128:160]
+        reseal(current, 56)
+        reseal(log, 88)
+        seal_frames(log, int.from_bytes(log[24:32], "little"))
+        return bytes(current + data[self.CURRENT : self.FRONT] + base + log)
+
+    def run(self, data: bytes, dice: random.Random) -> Outcome:
+        current, base, log = self.split(data)
+        for path in self.path.iterdir():
+            if path.name != "LOCK":
+                path.unlink()
+        (self.path / "CURRENT").write_bytes(current)
+        (self.path / "log-1").write_bytes(log)
+        if base:
+            (self.path / "base-1").write_bytes(base)
+        plain = plainly(lambda: self.read_plainly(current, base, log))
+        if plain is not None and dice.random() < 0.3:  # what is behind the end is the owner's, whom a reader trusts
+            looked, machine = ending_of(lambda: FastStateMachine(self.path, read_only=True, _files=QuietDirectory))
+            assert not looked, looked
+            self.judge(machine, plain)
+        ending, machine = ending_of(
+            lambda: FastStateMachine(self.path, verify_on_open="full", contiguous=False, _files=QuietDirectory))
+        self.judge(machine, plain)
+        if machine is None and "BLAKE" not in ending:  # the base is verified behind the cut of a torn tail
+            assert (self.path / "log-1").read_bytes() == log, "a file was changed"
+        return Outcome(plain is not None or "frame" in ending, ending)
+
+    def read_plainly(self, current: bytes, base: bytes, log: bytes) -> Decoded:
+        page_reader.demand(len(current) == 64, "size of CURRENT")
+        generation, identity = page_reader.header(current, b"FASTSM-C", 64)
+        page_reader.demand(generation == 1 and current[40:56] == bytes(16), "this log, and a zero")
+        page_reader.demand(len(log) >= by_hand.START, "a whole header")
+        base = base if any(log[48:56]) else b""
+        return page_reader.decode_log(log, generation, identity, *struct.unpack_from("<Q", current, 32), base=base)
+
+    def judge(self, machine: FastStateMachine | None, plain: Decoded | None) -> None:
+        """The state is the plain reader's, and goes on."""
+        assert (machine is None) == (plain is None), f"{machine!r}, by the page {plain}"
+        if machine is None or plain is None:
+            return
+        try:
+            assert_same(machine, plain)
+            assert machine.stats().recovery.log_bytes == plain.end
+            assert len(plain.frames) == machine.stats().recovery.frames
+            index, term = machine.last_applied()
+            if index < LAST and not machine._log.read_only:
+                machine.apply([(index + 1, term, fastsm.put(b"more", b"of it"))])
+                machine._check()
+        finally:
+            kill(machine)
+
+
+def reseal(data: bytearray, at: int) -> None:
+    """Computes the checksum of a fixed header anew."""
+    if len(data) >= at + 8:
+        data[at : at + 8] = struct.pack("<Q", xxhash.xxh64_intdigest(bytes(data[:at])))
+
+
+def seal_frames(log: bytearray, identity: int) -> None:
+    """Computes the checksums of frames anew, as far as their lengths lead."""
+    offset = 96
+    while offset + 24 <= len(log):
+        (length,) = struct.unpack_from("<Q", log, offset + 8)
+        if not 24 <= length <= len(log) - offset:
+            return
+        checked = bytes(log[offset + 8 : offset + length])
+        struct.pack_into("<Q", log, offset, xxhash.xxh64_intdigest(checked, identity ^ offset))
+        offset += length
+
+
+def assert_same(machine: FastStateMachine, plain: Decoded) -> None:
+    """A machine has the state that the plain reader has found."""
+    assert list(machine.items()) == list(plain.items.items())
+    assert machine.get_many(list(plain.items)) == list(plain.items.values())
+    assert machine.last_applied() == plain.last_applied
+    assert machine.membership() == plain.membership
+    metadata = machine.snapshot_metadata()
+    assert (metadata and (metadata.last_included, metadata.checksum)) == plain.metadata
+    for first, last, _ in plain.runs:
+        for index in (first - 1, first, last, last + 1):
+            assert machine.entry_term(index) == plain.term(index), index
+
+
+# ---- snapshots -------------------------------------------------------------------------------------------
+
+def flat_snapshot(dice: random.Random) -> bytes:
+    """A flat snapshot with lies, under right checksums."""
+    runs, known, index, term = [], [], 0, 0
+    for _ in range(dice.randrange(4)):
+        first = index + dice.choice((1, 1, 3))
+        index, term = first + dice.randrange(3), term + dice.choice((1, 1, 2))
+        known += range(first, index + 1)
+        runs.append((sometimes(dice, 0.02, first), sometimes(dice, 0.02, index), sometimes(dice, 0.02, term)))
+    writers = sorted(dice.choices(known, k=dice.randrange(4)) if known else [])
+    records = [
+        by_hand.record(sometimes(dice, 0.02, 1, 256), sometimes(dice, 0.02, each), b"key %d" % at, value(dice))
+        for at, each in enumerate(writers)]
+    membership = b""
+    if known and dice.random() < 0.3:
+        membership = by_hand.record(sometimes(dice, 0.02, 3, 256), dice.choice(known), b"", value(dice))
+    if dice.random() < 0.05:
+        shuffle_some(dice, records, lambda: by_hand.record(1, index, b"key 0", b""))
+    if dice.random() < 0.05:
+        shuffle_some(dice, runs, lambda: (index + 1, index + 1, term + 1))
+    last = (sometimes(dice, 0.02, index), sometimes(dice, 0.02, term))
+    data = by_hand.snapshot(
+        last, [by_hand.term_run(*run) for run in runs], records, membership=membership,
+        attachment=value(dice) if dice.random() < 0.3 else b"", keys=sometimes(dice, 0.02, len(records)))
+    if dice.random() < 0.1:
+        name = dice.choice(sorted(snapshots.FIELDS))
+        limit = 1 << 8 * struct.calcsize(snapshots.FIELDS[name][1])
+        data = snapshots.with_field(data, name, sometimes(dice, 0.9, snapshots.field(data, name), limit))
+    return data
+
+
+class Snapshots(Target):
+    """A snapshot's file: opened, verified, and installed in a machine and in the model."""
+
+    name = "snapshots"
+    decoders = (fastsm.snapshot.__file__, fastsm.codec.__file__)
+
+    def __init__(self, root: Path, corpus: list[bytes]) -> None:
+        super().__init__(root, corpus)
+        self.file = root / "file"
+        self.machine = FastStateMachine(root / "machine", _files=QuietDirectory)
+
+    def invent(self, dice: random.Random) -> bytes:
+        data = flat_snapshot(dice)
+        return self.compressed(dice, data) if dice.random() < 0.4 else data
+
+    def compressed(self, dice: random.Random, data: bytes) -> bytes:
+        """The file with its state in a Zstandard frame, which may lie, too."""
+        start = snapshots.STATE + (snapshots.field(data, "attachment size") + 7 & ~7)
+        level = zstandard.ZstdCompressor(
+            level=1, write_checksum=dice.random() < 0.3, write_content_size=dice.random() < 0.5)
+        stored = level.compress(data[start:])
+        if dice.random() < 0.1:
+            stored = change_bytes(dice, stored)
+        data = snapshots.with_field(data, "codec", 1)
+        return snapshots.with_field(data[:start], "stored size", sometimes(dice, 0.02, len(stored))) + stored
+
+    def seal(self, data: bytes) -> bytes:
+        if len(data) < snapshots.STATE:
+            return data
+        start = snapshots.STATE + (snapshots.field(data, "attachment size") + 7 & ~7)
+        flat = data[start:]
+        if snapshots.field(data, "codec") == 1:
+            size = sum(snapshots.field(data, name) for name in ("membership size", "records size"))
+            size += 24 * snapshots.field(data, "runs")
+            flat = plainly(lambda: page_reader.flat_state(data[start:], 1, min(size, 1 << 20))) or b""
+        return snapshots.sealed(data, flat=flat)
+
+    def run(self, data: bytes, dice: random.Random) -> Outcome:
+        self.file.write_bytes(data)
+        fastsm.snapshot.PIECE = dice.choice((200, 8 << 20))  # so that parts lie in several
+        plain = plainly(lambda: page_reader.decode_snapshot(data))
+        ending, opened = ending_of(self.verify)
+        assert opened is None or plain is None or opened[1] == plain.membership
+        if plain is not None or not ending or dice.random() < 0.2:
+            self.install(plain, fastsm.MemoryStateMachine() if dice.random() < 0.3 else self.machine)
+        if ending:
+            assert plain is None, f"refused, {ending}, by the page {plain}"
+        deep = not ending or ("flat state" in ending or "compressed" in ending or "checksum" in ending)
+        return Outcome(deep, ending)
+
+    def verify(self) -> tuple[bytes, tuple[LogId, bytes] | None]:
+        with open_snapshot(self.file) as snapshot:
+            snapshot.verify()
+            return snapshot.attachment, snapshot.membership
+
+    def close(self) -> None:
+        self.machine.close()
+
+    def install(self, plain: Decoded | None, machine: Any) -> None:
+        before = machine.last_applied(), list(machine.items())
+        ending, _ = ending_of(lambda: machine.install_snapshot(None, self.file, allow_older=True))
+        assert bool(ending) == (plain is None), f"installed: {ending}, by the page {plain}"
+        if plain is None:
+            assert (machine.last_applied(), list(machine.items())) == before
+            return
+        assert list(machine.items()) == list(plain.items.items())
+        assert (machine.last_applied(), machine.membership()) == (plain.last_applied, plain.membership)
+        for first, last, _ in plain.runs:
+            for index in (first - 1, first, last, last + 1):
+                assert machine.entry_term(index) == plain.term(index), index
+
+
+class Receivers(Snapshots):
+    """A snapshot that arrives in pieces, some of them twice, wrong, or behind a restart."""
+
+    name = "receivers"
+    decoders = (fastsm.receiver.__file__, fastsm.snapshot.__file__, fastsm.codec.__file__)
+
+    def run(self, data: bytes, dice: random.Random) -> Outcome:
+        folder = self.root / "in"
+        receiver = SnapshotReceiver(folder, _files=QuietDirectory)
+        ending = ""
+        try:
+            for offset, piece in pieces_of(dice, data):
+                if dice.random() < 0.1:
+                    receiver.close()
+                    receiver = SnapshotReceiver(folder, _files=QuietDirectory)
+                    if receiver.offset < offset:  # what was there cannot have been a snapshot's beginning
+                        ending = "SnapshotFormatError: it starts over"
+                        break
+                if dice.random() < 0.1:
+                    self.offer_wrong(receiver, data, offset, dice)
+                ending, _ = ending_of(partial(receiver.write, offset, piece))
+                if ending:
+                    break
+            if not ending:
+                ending, path = ending_of(receiver.finish)
+            deep = receiver.size is not None or "flat" in ending or "compressed" in ending or "mismatch" in ending
+            plain = plainly(lambda: page_reader.decode_snapshot(data))
+            if ending:
+                assert plain is None, f"refused, {ending}, by the page {plain}"
+                receiver.discard()
+            else:
+                assert Path(path).read_bytes() == data
+                assert plain is not None or self.has_one_key_twice(data), "given out, but not by the page"
+        finally:
+            receiver.close()
+        return Outcome(deep, ending)
+
+    def offer_wrong(self, receiver: SnapshotReceiver, data: bytes, offset: int, dice: random.Random) -> None:
+        """Pieces that are refused, or were there before: what is there stays what it is."""
+        before = receiver.offset
+        start = dice.randrange(offset + 1)
+        again = data[start:offset]
+        assert receiver.write(start, again) == before
+        if again:
+            assert ending_of(lambda: receiver.write(start, bytes([again[0] ^ 1]) + again[1:]))[0]
+        assert ending_of(lambda: receiver.write(offset + 1, b"gap"))[0]
+        assert receiver.offset == before
+
+    def has_one_key_twice(self, data: bytes) -> bool:
+        """All that an install sees, and no verification."""
+        self.file.write_bytes(data)
+        return "key" in ending_of(lambda: self.machine.install_snapshot(None, self.file, allow_older=True))[0]
