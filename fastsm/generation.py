@@ -158,6 +158,8 @@ def name_next(directory: Directory, old: Log, log: Log) -> None:
         untouched = not switching
         try:
             untouched = untouched or still_current(directory, old)
+        except FastsmError:
+            pass  # then it is unknown, and the error that came first says why
         finally:
             if not untouched:
                 old.poison(error)

@@ -208,13 +208,14 @@ cdef object load(directory, descriptor, Log log, path):
 cdef bint may_be_of(saved, uint64_t stop) except -1:
     """Whether an arena of so many bytes can have led to a table of these sizes: else it is not even summed.
 
-    A segment splits when some 3,000 keys are in it. With chosen keys some of its parts may be empty, but few: a segment is
-    deeper than the average by at most SPARE_DEPTH.
+    A segment splits when some 3,000 keys are in it. With chosen keys some of its parts may be empty, but few: a segment
+    is deeper than the average by at most SPARE_DEPTH.
     """
     records = stop // RECORD_KEY
     return (
         saved.dead_words <= (stop >> WORD_BITS) + 1 and max(saved.metadata_size, saved.live_bytes) <= stop
-        and max(saved.runs, saved.keys) <= records and saved.segments <= 64 + records // 256
+        and max(saved.runs, saved.keys) <= records
+        and saved.segments <= 64 + records // 256
         and 1 << saved.depth <= 64 * max(saved.segments, 1))
 
 

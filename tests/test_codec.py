@@ -149,6 +149,7 @@ def test_without_the_library_the_error_says_what_to_install(
 ) -> None:
     """Writing and reading with codec zstd is a ``SnapshotError`` with the command; codec none needs nothing."""
     write_snapshot_file(tmp_path / "zstd", StateSource(some_state()), compress="zstd")
+    monkeypatch.setattr(codec, "_library", codec._library.__wrapped__)  # it is looked for once
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(SnapshotError, match=r'pip install "fastsm\[zstd\]"') as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -22,7 +23,12 @@ from support.histories import KEYS, History, state_of
 
 def disk_bytes(directory: Path) -> int:
     """What base and log take."""
-    return sum(path.stat().st_size for path in directory.iterdir() if path.name.startswith(("base", "log")))
+    total = 0
+    for path in directory.iterdir():
+        if path.name.startswith(("base", "log")):
+            with contextlib.suppress(FileNotFoundError):  # the old generation goes meanwhile
+                total += path.stat().st_size
+    return total
 
 
 def overwrite(machine: FastStateMachine, count: int, *, keys: int = 10, size: int = 1000) -> None:
