@@ -29,8 +29,8 @@ bytes to files to memory to the machine; each module knows only those before it:
     chunk, turns        what is being applied; one writer at a time
     group_commit        one sync for all flushes that overlap
     engine              apply, hard state, the step to a next generation in memory
-    generation          CURRENT, and the step from one generation to the next on disk
     verification        every byte against its checksum, now or in the background
+    generation          CURRENT, and the step from one generation to the next on disk
     jobs, policy        work beside everything else; when compaction comes by itself
     incoming            a snapshot's file on its way in
     snapshots           write, install, compact

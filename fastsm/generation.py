@@ -20,6 +20,7 @@ from fastsm.index import Index
 from fastsm.log import Log, log_name
 from fastsm.saved_table import load_table, table_name
 from fastsm.types import LogId, Recovery
+from fastsm.verification import Verification
 
 CURRENT = "CURRENT"
 READ_ATTEMPTS = 10
@@ -40,8 +41,8 @@ class Generation:
     verified: bool
 
 
-def open_current(directory: Directory, expect_applied: LogId | None) -> Generation:
-    """The directory's state, recovered; a new one in an empty directory."""
+def open_current(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
+    """The directory's state, recovered; a new one in an empty directory. ``verify``: every byte is checked before."""
     current = read_current(directory)
     if current is None:
         log = create_first(directory)
@@ -49,7 +50,7 @@ def open_current(directory: Directory, expect_applied: LogId | None) -> Generati
     else:
         log = Log.open(directory, current)
     try:
-        opened = recover(log, current.durable_offset, expect_applied)
+        opened = recover(log, current.durable_offset, expect_applied, verify)
         with storage_errors(directory.path, "opening"):
             # Whoever replaced CURRENT may have been killed before this sync, without which it may still be undone.
             directory.sync_directory()
@@ -60,7 +61,7 @@ def open_current(directory: Directory, expect_applied: LogId | None) -> Generati
     return opened
 
 
-def open_read_only(directory: Directory, expect_applied: LogId | None) -> Generation:
+def open_read_only(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
     """The state as it is now, beside an owner who may go on writing. Nothing is written, nothing is locked."""
     for attempt in range(READ_ATTEMPTS):
         current = read_current(directory)
@@ -74,14 +75,14 @@ def open_read_only(directory: Directory, expect_applied: LogId | None) -> Genera
                 raise
             continue
         try:
-            return recover(log, current.durable_offset, expect_applied)
+            return recover(log, current.durable_offset, expect_applied, verify)
         except BaseException:
             log.close()
             raise
     raise AssertionError("unreachable")
 
 
-def recover(log: Log, known_durable: int, expect_applied: LogId | None) -> Generation:
+def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: bool) -> Generation:
     """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
     with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
         loaded = load_table(log.directory, log)
@@ -94,11 +95,14 @@ def recover(log: Log, known_durable: int, expect_applied: LogId | None) -> Gener
         if log.base is not None:
             index.read_base(log.mapping, log.base)
     start = LogId(index.terms.seen, index.terms.last_term(log.head.base_term))
+    verified = loaded is None and log.base is None  # else there are bytes that nobody looks at
+    verify = verify and not verified
     recovery = log.recover(
-        index.terms, max(known_durable, behind), expect_applied, behind=behind, frames=frames, metadata=index.metadata
-    )
+        index.terms, max(known_durable, behind), expect_applied, behind=behind, frames=frames, metadata=index.metadata,
+        verify=(lambda: Verification(log).run()) if verify else None,
+    )  # fmt: skip
+    verified = verified or verify
     index.read_log(log, behind)
-    verified = loaded is None and log.base is None  # else there are bytes that nobody has looked at
     return Generation(log, index, log.last_durable(*start, behind), recovery, verified)
 
 

@@ -421,12 +421,13 @@ cdef class Log:
 
     def recover(
         self, Terms terms, uint64_t known_durable, expect_applied=None, *, behind=LOG_HEADER_SIZE, frames=0,
-        metadata=None,
+        metadata=None, verify=None,
     ):
         """Finds the end of the log, adds to `terms`, and cuts a torn tail. Returns a `Recovery`.
 
         `known_durable`: what CURRENT says. The frames before the offset `behind` are not looked at: `terms` and
-        `metadata`, of the newest snapshot, hold what they say. Raises `CorruptionError`; then nothing was touched.
+        `metadata`, of the newest snapshot, hold what they say. `verify()` may look at more, when the end is known.
+        Raises `CorruptionError`; then nothing was touched.
         """
         cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path, terms, behind, frames)
         cdef uint64_t torn_end
@@ -437,12 +438,14 @@ cdef class Log:
         torn_end = scan.end if self.read_only else scan.look_behind(self.descriptor)
         scan.judge_snapshot(metadata)
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
-        if not self.read_only:
-            self.cut(scan.end, torn_end, max(scan.watermark, <uint64_t>LOG_HEADER_SIZE))
         self.end = self.settled_end = self.writeback_end = scan.end
         self.frames = scan.frames
         self.durable = max(scan.watermark, <uint64_t>LOG_HEADER_SIZE)
         self.suspect_end = self.end if self.end > self.durable else 0
+        if verify is not None:
+            verify()
+        if not self.read_only:
+            self.cut(self.end, torn_end, self.durable)
         return Recovery(
             clean=self.end == self.durable and torn_end == self.end, frames=scan.frames, log_bytes=self.end,
             torn_bytes=torn_end - self.end, suspect_bytes=self.end - self.durable,

@@ -94,21 +94,19 @@ class FastStateMachine(Snapshots, StateMachine):
         expected = None if expect_applied is None else LogId(*expect_applied)
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only)
+        verify = verify_on_open == "full"
         try:
             if read_only:
-                opened = generation.open_read_only(self._directory, expected)
+                opened = generation.open_read_only(self._directory, expected, verify)
             else:
                 with storage_errors(self.path, "locking the directory"):
                     self._directory.lock()
-                opened = generation.open_current(self._directory, expected)
+                opened = generation.open_current(self._directory, expected, verify)
         except BaseException:
             self._directory.close()
             raise
         log, verified, self._recovery = opened.log, opened.verified, opened.recovery
         try:
-            if verify_on_open == "full" and not verified:
-                Verification(log).run()
-                verified = True
             self._attach(log, opened.index, GroupCommit(log), opened.durable, contiguous, sync == "apply")
         except BaseException:
             log.close()

@@ -230,6 +230,22 @@ def test_a_log_cut_short_is_found(machine: FastStateMachine, directory: Path) ->
     assert machine.verify() is None
 
 
+def test_damage_is_found_before_anything_is_changed(directory: Path, machine_at: Opener) -> None:
+    """Opening with ``verify_on_open="full"``: a torn tail is not cut from the log when its base is damaged."""
+    machine = machine_at(directory)
+    for index in range(1, 40):
+        machine.apply([(index, 1, fastsm.put(b"%d" % index, os.urandom(300)))])
+    machine.compact(20)
+    machine.close()
+    log, base = directory / "log-2", directory / "base-2"
+    log.write_bytes(log.read_bytes() + b"torn")
+    flip(base, base.stat().st_size - 100)
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(CorruptionError, match="base-2"):
+        FastStateMachine(directory, verify_on_open="full")
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+
+
 def test_a_read_only_machine_verifies(machine: FastStateMachine, directory: Path, machine_at: Opener) -> None:
     """Beside its owner, a read-only machine verifies the state that it shows, and finds damage to it."""
     reader = machine_at(directory, read_only=True)

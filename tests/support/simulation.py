@@ -341,7 +341,7 @@ class Simulation:
                     machine.close()
             finally:
                 kill(machine)
-        if positions[0] != positions[1]:
+        if story.states[positions[0]] != story.states[positions[1]]:
             raise ViolationError(f"position {positions[0]}, and {positions[1]} when opened again")
         self._judge_shelf(path, positions[0], moment)
         return positions[0]

@@ -114,15 +114,24 @@ class Story:
 
     def position_of(self, log_id: LogId, upto: int) -> int:
         """The first position at which `log_id` was applied, since the last clear before `upto`."""
-        for position in range(self.epochs[upto], upto + 1):
-            if self.states[position].applied == log_id:
-                return position
-        raise AssertionError(f"{log_id} was never the last applied entry")
+        position = self._when(log_id, upto)
+        assert position is not None, f"{log_id} was never the last applied entry"
+        return position
+
+    def _when(self, log_id: LogId, upto: int) -> int | None:
+        positions = range(self.epochs[upto], upto + 1)
+        return next((position for position in positions if self.states[position].applied == log_id), None)
 
     def find(self, machine: fastsm.FastStateMachine, lower: int, upper: int) -> int | None:
-        """The last position in [lower, upper] whose state is the machine's."""
-        found = self.read(machine)
-        return next((p for p in range(upper, lower - 1, -1) if self.states[p] == found), None)
+        """The last position in [lower, upper] whose state is the machine's.
+
+        An install may bring back the state of an earlier position: what is durable tells which of the two it is.
+        """
+        found, durable = self.read(machine), machine.durable()
+        for position in range(upper, lower - 1, -1):
+            if self.states[position] == found and (durable == LogId() or self._when(durable, position) is not None):
+                return position
+        return None
 
     def read(self, machine: fastsm.FastStateMachine) -> State:
         return State(
