@@ -48,7 +48,7 @@ cdef class Log:
         return self.check_writable() if self.read_only or self.poisoned is not None else 0
 
     cdef inline int settle(self) except -1:
-        """After each mebibyte or so of the log: makes what follows cheap."""
+        """Behind each mebibyte or so of the log: makes what follows cheap."""
         return self.settle_piece() if self.end - self.settled_end >= SETTLED_PIECE else 0
 
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL

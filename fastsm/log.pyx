@@ -170,6 +170,7 @@ cdef class Log:
         """
         cdef uint64_t stop = self.end + length
         self.require_writable()
+        self.settle()  # not behind a frame: an error there would be one of a chunk that counts
         if stop > self.allocated:
             self.grow(stop)
         if self.stores and not self.paced and not self.syncing and length < STORED_BELOW:
@@ -205,7 +206,7 @@ cdef class Log:
             self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
         ):
             self.paced = False
-        return self.settle()
+        return 0
 
     cdef int settle_piece(self) except -1:
         """What was written with `pwrite` becomes present in the mapping, before a read takes a page fault for it.
@@ -310,12 +311,12 @@ cdef class Log:
         self.check_writable()
         if self.end + size > self.allocated:
             self.grow(self.end + size)
+        self.settle()
         self.reserve_staging(size)
         with nogil:
             self.copy_and_seal(source, first, offset)
         self.write_staged(size)
         self.end += size
-        self.settle()
         return offset
 
     cdef void copy_and_seal(self, const uint8_t *source, uint64_t first, uint64_t stop) noexcept nogil:

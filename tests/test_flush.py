@@ -55,6 +55,31 @@ def test_durable_moves_to_where_the_log_ended_when_the_sync_began(directory: Pat
     assert machine.durable() == LogId(2, 1)
 
 
+def test_what_fails_beside_a_chunk_leaves_nothing_of_it_in_the_log(directory: Path, machine_at: Opener) -> None:
+    """The system is told to begin with the bytes before a chunk: an error there is one of a chunk that is not applied."""
+    failing = [True]
+
+    class Files(Directory):
+        def start_writeback(self, *arguments: Any) -> None:  # type: ignore[override]
+            if failing.pop():
+                raise MemoryError("planted")
+
+    machine = machine_at(directory, _files=Files)
+    index, size = 0, 0
+    with pytest.raises(MemoryError, match="planted"):
+        for index in range(1, 100):
+            size = machine.stats().log_bytes
+            machine.apply(put(index, 100_000))
+    assert machine.last_applied() == LogId(index - 1, 1)
+    assert machine.stats().log_bytes == size
+    failing[:] = [False] * 100
+    machine.apply(put(index, 100_001))
+    machine.close()
+    for table in directory.glob("table-*"):
+        table.unlink()
+    assert len(machine_at(directory).get(b"key-%d" % index) or b"") == 100_001
+
+
 @pytest.mark.parametrize("size", [4000, 100_000], ids=["stored", "written"])
 def test_the_system_begins_to_write_what_a_late_flush_will_wait_for(
     directory: Path, machine_at: Opener, size: int
