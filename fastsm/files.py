@@ -256,7 +256,7 @@ class Directory:
         file meanwhile, unless ``stop`` is the end of a piece.
         """
         direct = getattr(os, "O_DIRECT", 0)
-        if not direct:
+        if not direct or start >= stop:
             return
         block = min(os.fstat(fd.number).st_blksize, mmap.PAGESIZE)
         start -= start % block

@@ -56,22 +56,26 @@ def test_durable_moves_to_where_the_log_ended_when_the_sync_began(directory: Pat
 
 
 def test_what_fails_beside_a_chunk_leaves_nothing_of_it_in_the_log(directory: Path, machine_at: Opener) -> None:
-    """The system is told to begin with the bytes before a chunk: an error there is one of a chunk that is not applied."""
-    failing = [True]
+    """An error while the system is told to begin with what was appended is one of a chunk that is not applied."""
+    failing, sizes = [True], []
 
     class Files(Directory):
-        def start_writeback(self, *arguments: Any) -> None:  # type: ignore[override]
+        def start_writeback(self, *arguments: Any) -> None:
             if failing.pop():
                 raise MemoryError("planted")
 
     machine = machine_at(directory, _files=Files)
-    index, size = 0, 0
-    with pytest.raises(MemoryError, match="planted"):
+
+    def apply_some() -> None:
         for index in range(1, 100):
-            size = machine.stats().log_bytes
+            sizes.append(machine.stats().log_bytes)
             machine.apply(put(index, 100_000))
+
+    with pytest.raises(MemoryError, match="planted"):
+        apply_some()
+    index = len(sizes)
     assert machine.last_applied() == LogId(index - 1, 1)
-    assert machine.stats().log_bytes == size
+    assert machine.stats().log_bytes == sizes[-1]
     failing[:] = [False] * 100
     machine.apply(put(index, 100_001))
     machine.close()
@@ -361,6 +365,21 @@ def test_write_of_suspect_bytes_that_fails_poisons(directory: Path, tmp_path: Pa
     with pytest.raises(StorageError, match="poisoned"):
         machine.apply(put(2))
     close_poisoned(machine)
+
+
+def test_first_flush_behind_a_crash_opens_no_file(directory: Path, tmp_path: Path) -> None:
+    """A process at its limit of open files goes on, as its guide says: a sync that cannot begin would poison."""
+    with FastStateMachine(directory) as machine:
+        machine.apply(put(1))
+        copy = crash_copy(directory, tmp_path / "copy")
+    with FastStateMachine(copy, verify_on_open="full") as machine:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            machine.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert machine.durable() == LogId(1, 1)
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
