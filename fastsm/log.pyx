@@ -439,10 +439,8 @@ cdef class Log:
         torn_end = scan.end if self.read_only else scan.look_behind(self.descriptor)
         scan.judge_snapshot(metadata)
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
-        self.end = self.settled_end = self.writeback_end = scan.end
+        self.found(scan.end, scan.watermark)
         self.frames = scan.frames
-        self.durable = max(scan.watermark, <uint64_t>LOG_HEADER_SIZE)
-        self.suspect_end = self.end if self.end > self.durable else 0
         if verify is not None:
             verify()
         if not self.read_only:
@@ -451,6 +449,12 @@ cdef class Log:
             clean=self.end == self.durable and torn_end == self.end, frames=scan.frames, log_bytes=self.end,
             torn_bytes=torn_end - self.end, suspect_bytes=self.end - self.durable,
             seconds=time.perf_counter() - started)
+
+    def found(self, uint64_t end, uint64_t durable):
+        """Where its frames end, and up to where they are known durable: its first sync writes the rest again."""
+        self.end = self.settled_end = self.writeback_end = end
+        self.durable = max(durable, <uint64_t>LOG_HEADER_SIZE)
+        self.suspect_end = end if end > self.durable else 0
 
     def damage_at(self, uint64_t place):
         """The error for a record of the arena that says that it is longer than it can be."""

@@ -176,12 +176,6 @@ cdef class Segment(Log):
             offset += 8
         return stop
 
-    def found(self, uint64_t end, uint64_t durable):
-        """Where its frames end, and up to where they are known durable: its first sync writes the rest again."""
-        self.end = end
-        self.durable = max(durable, <uint64_t>LOG_HEADER_SIZE)
-        self.suspect_end = end if end > self.durable else 0
-
     def finish_recovery(self, uint64_t end, uint64_t durable, uint64_t torn_end):
         """Ends the segment at `end`, for good: nothing torn comes back."""
         self.cut(end, torn_end, max(durable, <uint64_t>LOG_HEADER_SIZE))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from fastsm import CorruptionError, FormatVersionError, LockedError, NotRunningError, OrderError, StorageError
+from fastsm.files import Directory
 from fastsm.journal import Journal
 from support.faulty import Disk, memory_directory
 from support.power import Drawn, NoDirectorySync, NoSync, Platter, Point, QuietDirectory
@@ -411,3 +412,20 @@ def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_what_was_found_is_no_work_for_the_first_entry(tmp_path: Path) -> None:
+    """What an earlier life appended is not made present, nor given to the disk, by what is appended behind it."""
+    journal = Journal(tmp_path)
+    for index in range(1, 7):
+        journal.add(bytes(1_000_000), index, 1)
+    journal.abandon()
+    told = []
+
+    class Files(Directory):
+        def start_writeback(self, *arguments: object) -> None:
+            told.append(arguments)
+
+    journal = Journal(tmp_path, _files=Files)
+    journal.add(b"", 7, 1)
+    journal.add(b"", 8, 1)
+    assert told == []
+    journal.close()
