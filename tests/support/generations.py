@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -87,6 +88,7 @@ def state_of(machine: FastStateMachine) -> tuple[Any, ...]:
 
 def open_files(root: Path) -> list[str]:
     """What this process has open or mapped below a directory."""
+    gc.collect()  # on Python 3.13 an error's traceback may hold on to what was opened, until then
     names = []
     for number in os.listdir("/proc/self/fd"):
         with suppress(OSError):
