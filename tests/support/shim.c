@@ -154,7 +154,11 @@ GIVES_BACK(munmap, (void *address, size_t size), (address, size))
 static int is_ours(void *caller)
 {
     Dl_info from;
-    return dladdr(caller, &from) && from.dli_fname && strstr(from.dli_fname, "/fastsm/") != 0;
+    if (!dladdr(caller, &from) || !from.dli_fname)
+        return 0;
+    /* The folder that it lies in, not any above: a checkout may be called the same. */
+    const char *module = strrchr(from.dli_fname, '/');
+    return module && module - from.dli_fname >= 7 && strncmp(module - 7, "/fastsm", 7) == 0;
 }
 
 MAPS(mmap, off_t)
