@@ -10,6 +10,8 @@ from fastsm.mapping import Descriptor, Mapping
 from fastsm.terms import Terms
 from fastsm.types import LogId, Recovery, SnapshotMetadata
 
+PIECE: int
+
 def log_name(generation: int) -> str: ...
 
 class Log:
