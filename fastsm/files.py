@@ -15,7 +15,8 @@ import stat
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from fastsm import mapping
 from fastsm.errors import CorruptionError, LockedError, StorageError
@@ -24,7 +25,21 @@ from fastsm.mapping import Descriptor, open_at
 LOCK = "LOCK"
 PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
 
-_directories: weakref.WeakSet[Directory] = weakref.WeakSet()
+Open = TypeVar("Open")
+
+
+def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
+    """A set for what is open; in a forked child, whose copies are the parent's to end, each is given to ``leave``."""
+    opened: weakref.WeakSet[Open] = weakref.WeakSet()
+
+    def leave_all() -> None:
+        for one in list(opened):
+            leave(one)
+        opened.clear()
+
+    os.register_at_fork(after_in_child=leave_all)
+    return opened
+
 
 if sys.platform == "darwin":
 
@@ -292,13 +307,7 @@ def suppress_invalid() -> Iterator[None]:
             raise
 
 
-def _leave_all() -> None:
-    for directory in list(_directories):
-        directory.leave()
-    _directories.clear()
-
-
-os.register_at_fork(after_in_child=_leave_all)
+_directories = left_by_children(Directory.leave)
 
 
 def make_directory(path: str | os.PathLike[str], files: type[Directory] = Directory) -> Directory:

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import threading
-import weakref
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -24,15 +23,13 @@ from fastsm.segment cimport Segment
 
 from fastsm import format
 from fastsm.errors import CorruptionError, NotRunningError, OrderError
-from fastsm.files import Directory, make_directory, storage_errors
+from fastsm.files import Directory, left_by_children, make_directory, storage_errors
 from fastsm.journal_format import STATE_STRUCT, SegmentState
 from fastsm.segment import segment_name
 
 logger = logging.getLogger("fastsm")
 
 NAMES = re.compile(r"journal-([1-9][0-9]*)")
-_journals = weakref.WeakSet()  # that are open; those of a forked child's parent are not for the child to end
-
 cdef uint64_t LARGEST = format.MAX_INDEX
 cdef uint64_t LARGEST_COMMAND = 0xFFFFFFFF
 cdef enum:
@@ -524,10 +521,4 @@ cdef class Journal(Entries):
         return 0
 
 
-def _leave_all():
-    for journal in list(_journals):
-        journal.abandon()
-    _journals.clear()
-
-
-os.register_at_fork(after_in_child=_leave_all)
+_journals = left_by_children(Journal.abandon)

@@ -6,14 +6,13 @@ import errno
 import logging
 import os
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from fastsm import generation
 from fastsm.coroutines import OrderedWorker, is_small
 from fastsm.errors import CorruptionError, StorageError
-from fastsm.files import Directory, storage_errors
+from fastsm.files import Directory, left_by_children, storage_errors
 from fastsm.group_commit import GroupCommit
 from fastsm.policy import Policy
 from fastsm.snapshots import Attachment, Snapshots
@@ -24,7 +23,6 @@ from fastsm.verification import Verification
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger("fastsm")
-_machines: weakref.WeakSet[FastStateMachine] = weakref.WeakSet()
 
 
 class FastStateMachine(Snapshots, StateMachine):
@@ -375,10 +373,4 @@ class FastStateMachine(Snapshots, StateMachine):
         )
 
 
-def _mark_forked() -> None:
-    for machine in list(_machines):
-        machine._after_fork_in_child()
-    _machines.clear()
-
-
-os.register_at_fork(after_in_child=_mark_forked)
+_machines = left_by_children(FastStateMachine._after_fork_in_child)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,16 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _away_from_the_checkout(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ``python -c`` that a test starts would find the unbuilt package in the current folder."""
     monkeypatch.chdir(elsewhere)
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[None]:
+    """Thousands of torn tails and faults are thousands of warnings: none of them is shown."""
+    logger = logging.getLogger("fastsm")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

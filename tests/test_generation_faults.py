@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -34,14 +33,7 @@ from support.simulation import kill
 FAULTS = [(code, done) for code in (errno.EIO, errno.ENOSPC) for done in (False, True)]
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """A thousand faults are a thousand warnings."""
-    logger = logging.getLogger("fastsm")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")

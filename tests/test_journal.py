@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import logging
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +19,7 @@ from support.power import Drawn, NoDirectorySync, NoSync, Platter, Point, QuietD
 LARGE = 1 << 20  # a segment above this size is not appended to any more once its front is cut
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Thousands of torn tails are thousands of warnings."""
-    logger = logging.getLogger("fastsm")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class State(NamedTuple):

@@ -9,7 +9,6 @@ Three subjects, each with a log of 4 KiB:
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import struct
@@ -151,14 +150,7 @@ def flipped(content: bytes, bit: int) -> bytes:
     return bytes(damaged)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """Thousands of torn tails are thousands of warnings."""
-    logger = logging.getLogger("fastsm")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

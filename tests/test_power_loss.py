@@ -6,7 +6,6 @@ it sees what it is there for. `tests/soak.py` runs it for as long as one likes.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 from collections import Counter
@@ -26,14 +25,7 @@ from support.simulation import Simulation, kill
 SEEDS = range(14)
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Thousands of torn tails are thousands of warnings."""
-    logger = logging.getLogger("fastsm")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:

@@ -6,7 +6,6 @@ jointly, each on its own; a host whose log starts behind the last snapshot that 
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -25,14 +24,7 @@ SEEDS = range(4)
 DRAWS = 4
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Thousands of torn tails are thousands of warnings."""
-    logger = logging.getLogger("fastsm")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Moment(Point):

@@ -6,13 +6,12 @@ which the environment switches one of them on, and a test of the suite, run agai
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,18 +123,9 @@ def test_there_are_twelve() -> None:
     assert len(DISKS) + len(BUGS) == 12
 
 
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Thousands of torn tails are thousands of warnings."""
-    logger = logging.getLogger("fastsm")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
-
-
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("planted", DISKS.values(), ids=DISKS)
-def test_a_bug_before_the_disk_is_seen(planted: type[Platter], quiet: None) -> None:
+def test_a_bug_before_the_disk_is_seen(planted: type[Platter]) -> None:
     """`test_power_loss.py::test_every_state_is_a_prefix_that_holds_what_was_durable`, in front of such a disk."""
     with memory_directory() as root:
         assert any(Simulation(seed, root, planted, most_violations=1).run().violations for seed in SEEDS)
