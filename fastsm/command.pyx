@@ -322,8 +322,11 @@ def batch(commands):
     When a compare-and-swap in it does not match, nothing of it happens. A batch or a config in it is a
     `CommandError`, as is a member that is malformed itself.
     """
-    cdef list members = [bytes(memoryview(member)) for member in commands]
+    cdef list members = list(commands)
     cdef size_t size = HEADER_SIZE
+    cdef Py_ssize_t i
+    for i in range(len(members)):
+        members[i] = bytes(memoryview(members[i]))
     for position, member in enumerate(members):
         try:
             walk(member, False)

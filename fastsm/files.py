@@ -213,14 +213,18 @@ class Directory:
     def replace_file(self, name: str, content: bytes) -> None:
         """Puts a small file in place whole, in one atomic step that is durable on return."""
         temporary = f"{name}.tmp"
-        fd = self.create_file(temporary)
+        self.write_file(temporary, content)
+        self.rename(temporary, name)
+        self.sync_directory()
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """A new small file; durable on return but for its name."""
+        fd = self.create_file(name)
         try:
             self.write(fd, content, 0)
             self.sync(fd)
         finally:
             self.close_file(fd)
-        self.rename(temporary, name)
-        self.sync_directory()
 
     def rename(self, source: str, target: str) -> None:
         os.replace(source, target, src_dir_fd=self._directory.number, dst_dir_fd=self._directory.number)

@@ -228,8 +228,11 @@ cdef class Scan:
         return 0
 
     cdef list pairs(self, Py_ssize_t stop):
+        cdef list pairs = []
         cdef Py_ssize_t i
-        return [(key_of(self.records[i]), value_of(self.records[i])) for i in range(stop)]
+        for i in range(stop):
+            pairs.append((key_of(self.records[i]), value_of(self.records[i])))
+        return pairs
 
 
 cdef int compare_key(const uint8_t *record, const uint8_t *key, size_t size) noexcept nogil:

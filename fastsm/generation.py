@@ -25,7 +25,7 @@ from fastsm.verification import Verification
 CURRENT = "CURRENT"
 READ_ATTEMPTS = 10
 EMPTY_LOG_BYTES = format.LOG_HEADER_BYTES
-NAMES = re.compile(r"(log|base|table)-\d+(\.tmp)?|CURRENT\.tmp")
+NAMES = re.compile(r"(log|base|table)-\d+(\.tmp)?|CURRENT(-\d+)?\.tmp")
 
 logger = logging.getLogger("fastsm")
 
@@ -139,29 +139,43 @@ def create_first(directory: Directory) -> Log:
     return log
 
 
+def current_of(log: Log) -> format.CurrentFile:
+    return format.CurrentFile(log.head.generation, log.head.identity, log.end)
+
+
 def write_current(directory: Directory, log: Log) -> None:
     """Names ``log`` as the state, and its present end as durable. The log is synced, its name too."""
-    current = format.CurrentFile(log.head.generation, log.head.identity, log.end)
     with storage_errors(directory.path_of(CURRENT), "replacing"):
-        directory.replace_file(CURRENT, format.pack_current(current))
+        directory.replace_file(CURRENT, format.pack_current(current_of(log)))
+
+
+def prepared_name(generation: int) -> str:
+    return f"{CURRENT}-{generation}.tmp"
+
+
+def prepare_next(directory: Directory, log: Log) -> None:
+    """All of the step to ``log``, which is synced, that needs no writer to wait: its files' names are durable on
+    return, and beside CURRENT lies what will be in its place. It says how far ``log`` is durable by now.
+    """
+    with storage_errors(directory.path, "preparing a new generation"):
+        directory.write_file(prepared_name(log.head.generation), format.pack_current(current_of(log)))
+        directory.sync_directory()
 
 
 def name_next(directory: Directory, old: Log, log: Log) -> None:
-    """The step: names ``log``, which is synced, in place of ``old``; durable on return.
+    """The step: names ``log``, which is prepared and synced, in place of ``old``; durable on return.
 
     On an error before CURRENT is replaced, ``old`` is the state and untouched. On an error behind that, which
     of the two the disk names is unknown: ``old`` is poisoned.
     """
-    switching = False
     try:
-        with storage_errors(directory.path, "starting a new generation"):
+        with storage_errors(directory.path_of(CURRENT), "replacing"):
+            directory.rename(prepared_name(log.head.generation), CURRENT)
             directory.sync_directory()
-            switching = True
-            write_current(directory, log)
     except BaseException as error:
-        untouched = not switching
+        untouched = False
         try:
-            untouched = untouched or still_current(directory, old)
+            untouched = still_current(directory, old)
         except FastsmError:
             pass  # then it is unknown, and the error that came first says why
         finally:

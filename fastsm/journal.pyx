@@ -336,7 +336,12 @@ cdef class Journal(Entries):
 
     def open_segments(self):
         """The segments in order; a missing number between two is damage."""
-        numbers = sorted(int(found[1]) for name in self.directory.names() if (found := NAMES.fullmatch(name)))
+        cdef list numbers = []
+        for name in self.directory.names():
+            found = NAMES.fullmatch(name)
+            if found is not None:
+                numbers.append(int(found[1]))
+        numbers.sort()
         for number in numbers:
             if number != numbers[0] + len(self.segments):
                 raise CorruptionError(self.directory.path_of(segment_name(number - 1)), None, "a segment", "no file")

@@ -44,7 +44,10 @@ cdef class Entries:
         cdef Py_ssize_t position
         if isinstance(item, slice):
             start, stop, step = item.indices(self.count)
-            return [self.entry_at(position) for position in range(start, stop, step)]
+            entries = []
+            for position in range(start, stop, step):
+                entries.append(self.entry_at(position))
+            return entries
         position = item
         if position < 0:
             position += self.count

@@ -180,7 +180,7 @@ cdef class Mapping:
         self.start = self.mapped = 0
         self.protection = PROT_READ if read_only else PROT_READ | PROT_WRITE
         needed += GUARD + PAGE
-        for size in (*RESERVATIONS, needed):
+        for size in RESERVATIONS + (needed,):
             if size < needed:
                 continue
             self.reserved = size

@@ -16,8 +16,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 from fastsm import format, generation
@@ -203,35 +204,39 @@ class Snapshots(Engine):
     def _take_next(
         self, log: Log, index: Index, state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None
     ) -> Log:
-        """In the writer's turn: the step to a generation whose files are synced. See ``Engine._switch``.
+        """In the writer's turn: the step to a generation that is prepared. See ``Engine._switch``.
 
-        Returns the old log, for ``_remove_old``: a turn in which a large file is unlinked is long.
+        Returns the old log, for ``_end_step``: a turn in which a large file is unlinked is long.
         """
         old, old_commit = self._log, self._group_commit
         self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
         self._clean_end = -1
-        self._switch(
-            lambda: generation.name_next(self._directory, old, log), log, index, GroupCommit(log), state_of_its_own
-        )
-        self._set_verified(True)
-        with self._behind_the_step():
+        name_next = partial(generation.name_next, self._directory, old, log)
+        self._switch(name_next, log, index, GroupCommit(log), state_of_its_own)
+        try:
+            self._set_verified(True)
             old_commit.close()
             if not self._is_called_for():  # else whoever was called does so at its end
                 self._renew_policy()
+        except (StorageError, MemoryError) as error:
+            self._go_on_behind_the_step(error)
         return old
 
-    def _remove_old(self, old: Log) -> None:
-        """Behind the step; a job or the writer's turn keeps the directory open meanwhile."""
-        with self._behind_the_step(), storage_errors(self.path, "removing the old generation"):
-            old.close()
-            generation.remove_generation(self._directory, old.head.generation)
-
-    @contextmanager
-    def _behind_the_step(self) -> Iterator[None]:
-        """What fails behind the step to another generation is no error of that step."""
+    def _end_step(self, old: Log, what: str) -> None:
+        """Behind the step: says what it was, removes the old log. A job or the turn keeps the directory open."""
         try:
-            yield
+            logger.info(
+                "%s: %s: a log of %d bytes became a base of %d and a log of %d", self.path, what, old.end,
+                self._log.base_bytes, self._log.end)
+            with storage_errors(self.path, "removing the old generation"):
+                old.close()
+                generation.remove_generation(self._directory, old.head.generation)
         except (StorageError, MemoryError) as error:
+            self._go_on_behind_the_step(error)
+
+    def _go_on_behind_the_step(self, error: Exception) -> None:
+        """What fails behind the step to another generation is no error of that step."""
+        with suppress(MemoryError):  # then nobody can be told
             logger.warning("%s: left over until the next opening: %r", self.path, error)
 
     def _discard(self, log: Log | None, number: int) -> None:
@@ -246,12 +251,13 @@ class Snapshots(Engine):
         log = None
         try:
             log = Log.create(self._directory, number)
+            generation.prepare_next(self._directory, log)
             self._jobs.end_all("a reset")
             old = self._take_next(log, Index(), (LogId(), None))
         except BaseException:
             self._discard(log, number)
             raise
-        self._remove_old(old)
+        self._end_step(old, "reset")
 
     # ---- install ---------------------------------------------------------------------------------------
 
@@ -296,12 +302,13 @@ class Snapshots(Engine):
         with self._jobs.run("install", of_this_state=False) as job:
             number, log, index, told = self._prepare_install(job, metadata, path, allow_older, progress)
             try:
+                what = f"installed a snapshot as of {tuple(told.last_included)}"
                 with turn:
                     old = self._install_in_turn(job, log, index, told, allow_older)
             except BaseException:
                 self._discard(log, number)
                 raise
-            self._remove_old(old)
+            self._end_step(old, what)
 
     def _prepare_install(
         self,
@@ -341,6 +348,7 @@ class Snapshots(Engine):
             log.sync()
             index.read_log(log, generation.EMPTY_LOG_BYTES)
             self._save_table(log, index, job.tick)
+            generation.prepare_next(self._directory, log)
         except BaseException:
             if base is not None and log is None:
                 base.close()
@@ -364,9 +372,7 @@ class Snapshots(Engine):
         if not allow_older:
             self._refuse_stale(told)
         self._jobs.end_all("an install")
-        old = self._take_next(log, index, (told.last_included, told))
-        logger.info("%s: installed a snapshot as of %s", self.path, tuple(told.last_included))
-        return old
+        return self._take_next(log, index, (told.last_included, told))
 
     # ---- compact ---------------------------------------------------------------------------------------
 
@@ -404,13 +410,13 @@ class Snapshots(Engine):
         carried, last_included = old.last_frame_up_to(max(up_to, 0))
         if last_included.index <= old.head.base_index:
             return
-        before = old.end
         number = next(self._generations)
         log: Log | None = None
         started = time.perf_counter()
         try:
             base = self._write_base(number, last_included, job)
             log, index, carried = self._build_next(number, base, old, carried, job)
+            what = f"compacted up to {tuple(last_included)} in {time.perf_counter() - started:.3f} s"
             with self._turns:
                 job.check()
                 self._require(True)
@@ -425,10 +431,7 @@ class Snapshots(Engine):
         except BaseException:
             self._discard(log, number)
             raise
-        self._remove_old(old)
-        logger.info(
-            "%s: compacted up to %s in %.3f s: a log of %d bytes became a base of %d and a log of %d", self.path,
-            tuple(last_included), time.perf_counter() - started, before, base.size, log.end)
+        self._end_step(old, what)
 
     def _write_base(self, number: int, last_included: LogId, job: Job) -> Base:
         """The state as of an entry as a base, synced."""
@@ -466,6 +469,7 @@ class Snapshots(Engine):
                     break
             log.sync()
             self._save_table(log, index, job.tick)
+            generation.prepare_next(self._directory, log)
         except BaseException:
             log.close()
             raise

@@ -449,7 +449,10 @@ cdef void check_table(Table table, const uint8_t *arena) except *:
     for number in range(table.segment_count):
         segment = table.segment_at(number)
         used = 0
-        named = [i for i in range(<size_t>1 << table.depth) if table.segments[i] == segment]
+        named = []
+        for i in range(<size_t>1 << table.depth):
+            if table.segments[i] == segment:
+                named.append(i)
         share = 1 << (table.depth - segment.depth)
         assert len(named) == share, f"segment {number} is named {len(named)} times, its depth says {share}"
         assert named[-1] - named[0] == share - 1, f"segment {number}: its names are not neighbours"

@@ -95,16 +95,23 @@ cdef class Terms:
         """The first run that ends at an index or behind it; `count` when there is none.
 
         Without a branch on what was compared: where an index lies is chance, and the processor would guess wrong.
+        In quarters, for the three loads of a step do not wait for one another: half as many steps as in halves.
         """
         cdef const uint64_t *last = self.last
         cdef size_t low = 0
         cdef size_t left = self.count
-        cdef size_t half
-        while left > 1:
-            half = left >> 1
-            low += half & -<size_t>(last[low + half - 1] < index)
-            left -= half
-        return low + <size_t>(left == 1 and last[low] < index)
+        cdef size_t quarter, i
+        cdef size_t below = 0
+        while left >= 4:
+            quarter = left >> 2
+            low += (
+                (quarter & -<size_t>(last[low + quarter - 1] < index))
+                + (quarter & -<size_t>(last[low + 2 * quarter - 1] < index))
+                + (quarter & -<size_t>(last[low + 3 * quarter - 1] < index)))
+            left -= 3 * quarter
+        for i in range(left):
+            below += <size_t>(last[low + i] < index)
+        return low + below
 
     cdef bint holds_all(self, size_t run, const uint64_t *indexes, size_t count) noexcept nogil:
         """Whether all of up to LANES indexes are in one run."""
@@ -170,7 +177,10 @@ cdef class Terms:
         """
         if index == 0:
             return b""
-        runs = [[first, min(last, index), of] for first, last, of in self.runs() if first <= index]
+        cdef list runs = []
+        for first, last, of in self.runs():
+            if first <= index:
+                runs.append([first, min(last, index), of])
         if not runs or runs[-1][1] < index:
             # Nothing was seen between the last run and the entry.
             if runs and runs[-1][2] == term:
@@ -224,7 +234,11 @@ cdef class Terms:
 
     def runs(self):
         """A list of `(first, last, term)`, ascending."""
-        return [(self.first[i], self.last[i], self.term[i]) for i in range(self.count)]
+        cdef list runs = []
+        cdef size_t i
+        for i in range(self.count):
+            runs.append((self.first[i], self.last[i], self.term[i]))
+        return runs
 
     def check(self):
         """Asserts every invariant. O(runs)."""

@@ -112,7 +112,8 @@ def watched(phase: Callable[[str], Any], stores: bool) -> type[Directory]:
         return call
 
     methods = {
-        "write": "writing", "sync": "syncing", "allocate": "allocating", "replace_file": "switching",
+        "write": "writing", "sync": "syncing", "allocate": "allocating",
+        "replace_file": "switching", "write_file": "switching",
         "rename": "switching", "sync_directory": "switching", "unlink": "switching", "truncate": "switching",
     }
     members = {method: telling(name, method) for method, name in methods.items()}

@@ -474,10 +474,10 @@ def test_crash_while_a_directory_is_created_leaves_one_that_opens(directory: Pat
 
 def test_files_of_other_generations_are_removed(clean: Subject) -> None:
     """What a crash left of another generation goes at the next opening; files of others stay."""
-    for name in ("log-2", "log-77", "base-1", "table-1", "CURRENT.tmp", "log-1.orig", "notes.txt"):
+    for name in ("log-2", "log-77", "base-1", "table-1", "CURRENT.tmp", "CURRENT-2.tmp", "log-1.orig", "notes.txt"):
         (clean.directory / name).write_bytes(b"left over")
     with FastStateMachine(clean.directory) as machine:
         assert machine.last_applied() == LogId(9, 3)
         names = {path.name for path in clean.directory.iterdir()}
-    assert {"log-2", "log-77", "CURRENT.tmp"} & names == set()
+    assert {"log-2", "log-77", "CURRENT.tmp", "CURRENT-2.tmp"} & names == set()
     assert {"log-1.orig", "notes.txt", "log-1", "CURRENT"} <= names

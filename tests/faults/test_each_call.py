@@ -8,6 +8,8 @@ own limits, and from the interpreter's allocator. What is done each time, and wh
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,53 @@ def test_each_allocation_that_fails_is_a_memory_error(library: Path) -> None:
 def test_an_interpreter_without_memory_is_a_memory_error(library: Path) -> None:
     """The interpreter's n-th allocation fails: the same, with the steps between growing."""
     assert all(ended["MemoryError"] >= 10 for ended in outcomes(library, "nomemory", *SOME).values())
+
+
+LISTS = """
+import _testcapi
+import sys
+import tempfile
+from fastsm import FastStateMachine, batch, delete, put
+from fastsm.integrations.pysyncobj import FastJournal
+
+root = tempfile.mkdtemp()
+commands = [put(b"key-%03d" % i, b"v" * 20) for i in range(100)]
+machine = FastStateMachine(root + "/state", auto_compact=False)
+machine.apply([(i + 1, i + 1, command) for i, command in enumerate(commands)])
+journal = FastJournal(root + "/journal")
+for i in range(100):
+    journal.add(b"entry", i + 2, 1)
+works = {
+    "scan": lambda: machine.scan_prefix(b"key"), "runs": lambda: machine.live_records((50, 50)),
+    "batch": lambda: batch(commands), "journal": lambda: journal[10:90],
+    "open": lambda: FastStateMachine(root + "/other").close(),
+}
+for name, work in works.items():
+    work()
+    refused = n = quiet = 0
+    while quiet < 20:
+        _testcapi.set_nomemory(n, n + 1)
+        try:
+            work()
+            quiet += 1
+        except (MemoryError, RuntimeError, SystemError):  # the interpreter's own ways to say it, at some places
+            refused += 1
+            quiet = 0
+        finally:
+            _testcapi.remove_mem_hooks()
+        n += 1
+    print(name, refused)
+    assert refused >= 5, name
+"""
+
+
+def test_a_list_that_cannot_grow_gives_nothing_back_twice() -> None:
+    """What compiled code makes lists of is counted right when one cannot grow; else the allocator crashes soon.
+
+    List comprehensions and starred displays that Cython 3.3 compiles give the element back twice.
+    """
+    ended = subprocess.run([sys.executable, "-c", LISTS], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,9 @@ def test_a_link_in_place_of_a_file_is_refused(kind: str, target: str, state: Pat
     assert not outside.with_name("nothing").exists()
 
 
-@pytest.mark.parametrize("name", ["CURRENT.tmp", "log-3", "base-3", "base-3.tmp", "table-3", "table-3.tmp"])
+@pytest.mark.parametrize(
+    "name", ["CURRENT.tmp", "CURRENT-3.tmp", "log-3", "base-3", "base-3.tmp", "table-3", "table-3.tmp"]
+)
 def test_a_link_where_a_file_will_be_made_is_replaced(name: str, state: Path, outside: Path) -> None:
     """What will be written has the link's name afterwards, or nothing has; the link is not followed."""
     (state / name).symlink_to(outside)

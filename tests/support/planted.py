@@ -13,12 +13,12 @@ class NoSyncBeforeRename(Platter):
     """What is renamed into place was not synced."""
 
     def sync(self, fd: int) -> None:
-        if os.fstat(fd).st_ino != self._inode_of("CURRENT.tmp"):
+        written = {self._inode_of(name) for name in self.names if name.startswith("CURRENT") and name != "CURRENT"}
+        if os.fstat(fd).st_ino not in written:
             super().sync(fd)
 
-    def _inode_of(self, name: str) -> int | None:
-        number = self.names.get(name)
-        return None if number is None else os.fstat(self.watched[number].fd).st_ino
+    def _inode_of(self, name: str) -> int:
+        return os.fstat(self.watched[self.names[name]].fd).st_ino
 
 
 class DurableUpToTheEnd(Platter):
