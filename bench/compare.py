@@ -26,7 +26,7 @@ from bench.machine import describe
 
 SMALLEST_LOSS = 1.03
 STARTS = 6  # of the three processes, each time as a part of the minutes
-WORKLOADS = ("get", "get_many", "apply.1", "apply.100", "flush", "snapshot", "open")
+WORKLOADS = ("get", "get.hot", "get_many", "apply.1", "apply.100", "apply.hot", "flush", "snapshot", "open")
 CHECKOUT = Path(__file__).resolve().parent.parent
 Slices = dict[str, list[tuple[float, float, float]]]  # by workload: seconds of BASE, HEAD and BASE again
 
@@ -115,7 +115,7 @@ def judge(starts: list[Slices]) -> list[Verdict]:
         bases = [ratio for start in slices for ratio in middles([twin / base for base, _, twin in start])]
         low, high = interval(heads)
         again = interval(bases)
-        noise = max(again[1], 1 / again[0]) ** 1.5  # of seven workloads, none should fail by chance
+        noise = max(again[1], 1 / again[0]) ** 1.5  # of nine workloads, none should fail by chance
         verdicts.append(Verdict(
             workload, statistics.median(heads), low, high, noise, low > 1 and
             statistics.median(heads) > max(SMALLEST_LOSS, noise)))  # fmt: skip

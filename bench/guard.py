@@ -19,6 +19,7 @@ from typing import Any
 import fastsm
 
 KEYS = 100_000
+HOT = 1000  # keys that stay in the cache: there an instruction more is seen, elsewhere a cache miss more
 VALUE = bytes(range(100))
 Work = tuple[Callable[..., object], tuple[Any, ...]]
 
@@ -42,24 +43,28 @@ class Guard:
         first = self.machine.last_applied().index + 1
         return [(first + i, 1, fastsm.put(key, VALUE)) for i, key in enumerate(keys)]
 
-    def some(self, count: int) -> list[bytes]:
+    def some(self, count: int, hot: bool = False) -> list[bytes]:
+        if hot:
+            return self.source.choices(self.keys[:HOT], k=count)
         return [bytes(bytearray(key)) for key in self.source.choices(self.keys, k=count)]
 
-    def chunks(self, size: int, count: int) -> list[Any]:
-        entries = self.entries(self.some(count))
-        return [entries[i : i + size] for i in range(0, count, size)]
+    def chunks(self, size: int, keys: list[bytes]) -> list[Any]:
+        entries = self.entries(keys)
+        return [entries[i : i + size] for i in range(0, len(entries), size)]
 
     def prepare(self, workload: str) -> Work:
         """What is timed, and its arguments."""
-        if workload == "get":
-            return self.get, (self.some(40_000),)
-        if workload == "get_many":
+        operation, _, how = workload.partition(".")
+        hot = how == "hot"
+        if operation == "get":
+            return self.get, (self.some(40_000, hot),)
+        if operation == "get_many":
             return self.machine.get_many, (self.some(40_000),)
-        if workload.startswith("apply."):
-            return self.apply, (self.chunks(int(workload[6:]), 10_000),)
-        if workload == "flush":
-            return self.apply_and_flush, (self.chunks(100, 2_000),)
-        if workload == "snapshot":
+        if operation == "apply":
+            return self.apply, (self.chunks(100 if hot else int(how), self.some(10_000, hot)),)
+        if operation == "flush":
+            return self.apply_and_flush, (self.chunks(100, self.some(2_000)),)
+        if operation == "snapshot":
             shutil.rmtree(os.path.join(self.directory, "out"), ignore_errors=True)
             return self.machine.write_snapshot, (os.path.join(self.directory, "out"),)
         return self.open, ()
