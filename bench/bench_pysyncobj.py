@@ -35,7 +35,6 @@ from fastsm.integrations.pysyncobj import DumpPolicy, ReplicatedStateMachine
 VARIANTS = ("stock", "pickle5", "fastsm", "durable")
 BATCH = 100
 QUIET = 3.0  # seconds without a dump, to compare with
-PATIENCE = 300.0  # seconds until a node that is started counts as one that never gets there
 
 
 # ---- a node, as a program --------------------------------------------------------------------------------
@@ -246,7 +245,7 @@ def serve(options: dict[str, Any]) -> None:
         arguments = json.loads(line)
         name = arguments.pop("call")
         if name == "wait_keys":
-            while node.count() < arguments["count"] and time.perf_counter() - began < PATIENCE:
+            while node.count() < arguments["count"] and time.perf_counter() - began < arguments["patience"]:
                 time.sleep(0.002)
             answer: Any = time.perf_counter() - began if node.count() >= arguments["count"] else float("inf")
         else:
@@ -325,7 +324,7 @@ class Cluster:
             self.kill(number)
 
 
-def measure(variant: str, keys: int, root: Path) -> dict[str, float]:
+def measure(variant: str, keys: int, root: Path, patience: float) -> dict[str, float]:
     """One round of one variant."""
     cluster = Cluster(variant, root)
     found: dict[str, float] = {}
@@ -343,7 +342,7 @@ def measure(variant: str, keys: int, root: Path) -> dict[str, float]:
         found["memory, anonymous bytes/key"] = (full["Anonymous"] - empty["Anonymous"]) / keys
         found["memory, resident bytes/key"] = (full["Rss"] - empty["Rss"]) / keys
         found |= measure_dump(cluster, keys)
-        found |= measure_restart(cluster, keys)
+        found |= measure_restart(cluster, keys, patience)
     finally:
         cluster.close()
     return found
@@ -387,7 +386,7 @@ def longest(when: str, cluster: Cluster) -> dict[str, float]:
     return {f"longest tick {when}, ms": 1000 * whole, "… without waiting for a core, ms, " + when: 1000 * own}
 
 
-def measure_restart(cluster: Cluster, keys: int) -> dict[str, float]:
+def measure_restart(cluster: Cluster, keys: int, patience: float) -> dict[str, float]:
     leader = cluster.leader()
     cluster.call(leader, "dump") if cluster.call(leader, "status") else None
     follower = next(number for number in cluster.children if number != leader)
@@ -395,12 +394,12 @@ def measure_restart(cluster: Cluster, keys: int) -> dict[str, float]:
     cluster.settle()
     cluster.kill(follower)
     cluster.start(follower)
-    found["restart, s"] = cluster.call(follower, "wait_keys", count=keys)
+    found["restart, s"] = cluster.call(follower, "wait_keys", count=keys, patience=patience)
     time.sleep(1)
     cluster.kill(follower)
     shutil.rmtree(cluster.root / str(follower))
     cluster.start(follower)
-    found["empty follower's catch-up, s"] = cluster.call(follower, "wait_keys", count=keys)
+    found["empty follower's catch-up, s"] = cluster.call(follower, "wait_keys", count=keys, patience=patience)
     return found
 
 
@@ -410,6 +409,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--directory", default=None, help="where the nodes' files go; a temporary one by default")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds until a node counts as one that hangs")
     parser.add_argument("--node", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.node:
@@ -420,7 +420,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         for variant in variants:
             with tempfile.TemporaryDirectory(dir=arguments.directory) as root:
-                rounds[variant].append(measure(variant, arguments.keys, Path(root)))
+                rounds[variant].append(measure(variant, arguments.keys, Path(root), arguments.patience))
             print(f"round {number + 1}, {variant}: {json.dumps(rounds[variant][-1])}", file=sys.stderr, flush=True)
     print(f"{arguments.keys} keys, {arguments.rounds} rounds: median (least to greatest)\n")
     print("| |", " | ".join(variants), "|")

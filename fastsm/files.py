@@ -242,6 +242,7 @@ class Directory:
     sync = staticmethod(_sync_data)
     write = staticmethod(mapping.write_at)
     start_writeback = staticmethod(mapping.start_writeback)
+    pace_writeback = staticmethod(mapping.pace_writeback)
     truncate = staticmethod(os.ftruncate)
 
     def size(self, fd: Descriptor) -> int:

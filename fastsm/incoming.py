@@ -60,6 +60,7 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
     def write(piece: memoryview) -> None:
         nonlocal offset
         directory.write(descriptor, piece, offset)
+        directory.pace_writeback(descriptor, offset, offset + len(piece))
         offset += len(piece)
 
     try:
@@ -86,9 +87,11 @@ def unpack(
         nonlocal offset
         with Snapshot(stored.duplicate(), snapshot.path) as copied:
             for piece in copied.flat_pieces():
+                size = memoryview(piece).nbytes
                 directory.write(descriptor, piece, offset)
+                directory.pace_writeback(descriptor, offset, offset + size)
                 hasher.update(piece)
-                offset += memoryview(piece).nbytes
+                offset += size
                 yield piece
 
     compare(snapshot.path, "state checksum", head.state_checksum, flat_state_checksum(head, written_pieces()))

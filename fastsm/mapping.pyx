@@ -29,11 +29,16 @@ cdef extern from * nogil:
       static void write_back(int fd, off_t offset, off_t size) {
           (void)sync_file_range(fd, offset, size, SYNC_FILE_RANGE_WRITE);
       }
+      static int await_written(int fd, off_t size) {
+          return sync_file_range(
+              fd, 0, size, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+      }
     #else
       #define MADV_POPULATE_READ -1
       #define MADV_POPULATE_WRITE -1
       static long file_system_type(int fd) { (void)fd; return -1; }
       static void write_back(int fd, off_t offset, off_t size) { (void)fd; (void)offset; (void)size; }
+      static int await_written(int fd, off_t size) { (void)fd; (void)size; return 0; }
     #endif
     #ifndef MAP_NORESERVE
       #define MAP_NORESERVE 0
@@ -47,8 +52,13 @@ cdef extern from * nogil:
     ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset)
     long file_system_type(int descriptor)
     void write_back(int descriptor, off_t offset, off_t size)
+    int await_written(int descriptor, off_t size)
     int errno
-    const int EINTR, EIO
+    const int EINTR, EINVAL, EIO, ENOSYS
+
+cdef enum:
+    PACE_PIECE = 2 << 20
+    PACE_WINDOW = 8 << 20
 
 cdef size_t PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -159,6 +169,25 @@ def start_writeback(int descriptor, off_t offset, off_t size):
     """
     with nogil:
         write_back(descriptor, offset, size)
+
+
+def pace_writeback(int descriptor, off_t start, off_t stop):
+    """Lets the system begin to write [start, stop) to the disk, and waits until all but the end of it has come there.
+
+    Called behind each piece of a large file, it keeps PACE_WINDOW bytes on their way. A sync of the whole file at its
+    end would take the disk for itself, and each sync of another file meanwhile would wait for it (RocksDB knows this
+    as strict_bytes_per_sync). It makes nothing durable. Raises OSError.
+    """
+    cdef int failed = 0
+    cdef off_t size
+    with nogil:
+        while start < stop and not failed:
+            size = min(stop - start, <off_t>PACE_PIECE)
+            write_back(descriptor, start, size)
+            start += size
+            failed = start > PACE_WINDOW and await_written(descriptor, start - PACE_WINDOW) < 0
+    if failed and errno not in (EINTR, EINVAL, ENOSYS):  # the system may not know how: then it is done by the sync
+        PyErr_SetFromErrno(OSError)
 
 
 cdef inline size_t page_behind(size_t offset) noexcept nogil:

@@ -117,7 +117,8 @@ cdef int write_segments(directory, descriptor, Table table, uint64_t offset, tic
         piece = PyMemoryView_FromMemory(
             <char *>table.segment_at(number), <ssize_t>count * SEGMENT_SIZE, PyBUF_READ)
         directory.write(descriptor, piece, offset)
-        offset += <uint64_t>count * SEGMENT_SIZE
+        directory.pace_writeback(descriptor, offset, offset + len(piece))
+        offset += len(piece)
         number += count
         tick()
     return 0

@@ -234,7 +234,7 @@ def write_snapshot_into(
     parts = _write_state(directory, fd, source, start, tick)
     head = parts.head(format.CODEC_NONE, len(attachment), parts.size)
     # The disk works while the sums are computed; what it takes then, the last sync finds done.
-    with _early_sync(directory, fd), _mapped(fd, start + parts.size) as content:
+    with _early_sync(directory, fd, start + parts.size), _mapped(fd, start + parts.size) as content:
         head = head._replace(state_checksum=_sum(_state_prefix(head), content, start, tick))
         head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
     _finish(directory, fd, head)
@@ -250,6 +250,7 @@ def _write_compressed(
     def write(piece: bytes) -> None:
         nonlocal offset
         directory.write(fd, piece, offset)
+        directory.pace_writeback(fd, offset, offset + len(piece))
         offset += len(piece)
 
     def pieces(content: memoryview) -> Generator[memoryview, None, None]:
@@ -263,7 +264,7 @@ def _write_compressed(
         head = head._replace(state_checksum=_sum(_state_prefix(head), content, 0, tick))
         with closing(pieces(content)) as flat_pieces:
             head = head._replace(stored_size=codec.compress(flat_pieces, parts.size, write))
-    with _early_sync(directory, fd), _mapped(fd, head.file_size) as content:
+    with _early_sync(directory, fd, head.file_size), _mapped(fd, head.file_size) as content:
         head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
     _finish(directory, fd, head)
     return head
@@ -350,10 +351,15 @@ def _mapped(fd: Descriptor, size: int) -> Iterator[memoryview]:
 
 
 @contextmanager
-def _early_sync(directory: Directory, fd: Descriptor) -> Iterator[None]:
+def _early_sync(directory: Directory, fd: Descriptor, size: int) -> Iterator[None]:
     """Syncs the file on a thread beside the block. A failure is raised at the block's end, in its own words."""
+
+    def sync() -> None:
+        directory.pace_writeback(fd, 0, size)
+        directory.sync(fd)
+
     try:
-        early = Beside(lambda: directory.sync(fd))
+        early = Beside(sync)
     except RuntimeError:  # no thread can be had: the last sync has more to do
         yield
         return

@@ -24,7 +24,7 @@ SEAM = ("create_file", "write", "sync", "rename", "sync_directory")
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
-@pytest.mark.parametrize("method", SEAM)
+@pytest.mark.parametrize("method", [*SEAM, "pace_writeback"])
 def test_no_failing_call_leaves_anything(tmp_path: Path, method: str, compress: str) -> None:
     """Whichever call of the system fails: a ``StorageError``, the older snapshot, no other file, no descriptor."""
     path = tmp_path / "new"
@@ -79,6 +79,34 @@ def test_it_is_synced_before_it_is_named(tmp_path: Path) -> None:
     write_snapshot_file(tmp_path / "new", StateSource(some_state()), files=disk.files)
     order = [call.method for call in disk.calls if call.method in SEAM]
     assert order[-4:] == ["write", "sync", "rename", "sync_directory"]
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_the_disk_is_given_all_of_it_at_its_pace_before_the_sync(tmp_path: Path, compress: str) -> None:
+    """So that a sync of another file waits for a few mebibytes, not for a whole snapshot."""
+    disk = Disk()
+    write_snapshot_file(tmp_path / "new", StateSource(some_state()), compress=compress, files=disk.files)
+    calls = [(call.method, call.arguments) for call in disk.calls if call.method in ("pace_writeback", "sync")]
+    fd = calls[0][1][0]
+    first_sync = calls.index(("sync", (fd,)))
+    paced = [arguments[1:] for method, arguments in calls[:first_sync] if method == "pace_writeback"]
+    assert (0, (tmp_path / "new" / "snapshot.fsm").stat().st_size) in paced
+
+
+def test_writeback_at_a_pace_takes_any_range(tmp_path: Path) -> None:
+    """It changes nothing, whatever the range: empty, beyond the end, longer than the window. A closed file is an error.
+    """
+    with (tmp_path / "file").open("wb+") as file:
+        file.write(os.urandom(20 << 20))
+        file.flush()
+        for start, stop in ((0, 0), (0, 20 << 20), (3, 17), (12 << 20, 20 << 20), (20 << 20, 40 << 20), (9, 5)):
+            Directory.pace_writeback(file.fileno(), start, stop)
+        closed = os.dup(file.fileno())
+        os.close(closed)
+        if sys.platform == "linux":
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                Directory.pace_writeback(closed, 0, 20 << 20)
+        assert os.fstat(file.fileno()).st_size == 20 << 20
 
 
 def test_a_prepared_snapshot_has_no_name_before_commit(tmp_path: Path) -> None:

@@ -151,8 +151,8 @@ def _class_of(disk: Disk, stores: bool | None) -> type[Directory]:
         return method
 
     for name in (
-        "sync", "write", "truncate", "allocate", "rename", "replace_file", "sync_directory", "open_file",
-        "create_file", "close_file", "read_file", "unlink", "size", "names", "lock_file", "is_named",
+        "sync", "write", "pace_writeback", "truncate", "allocate", "rename", "replace_file", "sync_directory",
+        "open_file", "create_file", "close_file", "read_file", "unlink", "size", "names", "lock_file", "is_named",
     ):
         setattr(WatchedDirectory, name, watched(name))
     return WatchedDirectory
