@@ -5,6 +5,9 @@ Each commit gets a worktree and a virtual environment of its own, and both run t
 BASE is the result; BASE over BASE, which differs by chance alone, says how much chance makes of it. The processes
 are started anew several times, for where a process lies in memory is chance, too. HEAD fails where it is slower by
 more than chance, and by more than SMALLEST_LOSS.
+
+A loss of a hundredth is less than what chance makes of times. So both commits' instructions, and what they ask of the
+system, are counted as well, which chance does not move: there two hundredths fail.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from bench import counts
 from bench.machine import describe
 
 SMALLEST_LOSS = 1.03
 STARTS = 6  # of the three processes, each time as a part of the minutes
 WORKLOADS = ("get", "get.hot", "get_many", "apply.1", "apply.100", "apply.hot", "flush", "snapshot", "open")
 CHECKOUT = Path(__file__).resolve().parent.parent
+COUNTING = 60  # seconds of the minutes
 Slices = dict[str, list[tuple[float, float, float]]]  # by workload: seconds of BASE, HEAD and BASE again
 
 
@@ -148,6 +153,27 @@ def render(base: str, head: str, verdicts: list[Verdict], count: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def count(base: Path, head: Path) -> tuple[counts.Counts, counts.Counts]:
+    """The counts of both; none of a base so old that its functions had other names."""
+    try:
+        before = counts.measure(str(base))
+    except RuntimeError as error:
+        print(f"the base cannot be counted, only timed: {error}", file=sys.stderr)
+        before = {}
+    return before, counts.measure(str(head))
+
+
+def render_counts(before: counts.Counts, after: counts.Counts, losses: list[str]) -> str:
+    kinds = sorted({kind for numbers in after.values() for kind in numbers})
+    lines = ["", "What is counted, an operation, before and after:", ""]
+    lines += ["| | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
+    for name, numbers in after.items():
+        old = before.get(name, {})
+        cells = [f"{old[kind]:.2f}, {numbers[kind]:.2f}" if kind in old else f"{numbers[kind]:.2f}" for kind in kinds]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"LOST: {loss}" for loss in losses)]) + "\n"
+
+
 def compare(base: str, head: str, minutes: float, out: Path) -> int:
     """Builds, measures, reports; 1 when HEAD lost anything beyond the noise."""
     out.mkdir(parents=True, exist_ok=True)
@@ -157,21 +183,23 @@ def compare(base: str, head: str, minutes: float, out: Path) -> int:
         shutil.copy(CHECKOUT / "bench" / "guard.py", directory)
         try:
             pythons = [build(commit, directory / label) for commit, label in ((base, "base"), (head, "head"))]
-            seconds = 60 * minutes / STARTS - 10  # a start takes some seconds by itself
+            before, after = count(*pythons)
+            seconds = (60 * minutes - COUNTING) / STARTS - 10  # a start takes some seconds by itself
             starts = [take_turns(pythons, directory, seconds) for _ in range(STARTS)]
         finally:
             for label in ("base", "head"):
                 worktree = str(directory / label)
                 subprocess.run(["git", "-C", str(CHECKOUT), "worktree", "remove", "--force", worktree], check=False)
-    verdicts = judge(starts)
+    verdicts, losses = judge(starts), counts.judge(after, before)
     document = {
-        "about": describe(out), "base": base, "head": head, "starts": starts,
+        "about": describe(out), "base": base, "head": head, "starts": starts, "counts": [before, after],
         "verdicts": [verdict._asdict() for verdict in verdicts],
     }  # fmt: skip
     (out / "compare.json").write_text(json.dumps(document, indent=1) + "\n")
     text = render(base, head, verdicts, sum(len(start[WORKLOADS[0]]) for start in starts))
+    text += render_counts(before, after, losses)
     (out / "compare.md").write_text(text)
     print(text)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         Path(summary).write_text(text)
-    return 1 if any(verdict.lost for verdict in verdicts) else 0
+    return 1 if losses or any(verdict.lost for verdict in verdicts) else 0

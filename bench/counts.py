@@ -23,6 +23,7 @@ RECORDED = Path(__file__).with_name("counts.json")
 INSTRUCTIONS_LIMIT = 1.02
 SYSTEM_LIMIT = 1.10  # of bytes, faults and calls: allocation ahead moves them a little
 COUNT = 2000
+Counts = dict[str, dict[str, float]]  # by operation, by kind
 
 # Operation: the compiled function whose instructions are counted, with all that it calls.
 COUNTED = {
@@ -95,16 +96,16 @@ def platform_name() -> str:
     return f"{platform.system()}-{platform.machine()}-{'-'.join(platform.libc_ver())}-{cc}-{python}"
 
 
-def child_command(name: str, directory: str) -> list[str]:
-    return [sys.executable, "-c", STATE + CHILD, name, directory]
+def child_command(name: str, directory: str, python: str = sys.executable) -> list[str]:
+    return [python, "-c", STATE + CHILD, name, directory]
 
 
-def instructions(name: str) -> float:
+def instructions(name: str, python: str) -> float:
     """Instructions an operation, under callgrind."""
     with tempfile.TemporaryDirectory() as directory:
         command = [
             "valgrind", "--tool=callgrind", "--collect-atstart=no", f"--toggle-collect={COUNTED[name]}",
-            f"--callgrind-out-file={directory}/out", *child_command(name, f"{directory}/state"),
+            f"--callgrind-out-file={directory}/out", *child_command(name, f"{directory}/state", python),
         ]  # fmt: skip
         done = run(command, directory)
         collected = re.search(r"Collected : (\d+)", done.stderr)
@@ -113,10 +114,11 @@ def instructions(name: str) -> float:
         return int(collected[1]) / COUNT
 
 
-def system_counts(name: str) -> dict[str, float]:
+def system_counts(name: str, python: str) -> dict[str, float]:
     """Page faults, bytes written and reads and writes of files, an operation; less than what an idle run has."""
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as directory:
-        numbers = [int(number) for number in run(child_command(name, f"{directory}/state"), directory).stdout.split()]
+        done = run(child_command(name, f"{directory}/state", python), directory)
+        numbers = [int(number) for number in done.stdout.split()]
     names = ("faults", "written_bytes", "calls")
     return {what: number / COUNT for what, number in zip(names, numbers, strict=True)}
 
@@ -130,17 +132,17 @@ def run(command: list[str], directory: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def measure() -> dict[str, dict[str, float]]:
-    """Both kinds of counts, by operation."""
-    found: dict[str, dict[str, float]] = {}
+def measure(python: str = sys.executable) -> Counts:
+    """Both kinds of counts, by operation, of the fastsm that this Python imports."""
+    found: Counts = {}
     for name in COUNTED:
-        found[name] = system_counts(name)
+        found[name] = system_counts(name, python)
         if shutil.which("valgrind"):
-            found[name]["instructions"] = instructions(name)
+            found[name]["instructions"] = instructions(name, python)
     return found
 
 
-def judge(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
+def judge(found: Counts, recorded: Counts) -> list[str]:
     """A sentence for each count that is above its limit."""
     losses = []
     for name, counts in found.items():
@@ -151,7 +153,7 @@ def judge(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, floa
             # Under one fault or call an operation, chance decides: a tenth of one may come on top.
             limit = before * INSTRUCTIONS_LIMIT if what == "instructions" else before * SYSTEM_LIMIT + 0.1
             if number > limit:
-                losses.append(f"{name}: {number:.2f} {what} an operation, recorded {before:.2f}, limit {limit:.2f}")
+                losses.append(f"{name}: {number:.2f} {what} an operation, before {before:.2f}, limit {limit:.2f}")
     return losses
 
 

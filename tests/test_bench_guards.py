@@ -69,6 +69,17 @@ def test_counts_fail_above_what_was_recorded() -> None:
     assert judge({"new": {"instructions": 1.0}}, recorded) == []
 
 
+def test_two_commits_are_counted_as_well() -> None:
+    """A loss that is too small for a clock is one of instructions; what the base lacks is no loss."""
+    compare, counts = load("compare"), load("counts")
+    before = {"get": {"instructions": 354.0}}
+    after = {"get": {"instructions": 386.0}, "new": {"instructions": 9.0}}
+    text = compare.render_counts(before, after, counts.judge(after, before))
+    assert "| get | 354.00, 386.00 |" in text
+    assert "| new | 9.00 |" in text
+    assert text.count("LOST: ") == 1
+
+
 def test_the_users_benchmark_measures_every_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every store gets a number for all that it can do, and the table shows each of them."""
     for name, small in {"KEYS": 2000, "LOOKUPS": 200, "ENTRIES": 200, "FLUSHES": 2, "ROUNDS": 2}.items():

@@ -17,7 +17,7 @@ class Store(Peer):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.pairs: dict[bytes, bytes] = {}
-        self.journal = FileJournal(str(directory / "journal"), False)
+        self.journal = FileJournal(str(directory / "journal"))
         for entry in self.journal[:]:
             self.change(pickle.loads(entry[0]))
         self.index = len(self.journal)
