@@ -11,7 +11,9 @@ trusts nothing: each size is checked against what is left before it is used.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.ref cimport PyObject
+from cpython.list cimport PyList_New, PyList_SET_ITEM
+from cpython.ref cimport Py_INCREF, PyObject
+from cpython.sequence cimport PySequence_Fast
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
@@ -26,6 +28,7 @@ cdef extern from *:
     """
     void prefetch "fastsm_prefetch"(const void *address) noexcept nogil
     PyObject **PySequence_Fast_ITEMS(object sequence)
+    Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
 
 cdef enum:
     VERSION = 0
@@ -361,7 +364,7 @@ cdef class Column:
         elif isinstance(source, (str, bytes, bytearray, memoryview)):
             raise TypeError(f"{name}: expected a column of bytes, found one {type(source).__name__}")
         else:
-            self.cells = list(source)
+            self.cells = copy_ahead(source)
             self.count = len(self.cells)
             self.convert_cells()
             self.items = PySequence_Fast_ITEMS(self.cells)
@@ -375,8 +378,6 @@ cdef class Column:
     cdef int convert_cells(self) except -1:
         cdef Py_ssize_t i
         for i in range(self.count):
-            if i + AHEAD < self.count:
-                prefetch(PySequence_Fast_ITEMS(self.cells)[i + AHEAD])
             if type(<object>PySequence_Fast_ITEMS(self.cells)[i]) is not bytes:
                 self.cells[i] = bytes(memoryview(self.cells[i]))
         return 0
@@ -430,6 +431,23 @@ cdef class Column:
         while self.strips and size[0] and start[size[0] - 1] == 0:
             size[0] -= 1
         return start
+
+
+cdef list copy_ahead(source):
+    """`list(source)`, with the cache misses of its objects overlapping."""
+    cdef object fast = PySequence_Fast(source, "a column is a sequence of bytes")
+    cdef PyObject **items = PySequence_Fast_ITEMS(fast)
+    cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(fast)
+    cdef list copied = PyList_New(count)
+    cdef Py_ssize_t i
+    for i in range(count):
+        if i + AHEAD < count:
+            prefetch(items[i + AHEAD])
+            prefetch(<char *>items[i + AHEAD] + 64)
+            prefetch(<char *>items[i + AHEAD] + 128)
+        Py_INCREF(<object>items[i])
+        PyList_SET_ITEM(copied, i, <object>items[i])
+    return copied
 
 
 def put_many(keys, values):
