@@ -44,10 +44,10 @@ def target_table(results: dict[tuple[str, str], Result]) -> list[str]:
         if result is None:
             continue
         unit = "" if row.unit == "ratio" else f" {row.unit}"
-        reached = "" if verdict(result).endswith("reached") else "missed"
-        lines.append(
-            f"| {row.work} | {row.base} | {result.median:.3g}{unit} | {spread(result)} | ≤ {row.target:g}{unit} "
-            f"| {reached} |")
+        target = "" if row.target is None else f"≤ {row.target:g}{unit}"
+        missed = "missed" if verdict(result).endswith("MISSED") else ""
+        measured = f"{result.median:.3g}{unit} | {spread(result)}"
+        lines.append(f"| {row.work} | {row.base} | {measured} | {target} | {missed} |")
     return [*lines, ""]
 
 
