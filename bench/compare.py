@@ -88,12 +88,16 @@ class Runner:
         shutil.rmtree(self.scratch)
 
 
-def take_turns(pythons: list[Path], directory: Path, seconds: float) -> Slices:
-    """One start of the three processes: slices of every workload, in changing order, for so many seconds."""
+def take_turns(pythons: list[Path], directory: Path, seconds: float, turn: int) -> Slices:
+    """One start of the three processes: slices of every workload, in changing order, for so many seconds.
+
+    Who starts first is another one in each turn: it may get the better places in memory and on the disk.
+    """
     found: Slices = {workload: [] for workload in WORKLOADS}
     base, head = pythons
-    runners = [Runner(python, directory, name) for python, name in ((base, "a"), (head, "b"), (base, "c"))]
     orders = list(itertools.permutations(range(3)))
+    started_as = {which: Runner((base, head, base)[which], directory, f"process-{which}") for which in orders[turn % 6]}
+    runners = [started_as[which] for which in range(3)]
     try:
         for workload in WORKLOADS:
             for runner in runners:
@@ -185,7 +189,7 @@ def compare(base: str, head: str, minutes: float, out: Path) -> int:
             pythons = [build(commit, directory / label) for commit, label in ((base, "base"), (head, "head"))]
             before, after = count(*pythons)
             seconds = (60 * minutes - COUNTING) / STARTS - 10  # a start takes some seconds by itself
-            starts = [take_turns(pythons, directory, seconds) for _ in range(STARTS)]
+            starts = [take_turns(pythons, directory, seconds, turn) for turn in range(STARTS)]
         finally:
             for label in ("base", "head"):
                 worktree = str(directory / label)
