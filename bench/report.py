@@ -57,7 +57,7 @@ def peer_table(results: dict[tuple[str, str], Result]) -> list[str]:
     if not peers:
         return []
     columns = ["fastsm", *peers]
-    lines = ["## Peers", "", "The same ratios to the same base, in the same run.", ""]
+    lines = ["## Peers", "", "The same ratios to the same base, timed in turns with it.", ""]
     lines += ["| work | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     for name, row in ROWS.items():
         found = {who: results[name, who].median for who in columns if (name, who) in results}
