@@ -158,7 +158,9 @@ def render(base: str, head: str, verdicts: list[Verdict], count: int) -> str:
 
 
 def count(base: Path, head: Path) -> tuple[counts.Counts, counts.Counts]:
-    """The counts of both; none of a base so old that its functions had other names."""
+    """The counts of both; none without Linux's /proc, nor of a base so old that its functions had other names."""
+    if not counts.can_count():
+        return {}, {}
     try:
         before = counts.measure(str(base))
     except RuntimeError as error:
@@ -169,6 +171,8 @@ def count(base: Path, head: Path) -> tuple[counts.Counts, counts.Counts]:
 
 def render_counts(before: counts.Counts, after: counts.Counts, losses: list[str]) -> str:
     kinds = sorted({kind for numbers in after.values() for kind in numbers})
+    if not before:
+        return "\nNothing was counted beside it: this system or the base cannot be counted.\n"
     lines = ["", "What is counted, an operation, before and after:", ""]
     lines += ["| | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
     for name, numbers in after.items():

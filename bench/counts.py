@@ -132,6 +132,10 @@ def run(command: list[str], directory: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def can_count() -> bool:
+    return Path("/proc/self/io").exists()
+
+
 def measure(python: str = sys.executable) -> Counts:
     """Both kinds of counts, by operation, of the fastsm that this Python imports."""
     found: Counts = {}
@@ -159,7 +163,7 @@ def judge(found: Counts, recorded: Counts) -> list[str]:
 
 def main(record: bool) -> int:
     """Prints the counts and compares them, or records them; the exit status."""
-    if not Path("/proc/self/io").exists():
+    if not can_count():
         print("counts: skipped, they need Linux's /proc")
         return 0
     known: dict[str, Any] = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}

@@ -44,7 +44,7 @@ ROWS = {
     "snapshot": Row("snapshot of 1 million, BLAKE3 and fsync included", "bare write + fsync", 2),
     "snapshot.reader.p9999": Row("a reader meanwhile: 99.99th percentile", "the same without", 2),
     "snapshot.reader.gap": Row("a reader meanwhile: longest gap", "the same without", 2),
-    # Where the two above are missed, 1.1 of these would do.
+    # Without a verdict: where one of the two above is missed, 1.1 here would do instead.
     "snapshot.reader.c.p9999": Row("the same percentile", "a C thread that hashes and writes as much", None),
     "snapshot.reader.c.gap": Row("the same gap", "a C thread that hashes and writes as much", None),
     "install": Row("install of that snapshot", "bare write + fsync", 2.5),

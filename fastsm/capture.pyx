@@ -38,7 +38,6 @@ from fastsm.errors import SnapshotError
 cdef enum:
     SLICE = 64 << 20          # bytes of arena between two looks at signals: some 10 ms
     SMALLEST_PIECE = 256 << 10
-    PACED_BEHIND = 64 << 20   # what the disk has to do while the sums are computed
     LARGEST_PIECE = 8 << 20   # of what is written at once: few calls, so that a busy reader's GIL is seldom needed
 
 
@@ -213,7 +212,6 @@ cdef class Capture:
         cdef Walk walk = self.walk()
         cdef uint64_t room = min(max(<uint64_t>SMALLEST_PIECE, self.estimated_size / 8), <uint64_t>LARGEST_PIECE)
         cdef uint64_t size = 0
-        cdef uint64_t paced = offset  # up to there the disk has been given its work
         cdef uint64_t filled
         self.piece = <uint8_t *>malloc(room)
         if self.piece == NULL:
@@ -226,9 +224,6 @@ cdef class Capture:
             if filled:
                 directory.write(descriptor, PyMemoryView_FromMemory(<char *>self.piece, filled, PyBUF_READ), offset)
                 offset += filled
-                if offset > paced + PACED_BEHIND:
-                    directory.pace_writeback(descriptor, paced, offset - PACED_BEHIND)
-                    paced = offset - PACED_BEHIND
                 size += filled
             tick(size)
         free(self.piece)

@@ -436,10 +436,12 @@ cdef class Column:
 cdef list copy_ahead(source):
     """`list(source)`, with the cache misses of its objects overlapping."""
     cdef object fast = PySequence_Fast(source, "a column is a sequence of bytes")
-    cdef PyObject **items = PySequence_Fast_ITEMS(fast)
     cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(fast)
-    cdef list copied = PyList_New(count)
+    cdef list copied = PyList_New(count)  # this may collect garbage, and so run code that changes the caller's list
+    cdef PyObject **items = PySequence_Fast_ITEMS(fast)
     cdef Py_ssize_t i
+    if PySequence_Fast_GET_SIZE(fast) != count:
+        return list(fast)
     for i in range(count):
         if i + AHEAD < count:
             prefetch(items[i + AHEAD])

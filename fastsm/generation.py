@@ -157,9 +157,16 @@ def prepare_next(directory: Directory, log: Log) -> None:
     """All of the step to ``log``, which is synced, that needs no writer to wait: its files' names are durable on
     return, and beside CURRENT lies what will be in its place. It says how far ``log`` is durable by now.
     """
+    write_next(directory, log)
     with storage_errors(directory.path, "preparing a new generation"):
-        directory.write_file(prepared_name(log.head.generation), format.pack_current(current_of(log)))
         directory.sync_directory()
+
+
+def write_next(directory: Directory, log: Log) -> None:
+    """Writes, or writes anew, what will be in CURRENT's place: that ``log`` is durable up to its present end."""
+    name = prepared_name(log.head.generation)
+    with storage_errors(directory.path_of(name), "writing"):
+        directory.write_file(name, format.pack_current(current_of(log)))
 
 
 def name_next(directory: Directory, old: Log, log: Log) -> None:

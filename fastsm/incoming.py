@@ -60,7 +60,8 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
     def write(piece: memoryview) -> None:
         nonlocal offset
         directory.write(descriptor, piece, offset)
-        directory.pace_writeback(descriptor, offset, offset + len(piece))
+        if snapshot.head.codec == format.CODEC_NONE:  # else it is unlinked when it is unpacked
+            directory.pace_writeback(descriptor, offset, offset + len(piece))
         offset += len(piece)
 
     try:

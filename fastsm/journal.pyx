@@ -515,7 +515,7 @@ cdef class Journal(Entries):
 
     cdef int close_files(self) except -1:
         cdef Segment segment
-        for segment in (*self.segments, *self.retired, self.spare):
+        for segment in self.segments + self.retired + [self.spare]:
             if segment is not None:
                 segment.close()
         self.start_over(0)

@@ -54,7 +54,7 @@ cdef extern from * nogil:
     void write_back(int descriptor, off_t offset, off_t size)
     int await_written(int descriptor, off_t size)
     int errno
-    const int EINTR, EINVAL, EIO, ENOSYS
+    const int EINTR, EIO, ENOSYS
 
 cdef enum:
     PACE_PIECE = 2 << 20
@@ -186,7 +186,7 @@ def pace_writeback(int descriptor, off_t start, off_t stop):
             write_back(descriptor, start, size)
             start += size
             failed = start > PACE_WINDOW and await_written(descriptor, start - PACE_WINDOW) < 0
-    if failed and errno not in (EINTR, EINVAL, ENOSYS):  # the system may not know how: then it is done by the sync
+    if failed and errno != ENOSYS:  # without such a call the sync does it all
         PyErr_SetFromErrno(OSError)
 
 

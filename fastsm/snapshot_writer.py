@@ -37,6 +37,7 @@ class Tick(Protocol):
 COMPRESSIONS = {None: format.CODEC_NONE, "none": format.CODEC_NONE, "zstd": format.CODEC_ZSTD}
 # Beside a thread that computes, each call without the GIL waits up to 5 ms to get it back: pieces are large.
 HASH_PIECE = 256 << 20
+PACED_BEHIND = 64 << 20  # what the disk has to do while the sums are computed
 COMPRESS_PIECE = 8 << 20
 
 _LEFTOVER = re.compile(re.escape(SNAPSHOT) + r"\.[0-9]+-[0-9a-f]+\.tmp")
@@ -231,7 +232,7 @@ def write_snapshot_into(
     """
     attachment = memoryview(attachment).cast("B")
     start = _write_attachment(directory, fd, attachment)
-    parts = _write_state(directory, fd, source, start, tick)
+    parts = _write_state(directory, fd, source, start, _paced(directory, fd, start, tick))
     head = parts.head(format.CODEC_NONE, len(attachment), parts.size)
     # The disk works while the sums are computed; what it takes then, the last sync finds done.
     with _early_sync(directory, fd, start + parts.size), _mapped(fd, start + parts.size) as content:
@@ -239,6 +240,21 @@ def write_snapshot_into(
         head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
     _finish(directory, fd, head)
     return head
+
+
+def _paced(directory: Directory, fd: Descriptor, start: int, tick: Tick) -> Tick:
+    """``tick``, told of the bytes behind ``start`` so far; it also gives the disk all of them but the last."""
+    paced = 0
+
+    def tick_and_pace(*done: int) -> object:
+        nonlocal paced
+        stop = start + sum(done) - PACED_BEHIND
+        if stop > paced:
+            directory.pace_writeback(fd, paced, stop)
+            paced = stop
+        return tick(*done)
+
+    return tick_and_pace
 
 
 def _write_compressed(
@@ -354,13 +370,19 @@ def _mapped(fd: Descriptor, size: int) -> Iterator[memoryview]:
 def _early_sync(directory: Directory, fd: Descriptor, size: int) -> Iterator[None]:
     """Syncs the file on a thread beside the block. A failure is raised at the block's end, in its own words."""
 
+    own = fd.duplicate()  # a signal may end the wait for the thread, and close the other
+
     def sync() -> None:
-        directory.pace_writeback(fd, 0, size)
-        directory.sync(fd)
+        try:
+            directory.pace_writeback(own, 0, size)
+            directory.sync(own)
+        finally:
+            own.close()
 
     try:
         early = Beside(sync)
     except RuntimeError:  # no thread can be had: the last sync has more to do
+        own.close()
         yield
         return
     try:

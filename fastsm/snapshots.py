@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -223,21 +223,24 @@ class Snapshots(Engine):
         return old
 
     def _end_step(self, old: Log, what: str) -> None:
-        """Behind the step: says what it was, removes the old log. A job or the turn keeps the directory open."""
+        """Behind the step: removes the old log, and says what it was. A job or the turn keeps the directory open."""
+        before = old.end
         try:
-            logger.info(
-                "%s: %s: a log of %d bytes became a base of %d and a log of %d", self.path, what, old.end,
-                self._log.base_bytes, self._log.end)
             with storage_errors(self.path, "removing the old generation"):
                 old.close()
                 generation.remove_generation(self._directory, old.head.generation)
+            logger.info(
+                "%s: %s: a log of %d bytes became a base of %d and a log of %d", self.path, what, before,
+                self._log.base_bytes, self._log.end)
         except (StorageError, MemoryError) as error:
             self._go_on_behind_the_step(error)
 
     def _go_on_behind_the_step(self, error: Exception) -> None:
         """What fails behind the step to another generation is no error of that step."""
-        with suppress(MemoryError):  # then nobody can be told
+        try:  # noqa: SIM105  # `suppress` would need memory itself
             logger.warning("%s: left over until the next opening: %r", self.path, error)
+        except MemoryError:
+            pass  # then nobody can be told
 
     def _discard(self, log: Log | None, number: int) -> None:
         """Removes what was prepared of a generation, unless that has become the state."""
@@ -421,12 +424,15 @@ class Snapshots(Engine):
                 job.check()
                 self._require(True)
                 old.check_writable()  # a failed sync may have left frames there that were never applied
+                prepared = log.end
                 self._write_state(True)
                 self._carry_over(log, index, old, carried)
                 metadata = self.snapshot_metadata()
                 if metadata is not None:
                     append_metadata(log, metadata)
                 log.sync()
+                if log.end > prepared:  # else a later look could take what was carried over for a torn tail
+                    generation.write_next(self._directory, log)
                 self._take_next(log, index)
         except BaseException:
             self._discard(log, number)

@@ -11,13 +11,23 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fastsm
-from fastsm import FastStateMachine, LogId, MemoryStateMachine, SnapshotError, SnapshotMetadata, SnapshotRangeError
+from fastsm import (
+    CorruptionError,
+    FastStateMachine,
+    LogId,
+    MemoryStateMachine,
+    SnapshotError,
+    SnapshotMetadata,
+    SnapshotRangeError,
+    generation,
+)
 from fastsm.policy import NEVER, Policy
-from support.faulty import crash_copy
+from support.faulty import crash_copy, frames_of
 from support.histories import KEYS, History, state_of
 
 
@@ -296,3 +306,39 @@ def test_it_is_told_to_the_log(
     with caplog.at_level(logging.INFO, "fastsm"):
         machine.compact(200)
     assert "compacted up to (200, 1)" in caplog.text
+
+
+def test_what_was_carried_over_last_is_known_to_be_durable(
+    directory: Path, tmp_path: Path, machine_at: Callable[..., FastStateMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries and a snapshot's metadata that came while the step was prepared are no torn tail when a bit rots."""
+    machine = machine_at(directory)
+    overwrite(machine, 100)
+    prepare = generation.prepare_next
+
+    def prepare_late(*arguments: Any) -> None:
+        prepare(*arguments)
+        overwrite(machine, 10)
+        machine.write_snapshot(tmp_path / "out")
+        overwrite(machine, 10)
+        machine.flush()
+
+    monkeypatch.setattr(generation, "prepare_next", prepare_late)
+    prepared = machine._log
+    machine.compact(100)
+    assert machine._log is not prepared
+    killed = crash_copy(directory, tmp_path / "killed")
+    (log,) = killed.glob("log-*")
+    frames = frames_of(log)
+    assert len(frames) >= 2
+    for start, _ in frames:
+        data = bytearray(log.read_bytes())
+        data[start + 30] ^= 1
+        log.write_bytes(data)
+        with pytest.raises(CorruptionError):
+            FastStateMachine(killed)
+        data[start + 30] ^= 1
+        log.write_bytes(data)
+    with FastStateMachine(killed) as again:
+        assert again.last_applied() == LogId(120, 1)
+        assert again.snapshot_metadata() == machine.snapshot_metadata()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import contextlib
+import gc
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -277,3 +279,31 @@ def test_a_command_has_a_limit_here_too() -> None:
     cell = bytes(1 << 22)  # the same in every pair, so that they take no memory
     with pytest.raises(CommandError, match="the limit is"):
         fastsm.put_many([b"%d" % i for i in range(1025)], [cell] * 1025)
+
+
+def test_a_column_that_a_collection_changes_is_taken_whole() -> None:
+    """Making the copy may collect garbage, whose finalizers may empty the caller's list: no pointer into it is kept."""
+    keys = [b""]
+
+    class Node:
+        def __del__(self) -> None:
+            keys.clear()
+
+    before = gc.get_threshold()
+    held = []
+    try:
+        for threshold in range(1, 12):
+            keys[:] = [b"key-%06d" % i for i in range(50_000)]
+            held.append([[] for _ in range(300)])
+            gc.collect()
+            gc.disable()
+            node: Any = Node()
+            node.itself = node
+            del node
+            gc.set_threshold(threshold, 0, 0)
+            gc.enable()
+            with contextlib.suppress(ValueError):  # then it was empty already when its size was taken
+                fastsm.put_many(keys, (b"v",) * 50_000)
+    finally:
+        gc.set_threshold(*before)
+        gc.enable()
