@@ -389,6 +389,16 @@ def _early_sync(directory: Directory, fd: Descriptor, size: int) -> Iterator[Non
         yield
     except BaseException:
         with suppress(Exception):  # the block's own failure came first
-            early.wait()
+            _end(early, own)
         raise
-    early.wait()
+    _end(early, own)
+
+
+def _end(early: Beside, own: Descriptor) -> None:
+    """Waits for the thread, which closes its descriptor where it has memory for it; a signal may end the wait alone."""
+    try:
+        early.wait()
+    except Exception:
+        own.close()
+        raise
+    own.close()
