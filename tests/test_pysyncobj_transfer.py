@@ -141,3 +141,33 @@ def test_a_follower_that_takes_its_time_is_heard(cluster: SimulatedCluster, monk
         assert (node._isLeader(), node.raftCurrentTerm) == (True, term)
     cluster.connect(third)
     arrives(cluster, follower)
+
+
+@pytest.mark.parametrize("tail", [2, 5, 9])
+def test_a_leader_that_was_cut_off_with_a_tail_of_its_own_catches_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: int
+) -> None:
+    """Its entries that nobody confirmed give way to the next leader's, which come in several messages at once."""
+    random.seed(2)
+    cluster = SimulatedCluster(tmp_path, Clock(monkeypatch), random.Random(2), durable=False, watched=False)
+    try:
+        for node in cluster.nodes.values():
+            node.policy = dumping.DumpPolicy(journal_bytes=1 << 40)  # no snapshot takes the journals' place
+        cluster.settle()
+        old = cluster.leader()
+        assert old is not None
+        cluster.silence(old)
+        for number in range(tail):
+            cluster.nodes[old].put(b"lost-%d" % number, b"value")
+        wait(cluster, lambda: any(a != old and node._isLeader() for a, node in cluster.nodes.items()))
+        new = next(a for a, node in cluster.nodes.items() if a != old and node._isLeader())
+        for number in range(100):
+            cluster.nodes[new].put(b"kept-%d" % number, bytes(3000))
+            cluster.step()
+        wait(cluster, lambda: cluster.nodes[new].get(b"kept-99") is not None)
+        cluster.hear(old)
+        cluster.settle()
+        assert cluster.nodes[old].get(b"kept-99") == bytes(3000)
+        assert cluster.nodes[old].get(b"lost-0") is None
+    finally:
+        cluster.end()

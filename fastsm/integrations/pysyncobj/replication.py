@@ -1,6 +1,7 @@
 """How entries get from the leader's journal into those of its followers.
 
-PySyncObj's own way is kept, but for five things. Entries that a follower has already are not removed and written
+PySyncObj's own way is kept, but for six things. A follower whose journal does not fit has the leader go on behind what
+it has applied: up to there all journals are the same. Entries that a follower has already are not removed and written
 again, so that what it acknowledged once stays. A follower's commit index never passes what it has compared with its
 leader. A reply counts only for the term that it was made in. A reply to an older message does not move the
 leader back. And entries of any size arrive whole.
@@ -147,6 +148,10 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     def _SyncObj__sendNextNodeIdx(
         self, node: Any, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
     ) -> None:
+        if reset:
+            # What lies behind is not known to be the leader's. One step back for each message that does not fit would
+            # be undone by the answer to the next one on its way, which says where this journal ends: for ever.
+            nextNodeIdx = self._SyncObj__raftLastApplied + 1
         self._transport.send(node, {
             "type": "next_node_idx",
             "term": self._SyncObj__raftCurrentTerm,
