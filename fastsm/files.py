@@ -16,11 +16,14 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastsm import mapping
 from fastsm.errors import CorruptionError, LockedError, StorageError
 from fastsm.mapping import Descriptor, open_at
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 LOCK = "LOCK"
 PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
@@ -244,6 +247,13 @@ class Directory:
     start_writeback = staticmethod(mapping.start_writeback)
     pace_writeback = staticmethod(mapping.pace_writeback)
     truncate = staticmethod(os.ftruncate)
+
+    def write_paced(self, fd: Descriptor, data: Buffer, offset: int) -> int:
+        """Writes a piece of a large file, and gives it to the disk at its pace; returns the offset behind it."""
+        stop = offset + memoryview(data).nbytes
+        self.write(fd, data, offset)
+        self.pace_writeback(fd, offset, stop)
+        return stop
 
     def size(self, fd: Descriptor) -> int:
         return os.fstat(fd.number).st_size

@@ -59,10 +59,11 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
 
     def write(piece: memoryview) -> None:
         nonlocal offset
-        directory.write(descriptor, piece, offset)
-        if snapshot.head.codec == format.CODEC_NONE:  # else it is unlinked when it is unpacked
-            directory.pace_writeback(descriptor, offset, offset + len(piece))
-        offset += len(piece)
+        if snapshot.head.codec == format.CODEC_NONE:
+            offset = directory.write_paced(descriptor, piece, offset)
+        else:  # it is unlinked when it is unpacked
+            directory.write(descriptor, piece, offset)
+            offset += len(piece)
 
     try:
         directory.allocate(descriptor, 0, snapshot.size)
@@ -88,11 +89,8 @@ def unpack(
         nonlocal offset
         with Snapshot(stored.duplicate(), snapshot.path) as copied:
             for piece in copied.flat_pieces():
-                size = memoryview(piece).nbytes
-                directory.write(descriptor, piece, offset)
-                directory.pace_writeback(descriptor, offset, offset + size)
+                offset = directory.write_paced(descriptor, piece, offset)
                 hasher.update(piece)
-                offset += size
                 yield piece
 
     compare(snapshot.path, "state checksum", head.state_checksum, flat_state_checksum(head, written_pieces()))

@@ -116,9 +116,7 @@ cdef int write_segments(directory, descriptor, Table table, uint64_t offset, tic
         count = min(table.segment_count - number, <uint32_t>SEGMENTS_PER_BLOCK)
         piece = PyMemoryView_FromMemory(
             <char *>table.segment_at(number), <ssize_t>count * SEGMENT_SIZE, PyBUF_READ)
-        directory.write(descriptor, piece, offset)
-        directory.pace_writeback(descriptor, offset, offset + len(piece))
-        offset += len(piece)
+        offset = directory.write_paced(descriptor, piece, offset)
         number += count
         tick()
     return 0

@@ -265,9 +265,7 @@ def _write_compressed(
 
     def write(piece: bytes) -> None:
         nonlocal offset
-        directory.write(fd, piece, offset)
-        directory.pace_writeback(fd, offset, offset + len(piece))
-        offset += len(piece)
+        offset = directory.write_paced(fd, piece, offset)
 
     def pieces(content: memoryview) -> Generator[memoryview, None, None]:
         for at in range(0, len(content), COMPRESS_PIECE):
@@ -369,7 +367,6 @@ def _mapped(fd: Descriptor, size: int) -> Iterator[memoryview]:
 @contextmanager
 def _early_sync(directory: Directory, fd: Descriptor, size: int) -> Iterator[None]:
     """Syncs the file on a thread beside the block. A failure is raised at the block's end, in its own words."""
-
     own = fd.duplicate()  # a signal may end the wait for the thread, and close the other
 
     def sync() -> None:
