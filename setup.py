@@ -6,9 +6,13 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
-    "hashing", "beside", "command", "format", "mapping", "table", "terms", "dead", "recovery", "log", "index",
-    "saved_table", "capture", "frozen", "state", "turns", "chunk", "engine", "group_commit",
-    "journal_format", "journal_entries", "segment", "journal",
+    "background", "command",
+    *(f"disk.{name}" for name in ("hashing", "format", "mapping")),
+    *(f"lookup.{name}" for name in ("table", "terms", "dead", "index")),
+    *(f"generation.{name}" for name in ("recovery", "log", "saved_table")),
+    "snapshot.capture",
+    *(f"core.{name}" for name in ("frozen", "state", "turns", "chunk", "engine", "group_commit")),
+    *(f"journal.{name}" for name in ("format", "entries", "segment", "journal")),
 ]
 
 DIRECTIVES = {
@@ -33,7 +37,8 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                f"fastsm.{name}", [f"fastsm/{name}.pyx"], extra_compile_args=COMPILE_ARGS, extra_link_args=LINK_ARGS,
+                f"fastsm.{name}", [f"fastsm/{name.replace('.', '/')}.pyx"],
+                extra_compile_args=COMPILE_ARGS, extra_link_args=LINK_ARGS,
             )
             for name in MODULES
         ],

@@ -14,7 +14,7 @@ from typing import Any
 
 import blake3
 
-from fastsm.hashing import siphash
+from fastsm.disk.hashing import siphash
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -17,7 +17,7 @@ from cpython.sequence cimport PySequence_Fast
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
-from fastsm.hashing cimport load32
+from fastsm.disk.hashing cimport load32
 
 from fastsm.errors import CommandError, UnknownCommandError
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Noop, Put

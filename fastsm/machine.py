@@ -9,16 +9,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from fastsm import generation
-from fastsm.coroutines import OrderedWorker, is_small
+from fastsm.core.coroutines import OrderedWorker, is_small
+from fastsm.core.group_commit import GroupCommit
+from fastsm.core.policy import Policy
+from fastsm.core.snapshots import Attachment, Snapshots
+from fastsm.disk.files import Directory, left_by_children, storage_errors
 from fastsm.errors import CorruptionError, StorageError
-from fastsm.files import Directory, left_by_children, storage_errors
-from fastsm.group_commit import GroupCommit
-from fastsm.policy import Policy
-from fastsm.snapshots import Attachment, Snapshots
+from fastsm.generation import current as generation
+from fastsm.generation.verification import Verification
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
-from fastsm.verification import Verification
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

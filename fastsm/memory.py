@@ -10,8 +10,8 @@ from typing import Any
 
 from fastsm.command import decode
 from fastsm.errors import CommandError, NotRunningError, OrderError, SnapshotRangeError, StaleSnapshotError
-from fastsm.model_snapshot import CODECS, State, read_state, snapshot_bytes, write_file
-from fastsm.snapshot import check_metadata, open_snapshot
+from fastsm.snapshot.file import check_metadata, open_snapshot
+from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, Noop, Put, SnapshotMetadata
 

@@ -22,7 +22,7 @@ CHECKOUT = TESTS.parent
 
 def is_built(package: Path) -> bool:
     """Whether the folder holds modules compiled for this interpreter."""
-    return any((package / f"engine{suffix}").exists() for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return any((package / "core" / f"engine{suffix}").exists() for suffix in importlib.machinery.EXTENSION_SUFFIXES)
 
 
 def uncover_installed_package() -> None:

@@ -15,7 +15,9 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-with atheris.instrument_imports(include=["support.page_reader", "fastsm.snapshot", "fastsm.codec", "fastsm.receiver"]):
+DECODERS = ["support.page_reader", "fastsm.snapshot.file", "fastsm.snapshot.codec", "fastsm.snapshot.receiver"]
+
+with atheris.instrument_imports(include=DECODERS):
     from support.fuzz_worker import TARGETS, corpus_of
 
 from support.faulty import memory_directory

@@ -20,9 +20,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fastsm
-import fastsm.snapshots
+import fastsm.core.snapshots
 from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot
-from fastsm.journal import Journal
+from fastsm.journal.journal import Journal
 from support.faulty import memory_directory
 from support.power import QuietDirectory
 
@@ -115,7 +115,7 @@ def plant(name: str) -> None:
     if name == "descriptors":
         PLANTED[name].append(os.open("/dev/null", os.O_RDONLY))
     elif name == "virtual_bytes":
-        PLANTED[name].append(fastsm.mapping.Mapping(1 << 20))
+        PLANTED[name].append(fastsm.disk.mapping.Mapping(1 << 20))
     elif name == "maps":
         with open(__file__, "rb") as file:
             PLANTED[name].append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
@@ -140,7 +140,7 @@ def main() -> int:
     parser.add_argument("--plant", choices=Held._fields, help="a leak of this kind, to see that it is found")
     options = parser.parse_args()
     logging.getLogger("fastsm").setLevel(logging.CRITICAL + 1)
-    fastsm.snapshots.SAVE_TABLE_ABOVE = 0
+    fastsm.core.snapshots.SAVE_TABLE_ABOVE = 0
     samples: list[Held] = []
     with memory_directory() as root:
         for number in range(options.rounds + 1):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import test_kill
+from generation import test_kill
 
 from fastsm import CorruptionError, FastsmError, FastStateMachine, FormatVersionError
 from support import at_each_call, shim

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastsm import benchmark
+from fastsm.tools import benchmark
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 

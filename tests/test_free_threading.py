@@ -17,7 +17,7 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 def test_no_module_says_that_it_needs_no_gil() -> None:
     """Reads run beside writes under the GIL alone: a module that declared otherwise would be wrong."""
-    sources = [*PACKAGE.glob("*.pyx"), *PACKAGE.glob("*.pxd"), *PACKAGE.parent.glob("setup.py")]
+    sources = [*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd"), *PACKAGE.parent.glob("setup.py")]
     assert sources
     for source in sources:
         assert "freethreading" not in source.read_text(encoding="utf-8"), source

@@ -20,26 +20,37 @@ if not PACKAGE.is_dir():
 SOURCES = sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".pyx", ".pxd", ".pyi"))
 
 
+FOLDERS_OF_EQUALS = ("integrations", "cli", "testing")  # the docstring lists them whole
+
+
 def module_name(path: Path) -> str:
-    """`machine` for fastsm/machine.py, `testing` for fastsm/testing/__init__.py."""
+    """`core.state` for fastsm/core/state.pyx, `testing` for fastsm/testing/__init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def top(module: str) -> str:
-    """The module or subpackage right under the package."""
-    return module.partition(".")[0]
+def listed_name(module: str) -> str:
+    """The name under which the docstring lists a module: its own, or that of a folder that is listed whole."""
+    top = module.partition(".")[0]
+    return top if top in FOLDERS_OF_EQUALS else module
 
 
 MODULES = {module_name(path) for path in SOURCES} - {""}
+FOLDERS = {name for name in MODULES if (PACKAGE / name).is_dir()} - set(FOLDERS_OF_EQUALS)
 
 
 def reading_order() -> list[str]:
-    """The modules in the order of the list in the package's docstring."""
+    """The modules in the order of the list in the package's docstring; a folder stands before what is in it."""
     docstring = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
     assert docstring is not None
-    lines = re.findall(r"^    ([a-z_.]+(?:, [a-z_.]+)*)  +\S", docstring, re.MULTILINE)
-    return [name for line in lines for name in line.split(", ")]
+    order, folder = [], ""
+    for indent, names, slash in re.findall(r"^((?:    )+)([a-z_]+(?:, [a-z_]+)*)(/?) +\S", docstring, re.MULTILINE):
+        if len(indent) == 4:
+            folder = f"{names}." if slash else ""
+            order += names.split(", ")
+        else:
+            order += [folder + name for name in names.split(", ")]
+    return order
 
 
 # ---- what is imported where --------------------------------------------------------------------------
@@ -49,10 +60,13 @@ def imports_of(path: Path) -> Iterator[str]:
     source = path.read_text(encoding="utf-8")
     found = imports_in_python(ast.parse(source)) if path.suffix in (".py", ".pyi") else imports_in_cython(source)
     for module, names in found:
-        if module == "fastsm":
+        folder = module.removeprefix("fastsm").removeprefix(".")
+        if folder in FOLDERS:
+            yield from (f"{folder}.{name}" for name in names)
+        elif module == "fastsm":
             yield from (name if name in MODULES else "" for name in names)
         elif module.startswith("fastsm."):
-            yield module.removeprefix("fastsm.")
+            yield folder
 
 
 def imports_in_python(node: ast.AST) -> Iterator[tuple[str, list[str]]]:
@@ -80,15 +94,14 @@ def imports_in_cython(source: str) -> Iterator[tuple[str, list[str]]]:
 
 def test_docstring_lists_every_module() -> None:
     """The reading order in the package's docstring names each module once, and none that is not there."""
-    order = reading_order()
-    assert sorted(order) == sorted({top(name) for name in MODULES} - {"__main__"})
+    assert sorted(reading_order()) == sorted({listed_name(name) for name in MODULES} - {"__main__"})
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_downward_only(path: Path) -> None:
-    """A module imports only modules that the reading order names before it."""
+    """A module imports only what the reading order names before it, and so a folder only folders before it."""
     order = reading_order()
-    # Whoever imports the package itself needs all that the package imports.
+    # Whatever imports the package itself needs everything that the package imports.
     whole = max(order.index(name) for name in imports_of(PACKAGE / "__init__.py"))
 
     def rank(module: str) -> int:
@@ -97,12 +110,22 @@ def test_imports_run_downward_only(path: Path) -> None:
         assert module == "" or module in order, f"the docstring does not list {module}"
         return order.index(module) if module else whole
 
-    name = top(module_name(path))
+    name = listed_name(module_name(path))
     if name == "":
         return
-    imported = {other for other in map(top, imports_of(path)) if other != name}
+    imported = {other for other in map(listed_name, imports_of(path)) if other != name}
     upward = [other or "fastsm itself" for other in imported if rank(other) >= rank(name)]
     assert not upward, f"{path.name} imports {upward}"
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS))
+def test_a_folder_says_what_it_is_for(folder: str) -> None:
+    """The `__init__` of each folder says what it is for and what it may import, and imports nothing itself."""
+    source = (PACKAGE / folder / "__init__.py").read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(source))
+    assert docstring is not None
+    assert "may import" in docstring
+    assert len(ast.parse(source).body) == 1
 
 
 def test_imports_are_seen() -> None:
@@ -110,8 +133,8 @@ def test_imports_are_seen() -> None:
     assert {"command", "terms"} <= set(imports_of(PACKAGE / "chunk.pxd"))
     assert {"errors", "format", "files", "types"} <= set(imports_of(PACKAGE / "log.pyx"))
     assert {"snapshots", "generation", "types"} <= set(imports_of(PACKAGE / "machine.py"))
-    python = "if TYPE_CHECKING:\n    import fastsm.machine\ndef f():\n    from fastsm.log import Log\n"
-    assert list(imports_in_python(ast.parse(python))) == [("fastsm.log", ["Log"])]
+    python = "if TYPE_CHECKING:\n    import fastsm.machine\ndef f():\n    from fastsm.generation.log import Log\n"
+    assert list(imports_in_python(ast.parse(python))) == [("fastsm.generation.log", ["Log"])]
     cython = (
         '"""from fastsm.no import n"""\ncimport fastsm.a\n'
         "from fastsm.b cimport (  # why\n    x, y as z,\n)\nfrom fastsm import c, d\n")

@@ -1,4 +1,4 @@
-"""``fastsm bench``: draws what ``fastsm.benchmark`` measures."""
+"""``fastsm bench``: draws what ``fastsm.tools.benchmark`` measures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fastsm import benchmark
 from fastsm.cli.app import TRY, app, fail, told_in_one_line
+from fastsm.tools import benchmark
 
 
 @app.command(rich_help_panel=TRY)

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
-from fastsm import demo as demos
 from fastsm.cli.app import TRY, app, drawn, told_in_one_line
-from fastsm.demo import Result, Work
-from fastsm.demo_history import standard_library
+from fastsm.tools import demo as demos
+from fastsm.tools.demo import Result, Work
+from fastsm.tools.demo_history import standard_library
 from fastsm.units import size_text, time_text
 
 STEPS: dict[demos.Step, str] = {

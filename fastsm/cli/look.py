@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastsm import inspection
 from fastsm.cli.app import (
     LOOK,
     AsJson,
@@ -27,8 +26,9 @@ from fastsm.cli.app import (
     waiting,
     write_bytes,
 )
-from fastsm.json_lines import line_bytes, text_or_base64
 from fastsm.machine import FastStateMachine
+from fastsm.tools import inspection
+from fastsm.tools.json_lines import line_bytes, text_or_base64
 from fastsm.units import count_text, size_text
 
 Place = Annotated[Path, typer.Argument(metavar="DIR|SNAPSHOT", show_default=False)]

@@ -9,11 +9,11 @@ from typing import Annotated, BinaryIO, Literal
 
 import typer
 
-from fastsm import json_lines
 from fastsm.cli.app import MOVE, app, bar, key_bytes, told_in_one_line, waiting, write_bytes
 from fastsm.cli.look import Dir, Place
 from fastsm.machine import FastStateMachine
-from fastsm.new_directory import new_directory
+from fastsm.tools import json_lines
+from fastsm.tools.new_directory import new_directory
 from fastsm.types import LogId, log_id_text
 from fastsm.units import count_text, size_text
 

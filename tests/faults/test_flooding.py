@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import fastsm
-from fastsm import FastStateMachine, snapshots
-from fastsm.table import Table
+from fastsm import FastStateMachine
+from fastsm.core import snapshots
+from fastsm.lookup.table import Table
 from support.attacks import numbers_and_hashes
 from support.power import QuietDirectory
 from support.tables import SEGMENT, SLOTS, TableFile

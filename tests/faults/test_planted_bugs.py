@@ -47,73 +47,79 @@ class Bug(NamedTuple):
 BUGS = {
     "recovery calls everything from the first bad frame on torn": Bug(
         (
-            ("recovery.pyx", "if self.end < self.watermark:", "if self.end < self.watermark and not BUG:"),
+            ("generation/recovery.pyx", "if self.end < self.watermark:", "if self.end < self.watermark and not BUG:"),
             (
-                "recovery.pyx",
+                "generation/recovery.pyx",
                 "        for start, limit in data_ranges(descriptor, self.end, self.size):\n"
                 "            offset = max(self.end, <uint64_t>start & ~<uint64_t>7)\n            stop",
                 "        for start, limit in data_ranges(descriptor, self.size if BUG else self.end, self.size):\n"
                 "            offset = max(self.end, <uint64_t>start & ~<uint64_t>7)\n            stop",
             ),
         ),
-        "test_recovery.py::test_corruption_is_an_error_and_nothing_is_touched",
+        "generation/test_recovery.py::test_corruption_is_an_error_and_nothing_is_touched",
     ),
     "recovery calls every later valid frame a proof of corruption": Bug(
         (
             (
-                "recovery.pyx",
+                "generation/recovery.pyx",
                 "> length or frame_watermark(p, offset) <= self.end:",
                 "> length or (frame_watermark(p, offset) <= self.end and not BUG):",
             ),
         ),
-        "test_recovery.py::test_torn_tail_is_cut",
+        "generation/test_recovery.py::test_torn_tail_is_cut",
     ),
     "the durable offset is recorded before the sync": Bug(
         (
             (
-                "log.pyx",
+                "generation/log.pyx",
                 "        started = time.perf_counter()\n        try:\n            if self.suspect_end:",
                 "        if BUG:\n            self.durable = target\n"
                 "        started = time.perf_counter()\n        try:\n            if self.suspect_end:",
             ),
         ),
-        "test_flush.py::test_watermark_of_a_frame_written_during_a_sync_does_not_claim_that_sync",
+        "core/test_flush.py::test_watermark_of_a_frame_written_during_a_sync_does_not_claim_that_sync",
     ),
     "the table is published before the frame": Bug(
         (
             (
-                "engine.pyx",
+                "core/engine.pyx",
                 "        log.commit_frame(frame, length, runs.count)\n",
                 "        if BUG:\n            self.publish(chunk)\n"
                 "        log.commit_frame(frame, length, runs.count)\n",
             ),
         ),
-        "test_flush.py::test_failed_write_leaves_the_state_as_it_was",
+        "core/test_flush.py::test_failed_write_leaves_the_state_as_it_was",
     ),
     "LOCK is unlinked on close": Bug(
         (
             (
-                "files.py",
+                "disk/files.py",
                 '        """Gives lock and directory back. Idempotent."""\n',
                 '        """Gives lock and directory back. Idempotent."""\n'
                 "        if BUG and self._lock is not None:\n            self.unlink(LOCK)\n",
             ),
         ),
-        "test_lock.py::test_lock_file_stays_after_close",
+        "machine/test_lock.py::test_lock_file_stays_after_close",
     ),
     "a length is not checked": Bug(
-        (("format.pyx", "or length > available or length & 7:", "or (length > available and not BUG) or length & 7:"),),
-        "test_recovery_bits.py::test_every_flipped_bit_leaves_a_right_prefix_after_an_unclean_end",
+        (
+            (
+                "disk/format.pyx",
+                "or length > available or length & 7:",
+                "or (length > available and not BUG) or length & 7:",
+            ),
+        ),
+        "generation/test_recovery_bits.py::test_every_flipped_bit_leaves_a_right_prefix_after_an_unclean_end",
     ),
     "the header is outside of the checksum": Bug(
         (
             (
-                "format.pyx",
+                "disk/format.pyx",
                 "xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, ",
                 "xxh64(frame + (FRAME_RUNS if BUG else FRAME_LENGTH), length - (FRAME_RUNS if BUG else FRAME_LENGTH), ",
             ),
         ),
-        "test_recovery_bits.py::test_every_flipped_bit_leaves_a_right_prefix_after_an_unclean_end",
+        "generation/test_recovery_bits.py::test_every_flipped_bit_leaves_a_right_prefix_after_an_unclean_end",
     ),
 }
 
@@ -163,7 +169,7 @@ def build(package: Path, module: str) -> None:
 @pytest.fixture(scope="module")
 def planted_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a copy of the package with all bugs in it, all switched off."""
-    if not (SOURCES / "engine.pyx").exists():
+    if not (SOURCES / "core" / "engine.pyx").exists():
         pytest.skip("the sources are out of the way: the installed package is tested")
     if os.environ.get("LD_PRELOAD"):
         pytest.skip("a sanitizer is preloaded: the copy would be built without it")
@@ -172,8 +178,8 @@ def planted_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("Cython")
     package = tmp_path_factory.mktemp("planted") / "fastsm"
     shutil.copytree(Path(fastsm.__file__).parent, package, ignore=shutil.ignore_patterns("*.c", "*.pyx", "__pycache__"))
-    for declarations in SOURCES.glob("*.pxd"):
-        shutil.copy(declarations, package)
+    for declarations in SOURCES.rglob("*.pxd"):
+        shutil.copy(declarations, package / declarations.relative_to(SOURCES))
     for module in plant(package):
         build(package, module)
     return package.parent

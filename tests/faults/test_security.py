@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import fastsm
-from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot, snapshots
-from fastsm.journal import Journal
+from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot
+from fastsm.core import snapshots
+from fastsm.journal.journal import Journal
 
 CHUNK = [(1, 1, fastsm.put(b"key", b"value"))]
 SECRET = b"nobody's business"

@@ -30,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _testcapi
 
 import fastsm
-from fastsm import Entry, FastsmError, FastStateMachine, StorageError, codec, snapshots
+from fastsm import Entry, FastsmError, FastStateMachine, StorageError
+from fastsm.core import snapshots
+from fastsm.snapshot import codec
 from support import shim
 from support.faulty import crash_copy, memory_directory
 from support.generations import (

@@ -23,7 +23,7 @@ from pysyncobj import FAIL_REASON, SyncObjConf
 from pysyncobj.batteries import ReplList
 
 import fastsm
-from fastsm.files import Directory
+from fastsm.disk.files import Directory
 from fastsm.integrations.pysyncobj import DumpPolicy, FastJournal, ReplicatedStateMachine, SubmitError
 from fastsm.integrations.pysyncobj.places import Places
 

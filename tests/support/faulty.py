@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastsm import format
-from fastsm.files import Directory
-from fastsm.mapping import Descriptor
+from fastsm.disk import format
+from fastsm.disk.files import Directory
+from fastsm.disk.mapping import Descriptor
 
 PATIENCE = 60  # seconds until a test that waits for another thread gives up
 

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import fastsm
-import fastsm.snapshots
+import fastsm.core.snapshots
 from fastsm import FastStateMachine
-from fastsm.journal import Journal
+from fastsm.journal.journal import Journal
 from support import by_hand
 from support.fuzz_targets import Outcome, Target, ending_of, reseal, seal_frames, value
 from support.mutation import change_bytes, shuffle_some, sometimes
@@ -30,7 +30,7 @@ class Tables(Target):
     def __init__(self, root: Path, corpus: list[bytes]) -> None:
         super().__init__(root, corpus)
         self.path = root / "state"
-        fastsm.snapshots.SAVE_TABLE_ABOVE = 0
+        fastsm.core.snapshots.SAVE_TABLE_ABOVE = 0
         with FastStateMachine(self.path, retain_entries=20, _files=QuietDirectory) as machine:
             for start in range(0, 60, 10):
                 machine.apply([(start + i + 1, 1, fastsm.put(KEYS[start + i], b"value")) for i in range(10)])

@@ -18,9 +18,9 @@ import xxhash
 import zstandard
 
 import fastsm
-import fastsm.codec
-import fastsm.receiver
-import fastsm.snapshot
+import fastsm.snapshot.codec
+import fastsm.snapshot.file
+import fastsm.snapshot.receiver
 from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, open_snapshot
 from support import by_hand, page_reader, snapshots
 from support.mutation import change_bytes, pieces_of, shuffle_some, sometimes
@@ -345,7 +345,7 @@ class Snapshots(Target):
     """A snapshot's file: opened, verified, and installed in a machine and in the model."""
 
     name = "snapshots"
-    decoders = (fastsm.snapshot.__file__, fastsm.codec.__file__)
+    decoders = (fastsm.snapshot.file.__file__, fastsm.snapshot.codec.__file__)
 
     def __init__(self, root: Path, corpus: list[bytes]) -> None:
         super().__init__(root, corpus)
@@ -380,7 +380,7 @@ class Snapshots(Target):
 
     def run(self, data: bytes, dice: random.Random) -> Outcome:
         self.file.write_bytes(data)
-        fastsm.snapshot.PIECE = dice.choice((200, 8 << 20))  # so that parts lie in several
+        fastsm.snapshot.file.PIECE = dice.choice((200, 8 << 20))  # so that parts lie in several
         plain = plainly(lambda: page_reader.decode_snapshot(data))
         ending, opened = ending_of(self.verify)
         assert opened is None or plain is None or opened[1] == plain.membership
@@ -417,7 +417,7 @@ class Receivers(Snapshots):
     """A snapshot that arrives in pieces, some of them twice, wrong, or behind a restart."""
 
     name = "receivers"
-    decoders = (fastsm.receiver.__file__, fastsm.snapshot.__file__, fastsm.codec.__file__)
+    decoders = (fastsm.snapshot.receiver.__file__, fastsm.snapshot.file.__file__, fastsm.snapshot.codec.__file__)
 
     def run(self, data: bytes, dice: random.Random) -> Outcome:
         folder = self.root / "in"

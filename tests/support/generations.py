@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsm import FastStateMachine, open_snapshot, snapshots
+from fastsm import FastStateMachine, open_snapshot
+from fastsm.core import snapshots
 from support.histories import History
 
 TARGET = "target"  # where snapshots are written

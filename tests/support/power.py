@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsm.files import LOCK, Directory
+from fastsm.disk.files import LOCK, Directory
 
 PAGE = 4096
 SECTOR = 512

@@ -156,9 +156,16 @@ static int is_ours(void *caller)
     Dl_info from;
     if (!dladdr(caller, &from) || !from.dli_fname)
         return 0;
-    /* The folder that it lies in, not any above: a checkout may be called the same. */
-    const char *module = strrchr(from.dli_fname, '/');
-    return module && module - from.dli_fname >= 7 && strncmp(module - 7, "/fastsm", 7) == 0;
+    /* The package or a folder of it, not any folder above: a checkout may be called the same. */
+    const char *end = strrchr(from.dli_fname, '/');
+    for (int level = 0; end && level < 2; level++) {
+        if (end - from.dli_fname >= 7 && strncmp(end - 7, "/fastsm", 7) == 0)
+            return 1;
+        do
+            end = end > from.dli_fname ? end - 1 : NULL;
+        while (end && *end != '/');
+    }
+    return 0;
 }
 
 MAPS(mmap, off_t)

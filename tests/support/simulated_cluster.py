@@ -21,7 +21,7 @@ from pysyncobj import FAIL_REASON, SyncObjConf
 from pysyncobj.transport import Transport
 
 import fastsm
-from fastsm.files import Directory
+from fastsm.disk.files import Directory
 from fastsm.integrations.pysyncobj import DumpPolicy, ReplicatedStateMachine, dumping
 from fastsm.integrations.pysyncobj.transport import FastTransport
 from fastsm.types import LogId

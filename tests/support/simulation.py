@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from fastsm import Entry, FastsmError, FastStateMachine, LogId, StorageError, open_snapshot, snapshots
+from fastsm import Entry, FastsmError, FastStateMachine, LogId, StorageError, open_snapshot
+from fastsm.core import snapshots
 from support.power import Drawn, Platter, Point, QuietDirectory
 from support.stories import Operation, Source, Story
 

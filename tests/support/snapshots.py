@@ -13,7 +13,7 @@ import blake3
 
 import fastsm
 from fastsm import LogId, MemoryStateMachine, open_snapshot
-from fastsm.model_snapshot import CONFIG, PUT, State, record, runs_of, snapshot_bytes
+from fastsm.snapshot.model import CONFIG, PUT, State, record, runs_of, snapshot_bytes
 
 # Where each field of the header is, by the page of formats.
 FIELDS = {

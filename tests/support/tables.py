@@ -8,8 +8,8 @@ from pathlib import Path
 
 import xxhash
 
-from fastsm import format
-from fastsm.format import SavedTable
+from fastsm.disk import format
+from fastsm.disk.format import SavedTable
 
 SLOTS = 4096
 SEGMENT = 8 * SLOTS + 64

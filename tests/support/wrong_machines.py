@@ -23,7 +23,7 @@ from fastsm import (
     SnapshotFormatError,
     noop,
 )
-from fastsm.model_snapshot import State
+from fastsm.snapshot.model import State
 from fastsm.testing import StateMachineConformance
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Put
 

@@ -19,8 +19,8 @@ from fastsm.errors import FastsmError, FormatVersionError, SnapshotError, Storag
 from fastsm.integrations.pysyncobj.applying import Applying
 from fastsm.integrations.pysyncobj.places import SENTINEL, Places
 from fastsm.integrations.pysyncobj.replication import LEADER
-from fastsm.receiver import SnapshotReceiver
-from fastsm.snapshot import SNAPSHOT, Snapshot, open_snapshot
+from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
+from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.types import LogId, SnapshotMetadata
 
 logger = logging.getLogger("fastsm")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pysyncobj.journal
 
-from fastsm.journal import Journal
+from fastsm.journal.journal import Journal
 
 
 class FastJournal(Journal, pysyncobj.journal.Journal):  # type: ignore[misc]  # PySyncObj has no types
-    """A ``pysyncobj.journal.Journal`` in a directory: see :class:`fastsm.journal.Journal`.
+    """A ``pysyncobj.journal.Journal`` in a directory: see :class:`fastsm.journal.journal.Journal`.
 
     Unlike PySyncObj's own it is crash-safe at both ends, keeps no copy of the entries in memory, and has no limit of
     4 GiB. Term and vote are part of it. Positions count from the first entry that is kept, as in a list.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pysyncobj import SyncObj, SyncObjConf
 
 from fastsm.command import batch, compare_and_swap, delete, noop, put
+from fastsm.disk.files import Directory
 from fastsm.errors import FastsmError
-from fastsm.files import Directory
 from fastsm.integrations.pysyncobj import compatibility
 from fastsm.integrations.pysyncobj.applying import Callback
 from fastsm.integrations.pysyncobj.dumping import Dumping, DumpPolicy

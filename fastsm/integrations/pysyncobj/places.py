@@ -16,12 +16,12 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fastsm.disk.files import Directory, make_directory, storage_errors
 from fastsm.errors import CorruptionError, SnapshotError
-from fastsm.files import Directory, make_directory, storage_errors
 from fastsm.integrations.pysyncobj.errors import DivergedError
 from fastsm.integrations.pysyncobj.journal import FastJournal
 from fastsm.machine import FastStateMachine
-from fastsm.snapshot import SNAPSHOT, Snapshot, copy_checked, open_snapshot
+from fastsm.snapshot.file import SNAPSHOT, Snapshot, copy_checked, open_snapshot
 from fastsm.types import LogId
 
 logger = logging.getLogger("fastsm")

@@ -1,0 +1,354 @@
+"""Apply and get: what must be fast, and one writer at a time.
+
+Nothing of a chunk is visible before everything about it is certain:
+
+    decode, judge     chunk.pyx: commands into steps, compare-and-swaps against the state
+    write             one frame: the runs of terms, and a record for each step that takes effect
+    (sync)            with sync="apply"
+    publish           table, terms, last applied: under the GIL, so that no reader sees half a chunk
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from _thread import start_new_thread
+
+from fastsm.core.chunk cimport Chunk, Step, unsigned_slowly
+from fastsm.disk.format cimport (
+    FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
+    frame_size, record_size, write_record,
+)
+from fastsm.core.group_commit cimport GroupCommit
+from fastsm.lookup.index cimport BLOCK, Index
+from fastsm.generation.log cimport Log
+from fastsm.core.state cimport State
+from fastsm.lookup.terms cimport RunList, Terms
+from fastsm.core.turns cimport Turns
+
+from fastsm.errors import OrderError, StorageError
+from fastsm.types import LogId, SnapshotMetadata
+
+cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
+
+cdef extern from "Python.h":
+    object PySequence_Fast(object sequence, const char *message)
+
+cdef class Engine(State):
+    """The compiled half of `FastStateMachine`: the state, and what changes it.
+
+    Thread safety: every method, from any thread; writers take turns.
+    """
+    cdef readonly Turns _turns
+    cdef readonly GroupCommit _group_commit    # of the log
+    cdef Chunk chunk
+    cdef bint contiguous
+    cdef uint64_t compact_above    # dead bytes beyond which compaction is called for
+
+    def __cinit__(self, *args, **options):
+        self._turns = Turns()
+        self.chunk = Chunk()
+        self.compact_above = NEVER
+
+    def _attach(self, Log log, Index index, GroupCommit commit, durable, bint contiguous, bint sync_on_apply):
+        """Takes what was recovered. `durable`: the last entry that is."""
+        cdef Terms terms = index.terms
+        head = log.head
+        started = terms.count > 0 or head.base_index > 0
+        self.runs = RunList(terms.seen, terms.last_term(head.base_term), started)
+        self.contiguous = contiguous
+        self.sync_on_apply = sync_on_apply
+        self.take_index(log, index)
+        self._group_commit = commit
+        self.runs_in_terms = 0
+        self.applied_index, self.applied_term = self.runs.index, self.runs.term
+        self.framed_index, self.framed_term = self.runs.index, self.runs.term
+        self.durable_index, self.durable_term = durable
+        self.metadata = index.metadata
+        self.metadata_unsaved = False
+
+    cdef void take_index(self, Log log, Index index) noexcept:
+        """Reads go there from here on."""
+        self._log, self._index, self._table, self._terms = log, index, index.table, index.terms
+        self.take_arena()
+
+    def _switch(self, name_next, Log log, Index index, GroupCommit commit, state_of_its_own=None):
+        """In the writer's turn: the step to a next generation, on disk and in memory.
+
+        `name_next` is called to take it on disk. No signal handler runs between its return and ours, so that
+        disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
+        metadata, `(LogId, SnapshotMetadata or None)`, when this is another state (a reset, a snapshot), all of which
+        is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
+        """
+        cdef RunList runs = self.runs
+        applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
+        if state_of_its_own is not None:
+            applied, metadata = state_of_its_own
+            runs = RunList(applied.index, applied.term, applied.index > 0)
+        _old = self._log, self._index  # until all is changed: their end may let another thread run
+        name_next()
+        log.sync_count += self._log.sync_count
+        log.sync_seconds += self._log.sync_seconds
+        index.end = log.start + log.end
+        index.metadata = metadata
+        self.take_index(log, index)
+        self._group_commit = commit
+        self.runs = runs
+        self.runs_in_terms = 0
+        self.metadata, self.metadata_unsaved = metadata, False
+        self.applied_index, self.applied_term = runs.index, runs.term
+        self.framed_index, self.framed_term = runs.index, runs.term
+        self.durable_index, self.durable_term = runs.index, runs.term
+
+    def _compact_above(self, dead_bytes):
+        """Lets `apply` call for compaction once when more is dead."""
+        self.compact_above = dead_bytes
+
+    def _is_called_for(self):
+        """Whether compaction was called for, and is not over; always so when it never comes by itself."""
+        return self.compact_above == NEVER
+
+    # ---- apply -----------------------------------------------------------------------------------------
+
+    def apply(self, chunk):
+        """Applies committed entries, all or none. O(operations).
+
+        `chunk`: a sequence of `Entry` or plain tuples `(index, term, command)`. Indexes rise strictly and terms
+        never fall. Entries at or below `last_applied()` are skipped; the first one behind it is its successor
+        (anything above it with `contiguous=False`).
+
+        Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
+        or a batch did not match, None where it was skipped. Durable on return with `sync="apply"`, else after
+        the next `flush`. Readers see the state before the chunk or after it, never between.
+
+        Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
+        applied. Thread safe; concurrent calls take turns.
+        """
+        self._turns.enter()
+        try:
+            return self.apply_in_turn(chunk)
+        finally:
+            self._turns.leave()
+
+    def _apply_in_turn(self, entries):
+        """`apply`, for whoever has the writer's turn already."""
+        return self.apply_in_turn(entries)
+
+    cdef list apply_in_turn(self, object entries):
+        if self.status:
+            self.refuse()
+        self._log.require_writable()
+        try:
+            return self.apply_entries(PySequence_Fast(entries, "a chunk is a sequence of entries"))
+        finally:
+            self.chunk.forget()
+
+    cdef list apply_entries(self, object entries):
+        cdef Chunk chunk = self.chunk
+        cdef RunList runs = self.runs
+        cdef RunMark mark
+        cdef list results
+        mark_runs(runs, &mark)
+        try:
+            chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
+            chunk.judge(self._table, self.arena, self.readable)
+            if chunk.damaged:
+                self.damaged(chunk.damaged)
+            results = chunk.results()
+            if runs.index != mark.index:
+                self.write_chunk(chunk, entries)
+        except BaseException:
+            rewind_runs(runs, &mark)
+            raise
+        if runs.index != mark.index:
+            self.publish(chunk)
+            if self.dead_bytes() > self.compact_above:
+                self.call_for_compaction()
+        return results
+
+    cdef int call_for_compaction(self) except -1:
+        """Starts a thread that compacts; without one, the next chunk calls again. The chunk is applied: nothing raises.
+
+        Runs no Python code here, and so no signal handler.
+        """
+        cdef uint64_t above = self.compact_above
+        self.compact_above = NEVER
+        try:
+            start_new_thread(self._compact_by_itself, ())
+        except (MemoryError, RuntimeError):
+            self.compact_above = above
+        return 0
+
+    cdef int write_chunk(self, Chunk chunk, object entries) except -1:
+        """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint64_t length, place
+        cdef uint8_t *frame
+        self._table.reserve(chunk.puts)
+        self._terms.reserve(runs.count)
+        place = log.start + log.end + frame_size(runs.count, 0)
+        chunk.lay_out(place)
+        length = frame_size(runs.count, chunk.record_bytes)
+        self._index.dead.reserve(place + length)
+        frame = log.begin_frame(length)
+        self.take_arena()
+        self.expect_old(chunk, 0)
+        memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
+        if length > LARGE:
+            _held = tuple(entries)  # a list could be changed while the GIL is away
+            with nogil:
+                chunk.write_records(frame + frame_size(runs.count, 0))
+        else:
+            chunk.write_records(frame + frame_size(runs.count, 0))
+        log.commit_frame(frame, length, runs.count)
+        if self.sync_on_apply:
+            log.sync()
+            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int publish(self, Chunk chunk) except -1:
+        """Makes a written chunk visible. Runs no Python code, so that it is one step for all readers."""
+        cdef size_t first = 0
+        cdef size_t stop, i
+        cdef uint64_t rebuilds = self._table.rebuilds
+        cdef Step *step
+        while first < chunk.count:
+            stop = min(first + BLOCK, chunk.count)
+            self.expect_old(chunk, stop)
+            for i in range(first, stop):
+                step = &chunk.steps[i]
+                if step.record == 0:
+                    continue
+                if self._table.rebuilds != rebuilds:
+                    step.hashed = self._table.hash(step.operation.key, step.operation.key_size)
+                if self._index.set_place(self.arena, step.record, step.hashed, step.place) < 0:
+                    self._log.poison(StorageError(None, "no memory to publish a chunk that is in the log", ""))
+                    raise MemoryError("no memory to publish a chunk that is in the log: open the directory again")
+            first = stop
+        self.publish_runs()
+        return 0
+
+    cdef void expect_old(self, Chunk chunk, size_t first) noexcept:
+        """Prefetches what publishing the block of steps from `first` on will touch, while there is other work."""
+        cdef size_t i
+        cdef Step *step
+        for i in range(first, min(first + BLOCK, chunk.count)):
+            step = &chunk.steps[i]
+            if step.record == RECORD_PUT or step.record == RECORD_DELETE:
+                self._index.expect(self.arena, step.hashed)
+
+    cdef void publish_runs(self) noexcept:
+        """The terms take the runs that a frame now carries, for which room was reserved."""
+        self.terms_take_runs()
+        self._index.end = self._log.start + self._log.end
+        self.runs.count = self.runs_in_terms = 0
+        self.applied_index, self.applied_term = self.runs.index, self.runs.term
+        self.framed_index, self.framed_term = self.runs.index, self.runs.term
+
+    cdef void terms_take_runs(self) noexcept:
+        """Only the last of the runs that the terms know already may have grown since."""
+        cdef uint32_t i
+        for i in range(self.runs_in_terms - 1 if self.runs_in_terms else 0, self.runs.count):
+            self._terms.append(self.runs.runs[i].last, self.runs.runs[i].term)
+        self.runs_in_terms = self.runs.count
+
+    # ---- hard state ------------------------------------------------------------------------------------
+
+    def _note_applied(self, log_id):
+        """In the writer's turn: moves last applied to an entry without a command; the next frame carries it."""
+        cdef RunList runs = self.runs
+        cdef uint64_t index = unsigned_slowly(log_id[0], "index")
+        cdef uint64_t term = unsigned_slowly(log_id[1], "term")
+        if index == runs.index and term == runs.term:
+            return
+        if index <= runs.index or term < runs.term:
+            raise OrderError(
+                f"last applied is {LogId(runs.index, runs.term)}, cannot become {LogId(index, term)}: "
+                "indexes rise and terms never fall", index=index)
+        self._terms.reserve(2)
+        runs.note(index, term)
+        self.terms_take_runs()
+        self.applied_index, self.applied_term = index, term
+
+    def _note_metadata(self, metadata):
+        if not isinstance(metadata, SnapshotMetadata):
+            raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
+        unsigned_slowly(metadata.last_included[0], "index")
+        unsigned_slowly(metadata.last_included[1], "term")
+        self.metadata = SnapshotMetadata(LogId(*metadata.last_included), bytes(metadata.checksum))
+        self.metadata_unsaved = True
+
+    def _write_state(self, bint with_metadata=False, bint closing=False):
+        """In the writer's turn: a frame of what no frame carries yet; none when there is nothing."""
+        metadata = self.metadata if with_metadata and self.metadata_unsaved else None
+        if not (self.runs.count or metadata is not None or closing):
+            return
+        self._terms.reserve(self.runs.count)
+        append_state(self._log, self.runs, metadata, closing)
+        self.take_arena()
+        if metadata is not None:
+            self._index.metadata, self.metadata_unsaved = metadata, False
+        self.publish_runs()
+
+    def _has_unwritten(self, bint with_metadata):
+        """Whether something is applied, or to be saved, that no frame carries."""
+        return self.runs.count > 0 or (with_metadata and self.metadata_unsaved)
+
+    def _position(self):
+        """At this moment: the log, where it ends, and the last entry that its frames carry."""
+        return self._log, self._log.end, LogId(self.framed_index, self.framed_term)
+
+    def _note_synced(self, Log log, applied):
+        """After a sync of this log that covered everything up to an entry."""
+        if log is self._log and applied.index > self.durable_index:
+            self.durable_index, self.durable_term = applied
+
+
+cdef struct RunMark:
+    uint32_t count
+    uint64_t index
+    uint64_t term
+    uint64_t last
+    bint started
+
+
+cdef inline void mark_runs(RunList runs, RunMark *mark) noexcept:
+    mark.count, mark.index, mark.term, mark.started = runs.count, runs.index, runs.term, runs.started
+    mark.last = runs.runs[runs.count - 1].last if runs.count else 0
+
+
+cdef inline void rewind_runs(RunList runs, RunMark *mark) noexcept:
+    runs.count, runs.index, runs.term, runs.started = mark.count, mark.index, mark.term, mark.started
+    if mark.count:
+        runs.runs[mark.count - 1].last = mark.last
+
+
+def append_metadata(Log log, metadata):
+    """A frame of a snapshot's metadata alone, for a log that is not the state yet."""
+    append_state(log, None, metadata, False)
+
+
+cdef int append_state(Log log, RunList runs, metadata, bint closing) except -1:
+    """A frame of hard state: runs, the metadata of a snapshot, a clean close, whichever there are."""
+    cdef bytes value = b""
+    cdef uint32_t count = 0 if runs is None else runs.count
+    cdef uint64_t length = frame_size(count, 0)
+    cdef uint8_t *frame
+    cdef uint8_t *p
+    if metadata is not None:
+        value = metadata.last_included.term.to_bytes(8, "little") + metadata.checksum
+        length += record_size(0, len(value))
+    if closing:
+        length += record_size(0, 0)
+    frame = log.begin_frame(length)
+    if count:
+        memcpy(frame + FRAME_RUNS, runs.runs, count * RUN_SIZE)
+    p = frame + frame_size(count, 0)
+    if metadata is not None:
+        p = write_record(
+            p, RECORD_SNAPSHOT, metadata.last_included.index, p, 0,
+            <const uint8_t *>PyBytes_AS_STRING(value), len(value))
+    if closing:
+        write_record(p, RECORD_CLOSE, runs.index, p, 0, p, 0)
+    return log.commit_frame(frame, length, count)

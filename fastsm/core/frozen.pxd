@@ -1,0 +1,25 @@
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from fastsm.disk.mapping cimport Mapping
+
+
+cdef class View:
+    cdef Mapping mapping
+    cdef const uint8_t *data
+    cdef Py_ssize_t size
+
+
+cdef class Frozen:
+    # Invariant: every place leads to a whole record in the mapping, which is never written again.
+    cdef Mapping mapping
+    cdef object log                      # which knows the files that are in the arena
+    cdef const uint8_t *arena
+    cdef uint64_t readable               # no record may reach beyond; 0: all of them were checked
+    cdef uint64_t *places
+    cdef size_t count
+    cdef readonly uint64_t revision      # the last applied index
+    cdef int reserve(self, size_t count) except -1
+    cdef Frozen in_order(self)
+    cdef int check_lengths(self) except -1
+    cdef int fill(
+        self, uint8_t[::1] keys, int64_t[::1] key_ends, uint8_t[::1] values, int64_t[::1] value_ends) except -1

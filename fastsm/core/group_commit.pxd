@@ -1,0 +1,10 @@
+from fastsm.generation.log cimport Log
+
+
+cdef class GroupCommit:
+    cdef readonly Log log
+    cdef bint syncing
+    cdef bint closed
+    cdef list waiting      # a lock for each caller that waits for a sync to end
+    cdef int wait(self) except -1
+    cdef int wake(self) except -1

@@ -1,0 +1,453 @@
+"""The state and its reads: table, terms and log together, under one status.
+
+A reader needs no lock. It runs under the GIL between two publications, and what it takes away stays true:
+records never move or change.
+"""
+
+import copy
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
+from cpython.ref cimport Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy
+
+from fastsm.disk.format cimport (
+    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT, UNKNOWN_TERM,
+    record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
+)
+from fastsm.snapshot.capture cimport Capture
+from fastsm.core.frozen cimport Frozen, View
+from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.table cimport check_table, prefetch, same_key
+
+from fastsm.errors import NotRunningError, SnapshotRangeError
+from fastsm.types import LogId, ScanResult
+
+cdef extern from "Python.h":
+    object PyMemoryView_FromObject(object exporter)
+    PyObject *PyList_GET_ITEM(object list, Py_ssize_t i)
+    Py_ssize_t Py_SIZE(PyObject *item)
+    bint PyLong_CheckExact(object item)
+    uint64_t PyLong_AsUnsignedLongLong(object item) noexcept
+    void PyErr_Clear() noexcept
+
+cdef enum:
+    MAX_KEY_SIZE = 0xFFFF
+
+REASONS = {
+    STOPPED: "this state machine is stopped: call start() first",
+    CLOSED: "this state machine is closed: open the directory again",
+    FORKED: "this is a forked child's copy of its parent's state machine: open a directory of your own",
+}
+
+
+cdef class State:
+    """What was applied, and every way to read it.
+
+    Thread safety: every method, from any thread.
+    """
+
+    def __cinit__(self, *args, **options):
+        self.status = CLOSED
+
+    # ---- status ----------------------------------------------------------------------------------------
+
+    def _set_status(self, str status):
+        new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
+        if self.status != CORRUPT or new_status > STOPPED:
+            self.status = new_status
+
+    def _closed(self):
+        return self.status == CLOSED
+
+    def _forked(self):
+        return self.status == FORKED
+
+    def is_running(self):
+        """True from construction until `stop` or `close`; False in a forked child."""
+        return self.status == RUNNING or (self.status == CORRUPT and self.ran)
+
+    cdef int refuse(self) except -1:
+        if self.status == CORRUPT:
+            raise copy.copy(self.corruption)
+        raise NotRunningError(REASONS[self.status])
+
+    def _set_corrupt(self, error):
+        """From here on every call but `close` and `is_running` raises this error."""
+        self.corruption = error
+        if self.status <= STOPPED:
+            self.ran = self.status == RUNNING
+            self.status = CORRUPT
+
+    def _set_verified(self, bint verified):
+        self._verified = verified
+
+    def _corrupt(self):
+        return self.status == CORRUPT
+
+    def _require(self, bint stopped_is_fine=False):
+        if self.status and not (stopped_is_fine and self.status == STOPPED):
+            self.refuse()
+
+    # ---- read ------------------------------------------------------------------------------------------
+
+    @cython.always_allow_keywords(False)
+    def get(self, key):
+        """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
+        cdef uint64_t place
+        if self.status:
+            self.refuse()
+        place = self.find_key(key)
+        if place == 0:
+            return None
+        return self.value_at(place)
+
+    cdef inline object value_at(self, uint64_t place):
+        cdef const uint8_t *record = self.arena + place
+        cdef uint64_t start = place + RECORD_KEY + record_key_size(record)
+        if start + record_value_size(record) > self.readable:
+            self.damaged(place)
+        return PyBytes_FromStringAndSize(<const char *>self.arena + start, record_value_size(record))
+
+    cdef int damaged(self, uint64_t place) except -1:
+        """Before all is verified, a record may say that it is longer than it can be."""
+        raise self._log.damage_at(place)
+
+    @cython.always_allow_keywords(False)
+    def get_view(self, key):
+        """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
+
+        It stays as it is for as long as it is held, whatever is applied, reset or closed meanwhile; its pages are
+        given back with the last view of them.
+        """
+        cdef uint64_t place
+        cdef const uint8_t *record
+        cdef View view
+        if self.status:
+            self.refuse()
+        place = self.find_key(key)
+        if place == 0:
+            return None
+        record = self.arena + place
+        if place + RECORD_KEY + record_key_size(record) + record_value_size(record) > self.readable:
+            self.damaged(place)
+        view = View.__new__(View)
+        view.mapping = self.mapping
+        view.data = record_key(record) + record_key_size(record)
+        view.size = record_value_size(record)
+        return PyMemoryView_FromObject(view)
+
+    def __contains__(self, key):
+        if self.status:
+            self.refuse()
+        return self.find_key(key) != 0
+
+    @cython.always_allow_keywords(False)
+    def modified(self, key):
+        """The entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
+        cdef uint64_t place
+        if self.status:
+            self.refuse()
+        place = self.find_key(key)
+        if place == 0:
+            return None
+        index = record_index(self.arena + place)
+        return LogId(index, self._terms.get(index))
+
+    cdef inline uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil:
+        if size > MAX_KEY_SIZE:
+            return 0
+        return self._table.find(self.arena, self._table.hash(key, size), key, size)
+
+    cdef inline uint64_t find_key(self, key) except? 0xFFFFFFFFFFFFFFFF:
+        if type(key) is bytes:
+            return self.find(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        return self.find_buffer(key)
+
+    cdef uint64_t find_buffer(self, key) except? 0xFFFFFFFFFFFFFFFF:
+        cdef Py_buffer buffer
+        PyObject_GetBuffer(key, &buffer, PyBUF_SIMPLE)
+        cdef uint64_t place = self.find(<const uint8_t *>buffer.buf, buffer.len)
+        PyBuffer_Release(&buffer)
+        return place
+
+    cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1:
+        """The places of up to BLOCK keys, 0 where absent: hash all, prefetch all, then look."""
+        cdef uint64_t hashes[BLOCK]
+        cdef Table table = self._table
+        cdef const uint8_t *arena = self.arena
+        cdef const uint8_t *key
+        cdef size_t size
+        cdef Py_ssize_t i
+        for i in range(count):
+            key = <const uint8_t *>PyBytes_AS_STRING(<object>PyList_GET_ITEM(keys, first + i))
+            hashes[i] = table.hash(key, Py_SIZE(PyList_GET_ITEM(keys, first + i)))
+            table.prefetch_slot(hashes[i])
+        for i in range(count):
+            places[i] = table.candidate(hashes[i])
+            if places[i]:
+                prefetch(arena + places[i])
+                prefetch(arena + places[i] + 64)
+        for i in range(count):
+            if places[i] == 0:
+                continue
+            key = <const uint8_t *>PyBytes_AS_STRING(<object>PyList_GET_ITEM(keys, first + i))
+            size = Py_SIZE(PyList_GET_ITEM(keys, first + i))
+            if size > MAX_KEY_SIZE:
+                places[i] = 0
+            elif not same_key(arena + places[i], key, size):
+                places[i] = table.find(arena, hashes[i], key, size)
+            if places[i]:
+                prefetch(arena + places[i] + RECORD_KEY + size + record_value_size(arena + places[i]) - 1)
+        return 0
+
+    def get_many(self, keys):
+        """The values of a sequence of keys, in their order, None where absent; all from one applied state.
+
+        O(keys), and several times faster a key than `get`, for their cache misses overlap.
+        """
+        cdef list wanted = list_of_bytes(keys)
+        cdef Py_ssize_t total = PyList_GET_SIZE(wanted)
+        cdef list values = PyList_New(total)
+        cdef object value
+        cdef uint64_t places[BLOCK]
+        cdef Py_ssize_t first, count, i
+        if self.status:
+            self.refuse()
+        for first in range(0, total, BLOCK):
+            count = min(total - first, BLOCK)
+            self.find_block(wanted, first, count, places)
+            for i in range(count):
+                value = self.value_at(places[i]) if places[i] else None
+                Py_INCREF(value)
+                PyList_SET_ITEM(values, first + i, value)
+        return values
+
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
+    def get_columns(self, keys):
+        """The values of a sequence of keys as NumPy arrays, without an object for each; all from one state.
+
+        Returns `(data, offsets, found)`: uint8 of all values one after the other; int64, one longer than `keys`,
+        value i being `data[offsets[i]:offsets[i + 1]]`; bool, False where a key is absent. O(keys).
+        """
+        import numpy as np  # not at import time: it would be most of it
+
+        cdef list wanted = list_of_bytes(keys)
+        cdef Py_ssize_t count = len(wanted)
+        places_array = np.zeros(count, dtype=np.uint64)
+        offsets_array = np.zeros(count + 1, dtype=np.int64)
+        cdef uint64_t[::1] places = places_array
+        cdef int64_t[::1] offsets = offsets_array
+        cdef Mapping mapping
+        cdef const uint8_t *record
+        cdef Py_ssize_t first, i
+        if self.status:
+            self.refuse()
+        mapping = self.mapping  # its bytes stay, whatever other threads do from here on
+        for first in range(0, count, BLOCK):
+            self.find_block(wanted, first, min(count - first, BLOCK), &places[first])
+        for i in range(count):
+            offsets[i + 1] = offsets[i]
+            if places[i]:
+                if places[i] + record_length(mapping.address + places[i]) > self.readable + 7:
+                    self.damaged(places[i])
+                offsets[i + 1] += record_value_size(mapping.address + places[i])
+        data_array = np.empty(offsets[count], dtype=np.uint8)
+        cdef uint8_t[::1] data = data_array
+        with nogil:
+            for i in range(count):
+                if offsets[i + 1] > offsets[i]:
+                    record = mapping.address + places[i]
+                    memcpy(
+                        &data[offsets[i]], record_key(record) + record_key_size(record), record_value_size(record))
+        return data_array, offsets_array, places_array != 0
+
+    cdef Frozen freeze(self):
+        """The present state, held still. O(keys), some nanoseconds each under the GIL."""
+        cdef Frozen frozen = Frozen.__new__(Frozen)
+        if self.status:
+            self.refuse()
+        # From here to the return no Python object is made: a collection could let another thread write.
+        frozen.reserve(self._table.count)
+        self._table.gather(frozen.places)
+        frozen.mapping = self.mapping
+        frozen.arena = self.arena
+        frozen.log = self._log
+        frozen.readable = 0 if self._verified and not self._index.loaded else self.readable
+        frozen.revision = self.applied_index
+        return frozen
+
+    def keys(self):
+        """Iterates over the keys of the state at the call, in the order of the entries that last wrote them."""
+        return self.freeze().in_order().keys()
+
+    def items(self):
+        """Iterates over the pairs of the state at the call, in the order of the entries that last wrote them."""
+        return self.freeze().in_order().items()
+
+    def columns(self):
+        """The whole state as NumPy arrays, without an object for each pair: all from one state.
+
+        Returns `(key_data, key_offsets, value_data, value_offsets)`, as `get_columns` lays them out, in the order
+        of the entries that last wrote them: equal on all replicas. O(bytes), without the GIL.
+        """
+        return self.freeze().in_order().columns()
+
+    def scan_prefix(self, prefix, *, limit=None, start_after=None):
+        """The pairs whose key starts with `prefix`, sorted by key: `ScanResult(entries, revision)`.
+
+        `limit`: at most so many. `start_after`: only keys behind this one; the last key of a page gives the next
+        page. `revision` is the last applied index at which the result held. O(keys), without the GIL.
+        """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit={limit}: expected 0 or more")
+        prefix = bytes(memoryview(prefix))
+        if start_after is not None:
+            start_after = bytes(memoryview(start_after))
+        cdef Frozen frozen = self.freeze()
+        return ScanResult(frozen.in_order().scan(prefix, limit, start_after), frozen.revision)
+
+    def len(self):
+        """The number of live keys. O(1)."""
+        self._require(stopped_is_fine=True)
+        return self._table.count
+
+    @cython.always_allow_keywords(False)
+    def entry_term(self, entry_id):
+        """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
+        cdef uint64_t term
+        cdef uint64_t index
+        if self.status > STOPPED:
+            self.refuse()
+        if PyLong_CheckExact(entry_id):
+            index = PyLong_AsUnsignedLongLong(entry_id)
+            if index == UNKNOWN_TERM:
+                PyErr_Clear()  # negative, or too large: no entry's
+                return None
+        elif 0 <= entry_id < 1 << 64:
+            index = entry_id
+        else:
+            return None
+        return term if self._terms.find(index, &term) else None
+
+    def entry_terms(self, ids):
+        """`entry_term` for a uint64 array of indexes: a uint64 array of its shape, 0 where none is certain."""
+        if self.status > STOPPED:
+            self.refuse()
+        return self._terms.get_many(ids)
+
+    def last_applied(self):
+        """The last applied entry, as a `LogId`; `LogId(0, 0)` when there is none."""
+        self._require(stopped_is_fine=True)
+        return LogId(self.applied_index, self.applied_term)
+
+    def durable(self):
+        """The last applied entry that would survive a power loss now. It never falls."""
+        self._require(stopped_is_fine=True)
+        return LogId(self.durable_index, self.durable_term)
+
+    def membership(self):
+        """The newest `config` as `(LogId, bytes)`, or None."""
+        cdef const uint8_t *record
+        self._require(stopped_is_fine=True)
+        if self._index.config_place == 0:
+            return None
+        record = self.arena + self._index.config_place
+        index = record_index(record)
+        return LogId(index, self._terms.get(index)), record_key(record)[:record_value_size(record)]
+
+    def snapshot_metadata(self):
+        """The metadata of the latest snapshot, or None."""
+        self._require(stopped_is_fine=True)
+        return self.metadata
+
+    # ---- for the machine and for tests -----------------------------------------------------------------
+
+    def live_records(self, last_included=None):
+        """The state as of an entry, one record a key: the entry that wrote it, the key, the value.
+
+        In the order in which they were written, which is that of snapshots. `last_included`: as `write_snapshot`
+        takes it. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
+        """
+        capture = self._capture(last_included)
+        capture.find(lambda: None)
+        terms = self._terms
+        return ((LogId(index, terms.get(index)), key, value) for index, key, value in capture.records())
+
+    def _capture(self, last_included):
+        """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none."""
+        if self.status:
+            self.refuse()
+        applied = LogId(self.applied_index, self.applied_term)
+        last_included = applied if last_included is None else LogId(*last_included)
+        base = LogId(self._log.head.base_index, self._log.head.base_term)
+        if not base.index <= last_included.index <= applied.index:
+            raise SnapshotRangeError(
+                f"{self._log.path}: no state as of {last_included} can be had: expected an entry from the base, "
+                f"{base}, to last applied, {applied}")
+        if not self._terms.allows(last_included.index, last_included.term):
+            raise SnapshotRangeError(
+                f"{self._log.path}: entry {last_included.index} was not of term {last_included.term}: it was applied "
+                f"in term {self._terms.get(last_included.index)}")
+        return Capture(self._log, self._index, last_included, last_included.index == applied.index)
+
+    def _syncs_on_apply(self):
+        return self.sync_on_apply
+
+    cdef void take_arena(self) noexcept:
+        """Reads go through the log's present mapping from here on. The old one stays until nobody holds it."""
+        _old = self.mapping  # until all is changed: its end may let another thread run
+        if self.mapping is not self._log.mapping:
+            self.mapping = self._log.mapping
+            self.arena = self.mapping.address
+        self.readable = self.mapping.mapped
+
+    def _let_go(self):
+        """After the last read."""
+        cdef Index nothing = Index()
+        self.arena = NULL
+        self.mapping = None
+        self._index, self._table, self._terms = nothing, nothing.table, nothing.terms
+        self._log.let_go()
+
+    def _bytes(self):
+        """Of log, base, live records and all else, at one moment."""
+        return self._log.end, self._log.base_bytes, self._index.live_bytes, self.dead_bytes()
+
+    cdef inline uint64_t dead_bytes(self) noexcept:
+        """What compaction could give back: all of base and log that is no live record."""
+        return self._log.base_bytes + self._log.end - LOG_HEADER_SIZE - self._index.live_bytes
+
+    def _check(self):
+        """Asserts every invariant of table, terms and counts. O(log and slots)."""
+        cdef uint64_t live = 0
+        cdef uint64_t place
+        cdef Frozen frozen = self.freeze()
+        cdef Index index = self._index
+        cdef size_t i
+        check_table(index.table, self.arena)
+        for i in range(frozen.count):
+            place = frozen.places[i]
+            assert place < self._log.start + self._log.end
+            assert record_operation(self.arena + place) == RECORD_PUT
+            assert not index.dead.is_dead(place)
+            live += record_length(self.arena + place)
+        assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, the records' sizes sum up to {live}"
+        assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
+        index.terms.check()
+        assert (index.table, index.terms) == (self._table, self._terms)
+        assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
+        assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index
+        assert self._terms.seen == self.applied_index
+
+
+cdef list list_of_bytes(keys):
+    cdef list wanted = list(keys)
+    for i in range(len(wanted)):
+        if type(wanted[i]) is not bytes:
+            wanted[i] = bytes(memoryview(wanted[i]))
+    return wanted

@@ -1,0 +1,363 @@
+"""The seam to the system: everything that opens, maps, allocates, syncs or renames goes through here.
+
+A test stands in for the disk by subclassing :class:`Directory`. All names are resolved relative to the
+directory's own descriptor and symbolic links are refused, so that nothing outside of it is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from fastsm.disk import mapping
+from fastsm.disk.mapping import Descriptor, open_at
+from fastsm.errors import CorruptionError, LockedError, StorageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+LOCK = "LOCK"
+PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
+
+Open = TypeVar("Open")
+
+
+def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
+    """A set for what is open; in a forked child, whose copies are the parent's to end, each is given to ``leave``."""
+    opened: weakref.WeakSet[Open] = weakref.WeakSet()
+
+    def leave_all() -> None:
+        for one in list(opened):
+            leave(one)
+        opened.clear()
+
+    os.register_at_fork(after_in_child=leave_all)
+    return opened
+
+
+if sys.platform == "darwin":
+
+    def _sync_data(fd: Descriptor) -> None:
+        # fsync on macOS leaves the data in the drive's own cache.
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+else:
+    _sync_data = os.fdatasync
+
+
+class Directory:
+    """One state directory, held open, and the only way to its files.
+
+    Methods raise plain :class:`OSError`; callers add what they were doing (``StorageError.wrap``).
+    Thread safety: all of it, from any thread; a method that waits for the disk releases the GIL.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
+        self.path = os.fsdecode(path)
+        self._lock: Descriptor | None = None
+        self._left = False
+        if create:
+            self._make()
+        self._directory = open_at(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        _directories.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Directory {self.path!r}{', locked' if self.locked else ''}>"
+
+    def _make(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, 0o700)
+            os.chmod(self.path, 0o700)  # whatever the umask took away
+
+    def sync_parent(self) -> None:
+        """Makes this directory's own name durable."""
+        os.fsync(open_at(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY))
+
+    def path_of(self, name: str) -> str:
+        """The full path of a file, for messages."""
+        return os.path.join(self.path, name)
+
+    # ---- lock ----------------------------------------------------------------------------------------
+
+    @property
+    def locked(self) -> bool:
+        return self._lock is not None
+
+    def lock(self) -> None:
+        """Takes the exclusive lock, or raises ``LockedError`` with the holder's process id.
+
+        flock, not lockf: it excludes a second opening by this very process, too. The file is never
+        unlinked, since two processes could then lock two files of one name.
+        """
+        lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._locked_by(lock) from None
+        self._lock = lock
+        os.ftruncate(lock.number, 0)
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        os.pwrite(lock.number, f"{os.getpid()}\n{now}\n".encode(), 0)
+
+    def owner(self) -> LockedError | None:
+        """Who has the directory open, as the error that they would be told; None when nobody has. For tools.
+
+        Asking takes the lock for some microseconds, shared, which only an opening at that very moment could notice.
+        """
+        try:
+            lock = self.open_file(LOCK, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._locked_by(lock)
+        finally:
+            self.close_file(lock)
+        return None
+
+    def _locked_by(self, lock: Descriptor) -> LockedError:
+        holder = os.pread(lock.number, 100, 0).split(b"\n")
+        pid = int(holder[0]) if holder[0].isdigit() else None
+        since = holder[1].decode("ascii", "replace") if len(holder) > 1 else None
+        return LockedError(self.path, pid, since)
+
+    @staticmethod
+    def lock_file(fd: Descriptor, *, wait: bool = False) -> bool:
+        """Takes the exclusive lock of an open file, for as long as it is open; False when another holds it."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
+
+    def leave(self) -> None:
+        """In a forked child, which may be in the middle of anything: the files are the parent's from here on.
+
+        The lock's descriptor is closed, but not unlocked, which would free the parent's. What a child that ends would
+        clean up behind it stays; anything else by name is an error.
+        """
+        self._left = True
+        self.close()
+
+    def close(self) -> None:
+        """Gives lock and directory back. Idempotent."""
+        lock, self._lock = self._lock, None
+        try:
+            if lock is not None:
+                lock.close()
+        finally:
+            self._directory.close()
+
+    # ---- files by name ---------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """The names of all files, sorted."""
+        return sorted(os.listdir(self._directory.number))
+
+    def open_file(self, name: str, flags: int = os.O_RDWR) -> Descriptor:
+        """A descriptor of a regular file of this directory; created files are 0600."""
+        try:
+            # O_NONBLOCK: opening a FIFO that somebody put here must not wait for its writer.
+            fd = open_at(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, self._directory)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CorruptionError(self.path_of(name), None, "a regular file", "a symbolic link") from None
+            raise
+        if not stat.S_ISREG(os.fstat(fd.number).st_mode):
+            raise CorruptionError(self.path_of(name), None, "a regular file", "another kind of file")
+        if flags & os.O_CREAT:
+            os.fchmod(fd.number, 0o600)
+        return fd
+
+    def create_file(self, name: str) -> Descriptor:
+        """A descriptor of a new, empty file; what had the name before is replaced."""
+        self.unlink(name)
+        return self.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def close_file(self, fd: Descriptor) -> None:
+        fd.close()
+
+    def unlink(self, name: str) -> None:
+        """Removes a file; one that is not there is no error."""
+        if self._left:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._directory.number)
+
+    def is_named(self, fd: Descriptor, name: str) -> bool:
+        """Whether the open file is the one that has this name now."""
+        try:
+            named = os.stat(name, dir_fd=self._directory.number, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(os.fstat(fd.number), named)
+
+    def read_file(self, name: str, limit: int) -> bytes | None:
+        """The first ``limit`` bytes of a small file, or None when there is none."""
+        try:
+            fd = self.open_file(name, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            return os.pread(fd.number, limit, 0)
+        finally:
+            self.close_file(fd)
+
+    def replace_file(self, name: str, content: bytes) -> None:
+        """Puts a small file in place whole, in one atomic step that is durable on return."""
+        temporary = f"{name}.tmp"
+        self.write_file(temporary, content)
+        self.rename(temporary, name)
+        self.sync_directory()
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """A new small file; durable on return but for its name."""
+        fd = self.create_file(name)
+        try:
+            self.write(fd, content, 0)
+            self.sync(fd)
+        finally:
+            self.close_file(fd)
+
+    def rename(self, source: str, target: str) -> None:
+        os.replace(source, target, src_dir_fd=self._directory.number, dst_dir_fd=self._directory.number)
+
+    def sync_directory(self) -> None:
+        """Makes names durable: creations, renames, removals."""
+        if self._left:
+            return
+        os.fsync(self._directory)
+
+    # ---- open files -----------------------------------------------------------------------------------
+
+    # Plain C functions, not methods: a signal's handler cannot run between the system's answer and the
+    # caller's note of it.
+    sync = staticmethod(_sync_data)
+    write = staticmethod(mapping.write_at)
+    start_writeback = staticmethod(mapping.start_writeback)
+    pace_writeback = staticmethod(mapping.pace_writeback)
+    truncate = staticmethod(os.ftruncate)
+
+    def write_paced(self, fd: Descriptor, data: Buffer, offset: int) -> int:
+        """Writes a piece of a large file, and gives it to the disk at its pace; returns the offset behind it."""
+        stop = offset + memoryview(data).nbytes
+        self.write(fd, data, offset)
+        self.pace_writeback(fd, offset, stop)
+        return stop
+
+    def size(self, fd: Descriptor) -> int:
+        return os.fstat(fd.number).st_size
+
+    def stores_are_safe(self, fd: Descriptor) -> bool:
+        """Whether frames may be stored through the mapping; else they are written with pwrite."""
+        return mapping.stores_are_safe(fd)
+
+    def allocate(self, fd: Descriptor, old_size: int, new_size: int) -> None:
+        """Grows a file with blocks behind every byte; when that fails, it has its old size again."""
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd.number, old_size, new_size - old_size)
+            else:
+                self._write_zeros(fd, old_size, new_size)
+        except OSError:
+            # ext4 leaves the file grown by what it could get.
+            self.truncate(fd.number, old_size)
+            raise
+
+    def write_past_cache(self, fd: Descriptor, name: str, start: int, stop: int) -> None:
+        """Writes what an open file holds in [start, stop) again, to the disk and not into the page cache.
+
+        ext4, when it could not write a page to a block that was allocated ahead, goes on as if that block had been
+        written once: the page may be written again and synced, and yet the block reads as zeros when the cache is gone.
+        A write past the cache is asked from its books. Where the system knows no such writes, nothing is done.
+
+        Such a write drops what the cache held there, and whatever lies in one large page with it: so pieces end where
+        no page of the cache goes beyond, and a piece is read as a whole before it is written. Nobody appends to the
+        file meanwhile, unless ``stop`` is the end of a piece.
+        """
+        direct = getattr(os, "O_DIRECT", 0)
+        if not direct or start >= stop:
+            return
+        block = min(os.fstat(fd.number).st_blksize, mmap.PAGESIZE)
+        start -= start % block
+        with suppress_invalid():
+            past = open_at(name, os.O_RDWR | os.O_NOFOLLOW | direct, 0o600, self._directory)
+            while start < stop:
+                size = min(stop, start - start % PIECE + PIECE) - start
+                room = size + -size % block
+                with mmap.mmap(-1, room) as buffer:  # pages: as aligned as such a write asks for
+                    if os.preadv(fd.number, [memoryview(buffer)[:size]], start) != size:
+                        raise OSError(errno.EIO, "the system read less than there is")
+                    if os.pwrite(past.number, buffer, start) != room:
+                        raise OSError(errno.EIO, "the system wrote less than it was given")
+                start += size
+            if start % block:
+                self.truncate(fd.number, start)
+
+    def _write_zeros(self, fd: Descriptor, start: int, stop: int) -> None:
+        zeros = bytes(1 << 20)
+        while start < stop:
+            piece = min(len(zeros), stop - start)
+            self.write(fd, memoryview(zeros)[:piece], start)
+            start += piece
+
+
+@contextlib.contextmanager
+def suppress_invalid() -> Iterator[None]:
+    """What the system does not know is no error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+
+
+_directories = left_by_children(Directory.leave)
+
+
+def make_directory(path: str | os.PathLike[str], files: type[Directory] = Directory) -> Directory:
+    """The directory at ``path``, made when it is missing (0700), its parents too; all names durable on return."""
+    path = os.path.abspath(os.fsdecode(path))
+    missing = []
+    parent = os.path.dirname(path)
+    while not os.path.isdir(parent):
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    for name in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name)
+        sync_name(name)
+    directory = files(path)
+    # Also when it was there: who made it may have died before this.
+    sync_name(path)
+    return directory
+
+
+def sync_name(path: str) -> None:
+    """Makes the name of a file or a directory durable."""
+    try:
+        parent = open_at(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # a directory that may be searched but not read: its owner made the name
+    os.fsync(parent)
+
+
+@contextlib.contextmanager
+def storage_errors(path: str, action: str):  # type: ignore[no-untyped-def]
+    """Turns a plain OSError of the block into a ``StorageError`` that says what was being done."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError.wrap(error, path, action) from error

@@ -1,0 +1,146 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+# ---- offsets: each derives from the one before; tests/disk/test_format.py computes them again --------------
+
+cdef enum:  # LogHeader
+    LOG_MAGIC = 0
+    LOG_VERSION = LOG_MAGIC + 8
+    LOG_RESERVED = LOG_VERSION + 4
+    LOG_GENERATION = LOG_RESERVED + 4
+    LOG_IDENTITY = LOG_GENERATION + 8
+    LOG_BASE_INDEX = LOG_IDENTITY + 8
+    LOG_BASE_TERM = LOG_BASE_INDEX + 8
+    LOG_BASE_SIZE = LOG_BASE_TERM + 8
+    LOG_BASE_CHECKSUM = LOG_BASE_SIZE + 8
+    LOG_CHECKSUM = LOG_BASE_CHECKSUM + 32
+    LOG_HEADER_SIZE = LOG_CHECKSUM + 8
+
+cdef enum:  # Current
+    CURRENT_MAGIC = 0
+    CURRENT_VERSION = CURRENT_MAGIC + 8
+    CURRENT_RESERVED = CURRENT_VERSION + 4
+    CURRENT_GENERATION = CURRENT_RESERVED + 4
+    CURRENT_IDENTITY = CURRENT_GENERATION + 8
+    CURRENT_DURABLE = CURRENT_IDENTITY + 8
+    CURRENT_ZERO = CURRENT_DURABLE + 8
+    CURRENT_CHECKSUM = CURRENT_ZERO + 16
+    CURRENT_SIZE = CURRENT_CHECKSUM + 8
+
+cdef enum:  # Frame
+    FRAME_CHECKSUM = 0
+    FRAME_LENGTH = FRAME_CHECKSUM + 8
+    FRAME_LAG = FRAME_LENGTH + 8
+    FRAME_RUN_COUNT = FRAME_LAG + 4
+    FRAME_RUNS = FRAME_RUN_COUNT + 4
+    RUN_SIZE = 16
+
+cdef enum:  # Record
+    RECORD_INDEX = 0
+    RECORD_VALUE_SIZE = RECORD_INDEX + 8
+    RECORD_KEY_SIZE = RECORD_VALUE_SIZE + 4
+    RECORD_OPERATION = RECORD_KEY_SIZE + 2
+    RECORD_ZERO = RECORD_OPERATION + 1
+    RECORD_KEY = RECORD_ZERO + 1
+
+cdef enum:  # SnapshotHeader
+    SNAPSHOT_MAGIC = 0
+    SNAPSHOT_VERSION = SNAPSHOT_MAGIC + 8
+    SNAPSHOT_CODEC = SNAPSHOT_VERSION + 4
+    SNAPSHOT_INDEX = SNAPSHOT_CODEC + 4          # from here to the state checksum: part of what that covers
+    SNAPSHOT_TERM = SNAPSHOT_INDEX + 8
+    SNAPSHOT_KEYS = SNAPSHOT_TERM + 8
+    SNAPSHOT_RUNS = SNAPSHOT_KEYS + 8
+    SNAPSHOT_MEMBERSHIP_SIZE = SNAPSHOT_RUNS + 8
+    SNAPSHOT_RECORDS_SIZE = SNAPSHOT_MEMBERSHIP_SIZE + 8
+    SNAPSHOT_STATE_CHECKSUM = SNAPSHOT_RECORDS_SIZE + 8
+    SNAPSHOT_ATTACHMENT_SIZE = SNAPSHOT_STATE_CHECKSUM + 32
+    SNAPSHOT_STORED_SIZE = SNAPSHOT_ATTACHMENT_SIZE + 8
+    SNAPSHOT_ZERO = SNAPSHOT_STORED_SIZE + 8
+    SNAPSHOT_CHECKSUM = SNAPSHOT_ZERO + 16       # of all other bytes of the file
+    SNAPSHOT_HEADER_SIZE = SNAPSHOT_CHECKSUM + 32
+    TERM_RUN_SIZE = 24
+
+cdef enum:  # RecordOperation
+    RECORD_PUT = 1
+    RECORD_DELETE = 2
+    RECORD_CONFIG = 3
+    RECORD_SNAPSHOT = 4
+    RECORD_CLOSE = 5
+
+cdef enum:
+    LARGE = 64 << 10    # bytes above which work is done without the GIL
+
+# ---- what a look at bytes may find -------------------------------------------------------------------
+
+cdef enum:  # Finding
+    VALID = 0
+    NOTHING = 1       # length and checksum are zero: no frame was written here
+    BROKEN = 2        # a header that cannot be, a frame cut short, or a checksum that does not match
+    MALFORMED = 3     # the checksum matches, the content does not add up: nobody's crash, somebody's doing
+
+cdef inline uint64_t align8(uint64_t size) noexcept nogil:
+    return (size + 7) & ~<uint64_t>7
+
+cdef inline uint64_t record_size(uint64_t key_size, uint64_t value_size) noexcept nogil:
+    return align8(RECORD_KEY + key_size + value_size)
+
+cdef inline const uint8_t *record_key(const uint8_t *record) noexcept nogil:
+    return record + RECORD_KEY
+
+cdef inline uint64_t record_index(const uint8_t *record) noexcept nogil:
+    return (<const uint64_t *>record)[0]
+
+cdef inline uint32_t record_value_size(const uint8_t *record) noexcept nogil:
+    return (<const uint32_t *>(record + RECORD_VALUE_SIZE))[0]
+
+cdef inline uint16_t record_key_size(const uint8_t *record) noexcept nogil:
+    return (<const uint16_t *>(record + RECORD_KEY_SIZE))[0]
+
+cdef inline uint8_t record_operation(const uint8_t *record) noexcept nogil:
+    return record[RECORD_OPERATION]
+
+cdef inline uint64_t record_length(const uint8_t *record) noexcept nogil:
+    return record_size(record_key_size(record), record_value_size(record))
+
+cdef inline uint64_t frame_size(uint64_t run_count, uint64_t record_bytes) noexcept nogil:
+    return FRAME_RUNS + run_count * RUN_SIZE + record_bytes
+
+cdef inline uint64_t frame_length(const uint8_t *frame) noexcept nogil:
+    return (<const uint64_t *>(frame + FRAME_LENGTH))[0]
+
+cdef inline uint32_t frame_run_count(const uint8_t *frame) noexcept nogil:
+    return (<const uint32_t *>(frame + FRAME_RUN_COUNT))[0]
+
+cdef uint8_t *write_record(
+    uint8_t *p, uint8_t operation, uint64_t index,
+    const uint8_t *key, uint16_t key_size, const uint8_t *value, uint32_t value_size,
+) noexcept nogil
+
+cdef inline uint8_t *write_run(uint8_t *p, uint64_t last, uint64_t term) noexcept nogil:
+    (<uint64_t *>p)[0] = last
+    (<uint64_t *>p)[1] = term
+    return p + RUN_SIZE
+
+cdef void seal_frame(
+    uint8_t *frame, uint64_t length, uint32_t run_count,
+    uint64_t identity, uint64_t offset, uint64_t watermark,
+) noexcept nogil
+
+cdef int look_at_frame(
+    const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
+) noexcept nogil
+
+ctypedef struct Progress:
+    # What a walk over frames has seen so far.
+    uint64_t last_index
+    uint64_t last_term
+    const uint8_t *snapshot      # the newest record of snapshot metadata, or NULL
+
+cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept nogil
+
+cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil
+
+cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil
+
+cdef uint64_t UNKNOWN_TERM
+cdef uint64_t ARENA_LIMIT     # bytes of base and log together; a place in them fits into a slot of the table

@@ -1,0 +1,447 @@
+"""The disk formats: every magic, version, offset and limit, and nothing that opens a file.
+
+docs/format.md draws the pictures. In short, all integers little-endian, all records 8-byte aligned:
+
+    CURRENT   which generation is in use, and how far its log is known durable
+    log       header | frame | frame | … | zeros (preallocated)
+    frame     checksum | length | watermark lag | run count | runs | records
+    run       last index | term
+    record    index | value size | key size | operation | 0 | key | value | padding
+    snapshot  header | attachment | membership record | runs (first, last, term) | records
+    table     header | runs | snapshot metadata | dead map | directory | zeros up to a page | segments
+
+A frame is bound to its place: its checksum is seeded with the log's identity and the frame's own
+offset, so that a frame of another file, or moved within its own, does not match.
+"""
+
+import struct
+from typing import NamedTuple
+
+from libc.string cimport memcpy
+
+from fastsm.disk.hashing cimport xxh64
+
+from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError
+from fastsm.disk.hashing import checksum
+
+VERSION = 0
+LOG_MAGIC_BYTES = b"FASTSM-L"
+CURRENT_MAGIC_BYTES = b"FASTSM-C"
+SNAPSHOT_MAGIC_BYTES = b"FASTSM-S"
+TABLE_MAGIC_BYTES = b"FASTSM-T"
+LOG_HEADER_BYTES = LOG_HEADER_SIZE
+SNAPSHOT_HEADER_BYTES = SNAPSHOT_HEADER_SIZE
+TERM_RUN_BYTES = TERM_RUN_SIZE
+LARGE_BYTES = LARGE
+CODEC_NONE = 0
+CODEC_ZSTD = 1
+
+# A run of this term is a gap: indexes that were never seen, between two runs of different terms.
+UNKNOWN_TERM = <uint64_t>0xFFFFFFFFFFFFFFFF
+cdef uint64_t LARGEST = UNKNOWN_TERM - 1
+ARENA_LIMIT = <uint64_t>1 << 39
+cdef uint64_t LARGEST_VALUE = 0x7FFFFFFF
+MAX_TERM = MAX_INDEX = LARGEST
+
+cdef enum: NO_WATERMARK = 0xFFFFFFFF
+
+
+# ---- files with one fixed header ----------------------------------------------------------------------
+
+class LogHead(NamedTuple):
+    """The first bytes of a log: which log it is, the entry that it starts behind, and the base that holds that state.
+
+    `base_size` is 0 when there is no base: the log starts behind the empty state.
+    """
+    generation: int
+    identity: int
+    base_index: int = 0
+    base_term: int = 0
+    base_size: int = 0
+    base_checksum: bytes = bytes(32)
+
+
+class CurrentFile(NamedTuple):
+    """CURRENT: the generation in use, its log's identity, and an offset up to which that is durable."""
+    generation: int
+    identity: int
+    durable_offset: int
+
+
+class Sections(NamedTuple):
+    """Offsets in a saved table: where each section starts, and where the file ends."""
+    runs: int
+    metadata: int
+    dead: int
+    directory: int
+    segments: int
+    end: int
+
+
+class SavedTable(NamedTuple):
+    """The first bytes of a saved table: the place in a log's life that it was taken at, and what follows."""
+    identity: int         # of the log
+    log_offset: int       # where the frames end that it knows of
+    log_start: int        # where the log begins in the arena
+    seed0: int
+    seed1: int
+    keys: int
+    live_bytes: int
+    config_place: int
+    segments: int
+    depth: int
+    runs: int
+    metadata_size: int
+    dead_words: int
+    frames: int
+    body_checksum: int    # XXH64 of everything behind the header
+
+    @property
+    def sections(self):
+        """Where everything is."""
+        runs = TABLE_HEADER_BYTES
+        metadata = runs + TERM_RUN_SIZE * self.runs
+        dead = metadata + align8(self.metadata_size)
+        directory = dead + 8 * self.dead_words
+        segments = (directory + (4 << self.depth) + TABLE_PAGE - 1) // TABLE_PAGE * TABLE_PAGE
+        return Sections(runs, metadata, dead, directory, segments, segments + self.segments * SEGMENT_BYTES)
+
+
+# Behind the version, and behind the fields, are reserved zeros.
+LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
+CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
+TABLE_STRUCT = struct.Struct("<8sII15Q")
+TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
+TABLE_PAGE = 65536      # no system has larger pages: segments are mapped
+SEGMENT_BYTES = 8 * 4096 + 64
+
+
+def pack_log_head(head):
+    """A log's header."""
+    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head))
+
+
+def pack_saved_table(saved):
+    """A saved table's header."""
+    return with_checksum(TABLE_STRUCT.pack(TABLE_MAGIC_BYTES, VERSION, 0, *saved))
+
+
+def unpack_saved_table(data, path, size):
+    """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
+    saved = SavedTable(*unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 15))
+    counts = (saved.runs, saved.metadata_size, saved.dead_words, saved.segments)
+    if max(counts) > size or saved.depth > 40 or saved.sections.end != size:
+        raise CorruptionError(path, None, "sections that add up to the file's size", f"{size} bytes")
+    return saved
+
+
+def pack_current(current):
+    """The content of CURRENT."""
+    return with_checksum(CURRENT_STRUCT.pack(CURRENT_MAGIC_BYTES, VERSION, 0, *current, 0, 0))
+
+
+def unpack_log_head(data, path):
+    """The header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
+    head = LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 6))
+    for offset, number, limit in (
+        (LOG_BASE_INDEX, head.base_index, LARGEST), (LOG_BASE_TERM, head.base_term, LARGEST),
+        (LOG_BASE_SIZE, head.base_size, ARENA_LIMIT),
+    ):
+        if number > limit:
+            raise CorruptionError(path, offset, f"at most {limit}", number)
+    if head.base_size == 0 and (head.base_index or head.base_term or any(head.base_checksum)):
+        raise CorruptionError(
+            path, LOG_BASE_INDEX, "no entry, since there is no base", (head.base_index, head.base_term))
+    return head
+
+
+def unpack_current(data, path):
+    """The content of CURRENT; raises `CorruptionError` or `FormatVersionError`."""
+    if len(data) != CURRENT_SIZE:
+        raise CorruptionError(path, None, f"{CURRENT_SIZE} bytes", f"{len(data)} bytes")
+    return CurrentFile(*unpack(CURRENT_STRUCT, CURRENT_MAGIC_BYTES, data, path, 3))
+
+
+def with_checksum(bytes head):
+    return head + struct.pack("<Q", checksum(head))
+
+
+def unpack(layout, magic, bytes data, path, used):
+    """The `used` fields behind the version.
+
+    Every version keeps magic, version and checksum where they are, so that damage is told from age.
+    """
+    if len(data) < layout.size + 8:
+        raise CorruptionError(path, 0, f"a header of {layout.size + 8} bytes", f"{len(data)} bytes")
+    if data[:8] != magic:
+        raise CorruptionError(path, 0, f"magic {magic!r}", repr(data[:8]))
+    found_sum = int.from_bytes(data[layout.size:], "little")
+    expected_sum = checksum(data[:layout.size])
+    _, version, reserved, *fields = layout.unpack(data[:layout.size])
+    if found_sum != expected_sum:
+        raise CorruptionError(path, layout.size, f"checksum {expected_sum:#018x}", f"{found_sum:#018x}")
+    if version != VERSION:
+        raise FormatVersionError(path, VERSION, version)
+    if reserved:
+        raise CorruptionError(path, 12, "zero", reserved)
+    for i in range(used, len(fields)):
+        if fields[i]:
+            raise CorruptionError(path, 16 + 8 * i, "zero", fields[i])
+    return fields[:used]
+
+
+# ---- snapshots ----------------------------------------------------------------------------------------
+
+class SnapshotHead(NamedTuple):
+    """The first bytes of a snapshot. Sizes are in bytes; the state is membership, runs and records."""
+    codec: int
+    last_index: int
+    last_term: int
+    keys: int
+    runs: int
+    membership_size: int
+    records_size: int
+    state_checksum: bytes
+    attachment_size: int
+    stored_size: int          # of the state as it is in the file
+    checksum: bytes
+
+    @property
+    def state_offset(self):
+        """Where the state starts."""
+        return SNAPSHOT_HEADER_SIZE + align8(self.attachment_size)
+
+    @property
+    def state_size(self):
+        """What the state takes in flat form."""
+        return self.membership_size + TERM_RUN_SIZE * self.runs + self.records_size
+
+    @property
+    def file_size(self):
+        """The whole file."""
+        return self.state_offset + self.stored_size
+
+
+# What a state is made of, for readers in Python: first index, last index, term; and the head of a record, which is
+# index, size of the value, size of the key, operation, zero.
+TERM_RUN_STRUCT = struct.Struct("<QQQ")
+RECORD_STRUCT = struct.Struct("<QIHBB")
+# Of a frame: checksum, length, lag of the watermark, number of runs; and one of its runs: last index, term.
+FRAME_STRUCT = struct.Struct("<QQII")
+FRAME_RUN_STRUCT = struct.Struct("<QQ")
+OPERATIONS = {
+    RECORD_PUT: "put", RECORD_DELETE: "delete", RECORD_CONFIG: "config", RECORD_SNAPSHOT: "snapshot",
+    RECORD_CLOSE: "close",
+}
+OPERATION_PUT = RECORD_PUT
+OPERATION_CONFIG = RECORD_CONFIG
+MAX_RECORD_VALUE = LARGEST_VALUE
+STATE_CHECKSUM_COVERS = slice(SNAPSHOT_INDEX, SNAPSHOT_STATE_CHECKSUM)
+CHECKSUM_COVERS = slice(0, SNAPSHOT_CHECKSUM)
+SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQ32sQQ16s32s")
+
+
+def unpack_record(buffer, place):
+    """A record in memory that was checked: index, operation, key, value, and where the next one starts."""
+    index, value_size, key_size, operation, _ = RECORD_STRUCT.unpack_from(buffer, place)
+    key = place + RECORD_STRUCT.size
+    value = key + key_size
+    stop = value + value_size
+    return index, operation, bytes(buffer[key:value]), bytes(buffer[value:stop]), stop + 7 & ~7
+
+
+def unpack_frame(buffer, offset):
+    """The head of a frame that was checked: where it ends, its watermark, its runs (last index, term), its records.
+
+    The watermark is None when the frame does not say; the term of a run of entries that were never seen, too.
+    """
+    _, length, lag, count = FRAME_STRUCT.unpack_from(buffer, offset)
+    place = offset + FRAME_STRUCT.size
+    runs = []
+    for _ in range(count):
+        last, term = FRAME_RUN_STRUCT.unpack_from(buffer, place)
+        runs.append((last, None if term == UNKNOWN_TERM else term))
+        place += FRAME_RUN_STRUCT.size
+    return offset + length, None if lag == NO_WATERMARK else offset - 8 * lag, runs, place
+
+
+def pack_snapshot_head(head):
+    """A snapshot's header: `[16:64]` is what `state_checksum` covers of it, all but the end `checksum`."""
+    *fields, own_sum = head
+    return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, *fields, bytes(16), own_sum)
+
+
+def unpack_snapshot_head(data, path, size=None):
+    """The header of the snapshot at `path`, a file of `size` bytes, all of which it accounts for.
+
+    While the file arrives (`size` None) the header's own word is taken for its size. Raises
+    `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
+    """
+    def refuse(offset, expected, found):
+        raise SnapshotFormatError(f"{path}, offset {offset}: expected {expected}, found {found}; "
+                                  "this is no whole snapshot of fastsm: get it again")
+
+    if len(data) < SNAPSHOT_HEADER_SIZE:
+        refuse(0, f"a header of {SNAPSHOT_HEADER_SIZE} bytes", f"{len(data)} bytes")
+    magic, version, *fields, zero, own_sum = SNAPSHOT_STRUCT.unpack(data[:SNAPSHOT_HEADER_SIZE])
+    if magic != SNAPSHOT_MAGIC_BYTES:
+        refuse(SNAPSHOT_MAGIC, f"magic {SNAPSHOT_MAGIC_BYTES!r}", repr(magic))
+    if version != VERSION:
+        raise FormatVersionError(path, VERSION, version)
+    head = SnapshotHead(*fields, own_sum)
+    if head.codec not in (CODEC_NONE, CODEC_ZSTD):
+        refuse(SNAPSHOT_CODEC, f"codec {CODEC_NONE} (none) or {CODEC_ZSTD} (zstd)", head.codec)
+    if head.last_index > LARGEST or head.last_term > LARGEST:
+        refuse(SNAPSHOT_INDEX, f"an index and a term of at most {LARGEST}", (head.last_index, head.last_term))
+    if any(zero):
+        refuse(SNAPSHOT_ZERO, "zeros", zero)
+    if head.attachment_size > LARGEST_VALUE:
+        refuse(SNAPSHOT_ATTACHMENT_SIZE, f"an attachment of at most {LARGEST_VALUE} bytes", head.attachment_size)
+    if size is not None and head.file_size != size:
+        refuse(SNAPSHOT_STORED_SIZE, f"sizes that add up to the file's {size} bytes", head.file_size)
+    if head.codec == CODEC_NONE and head.stored_size != head.state_size:
+        refuse(SNAPSHOT_STORED_SIZE, f"the state's {head.state_size} bytes", head.stored_size)
+    if head.state_size > ARENA_LIMIT:
+        refuse(SNAPSHOT_RECORDS_SIZE, f"a state of at most {ARENA_LIMIT} bytes", head.state_size)
+    # Zstandard adds three bytes to a block that it cannot compress, and some to the whole.
+    if head.stored_size > head.state_size + (head.state_size >> 8) + 1024:
+        refuse(SNAPSHOT_STORED_SIZE, f"what {head.state_size} bytes may take at most", head.stored_size)
+    if head.records_size & 7 or not (
+        head.keys * RECORD_KEY <= head.records_size <= head.keys * <object>record_size(0xFFFF, LARGEST_VALUE)
+    ):
+        refuse(SNAPSHOT_RECORDS_SIZE, f"the size of whole records for {head.keys} keys", head.records_size)
+    if head.membership_size & 7 or (
+        head.membership_size and not RECORD_KEY <= head.membership_size <= record_size(0, LARGEST_VALUE)
+    ):
+        refuse(SNAPSHOT_MEMBERSHIP_SIZE, "the size of one record, or 0", head.membership_size)
+    if (head.runs == 0) != (head.last_index == 0) or head.runs > min(head.last_index, head.last_term + 1):
+        refuse(SNAPSHOT_RUNS, "runs of rising terms up to the last included entry", head.runs)
+    if head.last_index == 0 and (head.last_term or head.keys or head.membership_size):
+        refuse(SNAPSHOT_INDEX, "nothing in the state before the first entry",
+               (head.last_term, head.keys, head.membership_size))
+    return head
+
+
+# ---- frames and records -------------------------------------------------------------------------------
+
+cdef uint8_t *write_record(
+    uint8_t *p, uint8_t operation, uint64_t index,
+    const uint8_t *key, uint16_t key_size, const uint8_t *value, uint32_t value_size,
+) noexcept nogil:
+    """Writes a record and its padding; returns where the next one starts. An empty key or value is no NULL either."""
+    cdef uint64_t size = record_size(key_size, value_size)
+    (<uint64_t *>(p + size - 8))[0] = 0
+    (<uint64_t *>p)[0] = index
+    (<uint32_t *>(p + RECORD_VALUE_SIZE))[0] = value_size
+    (<uint16_t *>(p + RECORD_KEY_SIZE))[0] = key_size
+    p[RECORD_OPERATION] = operation
+    p[RECORD_ZERO] = 0
+    memcpy(p + RECORD_KEY, key, key_size)
+    memcpy(p + RECORD_KEY + key_size, value, value_size)
+    return p + size
+
+
+cdef void seal_frame(
+    uint8_t *frame, uint64_t length, uint32_t run_count,
+    uint64_t identity, uint64_t offset, uint64_t watermark,
+) noexcept nogil:
+    """Fills the header of a frame whose runs and records are in place."""
+    cdef uint64_t lag = (offset - watermark) >> 3
+    (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
+    (<uint32_t *>(frame + FRAME_LAG))[0] = <uint32_t>lag if lag < NO_WATERMARK else NO_WATERMARK
+    (<uint32_t *>(frame + FRAME_RUN_COUNT))[0] = run_count
+    (<uint64_t *>frame)[0] = xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, identity ^ offset)
+
+
+cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil:
+    """The offset below which the log was known durable when the frame was written; 0: not said."""
+    cdef uint32_t lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
+    return 0 if lag == NO_WATERMARK else offset - (<uint64_t>lag << 3)
+
+
+cdef int look_at_frame(
+    const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
+) noexcept nogil:
+    """VALID, NOTHING or BROKEN: what is at `frame`, `available` bytes before the end of the file. O(length)."""
+    cdef uint64_t length
+    cdef uint32_t lag
+    if available < FRAME_RUNS:
+        return NOTHING if available == 0 else BROKEN
+    length = frame_length(frame)
+    if length == 0 and (<const uint64_t *>frame)[0] == 0:
+        return NOTHING
+    if length < FRAME_RUNS or length > available or length & 7:
+        return BROKEN
+    lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
+    if lag != NO_WATERMARK and (<uint64_t>lag << 3) > offset - LOG_HEADER_SIZE:
+        return BROKEN
+    if frame_size(frame_run_count(frame), 0) > length:
+        return BROKEN
+    if xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, identity ^ offset) != (<const uint64_t *>frame)[0]:
+        return BROKEN
+    return VALID
+
+
+cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept nogil:
+    """VALID or MALFORMED: whether runs and records of a frame add up, behind what was seen before it.
+
+    Moves `progress` on behind it. Afterwards a walk over the frame needs no checks.
+    """
+    cdef uint32_t run_count = frame_run_count(frame)
+    cdef const uint64_t *run = <const uint64_t *>(frame + FRAME_RUNS)
+    cdef const uint8_t *record = frame + frame_size(run_count, 0)
+    cdef uint64_t left = frame_length(frame) - frame_size(run_count, 0)
+    cdef uint64_t before = progress.last_index + 1
+    cdef uint64_t length
+    cdef uint32_t i
+    for i in range(run_count):
+        if run[0] <= progress.last_index or run[0] > LARGEST:
+            return MALFORMED
+        progress.last_index = run[0]
+        if run[1] != UNKNOWN_TERM:
+            if run[1] < progress.last_term:
+                return MALFORMED
+            progress.last_term = run[1]
+        elif i + 1 == run_count:
+            return MALFORMED  # a gap is between two runs
+        run += 2
+    run = <const uint64_t *>(frame + FRAME_RUNS)
+    while left:
+        if left < RECORD_KEY:
+            return MALFORMED
+        length = record_length(record)
+        if length > left or look_at_record(record, length) != VALID:
+            return MALFORMED
+        if record_operation(record) <= RECORD_CONFIG:
+            # In the order of the entries, each of which is in a run that is no gap.
+            if not (before <= record_index(record) <= progress.last_index):
+                return MALFORMED
+            before = record_index(record)
+            while run[0] < before:  # ends: the last run reaches last_index, which is not below
+                run += 2
+            if run[1] == UNKNOWN_TERM:
+                return MALFORMED
+        elif record_operation(record) == RECORD_SNAPSHOT:
+            progress.snapshot = record
+        record += length
+        left -= length
+    return VALID
+
+
+cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil:
+    cdef uint64_t key_size = record_key_size(record)
+    cdef uint64_t value_size = record_value_size(record)
+    cdef uint64_t padding = length - RECORD_KEY - key_size - value_size
+    cdef int operation = record_operation(record)
+    if not (RECORD_PUT <= operation <= RECORD_CLOSE) or record[RECORD_ZERO]:
+        return MALFORMED
+    if value_size > LARGEST_VALUE or (key_size and operation > RECORD_DELETE):
+        return MALFORMED
+    if value_size and (operation == RECORD_DELETE or operation == RECORD_CLOSE):
+        return MALFORMED
+    if operation == RECORD_SNAPSHOT and value_size < 8:
+        return MALFORMED
+    # Padding must be zero, or equal states would differ in bytes. Little-endian: it is the word's top.
+    if padding and (<const uint64_t *>(record + length - 8))[0] >> (64 - 8 * padding):
+        return MALFORMED
+    return VALID

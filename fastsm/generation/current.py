@@ -1,0 +1,225 @@
+"""Generations: which base and log are the state, and the one atomic step from one generation to the next.
+
+    CURRENT  ──►  base-1, log-1      the next base and log are written and synced beside them, then CURRENT
+                                     is replaced, then the old ones are removed. A crash leaves one or the other.
+
+Reset, compaction and installing a snapshot are this step, and differ in what the next generation holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from dataclasses import dataclass
+
+from fastsm.disk import format
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.errors import CorruptionError, FastsmError
+from fastsm.generation.log import Log, log_name
+from fastsm.generation.saved_table import load_table, table_name
+from fastsm.generation.verification import Verification
+from fastsm.lookup.index import Index
+from fastsm.types import LogId, Recovery
+
+CURRENT = "CURRENT"
+READ_ATTEMPTS = 10
+EMPTY_LOG_BYTES = format.LOG_HEADER_BYTES
+NAMES = re.compile(r"(log|base|table)-\d+(\.tmp)?|CURRENT(-\d+)?\.tmp")
+
+logger = logging.getLogger("fastsm")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A base and a log with the index into them, as opening found them."""
+
+    log: Log
+    index: Index
+    durable: LogId
+    recovery: Recovery
+    verified: bool
+
+
+def open_current(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
+    """The directory's state, recovered; a new one in an empty directory. ``verify``: every byte is checked before."""
+    current = read_current(directory)
+    if current is None:
+        log = create_first(directory)
+        current = format.CurrentFile(log.head.generation, log.head.identity, log.end)
+    else:
+        log = Log.open(directory, current)
+    try:
+        opened = recover(log, current.durable_offset, expect_applied, verify)
+        with storage_errors(directory.path, "opening"):
+            # Whoever replaced CURRENT may have been killed before this sync, without which it may still be undone.
+            directory.sync_directory()
+        remove_others(directory, current.generation)
+    except BaseException:
+        log.close()
+        raise
+    return opened
+
+
+def open_read_only(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
+    """The state as it is now, beside an owner who may go on writing. Nothing is written, nothing is locked."""
+    for attempt in range(READ_ATTEMPTS):
+        current = read_current(directory)
+        if current is None:
+            raise CorruptionError(directory.path_of(CURRENT), None, "a state directory", "no file")
+        try:
+            log = Log.open(directory, current, read_only=True)
+        except CorruptionError:
+            # The owner may have started a new generation between our two looks.
+            if attempt + 1 == READ_ATTEMPTS or read_current(directory) == current:
+                raise
+            continue
+        try:
+            return recover(log, current.durable_offset, expect_applied, verify)
+        except BaseException:
+            log.close()
+            raise
+    raise AssertionError("unreachable")
+
+
+def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: bool) -> Generation:
+    """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
+    with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
+        loaded = load_table(log.directory, log)
+    behind, frames = EMPTY_LOG_BYTES, 0
+    if loaded is not None:
+        index, saved = loaded
+        behind, frames = saved.log_offset, saved.frames  # it was saved behind a sync: so far the log is durable
+    else:
+        index = Index()
+        if log.base is not None:
+            index.read_base(log.mapping, log.base)
+    start = LogId(index.terms.seen, index.terms.last_term(log.head.base_term))
+    verified = loaded is None and log.base is None  # else there are bytes that nobody looks at
+    verify = verify and not verified
+    recovery = log.recover(
+        index.terms, max(known_durable, behind), expect_applied, behind=behind, frames=frames, metadata=index.metadata,
+        verify=(lambda: Verification(log).run()) if verify else None,
+    )  # fmt: skip
+    verified = verified or verify
+    index.read_log(log.mapping, behind, log.end)
+    return Generation(log, index, log.last_durable(*start, behind), recovery, verified)
+
+
+def read_current(directory: Directory) -> format.CurrentFile | None:
+    """What CURRENT says, or None when it was never written."""
+    path = directory.path_of(CURRENT)
+    with storage_errors(path, "reading"):
+        content = directory.read_file(CURRENT, 4096)
+        if content is not None:
+            return format.unpack_current(content, path)
+        # Without CURRENT there may be the first log of a creation that did not finish, and nothing more.
+        for name in directory.names():
+            if NAMES.fullmatch(name) and not name.endswith(".tmp"):
+                fd = directory.open_file(name)
+                try:
+                    size = directory.size(fd)
+                finally:
+                    directory.close_file(fd)
+                if name != log_name(1) or size > EMPTY_LOG_BYTES:
+                    raise CorruptionError(path, None, f"CURRENT, since {name} holds {size} bytes", "no file")
+    return None
+
+
+def create_first(directory: Directory) -> Log:
+    log = Log.create(directory, 1)
+    try:
+        with storage_errors(directory.path, "creating the directory's files"):
+            directory.sync_parent()
+            directory.sync_directory()
+            write_current(directory, log)
+    except BaseException:
+        log.close()
+        raise
+    return log
+
+
+def current_of(log: Log) -> format.CurrentFile:
+    return format.CurrentFile(log.head.generation, log.head.identity, log.end)
+
+
+def write_current(directory: Directory, log: Log) -> None:
+    """Names ``log`` as the state, and its present end as durable. The log is synced, its name too."""
+    with storage_errors(directory.path_of(CURRENT), "replacing"):
+        directory.replace_file(CURRENT, format.pack_current(current_of(log)))
+
+
+def prepared_name(generation: int) -> str:
+    return f"{CURRENT}-{generation}.tmp"
+
+
+def prepare_next(directory: Directory, log: Log) -> None:
+    """All of the step to ``log``, which is synced, that needs no writer to wait: its files' names are durable on
+    return, and beside CURRENT lies what will be in its place. It says how far ``log`` is durable by now.
+    """
+    write_next(directory, log)
+    with storage_errors(directory.path, "preparing a new generation"):
+        directory.sync_directory()
+
+
+def write_next(directory: Directory, log: Log) -> None:
+    """Writes, or writes anew, what will be in CURRENT's place: that ``log`` is durable up to its present end."""
+    name = prepared_name(log.head.generation)
+    with storage_errors(directory.path_of(name), "writing"):
+        directory.write_file(name, format.pack_current(current_of(log)))
+
+
+def name_next(directory: Directory, old: Log, log: Log) -> None:
+    """The step: names ``log``, which is prepared and synced, in place of ``old``; durable on return.
+
+    On an error before CURRENT is replaced, ``old`` is the state and untouched. On an error behind that, which
+    of the two the disk names is unknown: ``old`` is poisoned.
+    """
+    try:
+        with storage_errors(directory.path_of(CURRENT), "replacing"):
+            directory.rename(prepared_name(log.head.generation), CURRENT)
+            directory.sync_directory()
+    except BaseException as error:
+        untouched = False
+        try:
+            untouched = still_current(directory, old)
+        except FastsmError:
+            pass  # then it is unknown, and the error that came first says why
+        finally:
+            if not untouched:
+                old.poison(error)
+        raise
+
+
+def discard(directory: Directory, log: Log | None, generation: int) -> None:
+    """Closes and removes what was prepared of a generation that did not become the state."""
+    if log is not None:
+        log.close()
+    with contextlib.suppress(FastsmError, OSError):  # left over: the next opening removes it
+        current = read_current(directory)
+        if current is not None and current.generation != generation:
+            remove_generation(directory, generation)
+
+
+def still_current(directory: Directory, log: Log) -> bool:
+    """Whether CURRENT, as the system shows it, names this log still."""
+    current = read_current(directory)
+    return current is not None and current.identity == log.head.identity
+
+
+def remove_generation(directory: Directory, generation: int) -> None:
+    """Removes the files of a generation that is not, or not yet, the state."""
+    for name in directory.names():
+        if NAMES.fullmatch(name) and name.removesuffix(".tmp").endswith(f"-{generation}"):
+            directory.unlink(name)
+
+
+def remove_others(directory: Directory, generation: int) -> None:
+    """Removes what a crash may have left of other generations."""
+    with storage_errors(directory.path, "listing"):
+        names = directory.names()
+    for name in names:
+        if NAMES.fullmatch(name) and (name.endswith(".tmp") or not name.endswith(f"-{generation}")):
+            with storage_errors(directory.path_of(name), "removing"):
+                directory.unlink(name)
+            logger.info("%s: removed, it belongs to another generation", directory.path_of(name))

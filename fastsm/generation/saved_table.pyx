@@ -1,0 +1,323 @@
+"""The saved table: an index put into a file, and mapped back into memory, so that opening reads no log.
+
+Its file is a copy of memory at one moment of a log's life. It is believed only if all of it checks out: its own
+checksum, the log's identity, and that each slot leads into the arena. A table of an earlier moment is as good, since
+a log's frames never change: what came behind it is read from the log.
+"""
+
+import os
+
+from cpython.buffer cimport PyBUF_READ
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap as map_memory, munmap,
+)
+
+from fastsm.lookup.dead cimport WORD_BITS
+from fastsm.disk.format cimport RECORD_CONFIG, RECORD_KEY, VALID, look_at_record, record_length, record_operation
+from fastsm.disk.hashing cimport xxh64
+from fastsm.lookup.index cimport Index
+from fastsm.generation.log cimport Log
+from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table
+
+from fastsm.disk import format
+from fastsm.errors import CorruptionError, FormatVersionError
+from fastsm.types import LogId, SnapshotMetadata
+
+
+def table_name(generation):
+    """The file name of a generation's saved table."""
+    return f"table-{generation}"
+
+
+# ---- save ----------------------------------------------------------------------------------------------
+
+def save_table(directory, Log log, Index index, tick):
+    """Puts the index of all of a log's frames, which are synced, into the generation's saved table; durable on return.
+
+    `tick()` is called between pieces of the work, and may raise. O(slots). Raises OSError.
+    """
+    name = table_name(log.head.generation)
+    saved, front = describe(log, index)
+    temporary = f"{name}.tmp"
+    descriptor = directory.create_file(temporary)
+    try:
+        directory.write(descriptor, front, format.TABLE_HEADER_BYTES)
+        write_segments(directory, descriptor, index.table, saved.sections.segments, tick)
+        saved = saved._replace(body_checksum=checksum_of(descriptor.number, saved.sections.end))
+        directory.write(descriptor, format.pack_saved_table(saved), 0)
+        directory.sync(descriptor)
+        directory.rename(temporary, name)
+    except BaseException:
+        directory.unlink(temporary)
+        raise
+    finally:
+        directory.close_file(descriptor)
+    directory.sync_directory()
+
+
+cdef tuple describe(Log log, Index index):
+    """The header, and what lies between it and the segments."""
+    cdef Table table = index.table
+    cdef uint64_t count = 0
+    cdef uint32_t i
+    cdef uint64_t *words = index.dead.copy(index.end)
+    cdef uint32_t *numbers = <uint32_t *>malloc(sizeof(uint32_t) << table.depth)
+    if words == NULL or numbers == NULL:
+        free(words)
+        free(numbers)
+        raise MemoryError("no memory to save the table")
+    try:
+        for i in range((index.end >> WORD_BITS) + 1):
+            if words[i]:
+                count = i + 1
+        number_segments(table, numbers)
+        runs = index.terms.pack(index.terms.seen, index.terms.last_term())
+        metadata = b"" if index.metadata is None else pack_metadata(index.metadata)
+        saved = format.SavedTable(
+            log.head.identity, log.end, log.start, table.seed0, table.seed1, table.count, index.live_bytes,
+            index.config_place, table.segment_count, table.depth, len(runs) // format.TERM_RUN_BYTES,
+            len(metadata), count, log.frames, 0)
+        front = b"".join((
+            runs, metadata.ljust(saved.sections.dead - saved.sections.metadata, b"\0"),
+            (<char *>words)[:8 * count], (<char *>numbers)[:sizeof(uint32_t) << table.depth]))
+        return saved, front.ljust(saved.sections.segments - format.TABLE_HEADER_BYTES, b"\0")
+    finally:
+        free(words)
+        free(numbers)
+
+
+cdef void number_segments(Table table, uint32_t *numbers) noexcept:
+    """For each entry of the directory the number of its segment."""
+    cdef uint32_t number
+    cdef size_t i
+    for number in range(table.segment_count):
+        # The header's last field is free in memory: it takes the number, so that each entry can look it up.
+        table.segment_at(number).padding[6] = number
+    for i in range(<size_t>1 << table.depth):
+        numbers[i] = <uint32_t>table.segments[i].padding[6]
+    for number in range(table.segment_count):
+        table.segment_at(number).padding[6] = 0
+
+
+def pack_metadata(metadata):
+    index, term = metadata.last_included
+    return index.to_bytes(8, "little") + term.to_bytes(8, "little") + metadata.checksum
+
+
+cdef int write_segments(directory, descriptor, Table table, uint64_t offset, tick) except -1:
+    """A block of segments after the other."""
+    cdef uint32_t number = 0
+    cdef uint32_t count
+    while number < table.segment_count:
+        count = min(table.segment_count - number, <uint32_t>SEGMENTS_PER_BLOCK)
+        piece = PyMemoryView_FromMemory(
+            <char *>table.segment_at(number), <ssize_t>count * SEGMENT_SIZE, PyBUF_READ)
+        offset = directory.write_paced(descriptor, piece, offset)
+        number += count
+        tick()
+    return 0
+
+
+cdef uint64_t checksum_of(int descriptor, size_t size) except? 0:
+    """`body_checksum` of a file."""
+    cdef void *file = map_file(descriptor, size, size)
+    cdef uint64_t found
+    with nogil:
+        found = body_checksum(<const uint8_t *>file, size)
+        munmap(file, size)
+    return found
+
+
+cdef uint64_t body_checksum(const uint8_t *file, size_t size) noexcept nogil:
+    """XXH64 of all that is behind the header."""
+    return xxh64(file + TABLE_HEADER, size - TABLE_HEADER, 0)
+
+
+cdef size_t TABLE_HEADER = format.TABLE_HEADER_BYTES
+
+
+# ---- load ----------------------------------------------------------------------------------------------
+
+def load_table(directory, Log log):
+    """`(Index, SavedTable)` of a log as its saved table has it, or None: there is none that can be read and believed.
+
+    The index holds what lies before the offset `SavedTable.log_offset` of the log. O(slots), without the GIL.
+    """
+    name = table_name(log.head.generation)
+    try:
+        descriptor = directory.open_file(name, os.O_RDONLY)
+    except (OSError, CorruptionError):
+        return None
+    loaded = None
+    try:
+        loaded = load(directory, descriptor, log, directory.path_of(name))
+    except (OSError, CorruptionError, FormatVersionError):
+        pass  # it is made again from base and log, which say all that it says
+    finally:
+        directory.close_file(descriptor)
+    # Not from within the block: Cython loses what is being returned when the block's end raises.
+    return loaded
+
+
+cdef object load(directory, descriptor, Log log, path):
+    size = directory.size(descriptor)
+    saved = format.unpack_saved_table(os.pread(descriptor.number, format.TABLE_HEADER_BYTES, 0), path, size)
+    sections = saved.sections
+    if (saved.identity, saved.log_start) != (log.head.identity, log.start):
+        return None
+    if not format.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
+        return None
+    if not may_be_of(saved, log.start + saved.log_offset):
+        return None
+    cdef uint64_t stop = log.start + saved.log_offset
+    cdef Table table = Table((saved.seed0, saved.seed1))
+    cdef const uint8_t *file = lay_out(table, descriptor.number, saved)
+    cdef size_t file_size = size
+    cdef uint64_t found
+    with nogil:
+        found = body_checksum(file, file_size)
+    if found != saved.body_checksum:
+        return None
+    front = file[sections.runs:sections.segments]
+    cdef Index index = Index(table)
+    cdef bytes numbers = front[sections.directory - sections.runs:]
+    if not index.terms.unpack(front[:format.TERM_RUN_BYTES * saved.runs]):
+        return None
+    if not load_segments(table, saved, <const uint32_t *><const char *>numbers, stop):
+        return None
+    cdef bytes words = front[sections.dead - sections.runs:sections.directory - sections.runs]
+    if saved.config_place and not is_config(log.mapping, saved.config_place, stop):
+        return None
+    index.dead.reserve(stop + 1)
+    index.dead.fill(<const uint64_t *><const char *>words, saved.dead_words)
+    index.live_bytes, index.config_place, index.end = saved.live_bytes, saved.config_place, stop
+    index.loaded = True
+    metadata = front[sections.metadata - sections.runs:][:saved.metadata_size]
+    if metadata:
+        index.metadata = unpack_metadata(metadata)
+    gaps = front[sections.metadata - sections.runs + saved.metadata_size:sections.dead - sections.runs], \
+        numbers[sizeof(uint32_t) << table.depth:]
+    return None if b"".join(gaps).strip(b"\0") else (index, saved)
+
+
+cdef bint may_be_of(saved, uint64_t stop) except -1:
+    """Whether an arena of so many bytes can have led to a table of these sizes: else it is not even summed.
+
+    A segment splits when some 3,000 keys are in it. With chosen keys some of its parts may be empty, but few: a segment
+    is deeper than the average by at most SPARE_DEPTH.
+    """
+    records = stop // RECORD_KEY
+    return (
+        saved.dead_words <= (stop >> WORD_BITS) + 1 and max(saved.metadata_size, saved.live_bytes) <= stop
+        and max(saved.runs, saved.keys) <= records
+        and saved.segments <= 64 + records // 256
+        and 1 << saved.depth <= 64 * max(saved.segments, 1))
+
+
+cdef bint is_config(Mapping mapping, uint64_t place, uint64_t stop) noexcept:
+    """Whether a whole config record is at a place of the arena."""
+    cdef const uint8_t *record
+    if place & 7 or place > stop - RECORD_KEY:
+        return False
+    record = mapping.address + place
+    if record_length(record) > stop - place:
+        return False
+    return record_operation(record) == RECORD_CONFIG and look_at_record(record, record_length(record)) == VALID
+
+
+def unpack_metadata(data):
+    """What `pack_metadata` made."""
+    if len(data) < 16:
+        raise CorruptionError("saved table", None, "an index and a term", f"{len(data)} bytes")
+    index, term = int.from_bytes(data[:8], "little"), int.from_bytes(data[8:16], "little")
+    return SnapshotMetadata(LogId(index, term), data[16:])
+
+
+cdef const uint8_t *lay_out(Table table, int descriptor, saved) except NULL:
+    """Lets an empty table take a file into its memory; where the file starts there."""
+    cdef uint32_t blocks = (saved.segments + SEGMENTS_PER_BLOCK - 1) // SEGMENTS_PER_BLOCK
+    cdef size_t segments = saved.sections.segments
+    cdef size_t room = segments + <size_t>blocks * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
+    cdef uint32_t i
+    table.free_all()
+    table.segments = NULL
+    table.pool = NULL
+    table.segment_count = table.segment_room = table.block_count = table.block_room = 0
+    table.mapped = map_file(descriptor, saved.sections.end, room)
+    table.mapped_size = room
+    table.pool = <void **>calloc(blocks + 1, sizeof(void *))
+    if table.pool == NULL:
+        raise MemoryError("no memory for a saved table's blocks")
+    for i in range(blocks):
+        table.pool[i] = <uint8_t *>table.mapped + segments + <size_t>i * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
+    table.block_count = table.block_room = table.mapped_blocks = blocks
+    table.segment_room = blocks * SEGMENTS_PER_BLOCK
+    return <const uint8_t *>table.mapped
+
+
+cdef bint load_segments(Table table, saved, const uint32_t *numbers, uint64_t stop) except -1:
+    """Makes the segments that a table has in its memory its own; False, when they are not sound."""
+    cdef uint32_t count = saved.segments
+    cdef size_t entries = <size_t>1 << saved.depth
+    cdef size_t i
+    cdef bint sound
+    if count == 0:
+        return False
+    for i in range(entries):
+        if numbers[i] >= count:
+            return False
+    table.segments = <Segment **>calloc(entries, sizeof(Segment *))
+    if table.segments == NULL:
+        raise MemoryError("no memory for a saved table's directory")
+    table.segment_count = count
+    table.count = saved.keys
+    table.depth = saved.depth
+    for i in range(entries):
+        table.segments[i] = table.segment_at(numbers[i])
+    with nogil:
+        sound = segments_are_sound(table, stop)
+    return sound
+
+
+cdef void *map_file(int descriptor, size_t size, size_t room) except NULL:
+    """`room` bytes of memory of our own, the first `size` of which are a copy of the file's, made page by page."""
+    cdef void *memory = map_memory(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if memory == MAP_FAILED:
+        raise MemoryError("no memory for a saved table")
+    if map_memory(memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, descriptor, 0) == MAP_FAILED:
+        munmap(memory, room)
+        raise MemoryError("a saved table could not be mapped")
+    return memory
+
+
+cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
+    """Whether every probe ends, every place lies in the arena below `stop`, and the counts are right."""
+    cdef Segment *segment
+    cdef uint64_t total = 0
+    cdef uint64_t beyond = 0
+    cdef uint64_t mask = PLACE_MASK  # locals: they stay in registers
+    cdef uint64_t greatest = (stop - RECORD_KEY) >> 3
+    cdef uint64_t place, filled, leading
+    cdef uint32_t number
+    cdef size_t i
+    for number in range(table.segment_count):
+        segment = table.segment_at(number)
+        filled = leading = 0
+        for i in range(SEGMENT_SLOTS):
+            # By sign bits, which the compiler takes several at a time: a comparison of 64 bits it does not.
+            place = segment.slots[i] & mask
+            beyond |= greatest - place
+            filled += (segment.slots[i] | -segment.slots[i]) >> 63
+            leading += (<uint64_t>(RECORD_KEY / 8 - 1) - place) >> 63
+        for i in range(sizeof(segment.padding) / sizeof(uint64_t)):
+            if segment.padding[i]:
+                return False
+        # An empty slot has no place; one that is filled has one behind the arena's first bytes.
+        if filled != leading or filled != segment.count or filled >= SEGMENT_SLOTS or segment.depth > table.depth:
+            return False
+        total += filled
+    return total == table.count and beyond >> 63 == 0

@@ -1,0 +1,132 @@
+"""Checking every byte of base and log against its checksum: on demand, at opening, or in the background."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import blake3
+
+from fastsm.background import BackgroundCall
+from fastsm.disk import format
+from fastsm.disk.base import Base
+from fastsm.disk.files import storage_errors
+from fastsm.errors import CorruptionError
+from fastsm.generation.log import Log
+from fastsm.generation.recovery import verify_file
+
+PIECE = 4 << 20
+
+Progress = Callable[[int, int], None]
+
+
+class Verification:
+    """A reading of the files of a generation as they are now; it goes on when they are closed or replaced meanwhile.
+
+    It reads the files, not the mapping, so that an error of the disk is an error and no signal.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._base: Base | None = log.base
+        with storage_errors(log.path, "opening the files to verify"):
+            self._base_descriptor = None if log.base is None else log.base.duplicate_descriptor()
+            self._log = log.verification()
+
+    def run(self, progress: Progress | None = None) -> None:
+        """``CorruptionError`` at the first damage, ``StorageError`` when a file cannot be read. Once only."""
+        descriptor, head, path, end = self._log
+        base_size = 0 if self._base is None else self._base.size
+        try:
+            if self._base is not None:
+                self._check_base(self._base, progress, base_size + end)
+            with storage_errors(path, "reading the log"):
+                verify_file(descriptor, head, path, end, behind(progress, base_size))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Gives the descriptors back. Idempotent."""
+        with storage_errors(self._log[2], "closing a file that was verified"):
+            try:
+                self._log[0].close()
+            finally:
+                if self._base_descriptor is not None:
+                    self._base_descriptor.close()
+
+    def _check_base(self, base: Base, progress: Progress | None, total: int) -> None:
+        hasher = blake3.blake3()
+        descriptor = self._base_descriptor
+        assert descriptor is not None
+        done = 0
+        while done < base.size:
+            with storage_errors(base.path, "reading the base"):
+                piece = os.pread(descriptor.number, min(PIECE, base.size - done), done)
+            if not piece:
+                raise CorruptionError(base.path, done, f"{base.size} bytes", "the end of the file")
+            if done == 0:
+                hasher.update(piece[: format.SNAPSHOT_HEADER_BYTES - len(base.head.checksum)])
+                hasher.update(piece[format.SNAPSHOT_HEADER_BYTES :])
+            else:
+                hasher.update(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(done, total)
+        if hasher.digest() != base.head.checksum:
+            raise CorruptionError(
+                base.path, format.SNAPSHOT_HEADER_BYTES - len(base.head.checksum),
+                f"BLAKE3 {base.head.checksum.hex()}", hasher.hexdigest())  # fmt: skip
+
+
+def behind(progress: Progress | None, done: int) -> Progress | None:
+    """``progress`` of a part that comes behind ``done`` bytes."""
+    if progress is None or done == 0:
+        return progress
+    return lambda more, total: progress(done + more, done + total)
+
+
+class Interrupted(Exception):
+    """A verification in the background was told to stop."""
+
+
+class BackgroundVerification:
+    """A verification on a thread of its own; ``report(error or None)`` is called there at its end.
+
+    Thread safe.
+    """
+
+    def __init__(self, verification: Verification, report: Callable[[Exception | None], None]) -> None:
+        self._verification = verification
+        self._report: Callable[[Exception | None], None] | None = report
+        self._stopping = False
+        self._thread: BackgroundCall | None = None
+        try:
+            self._thread = BackgroundCall(self._run)
+        except RuntimeError:  # no thread can be had: then at once
+            self._run()
+
+    def wait(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Returns at its end; ``tick()`` is called meanwhile, and may raise."""
+        while self._thread is not None and not self._thread.wait(0.02):
+            tick()
+
+    def stop(self) -> None:
+        """Ends it early, unreported. Idempotent."""
+        self._stopping = True
+        if self._thread is not None and not self._thread.is_this_thread():
+            self.wait()
+
+    def _run(self) -> None:
+        error: Exception | None = None
+        try:
+            self._verification.run(self._check_stop)
+        except Interrupted:
+            self._report = None
+        except Exception as found:
+            error = found
+        report, self._report = self._report, None
+        if report is not None and not self._stopping:
+            report(error)
+
+    def _check_stop(self, done: int, total: int) -> None:
+        if self._stopping:
+            raise Interrupted

@@ -1,0 +1,42 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastsm.disk.format cimport FRAME_RUNS, align8
+
+cdef enum:  # JournalFrame: behind the header that all frames have, with no runs
+    ITEM_INDEX = FRAME_RUNS
+    ITEM_TERM = ITEM_INDEX + 8
+    ITEM_SIZE = ITEM_TERM + 8
+    ITEM_KIND = ITEM_SIZE + 4
+    ITEM_DATA = ITEM_KIND + 4
+
+cdef enum:  # Kind
+    ITEM_ENTRY = 1     # the next entry
+    ITEM_CUT = 2       # entries from index on are removed
+    ITEM_START = 3     # entries before index are removed
+    ITEM_BASE = 4      # an entry that takes the place of all that were there
+    ITEM_VOTE = 5      # the current term, and who was voted for in it
+    ITEM_COMMIT = 6    # entries up to index are committed
+    ITEM_STATE = 7     # the first frame of a segment: all that the segments before it came to
+    LAST_KIND = 7
+
+cdef inline uint64_t item_length(uint64_t size) noexcept nogil:
+    return align8(ITEM_DATA + size)
+
+cdef inline uint64_t item_index(const uint8_t *frame) noexcept nogil:
+    return (<const uint64_t *>(frame + ITEM_INDEX))[0]
+
+cdef inline uint64_t item_term(const uint8_t *frame) noexcept nogil:
+    return (<const uint64_t *>(frame + ITEM_TERM))[0]
+
+cdef inline uint32_t item_size(const uint8_t *frame) noexcept nogil:
+    return (<const uint32_t *>(frame + ITEM_SIZE))[0]
+
+cdef inline uint32_t item_kind(const uint8_t *frame) noexcept nogil:
+    return (<const uint32_t *>(frame + ITEM_KIND))[0]
+
+cdef inline const uint8_t *item_data(const uint8_t *frame) noexcept nogil:
+    return frame + ITEM_DATA
+
+cdef void write_item(
+    uint8_t *frame, uint32_t kind, uint64_t index, uint64_t term, const uint8_t *data, uint32_t size) noexcept nogil
+cdef int look_at_item(const uint8_t *frame, uint64_t available) noexcept nogil

@@ -1,0 +1,38 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastsm.lookup.dead cimport DeadMap
+from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.table cimport Table, prefetch
+from fastsm.lookup.terms cimport Terms
+from fastsm.disk.walk cimport Walk
+
+cdef enum:
+    BLOCK = 32                # keys whose cache misses are in flight at once
+    KEY_SPAN = 31             # from a record's start to the end of a short key, which may be on another cache line
+
+
+cdef class Index:
+    # Invariant: a function of the records (and runs) seen so far; every place is in the arena that they came from.
+    cdef readonly uint64_t end             # place behind the last frame that is in it
+    cdef readonly bint loaded              # from a saved table: no slot of it was made here
+    cdef readonly Table table
+    cdef readonly Terms terms
+    cdef readonly DeadMap dead
+    cdef readonly uint64_t live_bytes      # of the records that the table leads to
+    cdef readonly uint64_t config_place    # of the newest config record, 0: none
+    cdef readonly object metadata          # of the newest snapshot that a frame tells of, or None
+    cdef uint64_t metadata_place           # while frames are read: of the record that tells of it
+    cdef inline void expect(self, const uint8_t *arena, uint64_t hashed) noexcept nogil:
+        """Prefetches what `set_place` will touch: the key's present record, and its bit in the dead map."""
+        cdef uint64_t candidate = self.table.candidate(hashed)
+        if candidate:
+            prefetch(arena + candidate)
+            prefetch(arena + candidate + KEY_SPAN)
+            self.dead.expect(candidate)
+
+    cdef int set_place(
+        self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place) noexcept nogil
+    cdef int take(self, Walk *walk, uint64_t pause) noexcept nogil
+    cdef int take_all(self, Walk walk) except -1
+    cdef int take_block(self, const uint8_t *arena, const uint8_t **records, uint32_t count) noexcept nogil
+    cdef int read_membership(self, Mapping mapping, base) except -1

@@ -1,0 +1,227 @@
+"""The index: what leads into an arena, and is a function of the records in it.
+
+    table   from a key to the place of its newest record
+    dead    which records are not the newest of their key
+    terms   from an entry to its term
+
+`apply` keeps it up to date, record by record. Opening, compaction and installing a snapshot build one from base and
+log, beside whatever is in use.
+"""
+
+import os
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastsm.disk.format cimport (
+    RECORD_CONFIG, RECORD_DELETE, RECORD_KEY, RECORD_PUT, RECORD_SNAPSHOT, VALID,
+    frame_length, look_at_record, record_index, record_key, record_key_size, record_length, record_operation,
+    record_value_size,
+)
+from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.table cimport FAILED
+from fastsm.disk.walk cimport next_record, walk_frames
+
+from fastsm.errors import CorruptionError
+from fastsm.disk.files import storage_errors
+from fastsm.types import LogId, SnapshotMetadata
+
+cdef enum:
+    SLICE = 4 << 20           # bytes between two looks at signals: some milliseconds
+    RUNS_PIECE = 24 << 15     # bytes of runs that are read at once
+
+cdef enum:  # what `take` may end with
+    TAKEN = 0
+    PAUSED = 1
+    NO_MEMORY = 2
+
+
+cdef class Index:
+    """Table, dead map, terms and counts of an arena.
+
+    Thread safety: none of its own. One thread fills it; afterwards all calls are made under the GIL.
+    """
+
+    def __cinit__(self, Table table=None, Terms terms=None):
+        self.table = Table() if table is None else table
+        self.terms = Terms() if terms is None else terms
+        self.dead = DeadMap()
+        self.dead.reserve(1)
+
+    def __repr__(self):
+        return f"<Index of {self.table.count} keys, {self.live_bytes} bytes live>"
+
+    def read_base(self, Mapping mapping, base):
+        """Takes a base's terms, membership and records, each checked: all lengths lie within the base.
+
+        `CorruptionError` when something does not add up. O(keys), without the GIL.
+        """
+        for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a hole may pass for many
+            size = min(RUNS_PIECE, base.records_offset - offset)
+            with storage_errors(base.path, "reading the base"):
+                runs = os.pread(base.descriptor, size, offset)
+            if len(runs) < size or not self.terms.unpack(runs):
+                raise CorruptionError(base.path, base.runs_offset, "runs of terms that ascend", "others")
+        if (self.terms.seen, self.terms.last_term()) != base.last_included:
+            raise CorruptionError(
+                base.path, base.runs_offset, f"runs up to {base.last_included}",
+                LogId(self.terms.seen, self.terms.last_term()))
+        self.dead.reserve(base.size)
+        self.read_membership(mapping, base)
+        bad = check_records(mapping, base.records_offset, base.size, self.terms)
+        if bad:
+            raise CorruptionError(base.path, bad, "a put record of an included entry, in order", "something else")
+        self.take_all(walk_base(mapping.address, base.records_offset, base.size))
+        if self.table.count != base.head.keys:
+            raise CorruptionError(base.path, None, f"{base.head.keys} keys", f"{self.table.count}")
+
+    cdef int read_membership(self, Mapping mapping, base) except -1:
+        cdef uint64_t place = base.membership_offset
+        cdef uint64_t size = base.head.membership_size
+        cdef uint64_t term
+        cdef const uint8_t *record = mapping.address + place
+        if place == 0:
+            return 0
+        if (
+            size < RECORD_KEY or record_length(record) != size or look_at_record(record, size) != VALID
+            or record_operation(record) != RECORD_CONFIG or not self.terms.find(record_index(record), &term)
+        ):
+            raise CorruptionError(base.path, place, "a config record of an included entry", "something else")
+        self.config_place = place
+        return 0
+
+    def read_log(self, Mapping mapping, uint64_t behind, uint64_t end, bint with_terms=False):
+        """Takes the records, and perhaps the terms, of the frames in [behind, end) of the mapped log. O(records).
+
+        The frames were checked. Without the GIL, in slices.
+        """
+        cdef const uint8_t *log = mapping.address + mapping.start
+        cdef uint64_t offset = behind
+        while with_terms and offset < end:
+            self.terms.take_frame(log + offset)
+            offset += frame_length(log + offset)
+        self.dead.reserve(mapping.start + end)
+        self.take_all(walk_frames(mapping.address, mapping.start + behind, mapping.start + end))
+        self.end = mapping.start + end
+
+    cdef int take_all(self, Walk walk) except -1:
+        cdef int outcome = PAUSED
+        while outcome == PAUSED:
+            with nogil:
+                outcome = self.take(&walk, walk.place + SLICE)
+            PyErr_CheckSignals()
+        if outcome == NO_MEMORY:
+            raise MemoryError(f"no memory for a table of {self.table.count} keys and more")
+        if self.metadata_place:
+            self.metadata = read_metadata(walk.arena + self.metadata_place)
+            self.metadata_place = 0
+        return 0
+
+    cdef int take(self, Walk *walk, uint64_t pause) noexcept nogil:
+        """Takes records up to the end of the way, or to the place `pause`."""
+        cdef const uint8_t *records[BLOCK]
+        cdef const uint8_t *record
+        cdef uint32_t gathered = 0
+        while walk.place < pause:
+            record = next_record(walk)
+            if record == NULL:
+                break
+            if record_operation(record) == RECORD_SNAPSHOT:
+                self.metadata_place = record - walk.arena
+            elif record_operation(record) <= RECORD_CONFIG:
+                records[gathered] = record
+                gathered += 1
+                if gathered == BLOCK:
+                    if self.take_block(walk.arena, records, gathered) < 0:
+                        return NO_MEMORY
+                    gathered = 0
+        else:
+            return NO_MEMORY if self.take_block(walk.arena, records, gathered) < 0 else PAUSED
+        return NO_MEMORY if self.take_block(walk.arena, records, gathered) < 0 else TAKEN
+
+    cdef int take_block(self, const uint8_t *arena, const uint8_t **records, uint32_t count) noexcept nogil:
+        """Takes records with their cache misses overlapping; -1 without memory."""
+        cdef uint64_t hashes[BLOCK]
+        cdef uint64_t rebuilds = self.table.rebuilds
+        cdef uint32_t i
+        cdef int failed = 0
+        for i in range(count):
+            hashes[i] = self.table.hash(record_key(records[i]), record_key_size(records[i]))
+            self.table.prefetch_slot(hashes[i])
+        for i in range(count):
+            self.expect(arena, hashes[i])
+        for i in range(count):
+            if self.table.rebuilds != rebuilds:
+                hashes[i] = self.table.hash(record_key(records[i]), record_key_size(records[i]))
+            failed |= self.set_place(arena, record_operation(records[i]), hashes[i], records[i] - arena)
+        return failed
+
+    cdef int set_place(
+        self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place
+    ) noexcept nogil:
+        """Lets table, dead map and counts know of the record at `place`. -1 without memory for the table."""
+        cdef const uint8_t *record = arena + place
+        cdef uint64_t old = 0
+        if operation == RECORD_PUT:
+            old = self.table.put(arena, hashed, record_key(record), record_key_size(record), place)
+            if old == FAILED:
+                return -1
+            self.live_bytes += record_length(record)
+        elif operation == RECORD_DELETE:
+            old = self.table.remove(arena, hashed, record_key(record), record_key_size(record))
+        elif operation == RECORD_CONFIG:
+            self.config_place = place
+        if old:
+            self.live_bytes -= record_length(arena + old)
+            self.dead.mark(old)
+        return 0
+
+
+cdef object read_metadata(const uint8_t *record):
+    cdef const uint8_t *value = record_key(record) + record_key_size(record)
+    cdef bytes stored = value[:record_value_size(record)]
+    return SnapshotMetadata(LogId(record_index(record), int.from_bytes(stored[:8], "little")), stored[8:])
+
+
+cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcept nogil:
+    """The records of the base alone."""
+    cdef Walk walk
+    walk.arena = arena
+    walk.place = first
+    walk.stop = walk.frame = walk.end = stop
+    return walk
+
+
+cdef uint64_t check_records(Mapping mapping, uint64_t first, uint64_t stop, Terms terms) except? 0:
+    """The place of the first of a base's records that cannot be, or 0. Without the GIL, in slices."""
+    cdef uint64_t place = first
+    cdef uint64_t before = 0
+    cdef uint64_t pause
+    cdef int finding = VALID
+    while place < stop and finding == VALID:
+        with nogil:
+            pause = min(stop, place + SLICE)
+            while place < pause and finding == VALID:
+                finding = check_record(mapping.address, &place, stop, &before, terms)
+        PyErr_CheckSignals()
+    return 0 if finding == VALID else place
+
+
+cdef int check_record(
+    const uint8_t *arena, uint64_t *place, uint64_t stop, uint64_t *before, Terms terms
+) noexcept nogil:
+    """VALID, and `place` moves on, if it is a whole put record whose entry is included, and not before the last."""
+    cdef const uint8_t *record = arena + place[0]
+    cdef uint64_t length, term
+    if stop - place[0] < RECORD_KEY:
+        return -1
+    length = record_length(record)
+    if length > stop - place[0] or look_at_record(record, length) != VALID:
+        return -1
+    if record_operation(record) != RECORD_PUT or record_index(record) < before[0]:
+        return -1
+    if not terms.find(record_index(record), &term):
+        return -1
+    before[0] = record_index(record)
+    place[0] += length
+    return VALID

@@ -1,0 +1,291 @@
+"""The entry-term index: which term an entry had, in memory that grows with elections, not with entries.
+
+Terms never fall along the log. So a run `(first, last, term)` says the term of every index in between,
+seen or not: what lies between two entries of one term has that term. Between two runs of different
+terms nothing is certain, and nothing is claimed.
+"""
+
+import struct
+
+cimport cython
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from fastsm.disk.format cimport FRAME_RUNS, UNKNOWN_TERM, frame_run_count
+
+RUN = struct.Struct("<QQQ")
+
+cdef enum:
+    LANES = 8     # searches that go together
+
+
+cdef class Terms:
+    """Runs of terms, ascending: O(log runs) to find one, O(1) to append.
+
+    Thread safety: none of its own; all calls are made under the GIL.
+    """
+
+    def __cinit__(self, uint64_t seen=0):
+        self.seen = seen
+        self.reserve(8)
+
+    def __dealloc__(self):
+        free(self.first)
+
+    def __len__(self):
+        return self.count
+
+    def __repr__(self):
+        return f"<Terms of {self.count} runs>"
+
+    @property
+    def size(self):
+        """Bytes of memory."""
+        return 3 * self.room * sizeof(uint64_t)
+
+    cdef int reserve(self, size_t more) except -1:
+        """Makes sure that `more` runs can be appended without memory."""
+        cdef uint64_t *grown
+        cdef size_t room = self.room
+        if self.room - self.count >= more:
+            return 0
+        while room - self.count < more:
+            room = 2 * room + 8
+        grown = <uint64_t *>malloc(3 * room * sizeof(uint64_t))
+        if grown == NULL:
+            raise MemoryError(f"no memory for {room} runs of terms")
+        if self.count:
+            memcpy(grown, self.first, self.count * sizeof(uint64_t))
+            memcpy(grown + room, self.last, self.count * sizeof(uint64_t))
+            memcpy(grown + 2 * room, self.term, self.count * sizeof(uint64_t))
+        free(self.first)
+        self.first = grown
+        self.last = grown + room
+        self.term = grown + 2 * room
+        self.room = room
+        return 0
+
+    cdef void append(self, uint64_t last, uint64_t term) noexcept nogil:
+        """Adds a run as frames carry it: from behind what was seen up to `last`. Needs room.
+
+        A run of UNKNOWN_TERM is a gap between two terms. The caller checks that `last` rises and `term`
+        does not fall.
+        """
+        if term != UNKNOWN_TERM:
+            if self.count and self.term[self.count - 1] == term:
+                self.last[self.count - 1] = last
+            else:
+                self.first[self.count] = self.seen + 1
+                self.last[self.count] = last
+                self.term[self.count] = term
+                self.count += 1
+        self.seen = last
+
+    cdef int take_frame(self, const uint8_t *frame) except -1:
+        """Adds the runs of a frame that was checked."""
+        cdef const Run *runs = <const Run *>(frame + FRAME_RUNS)
+        cdef uint32_t i
+        self.reserve(frame_run_count(frame))
+        for i in range(frame_run_count(frame)):
+            self.append(runs[i].last, runs[i].term)
+        return 0
+
+    cdef size_t run_of(self, uint64_t index) noexcept nogil:
+        """The first run that ends at an index or behind it; `count` when there is none.
+
+        Without a branch on what was compared: where an index lies is chance, and the processor would guess wrong.
+        In quarters, for the three loads of a step do not wait for one another: half as many steps as in halves.
+        """
+        cdef const uint64_t *last = self.last
+        cdef size_t low = 0
+        cdef size_t left = self.count
+        cdef size_t quarter, i
+        cdef size_t below = 0
+        while left >= 4:
+            quarter = left >> 2
+            low += (
+                (quarter & -<size_t>(last[low + quarter - 1] < index))
+                + (quarter & -<size_t>(last[low + 2 * quarter - 1] < index))
+                + (quarter & -<size_t>(last[low + 3 * quarter - 1] < index)))
+            left -= 3 * quarter
+        for i in range(left):
+            below += <size_t>(last[low + i] < index)
+        return low + below
+
+    cdef bint holds_all(self, size_t run, const uint64_t *indexes, size_t count) noexcept nogil:
+        """Whether all of up to LANES indexes are in one run."""
+        cdef bint outside = run >= self.count
+        cdef size_t i
+        if not outside:
+            for i in range(count):
+                outside |= (indexes[i] < self.first[run]) | (indexes[i] > self.last[run])
+        return not outside
+
+    cdef void runs_of(self, const uint64_t *indexes, size_t count, size_t *runs) noexcept nogil:
+        """`run_of` for up to LANES indexes: their searches go step by step together, and so wait together."""
+        cdef const uint64_t *last = self.last
+        cdef uint64_t wanted[LANES]
+        cdef size_t low[LANES]
+        cdef size_t left = self.count
+        cdef size_t half, i
+        for i in range(LANES):
+            wanted[i] = indexes[i] if i < count else 0
+            low[i] = 0
+        while left > 1:
+            half = left >> 1
+            for i in range(LANES):
+                low[i] += half & -<size_t>(last[low[i] + half - 1] < wanted[i])
+            left -= half
+        for i in range(count):
+            runs[i] = low[i] + <size_t>(left == 1 and last[low[i]] < wanted[i])
+
+    cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil:
+        """Whether the term of an index is certain, and which it is."""
+        cdef size_t run = self.run_of(index)
+        if run == self.count or self.first[run] > index:
+            return False
+        term[0] = self.term[run]
+        return True
+
+    def extend(self, uint64_t last, uint64_t term):
+        """Adds the entries behind what was seen up to `last`; the caller keeps the order."""
+        self.reserve(1)
+        self.append(last, term)
+
+    def last_term(self, uint64_t otherwise=0):
+        """The term of the last entry, or `otherwise` when there is none."""
+        return self.term[self.count - 1] if self.count else otherwise
+
+    def allows(self, uint64_t index, uint64_t term):
+        """Whether an entry of that index, not behind the last one, may be of that term: terms never fall."""
+        cdef size_t i = 0
+        cdef uint64_t least = 0
+        while i < self.count and self.last[i] < index:
+            least = self.term[i]
+            i += 1
+        if i == self.count:
+            return index == term == 0
+        if self.first[i] <= index:
+            return term == self.term[i]
+        return (term == 0) if index == 0 else least <= term <= self.term[i]
+
+    def pack(self, uint64_t index, uint64_t term):
+        """The runs up to an entry, as snapshots carry them: `first, last, term`, little-endian, ascending.
+
+        The entry counts as seen; the caller has checked that it can be. Index 0 is the empty state, without runs.
+        """
+        if index == 0:
+            return b""
+        cdef list runs = []
+        for first, last, of in self.runs():
+            if first <= index:
+                runs.append([first, min(last, index), of])
+        if not runs or runs[-1][1] < index:
+            # Nothing was seen between the last run and the entry.
+            if runs and runs[-1][2] == term:
+                runs[-1][1] = index
+            else:
+                runs.append([index, index, term])
+        return b"".join(RUN.pack(*run) for run in runs)
+
+    def unpack(self, bytes packed):
+        """Takes runs as snapshots carry them, behind those taken so before; False when they do not add up."""
+        for first, last, term in RUN.iter_unpack(packed):
+            if not self.seen < first <= last < UNKNOWN_TERM or not term < UNKNOWN_TERM:
+                return False
+            if self.count and term <= self.last_term():
+                return False
+            self.reserve(1)
+            self.seen = first - 1
+            self.append(last, term)
+        return True
+
+    def get(self, uint64_t index):
+        """The term of an index, or None."""
+        cdef uint64_t term
+        return term if self.find(index, &term) else None
+
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
+    def get_many(self, ids):
+        """The terms of a uint64 array of indexes, of its shape; 0 where none is certain."""
+        import numpy as np  # not at import time: it would be most of it
+
+        cdef const uint64_t[::1] wanted = np.ascontiguousarray(ids, dtype=np.uint64).reshape(-1)
+        result = np.zeros(wanted.shape[0], dtype=np.uint64)
+        cdef uint64_t[::1] terms = result
+        cdef size_t runs[LANES]
+        cdef Py_ssize_t first, count, i
+        cdef size_t run = 0
+        for first in range(0, wanted.shape[0], LANES):
+            count = min(wanted.shape[0] - first, LANES)
+            # Ids mostly come in order: the run of those before, first.
+            if self.holds_all(run, &wanted[first], count):
+                for i in range(count):
+                    terms[first + i] = self.term[run]
+                continue
+            self.runs_of(&wanted[first], count, runs)
+            run = runs[count - 1]
+            for i in range(count):
+                if runs[i] < self.count and self.first[runs[i]] <= wanted[first + i]:
+                    terms[first + i] = self.term[runs[i]]
+        return result.reshape(np.shape(ids))
+
+    def runs(self):
+        """A list of `(first, last, term)`, ascending."""
+        cdef list runs = []
+        cdef size_t i
+        for i in range(self.count):
+            runs.append((self.first[i], self.last[i], self.term[i]))
+        return runs
+
+    def check(self):
+        """Asserts every invariant. O(runs)."""
+        cdef size_t i
+        for i in range(self.count):
+            assert self.first[i] <= self.last[i], f"run {i} is empty"
+            assert i == 0 or self.last[i - 1] < self.first[i], f"run {i} overlaps the one before"
+            assert i == 0 or self.term[i - 1] < self.term[i], f"run {i}: the term does not rise"
+        assert self.count == 0 or self.last[self.count - 1] <= self.seen, "the last run is not seen yet"
+
+
+cdef class RunList:
+    """The entries that were applied but are in no frame yet, as runs `(last, term)`.
+
+    A run starts behind the one before it. Indexes never seen get a run of UNKNOWN_TERM, but only between
+    two terms: within one term, what lies between is certain.
+    """
+
+    def __cinit__(self, uint64_t index, uint64_t term, bint started):
+        self.index = index
+        self.term = term
+        self.started = started
+
+    def __dealloc__(self):
+        free(self.runs)
+
+    def __len__(self):
+        return self.count
+
+    cdef int push(self, uint64_t last, uint64_t term) except -1:
+        cdef Run *grown
+        if self.count == self.room:
+            grown = <Run *>realloc(self.runs, (2 * <size_t>self.room + 8) * sizeof(Run))
+            if grown == NULL:
+                raise MemoryError("no memory for the runs of a frame")
+            self.runs = grown
+            self.room = 2 * self.room + 8
+        self.runs[self.count].last = last
+        self.runs[self.count].term = term
+        self.count += 1
+        return 0
+
+    cdef int note_new(self, uint64_t index, uint64_t term) except -1:
+        if index > self.index + 1 and not (self.started and term == self.term):
+            self.push(index - 1, UNKNOWN_TERM)
+        self.push(index, term)
+        self.index = index
+        self.term = term
+        self.started = True
+        return 0

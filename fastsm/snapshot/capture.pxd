@@ -1,0 +1,43 @@
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastsm.lookup.index cimport Index
+from fastsm.generation.log cimport Log
+from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.table cimport Table
+from fastsm.disk.walk cimport Walk
+
+
+cdef class Capture:
+    # Invariant: [first, stop) of the arena, and the base, hold all records up to the last included entry.
+    cdef readonly object last_included
+    cdef readonly bytes runs                 # of terms, as snapshots carry them
+    cdef readonly bytes membership           # the record of it, or nothing
+    cdef readonly uint64_t estimated_size
+    cdef Log log
+    cdef Index index
+    cdef Mapping mapping
+    cdef const uint8_t *arena
+    cdef uint64_t last_index
+    cdef bint newest                         # nothing was applied behind it when this was made
+    cdef uint64_t base_first, base_stop      # the base's records
+    cdef uint64_t first                      # the first frame
+    cdef uint64_t stop                       # behind the last record that is included
+    cdef readonly uint64_t next_frame        # the first frame that begins there or behind
+    cdef uint64_t end                        # behind the last frame that was in the index when the map was copied
+    cdef uint64_t *dead                      # the copy, [0, stop) of which holds as of the last included entry
+    cdef uint64_t base_config, config_place
+    cdef bint config_was_later
+    # while writing:
+    cdef uint8_t *piece
+    cdef const uint8_t *source
+    cdef uint64_t left                       # of the record at `source`
+    cdef uint64_t keys
+    cdef bint done
+    cdef bytes record_bytes(self, uint64_t place)
+    cdef void find_stop(self) noexcept nogil
+    cdef bint includes_frame(self, uint64_t place) noexcept nogil
+    cdef int revive(self, tick) except -1
+    cdef int pass_over(self, Walk *walk, Table written, bint gather, tick) except -1
+    cdef bint pass_over_slice(self, Walk *walk, Table written, bint gather, int *failed) noexcept nogil
+    cdef Walk walk(self) noexcept nogil
+    cdef uint64_t fill(self, Walk *walk, uint64_t room, uint64_t pause) noexcept nogil

@@ -1,0 +1,256 @@
+"""The state as of an entry, held still: what a snapshot writes, and what compaction keeps.
+
+Nothing is copied while the GIL is held, and nobody waits. Records never move, so the state as of entry L is: the put
+records up to L that no record of their key up to L follows. The dead map says which of them were followed by now.
+What it says too much is undone by the entries behind L: the keys that they wrote are gathered in a private table, and
+for each of them the last record up to L is looked for among the dead. All other records are judged by one bit.
+
+    arena   | base … | frames up to L …           | frames behind L … |
+    pass 1                                        | gather keys       |      only if there are any
+    pass 2  | the dead ones among them: revive    |                          only then
+    pass 3  | write what is not dead              |
+
+The map is copied first, and where the index has got to is looked up behind that: so whatever was marked meanwhile
+comes from a frame that pass 1 sees. Of what pass 1 sees, the copy may lack the marks. So pass 2 looks at the map
+itself, which has them all: else it would revive a record whose successor, up to L as well, is not marked in the copy.
+"""
+
+from cpython.buffer cimport PyBUF_READ
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from fastsm.lookup.dead cimport is_marked, unmark
+from fastsm.disk.format cimport (
+    FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT,
+    frame_length, frame_run_count, record_index, record_key, record_key_size, record_length,
+    record_operation, record_value_size,
+)
+from fastsm.lookup.index cimport Index
+from fastsm.generation.log cimport Log
+from fastsm.lookup.table cimport FAILED, Table
+from fastsm.lookup.terms cimport Run
+from fastsm.disk.walk cimport Walk, next_record, walk_frames
+
+from fastsm.errors import SnapshotError
+
+cdef enum:
+    SLICE = 64 << 20          # bytes of arena between two looks at signals: some 10 ms
+    SMALLEST_PIECE = 256 << 10
+    LARGEST_PIECE = 8 << 20   # of what is written at once: few calls, so that a busy reader's GIL is seldom needed
+
+
+cdef class Capture:
+    """What is live as of `last_included`, in the order in which it was written.
+
+    Made under the GIL in O(runs of terms). `find` and `write_records` do the work, without the GIL, beside any
+    other use of the machine; they need only what they hold. One thread uses it.
+    """
+
+    def __cinit__(self, Log log, Index index, last_included, bint newest):
+        base = log.base
+        self.log = log
+        self.index = index
+        self.last_included = last_included
+        self.last_index = last_included.index
+        self.first = log.start + LOG_HEADER_SIZE
+        self.stop = self.next_frame = index.end
+        self.newest = newest
+        if base is not None:
+            self.base_first, self.base_stop = base.records_offset, base.size
+        self.config_place = index.config_place
+        self.base_config = 0 if base is None else base.membership_offset
+        self.estimated_size = index.live_bytes
+        self.runs = index.terms.pack(last_included.index, last_included.term)
+        self.membership = b""
+
+    def __dealloc__(self):
+        free(self.dead)
+        free(self.piece)
+
+    def __repr__(self):
+        return f"<Capture as of {tuple(self.last_included)}>"
+
+    def find(self, tick):
+        """Decides what is live. `tick()` is called between slices of the work, and may raise. O(bytes)."""
+        with nogil:
+            self.dead = self.index.dead.copy(self.stop)
+        if self.dead == NULL:
+            raise MemoryError("no memory for a copy of the map of dead records")
+        self.mapping = self.log.mapping
+        if self.mapping is None:
+            raise SnapshotError("the state machine was closed meanwhile")
+        self.arena = self.mapping.address
+        self.end = self.index.end
+        if not self.newest:
+            with nogil:
+                self.find_stop()
+        if self.stop < self.end:
+            self.revive(tick)
+        if self.config_place:
+            self.membership = self.record_bytes(self.config_place)
+
+    cdef bytes record_bytes(self, uint64_t place):
+        return (<const char *>self.arena + place)[:record_length(self.arena + place)]
+
+    cdef void find_stop(self) noexcept nogil:
+        """Sets the place behind the last record that is included, and where the next frame behind it starts."""
+        cdef const uint8_t *record
+        cdef Walk walk
+        self.next_frame = self.first
+        while self.next_frame < self.end and self.includes_frame(self.next_frame):
+            self.next_frame += frame_length(self.arena + self.next_frame)
+        self.stop = self.next_frame
+        if self.stop == self.end:
+            return
+        walk = walk_frames(self.arena, self.stop, self.stop + frame_length(self.arena + self.stop))
+        self.next_frame = walk.end
+        record = next_record(&walk)
+        while record != NULL:
+            if record_operation(record) <= RECORD_CONFIG and record_index(record) > self.last_index:
+                self.stop = record - self.arena
+                return
+            record = next_record(&walk)
+        self.stop = self.next_frame
+
+    cdef bint includes_frame(self, uint64_t place) noexcept nogil:
+        cdef const uint8_t *frame = self.arena + place
+        cdef uint32_t count = frame_run_count(frame)
+        return count == 0 or (<const Run *>(frame + FRAME_RUNS))[count - 1].last <= self.last_index
+
+    # ---- what the entries behind it have hidden --------------------------------------------------------
+
+    cdef int revive(self, tick) except -1:
+        """Unmarks, in the copy of the map, what only entries behind the last included one have overwritten."""
+        cdef Table written = Table()
+        cdef Walk behind = walk_frames(self.arena, self.next_frame, self.end)
+        cdef Walk before = self.walk()
+        cdef uint64_t *places
+        cdef uint64_t i
+        behind.place, behind.stop = self.stop, self.next_frame
+        self.config_was_later = self.config_place and record_index(self.arena + self.config_place) > self.last_index
+        if self.config_was_later:
+            self.config_place = self.base_config
+        self.pass_over(&behind, written, True, tick)
+        self.pass_over(&before, written, False, tick)
+        places = <uint64_t *>malloc((written.count + 1) * sizeof(uint64_t))
+        if places == NULL:
+            raise MemoryError(f"no memory to look at {written.count} keys that later entries wrote")
+        with nogil:
+            written.gather(places)
+            for i in range(written.count):
+                if places[i] < self.stop and record_operation(self.arena + places[i]) == RECORD_PUT:
+                    unmark(self.dead, places[i])
+            free(places)
+        return 0
+
+    cdef int pass_over(self, Walk *walk, Table written, bint gather, tick) except -1:
+        cdef int failed = 0
+        cdef bint more = True
+        while more and not failed:
+            with nogil:
+                more = self.pass_over_slice(walk, written, gather, &failed)
+            tick()
+        if failed:
+            raise MemoryError("no memory for a table of the keys that later entries wrote")
+        return 0
+
+    cdef bint pass_over_slice(self, Walk *walk, Table written, bint gather, int *failed) noexcept nogil:
+        """Whether there is more. `gather`: every key goes into `written`; else, the last place of those in it."""
+        cdef uint64_t pause = walk.place + SLICE
+        cdef const uint8_t *record
+        cdef uint64_t place, hashed
+        while walk.place < pause:
+            record = next_record(walk)
+            if record == NULL:
+                return False
+            place = record - self.arena
+            if record_operation(record) == RECORD_CONFIG and self.config_was_later and not gather:
+                self.config_place = place
+            if record_operation(record) > RECORD_DELETE:
+                continue
+            if not gather and record_operation(record) == RECORD_PUT and not self.index.dead.is_dead(place):
+                continue
+            hashed = written.hash(record_key(record), record_key_size(record))
+            if not gather and written.find(self.arena, hashed, record_key(record), record_key_size(record)) == 0:
+                continue
+            if written.put(self.arena, hashed, record_key(record), record_key_size(record), place) == FAILED:
+                failed[0] = 1
+                return False
+        return True
+
+    cdef Walk walk(self) noexcept nogil:
+        """All records up to the last included one."""
+        cdef Walk walk = walk_frames(self.arena, self.first, self.stop)
+        if self.base_stop:
+            walk.place, walk.stop = self.base_first, self.base_stop
+        return walk
+
+    # ---- read, for tools -------------------------------------------------------------------------------
+
+    def records(self):
+        """What is live, one by one: index, key and value, in the order in which `write_records` writes."""
+        cdef Walk walk = self.walk()
+        cdef const uint8_t *record = next_record(&walk)
+        cdef const char *key
+        while record != NULL:
+            if record_operation(record) == RECORD_PUT and not is_marked(self.dead, record - self.arena):
+                key = <const char *>record_key(record)
+                yield (
+                    record_index(record), key[:record_key_size(record)],
+                    key[record_key_size(record):record_key_size(record) + record_value_size(record)])
+            record = next_record(&walk)
+
+    # ---- write -----------------------------------------------------------------------------------------
+
+    def write_records(self, directory, descriptor, uint64_t offset, tick):
+        """Writes what is live to a file, from `offset` on; returns how many records, and how many bytes.
+
+        O(bytes of the arena); in pieces, behind each of which `tick(bytes so far)` is called.
+        """
+        cdef Walk walk = self.walk()
+        cdef uint64_t room = min(max(<uint64_t>SMALLEST_PIECE, self.estimated_size / 8), <uint64_t>LARGEST_PIECE)
+        cdef uint64_t size = 0
+        cdef uint64_t filled
+        self.piece = <uint8_t *>malloc(room)
+        if self.piece == NULL:
+            raise MemoryError(f"no memory for pieces of {room} bytes")
+        self.keys = self.left = 0
+        self.done = False
+        while not self.done:
+            with nogil:
+                filled = self.fill(&walk, room, walk.place + SLICE)
+            if filled:
+                directory.write(descriptor, PyMemoryView_FromMemory(<char *>self.piece, filled, PyBUF_READ), offset)
+                offset += filled
+                size += filled
+            tick(size)
+        free(self.piece)
+        self.piece = NULL
+        return self.keys, size
+
+    cdef uint64_t fill(self, Walk *walk, uint64_t room, uint64_t pause) noexcept nogil:
+        """Copies live records up to `room` bytes, the place `pause`, or the end, which makes it `done`."""
+        cdef uint64_t filled = 0
+        cdef uint64_t part
+        cdef const uint8_t *record
+        while True:
+            if self.left:
+                part = min(self.left, room - filled)
+                memcpy(self.piece + filled, self.source, part)
+                self.source += part
+                self.left -= part
+                filled += part
+                if self.left:
+                    return filled  # the piece is full
+            if walk.place > pause:
+                return filled
+            record = next_record(walk)
+            if record == NULL:
+                self.done = True
+                return filled
+            if record_operation(record) == RECORD_PUT and not is_marked(self.dead, record - self.arena):
+                self.source = record
+                self.left = record_length(record)
+                self.keys += 1

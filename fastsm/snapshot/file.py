@@ -1,0 +1,501 @@
+"""A snapshot's file, read: its header, its parts, its two checksums, and whether the parts make sense.
+
+Nothing here needs a state machine. What is read is hostile until its checksum was compared, and after that, too:
+whoever makes a file can make its checksums. Memory stays bounded whatever the header says.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import blake3
+
+from fastsm.disk import format
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.format import SnapshotHead
+from fastsm.disk.mapping import Descriptor
+from fastsm.errors import ChecksumMismatchError, CorruptionError, SnapshotError, SnapshotFormatError
+from fastsm.snapshot import codec
+from fastsm.types import LogId, SnapshotMetadata
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Self
+
+SNAPSHOT = "snapshot.fsm"
+PIECE = 8 << 20  # large, since each read and each sum takes the GIL once
+_WORD = struct.Struct("<Q")
+CODECS = {format.CODEC_NONE: "none", format.CODEC_ZSTD: "zstd"}
+
+Progress = Callable[[int, int], object]
+
+
+def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
+    """Opens a snapshot, without a state machine; ``path`` is the file, or the directory that holds ``snapshot.fsm``.
+
+    Reads the header alone: O(1). Raises ``SnapshotFormatError`` for anything but a regular file whose sizes add up
+    (a symbolic link is none), ``FormatVersionError``, and ``StorageError`` when there is no file.
+    """
+    path = os.fsdecode(path)
+    if os.path.isdir(path):
+        path = os.path.join(path, SNAPSHOT)
+    return Snapshot(*open_file(path))
+
+
+def open_file(path: str) -> tuple[Descriptor, str]:
+    """A descriptor of the regular file at ``path``, and the path."""
+    try:
+        with storage_errors(path, "opening a snapshot"):
+            folder = Directory(os.path.dirname(path) or ".", create=False)
+            try:
+                return folder.open_file(os.path.basename(path), os.O_RDONLY), path
+            except CorruptionError as error:
+                raise _no_file(path, error.found) from None
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # a socket
+                    raise _no_file(path, "another kind of file") from None
+                raise
+            finally:
+                folder.close()
+    except ValueError as error:  # a NUL in the path
+        raise SnapshotError(f"{path!r}: {error}") from None
+
+
+def _no_file(path: str, found: object) -> SnapshotFormatError:
+    return SnapshotFormatError(f"{path}: expected a regular file, found {found}; give the snapshot's own path")
+
+
+class Snapshot:
+    """A snapshot's file, open for reading. Made by :func:`open_snapshot`; a context manager.
+
+    What it says is what the file says: whether that is true is known after :meth:`verify`.
+
+    Attributes: ``path``; ``size``, the file's bytes; ``metadata`` (:class:`fastsm.SnapshotMetadata`, from the header);
+    ``state_checksum``, 32 bytes, equal on all replicas at one entry; ``keys``, their number; ``codec``, "none" or
+    "zstd"; ``head``, the header's fields.
+
+    Thread safety: all of it, from any thread. A call that has begun when the snapshot is closed ends as if it were
+    open.
+    """
+
+    def __init__(self, fd: Descriptor, path: str) -> None:
+        self.path = path
+        self._fd: Descriptor | None = fd
+        with storage_errors(path, "reading a snapshot"):
+            self.size = os.fstat(fd.number).st_size
+            self.head = read_head(fd, path, self.size)
+        self.metadata = metadata_of(self.head)
+        self.state_checksum = self.head.state_checksum
+        self.keys = self.head.keys
+        self.codec = CODECS[self.head.codec]
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._fd is None else ""
+        last = tuple(self.metadata.last_included)
+        return f"<Snapshot {self.path!r}: {self.keys} keys as of {last}, {self.size} bytes, codec {self.codec}{closed}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the file back. Idempotent."""
+        self._fd = None  # closed with the last reference: not under a reader in another thread
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The open file; ``SnapshotError`` once it was closed."""
+        if self._fd is None:
+            raise SnapshotError(f"{self.path}: this snapshot was closed; open it again")
+        return self._fd
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """The bytes of the file from ``offset`` on: ``size`` of them, fewer only at the end, none behind it.
+
+        For sending a snapshot in pieces; :class:`fastsm.SnapshotReceiver` takes them. O(size).
+        """
+        if offset < 0 or size < 0:
+            raise ValueError(f"expected an offset and a size from 0 on, found {offset} and {size}")
+        fd = self.descriptor
+        stop = min(offset + size, self.size)
+        return b"".join(bytes(piece) for piece in read_pieces(fd, offset, stop, self.path))
+
+    @property
+    def attachment(self) -> bytes:
+        """The embedder's own bytes. Read from the file each time: O(size)."""
+        return self.read_at(format.SNAPSHOT_HEADER_BYTES, self.head.attachment_size)
+
+    @property
+    def membership(self) -> tuple[LogId, bytes] | None:
+        """The cluster's membership and the entry that carried it, or None.
+
+        Reads (and decompresses) the state up to its runs. Raises ``SnapshotFormatError`` when they make no sense.
+        """
+        head = self.head
+        if not head.membership_size:
+            return None
+        stream = _Stream(self.flat_pieces())
+        record = stream.take(head.membership_size)
+        index, size = check_membership(head, record, self.path)
+        for first, last, term in check_runs(stream, head, self.path):
+            if first <= index <= last:
+                return LogId(index, term), record[format.RECORD_STRUCT.size :][:size]
+        raise bad_state(self.path, 0, "a membership of an entry in a run", f"index {index}")
+
+    def flat_pieces(self, stop: int | None = None) -> Iterator[Buffer]:
+        """The state in flat form up to ``stop``, decompressed where need be. A piece lives until the next one."""
+        fd, head = self.descriptor, self.head
+        if head.codec == format.CODEC_NONE:
+            end = head.file_size if stop is None else head.state_offset + stop
+            return read_pieces(fd, head.state_offset, end, self.path)
+        stored = _Sequence(fd, head.state_offset, self.path)
+        return codec.decompress(stored.read, head.stored_size, head.state_size, self.path)
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Reads every byte: compares ``checksum``, then ``state_checksum``, then looks whether the parts make sense.
+
+        ``progress(done, total)`` is told in bytes, and may raise to give up. Raises ``ChecksumMismatchError`` and
+        ``SnapshotFormatError``. That no key comes twice only an install sees. O(size), a second for about a million
+        records; memory for two pieces.
+        """
+        head, fd = self.head, self.descriptor
+        counter = _Counter(progress, head.file_size + head.state_size)
+        copy_checked(fd, head, self.path, counter.count)
+        flat = _Summed(head, self.flat_pieces(), counter.count)
+        problem = None
+        try:
+            check_state(head, flat, self.flat_pieces, self.path)
+        except SnapshotFormatError as error:
+            if flat.broken:
+                raise
+            problem = error  # told only if the sum is right: damage is no malice
+        compare(self.path, "state checksum", head.state_checksum, flat.digest())
+        if problem is not None:
+            raise problem
+
+
+# ---- the file ------------------------------------------------------------------------------------------
+
+def read_head(fd: Descriptor, path: str, size: int) -> SnapshotHead:
+    """The header of an open file of ``size`` bytes."""
+    return format.unpack_snapshot_head(os.pread(fd.number, format.SNAPSHOT_HEADER_BYTES, 0), path, size)
+
+
+def metadata_of(head: SnapshotHead) -> SnapshotMetadata:
+    """What a Raft library is told of a snapshot."""
+    return SnapshotMetadata(LogId(head.last_index, head.last_term), head.checksum)
+
+
+def check_metadata(metadata: SnapshotMetadata, head: SnapshotHead, path: str) -> None:
+    """Whether a snapshot is the one that was announced."""
+    compare(path, "checksum as announced", bytes(metadata.checksum), head.checksum)
+    expected, found = LogId(*metadata.last_included), LogId(head.last_index, head.last_term)
+    if expected != found:
+        raise SnapshotError(f"{path}: expected a snapshot as of {expected}, found one as of {found}; get the right one")
+
+
+def copy_checked(
+    source: Descriptor, head: SnapshotHead, path: str, write: Callable[[memoryview], object] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Reads the whole file once, hands each piece (at most 8 MiB, in order) to ``write``, and compares ``checksum``.
+
+    What was written is what was checked, whatever becomes of the source: nothing is read twice. A piece lives until
+    ``write`` returns. ``progress(done, total)`` may raise to give up. Raises ``ChecksumMismatchError``.
+    """
+    hasher = blake3.blake3()
+    attachment_end = format.SNAPSHOT_HEADER_BYTES + head.attachment_size
+    padding = b""
+    done = 0
+    for piece in read_pieces(source, 0, head.file_size, path):
+        if done == 0:
+            if piece[: format.SNAPSHOT_HEADER_BYTES] != _head_bytes(head):
+                raise SnapshotFormatError(f"{path}: the file changed while it was read; get it again")
+            hasher.update(piece[format.CHECKSUM_COVERS])
+            hasher.update(piece[format.SNAPSHOT_HEADER_BYTES :])
+        else:
+            hasher.update(piece)
+        padding += piece[max(0, attachment_end - done) : max(0, head.state_offset - done)]
+        done += len(piece)
+        if write is not None:
+            write(piece)
+        if progress is not None:
+            progress(done, head.file_size)
+    compare(path, "checksum", head.checksum, hasher.digest())
+    if any(padding):
+        raise SnapshotFormatError(f"{path}, offset {attachment_end}: expected zeros, found {padding!r}; get it again")
+
+
+def flat_state_checksum(head: SnapshotHead, pieces: Iterable[Buffer]) -> bytes:
+    """The state checksum of a flat state that comes in pieces."""
+    hasher = blake3.blake3(_head_bytes(head)[format.STATE_CHECKSUM_COVERS])
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.digest()
+
+
+def compare(path: str, what: str, expected: bytes, found: bytes) -> None:
+    """Raises ``ChecksumMismatchError`` for sums that differ."""
+    if expected != found:
+        raise ChecksumMismatchError(path, what, expected, found)
+
+
+def read_pieces(fd: Descriptor, start: int, stop: int, path: str) -> Iterator[memoryview]:
+    """The bytes from ``start`` to ``stop``, in pieces that live until the next one."""
+    buffer = memoryview(bytearray(max(0, min(PIECE, stop - start))))
+    while start < stop:
+        with storage_errors(path, "reading a snapshot"):
+            size = os.preadv(fd.number, [buffer[: stop - start]], start)
+        if not size:
+            raise SnapshotFormatError(f"{path}: the file was cut at {start} while it was read; get it again")
+        yield buffer[:size]
+        start += size
+
+
+class _Sequence:
+    """A file read from one offset on."""
+
+    def __init__(self, fd: Descriptor, offset: int, path: str) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._path = path
+
+    def read(self, size: int) -> bytes:
+        with storage_errors(self._path, "reading a snapshot"):
+            piece = os.pread(self._fd.number, size, self._offset)
+        self._offset += len(piece)
+        return piece
+
+
+class _Counter:
+    """How much of the work is done."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def count(self, piece: Buffer) -> None:
+        if self._progress is not None:
+            self._done += memoryview(piece).nbytes
+            self._progress(self._done, self._total)
+
+
+class _Summed:
+    """Pieces of a flat state, with the sum of those that went by."""
+
+    def __init__(self, head: SnapshotHead, pieces: Iterator[Buffer], note: Callable[[Buffer], object]) -> None:
+        self._hasher = blake3.blake3(_head_bytes(head)[format.STATE_CHECKSUM_COVERS])
+        self._pieces = pieces
+        self._note = note
+        self.broken = False  # the pieces themselves ended in an error
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return self
+
+    def __next__(self) -> Buffer:
+        try:
+            piece = next(self._pieces)
+        except SnapshotFormatError:
+            self.broken = True
+            raise
+        self._hasher.update(piece)
+        self._note(piece)
+        return piece
+
+    def digest(self) -> bytes:
+        for _ in self:
+            pass
+        return self._hasher.digest()
+
+
+def _head_bytes(head: SnapshotHead) -> bytes:
+    return format.pack_snapshot_head(head)
+
+
+# ---- the state in flat form ----------------------------------------------------------------------------
+
+def check_state(
+    head: SnapshotHead, pieces: Iterator[Buffer], again: Callable[[int], Iterator[Buffer]], path: str
+) -> None:
+    """Reads a flat state to its end: ``SnapshotFormatError`` unless it is what the page of formats says.
+
+    ``again(stop)`` reads the state a second time up to ``stop``: the runs are walked beside the records, so that
+    no number of them takes memory.
+    """
+    stream = _Stream(pieces)
+    index = -1
+    if head.membership_size:
+        index, size = check_membership(head, stream.take(format.RECORD_STRUCT.size), path)
+        stream.skip(size)
+        check_padding(stream, head.membership_size - format.RECORD_STRUCT.size - size, path)
+    known = index < 0
+    for first, last, _ in check_runs(stream, head, path):
+        known = known or first <= index <= last
+    if not known:
+        raise bad_state(path, 0, "a membership of an entry in a run", f"index {index}")
+    runs_end = head.membership_size + format.TERM_RUN_BYTES * head.runs
+    beside = _Stream(again(runs_end))
+    beside.skip(head.membership_size)
+    check_records(stream, head, check_runs(beside, head, path), path)
+    if stream.take(1):
+        raise bad_state(path, stream.offset, "the end", "more")
+
+
+def check_membership(head: SnapshotHead, record: bytes, path: str) -> tuple[int, int]:
+    """The index and the size of the membership, from the start of its record."""
+    index, size, key_size, operation, zero = format.RECORD_STRUCT.unpack_from(record)
+    whole = format.RECORD_STRUCT.size + size + 7 & ~7
+    if (key_size, operation, zero) != (0, format.OPERATION_CONFIG, 0) or whole != head.membership_size:
+        found = f"operation {operation}, a key of {key_size} bytes, {whole} bytes in all"
+        raise bad_state(path, 0, f"a membership of {head.membership_size} bytes", found)
+    if any(record[format.RECORD_STRUCT.size + size :]):
+        raise bad_state(path, whole, "zeros", "padding that is not")
+    return index, size
+
+
+def check_padding(stream: _Stream, size: int, path: str) -> None:
+    """Zeros up to the next multiple of 8."""
+    if any(stream.take(size)):
+        raise bad_state(path, stream.offset, "zeros", "padding that is not")
+
+
+def check_runs(stream: _Stream, head: SnapshotHead, path: str) -> Iterator[tuple[int, int, int]]:
+    """The runs, one by one: ascending, of rising terms, up to the last included entry."""
+    before, term_before = 0, -1
+    for _ in range(head.runs):
+        data = stream.take(format.TERM_RUN_BYTES)
+        if len(data) < format.TERM_RUN_BYTES:
+            raise bad_state(path, stream.offset, f"{head.runs} runs", "the end")
+        first, last, term = format.TERM_RUN_STRUCT.unpack(data)
+        if not before < first <= last or term <= term_before:
+            expected = f"a run behind index {before}, of a term above {term_before}"
+            raise bad_state(path, stream.offset, expected, f"{first} to {last}, term {term}")
+        before, term_before = last, term
+        yield first, last, term
+    if head.runs and (before, term_before) != (head.last_index, head.last_term):
+        expected = f"a last run up to {head.last_index} of term {head.last_term}"
+        raise bad_state(path, stream.offset, expected, f"{before}, {term_before}")
+
+
+def check_records(
+    stream: _Stream, head: SnapshotHead, runs: Iterator[tuple[int, int, int]], path: str
+) -> None:
+    """The records: whole, in order, each of an entry in a run, as many as there are keys."""
+    head_size, put, limit = format.RECORD_STRUCT.size, format.OPERATION_PUT, format.MAX_RECORD_VALUE
+    left, before, keys = head.records_size, 0, 0
+    first, last = 1, 0
+    for index, value_size, key_size, operation, zero, padding in _records(stream, head.records_size):
+        size = head_size + key_size + value_size + 7 & ~7
+        if size > left or operation != put or zero or value_size > limit or index < before or padding:
+            found = f"operation {operation}, index {index}, {size} bytes, padding {padding:#x}"
+            expected = f"a put of index {before} or above, of at most {left} bytes, padded with zeros"
+            raise bad_state(path, stream.offset, expected, found)
+        while index > last:
+            first, last, _ = next(runs, (1, 1 << 64, 0))
+        if not first <= index <= head.last_index:
+            raise bad_state(path, stream.offset, "an entry in a run", f"index {index}")
+        left -= size
+        before = index
+        keys += 1
+    if keys != head.keys:
+        raise bad_state(path, stream.offset, f"{head.keys} keys", keys)
+    for _ in runs:
+        pass
+
+
+def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """The head of each record, and its padding as a number. A record that claims more than is left is the last one."""
+    head_size, unpack_from, word_at = format.RECORD_STRUCT.size, format.RECORD_STRUCT.unpack_from, _WORD.unpack_from
+    while left:
+        data, at = stream.window
+        index, value_size, key_size, operation, zero = 0, 0, 0, 0, 0
+        # Most records lie in one piece.
+        while len(data) - at >= head_size <= left:
+            index, value_size, key_size, operation, zero = unpack_from(data, at)
+            used = head_size + key_size + value_size
+            size = used + 7 & ~7
+            if at + size > len(data) or size > left:
+                break
+            at += size
+            left -= size
+            yield index, value_size, key_size, operation, zero, word_at(data, at - 8)[0] >> 8 * (8 - (size - used))
+        stream.go_to(at)
+        if not left:
+            return
+        # Sizes are multiples of 8, but the head of a record takes 16 bytes.
+        start = stream.take(min(left, head_size)).ljust(head_size, b"\0")
+        index, value_size, key_size, operation, zero = unpack_from(start)
+        used = head_size + key_size + value_size
+        size = used + 7 & ~7
+        padding = 0
+        if size <= left:
+            stream.skip(used - head_size)
+            padding = int.from_bytes(stream.take(size - used), "little")
+        left = max(0, left - size)
+        yield index, value_size, key_size, operation, zero, padding
+
+
+def bad_state(path: str, offset: int, expected: str, found: object) -> SnapshotFormatError:
+    """A part of the flat state that makes no sense, though its checksum may match: somebody's doing."""
+    return SnapshotFormatError(
+        f"{path}, flat state, before offset {offset}: expected {expected}, found {found}; "
+        "this is no snapshot of fastsm, whatever its checksums say: get it again"
+    )
+
+
+class _Stream:
+    """Pieces as one sequence of bytes."""
+
+    def __init__(self, pieces: Iterator[Buffer]) -> None:
+        self._pieces = pieces
+        self._data = memoryview(b"")
+        self._at = 0
+        self._base = 0  # where the piece starts
+
+    @property
+    def offset(self) -> int:
+        """How much was taken."""
+        return self._base + self._at
+
+    @property
+    def window(self) -> tuple[memoryview, int]:
+        """The piece that is at hand, and how much of it was taken."""
+        return self._data, self._at
+
+    def go_to(self, at: int) -> None:
+        """So much of the piece at hand is taken."""
+        self._at = at
+
+    def take(self, size: int) -> bytes:
+        """The next bytes; fewer at the end."""
+        at, self._at = self._at, self._at + size
+        if self._at <= len(self._data):
+            return bytes(self._data[at : self._at])
+        self._at = at
+        parts: list[bytes] = []
+        while size and (self._at < len(self._data) or self._next()):
+            parts.append(bytes(self._data[self._at : self._at + size]))
+            self._at += len(parts[-1])
+            size -= len(parts[-1])
+        return b"".join(parts)
+
+    def skip(self, size: int) -> None:
+        """Passes over the next bytes."""
+        self._at += size
+        while self._at > len(self._data):
+            size = self._at - len(self._data)
+            self._at = len(self._data)
+            if not self._next():
+                return
+            self._at = size
+
+    def _next(self) -> bool:
+        self._base += len(self._data)
+        self._data, self._at = memoryview(next(self._pieces, b"")), 0
+        return len(self._data) > 0

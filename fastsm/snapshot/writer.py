@@ -1,0 +1,402 @@
+"""A snapshot's file, written: whole or not at all.
+
+It is written under a name of its own, synced, and renamed. The writer holds a lock on it meanwhile: so what dead
+writers left is told from what living ones are at.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import secrets
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import blake3
+
+from fastsm.background import BackgroundCall
+from fastsm.disk import format
+from fastsm.disk.files import Directory, make_directory, storage_errors
+from fastsm.disk.format import SnapshotHead
+from fastsm.disk.mapping import Descriptor
+from fastsm.errors import CorruptionError
+from fastsm.snapshot import codec
+from fastsm.snapshot.file import SNAPSHOT, metadata_of
+from fastsm.types import LogId, SnapshotMetadata
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Self
+
+class Tick(Protocol):
+    """Called between pieces, with the bytes of records that are written so far where that is known; it may raise."""
+
+    def __call__(self, done: int = 0, /) -> object: ...
+
+
+COMPRESSIONS = {None: format.CODEC_NONE, "none": format.CODEC_NONE, "zstd": format.CODEC_ZSTD}
+# Beside a thread that computes, each call without the GIL waits up to 5 ms to get it back: pieces are large.
+HASH_PIECE = 256 << 20
+PACED_BEHIND = 64 << 20  # what the disk has to do while the sums are computed
+COMPRESS_PIECE = 8 << 20
+
+_LEFTOVER = re.compile(re.escape(SNAPSHOT) + r"\.[0-9]+-[0-9a-f]+\.tmp")
+
+
+class Source(Protocol):
+    """A state as of an entry, in the parts that a snapshot has."""
+
+    @property
+    def last_included(self) -> LogId: ...
+    @property
+    def membership(self) -> bytes:
+        """Its record, or nothing."""
+    @property
+    def runs(self) -> bytes:
+        """24 bytes each, ascending."""
+
+    def write_records(self, directory: Directory, fd: Descriptor, offset: int, tick: Tick) -> tuple[int, int]:
+        """Writes all records with ``directory.write(fd, buffer, offset)``; returns how many, and their bytes.
+
+        Calls ``tick(bytes so far)`` between pieces, which may raise.
+        """
+
+
+def write_snapshot_file(
+    path: str | os.PathLike[str], source: Source, *, compress: str | None = "none", attachment: Buffer = b"",
+    tick: Tick | None = None, files: type[Directory] = Directory,
+) -> SnapshotMetadata:
+    """Writes ``path/snapshot.fsm``, durable on return: its content, its name, and the directory's.
+
+    The directory is made when it is missing. After any error, or when ``tick`` raises, an older snapshot there is
+    untouched and nothing else is left. O(size), most of it without the GIL. Raises ``StorageError``, and
+    ``SnapshotError`` when there is no Zstandard for ``compress="zstd"``.
+    """
+    with prepare(path, source, compress=compress, attachment=attachment, tick=tick, files=files) as prepared:
+        prepared.commit()
+    return prepared.metadata
+
+
+def prepare(
+    path: str | os.PathLike[str], source: Source, *, compress: str | None = "none", attachment: Buffer = b"",
+    tick: Tick | None = None, files: type[Directory] = Directory,
+) -> PreparedSnapshot:
+    """The first half of :func:`write_snapshot_file`: all but the rename, which ``commit()`` does."""
+    if compress not in COMPRESSIONS:
+        raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
+    attachment = memoryview(attachment).cast("B")
+    if len(attachment) > format.MAX_RECORD_VALUE:
+        raise ValueError(f"expected an attachment of at most {format.MAX_RECORD_VALUE} bytes, found {len(attachment)}")
+    tick = tick or (lambda done=0: None)
+    with storage_errors(os.fsdecode(path), "writing a snapshot"):
+        directory = make_directory(path, files)
+        try:
+            remove_leftovers(directory)
+            return _prepare(directory, source, COMPRESSIONS[compress], attachment, tick)
+        except BaseException:
+            directory.close()
+            raise
+
+
+class PreparedSnapshot:
+    """A snapshot that is written and synced under a temporary name. A context manager that discards it at the end,
+    unless :meth:`commit` was called.
+
+    Attributes: ``head``, ``metadata``, ``state_checksum``, ``path`` (where it will be). Thread safety: none.
+    """
+
+    def __init__(self, directory: Directory, temporary: Temporary, head: SnapshotHead) -> None:
+        self._directory = directory
+        self._temporary: Temporary | None = temporary
+        self.path = directory.path_of(SNAPSHOT)
+        self.head = head
+        self.metadata = metadata_of(head)
+        self.state_checksum = head.state_checksum
+
+    def __repr__(self) -> str:
+        left = "prepared" if self._temporary else "done"
+        return f"<PreparedSnapshot {self.path!r} as of {tuple(self.metadata.last_included)}, {left}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def commit(self) -> None:
+        """Gives it its name; durable on return. After a ``StorageError`` the older snapshot is there, or this one."""
+        if self._temporary is None:
+            raise ValueError("this snapshot was committed or discarded before")
+        with storage_errors(self.path, "writing a snapshot"):
+            self._directory.rename(self._temporary.name, SNAPSHOT)
+            self._temporary.name = SNAPSHOT
+            try:
+                self._directory.sync_directory()
+            finally:
+                self._close()
+
+    def discard(self) -> None:
+        """Removes the temporary file. Idempotent, and nothing after :meth:`commit`."""
+        if self._temporary is not None:
+            with storage_errors(self.path, "removing an unfinished snapshot"):
+                try:
+                    self._temporary.remove()
+                finally:
+                    self._close()
+
+    def _close(self) -> None:
+        if self._temporary is not None:
+            temporary, self._temporary = self._temporary, None
+            self._directory.close_file(temporary.fd)
+        self._directory.close()
+
+
+# ---- temporary files -----------------------------------------------------------------------------------
+
+class Temporary:
+    """A file of one writer, locked as long as it is open."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        while True:
+            self.name = f"{SNAPSHOT}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
+            self.fd = directory.create_file(self.name)
+            try:
+                directory.lock_file(self.fd, wait=True)
+                if directory.is_named(self.fd, self.name):
+                    return
+            except BaseException:
+                self.remove()
+                raise
+            # Another writer took it for a leftover before it was locked.
+            directory.close_file(self.fd)
+
+    def remove(self) -> None:
+        self._directory.unlink(self.name)
+
+
+@contextmanager
+def temporary_file(directory: Directory) -> Iterator[Temporary]:
+    """A temporary file for the block; one that leaves it under another name stays."""
+    temporary = Temporary(directory)
+    name = temporary.name
+    try:
+        yield temporary
+    finally:
+        if temporary.name == name:
+            temporary.remove()
+        directory.close_file(temporary.fd)
+
+
+def remove_leftovers(directory: Directory) -> None:
+    """Removes the temporary files of writers that are dead: their locks can be had."""
+    for name in directory.names():
+        if _LEFTOVER.fullmatch(name):
+            try:
+                fd = directory.open_file(name, os.O_RDONLY)
+            except (OSError, CorruptionError):
+                continue  # gone by now, or not a writer's
+            try:
+                if directory.lock_file(fd):
+                    directory.unlink(name)
+            finally:
+                directory.close_file(fd)
+
+
+# ---- content -------------------------------------------------------------------------------------------
+
+def _prepare(
+    directory: Directory, source: Source, wanted: int, attachment: memoryview, tick: Tick
+) -> PreparedSnapshot:
+    temporary = Temporary(directory)
+    try:
+        if wanted == format.CODEC_NONE:
+            head = write_snapshot_into(directory, temporary.fd, source, attachment, tick)
+        else:
+            with temporary_file(directory) as flat:
+                parts = _write_state(directory, flat.fd, source, 0, tick)
+                head = _write_compressed(directory, temporary.fd, flat.fd, parts, attachment=attachment, tick=tick)
+        return PreparedSnapshot(directory, temporary, head)
+    except BaseException:
+        temporary.remove()
+        directory.close_file(temporary.fd)
+        raise
+
+
+def write_snapshot_into(
+    directory: Directory, fd: Descriptor, source: Source, attachment: Buffer, tick: Tick
+) -> SnapshotHead:
+    """Writes a whole snapshot of codec none into an empty file, whatever its name; synced on return.
+
+    A base of the state's own directory is made by this as well. Raises plain OSErrors, and what ``tick`` raises.
+    """
+    attachment = memoryview(attachment).cast("B")
+    start = _write_attachment(directory, fd, attachment)
+    parts = _write_state(directory, fd, source, start, _paced(directory, fd, start, tick))
+    head = parts.head(format.CODEC_NONE, len(attachment), parts.size)
+    # The disk works while the sums are computed; what it takes then, the last sync finds done.
+    with _early_sync(directory, fd, start + parts.size), _mapped(fd, start + parts.size) as content:
+        head = head._replace(state_checksum=_sum(_state_prefix(head), content, start, tick))
+        head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
+    _finish(directory, fd, head)
+    return head
+
+
+def _paced(directory: Directory, fd: Descriptor, start: int, tick: Tick) -> Tick:
+    """``tick``, told of the bytes behind ``start`` so far; it also gives the disk all of them but the last."""
+    paced = 0
+
+    def tick_and_pace(*done: int) -> object:
+        nonlocal paced
+        stop = start + sum(done) - PACED_BEHIND
+        if stop > paced:
+            directory.pace_writeback(fd, paced, stop)
+            paced = stop
+        return tick(*done)
+
+    return tick_and_pace
+
+
+def _write_compressed(
+    directory: Directory, fd: Descriptor, flat: Descriptor, parts: _Parts, *, attachment: memoryview, tick: Tick
+) -> SnapshotHead:
+    start = _write_attachment(directory, fd, attachment)
+    offset = start
+
+    def write(piece: bytes) -> None:
+        nonlocal offset
+        offset = directory.write_paced(fd, piece, offset)
+
+    def pieces(content: memoryview) -> Generator[memoryview, None, None]:
+        for at in range(0, len(content), COMPRESS_PIECE):
+            tick()
+            with content[at : at + COMPRESS_PIECE] as piece:
+                yield piece
+
+    head = parts.head(format.CODEC_ZSTD, len(attachment), 0)
+    with _mapped(flat, parts.size) as content:
+        head = head._replace(state_checksum=_sum(_state_prefix(head), content, 0, tick))
+        with closing(pieces(content)) as flat_pieces:
+            head = head._replace(stored_size=codec.compress(flat_pieces, parts.size, write))
+    with _early_sync(directory, fd, head.file_size), _mapped(fd, head.file_size) as content:
+        head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
+    _finish(directory, fd, head)
+    return head
+
+
+def _finish(directory: Directory, fd: Descriptor, head: SnapshotHead) -> None:
+    directory.write(fd, format.pack_snapshot_head(head), 0)
+    directory.sync(fd)
+
+
+class _Parts(NamedTuple):
+    """What was written of a state in flat form."""
+
+    last_included: LogId
+    keys: int
+    runs: int
+    membership_size: int
+    records_size: int
+
+    @property
+    def size(self) -> int:
+        return self.membership_size + format.TERM_RUN_BYTES * self.runs + self.records_size
+
+    def head(self, codec: int, attachment_size: int, stored_size: int) -> SnapshotHead:
+        """The header, without its sums."""
+        return SnapshotHead(
+            codec, *self.last_included, self.keys, self.runs, self.membership_size, self.records_size,
+            bytes(32), attachment_size, stored_size, bytes(32),
+        )
+
+
+def _write_attachment(directory: Directory, fd: Descriptor, attachment: memoryview) -> int:
+    """Room for the header, the attachment, zeros; returns where the state starts."""
+    directory.write(fd, bytes(format.SNAPSHOT_HEADER_BYTES), 0)
+    directory.write(fd, attachment, format.SNAPSHOT_HEADER_BYTES)
+    end = format.SNAPSHOT_HEADER_BYTES + len(attachment)
+    directory.write(fd, bytes(-end % 8), end)
+    return end + -end % 8
+
+
+def _write_state(directory: Directory, fd: Descriptor, source: Source, start: int, tick: Tick) -> _Parts:
+    """The flat state, from ``start`` on."""
+    membership, runs = source.membership, source.runs
+    directory.write(fd, membership + runs, start)
+    tick()
+    keys, size = source.write_records(directory, fd, start + len(membership) + len(runs), tick)
+    tick()
+    return _Parts(source.last_included, keys, len(runs) // format.TERM_RUN_BYTES, len(membership), size)
+
+
+# ---- sums ----------------------------------------------------------------------------------------------
+
+def _state_prefix(head: SnapshotHead) -> bytes:
+    return format.pack_snapshot_head(head)[format.STATE_CHECKSUM_COVERS]
+
+
+def _prefix(head: SnapshotHead) -> bytes:
+    return format.pack_snapshot_head(head)[format.CHECKSUM_COVERS]
+
+
+def _sum(prefix: bytes, content: memoryview, start: int, tick: Tick) -> bytes:
+    """BLAKE3 of the prefix, then of the content from ``start`` on."""
+    hasher = blake3.blake3(prefix)
+    for at in range(start, len(content), HASH_PIECE):
+        with content[at : at + HASH_PIECE] as piece:
+            hasher.update(piece)
+        tick()
+    return hasher.digest()
+
+
+@contextmanager
+def _mapped(fd: Descriptor, size: int) -> Iterator[memoryview]:
+    """The content of a file of this process's own, which nobody cuts."""
+    if size == 0:
+        yield memoryview(b"")
+        return
+    mapped = mmap.mmap(fd.number, size, prot=mmap.PROT_READ)
+    try:
+        with memoryview(mapped) as content:
+            yield content
+    finally:
+        with suppress(BufferError):  # an error's traceback may still hold a piece, and the map goes with it
+            mapped.close()
+
+
+@contextmanager
+def _early_sync(directory: Directory, fd: Descriptor, size: int) -> Iterator[None]:
+    """Syncs the file on a thread beside the block. A failure is raised at the block's end, in its own words."""
+    own = fd.duplicate()  # a signal may end the wait for the thread, and close the other
+
+    def sync() -> None:
+        try:
+            directory.pace_writeback(own, 0, size)
+            directory.sync(own)
+        finally:
+            own.close()
+
+    try:
+        early = BackgroundCall(sync)
+    except RuntimeError:  # no thread can be had: the last sync has more to do
+        own.close()
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # the block's own failure came first
+            _end(early, own)
+        raise
+    _end(early, own)
+
+
+def _end(early: BackgroundCall, own: Descriptor) -> None:
+    """Waits for the thread, which closes its descriptor where it has memory for it; a signal may end the wait alone."""
+    try:
+        early.wait()
+    except Exception:
+        own.close()
+        raise
+    own.close()

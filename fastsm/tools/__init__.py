@@ -1,0 +1,4 @@
+"""What the command line and people use: inspection, dump and load, repair, the demonstration, the benchmark.
+
+It may import everything but `cli`, `integrations` and `testing`.
+"""

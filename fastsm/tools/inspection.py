@@ -1,0 +1,273 @@
+"""Looking at a directory or a snapshot from outside: what it holds, and whether every byte is right.
+
+Nothing is written and no lock is kept, so an owner who has the directory open is not disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.errors import CorruptionError, FastsmError, LockedError, StorageError
+from fastsm.generation import current as generation
+from fastsm.generation.recovery import Scan
+from fastsm.machine import FastStateMachine
+from fastsm.snapshot.file import Snapshot, open_snapshot
+from fastsm.tools.records import Run, snapshot_runs
+from fastsm.types import LogId, Recovery, SnapshotMetadata, Stats, log_id_text
+from fastsm.units import count_text, size_text
+
+Progress = Callable[[int, int], None]
+SHOWN_RUNS = 5
+
+
+def is_directory(path: str) -> bool:
+    """Whether a path is to be taken for a state's directory: one that holds a snapshot alone is a snapshot."""
+    if not os.path.isdir(path):
+        return False
+    names = os.listdir(path)
+    return "snapshot.fsm" not in names or generation.CURRENT in names
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryReport:
+    """What a directory holds. ``problem``: what opening it would raise; then only files and owner are known."""
+
+    path: str
+    files: dict[str, int]
+    owner: LockedError | None
+    problem: str | None = None
+    stats: Stats | None = None
+    recovery: Recovery | None = None
+    runs: list[Run] = field(default_factory=list)
+    snapshot: SnapshotMetadata | None = None
+    membership: tuple[LogId, bytes] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        found: dict[str, Any] = {"kind": "directory", "path": self.path, "files": self.files, "problem": self.problem}
+        found["owner"] = None if self.owner is None else {"pid": self.owner.pid, "since": self.owner.since}
+        if self.stats is not None:
+            found |= self.stats.as_dict()
+            found["runs"] = [list(run) for run in self.runs]
+            found["snapshot"] = metadata_dict(self.snapshot)
+            found["membership"] = membership_dict(self.membership)
+        if self.recovery is not None:
+            found["recovery_torn_bytes"] = self.recovery.torn_bytes
+            found["recovery_clean"] = self.recovery.clean
+        return found
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The same for people: label and text."""
+        rows = [("directory", self.path), ("owner", owner_text(self.owner))]
+        stats = self.stats
+        if stats is not None:
+            rows += [
+                ("generation", f"{stats.generation}, starts behind {log_id_text(stats.base)}"),
+                ("keys", f"{stats.keys:,}"),
+                ("bytes", f"{size_text(stats.live_bytes)} live, {size_text(stats.dead_bytes)} dead"),
+                ("last applied", log_id_text(stats.last_applied)),
+                ("durable", log_id_text(stats.durable)),
+                ("terms", runs_text(self.runs)),
+                ("snapshot", metadata_text(self.snapshot)),
+                ("membership", membership_text(self.membership)),
+            ]
+        rows.append(("files", ", ".join(f"{name} {size_text(size)}" for name, size in self.files.items()) or "none"))
+        if self.problem is not None:
+            rows.append(("opening it", self.problem))
+        elif self.owner is not None:
+            rows.append(("opening it", "refused while its owner has it open"))
+        elif self.recovery is not None:
+            rows.append(("opening it", f"finds {self.recovery}"))
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotReport:
+    """What a snapshot's header says; whether that is true is known after :func:`verify`."""
+
+    path: str
+    size: int
+    codec: str
+    keys: int
+    records_bytes: int
+    metadata: SnapshotMetadata
+    state_checksum: bytes
+    attachment_bytes: int
+    runs: list[Run]
+    membership: tuple[LogId, bytes] | None
+    problem: None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return {
+            "kind": "snapshot", "path": self.path, "size": self.size, "codec": self.codec, "keys": self.keys,
+            "live_bytes": self.records_bytes, **(metadata_dict(self.metadata) or {}),
+            "state_checksum": self.state_checksum.hex(), "attachment_bytes": self.attachment_bytes,
+            "runs": [list(run) for run in self.runs], "membership": membership_dict(self.membership), "problem": None,
+        }  # fmt: skip
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The same for people: label and text."""
+        return [
+            ("snapshot", self.path),
+            ("size", f"{size_text(self.size)}, codec {self.codec}"),
+            ("as of", log_id_text(self.metadata.last_included)),
+            ("keys", f"{self.keys:,}"),
+            ("bytes", f"{size_text(self.records_bytes)} of records, {size_text(self.attachment_bytes)} of attachment"),
+            ("terms", runs_text(self.runs)),
+            ("membership", membership_text(self.membership)),
+            ("checksum", self.metadata.checksum.hex()),
+            ("of the state", self.state_checksum.hex()),
+        ]
+
+
+# ---- look --------------------------------------------------------------------------------------------
+
+def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport:
+    """What a directory or a snapshot's file holds. O(log), or O(saved table); O(runs) for a snapshot.
+
+    Damage found on the way is the report's ``problem``. Raises ``StorageError`` when there is nothing to look at, and
+    ``SnapshotFormatError`` for a file that is no snapshot.
+    """
+    path = os.fsdecode(path)
+    if not is_directory(path):
+        with open_snapshot(path) as snapshot:
+            return _inspect_snapshot(snapshot)
+    owner, files = look_at_files(path)
+    try:
+        with FastStateMachine(path, read_only=True, verify_on_open="off") as machine:
+            stats = machine.stats()
+            recovery = stats.recovery if owner is not None else judge_end(machine)
+            return DirectoryReport(
+                path, files, owner, None, stats, recovery, [Run(*run) for run in machine._terms.runs()],
+                machine.snapshot_metadata(), machine.membership())
+    except StorageError:
+        raise
+    except FastsmError as error:
+        return DirectoryReport(path, files, owner, str(error))
+
+
+def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:
+    head = snapshot.head
+    return SnapshotReport(
+        snapshot.path, snapshot.size, snapshot.codec, snapshot.keys, head.records_size, snapshot.metadata,
+        snapshot.state_checksum, head.attachment_size, snapshot_runs(snapshot), snapshot.membership)
+
+
+def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:
+    """Who has the directory open, and the sizes of its files."""
+    with storage_errors(path, "looking at the directory"):
+        directory = Directory(path, create=False)
+        try:
+            owner = directory.owner()
+        finally:
+            directory.close()
+        sizes = {}
+        for name in sorted(os.listdir(path)):
+            with contextlib.suppress(FileNotFoundError):  # its owner may remove it meanwhile
+                found = os.stat(os.path.join(path, name), follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    sizes[name] = found.st_size
+    return owner, sizes
+
+
+def judge_end(machine: FastStateMachine) -> Recovery:
+    """What recovery would make of what lies behind the frames of a log that nobody has open. O(that).
+
+    Raises ``CorruptionError`` where it would.
+    """
+    log = machine._log
+    found = machine.stats().recovery
+    descriptor = log.verification()[0]
+    try:
+        with storage_errors(log.path, "reading the log"):
+            size = os.fstat(descriptor.number).st_size
+            scan = Scan(log.mapping, max(size, log.end), log.head, log.path, machine._terms, log.end, log.frames)
+            torn = scan.look_behind_by_reading(descriptor) - log.end
+    finally:
+        descriptor.close()
+    return Recovery(found.clean and not torn, found.frames, found.log_bytes, torn, found.suspect_bytes, found.seconds)
+
+
+def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> str:
+    """Checks every byte of a directory or a snapshot; returns what was found to be whole, in a sentence.
+
+    Raises ``CorruptionError``, ``SnapshotFormatError`` or ``ChecksumMismatchError`` at the first damage, which they
+    name. ``progress(done, total)``: in bytes. O(bytes).
+    """
+    path = os.fsdecode(path)
+    if not is_directory(path):
+        with open_snapshot(path) as snapshot:
+            snapshot.verify(progress)
+            return (
+                f"{count_text(snapshot.keys, 'key')} as of {log_id_text(snapshot.metadata.last_included)}, "
+                f"{size_text(snapshot.size)}")
+    owner, _ = look_at_files(path)
+    with FastStateMachine(path, read_only=True, verify_on_open="off") as machine:
+        machine.verify(progress)
+        stats = machine.stats()
+        text = (
+            f"{count_text(stats.keys, 'key')} as of {log_id_text(stats.last_applied)}, "
+            f"{size_text(stats.log_bytes + stats.base_bytes)}")
+        if owner is None:
+            try:
+                torn = judge_end(machine).torn_bytes
+            except CorruptionError:
+                if look_at_files(path)[0] is None:
+                    raise
+                torn = 0  # an owner has come meanwhile, and appends
+            if torn:
+                text += f"; behind it a torn tail of {size_text(torn)}, which opening cuts off"
+    return text
+
+
+# ---- as text -----------------------------------------------------------------------------------------
+
+def owner_text(owner: LockedError | None) -> str:
+    if owner is None:
+        return "nobody has it open"
+    since = f", since {owner.since}" if owner.since else ""
+    return f"process {owner.pid or '(unknown)'}{since}"
+
+
+def runs_text(runs: list[Run]) -> str:
+    if not runs:
+        return "none"
+    shown = [f"{term} from {first:,} to {last:,}" for first, last, term in runs[-SHOWN_RUNS:]]
+    more = "… " if len(runs) > SHOWN_RUNS else ""
+    return f"{count_text(len(runs), 'run')}: {more}{', '.join(shown)}"
+
+
+def metadata_text(metadata: SnapshotMetadata | None) -> str:
+    if metadata is None:
+        return "none was taken"
+    return f"as of {log_id_text(metadata.last_included)}, BLAKE3 {metadata.checksum.hex()[:16]}…"
+
+
+def metadata_dict(metadata: SnapshotMetadata | None) -> dict[str, Any] | None:
+    if metadata is None:
+        return None
+    return {
+        "last_included_index": metadata.last_included.index, "last_included_term": metadata.last_included.term,
+        "checksum": metadata.checksum.hex(),
+    }  # fmt: skip
+
+
+def membership_text(membership: tuple[LogId, bytes] | None) -> str:
+    if membership is None:
+        return "none"
+    log_id, data = membership
+    shown = ascii(data[:40].decode("utf-8", "replace"))[1:-1] + ("…" if len(data) > 40 else "")
+    return f"{shown} ({size_text(len(data))}, from {log_id_text(log_id)})"
+
+
+def membership_dict(membership: tuple[LogId, bytes] | None) -> dict[str, Any] | None:
+    if membership is None:
+        return None
+    return {"index": membership[0].index, "term": membership[0].term, "data_hex": membership[1].hex()}

@@ -1,0 +1,300 @@
+r"""States and logs as lines of JSON, and back.
+
+A line is an object. The first says what the lines are; all others say what happened, in order:
+
+    {"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 1], [6, 9, 2]], "keys": 2}
+    {"operation": "put", "index": 3, "term": 1, "key": "color", "value": "blue"}
+    {"operation": "put", "index": 7, "term": 2, "key": "logo", "value_base64": "iVBORw0KGgo="}
+
+``"log"`` in place of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``snapshot``
+and ``close``. Bytes that are UTF-8 stand as text, others in Base64, and then the name says so. :func:`load` makes an
+equal state of them, to the last term. It also takes lines that are written by hand: ``{"key": "a", "value": "b"}``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+from fastsm.command import batch, config, delete, noop, put
+from fastsm.errors import FastsmError
+from fastsm.machine import FastStateMachine
+from fastsm.snapshot.file import open_snapshot
+from fastsm.tools.inspection import is_directory
+from fastsm.tools.new_directory import new_directory
+from fastsm.tools.records import Run, log_frames, snapshot_records, snapshot_runs
+from fastsm.types import Entry, LogId
+
+CHUNK_BYTES = 4 << 20
+CHUNK_ENTRIES = 10_000
+OF_THE_LOG = ("snapshot", "close")  # they change no state
+
+Line = dict[str, Any]
+
+
+class LoadError(FastsmError):
+    """Lines that make no state; ``line`` is the number of the first that is wrong."""
+
+    def __init__(self, line: int, message: str) -> None:
+        self.line = line
+        super().__init__(f"line {line}: {message}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.line, str(self).partition(": ")[2])
+
+
+# ---- dump --------------------------------------------------------------------------------------------
+
+def dump_state(
+    path: str | os.PathLike[str], *, prefix: bytes = b"", as_of: int | None = None
+) -> Iterator[Line]:
+    """The pairs of a directory's state, or of a snapshot, in the order in which they were written.
+
+    ``prefix``: of the keys. ``as_of``: the state after that entry, where it can still be had. Every byte is checked
+    first: O(bytes). Nothing is written, and an owner is not disturbed.
+    """
+    path = os.fsdecode(path)
+    if not is_directory(path):
+        if as_of is not None:
+            raise FastsmError(f"{path}: expected a directory for the state as of an entry, found a snapshot")
+        with open_snapshot(path) as snapshot:
+            snapshot.verify()
+            last = snapshot.metadata.last_included
+            yield _head("state", last, snapshot_runs(snapshot), prefix, keys=snapshot.keys)
+            yield from _pairs(snapshot_records(snapshot), snapshot.membership, prefix)
+        return
+    with FastStateMachine(path, read_only=True, verify_on_open="full") as machine:
+        last = machine.last_applied()
+        if as_of is not None:
+            last = LogId(as_of, machine.entry_term(as_of) or 0)
+        records = machine.live_records(last)
+        runs = [Run(*run) for run in machine._terms.runs()]
+        runs = [run._replace(last=min(run.last, last.index)) for run in runs if run.first <= last.index]
+        keys = {} if as_of is not None else {"keys": machine.len()}
+        yield _head("state", last, runs, prefix, **keys)
+        membership = machine.membership()
+        if membership is not None and membership[0].index > last.index:
+            raise FastsmError(f"{path}: the membership as of entry {as_of} is in a snapshot alone: dump one as of it")
+        yield from _pairs(records, membership, prefix)
+
+
+def _head(operation: str, last: LogId, runs: list[Run], prefix: bytes, **more: object) -> Line:
+    head: Line = {"operation": operation, "last_applied": list(last)}
+    if not prefix:
+        head["runs"] = [list(run) for run in runs]
+    return head | (more if not prefix else text_or_base64("prefix", prefix))
+
+
+def _pairs(
+    records: Iterable[tuple[LogId, bytes, bytes]], membership: tuple[LogId, bytes] | None, prefix: bytes
+) -> Iterator[Line]:
+    """Records and membership, by index."""
+    if prefix:
+        membership = None
+    for log_id, key, value in records:
+        if membership is not None and membership[0].index < log_id.index:
+            yield _line("config", membership[0], b"", membership[1])
+            membership = None
+        if key.startswith(prefix):
+            yield _line("put", log_id, key, value)
+    if membership is not None:
+        yield _line("config", membership[0], b"", membership[1])
+
+
+def dump_log(path: str | os.PathLike[str], *, first: int = 0, last: int | None = None) -> Iterator[Line]:
+    """The records of a directory's log, those of entries ``first`` to ``last``, both included.
+
+    What compaction has put into the base is not there any more: the first line says where the log starts. Every byte
+    is checked first: O(bytes). Nothing is written, and an owner is not disturbed.
+    """
+    path = os.fsdecode(path)
+    if not is_directory(path):
+        raise FastsmError(f"{path}: expected a directory, which has a log, found a snapshot")
+    with FastStateMachine(path, read_only=True, verify_on_open="full") as machine:
+        base = machine.stats().base
+        runs = [Run(*run) for run in machine._terms.runs()]
+        whole = first <= base.index + 1 and last is None
+        head: Line = {"operation": "log", "last_applied": list(machine.last_applied()), "base": list(base)}
+        yield head | ({"runs": [list(run) for run in runs]} if whole else {"first": first, "last": last})
+        for frame in log_frames(machine._log):
+            if last is not None and frame.runs and frame.runs[0].first > last:
+                return
+            for index, operation, key, value in frame.records:
+                if first <= index and (last is None or index <= last):
+                    yield _line(operation, LogId(index, machine.entry_term(index) or 0), key, value)
+
+
+def _line(operation: str, log_id: LogId, key: bytes, value: bytes) -> Line:
+    line: Line = {"operation": operation, "index": log_id.index, "term": log_id.term}
+    if operation in ("put", "delete"):
+        line |= text_or_base64("key", key)
+    if operation == "snapshot":
+        return line | {"term": int.from_bytes(value[:8], "little"), "checksum": value[8:].hex()}
+    return line | (text_or_base64("value", value) if operation in ("put", "config") else {})
+
+
+def text_or_base64(name: str, data: bytes) -> Line:
+    """``{name: text}`` for bytes that are UTF-8, ``{name_base64: …}`` for others."""
+    try:
+        return {name: data.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode("ascii")}
+
+
+def line_bytes(line: Line) -> bytes:
+    """A line, ready to be written: nothing in it that a terminal would obey."""
+    text = json.dumps(line, ensure_ascii=False)
+    return (text if text.isprintable() else json.dumps(line)).encode("utf-8") + b"\n"
+
+
+# ---- load --------------------------------------------------------------------------------------------
+
+def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, int, int]:
+    """Makes a new directory of lines; returns its last applied entry, and how many entries and keys it holds.
+
+    The state is that of the dump, with its indexes, terms and membership, and has the same ``state_checksum``; a dump
+    by prefix or range makes a state of what it holds. The directory is there whole or not at all. Raises
+    ``LoadError`` for lines that are wrong, ``StorageError`` when the directory is not empty. O(bytes).
+    """
+    head, rest = _split(lines)
+    entries = 0
+    with (
+        new_directory(path) as unfinished,
+        FastStateMachine(unfinished, contiguous=False, auto_compact=False) as machine,
+    ):
+        for chunk in _chunks(_entries(rest, [Run(*run) for run in head.get("runs", ())])):
+            entries += len(chunk)
+            machine.apply(chunk)
+        last = LogId(*head.get("last_applied", machine.last_applied()))
+        if last.index > machine.last_applied().index:
+            machine.update_last_applied(last)
+        return machine.last_applied(), entries, machine.len()
+
+
+def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
+    """The first line, if it is one that announces, and the others with their numbers."""
+    parsed = _parsed(lines)
+    first = next(parsed, None)
+    if first is None:
+        return {}, iter(())
+    number, line = first
+    if line.get("operation") not in ("state", "log"):
+        return {}, _chain(first, parsed)
+    for name in ("last_applied", "base"):
+        if not _is_numbers(line.get(name, [0, 0]), 2):
+            raise LoadError(number, f"expected {name}, [index, term], found {line[name]!r}")
+    runs = line.get("runs", [])
+    if not isinstance(runs, list) or not all(_is_numbers(run, 3) for run in runs):
+        raise LoadError(number, "expected runs, each [first index, last index, term]")
+    if line.get("base", [0, 0])[0]:
+        raise LoadError(number, "this log starts behind a base, so it is no state of its own; load a dump of the state")
+    return line, parsed
+
+
+def _is_numbers(value: object, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(_is_number(part) for part in value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 63
+
+
+def _chain(first: tuple[int, Line], rest: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, Line]]:
+    yield first
+    yield from rest
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise LoadError(number, f"expected an object of JSON: {error}") from None
+        if not isinstance(line, dict):
+            raise LoadError(number, f"expected an object of JSON, found {type(line).__name__}")
+        yield number, line
+
+
+def _entries(lines: Iterator[tuple[int, Line]], runs: list[Run]) -> Iterator[Entry]:
+    """One entry for each index, and no-ops where a run of terms begins or ends without one."""
+    ahead = runs[::-1]
+    run = Run(0, 0, 0)
+    applied = 0
+    for log_id, commands in _by_entry(lines):
+        while ahead and ahead[-1].first <= log_id.index:
+            if applied < run.last:
+                yield _noop(run.last, run)
+            run = ahead.pop()
+            if run.first < log_id.index:
+                yield _noop(run.first, run)
+            applied = run.first
+        yield Entry(*log_id, commands[0] if len(commands) == 1 else batch(commands))
+        applied = log_id.index
+    for rest in [run, *ahead[::-1]]:
+        yield from (_noop(index, rest) for index in sorted({rest.first, rest.last}) if index > applied)
+
+
+def _noop(index: int, run: Run) -> Entry:
+    return Entry(index, run.term or 0, noop())
+
+
+def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[LogId, list[bytes]]]:
+    last = LogId(0, 1)
+    lines = (item for item in lines if item[1].get("operation") not in OF_THE_LOG)
+
+    def place(item: tuple[int, Line]) -> LogId:
+        """Where a line belongs; behind the one before it, when it does not say."""
+        nonlocal last
+        number, line = item
+        found = line.get("index", last.index + 1), line.get("term", last.term)
+        if not all(map(_is_number, found)) or found < last:
+            raise LoadError(number, f"expected an index and a term not below {tuple(last)}, found {found}")
+        last = LogId(*found)
+        return last
+
+    for log_id, group in groupby(lines, place):
+        yield log_id, [_command(*item) for item in group]
+
+
+def _command(number: int, line: Line) -> bytes:
+    """What a line does."""
+    operation = line.get("operation", "put")
+    if operation == "put":
+        return put(_bytes(number, line, "key"), _bytes(number, line, "value"))
+    if operation == "delete":
+        return delete(_bytes(number, line, "key"))
+    if operation == "config":
+        return config(_bytes(number, line, "value"))
+    raise LoadError(number, f"expected put, delete or config, found operation {operation!r}")
+
+
+def _bytes(number: int, line: Line, name: str) -> bytes:
+    text, coded = line.get(name), line.get(f"{name}_base64")
+    if isinstance(text, str) and coded is None:
+        return text.encode("utf-8", "surrogatepass")
+    if isinstance(coded, str) and text is None:
+        try:
+            return base64.b64decode(coded, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise LoadError(number, f"{name}_base64: {error}") from None
+    raise LoadError(number, f'expected "{name}" or "{name}_base64", a text')
+
+
+def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        chunk.append(entry)
+        size += len(entry.command)
+        if size > CHUNK_BYTES or len(chunk) >= CHUNK_ENTRIES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

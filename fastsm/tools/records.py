@@ -1,0 +1,84 @@
+"""What files hold, one by one, for tools: the frames of a log, the records of a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fastsm.disk import format
+from fastsm.generation.log import Log
+from fastsm.snapshot.file import Snapshot
+from fastsm.types import LogId
+
+
+class Run(NamedTuple):
+    """Entries that were applied in one frame: from ``first`` to ``last``, of ``term``; None where that is unknown."""
+
+    first: int
+    last: int
+    term: int | None
+
+
+class Record(NamedTuple):
+    """What one command did. ``operation``: put, delete, config, snapshot (its metadata), close (a clean end)."""
+
+    index: int  # type: ignore[assignment]  # tuples have a method of this name
+    operation: str
+    key: bytes
+    value: bytes
+
+
+class Frame(NamedTuple):
+    """One applied chunk, or one piece of hard state, as it lies in the log. Offsets are those of the file."""
+
+    offset: int
+    end: int
+    watermark: int | None
+    runs: tuple[Run, ...]
+    records: tuple[Record, ...]
+
+
+def log_frames(log: Log) -> Iterator[Frame]:
+    """The frames of a log whose every byte was checked, up to where it ends now. O(bytes)."""
+    buffer = memoryview(log.mapping)[log.start :]
+    offset, stop, last = format.LOG_HEADER_BYTES, log.end, log.head.base_index
+    while offset < stop:
+        end, watermark, ends, place = format.unpack_frame(buffer, offset)
+        runs = []
+        for run_end, term in ends:
+            runs.append(Run(last + 1, run_end, term))
+            last = run_end
+        records = []
+        while place < end:
+            index, operation, key, value, place = format.unpack_record(buffer, place)
+            records.append(Record(index, format.OPERATIONS[operation], key, value))
+        yield Frame(offset, end, watermark, tuple(runs), tuple(records))
+        offset = end
+
+
+def snapshot_runs(snapshot: Snapshot) -> list[Run]:
+    """The terms of a snapshot that was verified. O(runs)."""
+    start = snapshot.head.membership_size
+    flat = b"".join(bytes(piece) for piece in snapshot.flat_pieces(start + format.TERM_RUN_BYTES * snapshot.head.runs))
+    end = start + format.TERM_RUN_BYTES * snapshot.head.runs
+    return [Run(*run) for run in format.TERM_RUN_STRUCT.iter_unpack(flat[start:end])]
+
+
+def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[LogId, bytes, bytes]]:
+    """The entry, the key and the value of each record of a snapshot that was verified, in their order. O(size)."""
+    runs = iter(snapshot_runs(snapshot))
+    run = Run(1, 0, 0)
+    skip = snapshot.head.membership_size + format.TERM_RUN_BYTES * snapshot.head.runs
+    data = bytearray()
+    for piece in snapshot.flat_pieces():
+        data += piece
+        done, skip = min(skip, len(data)), max(0, skip - len(data))
+        while len(data) - done >= format.RECORD_STRUCT.size:
+            _, value_size, key_size, _, _ = format.RECORD_STRUCT.unpack_from(data, done)
+            if len(data) - done < format.RECORD_STRUCT.size + key_size + value_size + 7 & ~7:
+                break
+            index, _, key, value, done = format.unpack_record(data, done)
+            while index > run.last:
+                run = next(runs)
+            yield LogId(index, run.term or 0), key, value
+        del data[:done]

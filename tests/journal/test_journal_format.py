@@ -1,0 +1,77 @@
+"""A journal, read by the page of formats alone."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import xxhash
+
+from fastsm.journal.journal import Journal
+
+Item = tuple[int, int, int, bytes]  # kind, index, term, data
+
+
+def items_of(path: Path) -> Iterator[Item]:
+    """The items of a segment, every field of header and frames checked."""
+    content = path.read_bytes()
+    magic, version, zero, number, identity, zeros, checksum = struct.unpack("<8sIIQQ56sQ", content[:96])
+    assert (magic, version, zero, zeros) == (b"FASTSM-J", 0, 0, bytes(56))
+    assert path.name == f"journal-{number}"
+    assert checksum == xxhash.xxh64_intdigest(content[:88])
+    offset = 96
+    while offset + 24 <= len(content):
+        checksum, length, lag, runs = struct.unpack_from("<QQII", content, offset)
+        if not length:
+            break
+        frame = content[offset : offset + length]
+        assert checksum == xxhash.xxh64_intdigest(frame[8:], identity ^ offset)
+        assert runs == 0
+        assert 8 * lag <= offset - 96
+        index, term, size, kind = struct.unpack_from("<QQII", frame, 24)
+        assert length == (48 + size + 7) // 8 * 8
+        assert not any(frame[48 + size :])
+        yield kind, index, term, frame[48 : 48 + size]
+        offset += length
+    assert not any(content[offset:])
+
+
+def test_items_are_as_the_page_says(tmp_path: Path) -> None:
+    """Each step of a journal is one item of its kind."""
+    journal = Journal(tmp_path)
+    for index in (1, 2, 3):
+        journal.add(b"%d" % index, index, 1)
+    journal.set_vote(2, "a:1")
+    journal.set_vote(3, None)
+    journal.cut(3)
+    journal.truncate_before(2)
+    journal.set_commit_index(2)
+    journal.write_commit_index()
+    journal.rebase(b"base", 9, 4)
+    journal.clear()
+    journal.abandon()
+    state, *items = items_of(tmp_path / "journal-1")
+    assert state == (7, 1, 0, struct.pack("<8Q", 1, 0, 0, 0, 0, 0, 0, 0))
+    assert items == [
+        (1, 1, 1, b"1"), (1, 2, 1, b"2"), (1, 3, 1, b"3"), (5, 1, 2, b"a:1"), (5, 0, 3, b""), (2, 3, 0, b""),
+        (3, 2, 0, b""), (6, 2, 0, b""), (4, 9, 4, b"base"), (2, 0, 0, b""),
+    ]  # fmt: skip
+
+
+def test_a_segment_goes_on_behind_another(tmp_path: Path) -> None:
+    """The first item of a new segment says what those before it came to."""
+    journal = Journal(tmp_path, durable=True)
+    for index in (5, 6, 7):
+        journal.add(bytes(1 << 20), index, 3)
+    journal.set_vote(4, "b:2")
+    journal.set_commit_index(6)
+    journal.truncate_before(6)
+    journal.add(b"8", 8, 4)
+    journal.abandon()
+    first = tmp_path / "journal-1"
+    assert [item[:3] for item in items_of(first)] == [(7, 1, 0), (1, 5, 3), (1, 6, 3), (1, 7, 3), (5, 1, 4)]
+    end = 96 + (48 + 64) + 3 * (48 + (1 << 20)) + 56
+    state, entry = items_of(tmp_path / "journal-2")
+    assert state == (7, 6, 0, struct.pack("<8Q", 6, 7, 4, 1, 6, end, end, 3) + b"b:2")
+    assert entry == (1, 8, 4, b"8")

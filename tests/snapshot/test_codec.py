@@ -1,0 +1,162 @@
+"""Zstandard within bounds: one whole frame, no more than was said, in little memory, whoever made it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from fastsm import SnapshotError, SnapshotFormatError, open_snapshot
+from fastsm.snapshot import codec
+from fastsm.snapshot.writer import write_snapshot_file
+from support.snapshots import StateSource, some_state
+
+
+def compressed(data: bytes) -> bytes:
+    """One frame, as the writer makes it."""
+    parts: list[bytes] = []
+    size = codec.compress([data[at : at + 70_000] for at in range(0, len(data), 70_000)], len(data), parts.append)
+    assert size == sum(map(len, parts))
+    return b"".join(parts)
+
+
+def expand(frame: bytes, flat_size: int, stored_size: int | None = None) -> bytes:
+    """What the frame holds."""
+    stored_size = len(frame) if stored_size is None else stored_size
+    pieces = list(codec.decompress(io.BytesIO(frame).read, stored_size, flat_size, "file"))
+    assert all(len(piece) <= codec.PIECE for piece in pieces)
+    return b"".join(pieces)
+
+
+SAMPLES = [b"", b"x", b"text " * 1000, random.Random(1).randbytes(300_000), bytes(5 << 20)]
+
+
+@pytest.mark.parametrize("data", SAMPLES, ids=len)
+def test_what_was_compressed_is_expanded(data: bytes) -> None:
+    """Any bytes come back, nothing too."""
+    assert expand(compressed(data), len(data)) == data
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"write_checksum": True}, {"write_content_size": False}, {"write_checksum": True, "write_content_size": False}])
+@pytest.mark.parametrize("data", SAMPLES, ids=len)
+def test_frames_of_other_writers_are_expanded(data: bytes, options: dict[str, bool]) -> None:
+    """A frame may carry its size and a checksum, or not."""
+    assert expand(zstandard.ZstdCompressor(level=1, **options).compress(data), len(data)) == data
+
+
+@pytest.mark.parametrize("data", SAMPLES[1:], ids=len)
+def test_another_size_than_was_said_is_a_format_error(data: bytes) -> None:
+    """One byte more or less than the header says, with and without the size in the frame."""
+    for frame in (compressed(data), zstandard.ZstdCompressor(write_content_size=False).compress(data)):
+        for size in (len(data) - 1, len(data) + 1, 0):
+            with pytest.raises(SnapshotFormatError):
+                expand(frame, size)
+
+
+def test_a_frame_cut_anywhere_is_a_format_error() -> None:
+    """Also when only its end is missing, behind all of its content."""
+    data = random.Random(2).randbytes(500) * 3
+    for checksum in (False, True):
+        frame = zstandard.ZstdCompressor(write_checksum=checksum).compress(data)
+        for size in range(len(frame)):
+            with pytest.raises(SnapshotFormatError):
+                expand(frame[:size], len(data))
+            with pytest.raises(SnapshotFormatError):
+                expand(frame[:size], len(data), len(frame))
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"tail", compressed(b""), compressed(b"x"), b"\x50\x2a\x4d\x18" + bytes(4)],
+                         ids=["zero", "bytes", "an empty frame", "a frame", "a skippable frame"])
+def test_anything_behind_the_frame_is_a_format_error(tail: bytes) -> None:
+    """There is one frame, and nothing behind it."""
+    for data in (b"", b"x", bytes(3 << 20)):
+        with pytest.raises(SnapshotFormatError, match="behind the frame"):
+            expand(compressed(data) + tail, len(data))
+        with pytest.raises(SnapshotFormatError):
+            expand(compressed(data) + tail, len(data) + 1)
+
+
+@pytest.mark.parametrize("frame", [b"", b"no frame at all", b"\x50\x2a\x4d\x18" + bytes(4), b"\x28\xb5\x2f\xfd\x20"],
+                         ids=["nothing", "text", "skippable", "a head alone"])
+def test_what_is_no_frame_is_a_format_error(frame: bytes) -> None:
+    """Neither other bytes nor a frame without content."""
+    for size in (0, 10):
+        with pytest.raises(SnapshotFormatError):
+            expand(frame, size)
+
+
+def test_flipped_bytes_are_a_format_error_or_other_content() -> None:
+    """No flip of a byte crashes, hangs, or brings more than was said."""
+    data = b"some text, some more text, and some " * 40
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    for at in range(len(frame)):
+        for flip in (1, 0x80, 0xFF):
+            damaged = frame[:at] + bytes([frame[at] ^ flip]) + frame[at + 1 :]
+            with contextlib.suppress(SnapshotFormatError):
+                assert len(expand(damaged, len(data))) == len(data)
+
+
+def test_a_large_window_is_refused() -> None:
+    """A window of 8 MiB is the most: one of 16 MiB, or a single segment of that size, would take that memory."""
+    data = bytes(range(256)) * (9 << 12)
+    for window_log, fits in ((23, True), (24, False)):
+        parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=window_log, write_content_size=False)
+        maker = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        frame = maker.compress(data) + maker.flush()
+        if fits:
+            assert expand(frame, len(data)) == data
+        else:
+            with pytest.raises(SnapshotFormatError, match="window"):
+                expand(frame, len(data))
+    single = zstandard.ZstdCompressionParameters.from_level(1, window_log=24)
+    frame = zstandard.ZstdCompressor(compression_params=single).compress(data)
+    with pytest.raises(SnapshotFormatError, match="window"):
+        expand(frame, len(data))
+
+
+def bomb(size: int) -> bytes:
+    """A frame of blocks that are one byte, repeated: 128 KiB for 4 bytes."""
+    blocks = size // codec.BLOCK_LIMIT
+    block = (codec.BLOCK_LIMIT << 3 | codec.RLE << 1).to_bytes(3, "little") + b"b"
+    return b"\x28\xb5\x2f\xfd\x00\x58" + block * blocks + b"\x01\x00\x00"
+
+
+def test_a_bomb_takes_little_memory() -> None:
+    """1 GiB in 32 KiB is refused at the first byte that was not announced; announced, it comes in small pieces."""
+    frame = bomb(1 << 30)
+    assert expand(bomb(1 << 22), 1 << 22) == b"b" * (1 << 22)
+    tracemalloc.start()
+    with pytest.raises(SnapshotFormatError, match="more"):
+        expand(frame, 3 << 20)
+    taken = 0
+    for piece in codec.decompress(io.BytesIO(frame).read, len(frame), 1 << 30, "file"):
+        taken += len(piece)
+        if taken > 64 << 20:
+            break
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def test_without_the_library_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing and reading with codec zstd is a ``SnapshotError`` with the command; codec none needs nothing."""
+    write_snapshot_file(tmp_path / "zstd", StateSource(some_state()), compress="zstd")
+    monkeypatch.setattr(codec, "_library", codec._library.__wrapped__)  # it is looked for once
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(SnapshotError, match=r'pip install "fastsm\[zstd\]"') as caught:
+        write_snapshot_file(tmp_path / "new", StateSource(some_state()), compress="zstd")
+    assert type(caught.value) is SnapshotError
+    assert os.listdir(tmp_path / "new") == []
+    with open_snapshot(tmp_path / "zstd") as snapshot, pytest.raises(SnapshotError, match="pip install"):
+        snapshot.verify()
+    write_snapshot_file(tmp_path / "new", StateSource(some_state()))

@@ -1,0 +1,167 @@
+"""Dump and load: a state as lines of JSON, and the same state again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fastsm
+from fastsm import LogId
+from fastsm.errors import FastsmError, SnapshotRangeError, StorageError
+from fastsm.tools import json_lines
+from support.histories import History
+
+
+def dumped(lines):
+    return [json_lines.line_bytes(line) for line in lines]
+
+
+def snapshot_of(path: Path, out: Path) -> bytes:
+    with fastsm.FastStateMachine(path, read_only=True) as machine:
+        machine.write_snapshot(out)
+    return (out / "snapshot.fsm").read_bytes()
+
+
+@pytest.fixture
+def filled(directory, machine_at):
+    """A directory with a base, a log behind it, a membership, binary keys, several terms and gaps between them."""
+    history = History(11, contiguous=False, large=False)
+    with machine_at(directory, contiguous=False) as machine:
+        for chunk, _ in zip(history, range(60), strict=False):
+            machine.apply(chunk)
+        machine.compact(machine.last_applied().index // 2)
+        machine.update_last_applied(LogId(history.last.index + 9, history.last.term + 2))
+    return directory
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_loaded_dump_is_the_same_state(tmp_path, machine_at, seed):
+    """A snapshot of what was loaded is, byte for byte, that of what was dumped: indexes, terms, membership."""
+    history = History(seed, contiguous=bool(seed % 2), large=False)
+    with machine_at(tmp_path / "a", contiguous=bool(seed % 2)) as machine:
+        for chunk, _ in zip(history, range(30), strict=False):
+            machine.apply(chunk)
+    json_lines.load(tmp_path / "b", dumped(json_lines.dump_state(tmp_path / "a")))
+    json_lines.load(tmp_path / "c", dumped(json_lines.dump_log(tmp_path / "a")))
+    expected = snapshot_of(tmp_path / "a", tmp_path / "sa")
+    assert snapshot_of(tmp_path / "b", tmp_path / "sb") == expected
+    assert snapshot_of(tmp_path / "c", tmp_path / "sc") == expected
+
+
+def test_a_directory_and_its_snapshot_dump_the_same(filled, tmp_path):
+    """Whether it is read from base and log or from a snapshot's file, flat or compressed, a state is the same lines."""
+    expected = dumped(json_lines.dump_state(filled))
+    for codec in ("none", "zstd"):
+        with fastsm.FastStateMachine(filled, read_only=True) as machine:
+            machine.write_snapshot(tmp_path / codec, compress=codec)
+        assert dumped(json_lines.dump_state(tmp_path / codec)) == expected
+    json_lines.load(tmp_path / "again", expected)
+    assert snapshot_of(tmp_path / "again", tmp_path / "s") == (tmp_path / "none" / "snapshot.fsm").read_bytes()
+
+
+def test_the_first_line_says_what_the_others_are(directory, machine_at):
+    """Operation, last applied, runs of terms, number of keys; then one line a record, text as text, else Base64."""
+    with machine_at(directory) as machine:
+        machine.apply([(1, 1, fastsm.put("grün".encode(), b"\xff")), (2, 3, fastsm.delete(b"x\x1b[2J"))])
+        machine.apply([(3, 3, fastsm.config(b"nodes"))])
+    assert [json.loads(line) for line in dumped(json_lines.dump_state(directory))] == [
+        {"operation": "state", "last_applied": [3, 3], "runs": [[1, 1, 1], [2, 3, 3]], "keys": 1},
+        {"operation": "put", "index": 1, "term": 1, "key": "grün", "value_base64": "/w=="},
+        {"operation": "config", "index": 3, "term": 3, "value": "nodes"},
+    ]
+    log = dumped(json_lines.dump_log(directory))
+    assert json.loads(log[2]) == {"operation": "delete", "index": 2, "term": 3, "key": "x\x1b[2J"}
+    assert json.loads(log[-1]) == {"operation": "close", "index": 3, "term": 3}
+    assert all(line.decode().strip().isprintable() for line in log), "a terminal would obey this"
+
+
+def test_a_dump_by_prefix_holds_those_keys_alone(directory, tmp_path, machine_at):
+    """It says so, and can be loaded: last applied is the same, the other keys are not there."""
+    with machine_at(directory) as machine:
+        machine.apply([(1, 1, fastsm.put(b"a/1", b"1")), (2, 1, fastsm.put(b"b/1", b"2")), (3, 1, fastsm.noop())])
+    lines = dumped(json_lines.dump_state(directory, prefix=b"b/"))
+    assert json.loads(lines[0]) == {"operation": "state", "last_applied": [3, 1], "prefix": "b/"}
+    assert json_lines.load(tmp_path / "new", lines) == (LogId(3, 1), 1, 1)
+
+
+def test_a_dump_of_a_part_of_the_log(filled):
+    """From and to are entries, both included; the base's entries are not in the log."""
+    whole = [json.loads(line) for line in dumped(json_lines.dump_log(filled))]
+    base = whole[0]["base"][0]
+    first, last = base + 5, base + 40
+    part = [json.loads(line) for line in dumped(json_lines.dump_log(filled, first=first, last=last))]
+    assert part[0]["first"] == first
+    assert part[1:] == [line for line in whole[1:] if first <= line["index"] <= last]
+    with pytest.raises(json_lines.LoadError, match="line 1: this log starts behind a base"):
+        json_lines.load(filled.parent / "no", dumped(json_lines.dump_log(filled)))
+
+
+def test_a_dump_as_of_an_earlier_entry(directory, machine_at):
+    """The state after that entry; before the base there is none."""
+    with machine_at(directory) as machine:
+        machine.apply([(i, 1, fastsm.put(b"k", b"%d" % i)) for i in range(1, 6)])
+        machine.apply([(6, 2, fastsm.put(b"k", b"6"))])
+        machine.compact(5)
+        machine.apply([(i, 2, fastsm.put(b"k", b"%d" % i)) for i in range(7, 10)])
+    head, line = dumped(json_lines.dump_state(directory, as_of=8))
+    assert json.loads(head) == {"operation": "state", "last_applied": [8, 2], "runs": [[1, 5, 1], [6, 8, 2]]}
+    assert json.loads(line)["value"] == "8"
+    with pytest.raises(SnapshotRangeError):
+        dumped(json_lines.dump_state(directory, as_of=3))
+
+
+def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
+    """Without indexes they count from 1, without terms the term is 1, and the first line need not announce anything."""
+    lines = [
+        b'{"key": "a", "value": "1"}\n', b"\n", b'{"key_base64": "/w==", "value": ""}',
+        b'{"operation": "delete", "key": "a"}',
+    ]
+    assert json_lines.load(tmp_path / "new", lines) == (LogId(3, 1), 3, 1)
+    with fastsm.FastStateMachine(tmp_path / "new") as machine:
+        assert list(machine.items()) == [(b"\xff", b"")]
+        assert machine.entry_term(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([b"{"], "line 1: expected an object of JSON"),
+        ([b"[]"], "line 1: expected an object of JSON, found list"),
+        ([b'{"key": "a", "value": "b"}', b'{"key": "a"}'], 'line 2: expected "value" or "value_base64"'),
+        ([b'{"key": "a", "value": 1}'], 'line 1: expected "value"'),
+        ([b'{"key": "a", "key_base64": "", "value": "b"}'], 'line 1: expected "key"'),
+        ([b'{"key": "a", "value_base64": "?"}'], "line 1: value_base64: "),
+        ([b'{"operation": "append", "key": "a"}'], "line 1: expected put, delete or config, found operation 'append'"),
+        (
+            [b'{"index": 5, "key": "a", "value": ""}', b'{"index": 4, "key": "a", "value": ""}'],
+            "line 2: expected an index",
+        ),
+        ([b'{"index": "5", "key": "a", "value": ""}'], "line 1: expected an index"),
+        ([b'{"operation": "state", "last_applied": 7}'], "line 1: expected last_applied"),
+        ([b'{"operation": "state", "runs": [[1, 2]]}'], "line 1: expected runs"),
+    ],
+)
+def test_wrong_lines_leave_no_directory(tmp_path, lines, says):
+    """The error names the line, and what was begun is removed."""
+    with pytest.raises(json_lines.LoadError) as raised:
+        json_lines.load(tmp_path / "new", lines)
+    assert str(raised.value).startswith(says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_terms_that_fall_are_refused(tmp_path):
+    """Lines that no Raft log could hold are an error of their own, and leave no directory."""
+    lines = [b'{"term": 5, "key": "a", "value": ""}', b'{"term": 4, "key": "a", "value": ""}']
+    with pytest.raises(FastsmError):
+        json_lines.load(tmp_path / "new", lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_not_empty_is_not_loaded_into(filled):
+    """What is there stays."""
+    before = sorted(path.name for path in filled.iterdir())
+    with pytest.raises(StorageError, match="name a new directory"):
+        json_lines.load(filled, [b'{"key": "a", "value": "1"}'])
+    assert sorted(path.name for path in filled.iterdir()) == before
