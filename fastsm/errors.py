@@ -14,6 +14,10 @@ class FastsmError(Exception):
     """Base of all errors of this library."""
 
 
+class ReentryError(FastsmError, RuntimeError):
+    """A call from a signal handler, finalizer or callback that would wait for the very call it interrupted."""
+
+
 class NotRunningError(FastsmError):
     """The call needs a running state machine; this one is stopped, closed, or a forked child's copy."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from fastsm.disk.files import Directory, left_by_children, storage_errors
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation import current as generation
 from fastsm.generation.verification import Verification
+from fastsm.snapshot import codec
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
 
@@ -41,7 +43,8 @@ class FastStateMachine(Snapshots, StateMachine):
       known term there, is a ``CorruptionError``, raised before anything is cut.
     - ``read_only``: for tools. No lock, nothing written, safe beside a living owner; shows the state at the time of
       the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere; nothing is recorded here then.
-    - ``retain_entries``: as of so many entries back snapshots can be taken; compaction by itself goes no further.
+    - ``retain_entries``, ``retain_bytes``: as of so many entries back snapshots can be taken, or as many as take so many
+      bytes of the log, whichever is less; compaction by itself goes no further.
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
@@ -58,7 +61,9 @@ class FastStateMachine(Snapshots, StateMachine):
     b'blue'
     """
 
-    __slots__ = ("_recovery", "_worker")
+    __slots__ = ("_closer", "_recovery", "_worker")
+
+    _closer: int  # the thread that closes, 0: none
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class FastStateMachine(Snapshots, StateMachine):
         expect_applied: LogId | tuple[int, int] | None = None,
         read_only: bool = False,
         retain_entries: int = 10_000,
+        retain_bytes: int = 256 << 20,
         auto_compact: bool = True,
         compact_ratio: float = 1.0,
         compact_floor: int = 64 << 20,
@@ -78,15 +84,19 @@ class FastStateMachine(Snapshots, StateMachine):
         _files: type[Directory] = Directory,
     ) -> None:
         self._set_status("closed")
+        self._closer = 0
         if sync not in ("flush", "apply"):
             raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
         if verify_on_open not in ("full", "background", "off"):
             raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
         if snapshot_compress not in ("none", "zstd"):
             raise ValueError(f'snapshot_compress={snapshot_compress!r}: expected "none" or "zstd"')
-        if retain_entries < 0 or compact_ratio < 0 or compact_floor < 0:
-            raise ValueError("retain_entries, compact_ratio and compact_floor: expected 0 or more")
+        if min(retain_entries, retain_bytes, compact_ratio, compact_floor) < 0:
+            raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
+        if snapshot_compress == "zstd":
+            codec.require_zstd()  # now, and not at the first snapshot
         self.path = os.fsdecode(directory)
+        self._retain_bytes = retain_bytes
         self._retain, self._compress, self._attachment = retain_entries, snapshot_compress, snapshot_attachment
         self._policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
         expected = None if expect_applied is None else LogId(*expect_applied)
@@ -149,13 +159,27 @@ class FastStateMachine(Snapshots, StateMachine):
     def close(self) -> None:
         """Makes everything durable, ends the log cleanly, and gives back files, memory and lock. Idempotent.
 
-        Everything is given back even when the last sync fails; the ``StorageError`` is raised afterwards.
+        Everything is given back even when the last sync fails; the ``StorageError`` is raised afterwards. In a signal
+        handler or a callback that interrupted this machine's own work, the close is put off: it happens on a thread of
+        its own once that work has ended, and the interpreter does not exit before.
         """
         if self._closed():
             return
         if self._forked():
             self._release()  # the files are the parent's to end
             return
+        if self._closer == threading.get_ident():
+            return  # a handler that interrupted a close: that close goes on below it
+        if self._turns.is_here() or self._group_commit.is_here() or self._jobs.is_here():
+            threading.Thread(target=self.close, name="fastsm-close").start()
+            return
+        closer, self._closer = self._closer, threading.get_ident()
+        try:
+            self._close()
+        finally:
+            self._closer = closer
+
+    def _close(self) -> None:
         self._jobs.close()
         self._worker.close()
         with self._turns:
@@ -220,6 +244,7 @@ class FastStateMachine(Snapshots, StateMachine):
     def _after_fork_in_child(self) -> None:
         """Marks the child's copy, and ends the jobs in it, should one of them have forked."""
         self._set_status("forked")
+        self._turns.forget()
         self._jobs.leave()
 
     # ---- apply and flush -------------------------------------------------------------------------------
@@ -233,7 +258,9 @@ class FastStateMachine(Snapshots, StateMachine):
         """
         self._require()  # a forked child has no worker thread
         if not self._syncs_on_apply() and self._worker.idle and is_small(chunk):
-            return self.apply(chunk)
+            results = self._apply_if_free(chunk)
+            if results is not None:
+                return results
         return await self._worker.run(self, lambda: self._apply_in_turn(chunk), applies=True)
 
     def flush(self) -> None:
@@ -247,11 +274,7 @@ class FastStateMachine(Snapshots, StateMachine):
     async def flush_async(self) -> None:
         """:meth:`flush`, without blocking the event loop; its point is fixed when the task starts."""
         self._require(True)
-        if self._has_unwritten(False):
-            await self._worker.wait(self.flush)
-        else:
-            mark = self._position()
-            await self._worker.wait(lambda: self._sync_to(mark))
+        await self._worker.flush(self)
 
     def save_hard_state(self) -> None:
         """Makes last applied and snapshot metadata durable, and with them everything applied."""
@@ -350,10 +373,10 @@ class FastStateMachine(Snapshots, StateMachine):
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""
         self._require(True)
-        log, table = self._log, self._table
-        log_bytes, base_bytes, live_bytes, dead_bytes = self._bytes()
+        log, table, term_runs, keys, sizes, last_applied, durable, verified = self._moment()
+        log_bytes, base_bytes, live_bytes, dead_bytes = sizes
         return Stats(
-            keys=self.len(),
+            keys=keys,
             live_bytes=live_bytes,
             dead_bytes=dead_bytes,
             pinned_bytes=sum(pages.mapped for ref in self._retired if (pages := ref()) not in (None, log.mapping)),
@@ -363,10 +386,10 @@ class FastStateMachine(Snapshots, StateMachine):
             base=LogId(log.head.base_index, log.head.base_term),
             table_bytes=table.size,
             table_load=table.load,
-            term_runs=len(self._terms),
-            last_applied=self.last_applied(),
-            durable=self.durable(),
-            verified=self._verified,
+            term_runs=term_runs,
+            last_applied=last_applied,
+            durable=durable,
+            verified=verified,
             flush_count=log.sync_count,
             flush_seconds=log.sync_seconds,
             recovery=self._recovery,

@@ -10,10 +10,10 @@ from typing import Any
 
 from fastsm.command import decode
 from fastsm.errors import CommandError, NotRunningError, OrderError, SnapshotRangeError, StaleSnapshotError
-from fastsm.snapshot.file import check_metadata, open_snapshot
-from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
+from fastsm.snapshot.file import check_history, check_metadata, open_snapshot
+from fastsm.snapshot.model import CODECS, State, read_state, runs_of, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
-from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, Noop, Put, SnapshotMetadata
+from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, Noop, Put, SnapshotMetadata, check_recordable
 
 LARGEST = 2**64 - 2
 
@@ -200,6 +200,13 @@ class MemoryStateMachine(StateMachine):
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
         self._require()
+        metadata = SnapshotMetadata(LogId(*metadata.last_included), bytes(metadata.checksum))
+        check_recordable(metadata, self.last_applied())
+        known = self.entry_term(metadata.last_included.index)
+        if known is not None and known != metadata.last_included.term:
+            raise OrderError(
+                f"a snapshot as of {metadata.last_included}: entry {metadata.last_included.index} was applied in "
+                f"term {known}", index=metadata.last_included.index)
         self._metadata = metadata
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
@@ -263,8 +270,8 @@ class MemoryStateMachine(StateMachine):
             if self._apply_one(decoded, state.values):
                 state.writers.update({key: LogId(index, term) for key in _written(decoded)})
         state.seen = [seen for seen in self._seen if seen.index <= last.index]
-        if last != state.last:
-            state.seen.append(last)
+        if last != state.last and self.entry_term(last.index) is not None:
+            state.seen.append(last)  # between two terms no entry was seen: the state is that of the entry before
         return state
 
     def _check_range(self, last: LogId) -> None:
@@ -303,6 +310,8 @@ class MemoryStateMachine(StateMachine):
                     f"{last}; allow_older=True installs it all the same"
                 )
             state = read_state(snapshot)
+        if not allow_older:
+            check_history(last, self.last_applied(), runs_of(self._seen), state.term_of)
         self._base = state.copy()
         self._entries = []
         self._values, self._writers, self._membership, self._seen = (

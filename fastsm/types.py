@@ -6,7 +6,10 @@ import reprlib
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from fastsm.errors import OrderError, SnapshotFormatError
 from fastsm.units import count_text, size_text, time_text
+
+CHECKSUM_BYTES = 32
 
 _shorten = reprlib.Repr()
 _shorten.maxother = _shorten.maxstring = 60
@@ -47,6 +50,18 @@ class SnapshotMetadata:
 
     last_included: LogId
     checksum: bytes
+
+
+def check_recordable(metadata: SnapshotMetadata, applied: LogId) -> None:
+    """Raise what an opening would say of a state, applied up to ``applied``, that records this metadata."""
+    if len(metadata.checksum) != CHECKSUM_BYTES:
+        raise SnapshotFormatError(
+            f"metadata of a snapshot as of {metadata.last_included}: expected a checksum of {CHECKSUM_BYTES} bytes, "
+            f"found {len(metadata.checksum)}")
+    if metadata.last_included.index > applied.index or metadata.last_included.term > applied.term:
+        raise OrderError(
+            f"metadata of a snapshot as of {metadata.last_included}, but the state is only applied up to {applied}: "
+            "install that snapshot instead, or apply its entries first", index=metadata.last_included.index)
 
 
 class _Command:

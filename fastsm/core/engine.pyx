@@ -12,6 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+import os
 from _thread import start_new_thread
 
 from fastsm.core.chunk cimport Chunk, Step, unsigned_slowly
@@ -27,7 +28,7 @@ from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
 from fastsm.errors import OrderError, StorageError
-from fastsm.types import LogId, SnapshotMetadata
+from fastsm.types import LogId, SnapshotMetadata, check_recordable
 
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
@@ -91,6 +92,8 @@ cdef class Engine(State):
         log.sync_seconds += self._log.sync_seconds
         index.end = log.start + log.end
         index.metadata = metadata
+        if state_of_its_own is not None:
+            self._epoch += 1
         self.take_index(log, index)
         self._group_commit = commit
         self.runs = runs
@@ -130,6 +133,15 @@ cdef class Engine(State):
         finally:
             self._turns.leave()
 
+    def _apply_if_free(self, chunk):
+        """`apply` when it is nobody's turn, else None at once. For an event loop, which must not wait for a writer."""
+        if not self._turns.try_enter():
+            return None
+        try:
+            return self.apply_in_turn(chunk)
+        finally:
+            self._turns.leave()
+
     def _apply_in_turn(self, entries):
         """`apply`, for whoever has the writer's turn already."""
         return self.apply_in_turn(entries)
@@ -139,7 +151,8 @@ cdef class Engine(State):
             self.refuse()
         self._log.require_writable()
         try:
-            return self.apply_entries(PySequence_Fast(entries, "a chunk is a sequence of entries"))
+            # A tuple of its own: the caller's list may be changed by another thread, or by an index's own code.
+            return self.apply_entries(tuple(PySequence_Fast(entries, "a chunk is a sequence of entries")))
         finally:
             self.chunk.forget()
 
@@ -196,8 +209,7 @@ cdef class Engine(State):
         self.expect_old(chunk, 0)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE:
-            _held = tuple(entries)  # a list could be changed while the GIL is away
-            with nogil:
+            with nogil:  # the entries are held by a tuple that nobody else has
                 chunk.write_records(frame + frame_size(runs.count, 0))
         else:
             chunk.write_records(frame + frame_size(runs.count, 0))
@@ -272,11 +284,19 @@ cdef class Engine(State):
         self.applied_index, self.applied_term = index, term
 
     def _note_metadata(self, metadata):
+        """In the writer's turn: remembers a snapshot's metadata, unless an opening would refuse a state that has it."""
+        cdef uint64_t known
         if not isinstance(metadata, SnapshotMetadata):
             raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
-        unsigned_slowly(metadata.last_included[0], "index")
-        unsigned_slowly(metadata.last_included[1], "term")
-        self.metadata = SnapshotMetadata(LogId(*metadata.last_included), bytes(metadata.checksum))
+        included = LogId(
+            unsigned_slowly(metadata.last_included[0], "index"), unsigned_slowly(metadata.last_included[1], "term"))
+        checked = SnapshotMetadata(included, bytes(metadata.checksum))
+        check_recordable(checked, LogId(self.applied_index, self.applied_term))
+        if self._terms.find(included.index, &known) and known != included.term:
+            raise OrderError(
+                f"a snapshot as of {included}: entry {included.index} was applied in term {known}",
+                index=included.index)
+        self.metadata = checked
         self.metadata_unsaved = True
 
     def _write_state(self, bint with_metadata=False, bint closing=False):
@@ -332,6 +352,7 @@ def append_metadata(Log log, metadata):
 cdef int append_state(Log log, RunList runs, metadata, bint closing) except -1:
     """A frame of hard state: runs, the metadata of a snapshot, a clean close, whichever there are."""
     cdef bytes value = b""
+    cdef bytes nonce = b""
     cdef uint32_t count = 0 if runs is None else runs.count
     cdef uint64_t length = frame_size(count, 0)
     cdef uint8_t *frame
@@ -340,7 +361,9 @@ cdef int append_state(Log log, RunList runs, metadata, bint closing) except -1:
         value = metadata.last_included.term.to_bytes(8, "little") + metadata.checksum
         length += record_size(0, len(value))
     if closing:
-        length += record_size(0, 0)
+        # No two closes write the same frame: what is saved next to the log can be bound to this one.
+        nonce = os.urandom(8)
+        length += record_size(0, 8)
     frame = log.begin_frame(length)
     if count:
         memcpy(frame + FRAME_RUNS, runs.runs, count * RUN_SIZE)
@@ -350,5 +373,5 @@ cdef int append_state(Log log, RunList runs, metadata, bint closing) except -1:
             p, RECORD_SNAPSHOT, metadata.last_included.index, p, 0,
             <const uint8_t *>PyBytes_AS_STRING(value), len(value))
     if closing:
-        write_record(p, RECORD_CLOSE, runs.index, p, 0, p, 0)
+        write_record(p, RECORD_CLOSE, runs.index, p, 0, <const uint8_t *>PyBytes_AS_STRING(nonce), 8)
     return log.commit_frame(frame, length, count)

@@ -1,10 +1,16 @@
 from fastsm.generation.log cimport Log
 
 
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept
+
+
 cdef class GroupCommit:
     cdef readonly Log log
     cdef bint syncing
     cdef bint closed
+    cdef unsigned long owner   # the thread that syncs
+    cdef list waiters      # the threads that wait
     cdef list waiting      # a lock for each caller that waits for a sync to end
     cdef int wait(self) except -1
     cdef int wake(self) except -1

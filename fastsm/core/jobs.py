@@ -49,8 +49,8 @@ class Job:
 class Jobs:
     """All jobs of one state machine.
 
-    A job takes effect in the writer's turn, after a last :meth:`Job.check` there; a reset or an install that ends jobs
-    has that turn, too. So a job has taken effect, or never will. A file that gets its name is not worth that all
+    A job takes effect in the writer's turn, if the epoch of the state is still the one that it captured; the list of
+    jobs only stops them early. A file that gets its name is not worth that all
     writers wait for the disk: that is done :meth:`committing`, and whoever ends jobs waits for it. A close ends jobs
     before it has its turn, and waits for them: none outlives the directory. Thread safe.
     """
@@ -58,6 +58,7 @@ class Jobs:
     def __init__(self) -> None:
         self._running: set[Job] = set()
         self._closed = False
+        self._replaced_by: str | None = None  # what is replacing the state at this moment
         self._committing = threading.RLock()  # a signal handler may reset in the middle of a commit
 
     @contextmanager
@@ -71,6 +72,8 @@ class Jobs:
         try:
             if self._closed:
                 job.ended_by = "a close"
+            elif of_this_state and self._replaced_by is not None:
+                job.ended_by = self._replaced_by
             job.check()
             yield job
         except SnapshotError:
@@ -89,13 +92,27 @@ class Jobs:
             job.check()
             yield
 
-    def end_all(self, cause: str) -> None:
-        """In the writer's turn: ends all jobs of the state that is to be replaced. Each raises at its next tick."""
+    @contextmanager
+    def replacing(self, cause: str) -> Iterator[None]:
+        """In the writer's turn, the block in which the state is replaced: ends all jobs of it, and those that begin now.
+
+        Each raises at its next tick. A courtesy that stops work early: what takes effect compares the epoch.
+        """
         with self._committing:
+            self._replaced_by = cause
             for job in tuple(self._running):
                 if job.of_this_state:
                     job.ended_by = cause
                     job.state_replaced = True
+        try:
+            yield
+        finally:
+            self._replaced_by = None
+
+    def is_here(self, what: str | None = None) -> bool:
+        """Whether this very thread is within a job: then a callback or a signal handler called from it."""
+        own = threading.get_ident()
+        return any(job.thread == own and what in (None, job.what) for job in tuple(self._running))
 
     def leave(self) -> None:
         """In a forked child: ends all jobs of its copy. They are its parent's."""

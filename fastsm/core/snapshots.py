@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
 import os
 import threading
 import time
@@ -33,6 +34,7 @@ from fastsm.disk.mapping import Mapping
 from fastsm.errors import (
     CorruptionError,
     FastsmError,
+    ReentryError,
     SnapshotError,
     SnapshotFormatError,
     SnapshotRangeError,
@@ -44,7 +46,7 @@ from fastsm.generation.log import Log
 from fastsm.generation.saved_table import save_table
 from fastsm.generation.verification import BackgroundVerification, Verification
 from fastsm.lookup.index import Index
-from fastsm.snapshot.file import check_metadata, copy_checked, open_snapshot
+from fastsm.snapshot.file import check_history, check_metadata, copy_checked, open_snapshot
 from fastsm.snapshot.incoming import copy_in
 from fastsm.snapshot.writer import prepare, write_snapshot_into
 from fastsm.types import LogId, SnapshotMetadata
@@ -65,7 +67,7 @@ class Snapshots(Engine):
 
     __slots__ = (
         "_attachment", "_clean_end", "_compacting", "_compress", "_directory", "_generations", "_jobs", "_policy",
-        "_retain", "_retired", "_verification", "path",
+        "_retain", "_retain_bytes", "_retired", "_verification", "path",
     )  # fmt: skip
 
     path: str
@@ -74,6 +76,7 @@ class Snapshots(Engine):
     _compress: str
     _policy: Policy
     _retain: int
+    _retain_bytes: int
     _verification: BackgroundVerification | None
 
     def _begin(self, generation_number: int) -> None:
@@ -167,18 +170,24 @@ class Snapshots(Engine):
             )
             with prepared:
                 with self._jobs.committing(job):
+                    self._require_epoch(capture.epoch, "snapshot")
                     self._require(True)
                     if not self._log.read_only:
                         self._log.check_writable()
                     prepared.commit()
                 with self._turns:
-                    if job.state_replaced:
-                        return prepared.metadata  # it was whole before a reset or an install came
+                    if capture.epoch != self._epoch:
+                        return prepared.metadata  # the file was whole before a reset or an install came
                     self._record(prepared.metadata)
                     mark = self._position()
         self._sync_to(mark)
         logger.info("%s: wrote %s as of %s", self.path, prepared.path, tuple(capture.last_included))
         return prepared.metadata
+
+    def _require_epoch(self, epoch: int, what: str) -> None:
+        """Raises once the state that ``what`` was made from has been replaced."""
+        if epoch != self._epoch:
+            raise SnapshotError(f"the {what} was ended by a reset or an install: nothing is left of it")
 
     def _record(self, metadata: SnapshotMetadata) -> None:
         """In the writer's turn: a frame of a snapshot's metadata, if it is newer, and of all that no frame carries."""
@@ -256,8 +265,8 @@ class Snapshots(Engine):
         try:
             log = Log.create(self._directory, number)
             generation.prepare_next(self._directory, log)
-            self._jobs.end_all("a reset")
-            old = self._take_next(log, Index(), (LogId(), None))
+            with self._jobs.replacing("a reset"):
+                old = self._take_next(log, Index(), (LogId(), None))
         except BaseException:
             self._discard(log, number)
             raise
@@ -375,8 +384,9 @@ class Snapshots(Engine):
         self._log.check_writable()
         if not allow_older:
             self._refuse_stale(told)
-        self._jobs.end_all("an install")
-        return self._take_next(log, index, (told.last_included, told))
+            check_history(told.last_included, self.last_applied(), self._terms.runs(), index.terms.get)
+        with self._jobs.replacing("an install"):
+            return self._take_next(log, index, (told.last_included, told))
 
     # ---- compact ---------------------------------------------------------------------------------------
 
@@ -387,7 +397,7 @@ class Snapshots(Engine):
 
         The state as of ``up_to`` (an id or an index, rounded down to a chunk's end) becomes the new base; snapshots as
         of earlier entries can no longer be taken. By default that is ``retain_entries`` before ``last_applied()``, or
-        what a running snapshot needs, if that is less. When that is the base already, nothing is done at all.
+        later where these take more than ``retain_bytes``; what a running snapshot needs is kept. When that is the base already, nothing is done at all.
 
         One atomic step, durable on return with everything applied; reads and applies go on, views stay valid.
         O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``; ``SnapshotError`` when a reset, an
@@ -395,22 +405,26 @@ class Snapshots(Engine):
         """
         self._require()
         self._log.check_writable()
-        index = up_to if up_to is None or isinstance(up_to, int) else up_to[0]
+        index = up_to if up_to is None else up_to[0] if isinstance(up_to, tuple) else operator.index(up_to)
         if index is not None and not self._log.head.base_index <= index <= self.last_applied().index:
             raise SnapshotRangeError(
                 f"{self.path}: cannot compact up to entry {index}: expected one from {self._log.head.base_index}, "
                 f"the base, to {self.last_applied().index}, last applied")
+        if self._jobs.is_here("compaction"):
+            raise ReentryError("compact() was called from within a compaction of its own thread")
         with self._jobs.run("compaction", None, progress) as job, self._compacting:
             job.check()
             self._compact(job, index)
 
     def _compact(self, job: Job, up_to: int | None) -> None:
         self._ensure_verified(job)
+        old = self._log
+        epoch = self._epoch
         if up_to is None:
-            up_to = self.last_applied().index - self._retain
+            up_to = max(
+                self.last_applied().index - self._retain, old.last_entry_before(max(old.end - self._retain_bytes, 0)))
             needed = self._jobs.least_needed()
             up_to = up_to if needed is None else min(up_to, needed)
-        old = self._log
         carried, last_included = old.last_frame_up_to(max(up_to, 0))
         if last_included.index <= old.head.base_index:
             return
@@ -418,11 +432,13 @@ class Snapshots(Engine):
         log: Log | None = None
         started = time.perf_counter()
         try:
-            base = self._write_base(number, last_included, job)
+            base = self._write_base(number, old, last_included, job)
             log, index, carried = self._build_next(number, base, old, carried, job)
             what = f"compacted up to {tuple(last_included)} in {time.perf_counter() - started:.3f} s"
             with self._turns:
                 job.check()
+                self._require_epoch(epoch, "compaction")
+                assert self._log is old, "only a reset, an install or a compaction takes another log"
                 self._require(True)
                 old.check_writable()  # a failed sync may have left frames there that were never applied
                 prepared = log.end
@@ -440,9 +456,11 @@ class Snapshots(Engine):
             raise
         self._end_step(old, what)
 
-    def _write_base(self, number: int, last_included: LogId, job: Job) -> Base:
-        """The state as of an entry as a base, synced."""
+    def _write_base(self, number: int, old: Log, last_included: LogId, job: Job) -> Base:
+        """The state of the log ``old`` as of an entry as a base, synced."""
         capture = self._capture(last_included)
+        if capture.log is not old:
+            raise SnapshotError("the compaction was ended by a reset or an install: nothing is left of it")
         job.total = capture.estimated_size
         capture.find(job.tick)
         name = base_name(number)

@@ -27,6 +27,7 @@ cdef class State:
     cdef Mapping mapping           # what `arena` leads into: both change together
     cdef const uint8_t *arena
     cdef uint64_t readable         # bytes of the arena: no record reaches beyond, whatever it says
+    cdef readonly uint64_t _epoch  # of the state: another one after each reset or install
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef int status
     cdef bint ran                  # when that was found, it was running

@@ -23,7 +23,7 @@ from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
-from fastsm.errors import NotRunningError, SnapshotRangeError
+from fastsm.errors import NotRunningError
 from fastsm.types import LogId, ScanResult
 
 cdef extern from "Python.h":
@@ -154,8 +154,9 @@ cdef class State:
         place = self.find_key(key)
         if place == 0:
             return None
-        index = record_index(self.arena + place)
-        return LogId(index, self._terms.get(index))
+        cdef uint64_t index = record_index(self.arena + place)
+        cdef Terms terms = self._terms
+        return LogId(index, terms.get(index))
 
     cdef inline uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil:
         if size > MAX_KEY_SIZE:
@@ -343,22 +344,29 @@ cdef class State:
     def last_applied(self):
         """The last applied entry, as a `LogId`; `LogId(0, 0)` when there is none."""
         self._require(stopped_is_fine=True)
-        return LogId(self.applied_index, self.applied_term)
+        cdef uint64_t index = self.applied_index
+        cdef uint64_t term = self.applied_term
+        return LogId(index, term)
 
     def durable(self):
         """The last applied entry that would survive a power loss now. It never falls."""
         self._require(stopped_is_fine=True)
-        return LogId(self.durable_index, self.durable_term)
+        cdef uint64_t index = self.durable_index
+        cdef uint64_t term = self.durable_term
+        return LogId(index, term)
 
     def membership(self):
         """The newest `config` as `(LogId, bytes)`, or None."""
         cdef const uint8_t *record
         self._require(stopped_is_fine=True)
+        # One step: no Python object is made while `record` points into an arena that another thread may drop.
+        cdef Mapping mapping = self.mapping
+        cdef Terms terms = self._terms
         if self._index.config_place == 0:
             return None
-        record = self.arena + self._index.config_place
+        record = mapping.address + self._index.config_place
         index = record_index(record)
-        return LogId(index, self._terms.get(index)), record_key(record)[:record_value_size(record)]
+        return LogId(index, terms.get(index)), record_key(record)[:record_value_size(record)]
 
     def snapshot_metadata(self):
         """The metadata of the latest snapshot, or None."""
@@ -380,20 +388,14 @@ cdef class State:
 
     def _capture(self, last_included):
         """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none."""
+        wanted = None if last_included is None else LogId(*last_included)
+        cdef Capture capture = Capture.__new__(Capture)
         if self.status:
             self.refuse()
-        applied = LogId(self.applied_index, self.applied_term)
-        last_included = applied if last_included is None else LogId(*last_included)
-        base = LogId(self._log.head.base_index, self._log.head.base_term)
-        if not base.index <= last_included.index <= applied.index:
-            raise SnapshotRangeError(
-                f"{self._log.path}: no state as of {last_included} can be had: expected an entry from the base, "
-                f"{base}, to last applied, {applied}")
-        if not self._terms.allows(last_included.index, last_included.term):
-            raise SnapshotRangeError(
-                f"{self._log.path}: entry {last_included.index} was not of term {last_included.term}: it was applied "
-                f"in term {self._terms.get(last_included.index)}")
-        return Capture(self._log, self._index, last_included, last_included.index == applied.index)
+        # One step: no Python object is made before the capture holds all that must agree.
+        capture.take(self._log, self._index, self._epoch, self.applied_index, self.applied_term)
+        capture.choose(wanted)
+        return capture
 
     def _syncs_on_apply(self):
         return self.sync_on_apply
@@ -416,11 +418,33 @@ cdef class State:
 
     def _bytes(self):
         """Of log, base, live records and all else, at one moment."""
-        return self._log.end, self._log.base_bytes, self._index.live_bytes, self.dead_bytes()
+        cdef uint64_t end = self._log.end
+        cdef uint64_t base = self._log.base_bytes
+        cdef uint64_t live = self._index.live_bytes
+        cdef uint64_t dead = self.dead_bytes()
+        return end, base, live, dead
 
     cdef inline uint64_t dead_bytes(self) noexcept:
         """What compaction could give back: all of base and log that is no live record."""
         return self._log.base_bytes + self._log.end - LOG_HEADER_SIZE - self._index.live_bytes
+
+    def _moment(self):
+        """At one moment: log, table, number of term runs, keys, the sizes of `_bytes`, last applied, durable, verified."""
+        cdef Log log = self._log
+        cdef Table table = self._table
+        cdef uint64_t runs = self._terms.count
+        cdef uint64_t keys = table.count
+        cdef uint64_t end = log.end
+        cdef uint64_t live = self._index.live_bytes
+        cdef uint64_t dead = self.dead_bytes()
+        cdef uint64_t applied_index = self.applied_index
+        cdef uint64_t applied_term = self.applied_term
+        cdef uint64_t durable_index = self.durable_index
+        cdef uint64_t durable_term = self.durable_term
+        cdef bint verified = self._verified
+        return (
+            log, table, runs, keys, (end, log.base_bytes, live, dead), LogId(applied_index, applied_term),
+            LogId(durable_index, durable_term), verified)
 
     def _check(self):
         """Asserts every invariant of table, terms and counts. O(log and slots)."""

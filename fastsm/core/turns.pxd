@@ -7,6 +7,7 @@ cdef class Turns:
     cdef bint taken
     cdef unsigned long owner     # the thread whose turn it is, 0 while it is handed over
     cdef object waiting          # the locks of those who wait, in order
+    cdef object waiters          # the threads that wait
     cdef size_t waiting_count
     cdef int pass_on(self) except -1
 
@@ -17,6 +18,14 @@ cdef class Turns:
         self.taken = True
         self.owner = PyThread_get_thread_ident()
         return 0
+
+    cdef inline bint try_enter(self) noexcept:
+        """Takes the turn if it is nobody's."""
+        if self.taken:
+            return False
+        self.taken = True
+        self.owner = PyThread_get_thread_ident()
+        return True
 
     cdef inline int leave(self) except -1:
         """Gives the turn to whoever has waited longest."""

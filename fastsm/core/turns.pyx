@@ -3,7 +3,7 @@
 import collections
 import threading
 
-from fastsm.errors import NotRunningError
+from fastsm.errors import NotRunningError, ReentryError
 
 
 cdef class Turns:
@@ -14,6 +14,20 @@ cdef class Turns:
 
     def __cinit__(self):
         self.waiting = collections.deque()
+        self.waiters = []
+
+    def is_here(self):
+        """Whether this very thread has the turn, or waits for it: then it is a handler that interrupted a write."""
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        return (self.taken and self.owner == thread) or thread in self.waiters
+
+    def forget(self):
+        """In a forked child: nobody has the turn, and nobody waits. They were threads of the parent."""
+        self.waiting = collections.deque()
+        self.waiters = []
+        self.waiting_count = 0
+        self.taken = False
+        self.owner = 0
 
     def __enter__(self):
         self.enter()
@@ -22,13 +36,20 @@ cdef class Turns:
         self.leave()
 
     def wait(self):
-        if self.owner == PyThread_get_thread_ident():
-            raise RuntimeError("a write from within a write: a signal handler or finalizer must not write")
+        if self.is_here():
+            raise ReentryError(
+                "this call interrupted a write of its own thread, and would wait for it for ever: expected signal "
+                "handlers, finalizers and callbacks to leave writes to the code that they interrupt")
         turn = self.reserve()
         if turn is None:
             return
+        thread = PyThread_get_thread_ident()
         try:
-            turn.acquire()  # in the main thread, signal handlers run meanwhile
+            self.waiters.append(thread)
+            try:
+                turn.acquire()  # in the main thread, signal handlers run meanwhile
+            finally:
+                self.waiters.remove(thread)
         except BaseException:
             try:
                 self.waiting.remove(turn)
@@ -44,11 +65,12 @@ cdef class Turns:
 
     def reserve(self):
         """A place in the order, taken now: None when it is the caller's turn already, else a lock to wait on."""
+        # First of all: making a lock may run the collector, and finalizers, while others come and go.
+        turn = threading.Lock()
+        turn.acquire()
         if not self.taken:
             self.taken = True
             return None
-        turn = threading.Lock()
-        turn.acquire()
         self.waiting.append(turn)
         self.waiting_count += 1
         return turn

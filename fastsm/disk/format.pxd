@@ -31,7 +31,8 @@ cdef enum:  # Frame
     FRAME_LENGTH = FRAME_CHECKSUM + 8
     FRAME_LAG = FRAME_LENGTH + 8
     FRAME_RUN_COUNT = FRAME_LAG + 4
-    FRAME_RUNS = FRAME_RUN_COUNT + 4
+    FRAME_SEAL = FRAME_RUN_COUNT + 4
+    FRAME_RUNS = FRAME_SEAL + 8
     RUN_SIZE = 16
 
 cdef enum:  # Record
@@ -125,6 +126,8 @@ cdef void seal_frame(
     uint8_t *frame, uint64_t length, uint32_t run_count,
     uint64_t identity, uint64_t offset, uint64_t watermark,
 ) noexcept nogil
+
+cdef bint frame_is_sealed(const uint8_t *frame, uint64_t identity, uint64_t offset) noexcept nogil
 
 cdef int look_at_frame(
     const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset

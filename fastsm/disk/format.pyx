@@ -4,14 +4,15 @@ docs/format.md draws the pictures. In short, all integers little-endian, all rec
 
     CURRENT   which generation is in use, and how far its log is known durable
     log       header | frame | frame | … | zeros (preallocated)
-    frame     checksum | length | watermark lag | run count | runs | records
+    frame     checksum | length | watermark lag | run count | seal | runs | records
     run       last index | term
     record    index | value size | key size | operation | 0 | key | value | padding
     snapshot  header | attachment | membership record | runs (first, last, term) | records
     table     header | runs | snapshot metadata | dead map | directory | zeros up to a page | segments
 
 A frame is bound to its place: its checksum is seeded with the log's identity and the frame's own
-offset, so that a frame of another file, or moved within its own, does not match.
+offset, so that a frame of another file, or moved within its own, does not match. The seal is a checksum of the
+header alone, bound likewise: what only looks like a header, in a value or a torn tail, is told by one look.
 """
 
 import struct
@@ -94,6 +95,8 @@ class SavedTable(NamedTuple):
     metadata_size: int
     dead_words: int
     frames: int
+    last_frame: int       # the offset of the last frame that it knows of, 0: none
+    last_checksum: int    # of that frame: no other history of the log has it there
     body_checksum: int    # XXH64 of everything behind the header
 
     @property
@@ -110,7 +113,7 @@ class SavedTable(NamedTuple):
 # Behind the version, and behind the fields, are reserved zeros.
 LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
-TABLE_STRUCT = struct.Struct("<8sII15Q")
+TABLE_STRUCT = struct.Struct("<8sII17Q")
 TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
 TABLE_PAGE = 65536      # no system has larger pages: segments are mapped
 SEGMENT_BYTES = 8 * 4096 + 64
@@ -128,7 +131,7 @@ def pack_saved_table(saved):
 
 def unpack_saved_table(data, path, size):
     """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
-    saved = SavedTable(*unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 15))
+    saved = SavedTable(*unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 17))
     counts = (saved.runs, saved.metadata_size, saved.dead_words, saved.segments)
     if max(counts) > size or saved.depth > 40 or saved.sections.end != size:
         raise CorruptionError(path, None, "sections that add up to the file's size", f"{size} bytes")
@@ -226,8 +229,8 @@ class SnapshotHead(NamedTuple):
 # index, size of the value, size of the key, operation, zero.
 TERM_RUN_STRUCT = struct.Struct("<QQQ")
 RECORD_STRUCT = struct.Struct("<QIHBB")
-# Of a frame: checksum, length, lag of the watermark, number of runs; and one of its runs: last index, term.
-FRAME_STRUCT = struct.Struct("<QQII")
+# Of a frame: checksum, length, lag of the watermark, number of runs, seal; and one of its runs: last index, term.
+FRAME_STRUCT = struct.Struct("<QQIIQ")
 FRAME_RUN_STRUCT = struct.Struct("<QQ")
 OPERATIONS = {
     RECORD_PUT: "put", RECORD_DELETE: "delete", RECORD_CONFIG: "config", RECORD_SNAPSHOT: "snapshot",
@@ -255,7 +258,7 @@ def unpack_frame(buffer, offset):
 
     The watermark is None when the frame does not say; the term of a run of entries that were never seen, too.
     """
-    _, length, lag, count = FRAME_STRUCT.unpack_from(buffer, offset)
+    _, length, lag, count, _ = FRAME_STRUCT.unpack_from(buffer, offset)
     place = offset + FRAME_STRUCT.size
     runs = []
     for _ in range(count):
@@ -350,6 +353,7 @@ cdef void seal_frame(
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
     (<uint32_t *>(frame + FRAME_LAG))[0] = <uint32_t>lag if lag < NO_WATERMARK else NO_WATERMARK
     (<uint32_t *>(frame + FRAME_RUN_COUNT))[0] = run_count
+    (<uint64_t *>(frame + FRAME_SEAL))[0] = xxh64(frame + FRAME_LENGTH, FRAME_SEAL - FRAME_LENGTH, ~(identity ^ offset))
     (<uint64_t *>frame)[0] = xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, identity ^ offset)
 
 
@@ -357,6 +361,12 @@ cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept no
     """The offset below which the log was known durable when the frame was written; 0: not said."""
     cdef uint32_t lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
     return 0 if lag == NO_WATERMARK else offset - (<uint64_t>lag << 3)
+
+
+cdef bint frame_is_sealed(const uint8_t *frame, uint64_t identity, uint64_t offset) noexcept nogil:
+    """Whether a header, all of which is there, was written by this log for this place. O(1)."""
+    cdef uint64_t seal = xxh64(frame + FRAME_LENGTH, FRAME_SEAL - FRAME_LENGTH, ~(identity ^ offset))
+    return seal == (<const uint64_t *>(frame + FRAME_SEAL))[0]
 
 
 cdef int look_at_frame(
@@ -371,6 +381,8 @@ cdef int look_at_frame(
     if length == 0 and (<const uint64_t *>frame)[0] == 0:
         return NOTHING
     if length < FRAME_RUNS or length > available or length & 7:
+        return BROKEN
+    if not frame_is_sealed(frame, identity, offset):
         return BROKEN
     lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
     if lag != NO_WATERMARK and (<uint64_t>lag << 3) > offset - LOG_HEADER_SIZE:
@@ -437,7 +449,9 @@ cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil:
         return MALFORMED
     if value_size > LARGEST_VALUE or (key_size and operation > RECORD_DELETE):
         return MALFORMED
-    if value_size and (operation == RECORD_DELETE or operation == RECORD_CLOSE):
+    if value_size and operation == RECORD_DELETE:
+        return MALFORMED
+    if operation == RECORD_CLOSE and value_size != 8:
         return MALFORMED
     if operation == RECORD_SNAPSHOT and value_size < 8:
         return MALFORMED

@@ -86,10 +86,10 @@ def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: 
     """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
     with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
         loaded = load_table(log.directory, log)
-    behind, frames = EMPTY_LOG_BYTES, 0
+    behind, frames, last_frame = EMPTY_LOG_BYTES, 0, 0
     if loaded is not None:
         index, saved = loaded
-        behind, frames = saved.log_offset, saved.frames  # it was saved behind a sync: so far the log is durable
+        behind, frames, last_frame = saved.log_offset, saved.frames, saved.last_frame  # it was saved behind a sync: so far the log is durable
     else:
         index = Index()
         if log.base is not None:
@@ -98,8 +98,8 @@ def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: 
     verified = loaded is None and log.base is None  # else there are bytes that nobody looks at
     verify = verify and not verified
     recovery = log.recover(
-        index.terms, max(known_durable, behind), expect_applied, behind=behind, frames=frames, metadata=index.metadata,
-        verify=(lambda: Verification(log).run()) if verify else None,
+        index.terms, max(known_durable, behind), expect_applied, behind=behind, frames=frames,
+        last_frame=last_frame, metadata=index.metadata, verify=(lambda: Verification(log).run()) if verify else None,
     )  # fmt: skip
     verified = verified or verify
     index.read_log(log.mapping, behind, log.end)

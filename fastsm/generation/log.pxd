@@ -32,7 +32,9 @@ cdef class Log:
     cdef bint stores                     # small frames go through the mapping
     cdef bint paced                      # flushes come often: every frame goes by pwrite into zeroed blocks
     cdef int syncing
+    cdef object one_sync                 # held during a sync
     cdef readonly uint64_t frames
+    cdef readonly uint64_t last_frame    # where the last of them begins, 0: there is none
     cdef uint32_t frames_unsynced
     cdef uint64_t suspect_end            # [durable, suspect_end) is written again by the first sync
     cdef uint8_t *staging
@@ -51,6 +53,7 @@ cdef class Log:
         """Behind each mebibyte or so of the log: makes what follows cheap."""
         return self.settle_piece() if self.end - self.settled_end >= SETTLED_PIECE else 0
 
+    cdef int sync_alone(self) except -1
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
     cdef int write_staged(self, uint64_t length) except -1

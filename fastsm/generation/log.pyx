@@ -13,6 +13,7 @@ fails, the log is *poisoned*: what the disk holds is unknown, so nothing more is
 import errno
 import logging
 import os
+import threading
 import time
 
 from cpython.buffer cimport PyBUF_READ
@@ -65,6 +66,7 @@ cdef class Log:
 
     def __cinit__(self, directory, head, descriptor, base=None, bint read_only=False):
         self.read_only = read_only
+        self.one_sync = threading.RLock()
         self.base = base
         self.base_bytes = head.base_size
         self.start = log_start(head.base_size)
@@ -199,6 +201,7 @@ cdef class Log:
         seal_frame(frame, length, run_count, self.identity, self.end, self.durable)
         if frame == self.staging:
             self.write_staged(length)
+        self.last_frame = self.end
         self.end += length
         self.frames += 1
         self.frames_unsynced += 1
@@ -326,6 +329,7 @@ cdef class Log:
             length = frame_length(source + first)
             if frame_run_count(source + first):
                 self.frames += 1
+                self.last_frame = self.end + (frame - self.staging)
                 memcpy(frame, source + first, length)
                 seal_frame(
                     frame, length, frame_run_count(frame), self.identity, self.end + (frame - self.staging),
@@ -336,13 +340,21 @@ cdef class Log:
     # ---- sync ------------------------------------------------------------------------------------------
 
     def sync(self):
-        """Makes all that was appended before the call durable; on failure the log is poisoned."""
+        """Makes all that was appended before the call durable; on failure the log is poisoned.
+
+        One sync at a time: the system tells an error once for each open file, so of two syncs that overlap the
+        second could report success for what the first one lost. Reentrant, for a signal handler's call.
+        """
+        with self.one_sync:
+            self.sync_alone()
+
+    cdef int sync_alone(self) except -1:
         cdef uint64_t target = self.end
         if self.read_only:
-            return
+            return 0
         self.check_writable()
         if target == self.durable:
-            return
+            return 0
         self.paced = self.frames_unsynced <= PACED_FRAMES and target - self.durable <= PACED_BYTES
         self.frames_unsynced = 0
         self.window = min(max(target - self.durable, <uint64_t>SMALLEST_WINDOW), <uint64_t>LARGEST_WINDOW)
@@ -368,6 +380,7 @@ cdef class Log:
         self.durable = max(self.durable, target)
         self.sync_count += 1
         self.sync_seconds += time.perf_counter() - started
+        return 0
 
     def write_suspect(self):
         """Writes again what an earlier life of this log appended, but no sync is known to cover.
@@ -421,7 +434,7 @@ cdef class Log:
     # ---- recover ---------------------------------------------------------------------------------------
 
     def recover(
-        self, Terms terms, uint64_t known_durable, expect_applied=None, *, behind=LOG_HEADER_SIZE, frames=0,
+        self, Terms terms, uint64_t known_durable, expect_applied=None, *, behind=LOG_HEADER_SIZE, frames=0, last_frame=0,
         metadata=None, verify=None,
     ):
         """Finds the end of the log, adds to `terms`, and cuts a torn tail. Returns a `Recovery`.
@@ -430,7 +443,7 @@ cdef class Log:
         `metadata`, of the newest snapshot, hold what they say. `verify()` may look at more, when the end is known.
         Raises `CorruptionError`; then nothing was touched.
         """
-        cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path, terms, behind, frames)
+        cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path, terms, behind, frames, last_frame)
         cdef uint64_t torn_end
         scan.whole_frames_only = self.read_only
         started = time.perf_counter()
@@ -440,7 +453,7 @@ cdef class Log:
         scan.judge_snapshot(metadata)
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
         self.found(scan.end, scan.watermark)
-        self.frames = scan.frames
+        self.frames, self.last_frame = scan.frames, scan.last_frame
         if verify is not None:
             verify()
         if not self.read_only:
@@ -487,6 +500,21 @@ cdef class Log:
                     last, term = run.last, run.term
                 offset += frame_length(frame)
         return offset, LogId(last, term)
+
+    def last_entry_before(self, uint64_t offset):
+        """The index of the last entry in a frame that ends at `offset` or before; the base's when there is none. O(frames)."""
+        cdef uint64_t place = LOG_HEADER_SIZE
+        cdef uint64_t index = self.head.base_index
+        cdef uint64_t end = min(offset, self.end)
+        cdef const uint8_t *frame
+        cdef Mapping mapping = self.mapping
+        with nogil:
+            while place < end:
+                frame = mapping.address + mapping.start + place
+                place += frame_length(frame)
+                if place <= end and frame_run_count(frame):
+                    index = (<const Run *>(frame + FRAME_RUNS) + (frame_run_count(frame) - 1)).last
+        return index
 
     def last_durable(self, uint64_t index, uint64_t term, uint64_t behind=LOG_HEADER_SIZE):
         """The last entry of the frames that are durable; `index` and `term` are of the last one before `behind`."""

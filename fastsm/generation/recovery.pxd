@@ -18,6 +18,7 @@ cdef class Scan:
     cdef Terms terms
     cdef Progress progress               # the last entry, and the newest snapshot metadata
     cdef readonly uint64_t frames
+    cdef readonly uint64_t last_frame    # where the last of them begins, 0: there is none
     cdef object proven(self, uint64_t offset, uint64_t watermark)
     cdef object forged(self)
     cdef int look(self, uint64_t offset) noexcept nogil

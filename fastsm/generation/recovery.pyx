@@ -13,12 +13,12 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastsm.disk.format cimport (
     BROKEN, FRAME_RUNS, LOG_HEADER_SIZE, MALFORMED, NOTHING, VALID,
-    frame_length, frame_run_count, frame_size, frame_watermark, look_at_frame, look_inside_frame, record_index,
+    frame_is_sealed, frame_length, frame_run_count, frame_size, frame_watermark, look_at_frame, look_inside_frame, record_index,
     record_key, Progress,
 )
 from fastsm.disk.hashing cimport load64
 from fastsm.disk.mapping cimport Mapping
-from fastsm.lookup.terms cimport Run, Terms
+from fastsm.lookup.terms cimport Terms
 
 from fastsm.disk import format
 from fastsm.errors import CorruptionError
@@ -41,7 +41,7 @@ cdef class Scan:
     What lies before that is known already: `terms` hold its entries.
     """
 
-    def __cinit__(self, Mapping mapping, uint64_t size, head, str path, Terms terms, uint64_t behind, frames):
+    def __cinit__(self, Mapping mapping, uint64_t size, head, str path, Terms terms, uint64_t behind, frames, last_frame):
         self.mapping = mapping
         self.address = mapping.address + mapping.start
         self.size = size
@@ -49,6 +49,7 @@ cdef class Scan:
         self.identity = head.identity
         self.end = behind
         self.frames = frames
+        self.last_frame = last_frame
         self.terms = terms
         self.progress.last_index = terms.seen
         self.progress.last_term = terms.last_term(head.base_term)
@@ -70,6 +71,7 @@ cdef class Scan:
             self.terms.take_frame(frame)
             self.watermark = max(self.watermark, frame_watermark(frame, self.end))
             self.frames += 1
+            self.last_frame = self.end
             self.end += frame_length(frame)
             if self.end > pause:
                 PyErr_CheckSignals()
@@ -157,6 +159,8 @@ cdef class Scan:
                         continue
                     if frame_size(frame_run_count(p), 0) > length or frame_watermark(p, offset + i) <= self.end:
                         continue
+                    if not frame_is_sealed(p, self.identity, offset + i):
+                        continue
                     frame = piece[i:i + length] if length <= step - i else read_piece(descriptor, length, offset + i)
                     p = <const uint8_t *>PyBytes_AS_STRING(frame)
                     if <uint64_t>PyBytes_GET_SIZE(frame) == length and self.looks_like_frame(p, offset + i, &budget):
@@ -203,19 +207,21 @@ cdef class Scan:
         return stop
 
     cdef bint looks_like_frame(self, const uint8_t *p, uint64_t offset, int64_t *budget) noexcept nogil:
-        """Whether it would prove something, and its structure adds up: ordinary bytes never do, unhashed."""
+        """Whether it would prove something: this log wrote that header for this place, and its structure adds up.
+
+        Frames of one log do not overlap, so the honest ones of a tail have fewer bytes than the tail: `budget` bounds
+        only what a forger, who knows the log's identity, can make this look at again and again.
+        """
         cdef Progress progress = self.progress
         cdef uint64_t length = frame_length(p)
         if length < FRAME_RUNS or length > self.size - offset or length & 7:
             return False
         if frame_size(frame_run_count(p), 0) > length or frame_watermark(p, offset) <= self.end:
             return False
-        if frame_run_count(p) and (<const Run *>(p + FRAME_RUNS)).last > progress.last_index:
-            budget[0] -= frame_size(frame_run_count(p), 0)
-        if budget[0] < 0 or look_inside_frame(p, &progress) != VALID:
+        if not frame_is_sealed(p, self.identity, offset):
             return False
         budget[0] -= length
-        return budget[0] >= 0
+        return budget[0] >= 0 and look_inside_frame(p, &progress) == VALID
 
 
 def data_ranges(int descriptor, uint64_t start, uint64_t size):

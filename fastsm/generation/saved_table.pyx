@@ -16,8 +16,10 @@ from posix.mman cimport (
 )
 
 from fastsm.lookup.dead cimport WORD_BITS
-from fastsm.disk.format cimport RECORD_CONFIG, RECORD_KEY, VALID, look_at_record, record_length, record_operation
-from fastsm.disk.hashing cimport xxh64
+from fastsm.disk.format cimport (
+    RECORD_CONFIG, RECORD_KEY, VALID, frame_length, look_at_frame, look_at_record, record_length, record_operation,
+)
+from fastsm.disk.hashing cimport load64, xxh64
 from fastsm.lookup.index cimport Index
 from fastsm.generation.log cimport Log
 from fastsm.disk.mapping cimport Mapping
@@ -80,7 +82,7 @@ cdef tuple describe(Log log, Index index):
         saved = format.SavedTable(
             log.head.identity, log.end, log.start, table.seed0, table.seed1, table.count, index.live_bytes,
             index.config_place, table.segment_count, table.depth, len(runs) // format.TERM_RUN_BYTES,
-            len(metadata), count, log.frames, 0)
+            len(metadata), count, log.frames, log.last_frame, checksum_of_frame(log, log.last_frame), 0)
         front = b"".join((
             runs, metadata.ljust(saved.sections.dead - saved.sections.metadata, b"\0"),
             (<char *>words)[:8 * count], (<char *>numbers)[:sizeof(uint32_t) << table.depth]))
@@ -171,6 +173,8 @@ cdef object load(directory, descriptor, Log log, path):
         return None
     if not format.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
         return None
+    if not is_of_these_frames(log, saved):
+        return None
     if not may_be_of(saved, log.start + saved.log_offset):
         return None
     cdef uint64_t stop = log.start + saved.log_offset
@@ -202,6 +206,29 @@ cdef object load(directory, descriptor, Log log, path):
     gaps = front[sections.metadata - sections.runs + saved.metadata_size:sections.dead - sections.runs], \
         numbers[sizeof(uint32_t) << table.depth:]
     return None if b"".join(gaps).strip(b"\0") else (index, saved)
+
+
+cdef object checksum_of_frame(Log log, uint64_t offset):
+    """What the frame at an offset says of itself; 0 where there is none."""
+    return load64(log.address + offset) if offset else 0
+
+
+cdef bint is_of_these_frames(Log log, saved) except -1:
+    """Whether the log's frames up to the table's offset are those that it was made from.
+
+    Frames never change, but a log may be restored from an earlier copy, and go on otherwise under the same identity.
+    The last frame tells: a clean close writes random bytes into it, and other tables are saved with a new log.
+    """
+    cdef uint64_t last = saved.last_frame
+    cdef uint64_t stop = saved.log_offset
+    if last == 0:
+        return stop == <uint64_t>format.LOG_HEADER_BYTES and saved.last_checksum == 0
+    return (
+        <uint64_t>format.LOG_HEADER_BYTES <= last < stop and not last & 7
+        and look_at_frame(log.address + last, stop - last, log.identity, last) == VALID
+        and last + frame_length(log.address + last) == stop
+        and load64(log.address + last) == saved.last_checksum
+    )
 
 
 cdef bint may_be_of(saved, uint64_t stop) except -1:

@@ -6,7 +6,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport (
-    FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_length, frame_watermark, look_at_frame,
+    FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_is_sealed, frame_length, frame_watermark, look_at_frame,
 )
 from fastsm.disk.hashing cimport load64
 from fastsm.journal.format cimport ITEM_STATE, item_kind, item_length, look_at_item, write_item
@@ -167,7 +167,8 @@ cdef class Segment(Log):
             if load64(frame):
                 torn_end[0] = offset + 8
                 if (
-                    look_at_item(frame, self.allocated - offset) == VALID
+                    frame_is_sealed(frame, self.identity, offset)
+                    and look_at_item(frame, self.allocated - offset) == VALID
                     and frame_watermark(frame, offset) > end and budget[0] >= 0
                 ):
                     budget[0] -= frame_length(frame)

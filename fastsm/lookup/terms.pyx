@@ -232,6 +232,15 @@ cdef class Terms:
                     terms[first + i] = self.term[runs[i]]
         return result.reshape(np.shape(ids))
 
+    def last_before(self, uint64_t index):
+        """The last entry of a run that ends before `index`, as `(index, term)`; `(0, 0)` when there is none. O(runs)."""
+        cdef size_t i = 0
+        while i < self.count and self.last[i] < index:
+            i += 1
+        if i == 0:
+            return 0, 0
+        return self.last[i - 1], self.term[i - 1]
+
     def runs(self):
         """A list of `(first, last, term)`, ascending."""
         cdef list runs = []

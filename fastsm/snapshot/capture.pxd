@@ -13,7 +13,9 @@ cdef class Capture:
     cdef readonly bytes runs                 # of terms, as snapshots carry them
     cdef readonly bytes membership           # the record of it, or nothing
     cdef readonly uint64_t estimated_size
-    cdef Log log
+    cdef readonly Log log
+    cdef readonly uint64_t epoch             # of the state that was captured
+    cdef uint64_t applied_index, applied_term
     cdef Index index
     cdef Mapping mapping
     cdef const uint8_t *arena
@@ -33,6 +35,8 @@ cdef class Capture:
     cdef uint64_t left                       # of the record at `source`
     cdef uint64_t keys
     cdef bint done
+    cdef void take(self, Log log, Index index, uint64_t epoch, uint64_t applied_index, uint64_t applied_term) noexcept
+    cdef int choose(self, last_included) except -1
     cdef bytes record_bytes(self, uint64_t place)
     cdef void find_stop(self) noexcept nogil
     cdef bint includes_frame(self, uint64_t place) noexcept nogil

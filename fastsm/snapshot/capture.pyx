@@ -30,10 +30,11 @@ from fastsm.disk.format cimport (
 from fastsm.lookup.index cimport Index
 from fastsm.generation.log cimport Log
 from fastsm.lookup.table cimport FAILED, Table
-from fastsm.lookup.terms cimport Run
+from fastsm.lookup.terms cimport Run, Terms
 from fastsm.disk.walk cimport Walk, next_record, walk_frames
 
-from fastsm.errors import SnapshotError
+from fastsm.errors import SnapshotError, SnapshotRangeError
+from fastsm.types import LogId
 
 cdef enum:
     SLICE = 64 << 20          # bytes of arena between two looks at signals: some 10 ms
@@ -44,26 +45,48 @@ cdef enum:
 cdef class Capture:
     """What is live as of `last_included`, in the order in which it was written.
 
-    Made under the GIL in O(runs of terms). `find` and `write_records` do the work, without the GIL, beside any
+    `take` and `choose` make it under the GIL, in O(runs of terms). `find` and `write_records` do the work, without the GIL, beside any
     other use of the machine; they need only what they hold. One thread uses it.
     """
 
-    def __cinit__(self, Log log, Index index, last_included, bint newest):
-        base = log.base
+    cdef void take(self, Log log, Index index, uint64_t epoch, uint64_t applied_index, uint64_t applied_term) noexcept:
+        """Takes everything that must agree, in one step that makes no Python object."""
         self.log = log
         self.index = index
-        self.last_included = last_included
-        self.last_index = last_included.index
+        self.epoch = epoch
+        self.applied_index, self.applied_term = applied_index, applied_term
         self.first = log.start + LOG_HEADER_SIZE
         self.stop = self.next_frame = index.end
-        self.newest = newest
+        self.config_place = index.config_place
+        self.estimated_size = index.live_bytes
+
+    cdef int choose(self, last_included) except -1:
+        """Fixes the entry as of which the state is wanted (None: last applied). `SnapshotRangeError` when it is none."""
+        cdef Terms terms = self.index.terms
+        path, base = self.log.path, self.log.base
+        applied = LogId(self.applied_index, self.applied_term)
+        first = LogId(self.log.head.base_index, self.log.head.base_term)
+        last_included = applied if last_included is None else last_included
+        if not first.index <= last_included.index <= applied.index:
+            raise SnapshotRangeError(
+                f"{path}: no state as of {last_included} can be had: expected an entry from the base, "
+                f"{first}, to last applied, {applied}")
+        if not terms.allows(last_included.index, last_included.term):
+            raise SnapshotRangeError(
+                f"{path}: entry {last_included.index} was not of term {last_included.term}: it was applied "
+                f"in term {terms.get(last_included.index)}")
+        if terms.get(last_included.index) is None:
+            # Between two terms, and never seen: the state is that of the entry before, and replicas must agree on it.
+            last_included = LogId(*terms.last_before(last_included.index))
+        self.last_included = last_included
+        self.last_index = last_included.index
+        self.newest = self.last_index == self.applied_index
         if base is not None:
             self.base_first, self.base_stop = base.records_offset, base.size
-        self.config_place = index.config_place
-        self.base_config = 0 if base is None else base.membership_offset
-        self.estimated_size = index.live_bytes
-        self.runs = index.terms.pack(last_included.index, last_included.term)
+            self.base_config = base.membership_offset
+        self.runs = terms.pack(last_included.index, last_included.term)
         self.membership = b""
+        return 0
 
     def __dealloc__(self):
         free(self.dead)

@@ -26,6 +26,11 @@ RLE, RESERVED = 1, 3  # types of a block
 BLOCK_LIMIT = 128 << 10
 
 
+def require_zstd() -> None:
+    """Raise what a compressed snapshot would raise where Zstandard is not installed."""
+    _library()
+
+
 def compress(pieces: Iterable[Buffer], size: int, write: Callable[[bytes], object]) -> int:
     """Makes one frame of the pieces, ``size`` bytes in all, and hands it to ``write`` bit by bit; returns its size.
 

@@ -18,7 +18,7 @@ from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
-from fastsm.errors import ChecksumMismatchError, CorruptionError, SnapshotError, SnapshotFormatError
+from fastsm.errors import ChecksumMismatchError, CorruptionError, OrderError, SnapshotError, SnapshotFormatError
 from fastsm.snapshot import codec
 from fastsm.types import LogId, SnapshotMetadata
 
@@ -197,6 +197,29 @@ def check_metadata(metadata: SnapshotMetadata, head: SnapshotHead, path: str) ->
     expected, found = LogId(*metadata.last_included), LogId(head.last_index, head.last_term)
     if expected != found:
         raise SnapshotError(f"{path}: expected a snapshot as of {expected}, found one as of {found}; get the right one")
+
+
+def check_history(
+    included: LogId, applied: LogId, runs: Iterable[tuple[int, int, int]], term_of: Callable[[int], int | None]
+) -> None:
+    """Whether a snapshot as of ``included`` may follow what was applied: the same entries have the same terms in both.
+
+    ``runs``: of the terms that were applied, as (first, last, term); ``term_of``: a term by the snapshot. Raises
+    ``OrderError``.
+    """
+    if included.term < applied.term or (included.index == applied.index and included.term != applied.term):
+        raise OrderError(
+            f"a snapshot as of {included} cannot follow last applied, {applied}: terms never fall, and an entry has "
+            "one term; allow_older=True installs it all the same", index=included.index)
+    for first, last, term in runs:
+        if first > included.index:
+            break
+        for index in {first, min(last, included.index)}:
+            known = term_of(index)
+            if known is not None and known != term:
+                raise OrderError(
+                    f"entry {index} was applied in term {term}, the snapshot has it in term {known}: it is of another "
+                    "history; allow_older=True installs it all the same", index=index)
 
 
 def copy_checked(

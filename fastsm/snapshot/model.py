@@ -31,6 +31,10 @@ class State:
     def copy(self) -> State:
         return State(dict(self.values), dict(self.writers), self.membership, list(self.seen))
 
+    def term_of(self, index: int) -> int | None:
+        """The term of an entry where it is certain."""
+        return next((term for first, last, term in runs_of(self.seen) if first <= index <= last), None)
+
     @property
     def last(self) -> LogId:
         return self.seen[-1] if self.seen else LogId()

@@ -21,18 +21,19 @@ def items_of(path: Path) -> Iterator[Item]:
     assert path.name == f"journal-{number}"
     assert checksum == xxhash.xxh64_intdigest(content[:88])
     offset = 96
-    while offset + 24 <= len(content):
-        checksum, length, lag, runs = struct.unpack_from("<QQII", content, offset)
+    while offset + 32 <= len(content):
+        checksum, length, lag, runs, seal = struct.unpack_from("<QQIIQ", content, offset)
         if not length:
             break
         frame = content[offset : offset + length]
         assert checksum == xxhash.xxh64_intdigest(frame[8:], identity ^ offset)
+        assert seal == xxhash.xxh64_intdigest(frame[8:24], identity ^ offset ^ (2**64 - 1))
         assert runs == 0
         assert 8 * lag <= offset - 96
-        index, term, size, kind = struct.unpack_from("<QQII", frame, 24)
-        assert length == (48 + size + 7) // 8 * 8
-        assert not any(frame[48 + size :])
-        yield kind, index, term, frame[48 : 48 + size]
+        index, term, size, kind = struct.unpack_from("<QQII", frame, 32)
+        assert length == (56 + size + 7) // 8 * 8
+        assert not any(frame[56 + size :])
+        yield kind, index, term, frame[56 : 56 + size]
         offset += length
     assert not any(content[offset:])
 

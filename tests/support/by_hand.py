@@ -10,11 +10,11 @@ import xxhash
 
 LOG_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q", "Q", "32s", "Q"]
 CURRENT_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "16s", "Q"]
-FRAME_FIELDS = ["Q", "Q", "I", "I"]
+FRAME_FIELDS = ["Q", "Q", "I", "I", "Q"]
 RUN_FIELDS = ["Q", "Q"]
 RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
 SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "16s", "32s"]
-TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQ", "Q"]
+TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQQQ", "Q"]
 
 SEGMENT_FIELDS = ["8s", "I", "I", "Q", "Q", "56s", "Q"]
 
@@ -59,6 +59,11 @@ def record(operation: int, index: int, key: bytes = b"", value: bytes = b"") -> 
     return content + bytes(-len(content) % 8)
 
 
+def seal(head: bytes, identity: int, offset: int) -> bytes:
+    """What follows length, lag and run count in the header of a frame."""
+    return struct.pack("<Q", xxhash.xxh64_intdigest(head, identity ^ offset ^ (2**64 - 1)))
+
+
 def frame(
     offset: int, runs: list[bytes], records: bytes, *,
     lag: int = 0, count: int | None = None, identity: int = IDENTITY,
@@ -66,7 +71,8 @@ def frame(
     """A frame with a right checksum, whatever is in it."""
     body = b"".join(runs) + records
     length = struct.calcsize(FRAME) + len(body)
-    checked = struct.pack("<QII", length, lag, len(runs) if count is None else count) + body
+    head = struct.pack("<QII", length, lag, len(runs) if count is None else count)
+    checked = head + seal(head, identity, offset) + body
     return struct.pack("<Q", xxhash.xxh64_intdigest(checked, identity ^ offset)) + checked
 
 

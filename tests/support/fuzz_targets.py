@@ -287,10 +287,11 @@ def reseal(data: bytearray, at: int) -> None:
 def seal_frames(log: bytearray, identity: int) -> None:
     """Computes the checksums of frames anew, as far as their lengths lead."""
     offset = 96
-    while offset + 24 <= len(log):
+    while offset + 32 <= len(log):
         (length,) = struct.unpack_from("<Q", log, offset + 8)
-        if not 24 <= length <= len(log) - offset:
+        if not 32 <= length <= len(log) - offset:
             return
+        log[offset + 24 : offset + 32] = by_hand.seal(bytes(log[offset + 8 : offset + 24]), identity, offset)
         checked = bytes(log[offset + 8 : offset + length])
         struct.pack_into("<Q", log, offset, xxhash.xxh64_intdigest(checked, identity ^ offset))
         offset += length

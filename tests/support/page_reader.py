@@ -14,8 +14,9 @@ import xxhash
 GAP = 2**64 - 1
 SAYS_NOTHING = 2**32 - 1
 LOG_HEADER = 96
+FRAME_HEADER = 32
 SNAPSHOT_HEADER = 160
-TABLE_HEADER = 144
+TABLE_HEADER = 160
 ALIGNMENT = 65_536
 SLOTS = 4_096
 SEGMENT = 32_832
@@ -191,10 +192,12 @@ def decode_base(log: bytes, base: bytes) -> Decoded:
 def valid_frame(log: bytes, offset: int, identity: int) -> int | None:
     """The watermark of a valid frame (0 when it says nothing), or None."""
     left = len(log) - offset
-    if left < 24:
+    if left < FRAME_HEADER:
         return None
-    checksum, length, lag, run_count = struct.unpack_from("<QQII", log, offset)
-    if length % 8 or not 24 + 16 * run_count <= length <= left:
+    checksum, length, lag, run_count, seal = struct.unpack_from("<QQIIQ", log, offset)
+    if length % 8 or not FRAME_HEADER + 16 * run_count <= length <= left:
+        return None
+    if xxhash.xxh64_intdigest(log[offset + 8 : offset + 24], identity ^ offset ^ GAP) != seal:
         return None
     watermark = 0 if lag == SAYS_NOTHING else offset - 8 * lag
     if lag != SAYS_NOTHING and watermark < LOG_HEADER:
@@ -209,12 +212,12 @@ def decode_frame(state: Decoded, frame: bytes) -> None:
     before = behind = state.last_applied[0]
     gaps = []
     for i in range(run_count):
-        last, term = struct.unpack_from("<QQ", frame, 24 + 16 * i)
+        last, term = struct.unpack_from("<QQ", frame, FRAME_HEADER + 16 * i)
         decode_run(state, behind, last, term)
         demand(term != GAP or i + 1 < run_count, "a gap is not last")
         gaps += [(behind, last)] if term == GAP else []
         behind = last
-    offset = 24 + 16 * run_count
+    offset = FRAME_HEADER + 16 * run_count
     while offset < len(frame):
         record = decode_record(frame[offset:])
         operation, index = record[:2]
@@ -271,7 +274,7 @@ def take_record(state: Decoded, record: tuple[int, int, bytes, bytes, int], plac
         demand(key == b"" and len(value) >= 8, "a term and a checksum")
         state.metadata = ((index, *struct.unpack_from("<Q", value)), value[8:])
     else:
-        demand(operation == 5 and not key and not value, "a known operation")
+        demand(operation == 5 and not key and len(value) == 8, "a known operation")
 
 
 # ---- snapshots -------------------------------------------------------------------------------------------
@@ -340,12 +343,14 @@ def decode_runs(data: bytes) -> list[Run]:
 def check_table(table: bytes, log: bytes, base: bytes) -> Decoded:
     """Whether a saved table is what the log's frames up to its offset give; the state of these."""
     identity, stop = header(table, b"FASTSM-T", TABLE_HEADER)
-    start, *seed, keys, live, config, segments, depth, run_count, metadata_size, words, frames, checksum = (
-        struct.unpack_from("<13Q", table, 32))  # fmt: skip
+    start, *seed, keys, live, config, segments, depth, run_count, metadata_size, words, frames, last, last_sum, checksum = (
+        struct.unpack_from("<15Q", table, 32))  # fmt: skip
     demand(xxhash.xxh64_intdigest(table[TABLE_HEADER:]) == checksum, "checksum of the sections")
     (generation,) = struct.unpack_from("<Q", log, 16)
     state = decode_log(log, generation, identity, 0, base=base, stop=stop)
     demand(start == state.log_start, "where the log starts")
+    demand(last == (state.frames[-1] if state.frames else 0), "the last frame")
+    demand(last_sum == (struct.unpack_from("<Q", log, last)[0] if last else 0), "the last frame's checksum")
     demand((keys, frames, config) == (len(state.items), len(state.frames), state.config_place), "counts")
     demand(live == sum(state.puts[place] for place in state.places.values()), "the live records' sizes")
     parts = Sections(table, TABLE_HEADER)
