@@ -14,12 +14,15 @@ class FastsmError(Exception):
     """Base of all errors of this library."""
 
 
-class ReentryError(FastsmError, RuntimeError):
-    """A call from a signal handler, finalizer or callback that would wait for the very call it interrupted."""
-
-
 class NotRunningError(FastsmError):
     """The call needs a running state machine; this one is stopped, closed, or a forked child's copy."""
+
+
+class ReentryError(FastsmError, RuntimeError):
+    """A signal handler, a finalizer or a callback writes while its own thread is in the middle of a write.
+
+    Nothing was changed. :meth:`FastStateMachine.close` alone is never refused.
+    """
 
 
 class ReadOnlyError(FastsmError):

@@ -11,28 +11,36 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastsm.background import BackgroundCall
 from fastsm.core.engine import Engine
+from fastsm.core.turns import CLOSED, Place, Turns
 from fastsm.errors import NotRunningError, OrderError, StorageError
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
 SMALL_ENTRIES = 64
 SMALL_BYTES = 64 * 1024
+OVERHEAD = 64  # bytes of a frame or a record, at most, that are no command
 
 
-def is_small(chunk: Any) -> bool:
-    """Whether applying it takes less time than handing it to another thread would."""
+def room_if_small(chunk: Any) -> int | None:
+    """The room in the log that a chunk takes at most, if applying it is quicker than handing it to another thread."""
     if not isinstance(chunk, (list, tuple)) or len(chunk) > SMALL_ENTRIES:
-        return False
+        return None
     try:
-        return sum(len(entry[2]) for entry in chunk) <= SMALL_BYTES
+        size = sum(len(entry[2]) for entry in chunk)
     except (TypeError, IndexError):
-        return True  # malformed: the error is found at once
+        return 0  # malformed: the error is found at once
+    return size + OVERHEAD * (len(chunk) + 1) if size <= SMALL_BYTES else None
 
 
 def event_loops() -> ModuleType:
@@ -42,34 +50,20 @@ def event_loops() -> ModuleType:
     return asyncio
 
 
-class Flushable(Protocol):
-    """What a flush is asked of."""
-
-    def flush(self) -> None: ...
-
-
-def start_thread(function: Callable[[], object]) -> BackgroundCall:
-    """Calls ``function`` on a thread of its own; ``StorageError`` (EAGAIN) where none can be had."""
-    try:
-        return BackgroundCall(function)
-    except (RuntimeError, MemoryError) as error:
-        raise StorageError(errno.EAGAIN, "no thread can be started: nothing was done; try again") from error
-
-
 class Job:
     """Work in its place of the writers' queue; the place is passed on when it was cancelled before it began."""
 
-    __slots__ = ("abandoned", "applies", "doomed_by", "function", "future", "loop", "machine", "turn")
+    __slots__ = ("abandoned", "applies", "doomed_by", "function", "future", "loop", "machine", "place")
 
-    def __init__(self, machine: Engine, function: Callable[[], Any], applies: bool, loop: Any) -> None:
+    def __init__(self, machine: Engine, function: Callable[[], Any], applies: bool) -> None:
         self.machine = machine
-        self.loop = loop  # of its caller
         self.function = function
         self.applies = applies
         self.future: Future[Any] = Future()
+        self.loop = event_loops().get_running_loop()
         self.abandoned = False  # whoever waited for it has its outcome, or will never look
         self.doomed_by: Job | None = None  # a failed job that this one was queued behind
-        self.turn: threading.Lock | None = None
+        self.place = Place()
 
 
 class OrderedWorker:
@@ -84,23 +78,31 @@ class OrderedWorker:
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
         self.failed: Job | None = None  # its caller has not seen it yet
         self.closed = False
-        self._lock = threading.RLock()  # of all of this but `jobs` and `queue`; a finalizer may come back to it
+        self._lock = threading.RLock()  # of `failed`, `abandoned` and the first start; a handler may come in again
         self._thread: BackgroundCall | None = None
-        self._flushes: SimpleQueue[tuple[Flushable, Future[None]] | None] = SimpleQueue()
-        self._flusher: BackgroundCall | None = None
-        self._calls: set[BackgroundCall] = set()
 
     @property
     def idle(self) -> bool:
         """Whether nothing is queued and no failure waits to be seen."""
-        return not self.jobs and self.failed is None
+        return not self.jobs and self._unseen() is None
+
+    def _unseen(self) -> Job | None:
+        """The failure that its caller is still to see. A caller whose loop does not run cannot: nobody waits for it."""
+        failed = self.failed
+        return failed if failed is not None and failed.loop.is_running() else None
 
     async def run(self, machine: Engine, function: Callable[[], T], *, applies: bool = False) -> T:
         """Takes the next place among the machine's writers; awaits the result of ``function`` there."""
-        self._start()
-        job = Job(machine, function, applies, event_loops().get_running_loop())
-        self._forget_unseen()
-        machine._turns.enqueue(self, job)
+        job = Job(machine, function, applies)
+        with machine._turns.waited_for(), self._lock:  # a handler's close would wait for the thread, and that for us
+            self._start(machine)
+            job.doomed_by = self._unseen()
+            try:
+                self.jobs.append(job)
+                machine._turns.enqueue(job.place, self.queue.put, job)
+            except BaseException:
+                self._forget(job)
+                raise
         try:
             result: T = await event_loops().wrap_future(job.future)
         except BaseException:
@@ -111,93 +113,40 @@ class OrderedWorker:
             raise
         return result
 
-    def _start(self) -> None:
-        """Starts the worker once, however many loops ask. It counts as started only when it is."""
-        with self._lock:
-            if self._thread is None:
-                self._thread = start_thread(self._work)
+    def _start(self, machine: Engine) -> None:
+        """Starts the thread, once. Where none can be had nothing has changed, and the next call tries again."""
+        if self._thread is not None or self.closed:
+            return
+        self._thread = start(partial(self._work, machine._turns))
 
-    def _forget_unseen(self) -> None:
-        """A failure whose event loop is closed will never be seen."""
-        with self._lock:
-            if self.failed is not None and self.failed.loop.is_closed():
-                self.failed = None
-
-    async def wait(self, function: Callable[[], T]) -> T:
-        """Awaits ``function``, which waits for the disk, on a thread of its own, which no write and no flush needs."""
-        future: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        call = start_thread(work)
-        self._calls.add(call)
-        future.add_done_callback(lambda _: self._calls.discard(call))
-        return await event_loops().wrap_future(future)
-
-    async def flush(self, machine: Flushable) -> None:
-        """Awaits a flush that begins after this call: one is under way, one is to come, however many wait for it."""
-        future: Future[None] = Future()
-        with self._lock:
-            if self.closed:
-                raise NotRunningError("this state machine is closed: open the directory again")
-            if self._flusher is None:
-                self._flusher = start_thread(self._flush_for_all)
-            self._flushes.put((machine, future))
-        await event_loops().wrap_future(future)
-
-    def _flush_for_all(self) -> None:
-        while (first := self._flushes.get()) is not None:
-            machine, waiting, last = first[0], [first[1]], False
-            while not self._flushes.empty():
-                more = self._flushes.get()
-                if more is None:
-                    last = True
-                    break
-                waiting.append(more[1])
-            waiting = [future for future in waiting if future.set_running_or_notify_cancel()]
-            try:
-                if waiting:
-                    machine.flush()
-            except BaseException as error:
-                for future in waiting:
-                    future.set_exception(error)
-            else:
-                for future in waiting:
-                    future.set_result(None)
-            del first, machine, waiting  # while waiting for the next one, the machine is not held
-            if last:
-                return
-
-    def close(self) -> None:
-        """Ends the threads once their work is done. The caller does not hold the writer's turn."""
+    def close(self, machine: Engine) -> None:
+        """Ends the thread once its work is done. The caller does not hold the writer's turn."""
+        machine._turns.refuse_places()
         self.abandon()
-        for thread in (self._thread, self._flusher, *self._calls):
-            if thread is not None and not thread.is_this_thread():
-                thread.wait()
+        if self._thread is not None and not self._thread.is_this_thread():
+            self._thread.wait()
 
     def abandon(self) -> None:
         """Takes no more work, and waits for nothing."""
-        with self._lock:
-            self.closed = True
-            self.queue.put(None)
-            self._flushes.put(None)
+        self.closed = True
+        self.queue.put(None)
 
-    def _work(self) -> None:
+    def _work(self, turns: Turns) -> None:
+        turns.keep()
         while (job := self.queue.get()) is not None:
-            if job.turn is not None:
-                job.turn.acquire()
-            job.machine._turns.own()
+            turns.serve(job.place)
             try:
                 if job.future.set_running_or_notify_cancel():
                     self._run(job)
             finally:
-                job.machine._turns.__exit__()
-                self.jobs.remove(job)
+                turns.__exit__()
+                self._forget(job)
             del job  # while waiting for the next one, the machine is not held
+        turns.keep_no_more()
+
+    def _forget(self, job: Job) -> None:
+        with suppress(ValueError):
+            self.jobs.remove(job)
 
     def _run(self, job: Job) -> None:
         try:
@@ -215,7 +164,137 @@ class OrderedWorker:
     def _doom_those_behind(self, failed: Job) -> None:
         """What is queued now, and what comes until the failure was seen, was sent in the belief that it succeeds."""
         with self._lock:
-            self.failed = None if failed.abandoned or failed.loop.is_closed() else failed
-        for job in list(self.jobs):
-            if job is not failed:
-                job.doomed_by = failed
+            self.failed = None if failed.abandoned else failed
+            for job in list(self.jobs):
+                if job is not failed:
+                    job.doomed_by = failed
+
+
+class Waiters:
+    """Flushes of coroutines, on one thread for all of them; and other calls that take long, on one each.
+
+    The thread for flushes takes everyone who waits, syncs once, answers them, and takes those who came meanwhile:
+    one sync under way, one to come, however many wait. Thread safe.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Flush | None] = SimpleQueue()
+        self._lock = threading.RLock()  # of the first start, `_calls` and `_closed`; its threads never take it
+        self._thread: BackgroundCall | None = None
+        self._calls: list[BackgroundCall] = []  # those that ended go with the next one
+        self._closed = False
+
+    async def flush(self, function: Callable[[Any], None], mark: Any) -> None:
+        """Awaits ``function(mark)``. Marks are ordered as they come: a later one covers those before it, None all."""
+        loop = event_loops().get_running_loop()
+        one = Flush(loop, loop.create_future(), function, mark)
+        with self._lock:
+            if self._closed:
+                raise NotRunningError(CLOSED)
+            if self._thread is None:
+                self._thread = start(self._work)
+            self._queue.put(one)
+        await one.future
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Awaits ``function()``, on a thread of its own."""
+        loop = event_loops().get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                answer = partial(set_result, future, function())
+            except BaseException as error:
+                answer = partial(set_error, future, error)
+            tell(loop, answer)
+
+        with self._lock:
+            if self._closed:
+                raise NotRunningError(CLOSED)
+            self._calls = [call for call in self._calls if not call.wait(0)]
+            self._calls.append(start(run))
+        return await future
+
+    def close(self) -> None:
+        """Ends the threads once their work is done."""
+        self.abandon()
+        with self._lock:
+            threads = [*self._calls, *filter(None, [self._thread])]
+        for thread in threads:
+            if not thread.is_this_thread():
+                thread.wait()
+
+    def abandon(self) -> None:
+        """Takes no more work, and waits for nothing."""
+        with self._lock:
+            self._closed = True
+            self._queue.put(None)
+
+    def _work(self) -> None:
+        ended = False
+        while not ended:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            ended = None in batch
+            waiting = [one for one in batch if one is not None and not one.future.cancelled()]
+            answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+            for one in sorted(waiting, key=Flush.reach, reverse=True):  # the first sync covers all others
+                try:
+                    one.function(one.mark)
+                except BaseException as error:
+                    answer = partial(set_error, one.future, error)
+                else:
+                    answer = partial(set_result, one.future, None)
+                answers.setdefault(one.loop, []).append(answer)
+            for loop, those in answers.items():
+                tell(loop, partial(run_all, those))
+            del batch, waiting, answers  # while waiting for the next ones, the machine is not held
+
+
+class Flush:
+    """A coroutine that waits for a sync: what to call, and up to where."""
+
+    __slots__ = ("function", "future", "loop", "mark")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], function: Callable[[Any], None], mark: Any
+    ) -> None:
+        self.loop = loop
+        self.future = future
+        self.function = function
+        self.mark = mark
+
+    def reach(self) -> float:
+        """How far it goes into the log; without a mark beyond everything."""
+        return float("inf") if self.mark is None else self.mark[1]
+
+
+def start(function: Callable[[], None]) -> BackgroundCall:
+    """A thread that runs ``function``. Where none can be had it is a ``StorageError``, and nothing was done."""
+    try:
+        return BackgroundCall(function)
+    except RuntimeError as error:
+        raise StorageError(
+            errno.EAGAIN, f"no thread can be started ({error}): nothing was done; try again", "") from error
+
+
+def tell(loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> None:
+    """Has an event loop run ``answer()``; nobody waits for it on a loop that was closed."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(answer)
+
+
+def run_all(functions: list[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
+
+
+def set_result(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():  # it was cancelled meanwhile
+        future.set_result(result)
+
+
+def set_error(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

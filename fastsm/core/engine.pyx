@@ -127,16 +127,9 @@ cdef class Engine(State):
         Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
         applied. Thread safe; concurrent calls take turns.
         """
+        if self.status:
+            self.refuse()  # before the turn, which nobody passes on in a forked child
         self._turns.enter()
-        try:
-            return self.apply_in_turn(chunk)
-        finally:
-            self._turns.leave()
-
-    def _apply_if_free(self, chunk):
-        """`apply` when it is nobody's turn, else None at once. For an event loop, which must not wait for a writer."""
-        if not self._turns.try_enter():
-            return None
         try:
             return self.apply_in_turn(chunk)
         finally:
@@ -215,7 +208,11 @@ cdef class Engine(State):
             chunk.write_records(frame + frame_size(runs.count, 0))
         log.commit_frame(frame, length, runs.count)
         if self.sync_on_apply:
-            log.sync()
+            self._turns.begin()
+            try:
+                log.sync()
+            finally:
+                self._turns.end()
             self.durable_index, self.durable_term = runs.index, runs.term
         return 0
 

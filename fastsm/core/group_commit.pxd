@@ -1,3 +1,4 @@
+from fastsm.core.turns cimport Turns
 from fastsm.generation.log cimport Log
 
 
@@ -7,6 +8,7 @@ cdef extern from "Python.h":
 
 cdef class GroupCommit:
     cdef readonly Log log
+    cdef Turns turns
     cdef bint syncing
     cdef bint closed
     cdef unsigned long owner   # the thread that syncs

@@ -109,11 +109,6 @@ class Jobs:
         finally:
             self._replaced_by = None
 
-    def is_here(self, what: str | None = None) -> bool:
-        """Whether this very thread is within a job: then a callback or a signal handler called from it."""
-        own = threading.get_ident()
-        return any(job.thread == own and what in (None, job.what) for job in tuple(self._running))
-
     def leave(self) -> None:
         """In a forked child: ends all jobs of its copy. They are its parent's."""
         for job in tuple(self._running):
