@@ -42,8 +42,8 @@ class FastStateMachine(Snapshots, StateMachine):
       known term there, is a ``CorruptionError``, raised before anything is cut.
     - ``read_only``: for tools. No lock, nothing written, safe beside a living owner; shows the state at the time of
       the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere; nothing is recorded here then.
-    - ``retain_entries``, ``retain_bytes``: as of so many entries back snapshots can be taken, or as many as take so many
-      bytes of the log, whichever is less; compaction by itself goes no further.
+    - ``retain_entries``, ``retain_bytes``: as of so many entries back snapshots can be taken, or as many as
+      take so many bytes of the log, whichever is less; compaction by itself goes no further.
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's

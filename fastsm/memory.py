@@ -13,7 +13,18 @@ from fastsm.errors import CommandError, NotRunningError, OrderError, SnapshotRan
 from fastsm.snapshot.file import check_history, check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, runs_of, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
-from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, Noop, Put, SnapshotMetadata, check_recordable
+from fastsm.types import (
+    Batch,
+    CompareAndSwap,
+    Config,
+    Delete,
+    Entry,
+    LogId,
+    Noop,
+    Put,
+    SnapshotMetadata,
+    check_recordable,
+)
 
 LARGEST = 2**64 - 2
 

@@ -20,8 +20,8 @@ DECODERS = ["support.page_reader", "fastsm.snapshot.file", "fastsm.snapshot.code
 with atheris.instrument_imports(include=DECODERS):
     from support.fuzz_worker import TARGETS, corpus_of
 
-from support.faulty import memory_directory
-from support.mutation import Stream
+from support.faulty import memory_directory  # noqa: E402
+from support.mutation import Stream  # noqa: E402
 
 
 def main() -> None:

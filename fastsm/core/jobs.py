@@ -94,7 +94,7 @@ class Jobs:
 
     @contextmanager
     def replacing(self, cause: str) -> Iterator[None]:
-        """In the writer's turn, the block in which the state is replaced: ends all jobs of it, and those that begin now.
+        """In the writer's turn, the block that replaces the state: ends all jobs of it, and those that begin now.
 
         Each raises at its next tick. A courtesy that stops work early: what takes effect compares the epoch.
         """

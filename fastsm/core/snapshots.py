@@ -398,7 +398,8 @@ class Snapshots(Engine):
 
         The state as of ``up_to`` (an id or an index, rounded down to a chunk's end) becomes the new base; snapshots as
         of earlier entries can no longer be taken. By default that is ``retain_entries`` before ``last_applied()``, or
-        later where these take more than ``retain_bytes``; what a running snapshot needs is kept. When that is the base already, nothing is done at all.
+        later where these take more than ``retain_bytes``; what a running snapshot needs is kept. When that is the base
+        already, nothing is done at all.
 
         One atomic step, durable on return with everything applied; reads and applies go on, views stay valid.
         O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``; ``SnapshotError`` when a reset, an

@@ -429,7 +429,7 @@ cdef class State:
         return self._log.base_bytes + self._log.end - LOG_HEADER_SIZE - self._index.live_bytes
 
     def _moment(self):
-        """At one moment: log, table, number of term runs, keys, the sizes of `_bytes`, last applied, durable, verified."""
+        """Return log, table, number of term runs, keys, sizes as `_bytes`, last applied, durable, verified: all at once."""
         cdef Log log = self._log
         cdef Table table = self._table
         cdef uint64_t runs = self._terms.count

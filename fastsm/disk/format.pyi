@@ -91,6 +91,8 @@ class SavedTable(NamedTuple):
     metadata_size: int
     dead_words: int
     frames: int
+    last_frame: int
+    last_checksum: int
     body_checksum: int
     @property
     def sections(self) -> Sections: ...

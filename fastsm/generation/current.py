@@ -89,7 +89,7 @@ def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: 
     behind, frames, last_frame = EMPTY_LOG_BYTES, 0, 0
     if loaded is not None:
         index, saved = loaded
-        behind, frames, last_frame = saved.log_offset, saved.frames, saved.last_frame  # it was saved behind a sync: so far the log is durable
+        behind, frames, last_frame = saved.log_offset, saved.frames, saved.last_frame  # durable so far: saved after a sync
     else:
         index = Index()
         if log.base is not None:

@@ -81,6 +81,7 @@ class Log:
         *,
         behind: int = ...,
         frames: int = 0,
+        last_frame: int = 0,
         metadata: SnapshotMetadata | None = None,
         verify: Callable[[], None] | None = None,
     ) -> Recovery: ...

@@ -441,7 +441,8 @@ cdef class Log:
     # ---- recover ---------------------------------------------------------------------------------------
 
     def recover(
-        self, Terms terms, uint64_t known_durable, expect_applied=None, *, behind=LOG_HEADER_SIZE, frames=0, last_frame=0,
+        self, Terms terms, uint64_t known_durable, expect_applied=None, *, behind=LOG_HEADER_SIZE, frames=0,
+        last_frame=0,
         metadata=None, verify=None,
     ):
         """Finds the end of the log, adds to `terms`, and cuts a torn tail. Returns a `Recovery`.
@@ -509,7 +510,7 @@ cdef class Log:
         return offset, LogId(last, term)
 
     def last_entry_before(self, uint64_t offset):
-        """The index of the last entry in a frame that ends at `offset` or before; the base's when there is none. O(frames)."""
+        """The index of the last entry in the frames up to `offset`; the base's when there is none. O(frames)."""
         cdef uint64_t place = LOG_HEADER_SIZE
         cdef uint64_t index = self.head.base_index
         cdef uint64_t end = min(offset, self.end)

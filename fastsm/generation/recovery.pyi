@@ -14,7 +14,7 @@ FINDINGS: dict[int, str]
 class Scan:
     def __new__(
         cls, mapping: Mapping, size: int, head: LogHead, path: str, terms: Terms, behind: int, frames: int,
-        last_frame: int,
+        last_frame: int = 0,
     ) -> Self: ...
     @property
     def path(self) -> str: ...

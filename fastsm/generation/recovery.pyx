@@ -13,7 +13,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastsm.disk.format cimport (
     BROKEN, FRAME_RUNS, LOG_HEADER_SIZE, MALFORMED, NOTHING, VALID,
-    frame_is_sealed, frame_length, frame_run_count, frame_size, frame_watermark, look_at_frame, look_inside_frame, record_index,
+    frame_is_sealed, frame_length, frame_run_count, frame_size, frame_watermark, look_at_frame, look_inside_frame,
+    record_index,
     record_key, Progress,
 )
 from fastsm.disk.hashing cimport load64
@@ -41,7 +42,9 @@ cdef class Scan:
     What lies before that is known already: `terms` hold its entries.
     """
 
-    def __cinit__(self, Mapping mapping, uint64_t size, head, str path, Terms terms, uint64_t behind, frames, last_frame):
+    def __cinit__(
+        self, Mapping mapping, uint64_t size, head, str path, Terms terms, uint64_t behind, frames, last_frame=0
+    ):
         self.mapping = mapping
         self.address = mapping.address + mapping.start
         self.size = size

@@ -233,7 +233,7 @@ cdef class Terms:
         return result.reshape(np.shape(ids))
 
     def last_before(self, uint64_t index):
-        """The last entry of a run that ends before `index`, as `(index, term)`; `(0, 0)` when there is none. O(runs)."""
+        """The last entry of the last run that ends before `index`, as `(index, term)`; `(0, 0)`: none. O(runs)."""
         cdef size_t i = 0
         while i < self.count and self.last[i] < index:
             i += 1

@@ -45,11 +45,13 @@ cdef enum:
 cdef class Capture:
     """What is live as of `last_included`, in the order in which it was written.
 
-    `take` and `choose` make it under the GIL, in O(runs of terms). `find` and `write_records` do the work, without the GIL, beside any
-    other use of the machine; they need only what they hold. One thread uses it.
+    `take` and `choose` make it under the GIL, in O(runs of terms). `find` and `write_records` do the work, without the
+    GIL, during any other use of the machine; they need only what they hold. One thread uses it.
     """
 
-    cdef void take(self, Log log, Index index, uint64_t epoch, uint64_t applied_index, uint64_t applied_term) noexcept:
+    cdef void take(
+        self, Log log, Index index, uint64_t epoch, uint64_t applied_index, uint64_t applied_term
+    ) noexcept:
         """Takes everything that must agree, in one step that makes no Python object."""
         self.log = log
         self.index = index
@@ -61,7 +63,7 @@ cdef class Capture:
         self.estimated_size = index.live_bytes
 
     cdef int choose(self, last_included) except -1:
-        """Fixes the entry as of which the state is wanted (None: last applied). `SnapshotRangeError` when it is none."""
+        """Fixes the entry as of which the state is wanted (None: last applied), or raises `SnapshotRangeError`."""
         cdef Terms terms = self.index.terms
         path, base = self.log.path, self.log.base
         applied = LogId(self.applied_index, self.applied_term)

@@ -196,7 +196,8 @@ class _Patient:
     def last_behind(self, log: Log, offset: int) -> LogId | None:
         """The last entry of the whole frames behind the damage, if its own length leads to them."""
         buffer = memoryview(log.mapping)[log.start :]
-        length = format.FRAME_STRUCT.unpack_from(buffer, offset)[1] if offset + format.FRAME_STRUCT.size <= log.allocated else 0
+        whole_header = offset + format.FRAME_STRUCT.size <= log.allocated
+        length = format.FRAME_STRUCT.unpack_from(buffer, offset)[1] if whole_header else 0
         if length < format.FRAME_STRUCT.size or length % 8 or offset + length > log.allocated:
             return None
         behind = self.scan(log, log.allocated, offset + length)

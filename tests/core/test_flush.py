@@ -331,7 +331,7 @@ def test_failed_sync_on_apply_publishes_nothing(directory: Path, tmp_path: Path,
 
 
 def test_a_file_has_one_sync_at_a_time(directory: Path, machine_at: Opener) -> None:
-    """The system tells an error to one of two overlapping syncs: so they do not overlap, and its answer is everybody's."""
+    """The system tells an error to only one of two overlapping syncs, so syncs do not overlap."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
     machine.apply(put(1))
@@ -340,7 +340,7 @@ def test_a_file_has_one_sync_at_a_time(directory: Path, machine_at: Opener) -> N
     with ExitStack() as threads:
         flush = threads.enter_context(in_thread(machine.flush))
         gate.wait()
-        disk.fail("sync")  # the next one, if it were to begin beside the one that is held
+        disk.fail("sync")  # the next one, not the one that is held
         apply = threads.enter_context(in_thread(lambda: machine.apply(put(3))))
         gate.open()
     assert flush.error is None
