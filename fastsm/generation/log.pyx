@@ -236,7 +236,8 @@ cdef class Log:
     cdef int write_staged(self, uint64_t length) except -1:
         """Writes the frame that was built aside. No Python code, and so no signal handler, runs once it is written."""
         try:
-            if self.paced and self.end + length > self.zeroed_end:
+            # A frame that ends this rhythm by its size alone is written once: zeros first would double the work.
+            if self.paced and length <= PACED_BYTES and self.end + length > self.zeroed_end:
                 self.zero_ahead(length)
             piece = PyMemoryView_FromMemory(<char *>self.staging, length, PyBUF_READ)
             self.directory.write(self.descriptor, piece, self.end)

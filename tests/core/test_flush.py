@@ -104,7 +104,7 @@ def test_the_system_begins_to_write_what_a_late_flush_will_wait_for(
         assert offset + length == following
     for offset, length, log_bytes in begun:
         assert (offset + length) % resource.getpagesize() == 0
-        assert offset + length < log_bytes
+        assert offset + length <= log_bytes
     machine.flush()
     told = len(begun)
     machine.apply(put(machine.last_applied().index + 1, size))
@@ -350,6 +350,37 @@ def test_a_file_has_one_sync_at_a_time(directory: Path, machine_at: Opener) -> N
 
 
 
+def test_two_syncs_at_once_are_told_of_one_error(directory: Path, machine_at: Opener) -> None:
+    """The system tells an error once: an apply that would sync next to a failing flush fails too, unacknowledged."""
+    disk = Disk()
+    machine = machine_at(directory, _files=disk.files)
+    machine.apply(put(1))
+    log = machine._log
+    before = disk.count("sync")
+    gate = disk.hold("sync")
+    disk.fail("sync")  # one call only: a second one would be told that all is well
+    answers: list[BaseException | None] = []
+
+    def sync() -> None:
+        try:
+            log.sync()
+        except StorageError as error:
+            answers.append(error)
+        else:
+            answers.append(None)
+
+    with in_thread(sync):
+        gate.wait()
+        machine.apply(put(2))
+        with in_thread(sync):
+            gate.open()
+    assert len(answers) == 2
+    assert all(isinstance(answer, StorageError) for answer in answers)
+    assert disk.count("sync") == before + 1, "the second caller asked the disk, which would have said that all is well"
+    assert machine.durable() == LogId(0, 0)
+    close_poisoned(machine)
+
+
 def test_write_of_suspect_bytes_that_fails_poisons(directory: Path, tmp_path: Path, machine_at: Opener) -> None:
     """When what is behind the watermark cannot be written again, nothing is durable and nothing goes on."""
     with FastStateMachine(directory) as machine:
@@ -552,3 +583,15 @@ def test_close_without_room_for_its_last_frame_loses_nothing(
     with machine_at(directory) as machine:
         assert machine.last_applied() == LogId(1, 1)
         assert not machine.stats().recovery.clean
+
+
+def test_a_large_chunk_after_a_flush_is_written_once(directory: Path, machine_at: Opener) -> None:
+    """Zeros are written ahead of small frames alone: a large one is not written over zeros of its own."""
+    disk = Disk(stores=False)
+    machine = machine_at(directory, _files=disk.files)
+    machine.apply(put(1))
+    machine.flush()
+    disk.forget()
+    machine.apply(put(2, 8 << 20))
+    written = sum(len(call.arguments[1]) for call in disk.calls if call.method == "write")
+    assert 8 << 20 < written < 9 << 20
