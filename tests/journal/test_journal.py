@@ -444,7 +444,7 @@ def test_the_commit_index_never_passes_the_last_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 2**63, 2**64 - 5, 2**64 - 1])
 @pytest.mark.parametrize("index", [0, 1, 4, 5, 10, 11, 2**64 - 1])
 def test_ranges_of_any_size_end_where_the_entries_do(tmp_path: Path, index: int, count: int) -> None:
-    """A range that reaches beyond the last entry, however far, gives what is there; one that starts outside, nothing."""
+    """A range that reaches beyond the last entry gives what is there; one that starts outside, nothing."""
     journal = Journal(tmp_path)
     for each in range(4, 11):
         journal.add(b"c%d" % each, each, 1)

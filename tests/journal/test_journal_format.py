@@ -72,7 +72,7 @@ def test_a_segment_goes_on_behind_another(tmp_path: Path) -> None:
     journal.abandon()
     first = tmp_path / "journal-1"
     assert [item[:3] for item in items_of(first)] == [(7, 1, 0), (1, 5, 3), (1, 6, 3), (1, 7, 3), (5, 1, 4)]
-    end = 96 + (48 + 64) + 3 * (48 + (1 << 20)) + 56
+    end = 96 + (56 + 64) + 3 * (56 + (1 << 20)) + 64
     state, entry = items_of(tmp_path / "journal-2")
     assert state == (7, 6, 0, struct.pack("<8Q", 6, 7, 4, 1, 6, end, end, 3) + b"b:2")
     assert entry == (1, 8, 4, b"8")
