@@ -314,7 +314,12 @@ cdef class Engine(State):
 
     def _position(self):
         """At this moment: the log, where it ends, and the last entry that its frames carry."""
-        return self._log, self._log.end, LogId(self.framed_index, self.framed_term)
+        # Into locals first: Cython reads an attribute that is a tuple's item after `LogId`, which is Python code.
+        cdef Log log = self._log
+        cdef uint64_t end = log.end
+        cdef uint64_t index = self.framed_index
+        cdef uint64_t term = self.framed_term
+        return log, end, LogId(index, term)
 
     def _note_synced(self, Log log, applied):
         """After a sync of this log that covered everything up to an entry."""
