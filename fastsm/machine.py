@@ -137,8 +137,7 @@ class FastStateMachine(Snapshots, StateMachine):
 
     def start(self) -> None:
         """Runs again after :meth:`stop`. Idempotent."""
-        self._require(True)
-        self._set_status("running")
+        self._run_again()
 
     def stop(self) -> None:
         """Makes everything applied durable, then stops: reads and writes are refused until :meth:`start`.

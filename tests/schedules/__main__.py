@@ -15,9 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from schedules.explorer import Deadlock
-from schedules.operations import OPERATIONS, Template, Violation, explore, explore_one_error
-
-MAKES_DURABLE = ("apply", "flush", "save_hard_state", "update")
+from schedules.operations import MAKE_DURABLE, OPERATIONS, Template, Violation, explore, explore_one_error
 
 
 def main() -> int:
@@ -52,7 +50,7 @@ def main() -> int:
         try:
             if not arguments.errors:
                 run(arguments, template, note)
-            for pair in itertools.product(MAKES_DURABLE, repeat=2):
+            for pair in itertools.product(MAKE_DURABLE if arguments.errors or not arguments.first else (), repeat=2):
                 for seam in range(400):
                     schedule = note("one error, " + " / ".join(pair), explore_one_error, template, pair, seam)
                     if not isinstance(schedule, Violation) and not schedule.started[1]:  # type: ignore[attr-defined]

@@ -2,8 +2,7 @@
 
 A *seam* is a place where another thread may run in the middle of an operation: before each call of the seam to the
 system (`Directory`), before each Python function that the package calls (the interpreter may switch threads there, also
-in the middle of compiled code), and before and after each call from the package's Python code into its compiled code,
-the writer's turn among them. A profile function of the operation's own thread counts them, so that the number of a seam
+in the middle of compiled code), and before each call from the package's Python code into its compiled code. A profile function of the operation's own thread counts them, so that the number of a seam
 means the same place in every run, and nothing has to be compiled in.
 
 At its seam the operation's thread starts the next operation on another thread, and goes on when that one is over or
@@ -82,7 +81,7 @@ class Watched(Directory):
 def is_seam(frame: FrameType, event: str, arg: Any) -> bool:
     if event == "call":
         return is_watched(frame.f_code.co_filename, True)
-    if event in ("c_call", "c_return"):
+    if event == "c_call":  # what comes after its return is the next seam
         return is_watched(frame.f_code.co_filename, False) and is_ours(type(getattr(arg, "__self__", None)))
     return False
 

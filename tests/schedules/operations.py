@@ -24,7 +24,7 @@ from fastsm import (
 )
 from schedules.explorer import Schedule, Step, Watched
 
-OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "off", "retain_entries": 0}
+OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "full", "retain_entries": 0}
 APPLIED = 10  # entries of the template, 4 of which are in its base
 KEYS = [b"key-0", b"key-1", b"key-2", b"nothing", b"new"]
 Machine = Any
@@ -139,6 +139,14 @@ OPERATIONS = {
     "get_view": Operation(view, lambda machine, root: machine.get(b"key-0")),
 }  # fmt: skip
 
+READS = ("get_many", "scan", "items", "membership", "stats", "get_view")  # they change nothing: one after another
+READ_ALL = "all reads"
+OPERATIONS_AND_READS = OPERATIONS | {
+    READ_ALL: Operation(
+        lambda machine, root: [OPERATIONS[name].run(machine, root) for name in READS],
+        lambda machine, root: [(OPERATIONS[name].model or OPERATIONS[name].run)(machine, root) for name in READS])}
+SECONDS = [name for name in OPERATIONS_AND_READS if name not in READS]  # each other operation, all reads at once
+
 
 # ---- the state to begin with -----------------------------------------------------------------------------
 
@@ -152,8 +160,8 @@ class Template:
             for one in (machine, self.model):
                 one.apply(entries(1, 4))
             machine.compact()
-            for one in (machine, self.model):
-                one.apply(entries(5, APPLIED))
+            for one, entry in itertools.product((machine, self.model), entries(5, APPLIED)):
+                one.apply([entry])  # each a chunk, so that compaction has something to do
         other = MemoryStateMachine()
         other.apply([*entries(1, APPLIED), (11, 3, fastsm.put(b"key-0", b"theirs")), (12, 3, fastsm.delete(b"key-2"))])
         other.write_snapshot(root / "other")
@@ -169,7 +177,7 @@ class Template:
         machine = copy.deepcopy(self.model)
         results = []
         for name in names:
-            operation = OPERATIONS[name]
+            operation = OPERATIONS_AND_READS[name]
             try:
                 results.append((operation.model or operation.run)(machine, self.root))
             except FastsmError as error:
@@ -195,7 +203,7 @@ def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> S
     """Runs one schedule: each operation of ``names`` at a seam of the one before. Raises ``Violation``."""
     machine = template.fresh()
     steps = [
-        Step(partial(OPERATIONS[name].run, machine, template.root), seam)
+        Step(partial(OPERATIONS_AND_READS[name].run, machine, template.root), seam)
         for name, seam in itertools.zip_longest(names, seams)]
     schedule = Schedule(steps).run()
     try:
@@ -205,6 +213,14 @@ def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> S
     except Exception as error:
         raise Violation(f"{' / '.join(names)} at {schedule.place}: {schedule.outcomes}: then {error!r}") from error
     return schedule
+
+
+def explore_all(template: Template, names: tuple[str, str]) -> int:
+    """Runs the second operation at every seam of the first; returns how many there are. Raises ``Violation``."""
+    seam = 0
+    while explore(template, names, (seam,)).started[1]:
+        seam += 1
+    return seam
 
 
 def judge(template: Template, machine: FastStateMachine, names: Sequence[str], schedule: Schedule) -> None:
@@ -241,7 +257,7 @@ def agrees(template: Template, names: Sequence[str], number: int, outcome: Any, 
         return type(outcome.error) is result
     if outcome.value == result:
         return True
-    if OPERATIONS[names[number]].sees_files:  # an update of last applied is in no frame yet
+    if OPERATIONS_AND_READS[names[number]].sees_files:  # an update of last applied is in no frame yet
         return bool(outcome.value == template.expected((names[number],))[0][0])
     return False
 
@@ -250,16 +266,19 @@ def was_ended(names: Sequence[str], number: int, error: BaseException | None) ->
     """Whether an operation failed since another one ended it, or took what it asked for away."""
     if error is None:
         return False
-    operation = OPERATIONS[names[number]]
-    others = [OPERATIONS[name] for i, name in enumerate(names) if i != number]
+    operation = OPERATIONS_AND_READS[names[number]]
+    others = [OPERATIONS_AND_READS[name] for i, name in enumerate(names) if i != number]
     if isinstance(error, SnapshotRangeError):
         return operation.is_ended and any(other.compacts or other.replaces for other in others)
-    if type(error) is SnapshotError:
-        return operation.is_ended and any(other.replaces for other in others)
+    if type(error) is SnapshotError:  # an install is ended by a close alone
+        return any(other.ends or (operation.is_ended and other.replaces) for other in others)
     return isinstance(error, NotRunningError) and any(other.ends for other in others)
 
 
 # ---- a disk that tells of an error once ------------------------------------------------------------------
+
+MAKE_DURABLE = ("apply", "flush", "save_hard_state", "update")
+
 
 class TellsOnce(Watched):
     """The first sync after arming fails; the system has told it then, and says nothing to those after it."""
@@ -298,6 +317,7 @@ def explore_one_error(template: Template, names: Sequence[str], seam: int) -> Sc
         machine.close()
     except StorageError:
         pass
-    if schedule.started[1] and (not failed or durable.index > APPLIED or None in (first.error, second.error)):
+    acknowledged = [outcome for outcome in (first, second) if outcome.error is None and outcome.value != [None]]
+    if schedule.started[1] and (not failed or durable.index > APPLIED or acknowledged):
         raise Violation(f"{' / '.join(names)} at {schedule.place}: {schedule.outcomes}, durable {durable}")
     return schedule
