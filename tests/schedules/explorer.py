@@ -2,8 +2,9 @@
 
 A *seam* is a place where another thread may run in the middle of an operation: before each call of the seam to the
 system (`Directory`), before each Python function that the package calls (the interpreter may switch threads there, also
-in the middle of compiled code), and before each call from the package's Python code into its compiled code. A profile function of the operation's own thread counts them, so that the number of a seam
-means the same place in every run, and nothing has to be compiled in.
+in the middle of compiled code), and before each call from the package's Python code into its compiled code. A profile
+function of the operation's own thread counts them, so that the number of a seam means the same place in every run, and
+nothing has to be compiled in.
 
 At its seam the operation's thread starts the next operation on another thread, and goes on when that one is over or
 blocked, which the system says of its threads. A blocked operation goes on when the first one lets it. Nothing sleeps to
@@ -25,6 +26,7 @@ import fastsm
 from fastsm.disk.files import Directory
 
 PACKAGE = str(Path(fastsm.__file__).resolve().parent)
+SHARING = tuple(f"{PACKAGE}/{name}" for name in ("core/", "machine.py", "disk/files.py", "generation/current.py"))
 PATIENCE = 20  # seconds until threads count as deadlocked
 GLANCE = 0.0005
 
@@ -62,6 +64,9 @@ class Watched(Directory):
     def sync(self, fd: Any) -> None:  # type: ignore[override]
         self.sync_now(fd)
 
+    def told(self) -> None:
+        """A seam: the system has told of an error, and the caller has not noted it yet."""
+
     def write(self, fd: Any, data: Any, offset: int) -> None:  # type: ignore[override]
         Directory.write(fd, data, offset)
 
@@ -88,8 +93,12 @@ def is_seam(frame: FrameType, event: str, arg: Any) -> bool:
 
 @cache
 def is_watched(filename: str, called: bool) -> bool:
-    """Whether code of this file is the package's; or, when it is called, a named tuple's or the seam's."""
-    return filename.startswith(PACKAGE) or (called and filename in ("<string>", __file__))
+    """Whether code of this file shares something with other threads: the machine's and the seam to the system.
+
+    What only works on values of its own (formats, a snapshot's parts) adds no interleaving to those. ``called``: named
+    tuples and the seam itself count as well, for compiled code calls them.
+    """
+    return filename.startswith(SHARING) or (called and filename in ("<string>", __file__))
 
 
 @cache

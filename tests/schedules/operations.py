@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from schedules.explorer import Schedule, Step, Watched
 
 import fastsm
 from fastsm import (
@@ -22,7 +25,6 @@ from fastsm import (
     SnapshotRangeError,
     StorageError,
 )
-from schedules.explorer import Schedule, Step, Watched
 
 OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "full", "retain_entries": 0}
 APPLIED = 10  # entries of the template, 4 of which are in its base
@@ -291,9 +293,6 @@ class TellsOnce(Watched):
             self.told()
             raise OSError(5, "I/O error")
 
-    def told(self) -> None:
-        """A seam: the system has told of the error, and the caller has not noted it yet."""
-
 
 def explore_one_error(template: Template, names: Sequence[str], seam: int) -> Schedule:
     """One schedule of two that make durable; nothing that either acknowledged may hang on the failed sync."""
@@ -313,10 +312,8 @@ def explore_one_error(template: Template, names: Sequence[str], seam: int) -> Sc
     failed = [outcome for outcome in schedule.outcomes if isinstance(outcome.error, StorageError)]
     first, second = schedule.outcomes
     durable = machine.durable()
-    try:
+    with contextlib.suppress(StorageError):
         machine.close()
-    except StorageError:
-        pass
     acknowledged = [outcome for outcome in (first, second) if outcome.error is None and outcome.value != [None]]
     if schedule.started[1] and (not failed or durable.index > APPLIED or acknowledged):
         raise Violation(f"{' / '.join(names)} at {schedule.place}: {schedule.outcomes}, durable {durable}")

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from fastsm import FastStateMachine
 from schedules.operations import (
     MAKE_DURABLE,
     OPERATIONS,
@@ -21,6 +19,8 @@ from schedules.operations import (
     explore_all,
     explore_one_error,
 )
+
+from fastsm import FastStateMachine
 from support.faulty import memory_directory
 
 if not sys.platform.startswith("linux"):
@@ -72,7 +72,7 @@ def test_nothing_is_acknowledged_next_to_a_failing_sync(template: Template, firs
 def test_the_explorer_sees_a_missing_epoch(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot that does not compare the epoch of its state is found, so that the tests above can fail."""
     monkeypatch.setattr(FastStateMachine, "_require_epoch", lambda *_: None)
-    monkeypatch.setattr(FastStateMachine, "_epoch", 0)
+    monkeypatch.setattr(FastStateMachine, "_epoch", 0)  # as Python code sees it
     with pytest.raises(Violation):
         explore_all(template, ("snapshot", "reset"))
 
