@@ -15,13 +15,13 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-DECODERS = ["support.page_reader", "fastsm.snapshot.file", "fastsm.snapshot.codec", "fastsm.snapshot.receiver"]
-
-with atheris.instrument_imports(include=DECODERS):
+with atheris.instrument_imports(
+    include=["support.page_reader", "fastsm.snapshot.file", "fastsm.snapshot.codec", "fastsm.snapshot.receiver"]
+):
     from support.fuzz_worker import TARGETS, corpus_of
 
-from support.faulty import memory_directory  # noqa: E402
-from support.mutation import Stream  # noqa: E402
+from support.faulty import memory_directory
+from support.mutation import Stream
 
 
 def main() -> None:

@@ -90,18 +90,18 @@ cdef class Index:
         self.config_place = place
         return 0
 
-    def read_log(self, Mapping mapping, uint64_t behind, uint64_t end, bint with_terms=False):
-        """Takes the records, and perhaps the terms, of the frames in [behind, end) of the mapped log. O(records).
+    def read_log(self, Mapping mapping, uint64_t start, uint64_t end, bint with_terms=False):
+        """Take the records, and perhaps the terms, of the frames in [start, end) of the mapped log. O(records).
 
         The frames were checked. Without the GIL, in slices.
         """
         cdef const uint8_t *log = mapping.address + mapping.start
-        cdef uint64_t offset = behind
+        cdef uint64_t offset = start
         while with_terms and offset < end:
             self.terms.take_frame(log + offset)
             offset += frame_length(log + offset)
         self.dead.reserve(mapping.start + end)
-        self.take_all(walk_frames(mapping.address, mapping.start + behind, mapping.start + end))
+        self.take_all(walk_frames(mapping.address, mapping.start + start, mapping.start + end))
         self.end = mapping.start + end
 
     cdef int take_all(self, Walk walk) except -1:
