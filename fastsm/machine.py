@@ -234,7 +234,8 @@ class FastStateMachine(Snapshots, StateMachine):
         self._require()  # a forked child has no worker thread
         if not self._syncs_on_apply() and self._worker.idle and is_small(chunk):
             return self.apply(chunk)
-        return await self._worker.run(self, lambda: self._apply_in_turn(chunk), applies=True)
+        entries = self._hold(chunk)  # the caller's list may be changed before its turn comes
+        return await self._worker.run(self, lambda: self._apply_in_turn(entries), applies=True)
 
     def flush(self) -> None:
         """Makes everything applied before the call durable. One sync serves all flushes that overlap.

@@ -42,7 +42,7 @@ cdef class Chunk:
     cdef list converted          # commands that were not bytes: the steps point into them
 
     cdef int decode(
-        self, object entries, Table table, Terms terms, RunList runs, bint contiguous) except -1
+        self, tuple entries, Table table, Terms terms, RunList runs, bint contiguous) except -1
     cdef int decode_entry(self, object command, uint64_t index, Table table) except -1
     cdef int begin(self, size_t count) except -1
     cdef int grow(self) except -1
@@ -58,4 +58,5 @@ cdef class Chunk:
     cdef void forget(self) noexcept
 
 
+cdef tuple hold_entries(object chunk)
 cdef uint64_t unsigned_slowly(object item, str what) except? 0xFFFFFFFFFFFFFFFF

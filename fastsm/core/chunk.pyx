@@ -10,6 +10,7 @@ import operator
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF, PyObject
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memset
 
@@ -26,6 +27,7 @@ from fastsm.errors import OrderError
 from fastsm.types import LogId
 
 cdef extern from "Python.h":
+    object PySequence_Fast(object sequence, const char *message)
     PyObject **PySequence_Fast_ITEMS(object sequence)
     Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
     bint PyTuple_Check(PyObject *item)
@@ -42,8 +44,8 @@ cdef enum:
 cdef class Chunk:
     """Scratch memory of `apply`, used again for each chunk.
 
-    Thread safety: used by one writer at a time. Its pointers lead into the commands' own bytes: whoever
-    releases the GIL holds the entries meanwhile.
+    Thread safety: used by one writer at a time. Its pointers lead into the commands' own bytes, which the caller holds
+    (`hold_entries`) until `forget`.
     """
 
     def __dealloc__(self):
@@ -67,9 +69,9 @@ cdef class Chunk:
     # ---- decode ----------------------------------------------------------------------------------------
 
     cdef int decode(
-        self, object entries, Table table, Terms terms, RunList runs, bint contiguous
+        self, tuple entries, Table table, Terms terms, RunList runs, bint contiguous
     ) except -1:
-        """Checks order and commands of a list or tuple of entries; fills steps, outcomes and `runs`."""
+        """Checks order and commands of entries that are held; fills steps, outcomes and `runs`."""
         cdef PyObject **items = PySequence_Fast_ITEMS(entries)
         cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(entries)
         cdef uint64_t applied = runs.index
@@ -312,6 +314,31 @@ cdef class Chunk:
             Py_INCREF(result)
             PyList_SET_ITEM(results, i, result)
         return results
+
+
+cdef tuple hold_entries(object chunk):
+    """The entries of a chunk as they are now, with their commands: no code that runs later can change or free them.
+
+    An entry is a tuple too, so that whoever holds it holds its command.
+    """
+    cdef object entries = PySequence_Fast(chunk, "a chunk is a sequence of entries")
+    cdef Py_ssize_t count, i
+    cdef PyObject **items
+    cdef tuple held
+    if type(entries) is tuple:
+        return entries
+    while True:
+        count = PySequence_Fast_GET_SIZE(entries)
+        held = PyTuple_New(count)  # may collect garbage, and so run code that changes the list
+        if PySequence_Fast_GET_SIZE(entries) == count:
+            break
+    items = PySequence_Fast_ITEMS(entries)
+    for i in range(count):
+        if i + 16 < count:
+            prefetch(items[i + 16])
+        Py_INCREF(<object>items[i])
+        PyTuple_SET_ITEM(held, i, <object>items[i])
+    return held
 
 
 cdef inline bint same_key(const Operation *a, const Operation *b) noexcept nogil:

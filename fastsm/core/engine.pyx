@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 
 from _thread import start_new_thread
 
-from fastsm.core.chunk cimport Chunk, Step, unsigned_slowly
+from fastsm.core.chunk cimport Chunk, Step, hold_entries, unsigned_slowly
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_size, record_size, write_record,
@@ -30,9 +30,6 @@ from fastsm.errors import OrderError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
 
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
-
-cdef extern from "Python.h":
-    object PySequence_Fast(object sequence, const char *message)
 
 cdef class Engine(State):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
@@ -124,26 +121,31 @@ cdef class Engine(State):
         Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
         applied. Thread safe; concurrent calls take turns.
         """
+        cdef tuple entries = hold_entries(chunk)
         self._turns.enter()
         try:
-            return self.apply_in_turn(chunk)
+            return self.apply_in_turn(entries)
         finally:
             self._turns.leave()
 
-    def _apply_in_turn(self, entries):
-        """`apply`, for whoever has the writer's turn already."""
-        return self.apply_in_turn(entries)
+    def _hold(self, chunk):
+        """The entries of a chunk as they are now, for a later `_apply_in_turn`."""
+        return hold_entries(chunk)
 
-    cdef list apply_in_turn(self, object entries):
+    def _apply_in_turn(self, chunk):
+        """`apply`, for whoever has the writer's turn already."""
+        return self.apply_in_turn(hold_entries(chunk))
+
+    cdef list apply_in_turn(self, tuple entries):
         if self.status:
             self.refuse()
         self._log.require_writable()
         try:
-            return self.apply_entries(PySequence_Fast(entries, "a chunk is a sequence of entries"))
+            return self.apply_entries(entries)
         finally:
             self.chunk.forget()
 
-    cdef list apply_entries(self, object entries):
+    cdef list apply_entries(self, tuple entries):
         cdef Chunk chunk = self.chunk
         cdef RunList runs = self.runs
         cdef RunMark mark
@@ -156,7 +158,7 @@ cdef class Engine(State):
                 self.damaged(chunk.damaged)
             results = chunk.results()
             if runs.index != mark.index:
-                self.write_chunk(chunk, entries)
+                self.write_chunk(chunk)
         except BaseException:
             rewind_runs(runs, &mark)
             raise
@@ -179,7 +181,7 @@ cdef class Engine(State):
             self.compact_above = above
         return 0
 
-    cdef int write_chunk(self, Chunk chunk, object entries) except -1:
+    cdef int write_chunk(self, Chunk chunk) except -1:
         """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
         cdef Log log = self._log
         cdef RunList runs = self.runs
@@ -196,7 +198,6 @@ cdef class Engine(State):
         self.expect_old(chunk, 0)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE:
-            _held = tuple(entries)  # a list could be changed while the GIL is away
             with nogil:
                 chunk.write_records(frame + frame_size(runs.count, 0))
         else:

@@ -1,0 +1,239 @@
+"""Pointers: whatever Python code does in the middle of a call, no call reads memory that is not its own any more.
+
+Such code is an ``__index__``, a buffer, a finalizer that a collection runs, another thread. It changes what the call was
+given, or the machine itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastsm
+from fastsm import Entry, FastStateMachine, LogId
+
+Opener = Callable[..., FastStateMachine]
+COUNT = 2000
+
+
+def fresh(data: bytes) -> bytes:
+    """A copy that nobody else holds."""
+    return bytes(bytearray(data))
+
+
+def entries_of(first: int, count: int) -> list[Any]:
+    """Plain tuples of commands that only their list holds."""
+    return [
+        (i, 1, fresh(fastsm.put(b"key-%d" % i, b"value-%d" % i))) for i in range(first, first + count)]
+
+
+def expected_of(count: int) -> dict[bytes, bytes]:
+    """The state after `entries_of(1, count)`."""
+    return {b"key-%d" % i: b"value-%d" % i for i in range(1, count + 1)}
+
+
+def overwrite_free_memory() -> list[bytearray]:
+    """Takes the memory of small objects that were just freed, and fills it."""
+    return [bytearray(b"\xff" * size) for size in (32, 48, 64, 80) for _ in range(2000)]
+
+
+class Meddler:
+    """A number of an entry, which changes something when it is asked for its value."""
+
+    def __init__(self, number: int, meddle: Callable[[], object]) -> None:
+        self.number = number
+        self.meddle = meddle
+
+    def __index__(self) -> int:
+        self.meddle()
+        self.junk = overwrite_free_memory()
+        return self.number
+
+
+@pytest.fixture
+def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
+    return machine_at(directory)
+
+
+@pytest.fixture
+def busy_threads() -> Iterator[None]:
+    """Threads change at every chance."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+# ---- a chunk is as it was at the call ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("change", ["clear", "replace", "shorten", "grow"])
+@pytest.mark.parametrize("where", ["first", "last"])
+@pytest.mark.parametrize("field", ["index", "term"])
+def test_a_number_of_an_entry_changes_the_list(machine: FastStateMachine, change: str, where: str, field: str) -> None:
+    """A chunk whose list is changed by the ``__index__`` of one of its numbers is applied as it was at the call."""
+    chunk = entries_of(1, COUNT)
+    changes: dict[str, Callable[[], object]] = {
+        "clear": chunk.clear,
+        "replace": lambda: chunk.__setitem__(slice(None), [None] * COUNT),
+        "shorten": lambda: chunk.__delitem__(slice(COUNT // 2, None)),
+        "grow": lambda: chunk.extend([None] * 100_000),
+    }
+    position = 0 if where == "first" else COUNT - 1
+    index, term, command = chunk[position]
+    meddler = Meddler(index if field == "index" else term, changes[change])
+    chunk[position] = (meddler, term, command) if field == "index" else (index, meddler, command)
+    del command
+    assert machine.apply(chunk) == [True] * COUNT
+    assert dict(machine.items()) == expected_of(COUNT)
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview], ids=["bytearray", "memoryview"])
+def test_a_command_that_is_a_buffer_is_copied(machine: FastStateMachine, kind: Callable[[bytes], Any]) -> None:
+    """A buffer that is overwritten once ``apply`` went past its entry does not change what is applied."""
+    chunk = entries_of(1, COUNT)
+    buffer = bytearray(chunk[0][2])
+    chunk[0] = (1, 1, buffer if kind is bytearray else memoryview(buffer))
+
+    def overwrite() -> None:
+        buffer[:] = bytes(len(buffer))
+
+    chunk[-1] = (Meddler(COUNT, overwrite), 1, chunk[-1][2])
+    machine.apply(chunk)
+    assert dict(machine.items()) == expected_of(COUNT)
+
+
+def test_a_subclass_of_bytes_is_what_its_bytes_are(machine: FastStateMachine) -> None:
+    """The memory of a command counts, whatever its class says about itself."""
+    class Liar(bytes):
+        def __len__(self) -> int:
+            return 1 << 30
+
+        def __bytes__(self) -> bytes:
+            return b""
+
+        def __getitem__(self, item: Any) -> Any:
+            return 0
+
+    machine.apply([(1, 1, Liar(fastsm.put(b"k", b"v")))])
+    assert dict(machine.items()) == {b"k": b"v"}
+
+
+def test_a_subclass_of_tuple_is_what_it_holds(machine: FastStateMachine) -> None:
+    """The items of an entry count, whatever its class says about itself."""
+    class Liar(tuple):
+        __slots__ = ()
+
+        def __len__(self) -> int:
+            return 0
+
+        def __getitem__(self, item: Any) -> Any:
+            return None
+
+        def __iter__(self) -> Any:
+            return iter(())
+
+    machine.apply([Liar((1, 1, fastsm.put(b"k", b"v")))])
+    assert dict(machine.items()) == {b"k": b"v"}
+
+
+def test_an_iterator_may_be_a_chunk_that_reads_the_machine(machine: FastStateMachine) -> None:
+    """A chunk that is made while it is read is complete before anything of it is looked at."""
+    def making() -> Iterator[Entry]:
+        for i in range(1, 100):
+            assert machine.last_applied() == LogId(0, 0)
+            yield Entry(i, 1, fresh(fastsm.put(b"key-%d" % i, b"value-%d" % i)))
+
+    machine.apply(making())  # type: ignore[arg-type]
+    assert dict(machine.items()) == expected_of(99)
+
+
+def test_a_chunk_may_apply_a_chunk_while_it_is_made(machine: FastStateMachine) -> None:
+    """Making the chunk comes before the writer's turn: an iterator that writes itself just writes first."""
+    def making() -> Iterator[Entry]:
+        machine.apply(entries_of(1, 5))
+        yield from (Entry(*entry) for entry in entries_of(6, 5))
+
+    machine.apply(making())  # type: ignore[arg-type]
+    assert dict(machine.items()) == expected_of(10)
+
+
+def test_a_collection_that_changes_the_list(machine: FastStateMachine) -> None:
+    """A finalizer that a collection runs at any allocation of ``apply`` finds no list that is half read."""
+    chunk: list[Any] = []
+
+    class Garbage:
+        def __del__(self) -> None:
+            chunk.clear()
+            self.junk = overwrite_free_memory()
+
+    threshold = gc.get_threshold()
+    try:
+        for _ in range(50):
+            first = machine.last_applied().index + 1
+            chunk.extend(entries_of(first, 200))
+            garbage = Garbage()
+            garbage.itself = garbage  # type: ignore[attr-defined]
+            del garbage
+            gc.set_threshold(1)
+            results = machine.apply(chunk)
+            gc.set_threshold(*threshold)
+            assert results in ([True] * 200, [])
+            chunk.clear()
+    finally:
+        gc.set_threshold(*threshold)
+    assert dict(machine.items()) == expected_of(machine.last_applied().index)
+
+
+@pytest.mark.usefixtures("busy_threads")
+@pytest.mark.parametrize("size", [40, 4000], ids=["small frames", "frames without the GIL"])
+def test_a_thread_that_changes_the_list(machine: FastStateMachine, size: int) -> None:
+    """A thread that clears the list during ``apply`` changes nothing of a chunk that was taken whole."""
+    given: list[list[Any]] = []
+    over = threading.Event()
+
+    def meddle() -> None:
+        while not over.is_set():
+            if given:
+                given.pop().clear()
+                overwrite_free_memory()
+
+    thread = threading.Thread(target=meddle)
+    thread.start()
+    try:
+        for _ in range(60):
+            first = machine.last_applied().index + 1
+            chunk = [
+                (i, 1, fresh(fastsm.put(b"key-%d" % i, b"value-%d" % i + bytes(size))))
+                for i in range(first, first + 200)]
+            given.append(chunk)
+            machine.apply(chunk)
+    finally:
+        over.set()
+        thread.join()
+    for key, value in machine.items():
+        assert value == b"value-" + key[4:] + bytes(size)
+
+
+def test_a_coroutine_takes_the_list_at_the_call(machine: FastStateMachine) -> None:
+    """A list that is changed while its chunk waits in the queue is applied as it was when the task started."""
+    async def main() -> None:
+        chunk = entries_of(1, COUNT)
+        task = asyncio.ensure_future(machine.apply_chunk(chunk))
+        await asyncio.sleep(0)
+        chunk.clear()
+        await task
+
+    with machine._turns:
+        thread = threading.Thread(target=asyncio.run, args=(main(),))
+        thread.start()
+        while not machine._worker.jobs:
+            thread.join(0.001)
+    thread.join()
+    assert dict(machine.items()) == expected_of(COUNT)
