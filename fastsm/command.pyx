@@ -10,12 +10,16 @@ trusts nothing: each size is checked against what is left before it is used.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyBuffer_ToContiguous,
+    PyObject_GetBuffer,
+)
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.sequence cimport PySequence_Fast
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memcpy
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, strcmp
 
 from fastsm.disk.hashing cimport load32
 
@@ -348,13 +352,19 @@ def batch(commands):
 # ---- put_many ---------------------------------------------------------------------------------------
 
 cdef class Column:
-    """Cells of bytes: a sequence of bytes-like objects, a NumPy `S` or 2-D uint8 array, or `(data, offsets)`."""
+    """Cells of bytes: a sequence of bytes-like objects, a NumPy `S` or 2-D uint8 array, or `(data, offsets)`.
+
+    What is read was taken from the source before it is checked, or is locked by its buffer: code that runs between here
+    and the last look (that of the other column, say) cannot lead a pointer astray.
+    """
     cdef readonly Py_ssize_t count
     cdef list cells                # a sequence's
     cdef PyObject **items          # of `cells`, which nobody else knows
-    cdef Py_buffer data, offsets   # an array's
-    cdef bint data_held, offsets_held, strips, wide
-    cdef Py_ssize_t width          # of a cell, 0: offsets say it
+    cdef Py_buffer data            # an array's
+    cdef bint data_held, strips
+    cdef uint8_t *copied           # cells of an array that has gaps, without them
+    cdef int64_t *offsets          # a copy, checked
+    cdef Py_ssize_t width          # of a cell, without offsets
 
     def __cinit__(self, source, str name):
         if type(source) is tuple and len(source) == 2 and getattr(source[1], "ndim", 0):
@@ -370,10 +380,10 @@ cdef class Column:
             self.items = PySequence_Fast_ITEMS(self.cells)
 
     def __dealloc__(self):
+        free(self.copied)
+        free(self.offsets)
         if self.data_held:
             PyBuffer_Release(&self.data)
-        if self.offsets_held:
-            PyBuffer_Release(&self.offsets)
 
     cdef int convert_cells(self) except -1:
         cdef Py_ssize_t i
@@ -382,55 +392,107 @@ cdef class Column:
                 self.cells[i] = bytes(memoryview(self.cells[i]))
         return 0
 
-    def take_array(self, source, str name):
-        dtype = source.dtype
-        if dtype.kind == "S" and source.ndim == 1:
-            self.width = dtype.itemsize
+    cdef int take_array(self, source, str name) except -1:
+        expected = "an array of dtype S, or of uint8 in two dimensions"
+        take_buffer(source, &self.data, PyBUF_STRIDES | PyBUF_FORMAT, name, expected)
+        self.data_held = True
+        if self.data.ndim == 1 and is_text(self.data.format):
+            self.width = self.data.itemsize
             self.strips = True  # NumPy's rule: NULs at the end are padding
-        elif dtype == "uint8" and source.ndim == 2:
-            self.width = source.shape[1]
+        elif self.data.ndim == 2 and strcmp(self.data.format, b"B") == 0:
+            self.width = self.data.shape[1]
         else:
-            raise TypeError(
-                f"{name}: expected an array of dtype S, or of uint8 in two dimensions, found {dtype} in {source.ndim}")
-        self.count = source.shape[0]
-        if not source.flags.c_contiguous:
-            source = source.copy()
-        PyObject_GetBuffer(source.reshape(-1).view("uint8") if source.size else b"", &self.data, PyBUF_SIMPLE)
-        self.data_held = True
+            raise not_a(expected, source, name)
+        self.count = self.data.shape[0]
+        if not PyBuffer_IsContiguous(&self.data, b"C"):
+            self.copied = <uint8_t *>malloc(self.data.len + 1)
+            if self.copied == NULL:
+                raise MemoryError(f"no memory for {self.data.len} bytes of {name}")
+            PyBuffer_ToContiguous(self.copied, &self.data, self.data.len, b"C")
+        return 0
 
-    def take_offsets(self, data, offsets, str name):
+    cdef int take_offsets(self, data, offsets, str name) except -1:
+        cdef Py_buffer taken
         cdef Py_ssize_t i
-        if offsets.dtype not in ("int32", "int64") or offsets.ndim != 1 or not offsets.shape[0]:
-            raise TypeError(f"{name}: expected offsets as an array of int32 or int64, one longer than the column")
-        self.wide = offsets.dtype.itemsize == 8
-        PyObject_GetBuffer(data, &self.data, PyBUF_SIMPLE)
+        expected = "offsets as an array of int32 or int64, one longer than the column"
+        take_buffer(data, &self.data, PyBUF_SIMPLE, name, "bytes-like data before its offsets")
         self.data_held = True
-        PyObject_GetBuffer(offsets if offsets.flags.c_contiguous else offsets.copy(), &self.offsets, PyBUF_SIMPLE)
-        self.offsets_held = True
-        self.count = offsets.shape[0] - 1
+        take_buffer(offsets, &taken, PyBUF_STRIDES | PyBUF_FORMAT, name, expected)
+        try:
+            if taken.ndim != 1 or taken.shape[0] < 1 or not is_signed(taken.format, taken.itemsize):
+                raise not_a(expected, offsets, name)
+            self.count = taken.shape[0] - 1
+            self.offsets = <int64_t *>malloc(taken.shape[0] * sizeof(int64_t))
+            if self.offsets == NULL:
+                raise MemoryError(f"no memory for {taken.shape[0]} offsets of {name}")
+            for i in range(self.count + 1):
+                self.offsets[i] = read_signed(<const char *>taken.buf + i * taken.strides[0], taken.itemsize)
+        finally:
+            PyBuffer_Release(&taken)
         for i in range(self.count):
-            if not 0 <= self.offset(i) <= self.offset(i + 1) <= self.data.len:
+            if not 0 <= self.offsets[i] <= self.offsets[i + 1] <= self.data.len:
                 raise ValueError(
-                    f"{name}: offsets {i} and {i + 1} are {self.offset(i)} and {self.offset(i + 1)}: they must rise "
+                    f"{name}: offsets {i} and {i + 1} are {self.offsets[i]} and {self.offsets[i + 1]}: they must rise "
                     f"within the {self.data.len} bytes of data")
-
-    cdef inline int64_t offset(self, Py_ssize_t i) noexcept:
-        return (<int64_t *>self.offsets.buf)[i] if self.wide else (<int32_t *>self.offsets.buf)[i]
+        return 0
 
     cdef inline const uint8_t *cell(self, Py_ssize_t i, size_t *size) noexcept:
-        """Where cell i is, and its size."""
-        cdef const uint8_t *start = <const uint8_t *>self.data.buf
+        """Where cell i is, and its size. An array's bytes may be written by a thread without the GIL: no size is sure."""
+        cdef const uint8_t *start
         if self.items != NULL:
             size[0] = PyBytes_GET_SIZE(<object>self.items[i])
             return <const uint8_t *>PyBytes_AS_STRING(<object>self.items[i])
-        if self.offsets_held:
-            size[0] = self.offset(i + 1) - self.offset(i)
-            return start + self.offset(i)
+        start = <const uint8_t *>self.data.buf if self.copied == NULL else self.copied
+        if self.offsets != NULL:
+            size[0] = self.offsets[i + 1] - self.offsets[i]
+            return start + self.offsets[i]
         start += i * self.width
         size[0] = self.width
         while self.strips and size[0] and start[size[0] - 1] == 0:
             size[0] -= 1
         return start
+
+
+cdef int take_buffer(source, Py_buffer *buffer, int flags, str name, str expected) except -1:
+    """The buffer of an array, whatever the array says of itself; `TypeError` when there is none of that kind."""
+    mask = getattr(source, "mask", None)
+    if mask is not None and hasattr(mask, "any") and mask.any():
+        raise TypeError(f"{name}: an array with masked cells, which have no value: fill them first, .filled()")
+    try:
+        PyObject_GetBuffer(source, buffer, flags)
+    except (BufferError, TypeError, ValueError) as error:
+        raise not_a(expected, source, name) from error
+    return 0
+
+
+cdef object not_a(str expected, source, str name):
+    kind = type(source).__name__
+    if hasattr(source, "dtype"):
+        kind = f"{kind} of dtype {source.dtype} in {getattr(source, 'ndim', '?')} dimensions"
+    return TypeError(f"{name}: expected {expected}, found {kind}")
+
+
+cdef bint is_text(const char *format) noexcept:
+    """Whether it is the format of NumPy's `S`: a size, and `s`."""
+    cdef size_t i = 0
+    while b"0" <= format[i] <= b"9":
+        i += 1
+    return format[i] == b"s" and format[i + 1] == 0
+
+
+cdef bint is_signed(const char *format, Py_ssize_t size) noexcept:
+    """Whether it is the format of an int32 or int64, in this machine's order of bytes."""
+    return (size == 4 or size == 8) and format[0] in b"ilq" and format[0] and format[1] == 0
+
+
+cdef int64_t read_signed(const char *p, Py_ssize_t size) noexcept:
+    cdef int32_t narrow
+    cdef int64_t wide
+    if size == 4:
+        memcpy(&narrow, p, 4)
+        return narrow
+    memcpy(&wide, p, 8)
+    return wide
 
 
 cdef list copy_ahead(source):
@@ -480,11 +542,16 @@ def put_many(keys, values):
         raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}; make several")
     cdef bytes command = PyBytes_FromStringAndSize(NULL, size)
     cdef uint8_t *p = write_header(<uint8_t *>PyBytes_AS_STRING(command), BATCH, 0, key_column.count)
+    cdef const uint8_t *stop = <const uint8_t *>PyBytes_AS_STRING(command) + size
     for i in range(key_column.count):
         key = key_column.cell(i, &key_size)
         value = value_column.cell(i, &value_size)
+        if key_size > KEY_LIMIT or HEADER_SIZE + key_size + value_size > <size_t>(stop - p):
+            break
         p = write_header(p, PUT, key_size, value_size)
         memcpy(p, key, key_size)
         memcpy(p + key_size, value, value_size)
         p += key_size + value_size
+    if p != stop:
+        raise ValueError("the columns were changed while they were read: another thread writes to their arrays")
     return command

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import random
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,111 @@ def test_a_column_that_a_collection_changes_is_taken_whole() -> None:
     finally:
         gc.set_threshold(*before)
         gc.enable()
+
+
+# ---- columns that are not what they say -----------------------------------------------------------------------
+
+class Claim:
+    """Says that it is an array of many cells, and has no bytes."""
+
+    dtype = np.dtype("S64")
+    ndim = 1
+    shape = (100_000,)
+    size = 6_400_000
+
+    class flags:
+        c_contiguous = True
+
+    def reshape(self, _: int) -> np.ndarray:
+        return np.zeros(8, np.uint8)
+
+    def copy(self) -> np.ndarray:
+        return np.zeros(8, np.uint8)
+
+
+class Offsets(np.ndarray):
+    """Offsets that say that they are a hundred thousand."""
+
+    @property
+    def shape(self) -> tuple[int]:  # type: ignore[override]
+        return (100_000,)
+
+
+@pytest.mark.parametrize(
+    "column", [Claim(), (b"data", Claim())], ids=["cells", "offsets"],
+)  # fmt: skip
+def test_what_an_array_says_of_itself_is_not_believed(column: Any) -> None:
+    """Something with the attributes of an array, but without its buffer, is a TypeError that names the column."""
+    for keys, values in ((column, [b""] * 100_000), ([b""] * 100_000, column)):
+        with pytest.raises(TypeError, match=r"(keys|values): expected .* found Claim"):
+            fastsm.put_many(keys, values)
+
+
+def test_the_length_of_offsets_is_that_of_their_buffer() -> None:
+    """A subclass that says that it has more offsets than it has is as long as its memory."""
+    offsets = np.array([0, 1, 2]).view(Offsets)
+    assert fastsm.put_many((b"ab", offsets), [b"1", b"2"]) == as_batch([b"a", b"b"], [b"1", b"2"])
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_offsets_are_taken_before_they_are_checked(dtype: str) -> None:
+    """Offsets that the other column's iteration overwrites are those that there were at first."""
+    offsets = np.array([0, 4, 8], dtype)
+
+    def values() -> Any:
+        yield b"x"
+        offsets[:] = [1 << 30, (1 << 30) + 4, (1 << 30) + 8]
+        yield b"y"
+
+    assert fastsm.put_many((b"aaaabbbb", offsets), values()) == as_batch([b"aaaa", b"bbbb"], [b"x", b"y"])
+
+
+def test_data_cannot_shrink_between_the_columns() -> None:
+    """A bytearray that holds the keys cannot be resized by the other column's iteration."""
+    data = bytearray(b"aaaabbbb")
+
+    def values() -> Any:
+        yield b"x"
+        with pytest.raises(BufferError):
+            data.clear()
+        yield b"y"
+
+    assert fastsm.put_many((data, np.array([0, 4, 8])), values()) == as_batch([b"aaaa", b"bbbb"], [b"x", b"y"])
+    data.clear()  # nothing is held any more
+
+
+@pytest.mark.parametrize("kind", ["cells", "data", "offsets"])
+def test_masked_cells_are_refused(kind: str) -> None:
+    """A masked cell has no value: it is a TypeError that says what to do, and never the bytes below the mask."""
+    cells = np.ma.array([b"a", b"secret"], mask=[False, True])
+    data = np.ma.array(np.frombuffer(b"ab", np.uint8), mask=[False, True])
+    offsets = np.ma.array([0, 1, 2], mask=[False, True, False])
+    column: Any = {"cells": cells, "data": (data, np.array([0, 1, 2])), "offsets": (b"ab", offsets)}[kind]
+    for keys, values in ((column, [b"1", b"2"]), ([b"1", b"2"], column)):
+        with pytest.raises(TypeError, match="masked"):
+            fastsm.put_many(keys, values)
+    unmasked = np.ma.array([b"a", b"b"])
+    assert fastsm.put_many(unmasked, [b"1", b"2"]) == as_batch([b"a", b"b"], [b"1", b"2"])
+
+
+def test_an_array_that_a_thread_overwrites_without_the_gil() -> None:
+    """Cells whose sizes change between two looks at them make a whole command or a ValueError, and no write beyond."""
+    short = np.array([b"a"] * 20_000, "S40")
+    long = np.array([b"a" * 40] * 20_000, "S40")
+    cells = short.copy()
+    over = threading.Event()
+
+    def meddle() -> None:
+        while not over.is_set():
+            cells[:] = long  # copies without the GIL
+            cells[:] = short
+
+    thread = threading.Thread(target=meddle)
+    thread.start()
+    try:
+        for _ in range(300):
+            with contextlib.suppress(ValueError):
+                fastsm.check(fastsm.put_many(cells, cells))
+    finally:
+        over.set()
+        thread.join()
