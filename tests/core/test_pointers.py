@@ -1,7 +1,7 @@
 """Pointers: whatever Python code does in the middle of a call, no call reads memory that is not its own any more.
 
-Such code is an ``__index__``, a buffer, a finalizer that a collection runs, another thread. It changes what the call was
-given, or the machine itself.
+Such code is an ``__index__``, a buffer, a finalizer that a collection runs, another thread. It changes what the call
+was given, or the machine itself.
 """
 
 from __future__ import annotations
