@@ -5,9 +5,9 @@ records never move or change.
 """
 
 import copy
+import operator
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF, PyObject
@@ -168,11 +168,11 @@ cdef class State:
         return self.find_buffer(key)
 
     cdef uint64_t find_buffer(self, key) except? 0xFFFFFFFFFFFFFFFF:
-        cdef Py_buffer buffer
-        PyObject_GetBuffer(key, &buffer, PyBUF_SIMPLE)
-        cdef uint64_t place = self.find(<const uint8_t *>buffer.buf, buffer.len)
-        PyBuffer_Release(&buffer)
-        return place
+        """Copies the key before it looks: taking a buffer and giving it back may run code that changes this machine."""
+        cdef bytes copied = bytes(memoryview(key))
+        if self.status:
+            self.refuse()
+        return self.find(<const uint8_t *>PyBytes_AS_STRING(copied), PyBytes_GET_SIZE(copied))
 
     cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1:
         """The places of up to BLOCK keys, 0 where absent: hash all, prefetch all, then look."""
@@ -303,8 +303,10 @@ cdef class State:
         `limit`: at most so many. `start_after`: only keys behind this one; the last key of a page gives the next
         page. `revision` is the last applied index at which the result held. O(keys), without the GIL.
         """
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit={limit}: expected 0 or more")
+        if limit is not None:
+            limit = operator.index(limit)  # asked once: its own comparisons may say anything
+            if limit < 0:
+                raise ValueError(f"limit={limit}: expected 0 or more")
         prefix = bytes(memoryview(prefix))
         if start_after is not None:
             start_after = bytes(memoryview(start_after))
@@ -409,6 +411,7 @@ cdef class State:
     def _let_go(self):
         """After the last read."""
         cdef Index nothing = Index()
+        _old = self.mapping, self._index  # until all is changed: their end lets other threads run
         self.arena = NULL
         self.mapping = None
         self._index, self._table, self._terms = nothing, nothing.table, nothing.terms

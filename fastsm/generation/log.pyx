@@ -30,7 +30,7 @@ from fastsm.lookup.terms cimport Run
 
 from fastsm.disk import format
 from fastsm.disk.base import Base
-from fastsm.errors import CorruptionError, ReadOnlyError, StorageError
+from fastsm.errors import CorruptionError, NotRunningError, ReadOnlyError, StorageError
 from fastsm.disk.files import PIECE, storage_errors
 from fastsm.generation.recovery import judge_expected, whole_frames_end
 from fastsm.types import LogId, Recovery
@@ -158,6 +158,7 @@ cdef class Log:
 
     def let_go(self):
         """Behind `close`: drops the mapping, which nobody reads through this log any more."""
+        _old = self.mapping  # until it is nobody's any more: its end lets other threads run
         self.mapping = None
         self.address = NULL
 
@@ -293,6 +294,8 @@ cdef class Log:
         Frames that applied nothing are left out: what they say of snapshots and syncs holds for the other log.
         """
         cdef Mapping mapping = source.mapping  # stays, even if `source` is mapped anew meanwhile
+        if mapping is None:
+            raise NotRunningError(f"{source.path}: the log was closed meanwhile")
         while first < stop:
             first = self.copy_piece(mapping.address + mapping.start, first, stop)
 
@@ -477,6 +480,8 @@ cdef class Log:
         cdef const uint8_t *frame
         cdef const Run *run
         cdef Mapping mapping = self.mapping
+        if mapping is None:
+            raise NotRunningError(f"{self.path}: the log was closed meanwhile")
         with nogil:
             while offset < end:
                 frame = mapping.address + mapping.start + offset

@@ -46,6 +46,8 @@ cdef class Entries:
             start, stop, step = item.indices(self.count)
             entries = []
             for position in range(start, stop, step):
+                if not 0 <= position < <Py_ssize_t>self.count:
+                    break  # the slice's own numbers, or a finalizer, removed entries meanwhile
                 entries.append(self.entry_at(position))
             return entries
         position = item

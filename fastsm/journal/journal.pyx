@@ -515,6 +515,7 @@ cdef class Journal(Entries):
 
     cdef int close_files(self) except -1:
         cdef Segment segment
+        _old = self.segments, self.retired, self.newest, self.spare  # until all is changed: their end lets threads run
         for segment in self.segments + self.retired + [self.spare]:
             if segment is not None:
                 segment.close()

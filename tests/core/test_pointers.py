@@ -237,3 +237,125 @@ def test_a_coroutine_takes_the_list_at_the_call(machine: FastStateMachine) -> No
             thread.join(0.001)
     thread.join()
     assert dict(machine.items()) == expected_of(COUNT)
+
+
+# ---- arguments that are asked for their value -------------------------------------------------------------
+
+class Large(int):
+    """A number that says that it is less than any other."""
+
+    def __lt__(self, other: object) -> bool:
+        return True
+
+    def __gt__(self, other: object) -> bool:
+        return False
+
+
+class Growing:
+    """A number that is small when it is compared, and large when it is used."""
+
+    def __lt__(self, other: Any) -> bool:
+        return bool(other > 3)
+
+    def __index__(self) -> int:
+        return 1 << 40
+
+
+@pytest.mark.parametrize(("limit", "count"), [(Large(1 << 40), 10), (Growing(), 10), (Large(3), 3)], ids=["large", "growing", "small"])
+def test_a_limit_is_asked_for_once(machine: FastStateMachine, limit: Any, count: int) -> None:
+    """A scan's limit counts as the number that it says it is, once, whatever its comparisons say."""
+    machine.apply(entries_of(1, 10))
+    assert len(machine.scan_prefix(b"", limit=limit).entries) == count
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="buffers in Python code came with 3.12")
+@pytest.mark.parametrize("moment", ["taken", "given back"])
+@pytest.mark.parametrize("change", ["clear", "close", "install"])
+@pytest.mark.parametrize("method", ["get", "get_view", "modified", "__contains__", "get_many", "get_columns"])
+def test_a_key_changes_the_machine(
+    machine: FastStateMachine, tmp_path: Path, method: str, change: str, moment: str
+) -> None:
+    """A key whose buffer resets, installs or closes is looked for in what the machine is then, or it is an error."""
+    machine.apply(entries_of(1, COUNT))
+    metadata = machine.write_snapshot(tmp_path)
+    machine.apply([(COUNT + 1, 1, fastsm.put(b"key-7", b"newer" * 100_000))])
+    changes: dict[str, Callable[[], object]] = {
+        "clear": machine.clear,
+        "close": machine.close,
+        "install": lambda: machine.install_snapshot(metadata, tmp_path / "snapshot.fsm"),
+    }
+
+    class Key:
+        changed = False
+
+        def change(self, now: str) -> None:
+            if now == moment and not self.changed:
+                self.changed = True
+                changes[change]()
+
+        def __buffer__(self, flags: int) -> memoryview:
+            self.change("taken")
+            return memoryview(b"key-7")
+
+        def __release_buffer__(self, view: memoryview) -> None:
+            self.change("given back")
+
+    key: Any = Key()
+    held = machine.get_view(b"key-7")
+    call = getattr(machine, method)
+    argument = [key] if method in ("get_many", "get_columns") else key
+    try:
+        found = call(argument)
+    except fastsm.NotRunningError:
+        assert change == "close"
+    except fastsm.OrderError:
+        assert change == "install"
+        return
+    else:
+        outcomes: dict[str, Any] = {
+            "get": found, "get_view": found if found is None else bytes(found), "__contains__": found,
+            "get_many": found, "modified": found,
+        }
+        if change != "install" and method in outcomes:
+            assert outcomes[method] in (None, False, [None])
+    assert key.changed
+    assert held is not None
+    assert bytes(held) == b"newer" * 100_000
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_threads_read_while_the_machine_is_closed(directory: Path, machine_at: Opener) -> None:
+    """Whoever reads a closing machine from Python gets a value or ``NotRunningError``, and no part that is gone."""
+    machines: list[FastStateMachine] = []
+    over = threading.Event()
+    wrong: list[BaseException] = []
+
+    def read() -> None:
+        while not over.is_set():
+            if not machines:
+                continue
+            machine = machines[-1]
+            try:
+                repr(machine._log.mapping)
+                repr((machine._index, machine._table, machine._terms))
+                machine._bytes()
+                machine.stats()
+            except fastsm.NotRunningError:
+                pass
+            except BaseException as error:  # noqa: BLE001 (whatever it is, it is wrong)
+                wrong.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(30):
+            machine = machine_at(directory)
+            machines.append(machine)
+            machine.apply(entries_of(machine.last_applied().index + 1, 2000))
+            machine.close()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import random
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -420,3 +421,29 @@ def test_what_was_found_is_no_work_for_the_first_entry(tmp_path: Path) -> None:
     journal.add(b"", 8, 1)
     assert told == []
     journal.close()
+
+
+# ---- pointers -------------------------------------------------------------------------------------------------
+
+def test_nothing_is_no_command(tmp_path: Path) -> None:
+    """None in the place of a command is a TypeError, and nothing is appended."""
+    nothing: Any = None
+    with closing(Journal(tmp_path / "journal")) as journal:
+        for call in (journal.add, journal.rebase):
+            with pytest.raises(TypeError):
+                call(nothing, 1, 1)
+        assert len(journal) == 0
+
+
+def test_a_slice_whose_numbers_remove_entries(tmp_path: Path) -> None:
+    """A slice whose own ``__index__`` cuts the journal gives what is still there, and reads nothing beyond."""
+    with closing(Journal(tmp_path / "journal")) as journal:
+        for i in range(1, 100):
+            journal.add(b"command-%d" % i, i, 1)
+
+        class Cutting:
+            def __index__(self) -> int:
+                journal.cut(3)
+                return 0
+
+        assert journal[Cutting() : 99] == [(b"command-1", 1, 1), (b"command-2", 2, 1)]
