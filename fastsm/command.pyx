@@ -437,7 +437,7 @@ cdef class Column:
         return 0
 
     cdef inline const uint8_t *cell(self, Py_ssize_t i, size_t *size) noexcept:
-        """Where cell i is, and its size. An array's bytes may be written by a thread without the GIL: no size is sure."""
+        """Where cell i is, and its size, which is not sure: a thread without the GIL may write to an array."""
         cdef const uint8_t *start
         if self.items != NULL:
             size[0] = PyBytes_GET_SIZE(<object>self.items[i])

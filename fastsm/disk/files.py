@@ -352,12 +352,22 @@ def sync_name(path: str) -> None:
     os.fsync(parent)
 
 
-@contextlib.contextmanager
-def storage_errors(path: str, action: str):  # type: ignore[no-untyped-def]
-    """Turns a plain OSError of the block into a ``StorageError`` that says what was being done."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError.wrap(error, path, action) from error
+class storage_errors:  # noqa: N801 (it is called like a function)
+    """Turns a plain OSError of the block into a ``StorageError`` that says what was being done.
+
+    No generator: on CPython 3.13 an error that leaves one keeps itself, and with it all that its frames hold (a log that
+    was replaced, its pages, their room on a full disk), until the collector comes.
+    """
+
+    __slots__ = ("action", "path")
+
+    def __init__(self, path: str, action: str) -> None:
+        self.path = path
+        self.action = action
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise StorageError.wrap(error, self.path, self.action) from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from fastsm import (
     SnapshotError,
     SnapshotMetadata,
     SnapshotRangeError,
+    StorageError,
 )
 from fastsm.core.policy import NEVER, Policy
 from fastsm.generation import current as generation
@@ -342,3 +345,28 @@ def test_what_was_carried_over_last_is_known_to_be_durable(
     with FastStateMachine(killed) as again:
         assert again.last_applied() == LogId(120, 1)
         assert again.snapshot_metadata() == machine.snapshot_metadata()
+
+
+@pytest.mark.parametrize("work", ["compact", "write_snapshot"])
+def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    """A log that was replaced gives its room back at once, also after an error for want of room, without a collection."""
+    machine = FastStateMachine(directory, auto_compact=False, retain_entries=0)
+    overwrite(machine, 300)
+    mapping = weakref.ref(machine._log.mapping)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch, pytest.raises(StorageError) as caught:
+            patch.setattr("fastsm.core.snapshots.write_snapshot_into", full)
+            patch.setattr("fastsm.snapshot.writer.write_snapshot_into", full)
+            machine.compact() if work == "compact" else machine.write_snapshot(tmp_path / "snapshots")
+        del caught
+        machine.compact()
+        assert mapping() is None
+    finally:
+        gc.enable()
+    machine.close()
