@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,13 @@ def uncover_installed_package() -> None:
         sys.path[:] = before  # nothing is installed: the checkout's own ImportError says what to do
 
 
+def heed_ctrl_c() -> None:
+    """Takes back that SIGINT is ignored, as under `nohup` or cron: children would inherit it, and tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+heed_ctrl_c()
 uncover_installed_package()
 sys.path.insert(0, str(TESTS))  # for `import support.…`
 

@@ -352,11 +352,11 @@ def sync_name(path: str) -> None:
     os.fsync(parent)
 
 
-class storage_errors:  # noqa: N801 (it is called like a function)
+class storage_errors:
     """Turns a plain OSError of the block into a ``StorageError`` that says what was being done.
 
-    No generator: on CPython 3.13 an error that leaves one keeps itself, and with it all that its frames hold (a log that
-    was replaced, its pages, their room on a full disk), until the collector comes.
+    No generator: on CPython 3.13 an error that leaves one keeps itself until the collector comes, and with it all that
+    its frames hold: a log that was replaced, its pages, their room on a full disk.
     """
 
     __slots__ = ("action", "path")

@@ -349,7 +349,7 @@ def test_what_was_carried_over_last_is_known_to_be_durable(
 
 @pytest.mark.parametrize("work", ["compact", "write_snapshot"])
 def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
-    """A log that was replaced gives its room back at once, also after an error for want of room, without a collection."""
+    """A log that was replaced gives its room back at once, also after a step that failed, without a collection."""
     machine = FastStateMachine(directory, auto_compact=False, retain_entries=0)
     overwrite(machine, 300)
     mapping = weakref.ref(machine._log.mapping)
@@ -360,11 +360,12 @@ def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch:
     gc.collect()
     gc.disable()
     try:
-        with monkeypatch.context() as patch, pytest.raises(StorageError) as caught:
+        with monkeypatch.context() as patch:
             patch.setattr("fastsm.core.snapshots.write_snapshot_into", full)
             patch.setattr("fastsm.snapshot.writer.write_snapshot_into", full)
-            machine.compact() if work == "compact" else machine.write_snapshot(tmp_path / "snapshots")
-        del caught
+            with contextlib.suppress(StorageError):
+                machine.compact() if work == "compact" else machine.write_snapshot(tmp_path / "snapshots")
+                pytest.fail("nothing was written")
         machine.compact()
         assert mapping() is None
     finally:
