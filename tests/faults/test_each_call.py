@@ -8,6 +8,7 @@ own limits, and from the interpreter's allocator. What is done each time, and wh
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,9 +59,41 @@ def test_each_allocation_that_fails_is_a_memory_error(library: Path) -> None:
     assert all(ended.get("MemoryError", 0) >= 2 for ended in outcomes(library, "malloc").values())
 
 
-def test_an_interpreter_without_memory_is_a_memory_error(library: Path) -> None:
+NESTED_FUNCTION = """
+import _testcapi
+
+def outer(value):
+    def inner():
+        return value
+    return inner
+
+for n in range(36):
+    _testcapi.set_nomemory(n % 12, n % 12 + 1)
+    try:
+        outer(n)
+    except MemoryError:
+        pass
+    finally:
+        _testcapi.remove_mem_hooks()
+"""
+
+
+def interpreter_survives() -> bool:
+    """Whether a function within a function, which `install_snapshot` has, can be defined without memory.
+
+    CPython 3.12 and 3.13 release one reference too many when its object cannot be had, and crash soon after.
+    """
+    command = [sys.executable, "-c", NESTED_FUNCTION]
+    environment = {**os.environ, "PYTHONMALLOC": "debug"}
+    return subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("scene", SOME)
+def test_an_interpreter_without_memory_is_a_memory_error(library: Path, scene: str) -> None:
     """The interpreter's n-th allocation fails: the same, with the steps between growing."""
-    assert all(ended["MemoryError"] >= 10 for ended in outcomes(library, "nomemory", *SOME).values())
+    if scene == "install_snapshot" and not interpreter_survives():
+        pytest.skip("this interpreter crashes itself when it has no memory to define a nested function")
+    assert all(ended["MemoryError"] >= 10 for ended in outcomes(library, "nomemory", scene).values())
 
 
 LISTS = """
