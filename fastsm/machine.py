@@ -44,6 +44,9 @@ class FastStateMachine(Snapshots, StateMachine):
     - ``retain_entries``: as of so many entries back snapshots can be taken; compaction by itself goes no further.
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
+    - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
+    - ``mode``: the permissions of the directory when it is created, whatever the umask says, and of the files in it,
+      without those to execute. With ``0o770`` the users of a group can take turns.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
       ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
 
@@ -73,6 +76,8 @@ class FastStateMachine(Snapshots, StateMachine):
         auto_compact: bool = True,
         compact_ratio: float = 1.0,
         compact_floor: int = 64 << 20,
+        lock_timeout: float = 0,
+        mode: int = 0o700,
         snapshot_compress: Literal["none", "zstd"] = "none",
         snapshot_attachment: Attachment = None,
         _files: type[Directory] = Directory,
@@ -86,19 +91,23 @@ class FastStateMachine(Snapshots, StateMachine):
             raise ValueError(f'snapshot_compress={snapshot_compress!r}: expected "none" or "zstd"')
         if retain_entries < 0 or compact_ratio < 0 or compact_floor < 0:
             raise ValueError("retain_entries, compact_ratio and compact_floor: expected 0 or more")
+        if not lock_timeout >= 0:  # NaN, too
+            raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
+        if mode & 0o700 != 0o700 or mode & ~0o777:
+            raise ValueError(f"mode={mode:#o}: expected permissions that let the owner in, such as 0o700 or 0o770")
         self.path = os.fsdecode(directory)
         self._retain, self._compress, self._attachment = retain_entries, snapshot_compress, snapshot_attachment
         self._policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
         expected = None if expect_applied is None else LogId(*expect_applied)
         with storage_errors(self.path, "opening the directory"):
-            self._directory = _files(directory, create=not read_only)
+            self._directory = _files(directory, create=not read_only, mode=mode)
         verify = verify_on_open == "full"
         try:
             if read_only:
                 opened = generation.open_read_only(self._directory, expected, verify)
             else:
                 with storage_errors(self.path, "locking the directory"):
-                    self._directory.lock()
+                    self._directory.lock(lock_timeout)
                 opened = generation.open_current(self._directory, expected, verify)
         except BaseException:
             self._directory.close()

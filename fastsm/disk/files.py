@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 LOCK = "LOCK"
+LOCK_PAUSE = 0.02  # seconds between two attempts at a lock that another process holds
+NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems refuse what they cannot do
 PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
 
 Open = TypeVar("Open")
@@ -61,26 +63,36 @@ class Directory:
     Thread safety: all of it, from any thread; a method that waits for the disk releases the GIL.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = True, mode: int = 0o700) -> None:
+        """Opens the directory at ``path``; ``create`` makes it, with the permissions of ``mode``, when it is missing.
+
+        Files are created with the permissions of ``mode`` too, without those to execute, whatever the umask says.
+        """
         self.path = os.fsdecode(path)
         self._lock: Descriptor | None = None
+        self._locked_in = 0  # the process that has taken the lock
         self._left = False
-        if create:
-            self._make()
+        self._file_mode = mode & 0o666
+        self._made = create and self._make(mode)
         self._directory = open_at(self.path, os.O_RDONLY | os.O_DIRECTORY)
         _directories.add(self)
 
     def __repr__(self) -> str:
         return f"<Directory {self.path!r}{', locked' if self.locked else ''}>"
 
-    def _make(self) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.path, 0o700)
-            os.chmod(self.path, 0o700)  # whatever the umask took away
+    def _make(self, mode: int) -> bool:
+        """Makes the directory when it is missing; returns whether it was."""
+        try:
+            os.mkdir(self.path, mode & 0o777)
+        except FileExistsError:
+            return False
+        if stat.S_IMODE(os.stat(self.path).st_mode) & 0o777 != mode & 0o777:  # the umask took some of it away
+            os.chmod(self.path, mode)
+        return True
 
     def sync_parent(self) -> None:
         """Makes this directory's own name durable."""
-        os.fsync(open_at(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY))
+        sync_name(os.path.abspath(self.path), made=self._made)
 
     def path_of(self, name: str) -> str:
         """The full path of a file, for messages."""
@@ -92,21 +104,32 @@ class Directory:
     def locked(self) -> bool:
         return self._lock is not None
 
-    def lock(self) -> None:
-        """Takes the exclusive lock, or raises ``LockedError`` with the holder's process id.
+    def lock(self, timeout: float = 0) -> None:
+        """Takes the exclusive lock, or raises ``LockedError`` with the holder's process id after ``timeout`` seconds.
 
         flock, not lockf: it excludes a second opening by this very process, too. The file is never
         unlinked, since two processes could then lock two files of one name.
         """
+        deadline = time.monotonic() + timeout
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._locked_by(lock) from None
+        while not self.lock_file(lock):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._locked_by(lock)
+            time.sleep(min(left, LOCK_PAUSE))
         self._lock = lock
-        os.ftruncate(lock.number, 0)
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        os.pwrite(lock.number, f"{os.getpid()}\n{now}\n".encode(), 0)
+        self._locked_in = os.getpid()
+        since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        content = f"{self._locked_in}\n{since}\n".encode()
+        try:
+            # In place first: whoever is refused at this moment is seldom told of the holder before.
+            os.pwrite(lock.number, content, 0)
+            os.ftruncate(lock.number, len(content))
+        except OSError:  # a full disk: flock is the lock, the content only informs, and must not name another process
+            with contextlib.suppress(OSError):
+                os.ftruncate(lock.number, 0)
+        # Whoever gave others access to LOCK, which is never replaced, wants them to have it to later files too.
+        self._file_mode |= os.fstat(lock.number).st_mode & 0o666
 
     def owner(self) -> LockedError | None:
         """Who has the directory open, as the error that they would be told; None when nobody has. For tools.
@@ -140,6 +163,11 @@ class Directory:
             return False
         return True
 
+    @staticmethod
+    def unlock_file(fd: Descriptor) -> None:
+        """Gives the lock of an open file back, also where a forked child still has the file open."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
     def leave(self) -> None:
         """In a forked child, which may be in the middle of anything: the files are the parent's from here on.
 
@@ -154,6 +182,8 @@ class Directory:
         lock, self._lock = self._lock, None
         try:
             if lock is not None:
+                if not self._left and self._locked_in == os.getpid():
+                    self.unlock_file(lock)  # closing is not enough while a child that is being started has a copy
                 lock.close()
         finally:
             self._directory.close()
@@ -161,22 +191,47 @@ class Directory:
     # ---- files by name ---------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """The names of all files, sorted."""
-        return sorted(os.listdir(self._directory.number))
+        """The names of all files, sorted.
+
+        A descriptor that stays open shows on btrfs what was there when it was last rewound: each look has its own.
+        """
+        fresh = open_at(".", os.O_RDONLY | os.O_DIRECTORY, 0, self._directory)
+        try:
+            return sorted(os.listdir(fresh.number))
+        finally:
+            fresh.close()
 
     def open_file(self, name: str, flags: int = os.O_RDWR) -> Descriptor:
-        """A descriptor of a regular file of this directory; created files are 0600."""
+        """A descriptor of a regular file of this directory; a file that is created has the directory's ``mode``."""
         try:
-            # O_NONBLOCK: opening a FIFO that somebody put here must not wait for its writer.
-            fd = open_at(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, self._directory)
+            fd = self._open_or_create(name, flags)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise CorruptionError(self.path_of(name), None, "a regular file", "a symbolic link") from None
             raise
         if not stat.S_ISREG(os.fstat(fd.number).st_mode):
             raise CorruptionError(self.path_of(name), None, "a regular file", "another kind of file")
-        if flags & os.O_CREAT:
-            os.fchmod(fd.number, 0o600)
+        return fd
+
+    def _open_or_create(self, name: str, flags: int) -> Descriptor:
+        """Opens a file; one that ``O_CREAT`` asks for is made exclusively, so that it is known who made it."""
+        while not flags & os.O_EXCL:
+            try:
+                # O_NONBLOCK: opening a FIFO that somebody put here must not wait for its writer.
+                existing = flags & ~os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+                return open_at(name, existing, self._file_mode, self._directory)
+            except FileNotFoundError:
+                if not flags & os.O_CREAT:
+                    raise
+            with contextlib.suppress(FileExistsError):  # another process made it meanwhile
+                return self._create(name, flags | os.O_EXCL)
+        return self._create(name, flags)
+
+    def _create(self, name: str, flags: int) -> Descriptor:
+        fd = open_at(name, flags | os.O_NOFOLLOW, self._file_mode, self._directory)
+        if os.fstat(fd.number).st_mode & 0o666 != self._file_mode:  # the umask took some of it away
+            with contextlib.suppress(PermissionError):  # a file system whose permissions are its own affair
+                os.fchmod(fd.number, self._file_mode)
         return fd
 
     def create_file(self, name: str) -> Descriptor:
@@ -265,14 +320,25 @@ class Directory:
     def allocate(self, fd: Descriptor, old_size: int, new_size: int) -> None:
         """Grows a file with blocks behind every byte; when that fails, it has its old size again."""
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd.number, old_size, new_size - old_size)
-            else:
+            if not self._fallocate(fd, old_size, new_size):
                 self._write_zeros(fd, old_size, new_size)
         except OSError:
             # ext4 leaves the file grown by what it could get.
             self.truncate(fd.number, old_size)
             raise
+
+    @staticmethod
+    def _fallocate(fd: Descriptor, old_size: int, new_size: int) -> bool:
+        """Has the system allocate the blocks; False where it cannot: macOS, and file systems on which musl refuses."""
+        if not hasattr(os, "posix_fallocate"):
+            return False
+        try:
+            os.posix_fallocate(fd.number, old_size, new_size - old_size)
+        except OSError as error:
+            if error.errno not in NO_SUCH_CALL:
+                raise
+            return False
+        return True
 
     def write_past_cache(self, fd: Descriptor, name: str, start: int, stop: int) -> None:
         """Writes what an open file holds in [start, stop) again, to the disk and not into the page cache.
@@ -318,7 +384,7 @@ def suppress_invalid() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+        if error.errno not in NO_SUCH_CALL:
             raise
 
 
@@ -336,19 +402,23 @@ def make_directory(path: str | os.PathLike[str], files: type[Directory] = Direct
     for name in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(name)
-        sync_name(name)
+        sync_name(name, made=True)
     directory = files(path)
     # Also when it was there: who made it may have died before this.
-    sync_name(path)
+    directory.sync_parent()
     return directory
 
 
-def sync_name(path: str) -> None:
-    """Makes the name of a file or a directory durable."""
+def sync_name(path: str, *, made: bool = False) -> None:
+    """Makes the name of a file or a directory durable; ``made`` says that this process has just made it."""
     try:
         parent = open_at(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
-        return  # a directory that may be searched but not read: its owner made the name
+        # A directory that may be searched but not read cannot be synced by itself. What was there before, its
+        # owner has made; what is new, a sync of everything makes durable.
+        if made:
+            os.sync()
+        return
     os.fsync(parent)
 
 
