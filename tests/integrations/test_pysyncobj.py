@@ -293,14 +293,14 @@ def test_a_node_of_another_wire_version_is_refused(
         original = transport.FastTransport._post
 
         def posting(self: Any, node: Any, message: Any) -> None:
-            if self is nodes[0]._transport and message["type"] == transport.GREETING:
+            if self is nodes[0]._fastsm_transport and message["type"] == transport.GREETING:
                 message = {**message, "version": 99}
             original(self, node, message)
 
         monkeypatch.setattr(transport.FastTransport, "_post", posting)
         for node in nodes:
             for other in node.otherNodes:
-                node._transport.disconnect(other)
+                node._fastsm_transport.disconnect(other)
         wait_until(lambda: "version 99" in nodes[1].refused.get(addresses[0], ""))
     finally:
         for node in nodes:

@@ -97,7 +97,7 @@ def test_all_are_killed_at_once(tmp_path: Path, durable: bool) -> None:
 FOLLOWER_WINDOWS = [
     "SnapshotReceiver.finish:before", "SnapshotReceiver.finish:after", "FastStateMachine.install_snapshot:before",
     "FastStateMachine.install_snapshot:after", "FastJournal.rebase:before", "FastJournal.rebase:after",
-    "Node.restore:before",
+    "Node._fastsm_restore:before",
 ]  # fmt: skip
 DUMP_WINDOWS = [
     "FastStateMachine.write_snapshot:after", "FastJournal.prepare:after", "Places.remove_incoming:after",

@@ -159,26 +159,26 @@ def test_nothing_acknowledged_is_lost(clock: Clock) -> None:
 class RepliesNotHeld(ReplicatedStateMachine):
     """A follower replies before the sync of what it took."""
 
-    def _begin(self) -> None:
-        super()._begin()
-        self._transport.holding = False
+    def _fastsm_begin(self) -> None:
+        super()._fastsm_begin()
+        self._fastsm_transport.holding = False
 
 
 class NothingSynced(ReplicatedStateMachine):
     """Replies wait, but nothing is synced before they leave."""
 
-    def _make_durable(self) -> None:
-        self._transport.release()
+    def _fastsm_make_durable(self) -> None:
+        self._fastsm_transport.release()
 
 
 class LeaderCountsItself(ReplicatedStateMachine):
     """The leader's own entries count before they are synced."""
 
-    def _make_durable(self) -> None:
+    def _fastsm_make_durable(self) -> None:
         if not self._isLeader():
-            super()._make_durable()
+            super()._fastsm_make_durable()
         else:
-            self._transport.release()
+            self._fastsm_transport.release()
 
 
 @pytest.mark.parametrize("planted", [RepliesNotHeld, NothingSynced, LeaderCountsItself])

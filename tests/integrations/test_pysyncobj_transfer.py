@@ -57,7 +57,7 @@ def sending(cluster: SimulatedCluster) -> tuple[str, str]:
         found[:] = [
             (address, follower.id)
             for address, node in cluster.nodes.items()
-            for follower, transfer in node._transfers.items() if node._isLeader() and transfer.taken
+            for follower, transfer in node._fastsm_transfers.items() if node._isLeader() and transfer.taken
         ]  # fmt: skip
         return bool(found)
 
@@ -86,7 +86,7 @@ def test_the_follower_is_killed_between_two_pieces(cluster: SimulatedCluster) ->
 def test_the_follower_is_killed_behind_the_last_piece(cluster: SimulatedCluster) -> None:
     """A snapshot that arrived whole, but is not installed, is sent again."""
     _, follower = sending(cluster)
-    wait(cluster, lambda: cluster.nodes[follower]._complete)
+    wait(cluster, lambda: cluster.nodes[follower]._fastsm_complete)
     cluster.restart(follower)
     arrives(cluster, follower)
 
@@ -108,7 +108,7 @@ def test_the_leader_loses_its_term_and_wins_the_next(cluster: SimulatedCluster) 
     third = next(address for address in ADDRESSES if address not in (leader, follower))
     cluster.silence(leader)
     wait(cluster, cluster.nodes[third]._isLeader)
-    wait(cluster, lambda: cluster.nodes[third]._transfers)
+    wait(cluster, lambda: cluster.nodes[third]._fastsm_transfers)
     cluster.hear(leader)
     cluster.silence(third)
     wait(cluster, lambda: cluster.nodes[leader]._isLeader() and cluster.nodes[leader].raftCurrentTerm > 2)
@@ -120,10 +120,10 @@ def test_the_leader_makes_newer_snapshots_meanwhile(cluster: SimulatedCluster) -
     """The one that was begun goes on to its end."""
     leader, follower = sending(cluster)
     dumps = cluster.nodes[leader].dumps
-    transfer = next(iter(cluster.nodes[leader]._transfers.values()))
+    transfer = next(iter(cluster.nodes[leader]._fastsm_transfers.values()))
     cluster.nodes[leader].forceLogCompaction()
     wait(cluster, lambda: cluster.nodes[leader].dumps > dumps, write=True)
-    assert transfer in cluster.nodes[leader]._transfers.values() or cluster.nodes[follower].installs
+    assert transfer in cluster.nodes[leader]._fastsm_transfers.values() or cluster.nodes[follower].installs
     arrives(cluster, follower)
 
 
@@ -133,7 +133,7 @@ def test_a_follower_that_takes_its_time_is_heard(cluster: SimulatedCluster, monk
     node = cluster.nodes[leader]
     node.conf.leaderFallbackTimeout = 1.0
     with monkeypatch.context() as patch:
-        patch.setattr(type(node), "_begin_install", lambda self: None)
+        patch.setattr(type(node), "_fastsm_begin_install", lambda self: None)
         third = next(address for address in ADDRESSES if address not in (leader, follower))
         cluster.disconnect(third)
         term, until = node.raftCurrentTerm, cluster.clock.now + 5
@@ -152,7 +152,7 @@ def test_a_leader_that_was_cut_off_with_a_tail_of_its_own_catches_up(
     cluster = SimulatedCluster(tmp_path, Clock(monkeypatch), random.Random(2), durable=False, watched=False)
     try:
         for node in cluster.nodes.values():
-            node.policy = dumping.DumpPolicy(journal_bytes=1 << 40)  # no snapshot takes the journals' place
+            node._fastsm_policy = dumping.DumpPolicy(journal_bytes=1 << 40)  # no snapshot takes the journals' place
         cluster.settle()
         old = cluster.leader()
         assert old is not None

@@ -84,13 +84,13 @@ class Node:
             policy=DumpPolicy(**options.get("policy", {})), **more,
         )  # fmt: skip
         if "slow" in options:
-            machine_apply = self.node._apply_chunk
+            machine_apply = self.node._fastsm_apply_chunk
 
             def slow(entries: Any) -> Any:
                 time.sleep(options["slow"])
                 return machine_apply(entries)
 
-            self.node._apply_chunk = slow
+            self.node._fastsm_apply_chunk = slow
         self.loading = False
         self.load_thread: threading.Thread | None = None
 

@@ -284,7 +284,7 @@ class SimulatedCluster:
         del self.network.transports[address]
 
     def connect(self, address: str) -> None:
-        self.network.transports[address] = self.nodes[address]._transport
+        self.network.transports[address] = self.nodes[address]._fastsm_transport
         for one, other in self._pairs(address):
             one._onNodeConnected(other)
 
@@ -333,7 +333,7 @@ def kill(node: ReplicatedStateMachine) -> None:
     node.journal.abandon()
     node.state_machine._worker.abandon()
     node.state_machine._release()
-    node._end_dumping()
+    node._fastsm_end_dumping()
 
 
 def state_checksum(machine: fastsm.FastStateMachine, directory: Path) -> bytes:

@@ -8,17 +8,26 @@ Reading order:
     transport        who may join, what leaves when
     replication      entries, from the leader's journal to those of its followers
     places           a node's directory, and how it is brought together again behind any end
+    waiting          who waits for an answer; functions of the user's that may raise
+    configuration    PySyncObj's, without what the node does itself
+    replicated       consumers and replicated methods, by the numbers that entries name them by
     applying         committed entries to the state machine, results to those who wait
     dumping          snapshots: written, sent, installed
     node             ReplicatedStateMachine
 """
 
 from fastsm.integrations.pysyncobj.dumping import DumpPolicy
-from fastsm.integrations.pysyncobj.errors import DivergedError, SubmitError, UnsupportedVersionError
+from fastsm.integrations.pysyncobj.errors import (
+    ConsumersChangedError,
+    DivergedError,
+    SubmitError,
+    UnsupportedVersionError,
+)
 from fastsm.integrations.pysyncobj.journal import FastJournal
 from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
 
 __all__ = [
+    "ConsumersChangedError",
     "DivergedError",
     "DumpPolicy",
     "FastJournal",

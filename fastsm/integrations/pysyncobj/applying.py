@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pysyncobj import FAIL_REASON
 from pysyncobj import monotonic as clock
+from pysyncobj.syncobj import AsyncResult
 
 from fastsm.command import check, noop
 from fastsm.errors import CommandError, NotRunningError, UnknownCommandError
 from fastsm.integrations.pysyncobj.errors import SubmitError
 from fastsm.integrations.pysyncobj.places import MARK, SENTINEL
 from fastsm.integrations.pysyncobj.replication import Replication
+from fastsm.integrations.pysyncobj.waiting import Callback, Outcome, Pending, Waiting
 from fastsm.machine import FastStateMachine
 
 logger = logging.getLogger("fastsm")
@@ -25,65 +25,27 @@ FILLER = noop()  # for an entry of PySyncObj's own: so every index has an entry,
 CHUNK_ENTRIES = 2000
 CHUNK_BYTES = 1 << 20
 TURN = 0.03  # seconds in which entries are applied before the tick goes on
-
-Callback = Callable[[Any, Any], None]
-
-
-class Pending:
-    """A command whose result is waited for. Called once, with result and reason; what comes later is passed over."""
-
-    __slots__ = ("_callback", "_node", "deadline")
-
-    def __init__(self, node: Applying, callback: Callback, timeout: float | None) -> None:
-        self._node = node
-        self._callback: Callback | None = callback
-        self.deadline = None if timeout is None else clock.monotonic() + timeout
-        node._pending.add(self)
-
-    def __call__(self, result: Any, reason: Any) -> None:
-        self._node._pending.discard(self)
-        callback, self._callback = self._callback, None
-        if callback is None:
-            return
-        try:
-            callback(result, reason)
-        except Exception:
-            logger.exception("a callback raised")
+LARGEST_COMMAND = 8 << 20  # bytes: beyond, a follower is busy for longer than PySyncObj's default timeouts
 
 
-class Outcome:
-    """What a thread waits for."""
+class Raised(NamedTuple):
+    """In the place of a replicated method's result: what it raised."""
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._result: Any = None
-        self._reason: Any = None
-
-    def set(self, result: Any, reason: Any) -> None:
-        self._result, self._reason = result, reason
-        self._event.set()
-
-    def wait(self, timeout: float | None) -> Any:
-        if not self._event.wait(timeout):
-            raise SubmitError("Timeout")
-        if self._reason != FAIL_REASON.SUCCESS:
-            raise SubmitError(self._reason)
-        return self._result
+    error: Exception
 
 
 class Applying(Replication):
     """A ``SyncObj`` whose committed entries go to a state machine in chunks, each with its index and term."""
 
-    machine: FastStateMachine
-    _installing: Any
-    _over: bool
+    _fastsm_machine: FastStateMachine
+    _fastsm_installing: Any
+    _fastsm_over: bool
 
-    def _begin_applying(self, machine: FastStateMachine) -> None:
-        self.machine = machine
-        self._failure: BaseException | None = None
-        self._pending: set[Pending] = set()
-        self._deadlines: list[tuple[float, int, Pending]] = []
-        self._numbers = itertools.count()
+    def _fastsm_begin_applying(self, machine: FastStateMachine) -> None:
+        self._fastsm_machine = machine
+        self._fastsm_failure: BaseException | None = None
+        self._fastsm_waiting = Waiting()
+        self._fastsm_ticker: int | None = None  # the thread of the newest tick
 
     # ---- commands --------------------------------------------------------------------------------------
 
@@ -107,38 +69,52 @@ class Applying(Replication):
         success a majority of the nodes has the entry (on their disks, with ``durable=True``). O(size). Thread safe.
         """
         check(command)
-        self._require_running()
+        self._fastsm_require_running()
         outcome = None
         if callback is None and sync:
-            if threading.current_thread() is self._SyncObj__thread:
-                raise SubmitError("sync=True in the tick thread would wait for itself")
+            self._fastsm_require_other_thread()
             outcome = Outcome()
             callback = outcome.set
         pending = None
         if callback is not None:
-            pending = Pending(self, callback, None if outcome else timeout)
-            if pending.deadline is not None:
-                heapq.heappush(self._deadlines, (pending.deadline, next(self._numbers), pending))
-        self._applyCommand(bytes(command), pending, MARK)
-        if pending is not None and (self._failure is not None or self._over):
-            pending(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it ended meanwhile: nobody else will say so
-        return None if outcome is None else outcome.wait(timeout)
+            pending = self._fastsm_waiting.add(callback, None if outcome else timeout)
+        try:
+            self._applyCommand(bytes(command), pending, MARK)
+            return None if outcome is None else outcome.wait(timeout)
+        except BaseException:
+            if pending is not None:
+                pending.forget()
+            raise
 
-    def _require_running(self) -> None:
-        if self._failure is not None:
-            raise NotRunningError(f"this node has stopped: {self._failure}") from self._failure
+    def _applyCommand(self, command: bytes, callback: Any, commandType: int | None = None) -> None:
+        """Queues a command of any kind: of ``submit``, of a replicated method, of PySyncObj's own, of another node.
+
+        Whoever waits for it is told once, also when the node ends.
+        """
+        if commandType is not None:  # a caller on this node; what another node forwards was checked there
+            self._fastsm_require_running()
+            if len(command) > LARGEST_COMMAND:
+                raise CommandError(
+                    f"expected a command of at most {LARGEST_COMMAND} bytes, found one of {len(command)}: while "
+                    "PySyncObj sends a larger one its leader is given up; split it")
+            if isinstance(getattr(callback, "__self__", None), AsyncResult):
+                self._fastsm_require_other_thread()
+            if callback is not None and not isinstance(callback, Pending):
+                callback = self._fastsm_waiting.add(callback)
+        with contextlib.suppress(BlockingIOError):  # the command is queued, and the pipe is full of calls to wake up
+            super()._applyCommand(command, callback, commandType)
+        if isinstance(callback, Pending) and (self._fastsm_failure is not None or self._fastsm_over):
+            callback(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it ended meanwhile: nobody else will say so
+
+    def _fastsm_require_running(self) -> None:
+        if self._fastsm_failure is not None:
+            raise NotRunningError(f"this node has stopped: {self._fastsm_failure}") from self._fastsm_failure
         if self._SyncObj__destroying:
             raise NotRunningError("this node was destroyed")
 
-    def _expire(self) -> None:
-        """Gives up on commands whose time is over."""
-        now = clock.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            heapq.heappop(self._deadlines)[2](None, FAIL_REASON.UNKNOWN_OUTCOME)
-
-    def _give_up_all(self) -> None:
-        for pending in list(self._pending):
-            pending(None, FAIL_REASON.UNKNOWN_OUTCOME)
+    def _fastsm_require_other_thread(self) -> None:
+        if threading.get_ident() == self._fastsm_ticker:
+            raise SubmitError("sync=True in the tick thread would wait for itself; give a callback")
 
     # ---- entries ---------------------------------------------------------------------------------------
 
@@ -146,43 +122,67 @@ class Applying(Replication):
         """Applies what is committed, for as long as there is time."""
         stop = clock.monotonic() + TURN
         applied = False
-        while self._behind and clock.monotonic() < stop:
-            self._apply_some(self._SyncObj__raftLastApplied + 1)
+        while self._fastsm_behind and clock.monotonic() < stop:
+            self._fastsm_apply_some(self._SyncObj__raftLastApplied + 1, stop)
             applied = True
-        return applied and not self.conf.appendEntriesUseBatch
+        return applied and not self._SyncObj__conf.appendEntriesUseBatch
 
     @property
-    def _behind(self) -> bool:
+    def _fastsm_behind(self) -> bool:
         """Whether there is something to apply."""
         return (
-            self._failure is None
-            and self._installing is None
+            self._fastsm_failure is None
+            and not self._fastsm_over
+            and self._fastsm_installing is None
             and self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied
         )
 
-    def _apply_some(self, first: int) -> None:
-        """The next chunk; with it one entry of PySyncObj's own at most, the last one."""
-        count = min(self._SyncObj__raftCommitIndex + 1 - first, CHUNK_ENTRIES)
-        entries, others = self.journal.marked(first, count, CHUNK_BYTES, MARK, FILLER)
-        if not entries:
-            raise NotRunningError(f"{self.journal.path}: entry {first} is committed, but not in the journal")
-        if others:
-            del entries[others[0] + 1 :]
-        results = self._apply_chunk(entries)
-        if others:
-            index = entries[-1][0]
-            results[-1] = self._apply_other(self.journal.entries(index, 1)[0][0])
-        self._SyncObj__raftLastApplied = entries[-1][0]
-        if self._SyncObj__commandsWaitingCommit:
-            self._tell(entries, results)
+    def _fastsm_apply_some(self, first: int, stop: float) -> None:
+        """Applies the next entries: those of the state machine in chunks, PySyncObj's own one by one.
 
-    def _apply_chunk(self, entries: list[tuple[int, int, bytes]]) -> list[Any]:
+        Whatever user code is called for an entry, all before it was applied and its callers told, nothing after it
+        was, and ``raftLastApplied`` is the index before the entry's own: as in PySyncObj, and so on every replica.
+        """
+        count = min(self._SyncObj__raftCommitIndex + 1 - first, CHUNK_ENTRIES)
+        journal = self._fastsm_journal
+        entries, others = journal.marked(first, count, CHUNK_BYTES, MARK, FILLER)
+        if not entries:
+            raise NotRunningError(f"{journal.path}: entry {first} is committed, but not in the journal")
+        start = 0
+        for other in others:
+            if other > start:
+                self._fastsm_apply_run(entries[start:other])
+            self._fastsm_apply_single(entries[other])
+            start = other + 1
+            if clock.monotonic() > stop or not self._fastsm_behind:
+                return
+        if start < len(entries):
+            self._fastsm_apply_run(entries[start:] if start else entries)
+
+    def _fastsm_apply_run(self, entries: list[tuple[int, int, bytes]]) -> None:
+        """Applies entries of the state machine."""
+        results = self._fastsm_apply_chunk(entries)
+        if self._SyncObj__commandsWaitingCommit:
+            self._fastsm_tell(entries, results)
+        self._SyncObj__raftLastApplied = entries[-1][0]
+
+    def _fastsm_apply_single(self, entry: tuple[int, int, bytes]) -> None:
+        """Applies an entry of PySyncObj's own; in the state machine it is one without effect."""
+        index = entry[0]
+        self._fastsm_apply_chunk([entry])
+        self._SyncObj__raftLastApplied = index - 1
+        result = self._fastsm_apply_other(self._fastsm_journal.entries(index, 1)[0][0])
+        if self._SyncObj__commandsWaitingCommit:
+            self._fastsm_tell([entry], [result])
+        self._SyncObj__raftLastApplied = index
+
+    def _fastsm_apply_chunk(self, entries: list[tuple[int, int, bytes]]) -> list[Any]:
         """All entries; a malformed one has the result False, on every replica."""
         results: list[Any] = []
         while len(results) < len(entries):
             rest = entries[len(results) :] if results else entries
             try:
-                results += self.machine.apply(rest)
+                results += self._fastsm_machine.apply(rest)
             except UnknownCommandError:
                 raise
             except CommandError as error:
@@ -190,43 +190,43 @@ class Applying(Replication):
                     raise
                 good = error.index - rest[0][0]
                 if good:
-                    results += self.machine.apply(rest[:good])
+                    results += self._fastsm_machine.apply(rest[:good])
                 index, term, _ = rest[good]
-                self.machine.apply([(index, term, FILLER)])
+                self._fastsm_machine.apply([(index, term, FILLER)])
                 results.append(False)
                 logger.warning("entry %d is malformed and changes nothing: %s", index, error)
         return results
 
-    def _apply_other(self, command: bytes) -> Any:
-        """An entry of PySyncObj's own, or of a consumer of it."""
+    def _fastsm_apply_other(self, command: bytes) -> Any:
+        """Applies an entry of PySyncObj's own, or of a consumer of it."""
         if command == SENTINEL:
             return None
-        if command[0] == 0:
-            try:
-                return self._SyncObj__doApplyCommand(command)
-            except Exception as error:
-                # Every replica comes by here: to stop or to try again would end the cluster.
-                logger.exception("a replicated method raised; its entry is passed over")
-                return error
-        return self._SyncObj__doApplyCommand(command)
+        if command[0] != 0:
+            return self._SyncObj__doApplyCommand(command)
+        try:
+            return self._SyncObj__doApplyCommand(command)
+        except Exception as error:
+            # Every replica comes by here: to stop or to try again would end the cluster.
+            logger.exception("a replicated method raised; its entry is passed over")
+            return Raised(error)
 
-    def _tell(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
+    def _fastsm_tell(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
         """Calls those who wait for these entries."""
         waiting = self._SyncObj__commandsWaitingCommit
         for (index, term, _), result in zip(entries, results, strict=True):
-            for submitted_term, callback in waiting.pop(index, ()):
+            subscribers = waiting.pop(index, ())
+            if not subscribers:
+                continue
+            self._SyncObj__raftLastApplied = index - 1
+            for submitted_term, callback in subscribers:
                 if submitted_term != term:
-                    answer = None, FAIL_REASON.DISCARDED
-                elif isinstance(result, Exception):
-                    answer = None, FAIL_REASON.UNKNOWN_OUTCOME
+                    callback(None, FAIL_REASON.DISCARDED)
+                elif isinstance(result, Raised):
+                    callback(None, FAIL_REASON.UNKNOWN_OUTCOME)
                 else:
-                    answer = result, FAIL_REASON.SUCCESS
-                try:
-                    callback(*answer)
-                except Exception:
-                    logger.exception("a callback raised")
+                    callback(result, FAIL_REASON.SUCCESS)
 
-    def _pass_over_waiting(self, index: int) -> None:
+    def _fastsm_pass_over_waiting(self, index: int) -> None:
         """Behind an install: what became of the commands up to there is not known."""
         waiting = self._SyncObj__commandsWaitingCommit
         for known in [number for number in waiting if number <= index]:

@@ -74,7 +74,8 @@ ATTRIBUTES = {
         "raftLog", "raftState", "raftLeader", "raftLastApplied", "raftCommitIndex", "raftCurrentTerm", "raftNextIndex",
         "raftMatchIndex", "otherNodes", "readonlyNodes", "connectedNodes", "commandsWaitingCommit", "transport",
         "newAppendEntriesTime", "consumers", "needLoadDumpFile", "leaderCommitIndex", "forceLogCompaction",
-        "destroying", "properies", "selfNode", "thread", "enabledCodeVersion",
+        "destroying", "properies", "selfNode", "enabledCodeVersion", "mainThread", "onReadyCalled",
+        "onTickCallbacks", "conf",
     ),
     pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller"),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from pysyncobj import monotonic as clock
 from fastsm.errors import FastsmError, FormatVersionError, SnapshotError, StorageError
 from fastsm.integrations.pysyncobj.applying import Applying
 from fastsm.integrations.pysyncobj.places import SENTINEL, Places
+from fastsm.integrations.pysyncobj.replicated import MethodTable, replicates, unpicklable
 from fastsm.integrations.pysyncobj.replication import LEADER
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
@@ -93,83 +94,86 @@ class Dump(NamedTuple):
 class Dumping(Applying):
     """The part of a node that dumps, sends and installs snapshots."""
 
-    policy: DumpPolicy
-    places: Places
+    _SyncObj__raftCommitIndex: int
+    _fastsm_policy: DumpPolicy
+    _fastsm_places: Places
 
-    def _begin_dumping(self, included: LogId, size: int) -> None:
+    def _fastsm_begin_dumping(self, included: LogId, size: int, methods: MethodTable) -> None:
         """``included`` and ``size``: of the snapshot that is there; ``LogId()`` and 0 when there is none."""
-        self._last_dump, self._dump_size = included, size
-        self._dumped_at = clock.monotonic() - self.policy.least_seconds
-        self._not_before = 0.0
-        self._dump: Dump | None = None
-        self._removing: Work | None = None
-        self._wanted = False
-        self._transfers: dict[Any, Transfer] = {}
-        self._receiver: SnapshotReceiver | None = None
-        self._arriving: SnapshotMetadata | None = None
-        self._complete: tuple[Any, SnapshotMetadata] | None = None  # received, to be installed
-        self._installing: tuple[Any, SnapshotMetadata, Work] | None = None
-        self.dumps = self.installs = 0
+        self._fastsm_last_dump, self._fastsm_dump_size = included, size
+        self._fastsm_dumped_at = clock.monotonic() - self._fastsm_policy.least_seconds
+        self._fastsm_methods = methods
+        self._fastsm_not_before = self._fastsm_no_thread_before = 0.0
+        self._fastsm_dump: Dump | None = None
+        self._fastsm_removing: Work | None = None
+        self._fastsm_wanted = False
+        self._fastsm_transfers: dict[Any, Transfer] = {}
+        self._fastsm_receiver: SnapshotReceiver | None = None
+        self._fastsm_arriving: SnapshotMetadata | None = None
+        self._fastsm_complete: tuple[Any, SnapshotMetadata] | None = None  # received, to be installed
+        self._fastsm_installing: tuple[Any, SnapshotMetadata, Work] | None = None
+        self._fastsm_dumps = self._fastsm_installs = 0
 
-    def _take_message(self, node: Any, message: dict[str, Any]) -> None:
+    def _fastsm_take_message(self, node: Any, message: dict[str, Any]) -> None:
         if "piece" in message:
             if message["term"] >= self._SyncObj__raftCurrentTerm:
-                self._take_piece(node, message)
+                self._fastsm_take_piece(node, message)
         elif message["type"] == "snapshot_taken":
-            self._take_confirmation(node, message)
+            self._fastsm_take_confirmation(node, message)
         else:
-            super()._take_message(node, message)
+            super()._fastsm_take_message(node, message)
 
     # ---- when ------------------------------------------------------------------------------------------
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """Called in every tick."""
-        if self._failure is not None:
+        if self._fastsm_failure is not None:
             return
         if self._SyncObj__raftState != LEADER:
-            self._end_transfers()
-        if self._installing is not None and self._installing[2].done:
-            self._finish_install()
-        if self._removing is not None and self._removing.done:
-            work, self._removing = self._removing, None
+            self._fastsm_end_transfers()
+        if self._fastsm_installing is not None and self._fastsm_installing[2].done:
+            self._fastsm_finish_install()
+        if self._fastsm_removing is not None and self._fastsm_removing.done:
+            work, self._fastsm_removing = self._fastsm_removing, None
             work.finish()
-        if self._dump is not None:
-            if self._dump.work.done:
-                self._finish_dump()
-        elif self._installing is None:
-            if self._complete is not None:
-                self._begin_install()
-            elif self._wants_dump():
-                self._begin_dump()
+        if self._fastsm_dump is not None:
+            if self._fastsm_dump.work.done:
+                self._fastsm_finish_dump()
+        elif self._fastsm_installing is None:
+            if self._fastsm_complete is not None:
+                self._fastsm_begin_install()
+            elif self._fastsm_wants_dump():
+                self._fastsm_begin_dump()
 
-    def _wants_dump(self) -> bool:
+    def _fastsm_wants_dump(self) -> bool:
         now = clock.monotonic()
-        if self._SyncObj__raftLastApplied <= self._last_dump.index or now < self._not_before:
+        if self._SyncObj__raftLastApplied <= self._fastsm_last_dump.index or now < self._fastsm_not_before:
             self._SyncObj__forceLogCompaction = False
             return False
-        if self._SyncObj__forceLogCompaction or self._wanted:
+        if self._SyncObj__forceLogCompaction or self._fastsm_wanted:
             return True
         # Nodes of one cluster have journals of one length: they need not all dump at once.
         rank = sorted(node.id for node in self._SyncObj__otherNodes | {self._SyncObj__selfNode}).index(
             self._SyncObj__selfNode.id)
-        least = max(self.policy.journal_bytes, int(self.policy.ratio * self._dump_size)) * (1 + 0.1 * rank)
-        if self.journal.newest_size < least or now - self._dumped_at < self.policy.least_seconds:
+        policy = self._fastsm_policy
+        least = max(policy.journal_bytes, int(policy.ratio * self._fastsm_dump_size)) * (1 + 0.1 * rank)
+        if self._fastsm_journal.newest_size < least or now - self._fastsm_dumped_at < self._fastsm_policy.least_seconds:
             return False
-        sending = [transfer for transfer in self._transfers.values() if now - transfer.began < PATIENCE]
-        return not sending or self.journal.newest_size > 4 * least
+        sending = [transfer for transfer in self._fastsm_transfers.values() if now - transfer.began < PATIENCE]
+        return not sending or self._fastsm_journal.newest_size > 4 * least
 
     # ---- write -----------------------------------------------------------------------------------------
 
-    def _begin_dump(self) -> None:
-        self._SyncObj__forceLogCompaction = self._wanted = False
-        included = self.machine.last_applied()
+    def _fastsm_begin_dump(self) -> None:
+        included = self._fastsm_machine.last_applied()
         try:
-            attachment = self._attachment()
+            attachment = self._fastsm_attachment()
         except Exception:
-            logger.exception("no dump: the state of a consumer cannot be pickled")
-            self._not_before = clock.monotonic() + NO_ROOM_PAUSE
+            logger.exception("no dump: the state of a consumer, or an attribute, cannot be pickled")
+            self._fastsm_not_before = clock.monotonic() + NO_ROOM_PAUSE
+            self._SyncObj__forceLogCompaction = False
             return
-        machine, journal, places = self.machine, self.journal, self.places
+        machine, journal, places = self._fastsm_machine, self._fastsm_journal, self._fastsm_places
 
         def work() -> int:
             machine.write_snapshot(places.snapshot, included, attachment=attachment)
@@ -177,188 +181,226 @@ class Dumping(Applying):
             places.remove_incoming()
             return os.path.getsize(os.path.join(places.snapshot, SNAPSHOT))
 
-        self._dump = Dump(included, Work("fastsm dump", work))
+        begun = self._fastsm_start("fastsm dump", work)
+        if begun is not None:
+            self._fastsm_dump = Dump(included, begun)
+            self._SyncObj__forceLogCompaction = self._fastsm_wanted = False
 
-    def _attachment(self) -> bytes:
+    def _fastsm_start(self, name: str, function: Callable[[], Any]) -> Work | None:
+        """Work under way; None when there is no thread for it, which is tried again after a second."""
+        if clock.monotonic() < self._fastsm_no_thread_before:
+            return None
+        try:
+            return Work(name, function)
+        except (RuntimeError, MemoryError) as error:
+            logger.warning("%s is put off, for want of a thread: %s", name, error)
+            self._fastsm_no_thread_before = clock.monotonic() + 1.0
+            return None
+
+    def _fastsm_attachment(self) -> bytes:
         """PySyncObj's own state and that of its other consumers, now."""
         return pickle.dumps({
             "nodes": sorted(node.id for node in self._SyncObj__otherNodes | {self._SyncObj__selfNode}),
             "code_version": self._SyncObj__enabledCodeVersion,
-            "attributes": {
-                name: value for name, value in self.__dict__.items()
-                if name not in self._SyncObj__properies and not name.startswith("_SyncObj__")
-            },
-            "consumers": [consumer._serialize() for consumer in self._SyncObj__consumers],
+            "attributes": self._fastsm_attributes(),
+            "consumers": [
+                (name, consumer._serialize())
+                for name, consumer in zip(self._fastsm_methods.consumers, self._SyncObj__consumers, strict=True)
+            ],
+            "methods": self._fastsm_methods.methods,
         }, 4)  # fmt: skip
 
-    def _finish_dump(self) -> None:
-        assert self._dump is not None
-        (included, work), self._dump = self._dump, None
+    def _fastsm_attributes(self) -> dict[str, Any]:
+        """Those of a subclass that are replicated state: set after PySyncObj's constructor, as in PySyncObj.
+
+        Where no method is replicated, none is: names, counters and locks of this node alone.
+        """
+        if not replicates(type(self)):
+            return {}
+        return {
+            name: value for name, value in self.__dict__.items()
+            if name not in self._SyncObj__properies and not name.startswith(("_SyncObj__", "_fastsm_"))
+        }  # fmt: skip
+
+    def _fastsm_require_picklable(self) -> None:
+        """Raises ``TypeError`` if no snapshot could ever be made."""
+        wrong = unpicklable(self._fastsm_attributes())
+        if wrong:
+            raise TypeError(
+                f"{type(self).__name__} has replicated methods, so what it sets after super().__init__() is replicated "
+                f"state and travels in snapshots; expected what can be pickled, found {', '.join(wrong)}; set before "
+                "super().__init__() what belongs to this node alone")
+
+    def _fastsm_finish_dump(self) -> None:
+        assert self._fastsm_dump is not None
+        (included, work), self._fastsm_dump = self._fastsm_dump, None
         try:
-            self._dump_size = work.finish()
+            self._fastsm_dump_size = work.finish()
         except SnapshotError as error:
             logger.info("a dump as of %s was ended: %s", tuple(included), error)
             return
-        except StorageError as error:
+        except (StorageError, RuntimeError, MemoryError) as error:
             # Nothing depends on it yet; if the state machine is hurt, the next apply says so.
             logger.warning("a dump as of %s failed, it is tried again: %s", tuple(included), error)
-            self._not_before = clock.monotonic() + NO_ROOM_PAUSE
+            self._fastsm_not_before = clock.monotonic() + NO_ROOM_PAUSE
             return
-        self._last_dump, self._dumped_at = included, clock.monotonic()
-        self.dumps += 1
-        self.journal.rotate()
-        self.journal.truncate_before(self._keep_from(included.index))
-        self._remove_retired()
+        self._fastsm_last_dump, self._fastsm_dumped_at = included, clock.monotonic()
+        self._fastsm_dumps += 1
+        self._fastsm_journal.rotate()
+        self._fastsm_journal.truncate_before(self._fastsm_keep_from(included.index))
+        self._fastsm_remove_retired()
 
-    def _remove_retired(self) -> None:
-        if self._removing is None:
-            self._removing = Work("fastsm journal", self.journal.remove_retired)
+    def _fastsm_remove_retired(self) -> None:
+        if self._fastsm_removing is None:
+            self._fastsm_removing = self._fastsm_start("fastsm journal", self._fastsm_journal.remove_retired)
 
-    def _keep_from(self, included: int) -> int:
+    def _fastsm_keep_from(self, included: int) -> int:
         """The first entry that the journal keeps."""
-        keep = included - self.policy.trailing_entries
-        if self.journal.size < 8 * max(self.policy.journal_bytes, self._dump_size):
+        keep = included - self._fastsm_policy.trailing_entries
+        if self._fastsm_journal.size < 8 * max(self._fastsm_policy.journal_bytes, self._fastsm_dump_size):
             if self._SyncObj__raftState == LEADER:
-                matching = (self._SyncObj__raftMatchIndex[node] for node in self._SyncObj__connectedNodes)
+                followers = self._SyncObj__otherNodes & self._SyncObj__connectedNodes
+                matching = (self._SyncObj__raftMatchIndex[node] for node in followers)
                 keep = min((keep, *(index for index in matching if index)))
-            keep = min((keep, *(t.snapshot.metadata.last_included.index for t in self._transfers.values())))
+            keep = min((keep, *(t.snapshot.metadata.last_included.index for t in self._fastsm_transfers.values())))
         return max(keep, 1)
 
     # ---- send ------------------------------------------------------------------------------------------
 
-    def _send_snapshot(self, node: Any) -> None:
+    def _fastsm_send_snapshot(self, node: Any) -> None:
         """Pieces of the newest snapshot, as far as the follower has confirmed the ones before.
 
         Where none is due, an empty one asks how far the follower is: pieces are passed over by a follower of a later
         term, confirmations by a leader of a later one, and neither would ever say so.
         """
-        transfer = self._transfer_to(node)
+        transfer = self._fastsm_transfer_to(node)
         if transfer is None:
-            self._transport.send(node, self._sign_of_life())
-        elif not self._send_pieces(node, transfer):
-            self._send_piece(node, transfer, b"")
+            self._fastsm_transport.send(node, self._fastsm_sign_of_life())
+        elif not self._fastsm_send_pieces(node, transfer):
+            self._fastsm_send_piece(node, transfer, b"")
 
-    def _sign_of_life(self) -> dict[str, Any]:
+    def _fastsm_sign_of_life(self) -> dict[str, Any]:
         return {"type": "append_entries", "term": self._SyncObj__raftCurrentTerm, "commit_index": 0}
 
-    def _transfer_to(self, node: Any) -> Transfer | None:
-        transfer = self._transfers.get(node)
-        if transfer is not None and transfer.snapshot.metadata.last_included.index >= self.journal.first_index:
+    def _fastsm_transfer_to(self, node: Any) -> Transfer | None:
+        transfer = self._fastsm_transfers.get(node)
+        if transfer is not None and transfer.snapshot.metadata.last_included.index >= self._fastsm_journal.first_index:
             return transfer
-        self._end_transfer(node)
+        self._fastsm_end_transfer(node)
         try:
-            snapshot = self.places.open_newest()
+            snapshot = self._fastsm_places.open_newest()
         except FastsmError as error:
             logger.warning("the snapshot is damaged, another one is made: %s", error)
             snapshot = None
-        if snapshot is None or snapshot.metadata.last_included.index < self.journal.first_index:
-            self._make_another()
+        if snapshot is None or snapshot.metadata.last_included.index < self._fastsm_journal.first_index:
+            self._fastsm_make_another()
             return None
-        self._transfers[node] = transfer = Transfer(snapshot)
+        self._fastsm_transfers[node] = transfer = Transfer(snapshot)
         return transfer
 
-    def _make_another(self) -> None:
-        self._wanted, self._last_dump = True, LogId()
+    def _fastsm_make_another(self) -> None:
+        self._fastsm_wanted, self._fastsm_last_dump = True, LogId()
 
-    def _send_pieces(self, node: Any, transfer: Transfer) -> bool:
+    def _fastsm_send_pieces(self, node: Any, transfer: Transfer) -> bool:
         """Sends what the window has room for; whether that was anything."""
         begin = transfer.sent
         while transfer.sent < transfer.snapshot.size and transfer.sent - transfer.taken < WINDOW:
             piece = transfer.snapshot.read_at(transfer.sent, PIECE)
-            if not self._send_piece(node, transfer, piece):
+            if not self._fastsm_send_piece(node, transfer, piece):
                 break
             transfer.sent += len(piece)
         return transfer.sent > begin
 
-    def _send_piece(self, node: Any, transfer: Transfer, piece: bytes) -> bool:
+    def _fastsm_send_piece(self, node: Any, transfer: Transfer, piece: bytes) -> bool:
         metadata = transfer.snapshot.metadata
-        return self._transport.send(node, {
-            **self._sign_of_life(), "piece": piece, "offset": transfer.sent, "snapshot": tuple(metadata.last_included),
-            "checksum": metadata.checksum,
+        return self._fastsm_transport.send(node, {
+            **self._fastsm_sign_of_life(), "piece": piece, "offset": transfer.sent,
+            "snapshot": tuple(metadata.last_included), "checksum": metadata.checksum,
         })  # fmt: skip
 
     def _SyncObj__onNodeDisconnected(self, node: Any) -> None:
         super()._SyncObj__onNodeDisconnected(node)
-        self._end_transfer(node)  # who comes next may be another process, which has nothing
+        self._fastsm_end_transfer(node)  # who comes next may be another process, which has nothing
 
-    def _end_transfer(self, node: Any) -> None:
-        transfer = self._transfers.pop(node, None)
+    def _fastsm_end_transfer(self, node: Any) -> None:
+        transfer = self._fastsm_transfers.pop(node, None)
         if transfer is not None:
             transfer.snapshot.close()
 
-    def _end_transfers(self) -> None:
-        for node in list(self._transfers):
-            self._end_transfer(node)
+    def _fastsm_end_transfers(self) -> None:
+        for node in list(self._fastsm_transfers):
+            self._fastsm_end_transfer(node)
 
-    def _take_confirmation(self, node: Any, message: dict[str, Any]) -> None:
-        transfer = self._transfers.get(node)
+    def _fastsm_take_confirmation(self, node: Any, message: dict[str, Any]) -> None:
+        transfer = self._fastsm_transfers.get(node)
         if self._SyncObj__raftState != LEADER or message["term"] != self._SyncObj__raftCurrentTerm or transfer is None:
             return
         if message["checksum"] != transfer.snapshot.metadata.checksum:
             return
         if message["damaged"]:
             logger.error("the snapshot that %s was sent is damaged; another one is made", node.id)
-            self._end_transfer(node)
-            self._make_another()
+            self._fastsm_end_transfer(node)
+            self._fastsm_make_another()
             return
         transfer.taken = message["offset"]
         if transfer.sent < transfer.taken or message["again"]:
             transfer.sent = transfer.taken
         if node in self._SyncObj__connectedNodes:
-            self._send_pieces(node, transfer)
+            self._fastsm_send_pieces(node, transfer)
 
-    def _take_reply(self, node: Any, message: dict[str, Any]) -> None:
-        super()._take_reply(node, message)
+    def _fastsm_take_reply(self, node: Any, message: dict[str, Any]) -> None:
+        super()._fastsm_take_reply(node, message)
         if message["success"]:
-            self._end_transfer(node)
+            self._fastsm_end_transfer(node)
 
     # ---- receive and install ---------------------------------------------------------------------------
 
-    def _take_piece(self, node: Any, message: dict[str, Any]) -> None:
-        self._hear(node, message)
-        if self._installing is not None:
+    def _fastsm_take_piece(self, node: Any, message: dict[str, Any]) -> None:
+        self._fastsm_hear(node, message)
+        if self._fastsm_installing is not None:
             return
         announced = SnapshotMetadata(LogId(*message["snapshot"]), message["checksum"])
         if announced.last_included.index <= self._SyncObj__raftLastApplied:
             self._SyncObj__sendNextNodeIdx(node, reset=True)
             return
-        receiver = self._receiver_of(announced)
+        receiver = self._fastsm_receiver_of(announced)
         again = message["offset"] > receiver.offset
         if not again:
             try:
                 receiver.write(message["offset"], message["piece"])
             except (SnapshotError, FormatVersionError) as error:
                 logger.warning("a snapshot from %s is not right: %s", node.id, error)
-                self._confirm(node, announced, 0, damaged=True)
+                self._fastsm_confirm(node, announced, 0, damaged=True)
                 return
-        self._confirm(node, announced, receiver.offset, again=again)
-        self._complete = (node, announced) if receiver.offset == receiver.size else None
+        self._fastsm_confirm(node, announced, receiver.offset, again=again)
+        self._fastsm_complete = (node, announced) if receiver.offset == receiver.size else None
 
-    def _receiver_of(self, announced: SnapshotMetadata) -> SnapshotReceiver:
-        if self._receiver is not None and self._arriving != announced:
-            self._receiver.discard()
-            self._receiver.close()
-            self._receiver = self._complete = None
-        if self._receiver is None:
-            self._receiver = SnapshotReceiver(self.places.incoming, _files=self.places.files("incoming"))
-            if self._arriving != announced:
-                self._receiver.discard()  # what a process before this one left may be of another one
-            self._arriving = announced
-        return self._receiver
+    def _fastsm_receiver_of(self, announced: SnapshotMetadata) -> SnapshotReceiver:
+        if self._fastsm_receiver is not None and self._fastsm_arriving != announced:
+            self._fastsm_receiver.discard()
+            self._fastsm_receiver.close()
+            self._fastsm_receiver = self._fastsm_complete = None
+        if self._fastsm_receiver is None:
+            places = self._fastsm_places
+            self._fastsm_receiver = SnapshotReceiver(places.incoming, _files=places.files("incoming"))
+            if self._fastsm_arriving != announced:
+                self._fastsm_receiver.discard()  # what a process before this one left may be of another one
+            self._fastsm_arriving = announced
+        return self._fastsm_receiver
 
-    def _confirm(
+    def _fastsm_confirm(
         self, node: Any, announced: SnapshotMetadata, offset: int, *, again: bool = False, damaged: bool = False
     ) -> None:
-        self._transport.send(node, {
+        self._fastsm_transport.send(node, {
             "type": "snapshot_taken", "term": self._SyncObj__raftCurrentTerm, "checksum": announced.checksum,
             "offset": offset, "again": again, "damaged": damaged,
         })  # fmt: skip
 
-    def _begin_install(self) -> None:
-        assert self._complete is not None
-        assert self._receiver is not None
-        (node, announced), self._complete = self._complete, None
-        receiver, machine, journal = self._receiver, self.machine, self.journal
+    def _fastsm_begin_install(self) -> None:
+        assert self._fastsm_complete is not None
+        assert self._fastsm_receiver is not None
+        node, announced = self._fastsm_complete
+        receiver, machine, journal = self._fastsm_receiver, self._fastsm_machine, self._fastsm_journal
 
         def work() -> None:
             path = receiver.finish(announced)
@@ -366,58 +408,62 @@ class Dumping(Applying):
             machine.install_snapshot(announced, path)
             journal.prepare()
 
-        self._receiver = None
-        self._installing = (node, announced, Work("fastsm install", work))
+        begun = self._fastsm_start("fastsm install", work)
+        if begun is not None:
+            self._fastsm_receiver = self._fastsm_complete = None
+            self._fastsm_installing = (node, announced, begun)
 
-    def _finish_install(self) -> None:
-        assert self._installing is not None
-        (node, announced, work), self._installing = self._installing, None
+    def _fastsm_finish_install(self) -> None:
+        assert self._fastsm_installing is not None
+        (node, announced, work), self._fastsm_installing = self._fastsm_installing, None
         try:
             work.finish()
         except SnapshotError as error:
             logger.warning("a snapshot from %s is not right: %s", node.id, error)
-            self._arriving = None
-            self._confirm(node, announced, 0, damaged=True)
+            self._fastsm_arriving = None
+            self._fastsm_confirm(node, announced, 0, damaged=True)
             return
-        self.installs += 1
+        self._fastsm_installs += 1
         included = announced.last_included
-        if self.journal.term_at(included.index) == included.term:
-            self.journal.truncate_before(included.index)
+        if self._fastsm_journal.term_at(included.index) == included.term:
+            self._fastsm_journal.truncate_before(included.index)
         else:
-            self.journal.rebase(SENTINEL, *included)
-        self._remove_retired()
-        with open_snapshot(self.places.incoming) as snapshot:
-            self._dump_size = snapshot.size
+            self._fastsm_journal.rebase(SENTINEL, *included)
+        self._fastsm_remove_retired()
+        with open_snapshot(self._fastsm_places.incoming) as snapshot:
+            self._fastsm_dump_size = snapshot.size
             attachment = snapshot.attachment
-        self._last_dump = included
+        self._fastsm_last_dump = included
+        self._fastsm_restore(attachment)
         self._SyncObj__raftLastApplied = included.index
-        self._SyncObj__raftCommitIndex = max(int(self.raftCommitIndex), included.index)
-        self.restore(attachment)
-        self._pass_over_waiting(included.index)
+        self._SyncObj__raftCommitIndex = max(self._SyncObj__raftCommitIndex, included.index)
+        self._fastsm_pass_over_waiting(included.index)
         self._SyncObj__sendNextNodeIdx(node, nextNodeIdx=included.index + 1, success=True)
 
-    def restore(self, attachment: bytes) -> None:
+    def _fastsm_restore(self, attachment: bytes) -> None:
         """Takes over what ``_attachment`` put into a snapshot."""
         content = pickle.loads(attachment)
+        self._fastsm_methods.require(content, self._fastsm_places.path)
         self.__dict__.update(content["attributes"])
-        for consumer, state in zip(self._SyncObj__consumers, content["consumers"], strict=True):
-            consumer._deserialize(state)
+        for consumer, (_, state) in zip(self._SyncObj__consumers, content["consumers"], strict=False):
+            consumer._deserialize(state)  # one that a release has added at the end has no state yet
         self._SyncObj__enabledCodeVersion = content["code_version"]
         self._SyncObj__onSetCodeVersion(content["code_version"])
-        if self.conf.dynamicMembershipChange:
+        if self._SyncObj__conf.dynamicMembershipChange:
             own = self._SyncObj__selfNode.id
             self._SyncObj__updateClusterConfiguration([node for node in content["nodes"] if node != own])
 
-    def _end_dumping(self) -> None:
+    def _fastsm_end_dumping(self) -> None:
         """Waits for what runs; the state machine has ended its jobs."""
-        works = [self._removing, self._dump and self._dump.work, self._installing and self._installing[2]]
+        dump, installing = self._fastsm_dump, self._fastsm_installing
+        works = [self._fastsm_removing, dump and dump.work, installing and installing[2]]
         for work in works:
             if isinstance(work, Work):
                 try:
                     work.finish()
                 except FastsmError as error:
                     logger.info("ended with the node: %s", error)
-        self._end_transfers()
-        if self._receiver is not None:
-            self._receiver.close()
-            self._receiver = None
+        self._fastsm_end_transfers()
+        if self._fastsm_receiver is not None:
+            self._fastsm_receiver.close()
+            self._fastsm_receiver = None

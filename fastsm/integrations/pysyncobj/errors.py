@@ -22,6 +22,13 @@ class DivergedError(FastsmError):
     """
 
 
+class ConsumersChangedError(FastsmError):
+    """Consumers or replicated methods are not those of the snapshot, and entries would call others than they name.
+
+    Nothing was changed. The message says what was expected and found, and how a release may add and drop them.
+    """
+
+
 class SubmitError(FastsmError, SyncObjException):  # type: ignore[misc]  # PySyncObj has no types
     """A command has no result. ``errorCode`` is one of ``pysyncobj.FAIL_REASON``, or ``"Timeout"``, as in PySyncObj.
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
+import pickle
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pysyncobj import SyncObj, SyncObjConf
+from pysyncobj.transport import TransportNotReadyError
 
 from fastsm.command import batch, compare_and_swap, delete, noop, put
 from fastsm.disk.files import Directory
-from fastsm.errors import FastsmError
+from fastsm.errors import FastsmError, NotRunningError
 from fastsm.integrations.pysyncobj import compatibility
-from fastsm.integrations.pysyncobj.applying import Callback
+from fastsm.integrations.pysyncobj.configuration import configuration
 from fastsm.integrations.pysyncobj.dumping import Dumping, DumpPolicy
 from fastsm.integrations.pysyncobj.places import Files, Places, Restart, restart
+from fastsm.integrations.pysyncobj.replicated import consumers_of, method_table, replicates
 from fastsm.integrations.pysyncobj.transport import FastTransport
+from fastsm.integrations.pysyncobj.waiting import Callback, Guarded
 from fastsm.types import ScanResult
 
 if TYPE_CHECKING:
@@ -27,7 +31,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastsm")
 
-NOT_FOR_US = ("journalFile", "fullDumpFile", "serializer", "deserializer", "serializeChecker")
+
+class Shown:
+    """A part of a node that may be looked at under a plain name. A subclass may use that name for something else."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, node: Any, owner: type[Any]) -> Any:
+        return self if node is None else getattr(node, self._name)
+
+
+class Maker:
+    """Stands in for the thread that made a node, which PySyncObj's tick thread does not outlive.
+
+    PySyncObj ends its ticks then without a word. This one ends the node: everybody who waits is told, and its
+    directory is free.
+    """
+
+    def __init__(self, node: Any, thread: threading.Thread) -> None:
+        self._node, self._thread = node, thread
+
+    def is_alive(self) -> bool:
+        if self._thread.is_alive():
+            return True
+        self._node._fastsm_end_with(self._thread)
+        return False
+
+
+class MakerSlot:
+    """Puts a `Maker` where PySyncObj's constructor notes its thread."""
+
+    def __set__(self, node: Any, thread: threading.Thread | None) -> None:
+        node.__dict__["_SyncObj__mainThread"] = None if thread is None else Maker(weakref.proxy(node), thread)
 
 
 class ReplicatedStateMachine(Dumping):
@@ -53,8 +89,19 @@ class ReplicatedStateMachine(Dumping):
     entries that contradict what it has applied), the node stops: ``failure`` is set, the log has a CRITICAL line, it
     leaves the cluster, everybody who waits hears ``UNKNOWN_OUTCOME``. It is recovered by starting it again.
 
-    Thread safety: every method here, from any thread. Callbacks come in the tick thread, which they must not block.
+    A subclass may have replicated methods. Then what it sets after ``super().__init__()`` is replicated state, as in
+    PySyncObj: it travels in snapshots, pickled, and one that cannot be pickled stops the node once it is ready. What is
+    set before, and all attributes of a class without replicated methods, are the node's own. Every name that begins
+    with ``_fastsm_`` is taken.
+
+    Thread safety: every method here, from any thread. Callbacks come in the tick thread, which they must not block;
+    what they raise is logged.
     """
+
+    _SyncObj__mainThread: ClassVar[Any] = MakerSlot()
+    journal = Shown("_fastsm_journal")
+    dumps = Shown("_fastsm_dumps")
+    installs = Shown("_fastsm_installs")
 
     def __init__(
         self,
@@ -74,44 +121,49 @@ class ReplicatedStateMachine(Dumping):
         compatibility.require()
         if not isinstance(self_address, str):
             raise TypeError(f"expected this node's address, found {self_address!r}: read-only nodes are not served")
-        conf = _configuration(conf)
+        conf = configuration(conf)
+        consumers = consumers_of(consumers)
+        methods = method_table(type(self), consumers)
         options.setdefault("verify_on_open", "full")
-        self.durable = durable
-        self.policy = policy or DumpPolicy()
-        self.places = Places(directory, _files or (lambda name: Directory))
-        self._on_failure = on_failure
-        self._began = self._over = False
-        has_others = bool(consumers) or conf.dynamicMembershipChange or _replicates(type(self))
-        self._restart: Restart | None
-        self._restart = found = restart(self.places, durable=durable, has_others=has_others, options=options)
+        self._fastsm_durable = durable
+        self._fastsm_policy = policy or DumpPolicy()
+        self._fastsm_places = Places(directory, _files or (lambda name: Directory))
+        self._fastsm_on_failure = on_failure
+        self._fastsm_began = self._fastsm_over = self._fastsm_looked_at = False
+        has_others = bool(consumers) or conf.dynamicMembershipChange or replicates(type(self))
+        self._fastsm_restart: Restart | None
+        self._fastsm_restart = found = restart(
+            self._fastsm_places, durable=durable, has_others=has_others, options=options)
         try:
-            self._begin_replication(found.journal)
-            self._begin_applying(found.machine)
-            self._begin_dumping(found.snapshot, found.snapshot_bytes)
+            if found.attachment is not None:
+                methods.require(pickle.loads(found.attachment), self._fastsm_places.path)
+            self._fastsm_begin_replication(found.journal)
+            self._fastsm_begin_applying(found.machine)
+            self._fastsm_begin_dumping(found.snapshot, found.snapshot_bytes, methods)
             super().__init__(
-                self_address, list(partner_addresses), conf, consumers=list(consumers), transportClass=_transport)
+                self_address, list(partner_addresses), conf, consumers=consumers, transportClass=_transport)
         except BaseException:
             found.journal.abandon()
             found.machine.close()
             raise
 
     def __repr__(self) -> str:
-        return f"<ReplicatedStateMachine {self.places.path!r}: {self.machine!r}>"
+        return f"<ReplicatedStateMachine {self._fastsm_places.path!r}: {self._fastsm_machine!r}>"
 
     @property
     def state_machine(self) -> FastStateMachine:
         """This node's state machine. For reading; what is applied to it here alone ends the cluster's agreement."""
-        return self.machine
+        return self._fastsm_machine
 
     @property
     def failure(self) -> BaseException | None:
         """Why the node has stopped, or None."""
-        return self._failure
+        return self._fastsm_failure
 
     @property
     def refused(self) -> dict[str, str]:
         """Nodes that were refused, and why; a node leaves it when it comes back right."""
-        return dict(self._transport.refused)
+        return dict(self._fastsm_transport.refused)
 
     # ---- shorthands ------------------------------------------------------------------------------------
 
@@ -144,19 +196,19 @@ class ReplicatedStateMachine(Dumping):
 
     def get(self, key: Buffer) -> bytes | None:
         """The value of a key as this node has it, or None: it may be behind. O(1)."""
-        return self.machine.get(key)
+        return self._fastsm_machine.get(key)
 
     def get_many(self, keys: Iterable[Buffer]) -> list[bytes | None]:
         """The values of keys as this node has them, all from one applied state."""
-        return self.machine.get_many(keys)
+        return self._fastsm_machine.get_many(keys)
 
     def get_view(self, key: Buffer) -> memoryview | None:
         """The value of a key as this node has it, without a copy."""
-        return self.machine.get_view(key)
+        return self._fastsm_machine.get_view(key)
 
     def scan_prefix(self, prefix: Buffer, *, limit: int | None = None, start_after: Buffer | None = None) -> ScanResult:
         """Pairs sorted by key, as this node has them."""
-        return self.machine.scan_prefix(prefix, limit=limit, start_after=start_after)
+        return self._fastsm_machine.scan_prefix(prefix, limit=limit, start_after=start_after)
 
     def sync_read(self, key: Buffer, *, timeout: float | None = None) -> bytes | None:
         """The value of a key behind a round through the log: all that was acknowledged before the call is in it.
@@ -164,110 +216,123 @@ class ReplicatedStateMachine(Dumping):
         Raises :class:`SubmitError`.
         """
         self.submit(noop(), sync=True, timeout=timeout)
-        return self.machine.get(key)
+        return self._fastsm_machine.get(key)
 
     # ---- the tick --------------------------------------------------------------------------------------
 
     def _onTick(self, timeToWait: float = 0.0) -> None:
-        if self._failure is not None or self._over:
+        if self._fastsm_failure is not None or self._fastsm_over:
             return
+        self._fastsm_ticker = threading.get_ident()
         try:
-            if not self._began:
-                self._began = True
-                self._begin()
-            self._make_durable()  # nothing is applied that the journal could lose
-            super()._onTick(0.0 if self._behind else timeToWait)
-            self._make_durable()
-            self._expire()
+            if not self._fastsm_began:
+                self._fastsm_began = True
+                self._fastsm_begin()
+            self._fastsm_make_durable()  # nothing is applied that the journal could lose
+            super()._onTick(0.0 if self._fastsm_behind else timeToWait)
+            self._fastsm_make_durable()
+            self._fastsm_waiting.expire()
+            if not self._fastsm_looked_at and self._SyncObj__onReadyCalled:
+                self._fastsm_looked_at = True
+                self._fastsm_require_picklable()
         except Exception as error:
-            self._fail(error)
-        if self._failure is not None and not self.conf.autoTick:
+            self._fastsm_fail(error)
+        if self._fastsm_failure is not None and not self._SyncObj__conf.autoTick:
             self._doDestroy()
 
-    def _begin(self) -> None:
+    def _fastsm_begin(self) -> None:
         """In the first tick: PySyncObj's own state as the restart found it."""
-        found, self._restart = self._restart, None
+        found, self._fastsm_restart = self._fastsm_restart, None
         assert found is not None
         self._SyncObj__needLoadDumpFile = False
         if found.attachment is not None:
-            self.restore(found.attachment)
-        self._SyncObj__raftLastApplied = found.last_applied
+            self._fastsm_restore(found.attachment)
         self._SyncObj__raftCommitIndex = found.commit_index
-        for command in found.others:
-            self._apply_other(command)
-        if self.durable:
-            self._transport.holding = True
-            self.addOnTickCallback(self._make_durable)
+        for index, command in found.others:
+            self._SyncObj__raftLastApplied = index - 1
+            self._fastsm_apply_other(command)
+        self._SyncObj__raftLastApplied = found.last_applied
+        if self._fastsm_durable:
+            self._fastsm_transport.holding = True
+            super().addOnTickCallback(self._fastsm_make_durable)
 
-    def _make_durable(self) -> None:
+    def addOnTickCallback(self, callback: Callable[[], object]) -> None:
+        """As in PySyncObj; what the callback raises is logged."""
+        super().addOnTickCallback(Guarded(callback))
+
+    def _fastsm_make_durable(self) -> None:
         """What was appended in this tick so far, and then lets the messages go that promise it."""
-        if not self.durable or self._failure is not None:
+        if not self._fastsm_durable or self._fastsm_failure is not None:
             return
-        if self.journal.dirty:
-            self.journal.sync()
-        if self._transport.held:
-            self._transport.release()
+        if self._fastsm_journal.dirty:
+            self._fastsm_journal.sync()
+        if self._fastsm_transport.held:
+            self._fastsm_transport.release()
 
     def _SyncObj__onBecomeLeader(self) -> None:
         super()._SyncObj__onBecomeLeader()
-        if self.durable:
-            self.journal.sync()  # a leader without followers commits in this very tick
+        if self._fastsm_durable:
+            self._fastsm_journal.sync()  # a leader without followers commits in this very tick
 
     def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
         raise AssertionError("snapshots are not read by PySyncObj")
 
     def _SyncObj__onMessageReceived(self, node: Any, message: Any) -> None:
-        if self._failure is not None:
+        if self._fastsm_failure is not None:
             return
         try:
-            self._take_message(node, message)
+            self._fastsm_take_message(node, message)
         except (FastsmError, OSError, MemoryError) as error:
-            self._fail(error)
+            self._fastsm_fail(error)
         except Exception:
             logger.exception("a message of node %s makes no sense; it is disconnected", node.id)
-            self._transport.disconnect(node)
+            self._fastsm_transport.disconnect(node)
 
     # ---- the end ---------------------------------------------------------------------------------------
 
-    def _fail(self, error: BaseException) -> None:
+    def _fastsm_fail(self, error: BaseException) -> None:
         """The node cannot go on. It says so, and leaves."""
-        if self._failure is not None:
+        if self._fastsm_failure is not None:
             return
-        self._failure = error
-        logger.critical("%s: this node stops: %s", self.places.path, error, exc_info=error)
+        self._fastsm_failure = error
+        logger.critical("%s: this node stops: %s", self._fastsm_places.path, error, exc_info=error)
         self._SyncObj__destroying = True
-        self._transport.destroy()
-        self._give_up_all()
-        if self._on_failure is not None:
+        self._fastsm_transport.destroy()
+        self._fastsm_waiting.give_up_all()
+        if self._fastsm_on_failure is not None:
             try:
-                self._on_failure(error)
+                self._fastsm_on_failure(error)
             except Exception:
                 logger.exception("on_failure raised")
 
     def _doDestroy(self) -> None:
         """Ends everything; what was applied is durable, unless the disk refuses."""
-        if self._over:
+        if self._fastsm_over:
             return
-        self._over = self._SyncObj__destroying = True
+        self._fastsm_over = self._SyncObj__destroying = True
         # What runs on threads ends with the state machine; only then is the journal closed under it.
-        for end in (self.machine.close, self._end_dumping, super()._doDestroy):
+        for end in (self._fastsm_machine.close, self._fastsm_end_dumping, super()._doDestroy):
             try:
                 end()
             except (FastsmError, OSError) as error:
-                logger.warning("%s: while the node was ended: %s", self.places.path, error)
-        self._give_up_all()
+                logger.warning("%s: while the node was ended: %s", self._fastsm_places.path, error)
+        self._fastsm_waiting.give_up_all()
 
+    def _fastsm_end_with(self, thread: threading.Thread) -> None:
+        """Called in the tick thread: the thread that made the node has ended, and with it the ticks.
 
-def _configuration(conf: Any) -> Any:
-    """A copy of the caller's configuration, with nothing in it that is the node's own."""
-    conf = SyncObjConf() if conf is None else copy.copy(conf)
-    for name in NOT_FOR_US:
-        if getattr(conf, name) is not None:
-            raise ValueError(f"conf.{name} is set: journal and snapshots are the node's own, in its directory")
-    return conf
+        At the end of the process that is the main thread, and no failure.
+        """
+        if thread is threading.main_thread():
+            self._SyncObj__destroying = True
+        else:
+            self._fastsm_fail(NotRunningError(
+                f"the thread that made this node, {thread.name!r}, has ended, and with it PySyncObj's ticks; make the "
+                "node in a thread that lives as long as it"))
+        self._doDestroy()
 
+    def _fastsm_end_unbound(self, error: TransportNotReadyError) -> None:
+        """Called in the tick thread: the address cannot be bound, and PySyncObj gives up its ticks."""
+        self._fastsm_fail(error)
+        self._doDestroy()
 
-def _replicates(node: type[Any]) -> bool:
-    """Whether a subclass has replicated methods of its own."""
-    own = set(dir(node)) - set(dir(SyncObj))
-    return any(getattr(getattr(node, name, None), "replicated", False) for name in own)

@@ -82,7 +82,7 @@ class Restart(NamedTuple):
     attachment: bytes | None
     last_applied: int
     commit_index: int
-    others: list[bytes]  # commands of PySyncObj's own between the snapshot and last_applied
+    others: list[tuple[int, bytes]]  # entries of PySyncObj's own between the snapshot and last_applied
 
 
 def restart(places: Places, *, durable: bool, has_others: bool, options: dict[str, Any]) -> Restart:
@@ -99,7 +99,7 @@ def restart(places: Places, *, durable: bool, has_others: bool, options: dict[st
         commit_index = min(max(journal.commit_index, last_applied, 1), journal.last_index)
         journal.set_commit_index(commit_index)
         indexes = journal.without_marks(snapshot.index + 1, last_applied + 1, bytes([MARK, SENTINEL[0]]))
-        others = [journal.entries(index, 1)[0][0] for index in indexes]
+        others = [(index, journal.entries(index, 1)[0][0]) for index in indexes]
         if durable:
             journal.sync()
     except BaseException:

@@ -28,7 +28,7 @@ class _OwnJournal:
     """Puts the node's own journal where PySyncObj's constructor puts the one that it made."""
 
     def __set__(self, node: Replication, made: Any) -> None:
-        node.__dict__["_SyncObj__raftLog"] = node.journal
+        node.__dict__["_SyncObj__raftLog"] = node._fastsm_journal
 
 
 class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
@@ -36,51 +36,51 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
 
     _SyncObj__raftLog = _OwnJournal()
 
-    journal: FastJournal
+    _fastsm_journal: FastJournal
 
-    def _begin_replication(self, journal: FastJournal) -> None:
-        self.journal = journal
-        self._keep_tail = False  # while a message is handled: the entries behind those that it names stay
-        self._pieces: list[bytes] | None = None  # of an entry that arrives in several messages
-        self._batch: tuple[Any, dict[str, Any]] = None, {}  # the last one, and what it depended on
+    def _fastsm_begin_replication(self, journal: FastJournal) -> None:
+        self._fastsm_journal = journal
+        self._fastsm_keep_tail = False  # while a message is handled: the entries behind those that it names stay
+        self._fastsm_pieces: list[bytes] | None = None  # of an entry that arrives in several messages
+        self._fastsm_batch: tuple[Any, dict[str, Any]] = None, {}  # the last one, and what it depended on
 
     @property
-    def _transport(self) -> FastTransport:
+    def _fastsm_transport(self) -> FastTransport:
         transport: FastTransport = self._SyncObj__transport
         return transport
 
     # ---- a follower ------------------------------------------------------------------------------------
 
-    def _take_message(self, node: Any, message: dict[str, Any]) -> None:
+    def _fastsm_take_message(self, node: Any, message: dict[str, Any]) -> None:
         """What ``SyncObj.__onMessageReceived`` does, with the differences named above."""
         kind = message["type"]
         if kind == "append_entries":
             if message["term"] >= self._SyncObj__raftCurrentTerm:
-                self._take_entries(node, message)
+                self._fastsm_take_entries(node, message)
         elif kind == "next_node_idx":
-            self._take_reply(node, message)
+            self._fastsm_take_reply(node, message)
         else:
             super()._SyncObj__onMessageReceived(node, message)
 
-    def _take_entries(self, node: Any, message: dict[str, Any]) -> None:
+    def _fastsm_take_entries(self, node: Any, message: dict[str, Any]) -> None:
         entry = message.pop("entry", None)
         if entry is not None:
-            whole = self._whole_entry(*entry)
+            whole = self._fastsm_whole_entry(*entry)
             if whole is None:
-                self._hear(node, message)
+                self._fastsm_hear(node, message)
                 return
             message["entries"] = [whole]
         if "prevLogIdx" not in message:
-            self._hear(node, message)
+            self._fastsm_hear(node, message)
             return
         commit_index = message["commit_index"]
         try:
-            super()._SyncObj__onMessageReceived(node, self._without_known(message))
+            super()._SyncObj__onMessageReceived(node, self._fastsm_without_known(message))
         finally:
-            self._keep_tail = False
+            self._fastsm_keep_tail = False
         self._SyncObj__leaderCommitIndex = commit_index
 
-    def _hear(self, node: Any, message: dict[str, Any]) -> None:
+    def _fastsm_hear(self, node: Any, message: dict[str, Any]) -> None:
         """The leader lives: its term counts, and nothing else. It is told that this node lives, lest it give it up."""
         known = self._SyncObj__leaderCommitIndex
         heard = {"type": "append_entries", "term": message["term"], "commit_index": 0}
@@ -88,13 +88,13 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._SyncObj__leaderCommitIndex = known
         self._SyncObj__sendNextNodeIdx(node)
 
-    def _without_known(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _fastsm_without_known(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message without the entries that are here already; it then goes on where they end."""
-        journal, previous, entries = self.journal, message["prevLogIdx"], message["entries"]
+        journal, previous, entries = self._fastsm_journal, message["prevLogIdx"], message["entries"]
         term = journal.term_at(previous)
         if term != message["prevLogTerm"]:
             if term is not None and previous <= self._SyncObj__raftLastApplied:
-                self._diverged(previous, term, message["prevLogTerm"])
+                self._fastsm_diverged(previous, term, message["prevLogTerm"])
             return message
         verified = previous + len(entries)
         known = 0
@@ -104,8 +104,8 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
             if known < len(entries):
                 found = journal.term_at(entries[known][1])
                 if found is not None and entries[known][1] <= self._SyncObj__raftLastApplied:
-                    self._diverged(entries[known][1], found, entries[known][2])
-        self._keep_tail = known == len(entries)
+                    self._fastsm_diverged(entries[known][1], found, entries[known][2])
+        self._fastsm_keep_tail = known == len(entries)
         return {
             **message,
             "entries": entries[known:],
@@ -114,24 +114,24 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
             "commit_index": min(message["commit_index"], verified),
         }
 
-    def _diverged(self, index: int, here: int, there: int) -> None:
+    def _fastsm_diverged(self, index: int, here: int, there: int) -> None:
         raise DivergedError(
-            f"{self.journal.path}: expected entry {index} of term {there}, as the leader has it, found one of term "
-            f"{here}, which was applied here; remove this node's directory and start it again"
+            f"{self._fastsm_journal.path}: expected entry {index} of term {there}, as the leader has it, found one of "
+            f"term {here}, which was applied here; remove this node's directory and start it again"
         )
 
-    def _whole_entry(
+    def _fastsm_whole_entry(
         self, index: int, term: int, part: bytes, first: bool, last: bool
     ) -> tuple[bytes, int, int] | None:
         """An entry that arrives in parts, once it is whole."""
         if first:
-            self._pieces = []
-        if self._pieces is None:
+            self._fastsm_pieces = []
+        if self._fastsm_pieces is None:
             return None
-        self._pieces.append(part)
+        self._fastsm_pieces.append(part)
         if not last:
             return None
-        command, self._pieces = b"".join(self._pieces), None
+        command, self._fastsm_pieces = b"".join(self._fastsm_pieces), None
         return command, index, term
 
     def _SyncObj__getEntries(
@@ -141,9 +141,9 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
             return []
         if count is None and maxSizeBytes is None:
             # A follower looks for the entry before, and whether there are others behind it, to remove these.
-            count = 1 if self._keep_tail else ALL if self.conf.dynamicMembershipChange else 2
+            count = 1 if self._fastsm_keep_tail else ALL if self._SyncObj__conf.dynamicMembershipChange else 2
         most_bytes = ALL if maxSizeBytes is None else maxSizeBytes
-        return self.journal.entries(fromIDx, ALL if count is None else count, most_bytes)
+        return self._fastsm_journal.entries(fromIDx, ALL if count is None else count, most_bytes)
 
     def _SyncObj__sendNextNodeIdx(
         self, node: Any, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
@@ -152,17 +152,17 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
             # What lies behind is not known to be the leader's. One step back for each message that does not fit would
             # be undone by the answer to the next one on its way, which says where this journal ends: for ever.
             nextNodeIdx = self._SyncObj__raftLastApplied + 1
-        self._transport.send(node, {
+        self._fastsm_transport.send(node, {
             "type": "next_node_idx",
             "term": self._SyncObj__raftCurrentTerm,
-            "next_node_idx": self.journal.last_index + 1 if nextNodeIdx is None else nextNodeIdx,
+            "next_node_idx": self._fastsm_journal.last_index + 1 if nextNodeIdx is None else nextNodeIdx,
             "reset": reset,
             "success": success,
         })  # fmt: skip
 
     # ---- the leader ------------------------------------------------------------------------------------
 
-    def _take_reply(self, node: Any, message: dict[str, Any]) -> None:
+    def _fastsm_take_reply(self, node: Any, message: dict[str, Any]) -> None:
         following = self._SyncObj__raftNextIndex
         is_leader = self._SyncObj__raftState == LEADER
         if not is_leader or message["term"] != self._SyncObj__raftCurrentTerm or node not in following:
@@ -173,48 +173,49 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
             following[node] = max(before, following[node])
 
     def _SyncObj__sendAppendEntries(self) -> None:
-        period = self.conf.appendEntriesPeriod
+        period = self._SyncObj__conf.appendEntriesPeriod
         self._SyncObj__newAppendEntriesTime = deadline = clock.monotonic() + period
         for node in self._SyncObj__otherNodes:
             if node in self._SyncObj__connectedNodes:
-                self._send_to(node, deadline)
+                self._fastsm_send_to(node, deadline)
 
-    def _send_to(self, node: Any, deadline: float) -> None:
+    def _fastsm_send_to(self, node: Any, deadline: float) -> None:
         """Sends a follower what it lacks, as far as there is time; at least a sign of life."""
-        journal, transport = self.journal, self._transport
+        journal, transport = self._fastsm_journal, self._fastsm_transport
         following = min(self._SyncObj__raftNextIndex[node], journal.last_index + 1)
         sent = False
         while not sent or following <= journal.last_index:
             if following <= journal.first_index:
-                self._send_snapshot(node)
+                self._fastsm_send_snapshot(node)
                 return
             if transport.backlog(node) > BACKLOG or node not in self._SyncObj__connectedNodes:
                 return
-            following = self._send_batch(node, following)
+            following = self._fastsm_send_batch(node, following)
             sent = True
             if clock.monotonic() > deadline:
                 return
 
-    def _send_batch(self, node: Any, following: int) -> int:
-        message = self._batch_from(following)
+    def _fastsm_send_batch(self, node: Any, following: int) -> int:
+        message = self._fastsm_batch_from(following)
         entries = message["entries"]
         if len(entries) == 1 and len(entries[0][0]) > PART:
-            self._send_parts(node, message, entries[0])
+            self._fastsm_send_parts(node, message, entries[0])
         else:
-            self._transport.send(node, message)
+            self._fastsm_transport.send(node, message)
         following += len(entries)
         self._SyncObj__raftNextIndex[node] = following
         return following
 
-    def _batch_from(self, following: int) -> dict[str, Any]:
+    def _fastsm_batch_from(self, following: int) -> dict[str, Any]:
         """The next entries for a follower; for one that lacks the same as the one before, the very same message."""
-        journal, term, commit_index = self.journal, self._SyncObj__raftCurrentTerm, self._SyncObj__raftCommitIndex
+        journal, term = self._fastsm_journal, self._SyncObj__raftCurrentTerm
+        commit_index = self._SyncObj__raftCommitIndex
         told = following, journal.last_index, term, commit_index
-        if self._batch[0] != told:
-            entries = journal.entries(following, ALL, self.conf.appendEntriesBatchSizeBytes)
+        if self._fastsm_batch[0] != told:
+            entries = journal.entries(following, ALL, self._SyncObj__conf.appendEntriesBatchSizeBytes)
             if len(entries) > 1 and len(entries[-1][0]) > PART:
                 entries.pop()  # it comes next, by itself
-            self._batch = told, {
+            self._fastsm_batch = told, {
                 "type": "append_entries",
                 "term": term,
                 "commit_index": commit_index,
@@ -222,16 +223,16 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 "prevLogTerm": journal.term_at(following - 1),
                 "entries": entries,
             }
-        return self._batch[1]
+        return self._fastsm_batch[1]
 
-    def _send_parts(self, node: Any, message: dict[str, Any], entry: tuple[bytes, int, int]) -> None:
+    def _fastsm_send_parts(self, node: Any, message: dict[str, Any], entry: tuple[bytes, int, int]) -> None:
         """A large entry in several messages, each of which is also a sign of life."""
         command, index, term = entry
         for start in range(0, len(command), PART):
             part = (index, term, command[start : start + PART], start == 0, start + PART >= len(command))
-            if not self._transport.send(node, {**message, "entries": [], "entry": part}):
+            if not self._fastsm_transport.send(node, {**message, "entries": [], "entry": part}):
                 return
 
-    def _send_snapshot(self, node: Any) -> None:
+    def _fastsm_send_snapshot(self, node: Any) -> None:
         """What a follower lacks is not in the journal any more."""
         raise NotImplementedError

@@ -11,12 +11,13 @@ from typing import Any
 from pysyncobj import monotonic as clock
 from pysyncobj.poller import POLL_EVENT_TYPE
 from pysyncobj.tcp_connection import CONNECTION_STATE
-from pysyncobj.transport import TCPTransport
+from pysyncobj.transport import TCPTransport, TransportNotReadyError
 
 logger = logging.getLogger("fastsm")
 
 WIRE_VERSION = 1
 GREETING = "fastsm"
+READ_ONLY = "readonly"  # in `refused`: all of them, since each connection has another number
 # Messages that promise something: what they promise must be durable before they leave.
 PROMISES = frozenset(("next_node_idx", "request_vote", "response_vote"))
 LARGE = 192 << 10  # bytes of a message that is not compressed: pieces of a snapshot, of a large command
@@ -42,6 +43,14 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         self._encoded: tuple[Any, bytes] = None, b""  # the last message: the next follower often gets the same one
         super().__init__(*arguments)
 
+    def tryGetReady(self) -> None:
+        try:
+            super().tryGetReady()
+        except TransportNotReadyError as error:
+            if self._syncObj._SyncObj__conf.autoTick:  # else PySyncObj's constructor raises
+                self._syncObj._fastsm_end_unbound(error)
+            raise
+
     # ---- who may join ----------------------------------------------------------------------------------
 
     def _onNodeConnected(self, node: Any) -> None:
@@ -54,10 +63,11 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
             super()._onNodeDisconnected(node)
 
     def _onReadonlyNodeConnected(self, node: Any) -> None:
-        self._refuse(node, "it is a read-only node, which fastsm does not serve")
+        self._note_refusal(READ_ONLY, "it is a read-only node, which fastsm does not serve")
+        self.disconnect(node)
 
     def _onReadonlyNodeDisconnected(self, node: Any) -> None:
-        pass  # PySyncObj never heard of it
+        self._connections.pop(node, None)  # PySyncObj never heard of it, and each comes as another one
 
     def _onMessageReceived(self, node: Any, message: Any) -> None:
         if node in self._greeted:
@@ -74,10 +84,23 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
             super()._onNodeConnected(node)
 
     def _refuse(self, node: Any, reason: str) -> None:
-        if self.refused.get(node.id) != reason:
-            logger.error("node %s is refused: %s", node.id, reason)
-        self.refused[node.id] = reason
+        self._note_refusal(node.id, reason)
         self.disconnect(node)
+
+    def _note_refusal(self, name: str, reason: str) -> None:
+        if self.refused.get(name) != reason:
+            logger.error("node %s is refused: %s", name, reason)
+        self.refused[name] = reason
+
+    def dropNode(self, node: Any) -> None:
+        """Forgets a node that leaves the cluster.
+
+        PySyncObj takes the connection away first, and then nobody hears that the node is not connected any more.
+        """
+        self._onNodeDisconnected(node)
+        super().dropNode(node)
+        self.refused.pop(node.id, None)
+        self._held = [(target, message) for target, message in self._held if target != node]
 
     def disconnect(self, node: Any) -> None:
         """Ends the connection to a node, if there is one; a new one is tried later."""
@@ -99,7 +122,8 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
 
     def reaches(self, node: Any) -> bool:
         """Whether there is a connection to that node, and it is one that may join."""
-        return node in self._greeted and bool(self._connections[node].state == CONNECTION_STATE.CONNECTED)
+        connection = self._connections.get(node)
+        return node in self._greeted and connection is not None and connection.state == CONNECTION_STATE.CONNECTED
 
     @property
     def held(self) -> bool:

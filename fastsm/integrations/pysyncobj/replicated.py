@@ -1,0 +1,75 @@
+"""State next to the state machine's: consumers and attributes that replicated methods change.
+
+An entry of PySyncObj names a replicated method by a number: its place among all methods of the node and its consumers,
+sorted by version, consumer and name. So a snapshot notes consumers and methods, and a release in which the numbers
+mean something else is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pysyncobj import SyncObj, SyncObjConsumer
+
+from fastsm.integrations.pysyncobj.errors import ConsumersChangedError
+
+
+def replicates(owner: type[Any]) -> bool:
+    """Whether a subclass of ``SyncObj`` has replicated methods of its own."""
+    own = set(dir(owner)) - set(dir(SyncObj))
+    return any(getattr(getattr(owner, name, None), "replicated", False) for name in own)
+
+
+def consumers_of(consumers: Iterable[Any]) -> list[Any]:
+    """The consumers themselves, where one is given by an object that has it, as a ``ReplLockManager``."""
+    found = []
+    for consumer in consumers:
+        if not isinstance(consumer, SyncObjConsumer) and getattr(consumer, "_consumer", None):
+            consumer = consumer._consumer()  # noqa: PLW2901  # PySyncObj does the same with what it is given
+        found.append(consumer)
+    return found
+
+
+class MethodTable(NamedTuple):
+    """The consumers' classes, and the replicated methods in the order of their numbers."""
+
+    consumers: list[str]
+    methods: list[str]
+
+    def require(self, content: dict[str, Any], path: str) -> None:
+        """Raises ``ConsumersChangedError`` unless all that a snapshot's content names is here, under its number."""
+        found = [name for name, _ in content["consumers"]]
+        if self.consumers[: len(found)] == found and self.methods[: len(content["methods"])] == content["methods"]:
+            return
+        raise ConsumersChangedError(
+            f"{path}: expected the consumers of the snapshot, {found}, with the replicated methods "
+            f"{content['methods']}, found {self.consumers} with {self.methods}. The entries name methods by these "
+            "numbers: keep each consumer in its place and each method, also when they are not used any more; add a "
+            "consumer at the end; mark a method that is added by @replicated(ver=N), above all versions so far, and "
+            "call setCodeVersion(N) once all nodes run the release"
+        )
+
+
+def method_table(node: type[Any], consumers: list[Any]) -> MethodTable:
+    """The table of a node, as PySyncObj numbers the methods."""
+    found = []
+    for number, owner in enumerate([node, *consumers]):
+        for name in dir(owner):
+            method = getattr(owner, name, None)
+            if callable(method) and getattr(method, "replicated", False) and name != method.origName:
+                found.append((method.ver, number, name))
+    methods = [f"{number}.{name}" for _, number, name in sorted(found)]
+    return MethodTable([type(each).__qualname__ for each in consumers], methods)
+
+
+def unpicklable(attributes: dict[str, Any]) -> list[str]:
+    """The attributes that cannot be in a snapshot, each with the reason."""
+    found = []
+    for name, value in attributes.items():
+        try:
+            pickle.dumps(value, 4)
+        except Exception as error:
+            found.append(f"{name} ({error})")
+    return found

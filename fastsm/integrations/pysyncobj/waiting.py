@@ -1,0 +1,156 @@
+"""Those who wait for the answer to a command, and functions of the user's that PySyncObj calls in its tick.
+
+Whoever waits is told once, whatever becomes of the command and of the node. What a function of the user's raises is
+logged; it never reaches PySyncObj, which would leave its tick in the middle.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pysyncobj import FAIL_REASON
+from pysyncobj import monotonic as clock
+
+from fastsm.integrations.pysyncobj.errors import SubmitError
+
+logger = logging.getLogger("fastsm")
+
+FEW = 64  # deadlines of answered commands that are not worth a look
+
+Callback = Callable[[Any, Any], None]
+
+
+class Guarded:
+    """A function whose exceptions are logged. Equal to the function itself, so that PySyncObj finds it in a list."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        try:
+            self._function(*arguments)
+        except Exception:
+            logger.exception("%r raised; the node goes on", self._function)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._function == (other._function if isinstance(other, Guarded) else other))
+
+    def __hash__(self) -> int:
+        return hash(self._function)
+
+
+class Pending:
+    """A command whose answer is waited for. The first call with result and reason counts, later ones do nothing."""
+
+    __slots__ = ("_callback", "_waiting", "deadline")
+
+    def __init__(self, waiting: Waiting, callback: Callback, timeout: float | None) -> None:
+        self._waiting = waiting
+        self._callback: Callback | None = callback
+        self.deadline = None if timeout is None else clock.monotonic() + timeout
+
+    def __call__(self, result: Any, reason: Any) -> None:
+        callback, self._callback = self._callback, None
+        if callback is None:
+            return
+        self._waiting.remove(self)
+        try:
+            callback(result, reason)
+        except Exception:
+            logger.exception("a callback raised")
+
+    def forget(self) -> None:
+        """Removes the command without calling its callback: nobody waits any more."""
+        if self._callback is not None:
+            self._callback = None
+            self._waiting.remove(self)
+
+    @property
+    def answered(self) -> bool:
+        return self._callback is None
+
+
+class Waiting:
+    """All commands of a node whose answers are waited for. What is answered takes no memory. Thread safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may submit in the middle of `add`
+        self._pending: set[Pending] = set()
+        self._deadlines: list[tuple[float, int, Pending]] = []
+        self._timed = 0  # pending ones that have a deadline
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def deadlines(self) -> int:
+        """Deadlines that are kept: those of pending commands, and of some that were answered."""
+        return len(self._deadlines)
+
+    def add(self, callback: Callback, timeout: float | None = None) -> Pending:
+        """Notes a command; after ``timeout`` seconds its answer is ``UNKNOWN_OUTCOME``. O(log n)."""
+        pending = Pending(self, callback, timeout)
+        with self._lock:
+            self._pending.add(pending)
+            if pending.deadline is not None:
+                self._timed += 1
+                heapq.heappush(self._deadlines, (pending.deadline, next(self._numbers), pending))
+        return pending
+
+    def remove(self, pending: Pending) -> None:
+        """Called by a command that was answered. O(1)."""
+        with self._lock:
+            if pending in self._pending:
+                self._pending.discard(pending)
+                self._timed -= pending.deadline is not None
+
+    def expire(self) -> None:
+        """Answers the commands whose time is over, and drops the deadlines of those that were answered before."""
+        now = clock.monotonic()
+        while True:
+            with self._lock:
+                if not self._deadlines or self._deadlines[0][0] > now:
+                    break
+                pending = heapq.heappop(self._deadlines)[2]
+            pending(None, FAIL_REASON.UNKNOWN_OUTCOME)
+        with self._lock:
+            if len(self._deadlines) > 2 * self._timed + FEW:
+                old, self._deadlines = self._deadlines, []
+                for each in old:
+                    if not each[2].answered:
+                        heapq.heappush(self._deadlines, each)
+
+    def give_up_all(self) -> None:
+        """Tells everybody that the outcome is not known."""
+        with self._lock:
+            pending = list(self._pending)
+        for each in pending:
+            each(None, FAIL_REASON.UNKNOWN_OUTCOME)
+
+
+class Outcome:
+    """What a thread waits for."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._result: Any = None
+        self._reason: Any = None
+
+    def set(self, result: Any, reason: Any) -> None:
+        self._result, self._reason = result, reason
+        self._event.set()
+
+    def wait(self, timeout: float | None) -> Any:
+        if not self._event.wait(timeout):
+            raise SubmitError("Timeout")
+        if self._reason != FAIL_REASON.SUCCESS:
+            raise SubmitError(self._reason)
+        return self._result
