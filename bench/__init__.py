@@ -1,6 +1,6 @@
 """Benchmarks: how fast fastsm is beside its base, its peers and the bare machine.
 
-    data        seeded keys, values and changes
+    data        sizes, short ones with `--smoke`; seeded keys, values and changes
     harness     timing in interleaved rounds; what a run leaves as JSON
     machine     the machine: what it is, and its own limits, measured
     targets     the rows of docs/benchmarks.md and the numbers to reach
@@ -12,3 +12,24 @@
     counts      instructions and system calls, without a clock: `python -m bench counts`
     scale       sizes up to 50 million keys: `python -m bench scale`
 """
+
+import importlib.machinery as _machinery
+import sys as _sys
+from pathlib import Path as _Path
+
+CHECKOUT = _Path(__file__).resolve().parent.parent
+
+
+def is_built(package: _Path) -> bool:
+    """Whether the folder holds modules compiled for this interpreter."""
+    return any((package / "core" / f"engine{suffix}").exists() for suffix in _machinery.EXTENSION_SUFFIXES)
+
+
+def prefer_the_installed_package() -> None:
+    """Search an unbuilt checkout last: `python -m` puts it before the installed package, which it would hide."""
+    if is_built(CHECKOUT / "fastsm"):
+        return
+    _sys.path.sort(key=lambda entry: _Path(entry or ".").resolve() == CHECKOUT)
+
+
+prefer_the_installed_package()

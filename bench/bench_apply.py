@@ -24,11 +24,13 @@ from bench.data import (
     fresh_pairs,
     into_dict,
     random_keys,
+    scaled,
 )  # fmt: skip
 from bench.machine import write_all
 from bench.peers import open_peer
 
-ENTRIES = 100_000
+ENTRIES = scaled(100_000)
+AWAITED = scaled(5000)
 
 
 def apply_chunks(apply: Callable[[Any], object], chunks: list[Any]) -> None:
@@ -89,7 +91,7 @@ def test_load_a_million(compare: Any, place: Path, keys: list[bytes], values: li
     opened.pop().close()
 
 
-@pytest.mark.parametrize(("size", "count", "chunk"), [("4k", 5000, 10), ("1m", 100, 1)])
+@pytest.mark.parametrize(("size", "count", "chunk"), [("4k", scaled(5000), 10), ("1m", scaled(100), 1)])
 def test_apply_large_values(compare: Any, machine_at: Any, place: Path, size: str, count: int, chunk: int) -> None:
     """Beside a bare write of as many bytes to a growing file."""
     machine = machine_at(auto_compact=False)
@@ -130,14 +132,14 @@ def test_apply_chunk_in_a_coroutine(note: Any, machine_at: Any) -> None:
         times = {}
         for kind in ("plain", "awaited") if turn % 2 else ("awaited", "plain"):
             first = machine.last_applied().index + 1
-            chunks = chunked(entries_of([(key, b"v" * 100) for key in random_keys(5000, seed=first)], first), 1)
+            chunks = chunked(entries_of([(key, b"v" * 100) for key in random_keys(AWAITED, seed=first)], first), 1)
             if kind == "awaited":
                 times[kind] = asyncio.run(awaited(chunks))
             else:
                 start = time.perf_counter()
                 apply_chunks(machine.apply, chunks)
                 times[kind] = time.perf_counter() - start
-        more.append((times["awaited"] - times["plain"]) / 5000 * 1e6)
+        more.append((times["awaited"] - times["plain"]) / AWAITED * 1e6)
     note("apply_chunk.1", "us", more)
 
 
@@ -151,7 +153,7 @@ def test_growth_without_a_pause(note: Any, machine_at: Any) -> None:
     value = b"v" * 32
     applied = 0
     times, own = [], []
-    while applied < 10_000_000:
+    while applied < scaled(10_000_000):
         block = source.randbytes(8 * 100_000)
         for start in range(0, len(block), 8000):
             entries = [

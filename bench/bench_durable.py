@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import fastsm
-from bench.data import changes, chunked, entries_of, fresh_pairs
+from bench.data import changes, chunked, entries_of, fresh_pairs, scaled
 from bench.machine import sync_data, write_all
 from bench.peers import open_peer
 
-FLUSHES = 100
+FLUSHES = scaled(100)
 
 
 def test_apply_100_then_flush(

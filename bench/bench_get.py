@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import fastsm
-from bench.data import chunked, fill, fresh
+from bench.data import chunked, fill, fresh, scaled
 from bench.peers import open_peer
 
-SIZES = {"10k": 10_000, "1m": 1_000_000}
-LOOKUPS = 200_000
+SIZES = {"10k": scaled(10_000), "1m": scaled(1_000_000)}
+LOOKUPS = scaled(200_000)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_get_many(compare: Any, tables: Any, keys: list[bytes], who: str) -> Non
     compare("get_many.1m", subject, base, LOOKUPS, prepare, who=who)
 
 
-@pytest.mark.parametrize(("size", "count"), [("4k", 20_000), ("1m", 200)])
+@pytest.mark.parametrize(("size", "count"), [("4k", scaled(20_000)), ("1m", scaled(200))])
 def test_get_view(compare: Any, machine_at: Any, size: str, count: int) -> None:
     """A view costs the same whatever it shows."""
     machine = machine_at()
@@ -110,7 +110,8 @@ def test_get_view(compare: Any, machine_at: Any, size: str, count: int) -> None:
     keys = [source.randbytes(16) for _ in range(count)]
     value = bytes(4096 if size == "4k" else 1 << 20)
     for start in range(0, count, 100):
-        fill(machine, keys[start : start + 100], [value] * 100)
+        some = keys[start : start + 100]
+        fill(machine, some, [value] * len(some))
     pairs = {bytes(bytearray(key)): bytes(value) for key in keys}
 
     def prepare() -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bench.data import scaled
+from bench.harness import run_python
+
+MILLION = scaled(1_000_000)
 
 CHILD = """
 import json, random, sys
@@ -42,8 +45,9 @@ print(json.dumps(found))
 
 def measure(directory: Path, sizes: list[int], chunk: int = 1000) -> Any:
     """`(keys, private bytes a key, mapped bytes a key)` at each size."""
-    command = [sys.executable, "-c", CHILD, str(directory), json.dumps(sizes), str(chunk)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    ended = run_python(CHILD, directory, json.dumps(sizes), chunk)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
 
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
@@ -51,19 +55,19 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), re
 
 def test_memory(note: Any, place: Path) -> None:
     """At a million keys, and the worst of twenty sizes up to ten million."""
-    sizes = sorted({1_000_000, *(int(10_000_000 * (i / 19) ** 1.5) or 100_000 for i in range(20))})
+    sizes = sorted({MILLION, *(int(scaled(10_000_000) * (i / 19) ** 1.5) or scaled(100_000) for i in range(20))})
     found = measure(place / "state", sizes)
     for size, private, mapped in found:
-        if size == 1_000_000:
+        if size == MILLION:
             note("memory.private.1m", "bytes", [private])
             note("memory.mapped", "bytes", [mapped])
-    large = [private for size, private, _ in found if size >= 100_000]
+    large = [private for size, private, _ in found if size >= scaled(100_000)]
     note("memory.private.worst", "bytes", [max(large)], extra={"sizes": found})
 
 
 @pytest.mark.parametrize("chunk", [1000, 1])
 def test_disk(note: Any, place: Path, chunk: int) -> None:
     """After a clean close, the saved table included."""
-    measure(place / "state", [1_000_000], chunk)
+    measure(place / "state", [MILLION], chunk)
     used = sum(path.stat().st_blocks * 512 for path in (place / "state").iterdir())
-    note(f"disk.{chunk}", "bytes", [used / 1_000_000])
+    note(f"disk.{chunk}", "bytes", [used / MILLION])

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import fastsm
-from bench.data import changes, chunked, entries_of, fill, fresh, fresh_pairs, into_dict
+from bench.data import changes, chunked, entries_of, fill, fresh, fresh_pairs, into_dict, scaled
 
-COUNT = 100_000
+COUNT = scaled(100_000)
 
 
 def test_put(note: Any, keys: list[bytes], values: list[bytes]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,9 @@ import pytest
 
 import fastsm
 from bench.data import chunked, fill, fresh
+from bench.harness import run_python
 from bench.peers import open_peer
 
-COUNT = 1_000_000
 CHILD = """
 import os, pickle, sys
 import fastsm
@@ -39,8 +37,8 @@ def apply_and_die(directory: Path, keys: list[bytes], values: list[bytes]) -> No
 
     content = directory.parent / "pairs"
     content.write_bytes(pickle.dumps((keys, values)))
-    ended = subprocess.run([sys.executable, "-c", CHILD, str(directory), str(content)], check=False)
-    assert ended.returncode == -9
+    ended = run_python(CHILD, directory, content)
+    assert ended.returncode == -9, ended.stderr
     content.unlink()
 
 

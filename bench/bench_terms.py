@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 import fastsm
-from bench.data import chunked
+from bench.data import chunked, scaled
 
-ENTRIES, TERMS, LOOKUPS = 100_000, 1000, 100_000
+ENTRIES, TERMS, LOOKUPS = scaled(100_000), 1000, scaled(100_000)
 
 
 def test_entry_term(note: Any, machine_at: Any) -> None:

@@ -50,9 +50,9 @@ def build(commit: str, directory: Path) -> Path:
     git = ["git", "-C", str(CHECKOUT)]
     subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(directory), commit], check=True)
     environment = directory / ".venv-compare"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, cwd=directory.parent)
     python = environment / "bin" / "python"
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", str(directory)], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", str(directory)], check=True, cwd=directory.parent)
     return python
 
 

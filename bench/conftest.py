@@ -10,22 +10,41 @@ from typing import Any
 import pytest
 
 import fastsm
+from bench import data
 from bench import machine as machines
-from bench.data import random_keys, random_values
+from bench.data import random_keys, random_values, scaled
 from bench.harness import ROUNDS, Prepare, Result, interleave, ratios, write_results
 from bench.peers import available
-from bench.targets import verdict
+from bench.targets import ROWS, verdict
 
 collect_ignore = ["bench_pysyncobj.py"]  # a script of its own: clusters of processes
-KEYS = 1_000_000
+SUITES = {path.name for path in Path(__file__).parent.glob("bench_*.py")} - set(collect_ignore)
+SMOKE_ROUNDS = 2
 results: list[Result] = []
 about: dict[str, Any] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peers", action="store_true", help="measure the other stores as well")
-    parser.addoption("--results", default=".benchmarks/results.json", help="where the results go, as JSON")
+    parser.addoption("--results", default=None, help="where the results go (.benchmarks/results.json)")
+    parser.addoption("--smoke", action="store_true", help="run every row in seconds, to see that it runs: no results")
     parser.addoption("--rounds", type=int, default=ROUNDS, help="interleaved rounds of each comparison, 5 or more")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    data.smoke = config.getoption("--smoke")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a whole smoke run that left a row out."""
+    if not data.smoke or session.testsfailed or {item.path.name for item in session.items} != SUITES:
+        return
+    left_out = set(ROWS) - {result.row for result in results}
+    if not Path("/proc/self/smaps_rollup").exists():
+        left_out -= {row for row in left_out if row.startswith(("memory.", "disk."))}
+    if left_out:
+        print(f"\nnot measured: {sorted(left_out)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -66,7 +85,7 @@ def compare(benchmark: Any, note: Callable[..., Result], pytestconfig: pytest.Co
         rounds: int | None = None,
         who: str = "fastsm",
     ) -> Result:
-        rounds = rounds or pytestconfig.getoption("--rounds")
+        rounds = SMOKE_ROUNDS if data.smoke else rounds or pytestconfig.getoption("--rounds")
         mine, theirs = interleave(subject, base, prepare, rounds)
         # pytest-benchmark's own table takes the subject's times as they are.
         benchmark.pedantic(lambda: None, rounds=1)
@@ -82,22 +101,22 @@ def compare(benchmark: Any, note: Callable[..., Result], pytestconfig: pytest.Co
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not results:
         return
-    path = Path(config.getoption("--results"))
+    path = Path(config.getoption("--results") or f".benchmarks/{'smoke' if data.smoke else 'results'}.json")
     write_results(path if path.is_absolute() else config.rootpath / path, results, about)
     terminalreporter.write_sep("=", "median (spread)")
     for result in results:
-        terminalreporter.write_line(f"{result}  {verdict(result)}")
+        terminalreporter.write_line(f"{result}  {'' if data.smoke else verdict(result)}")
     terminalreporter.write_line(f"written to {path}")
 
 
 @pytest.fixture(scope="session")
 def keys() -> list[bytes]:
-    return random_keys(KEYS)
+    return random_keys(scaled(1_000_000))
 
 
 @pytest.fixture(scope="session")
 def values() -> list[bytes]:
-    return random_values(KEYS)
+    return random_values(scaled(1_000_000))
 
 
 @pytest.fixture

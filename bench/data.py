@@ -7,6 +7,14 @@ from typing import Any
 
 import fastsm
 
+smoke = False  # set by `pytest bench --smoke` before the suites are imported
+
+
+def scaled(count: int) -> int:
+    """The count to measure with; a five-hundredth of it, but at least 10, in a smoke run."""
+    return max(count // 500, 10) if smoke else count
+
+
 KEY_BYTES = 16
 VALUE_BYTES = 100
 Pairs = list[tuple[bytes, "bytes | None"]]

@@ -8,6 +8,9 @@ from __future__ import annotations
 import gc
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +77,13 @@ def interleave(
 
 def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(mine, theirs, strict=True)]
+
+
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, in an empty folder: in a checkout, its unbuilt `fastsm/` would be imported."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
 
 
 def write_results(path: Path, results: list[Result], about: dict[str, Any]) -> None:

@@ -44,7 +44,8 @@ def environment(words: list[str], reports: Path) -> dict[str, str]:
 def is_sanitized(words: list[str], environ: dict[str, str]) -> bool:
     """Whether the modules that a test would import were built for these sanitizers."""
     program = "import fastsm.core.engine; print(fastsm.core.engine.__file__)"
-    found = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environ, cwd="/", capture_output=True, text=True, check=True)
     content = Path(found.stdout.strip()).read_bytes()
     symbols = {"address": b"__asan_init", "thread": b"__tsan_init", "undefined": b"__ubsan_handle"}
     return all(symbols[word] in content for word in words)

@@ -268,7 +268,10 @@ def snapshot_and_reopen(kind: Any, opened: dict[str, Any], measured: Measured, d
 
 def memory_of(name: str, directory: Path) -> float:
     """Bytes of its own memory that a process needs more for each key; mapped files are not counted."""
-    code = "import sys; from fastsm.tools.benchmark import print_memory; print_memory(sys.argv[1], sys.argv[2])"
+    # With this process's own path: in a folder that holds an unbuilt checkout, `-c` would import that one.
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from fastsm.tools.benchmark import print_memory; "
+        "print_memory(sys.argv[1], sys.argv[2])")
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, name, str(directory)], capture_output=True, text=True, check=True)
