@@ -25,7 +25,7 @@ cdef class BackgroundCall:
         self.over = allocate_lock()
         self.over.acquire()
         self.process = os.getpid()
-        start_new_thread(self, ())
+        self.thread = start_new_thread(self, ())
 
     def __call__(self):
         self.thread = PyThread_get_thread_ident()

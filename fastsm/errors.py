@@ -18,6 +18,13 @@ class NotRunningError(FastsmError):
     """The call needs a running state machine; this one is stopped, closed, or a forked child's copy."""
 
 
+class ReentryError(FastsmError, RuntimeError):
+    """A signal handler, a finalizer or a callback writes while its own thread is in the middle of a write.
+
+    Nothing was changed. :meth:`FastStateMachine.close` alone is never refused.
+    """
+
+
 class ReadOnlyError(FastsmError):
     """A write to a state machine that was opened with ``read_only=True``."""
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from fastsm.core.coroutines import OrderedWorker, is_small
+from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
 from fastsm.core.group_commit import GroupCommit
 from fastsm.core.policy import Policy
 from fastsm.core.snapshots import Attachment, Snapshots
@@ -61,7 +61,7 @@ class FastStateMachine(Snapshots, StateMachine):
     b'blue'
     """
 
-    __slots__ = ("_recovery", "_worker")
+    __slots__ = ("_late_error", "_recovery", "_waiters", "_worker")
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class FastStateMachine(Snapshots, StateMachine):
         _files: type[Directory] = Directory,
     ) -> None:
         self._set_status("closed")
+        self._late_error: StorageError | None = None  # of a close that was put off: the next one raises it
         if sync not in ("flush", "apply"):
             raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
         if verify_on_open not in ("full", "background", "off"):
@@ -114,7 +115,7 @@ class FastStateMachine(Snapshots, StateMachine):
             raise
         log, verified, self._recovery = opened.log, opened.verified, opened.recovery
         try:
-            self._attach(log, opened.index, GroupCommit(log), opened.durable, contiguous, sync == "apply")
+            self._attach(log, opened.index, GroupCommit(log, self._turns), opened.durable, contiguous, sync == "apply")
         except BaseException:
             log.close()
             self._directory.close()
@@ -123,7 +124,7 @@ class FastStateMachine(Snapshots, StateMachine):
         self._begin(log.head.generation)
         self._clean_end = log.end if self._recovery.clean else -1
         self._renew_policy(0)
-        self._worker = OrderedWorker()
+        self._worker, self._waiters = OrderedWorker(), Waiters()
         self._set_status("running")
         _machines.add(self)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
@@ -148,6 +149,7 @@ class FastStateMachine(Snapshots, StateMachine):
         Idempotent. When the sync fails, ``StorageError`` is raised and the machine runs on, poisoned.
         """
         self._require(True)
+        self._turns.check()
         self.save_hard_state()  # most of it, while others may still write
         with self._turns:
             self._require(True)
@@ -159,14 +161,24 @@ class FastStateMachine(Snapshots, StateMachine):
         """Makes everything durable, ends the log cleanly, and gives back files, memory and lock. Idempotent.
 
         Everything is given back even when the last sync fails; the ``StorageError`` is raised afterwards.
+
+        A signal handler, a finalizer or a callback may call it at any time. Where its own thread is in the middle of
+        a write or a sync of this machine, that goes on first, and the machine is closed at its end; an error of that
+        close is raised by the next one. A call that waits for its turn below the handler is a ``NotRunningError``.
         """
         if self._closed():
+            error, self._late_error = self._late_error, None
+            if error is not None:
+                raise error
             return
         if self._forked():
             self._release()  # the files are the parent's to end
             return
+        if self._turns.step_aside(self._close_late):
+            return
         self._jobs.close()
-        self._worker.close()
+        self._worker.close(self)
+        self._waiters.close()
         with self._turns:
             if self._closed():
                 return
@@ -178,6 +190,14 @@ class FastStateMachine(Snapshots, StateMachine):
             finally:
                 self._group_commit.close()
                 self._release()
+
+    def _close_late(self) -> None:
+        """A close that had to wait for the frames below it. What they came to is theirs: its error waits."""
+        try:
+            self.close()
+        except StorageError as error:
+            logger.error("%s: closed, but: %s", self.path, error)
+            self._late_error = error
 
     def _release(self) -> None:
         self._set_status("closed")
@@ -224,6 +244,7 @@ class FastStateMachine(Snapshots, StateMachine):
         if not self._closed() and not self._forked():
             warnings.warn(f"{self!r} was never closed: what was not flushed may be lost", ResourceWarning, 2)
             self._worker.abandon()
+            self._waiters.abandon()
             self._release()
 
     def _after_fork_in_child(self) -> None:
@@ -241,8 +262,11 @@ class FastStateMachine(Snapshots, StateMachine):
         ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
         """
         self._require()  # a forked child has no worker thread
-        if not self._syncs_on_apply() and self._worker.idle and is_small(chunk):
-            return self.apply(chunk)
+        free = self._turns.is_free() and self._worker.idle
+        if free and not self._syncs_on_apply():
+            room = room_if_small(chunk)
+            if room is not None and self._log.has_room(room):
+                return self.apply(chunk)
         entries = self._hold(chunk)  # the caller's list may be changed before its turn comes
         return await self._worker.run(self, lambda: self._apply_in_turn(entries), applies=True)
 
@@ -257,11 +281,15 @@ class FastStateMachine(Snapshots, StateMachine):
     async def flush_async(self) -> None:
         """:meth:`flush`, without blocking the event loop; its point is fixed when the task starts."""
         self._require(True)
-        if self._has_unwritten(False):
-            await self._worker.wait(self.flush)
-        else:
-            mark = self._position()
-            await self._worker.wait(lambda: self._sync_to(mark))
+        mark = None if self._has_unwritten(False) else self._position()
+        await self._waiters.flush(self._flush_to, mark)
+
+    def _flush_to(self, mark: tuple[Any, int, LogId] | None) -> None:
+        """Makes durable what was applied when the mark was taken; None: now."""
+        if mark is None:
+            self._require(True)
+            mark = self._mark(False)
+        self._sync_to(mark)
 
     def save_hard_state(self) -> None:
         """Makes last applied and snapshot metadata durable, and with them everything applied."""
@@ -284,6 +312,7 @@ class FastStateMachine(Snapshots, StateMachine):
         Carried by the next frame that is written, and durable after the next :meth:`flush`. Equal to last
         applied: nothing happens. Back, another term at its index, or a falling term: ``OrderError``.
         """
+        self._require()
         with self._turns:
             self._require()
             self._log.check_writable()
@@ -296,6 +325,7 @@ class FastStateMachine(Snapshots, StateMachine):
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
         """Remembers the latest snapshot, in memory; :meth:`save_hard_state` makes it durable."""
+        self._require()
         with self._turns:
             self._require()
             self._log.check_writable()
@@ -313,6 +343,7 @@ class FastStateMachine(Snapshots, StateMachine):
 
         After an error the old state is whole. Whether the machine is running stays as it was.
         """
+        self._require(True)
         with self._turns:
             self._clear_in_turn()
 
@@ -329,7 +360,7 @@ class FastStateMachine(Snapshots, StateMachine):
         """:meth:`write_snapshot`, off the event loop; its point is fixed when the task starts. Returns the checksum."""
         self._require()
         capture = self._capture(last_included)
-        metadata = await self._worker.wait(lambda: self._write_captured(capture, new_snapshot_dir, None, None))
+        metadata = await self._waiters.call(lambda: self._write_captured(capture, new_snapshot_dir, None, None))
         return metadata.checksum
 
     async def apply_snapshot_from_file(
@@ -346,6 +377,7 @@ class FastStateMachine(Snapshots, StateMachine):
 
         Damage is a ``CorruptionError`` that names file and offset. O(bytes); reads and writes go on meanwhile.
         """
+        self._require()
         with self._turns:
             self._require()
             if generation.read_current(self._directory) is None:

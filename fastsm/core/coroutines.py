@@ -6,32 +6,41 @@ threads. Its work then waits on this module's thread, never on the event loop.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from fastsm.background import BackgroundCall
 from fastsm.core.engine import Engine
-from fastsm.errors import OrderError
+from fastsm.core.turns import CLOSED, Place, Turns
+from fastsm.errors import NotRunningError, OrderError, StorageError
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
 SMALL_ENTRIES = 64
 SMALL_BYTES = 64 * 1024
-FLUSH_THREADS = 4
+OVERHEAD = 64  # bytes of a frame or a record, at most, that are no command
 
 
-def is_small(chunk: Any) -> bool:
-    """Whether applying it takes less time than handing it to another thread would."""
+def room_if_small(chunk: Any) -> int | None:
+    """The room in the log that a chunk takes at most, if applying it is quicker than handing it to another thread."""
     if not isinstance(chunk, (list, tuple)) or len(chunk) > SMALL_ENTRIES:
-        return False
+        return None
     try:
-        return sum(len(entry[2]) for entry in chunk) <= SMALL_BYTES
+        size = sum(len(entry[2]) for entry in chunk)
     except (TypeError, IndexError):
-        return True  # malformed: the error is found at once
+        return 0  # malformed: the error is found at once
+    return size + OVERHEAD * (len(chunk) + 1) if size <= SMALL_BYTES else None
 
 
 def event_loops() -> ModuleType:
@@ -44,16 +53,17 @@ def event_loops() -> ModuleType:
 class Job:
     """Work in its place of the writers' queue; the place is passed on when it was cancelled before it began."""
 
-    __slots__ = ("abandoned", "applies", "doomed_by", "function", "future", "machine", "turn")
+    __slots__ = ("abandoned", "applies", "doomed_by", "function", "future", "loop", "machine", "place")
 
     def __init__(self, machine: Engine, function: Callable[[], Any], applies: bool) -> None:
         self.machine = machine
         self.function = function
         self.applies = applies
         self.future: Future[Any] = Future()
+        self.loop = event_loops().get_running_loop()
         self.abandoned = False  # whoever waited for it has its outcome, or will never look
         self.doomed_by: Job | None = None  # a failed job that this one was queued behind
-        self.turn: threading.Lock | None = None
+        self.place = Place()
 
 
 class OrderedWorker:
@@ -68,22 +78,31 @@ class OrderedWorker:
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
         self.failed: Job | None = None  # its caller has not seen it yet
         self.closed = False
-        self._lock = threading.Lock()  # of `failed` and `abandoned`
-        self._thread: threading.Thread | None = None
-        self._waiters: ThreadPoolExecutor | None = None
+        self._lock = threading.RLock()  # of `failed`, `abandoned` and the first start; a handler may come in again
+        self._thread: BackgroundCall | None = None
 
     @property
     def idle(self) -> bool:
         """Whether nothing is queued and no failure waits to be seen."""
-        return not self.jobs and self.failed is None
+        return not self.jobs and self._unseen() is None
+
+    def _unseen(self) -> Job | None:
+        """The failure that its caller is still to see. A caller whose loop does not run cannot: nobody waits for it."""
+        failed = self.failed
+        return failed if failed is not None and failed.loop.is_running() else None
 
     async def run(self, machine: Engine, function: Callable[[], T], *, applies: bool = False) -> T:
         """Takes the next place among the machine's writers; awaits the result of ``function`` there."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="fastsm-apply", daemon=True)
-            self._thread.start()
         job = Job(machine, function, applies)
-        machine._turns.enqueue(self, job)
+        with self._lock:
+            self._start(machine)
+            job.doomed_by = self._unseen()
+            try:
+                self.jobs.append(job)
+                machine._turns.enqueue(job.place, self.queue.put, job)
+            except BaseException:
+                self._forget(job)
+                raise
         try:
             result: T = await event_loops().wrap_future(job.future)
         except BaseException:
@@ -94,38 +113,40 @@ class OrderedWorker:
             raise
         return result
 
-    async def wait(self, function: Callable[[], T]) -> T:
-        """Awaits ``function``, which waits for the disk, on a thread that no write needs."""
-        if self._waiters is None:
-            self._waiters = ThreadPoolExecutor(FLUSH_THREADS, thread_name_prefix="fastsm-flush")
-        done: T = await event_loops().get_running_loop().run_in_executor(self._waiters, function)
-        return done
+    def _start(self, machine: Engine) -> None:
+        """Starts the thread, once. Where none can be had nothing has changed, and the next call tries again."""
+        if self._thread is not None or self.closed:
+            return
+        self._thread = start(partial(self._work, machine._turns))
 
-    def close(self) -> None:
-        """Ends the threads once their work is done. The caller does not hold the writer's turn."""
+    def close(self, machine: Engine) -> None:
+        """Ends the thread once its work is done. The caller does not hold the writer's turn."""
+        machine._turns.refuse_places()
         self.abandon()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-        if self._waiters is not None:
-            self._waiters.shutdown()
+        if self._thread is not None and not self._thread.is_this_thread():
+            self._thread.wait()
 
     def abandon(self) -> None:
         """Takes no more work, and waits for nothing."""
         self.closed = True
         self.queue.put(None)
 
-    def _work(self) -> None:
+    def _work(self, turns: Turns) -> None:
+        turns.keep()
         while (job := self.queue.get()) is not None:
-            if job.turn is not None:
-                job.turn.acquire()
-            job.machine._turns.own()
+            turns.serve(job.place)
             try:
                 if job.future.set_running_or_notify_cancel():
                     self._run(job)
             finally:
-                job.machine._turns.__exit__()
-                self.jobs.remove(job)
+                turns.__exit__()
+                self._forget(job)
             del job  # while waiting for the next one, the machine is not held
+        turns.keep_no_more()
+
+    def _forget(self, job: Job) -> None:
+        with suppress(ValueError):
+            self.jobs.remove(job)
 
     def _run(self, job: Job) -> None:
         try:
@@ -144,6 +165,140 @@ class OrderedWorker:
         """What is queued now, and what comes until the failure was seen, was sent in the belief that it succeeds."""
         with self._lock:
             self.failed = None if failed.abandoned else failed
-        for job in list(self.jobs):
-            if job is not failed:
-                job.doomed_by = failed
+            for job in list(self.jobs):
+                if job is not failed:
+                    job.doomed_by = failed
+
+
+class Waiters:
+    """Flushes of coroutines, on one thread for all of them; and other calls that take long, on one each.
+
+    The thread for flushes takes everyone who waits, syncs once, answers them, and takes those who came meanwhile:
+    one sync under way, one to come, however many wait. Thread safe.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Flush | None] = SimpleQueue()
+        self._lock = threading.RLock()  # of the first start and `_closed`
+        self._thread: BackgroundCall | None = None
+        self._calls: set[BackgroundCall] = set()
+        self._closed = False
+
+    async def flush(self, function: Callable[[Any], None], mark: Any) -> None:
+        """Awaits ``function(mark)``. Marks are ordered as they come: a later one covers those before it, None all."""
+        loop = event_loops().get_running_loop()
+        one = Flush(loop, loop.create_future(), function, mark)
+        with self._lock:
+            if self._closed:
+                raise NotRunningError(CLOSED)
+            if self._thread is None:
+                self._thread = start(self._work)
+            self._queue.put(one)
+        await one.future
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Awaits ``function()``, on a thread of its own."""
+        loop = event_loops().get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        calls: list[BackgroundCall] = []
+
+        def run() -> None:
+            try:
+                answer = partial(set_result, future, function())
+            except BaseException as error:
+                answer = partial(set_error, future, error)
+            finally:
+                with self._lock:
+                    self._calls.difference_update(calls)
+            tell(loop, answer)
+
+        with self._lock:
+            if self._closed:
+                raise NotRunningError(CLOSED)
+            calls.append(start(run))
+            self._calls.update(calls)
+        return await future
+
+    def close(self) -> None:
+        """Ends the threads once their work is done."""
+        self.abandon()
+        with self._lock:
+            threads = [*self._calls, *filter(None, [self._thread])]
+        for thread in threads:
+            if not thread.is_this_thread():
+                thread.wait()
+
+    def abandon(self) -> None:
+        """Takes no more work, and waits for nothing."""
+        with self._lock:
+            self._closed = True
+            self._queue.put(None)
+
+    def _work(self) -> None:
+        ended = False
+        while not ended:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            ended = None in batch
+            waiting = [one for one in batch if one is not None and not one.future.cancelled()]
+            answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+            for one in sorted(waiting, key=Flush.reach, reverse=True):  # the first sync covers all others
+                try:
+                    one.function(one.mark)
+                except BaseException as error:
+                    answer = partial(set_error, one.future, error)
+                else:
+                    answer = partial(set_result, one.future, None)
+                answers.setdefault(one.loop, []).append(answer)
+            for loop, those in answers.items():
+                tell(loop, partial(run_all, those))
+            del batch, waiting, answers  # while waiting for the next ones, the machine is not held
+
+
+class Flush:
+    """A coroutine that waits for a sync: what to call, and up to where."""
+
+    __slots__ = ("function", "future", "loop", "mark")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], function: Callable[[Any], None], mark: Any
+    ) -> None:
+        self.loop = loop
+        self.future = future
+        self.function = function
+        self.mark = mark
+
+    def reach(self) -> float:
+        """How far it goes into the log; without a mark beyond everything."""
+        return float("inf") if self.mark is None else self.mark[1]
+
+
+def start(function: Callable[[], None]) -> BackgroundCall:
+    """A thread that runs ``function``. Where none can be had it is a ``StorageError``, and nothing was done."""
+    try:
+        return BackgroundCall(function)
+    except RuntimeError as error:
+        raise StorageError(
+            errno.EAGAIN, f"no thread can be started ({error}): nothing was done; try again", "") from error
+
+
+def tell(loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> None:
+    """Has an event loop run ``answer()``; nobody waits for it on a loop that was closed."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(answer)
+
+
+def run_all(functions: list[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
+
+
+def set_result(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():  # it was cancelled meanwhile
+        future.set_result(result)
+
+
+def set_error(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

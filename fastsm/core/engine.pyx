@@ -121,6 +121,8 @@ cdef class Engine(State):
         Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
         applied. Thread safe; concurrent calls take turns.
         """
+        if self.status:
+            self.refuse()  # before the turn, which nobody passes on in a forked child
         cdef tuple entries = hold_entries(chunk)
         self._turns.enter()
         try:
@@ -204,7 +206,11 @@ cdef class Engine(State):
             chunk.write_records(frame + frame_size(runs.count, 0))
         log.commit_frame(frame, length, runs.count)
         if self.sync_on_apply:
-            log.sync()
+            self._turns.begin()
+            try:
+                log.sync()
+            finally:
+                self._turns.end()
             self.durable_index, self.durable_term = runs.index, runs.term
         return 0
 

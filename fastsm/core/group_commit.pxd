@@ -1,8 +1,10 @@
+from fastsm.core.turns cimport Turns
 from fastsm.generation.log cimport Log
 
 
 cdef class GroupCommit:
     cdef readonly Log log
+    cdef Turns turns
     cdef bint syncing
     cdef bint closed
     cdef list waiting      # a lock for each caller that waits for a sync to end

@@ -4,11 +4,15 @@ Compiled, because signal handlers run between any two steps of Python code, and 
 does) must not leave a flag set or a lock held. Between two steps of C code none runs.
 """
 
-import threading
+from _thread import allocate_lock
 
 from libc.stdint cimport uint64_t
 
+from fastsm.core.turns cimport PyThread_get_thread_ident, Turns
 from fastsm.generation.log cimport Log
+
+from fastsm.core.turns import REENTERED
+from fastsm.errors import ReentryError
 
 
 cdef class GroupCommit:
@@ -19,24 +23,34 @@ cdef class GroupCommit:
     Thread safe.
     """
 
-    def __cinit__(self, Log log):
+    def __cinit__(self, Log log, Turns turns):
         self.log = log
+        self.turns = turns
         self.waiting = []
 
     def sync_up_to(self, uint64_t offset):
-        """Returns once the log is durable up to `offset`; raises `StorageError` when that failed."""
+        """Returns once the log is durable up to `offset`; raises `StorageError` when that failed.
+
+        A call from within this thread's own sync is a `ReentryError`.
+        """
+        if self.turns.is_amid(PyThread_get_thread_ident()):
+            raise ReentryError(REENTERED)
         while self.syncing and not self.closed:
             self.wait()
             if self.log.durable >= offset:
                 return
         if self.closed:
             return  # whoever closes has synced everything, or raises the error itself
+        if self.log.durable >= offset and self.log.poisoned is None:
+            return
+        self.turns.begin()
         self.syncing = True
         try:
             self.log.sync()
         finally:
             self.syncing = False
             self.wake()
+            self.turns.end()
 
     def close(self):
         """Waits for a sync under way; afterwards there are none."""
@@ -46,9 +60,11 @@ cdef class GroupCommit:
         self.wake()
 
     cdef int wait(self) except -1:
-        """Until a sync ends. In the main thread, signal handlers run meanwhile, and may raise."""
-        turn = threading.Lock()
+        """Until a sync ends, if one is under way. In the main thread, signal handlers run meanwhile, and may raise."""
+        turn = allocate_lock()
         turn.acquire()
+        if not self.syncing:  # it ended while the lock was made: a collection may run Python code
+            return 0
         self.waiting.append(turn)
         try:
             turn.acquire()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -78,7 +77,7 @@ class Snapshots(Engine):
 
     def _begin(self, generation_number: int) -> None:
         self._jobs = Jobs()
-        self._compacting = threading.Lock()
+        self._compacting = Turns()
         self._generations = itertools.count(generation_number + 1)  # of files: no two steps prepare the same ones
         self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
         self._verification = None
@@ -144,6 +143,7 @@ class Snapshots(Engine):
         wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between.
         """
         self._require()
+        self._turns.check()
         return self._write_captured(self._capture(last_included), directory, compress, attachment, progress)
 
     def _write_captured(
@@ -166,7 +166,7 @@ class Snapshots(Engine):
                 directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files
             )
             with prepared:
-                with self._jobs.committing(job):
+                with self._turns.waited_for(), self._jobs.committing(job):
                     self._require(True)
                     if not self._log.read_only:
                         self._log.check_writable()
@@ -213,7 +213,7 @@ class Snapshots(Engine):
         self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
         self._clean_end = -1
         name_next = partial(generation.name_next, self._directory, old, log)
-        self._switch(name_next, log, index, GroupCommit(log), state_of_its_own)
+        self._switch(name_next, log, index, GroupCommit(log, self._turns), state_of_its_own)
         try:
             self._set_verified(True)
             old_commit.close()
@@ -284,6 +284,8 @@ class Snapshots(Engine):
         Views and iterators taken before stay valid and unchanged. Ends running snapshots and compactions. O(size);
         reads and writes go on until the step. ``progress(done, total)`` is told of the copying, in bytes.
         """
+        self._require()
+        self._turns.check()
         self._install(metadata, path, allow_older, progress, self._turns)
 
     def _install_now(
@@ -400,6 +402,7 @@ class Snapshots(Engine):
             raise SnapshotRangeError(
                 f"{self.path}: cannot compact up to entry {index}: expected one from {self._log.head.base_index}, "
                 f"the base, to {self.last_applied().index}, last applied")
+        self._turns.check()
         with self._jobs.run("compaction", None, progress) as job, self._compacting:
             job.check()
             self._compact(job, index)

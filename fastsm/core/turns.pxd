@@ -2,20 +2,43 @@ cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
 
 
+cdef class Place:
+    cdef object gate             # a lock, released when the turn is this place's
+    cdef unsigned long thread    # that waits at the gate; 0: the keeper does, or will
+    cdef bint called             # the turn was given to it
+    cdef bint dropped            # it was taken back: its thread has closed the machine meanwhile
+
+
 cdef class Turns:
-    # Invariant: somebody waits only while `taken`.
+    # Invariants: a place waits only while `taken`; `taken` with `owner` 0 is a turn of a keeper that has not begun yet.
     cdef bint taken
-    cdef unsigned long owner     # the thread whose turn it is, 0 while it is handed over
-    cdef object waiting          # the locks of those who wait, in order
+    cdef unsigned long owner     # the thread whose turn it is
+    cdef Place called            # it has the turn, but its thread has not gone on yet
+    cdef list waiting            # places, in order
     cdef size_t waiting_count
+    cdef list amid               # threads amid a sync or a commit, once for each
+    cdef size_t amid_count
+    cdef unsigned long keeper    # the thread that serves the places that others took for it
+    cdef bint refusing           # takes no more such places
+    cdef list put_off            # (thread, function): what threads do once they hold nothing
+    cdef size_t put_off_count
+    cdef int wait(self) except -1
     cdef int pass_on(self) except -1
+    cdef int refuse_own(self, unsigned long thread) except -1
+    cdef bint holds(self, unsigned long thread) except -1
+    cdef bint is_amid(self, unsigned long thread) except -1
+    cdef bint awaits(self, unsigned long thread) noexcept
+    cdef int begin(self) except -1
+    cdef int end(self) except -1
+    cdef int do_what_was_put_off(self) except -1
 
     cdef inline int enter(self) except -1:
         """Takes the turn, after everyone who came before."""
-        if self.taken:
+        if self.taken or self.amid_count:
             self.wait()
         self.taken = True
         self.owner = PyThread_get_thread_ident()
+        self.called = None
         return 0
 
     cdef inline int leave(self) except -1:
@@ -25,4 +48,6 @@ cdef class Turns:
             self.pass_on()
         else:
             self.taken = False
+        if self.put_off_count:
+            self.do_what_was_put_off()
         return 0

@@ -1,19 +1,47 @@
-"""One writer at a time, first come, first served."""
+"""One writer at a time, first come, first served; and no thread that waits for itself.
 
-import collections
-import threading
+A signal handler, a finalizer or a callback runs on top of whatever its thread is doing. When that is a write of the
+same machine, a second write would wait for a turn that only the frame below it can give back. So whoever asks for
+the turn is refused with `ReentryError`, before anything has changed, while its own thread
 
-from fastsm.errors import NotRunningError
+- has the turn, or waits for it;
+- is amid a sync or a commit, for which whoever has the turn may wait;
+- serves places of the order that come before.
+
+Closing is never refused: see `step_aside`.
+"""
+
+from _thread import allocate_lock
+
+from fastsm.errors import NotRunningError, ReentryError
+
+CLOSED = "this state machine is closed: open the directory again"
+REENTERED = (
+    "this thread is in the middle of a call of this state machine that holds its writers up, or waits for them: a "
+    "signal handler, a finalizer or a callback cannot write then. Nothing was changed; do it after that call")
+
+
+cdef class Place:
+    """A place in the order of writers."""
+
+    def __cinit__(self, unsigned long thread=0):
+        self.gate = allocate_lock()
+        self.gate.acquire()
+        self.thread = thread
 
 
 cdef class Turns:
-    """A lock in order of arrival, whose place can be taken now and waited for later, by another thread.
+    """A lock in order of arrival, whose place can be taken now and waited for later, by another thread: the keeper.
 
-    Under the GIL a flag is enough: taking a free turn costs two nanoseconds.
+    Under the GIL a flag is enough: taking a free turn costs two nanoseconds. Signal handlers run between any two steps
+    of Python code, and finalizers wherever an object is made; so a decision and what follows from it stand together,
+    with nothing of either kind between. Thread safe.
     """
 
     def __cinit__(self):
-        self.waiting = collections.deque()
+        self.waiting = []
+        self.amid = []
+        self.put_off = []
 
     def __enter__(self):
         self.enter()
@@ -21,47 +49,187 @@ cdef class Turns:
     def __exit__(self, *exc_info):
         self.leave()
 
-    def wait(self):
-        if self.owner == PyThread_get_thread_ident():
-            raise RuntimeError("a write from within a write: a signal handler or finalizer must not write")
-        turn = self.reserve()
-        if turn is None:
-            return
+    cdef int wait(self) except -1:
+        """Returns when the turn is the caller's: free, or given to it. The caller takes note of that at once."""
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        cdef Place place
+        self.refuse_own(thread)
+        place = Place(thread)  # a collection may run a finalizer here: so the turn is looked at only now
+        if not self.taken:
+            return 0
+        self.waiting.append(place)
+        self.waiting_count += 1
         try:
-            turn.acquire()  # in the main thread, signal handlers run meanwhile
+            place.gate.acquire()  # in the main thread, signal handlers run meanwhile
         except BaseException:
-            try:
-                self.waiting.remove(turn)
-                self.waiting_count -= 1
-            except ValueError:
+            if place.dropped:
+                pass
+            elif place.called:
+                self.called = None
                 self.leave()  # it was given to us just before the interruption
+            else:
+                self.waiting.remove(place)
+                self.waiting_count -= 1
             raise
-
-    cdef int pass_on(self) except -1:
-        self.waiting_count -= 1
-        self.waiting.popleft().release()
+        if place.dropped:
+            raise NotRunningError(CLOSED)
         return 0
 
-    def reserve(self):
-        """A place in the order, taken now: None when it is the caller's turn already, else a lock to wait on."""
-        if not self.taken:
-            self.taken = True
-            return None
-        turn = threading.Lock()
-        turn.acquire()
-        self.waiting.append(turn)
-        self.waiting_count += 1
-        return turn
+    cdef int pass_on(self) except -1:
+        cdef Place place = self.waiting[0]
+        del self.waiting[0]
+        self.waiting_count -= 1
+        place.called = True
+        self.called = place
+        self.owner = place.thread or self.keeper
+        place.gate.release()
+        return 0
 
-    def enqueue(self, worker, job):
-        """Takes a place for a worker's job, and hands it over: in one step, which no signal handler interrupts."""
-        if worker.closed:
-            raise NotRunningError("this state machine is closed: open the directory again")
-        job.turn = self.reserve()
-        worker.jobs.append(job)
-        job.doomed_by = worker.failed
-        worker.queue.put(job)
+    # ---- a thread's own calls ----------------------------------------------------------------------------
 
-    def own(self):
-        """This thread has the reserved turn now."""
+    def check(self):
+        """Raises `ReentryError` where `enter` would, for calls that take the turn only after other work."""
+        self.refuse_own(PyThread_get_thread_ident())
+
+    cdef int refuse_own(self, unsigned long thread) except -1:
+        if self.holds(thread) or self.awaits(thread):
+            raise ReentryError(REENTERED)
+        return 0
+
+    cdef bint holds(self, unsigned long thread) except -1:
+        return (self.taken and self.owner == thread) or (self.amid_count and self.is_amid(thread))
+
+    cdef bint is_amid(self, unsigned long thread) except -1:
+        return self.amid_count and thread in self.amid
+
+    cdef bint awaits(self, unsigned long thread) noexcept:
+        cdef Place place
+        for place in self.waiting:
+            if place.thread == thread or (place.thread == 0 and self.keeper == thread):
+                return True
+        return False
+
+    def step_aside(self, function):
+        """For closing. True: `function()` will be called by this thread as soon as it holds nothing any more.
+
+        False: it may go on. If the frame below waits for its turn, it gets a `NotRunningError` in its place.
+        """
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        cdef Place place
+        entry = (thread, function)
+        if self.called is not None and self.called.thread == thread:
+            self.called.dropped = True
+            self.called = None
+            self.leave()
+        for place in self.waiting:
+            if place.thread == thread:
+                place.dropped = True
+                self.waiting.remove(place)
+                self.waiting_count -= 1
+                place.gate.release()
+                break
+        if not (self.holds(thread) or self.keeper == thread):
+            return False
+        for other, _ in self.put_off:
+            if other == thread:
+                return True
+        self.put_off.append(entry)
+        self.put_off_count += 1
+        return True
+
+    cdef int do_what_was_put_off(self) except -1:
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        cdef Py_ssize_t i
+        if self.holds(thread) or self.keeper == thread:
+            return 0
+        for i in range(len(self.put_off)):
+            if self.put_off[i][0] == thread:
+                _, function = self.put_off[i]
+                del self.put_off[i]
+                self.put_off_count -= 1
+                function()
+                return 0
+        return 0
+
+    # ---- syncs and commits -------------------------------------------------------------------------------
+
+    cdef int begin(self) except -1:
+        self.amid.append(PyThread_get_thread_ident())
+        self.amid_count += 1
+        return 0
+
+    cdef int end(self) except -1:
+        self.amid.remove(PyThread_get_thread_ident())
+        self.amid_count -= 1
+        if self.put_off_count:
+            self.do_what_was_put_off()
+        return 0
+
+    def waited_for(self):
+        """A context: while this thread is in it, writers may wait for it, so that it must not wait for them."""
+        return WaitedFor(self)
+
+    # ---- places for the keeper ---------------------------------------------------------------------------
+
+    def keep(self):
+        """The caller's thread serves the places that others take, from here on."""
+        self.keeper = PyThread_get_thread_ident()
+
+    def keep_no_more(self):
+        """Ends that, when all of them are served."""
+        self.keeper = 0
+        if self.put_off_count:
+            self.do_what_was_put_off()
+
+    def refuse_places(self):
+        """No more places are taken for the keeper."""
+        self.refusing = True
+
+    def enqueue(self, Place place, deliver, job):
+        """Takes a place for the keeper, and hands the job for it over by `deliver(job)`, which is no Python code.
+
+        In one step, which no signal handler interrupts: no place is ever taken that nobody serves.
+        """
+        if self.refusing:
+            raise NotRunningError(CLOSED)
+        if self.taken:
+            self.waiting.append(place)
+            self.waiting_count += 1
+        else:
+            self.taken = place.called = True
+            self.owner = self.keeper
+            place.gate.release()
+        try:
+            deliver(job)
+        except BaseException:
+            if place.called:
+                self.leave()
+            else:
+                self.waiting.remove(place)
+                self.waiting_count -= 1
+            raise
+
+    def serve(self, Place place):
+        """Waits for a place's turn, which is the calling keeper's then."""
+        place.gate.acquire()
+        self.called = None
         self.owner = PyThread_get_thread_ident()
+
+    def is_free(self):
+        """Whether taking the turn would take no time."""
+        return not self.taken
+
+
+cdef class WaitedFor:
+    """The context of `Turns.waited_for`."""
+    cdef Turns turns
+
+    def __cinit__(self, Turns turns):
+        self.turns = turns
+
+    def __enter__(self):
+        self.turns.refuse_own(PyThread_get_thread_ident())
+        self.turns.begin()
+
+    def __exit__(self, *exc_info):
+        self.turns.end()

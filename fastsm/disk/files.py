@@ -38,9 +38,15 @@ def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
     opened: weakref.WeakSet[Open] = weakref.WeakSet()
 
     def leave_all() -> None:
+        errors = []
         for one in list(opened):
-            leave(one)
+            try:
+                leave(one)
+            except Exception as error:  # the others have to be left all the same
+                errors.append(error)
         opened.clear()
+        if errors:
+            raise errors[0]
 
     os.register_at_fork(after_in_child=leave_all)
     return opened

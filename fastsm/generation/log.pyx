@@ -184,6 +184,13 @@ cdef class Log:
         self.window_end = 0
         return self.reserve_staging(length)
 
+    def has_room(self, uint64_t length):
+        """Whether frames of `length` bytes go into blocks that are there, without asking the disk for anything."""
+        cdef uint64_t stop = self.end + length
+        if stop > self.allocated or stop - self.settled_end >= SETTLED_PIECE:
+            return False
+        return not self.paced or stop <= self.zeroed_end
+
     cdef uint8_t *reserve_staging(self, uint64_t length) except NULL:
         """Memory to build frames in, aside."""
         if self.staging_room < length:

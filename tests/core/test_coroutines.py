@@ -223,7 +223,7 @@ def test_large_chunk_does_not_block_the_loop(directory: Path, machine_at: Opener
 
 
 def test_small_chunk_runs_inline(directory: Path, machine_at: Opener) -> None:
-    """With nothing queued and sync="flush" it is applied at once, by the thread of the loop."""
+    """With nothing queued, sync="flush" and room in the log it is applied at once, by the thread of the loop."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
     threads: list[int] = []
@@ -237,9 +237,13 @@ def test_small_chunk_runs_inline(directory: Path, machine_at: Opener) -> None:
 
     async def main() -> None:
         await machine.apply_chunk(put(1))
+        assert threads
+        assert threading.get_ident() not in threads, "the log had to grow for it"
+        threads.clear()
+        await machine.apply_chunk(put(2))
         assert set(threads) == {threading.get_ident()}
         threads.clear()
-        await machine.apply_chunk(put(2, LARGE))
+        await machine.apply_chunk(put(3, LARGE))
         assert threading.get_ident() not in threads
         assert threads
 
@@ -439,7 +443,6 @@ def test_failed_sync_is_seen_by_whoever_awaits(directory: Path, machine_at: Open
 
 def test_close_ends_what_is_queued_first(directory: Path, machine_at: Opener) -> None:
     """What was queued before close is applied, and durable; later calls are refused; no thread is left."""
-    before = threading.active_count()
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -454,7 +457,9 @@ def test_close_ends_what_is_queued_first(directory: Path, machine_at: Opener) ->
                 await call
 
     run(main())
-    assert threading.active_count() == before
+    for thread in (machine._worker._thread, machine._waiters._thread):
+        assert thread is not None
+        assert thread.wait(0)
     with machine_at(directory) as reopened:
         assert reopened.last_applied() == LogId(7, 1)
 
