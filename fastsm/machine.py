@@ -196,7 +196,7 @@ class FastStateMachine(Snapshots, StateMachine):
         try:
             self.close()
         except StorageError as error:
-            logger.error("%s: closed, but: %s", self.path, error)
+            logger.exception("%s: closed after the call below it, with an error that the next close raises", self.path)
             self._late_error = error
 
     def _release(self) -> None:

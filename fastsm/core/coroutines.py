@@ -94,7 +94,7 @@ class OrderedWorker:
     async def run(self, machine: Engine, function: Callable[[], T], *, applies: bool = False) -> T:
         """Takes the next place among the machine's writers; awaits the result of ``function`` there."""
         job = Job(machine, function, applies)
-        with self._lock:
+        with machine._turns.waited_for(), self._lock:  # a handler's close would wait for the thread, and that for us
             self._start(machine)
             job.doomed_by = self._unseen()
             try:
@@ -179,9 +179,9 @@ class Waiters:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Flush | None] = SimpleQueue()
-        self._lock = threading.RLock()  # of the first start and `_closed`
+        self._lock = threading.RLock()  # of the first start, `_calls` and `_closed`; its threads never take it
         self._thread: BackgroundCall | None = None
-        self._calls: set[BackgroundCall] = set()
+        self._calls: list[BackgroundCall] = []  # those that ended go with the next one
         self._closed = False
 
     async def flush(self, function: Callable[[Any], None], mark: Any) -> None:
@@ -200,23 +200,19 @@ class Waiters:
         """Awaits ``function()``, on a thread of its own."""
         loop = event_loops().get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        calls: list[BackgroundCall] = []
 
         def run() -> None:
             try:
                 answer = partial(set_result, future, function())
             except BaseException as error:
                 answer = partial(set_error, future, error)
-            finally:
-                with self._lock:
-                    self._calls.difference_update(calls)
             tell(loop, answer)
 
         with self._lock:
             if self._closed:
                 raise NotRunningError(CLOSED)
-            calls.append(start(run))
-            self._calls.update(calls)
+            self._calls = [call for call in self._calls if not call.wait(0)]
+            self._calls.append(start(run))
         return await future
 
     def close(self) -> None:

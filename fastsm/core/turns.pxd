@@ -15,7 +15,7 @@ cdef class Turns:
     cdef unsigned long owner     # the thread whose turn it is
     cdef Place called            # it has the turn, but its thread has not gone on yet
     cdef list waiting            # places, in order
-    cdef size_t waiting_count
+    cdef readonly size_t waiting_count
     cdef list amid               # threads amid a sync or a commit, once for each
     cdef size_t amid_count
     cdef unsigned long keeper    # the thread that serves the places that others took for it

@@ -1,0 +1,339 @@
+"""Re-entry: what runs on top of a call (a signal handler, a finalizer, a callback) calls the machine in turn.
+
+Each public method is called at each place where a call of the machine leaves compiled code for the system, by the same
+thread, as a signal handler would; and from a real signal handler, while that call waits for its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastsm.background
+from fastsm import (
+    FastsmError,
+    FastStateMachine,
+    LogId,
+    NotRunningError,
+    OrderError,
+    ReentryError,
+    SnapshotMetadata,
+    StorageError,
+)
+from support.faulty import PATIENCE, Call, Disk, in_thread
+
+Method = Callable[[FastStateMachine, Path], object]
+
+SEAMS = (
+    "sync", "write", "truncate", "allocate", "rename", "sync_directory", "open_file", "create_file", "close_file",
+    "read_file", "unlink",
+)  # fmt: skip
+
+
+def next_entry(machine: FastStateMachine, size: int = 1) -> list[tuple[int, int, bytes]]:
+    return [(machine.last_applied().index + 1, 1, fastsm.put(b"again", b"v" * size))]
+
+
+def persist_metadata(machine: FastStateMachine, _: Path) -> None:
+    machine.persist_last_snapshot_metadata(SnapshotMetadata(machine.last_applied(), bytes(32)))
+
+
+METHODS: dict[str, Method] = {
+    "apply": lambda machine, _: machine.apply(next_entry(machine)),
+    "apply much": lambda machine, _: machine.apply(next_entry(machine, 1 << 20)),
+    "update": lambda machine, _: machine.update_last_applied(LogId(machine.last_applied().index + 1, 1)),
+    "persist": lambda machine, _: machine.persist_last_applied(LogId(machine.last_applied().index + 1, 1)),
+    "metadata": persist_metadata,
+    "flush": lambda machine, _: machine.flush(),
+    "save": lambda machine, _: machine.save_hard_state(),
+    "clear": lambda machine, _: machine.clear(),
+    "compact": lambda machine, _: machine.compact(),
+    "snapshot": lambda machine, path: machine.write_snapshot(path / "snapshot"),
+    "install": lambda machine, path: machine.install_snapshot(None, path / "source", allow_older=True),
+    "verify": lambda machine, _: machine.verify(),
+    "stop": lambda machine, _: machine.stop(),
+    "start": lambda machine, _: machine.start(),
+    "close": lambda machine, _: machine.close(),
+    "get": lambda machine, _: machine.get(b"key-1"),
+    "items": lambda machine, _: list(machine.items()),
+    "stats": lambda machine, _: machine.stats(),
+}
+WRITERS = [
+    name for name in METHODS if name not in ("start", "get", "items", "stats", "flush", "save", "snapshot", "close")
+]
+
+
+@pytest.fixture(autouse=True)
+def _a_hang_ends() -> Iterator[None]:
+    """A thread that waits for itself ends the run, with the tracebacks of all."""
+    faulthandler.dump_traceback_later(4 * PATIENCE, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def fill(machine: FastStateMachine, path: Path) -> None:
+    """Some entries, and a snapshot of them that can be installed."""
+    if not (path / "source").exists():
+        with FastStateMachine(path / "of the source") as source:
+            source.apply([(index, 1, fastsm.put(b"key-%d" % (index % 5), b"s")) for index in range(1, 31)])
+            source.write_snapshot(path / "source")
+    machine.apply([(index, 1, fastsm.put(b"key-%d" % (index % 5), b"v" * 50)) for index in range(1, 21)])
+
+
+def attempt(method: Method, machine: FastStateMachine, path: Path) -> FastsmError | None:
+    """Calls it; an error has to be a typed one."""
+    try:
+        method(machine, path)
+    except FastsmError as error:
+        return error
+    return None
+
+
+def reopened(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
+    with FastStateMachine(machine.path, verify_on_open="full") as again:
+        again._check()
+        return again.last_applied(), dict(again.items())
+
+
+def seams_of(outer: str, tmp_path: Path) -> list[tuple[str, int]]:
+    """The calls of the system that a method makes by its own thread: the first and the last of each kind."""
+    disk = Disk()
+    me, seen = threading.get_ident(), dict.fromkeys(SEAMS, 0)
+    machine = FastStateMachine(tmp_path / "first look", retain_entries=0, auto_compact=False, _files=disk.files)
+    fill(machine, tmp_path)
+
+    def note(call: Call) -> None:
+        if threading.get_ident() == me and call.method in seen:
+            seen[call.method] += 1
+
+    disk.before = note
+    METHODS[outer](machine, tmp_path)
+    disk.before = None
+    machine.close()
+    return [(name, nth) for name, count in seen.items() for nth in sorted({1, count}) if count]
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("sync", ["flush", "apply"])
+@pytest.mark.parametrize("outer", ["apply much", "flush", "save", "clear", "compact", "snapshot", "install", "verify",
+                                   "stop", "close"])
+def test_each_method_on_top_of_each_other(outer: str, sync: str, tmp_path: Path) -> None:
+    """A typed error or the right result for both; close always ends, and disk and memory agree."""
+    tried = 0
+    for seam, nth in seams_of(outer, tmp_path):
+        for inner in METHODS:
+            tried += 1
+            check_pair(outer, inner, sync, (seam, nth), tmp_path, tmp_path / f"state-{tried}")
+    assert tried
+
+
+def check_pair(outer: str, inner: str, sync: Any, at: tuple[str, int], tmp_path: Path, where: Path) -> None:
+    disk = Disk()
+    machine = FastStateMachine(where, retain_entries=0, auto_compact=False, sync=sync, _files=disk.files)
+    fill(machine, tmp_path)
+    me, left, came = threading.get_ident(), [at[1]], []
+
+    def interrupt(call: Call) -> None:
+        if threading.get_ident() != me or call.method != at[0] or came:
+            return
+        left[0] -= 1
+        if left[0] == 0:
+            came.append(True)
+            before = machine.last_applied() if machine.is_running() else None
+            error = attempt(METHODS[inner], machine, tmp_path)
+            if isinstance(error, ReentryError):
+                assert machine.last_applied() == before, "refused, but something changed"
+
+    disk.before = interrupt
+    said = f"{inner} within {outer} at {at}"
+    attempt(METHODS[outer], machine, tmp_path)
+    disk.before = None
+    if "close" in (inner if came else "", outer):
+        assert machine._closed(), said
+    last = None
+    if not machine._closed():
+        machine.start()
+        machine._check()
+        last = machine.last_applied(), dict(machine.items())
+    machine.close()
+    machine.close()
+    found = reopened(machine)
+    assert last in (None, found), said
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals come to the main thread")
+@pytest.mark.parametrize("inner", METHODS)
+@pytest.mark.parametrize("outer", ["apply", "clear", "close", "stop"])
+def test_each_method_from_a_handler_while_a_call_waits_for_its_turn(outer: str, inner: str, tmp_path: Path) -> None:
+    """Writers are refused, reads work, close closes, and the call that waited gets its turn or is told."""
+    disk = Disk()
+    machine = FastStateMachine(tmp_path / "state", auto_compact=False, _files=disk.files)
+    fill(machine, tmp_path)
+    machine.flush()  # so that what stop and close save first needs no turn
+    gate = disk.hold("allocate")
+    handling, errors = threading.Event(), []
+
+    def handler(*_: object) -> None:
+        handling.set()
+        errors.append(attempt(METHODS[inner], machine, tmp_path))
+
+    def interrupt() -> None:
+        while machine._turns.waiting_count == 0:
+            handling.wait(0.001)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert handling.wait(PATIENCE)
+        gate.open()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with in_thread(lambda: machine.apply(next_entry(machine, 1 << 20))) as other:
+            gate.wait()
+            with in_thread(interrupt) as interrupting:
+                told = attempt(METHODS[outer], machine, tmp_path)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (other.error, interrupting.error) == (None, None)
+    if inner == "close":
+        assert errors == [None]
+        assert machine._closed()
+        assert isinstance(told, NotRunningError) or outer == "close"
+    else:
+        assert isinstance(errors[0], ReentryError) or inner not in WRITERS
+        assert told is None or (outer == "apply" and isinstance(told, OrderError)), "the turn was not passed on"
+    machine.close()
+    reopened(machine)
+
+
+class Calling:
+    """Calls a function, once: as an attachment, as an index, or when it is freed."""
+
+    def __init__(self, function: Callable[[], object], *, at_the_end: bool = False) -> None:
+        self.function = function
+        self.calls, self.at_the_end = 1, at_the_end
+
+    def __call__(self, *_: object) -> bytes:
+        if self.calls:
+            self.calls = 0
+            self.function()
+        return b"attached"
+
+    def __index__(self) -> int:
+        if not self.at_the_end:
+            self()
+        return 21
+
+    def __del__(self) -> None:
+        if self.at_the_end:
+            self()
+
+
+@pytest.mark.parametrize("what", ["attachment", "index", "finalizer"])
+@pytest.mark.parametrize("name", METHODS)
+def test_callbacks_and_finalizers_may_call_everything(name: str, what: str, tmp_path: Path) -> None:
+    """Attachment functions, indexes with code of their own, finalizers: a typed error or the right result."""
+    outcomes: list[FastsmError | None] = []
+    call = Calling(lambda: outcomes.append(attempt(METHODS[name], machine, tmp_path)))
+    machine = FastStateMachine(
+        tmp_path / "state", auto_compact=False, snapshot_attachment=call if what == "attachment" else None)
+    fill(machine, tmp_path)
+    if what == "attachment":
+        attempt(METHODS["snapshot"], machine, tmp_path)
+    else:
+        call.at_the_end = what == "finalizer"
+        chunk: list[Any] = [(call, 1, fastsm.noop())]
+        del call
+        with suppress(TypeError):  # an index that is no int
+            machine.apply(chunk)
+        chunk.clear()
+    if what != "index":
+        assert len(outcomes) == 1
+    assert not machine._closed() or name == "close"
+    machine.close()
+    reopened(machine)
+
+
+# ---- forks and threads that cannot be started ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", ["allocate", "sync"])
+def test_every_call_of_a_forked_child_is_refused_whatever_threads_of_its_parent_did(
+    held: str, tmp_path: Path
+) -> None:
+    """The child's copies of turn and sync belong to threads that it does not have: it never waits for them."""
+    disk = Disk()
+    machine = FastStateMachine(tmp_path / "state", auto_compact=False, _files=disk.files)
+    fill(machine, tmp_path)
+    gate = disk.hold(held)
+    busy = METHODS["apply much" if held == "allocate" else "flush"]
+    with in_thread(lambda: busy(machine, tmp_path)):
+        gate.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(PATIENCE)
+            errors = {name: attempt(method, machine, tmp_path) for name, method in METHODS.items() if name != "close"}
+            machine.close()
+            os._exit(sum(not isinstance(error, NotRunningError) for error in errors.values()))
+        assert os.waitpid(child, 0)[1] == 0
+        gate.open()
+    machine.close()
+
+
+@pytest.mark.parametrize("nth", range(1, 7))
+def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
+    nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That call is a StorageError (EAGAIN), or done without the thread; the next one works; close frees everything."""
+    starts = 0
+    start_new_thread = fastsm.background.start_new_thread  # type: ignore[attr-defined]
+
+    def start(*arguments: Any) -> int:
+        nonlocal starts
+        starts += 1
+        if starts == nth:
+            raise RuntimeError("can't start new thread")
+        started: int = start_new_thread(*arguments)
+        return started
+
+    fill_source = FastStateMachine(tmp_path / "state")
+    fill(fill_source, tmp_path)
+    fill_source.close()
+    monkeypatch.setattr(fastsm.background, "start_new_thread", start)
+    machine = FastStateMachine(tmp_path / "state", auto_compact=False)
+    failed = 0
+
+    async def main() -> None:
+        nonlocal failed
+        calls: list[Callable[[], Any]] = [
+            lambda: machine.apply_chunk(next_entry(machine, 1 << 20)),
+            machine.flush_async,
+            lambda: machine.generate_snapshot_data(tmp_path / "snapshot", None),
+            machine.reset,
+        ]
+        for call in calls:
+            before = machine.last_applied(), machine.durable()
+            error = None
+            try:
+                await call()
+            except StorageError as raised:
+                error = raised
+            if error is not None:
+                failed += 1
+                assert error.errno == errno.EAGAIN
+                assert (machine.last_applied(), machine.durable()) == before
+                await call()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert failed <= 1
+    assert starts >= 4
+    machine.close()
+    assert reopened(machine)[0] == LogId(0, 0)
