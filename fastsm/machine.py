@@ -41,7 +41,8 @@ class FastStateMachine(Snapshots, StateMachine):
       known term there, is a ``CorruptionError``, raised before anything is cut.
     - ``read_only``: for tools. No lock, nothing written, safe beside a living owner; shows the state at the time of
       the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere; nothing is recorded here then.
-    - ``retain_entries``: as of so many entries back snapshots can be taken; compaction by itself goes no further.
+    - ``retain_entries``, ``retain_bytes``: as of entries within so many, and so many bytes of log, back from last applied
+      snapshots can be taken (whichever is less): compaction by itself goes no further. ``stats().base`` is the oldest.
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
@@ -73,6 +74,7 @@ class FastStateMachine(Snapshots, StateMachine):
         expect_applied: LogId | tuple[int, int] | None = None,
         read_only: bool = False,
         retain_entries: int = 10_000,
+        retain_bytes: int = 256 << 20,
         auto_compact: bool = True,
         compact_ratio: float = 1.0,
         compact_floor: int = 64 << 20,
@@ -90,14 +92,15 @@ class FastStateMachine(Snapshots, StateMachine):
             raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
         if snapshot_compress not in ("none", "zstd"):
             raise ValueError(f'snapshot_compress={snapshot_compress!r}: expected "none" or "zstd"')
-        if retain_entries < 0 or compact_ratio < 0 or compact_floor < 0:
-            raise ValueError("retain_entries, compact_ratio and compact_floor: expected 0 or more")
+        if min(retain_entries, retain_bytes, compact_ratio, compact_floor) < 0:
+            raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
         if not lock_timeout >= 0:  # NaN, too
             raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
         if mode & 0o700 != 0o700 or mode & ~0o777:
             raise ValueError(f"mode={mode:#o}: expected permissions that let the owner in, such as 0o700 or 0o770")
         self.path = os.fsdecode(directory)
         self._retain, self._compress, self._attachment = retain_entries, snapshot_compress, snapshot_attachment
+        self._retain_bytes = retain_bytes
         self._policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
         expected = None if expect_applied is None else LogId(*expect_applied)
         with storage_errors(self.path, "opening the directory"):
@@ -382,35 +385,36 @@ class FastStateMachine(Snapshots, StateMachine):
             self._require()
             if generation.read_current(self._directory) is None:
                 raise CorruptionError(self._directory.path_of(generation.CURRENT), None, "CURRENT", "no file")
-            log = self._log
+            epoch, log, _, _ = self._standing()
             with storage_errors(log.path, "reading the log"):
                 verification = Verification(log)
         verification.run(progress)
-        if log is self._log:
-            self._set_verified(True)
+        self._settle_verification(epoch)
 
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""
         self._require(True)
-        log, table = self._log, self._table
-        log_bytes, base_bytes, live_bytes, dead_bytes = self._bytes()
+        (
+            log, table_bytes, table_load, keys, live_bytes, dead_bytes, log_bytes, term_runs, applied_index, applied_term,
+            durable_index, durable_term, verified, sync_count, sync_seconds,
+        ) = self._figures()  # fmt: skip
         return Stats(
-            keys=self.len(),
+            keys=keys,
             live_bytes=live_bytes,
             dead_bytes=dead_bytes,
             pinned_bytes=sum(pages.mapped for ref in self._retired if (pages := ref()) not in (None, log.mapping)),
             log_bytes=log_bytes,
-            base_bytes=base_bytes,
+            base_bytes=log.base_bytes,
             generation=log.head.generation,
             base=LogId(log.head.base_index, log.head.base_term),
-            table_bytes=table.size,
-            table_load=table.load,
-            term_runs=len(self._terms),
-            last_applied=self.last_applied(),
-            durable=self.durable(),
-            verified=self._verified,
-            flush_count=log.sync_count,
-            flush_seconds=log.sync_seconds,
+            table_bytes=table_bytes,
+            table_load=table_load,
+            term_runs=term_runs,
+            last_applied=LogId(applied_index, applied_term),
+            durable=LogId(durable_index, durable_term),
+            verified=verified,
+            flush_count=sync_count,
+            flush_seconds=sync_seconds,
             recovery=self._recovery,
         )
 

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fastsm.command import decode
-from fastsm.errors import CommandError, NotRunningError, OrderError, SnapshotRangeError, StaleSnapshotError
+from fastsm.errors import (
+    CommandError,
+    NotRunningError,
+    OrderError,
+    SnapshotFormatError,
+    SnapshotRangeError,
+    StaleSnapshotError,
+)
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
@@ -200,6 +207,13 @@ class MemoryStateMachine(StateMachine):
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
         self._require()
+        if not isinstance(metadata, SnapshotMetadata):
+            raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
+        last = _checked(metadata.last_included)
+        if len(metadata.checksum) != 32:
+            raise SnapshotFormatError(f"expected a checksum of 32 bytes, found {len(metadata.checksum)}")
+        if last.index > self.last_applied().index:
+            raise SnapshotRangeError(f"a snapshot as of {last} cannot be of this state, up to {self.last_applied()}")
         self._metadata = metadata
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
@@ -226,8 +240,9 @@ class MemoryStateMachine(StateMachine):
     ) -> SnapshotMetadata:
         """Writes ``directory/snapshot.fsm``: the state exactly as of ``last_included``, by default last applied.
 
-        It may be any id from the base to last applied, in a gap too if its term can be that entry's; else it is a
-        ``SnapshotRangeError``. The metadata is recorded if newer than the present.
+        It may be any id from the base to last applied, in a gap too if its term can be that entry's: between two
+        terms it stands for the entry before it. Other ids raise ``SnapshotRangeError``. The metadata is recorded if
+        newer than the present.
         """
         self._require()
         if compress not in {None, *CODECS}:
@@ -252,7 +267,7 @@ class MemoryStateMachine(StateMachine):
 
     def _state_as_of(self, last: LogId) -> State:
         """The base, with the entries up to an id applied to it once more."""
-        self._check_range(last)
+        last = self._check_range(last)
         state = self._base.copy()
         for index, term, command in self._entries:
             if index > last.index:
@@ -267,7 +282,8 @@ class MemoryStateMachine(StateMachine):
             state.seen.append(last)
         return state
 
-    def _check_range(self, last: LogId) -> None:
+    def _check_range(self, last: LogId) -> LogId:
+        """The id itself, or that of the entry before it when it lies between two terms."""
         base, applied = self._base.last, self.last_applied()
         if not base.index <= last.index <= applied.index:
             raise SnapshotRangeError(f"expected an id from {base} to {applied}, found {last}")
@@ -276,10 +292,11 @@ class MemoryStateMachine(StateMachine):
             known = base if last.index == base.index else self._seen[at]
             if last != known:
                 raise SnapshotRangeError(f"expected {known}, found {last}: another term")
-            return
+            return last
         before = self._seen[at - 1] if at else LogId()
         if not before.term <= last.term <= self._seen[at].term:
             raise SnapshotRangeError(f"{last} cannot be between {before} and {self._seen[at]}: another term")
+        return last if at and before.term == self._seen[at].term else before
 
     def install_snapshot(
         self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], *, allow_older: bool = False
@@ -303,12 +320,22 @@ class MemoryStateMachine(StateMachine):
                     f"{last}; allow_older=True installs it all the same"
                 )
             state = read_state(snapshot)
+        self._refuse_contradiction(last)
         self._base = state.copy()
         self._entries = []
         self._values, self._writers, self._membership, self._seen = (
             state.values, state.writers, state.membership, state.seen)
         self._metadata = snapshot.metadata
         self.flush()
+
+    def _refuse_contradiction(self, last: LogId) -> None:
+        """What ``apply`` refuses of an entry: another term than is known of it, or a falling one."""
+        applied = self.last_applied()
+        before = max((seen for seen in self._seen if seen.index <= last.index), default=LogId())
+        after = min((seen for seen in self._seen if seen.index >= last.index), default=last)
+        possible = before.term <= last.term <= after.term and (before.index != last.index or before == last)
+        if not possible:
+            raise OrderError(f"a snapshot as of {last} contradicts {applied}", index=last.index)
 
     async def apply_snapshot_from_file(
         self, metadata: SnapshotMetadata | None, snapshot_path: str | os.PathLike[str]

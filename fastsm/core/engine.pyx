@@ -26,10 +26,13 @@ from fastsm.core.state cimport State
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
-from fastsm.errors import OrderError, StorageError
+from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
 
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
+
+cdef enum:
+    CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
 
 cdef class Engine(State):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
@@ -90,6 +93,7 @@ cdef class Engine(State):
         index.metadata = metadata
         self.take_index(log, index)
         self._group_commit = commit
+        self._epoch = self._epoch + 1 if state_of_its_own is None else ((self._epoch >> 32) + 1) << 32
         self.runs = runs
         self.runs_in_terms = 0
         self.metadata, self.metadata_unsaved = metadata, False
@@ -281,9 +285,18 @@ cdef class Engine(State):
     def _note_metadata(self, metadata):
         if not isinstance(metadata, SnapshotMetadata):
             raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
-        unsigned_slowly(metadata.last_included[0], "index")
-        unsigned_slowly(metadata.last_included[1], "term")
-        self.metadata = SnapshotMetadata(LogId(*metadata.last_included), bytes(metadata.checksum))
+        cdef uint64_t index = unsigned_slowly(metadata.last_included[0], "index")
+        cdef uint64_t term = unsigned_slowly(metadata.last_included[1], "term")
+        cdef bytes checksum = bytes(memoryview(metadata.checksum))
+        checked = SnapshotMetadata(LogId(index, term), checksum)
+        if len(checksum) != CHECKSUM_BYTES:
+            raise SnapshotFormatError(
+                f"{self._log.path}: expected a snapshot's checksum of {CHECKSUM_BYTES} bytes, found {len(checksum)}")
+        if index > self.applied_index:  # no directory opens whose state is behind its own snapshot
+            raise SnapshotRangeError(
+                f"{self._log.path}: a snapshot as of {LogId(index, term)} cannot be of this state: last applied is "
+                f"{LogId(self.applied_index, self.applied_term)}; apply the entries, or install the snapshot, first")
+        self.metadata = checked
         self.metadata_unsaved = True
 
     def _write_state(self, bint with_metadata=False, bint closing=False):
@@ -304,7 +317,11 @@ cdef class Engine(State):
 
     def _position(self):
         """At this moment: the log, where it ends, and the last entry that its frames carry."""
-        return self._log, self._log.end, LogId(self.framed_index, self.framed_term)
+        cdef Log log = self._log
+        cdef uint64_t end = log.end
+        cdef uint64_t index = self.framed_index
+        cdef uint64_t term = self.framed_term
+        return log, end, LogId(index, term)
 
     def _note_synced(self, Log log, applied):
         """After a sync of this log that covered everything up to an entry."""

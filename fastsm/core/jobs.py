@@ -25,7 +25,6 @@ class Job:
         self.needs = needs
         self.of_this_state = of_this_state
         self.ended_by: str | None = None
-        self.state_replaced = False  # behind what it has committed
         self.thread = threading.get_ident()
         self.over = threading.Event()
         self.done = 0  # bytes of the state that were written
@@ -49,10 +48,11 @@ class Job:
 class Jobs:
     """All jobs of one state machine.
 
-    A job takes effect in the writer's turn, after a last :meth:`Job.check` there; a reset or an install that ends jobs
-    has that turn, too. So a job has taken effect, or never will. A file that gets its name is not worth that all
-    writers wait for the disk: that is done :meth:`committing`, and whoever ends jobs waits for it. A close ends jobs
-    before it has its turn, and waits for them: none outlives the directory. Thread safe.
+    Ending a job stops its work early; it is not what keeps it from taking effect. A job compares the state's epoch
+    with the one that it captured where it takes effect: in the writer's turn, or, for a file that gets its name (for
+    which writers should not wait), :meth:`committing`. A reset or an install changes the epoch in the writer's turn
+    and :meth:`replacing`, which excludes commits. A close ends jobs before it has its turn, and waits for them: none
+    outlives the directory. Thread safe.
     """
 
     def __init__(self) -> None:
@@ -84,18 +84,22 @@ class Jobs:
 
     @contextmanager
     def committing(self, job: Job) -> Iterator[None]:
-        """The block in which a job takes effect, unless it was ended: from there on it is not."""
+        """The block in which a job takes effect outside the writer's turn: no reset or install comes meanwhile."""
         with self._committing:
             job.check()
             yield
 
-    def end_all(self, cause: str) -> None:
-        """In the writer's turn: ends all jobs of the state that is to be replaced. Each raises at its next tick."""
+    @contextmanager
+    def replacing(self, cause: str) -> Iterator[None]:
+        """The block, in the writer's turn, in which another state takes the place of this one.
+
+        When it succeeds, all jobs of the replaced state are ended: each raises at its next tick.
+        """
         with self._committing:
+            yield
             for job in tuple(self._running):
                 if job.of_this_state:
                     job.ended_by = cause
-                    job.state_replaced = True
 
     def leave(self) -> None:
         """In a forked child: ends all jobs of its copy. They are its parent's."""

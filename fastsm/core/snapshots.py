@@ -32,6 +32,7 @@ from fastsm.disk.mapping import Mapping
 from fastsm.errors import (
     CorruptionError,
     FastsmError,
+    OrderError,
     SnapshotError,
     SnapshotFormatError,
     SnapshotRangeError,
@@ -64,7 +65,7 @@ class Snapshots(Engine):
 
     __slots__ = (
         "_attachment", "_clean_end", "_compacting", "_compress", "_directory", "_generations", "_jobs", "_policy",
-        "_retain", "_retired", "_verification", "path",
+        "_retain", "_retain_bytes", "_retired", "_verification", "path",
     )  # fmt: skip
 
     path: str
@@ -73,6 +74,7 @@ class Snapshots(Engine):
     _compress: str
     _policy: Policy
     _retain: int
+    _retain_bytes: int
     _verification: BackgroundVerification | None
 
     def _begin(self, generation_number: int) -> None:
@@ -86,17 +88,13 @@ class Snapshots(Engine):
 
     def _verify_in_background(self) -> None:
         """Checks all bytes beside everything else; damage is raised by the next call."""
-        log, machine = self._log, weakref.ref(self)
+        epoch, log, _, _ = self._standing()
+        machine = weakref.ref(self)
 
         def report(error: Exception | None) -> None:
             found = machine()
-            if found is None or found._log is not log:
-                return  # it has gone on to another generation
-            if error is None:
-                found._set_verified(True)
-            else:
+            if found is not None and found._settle_verification(epoch, error) and error is not None:
                 log.poison(error)
-                found._set_corrupt(error)
 
         self._verification = BackgroundVerification(Verification(log), report)
 
@@ -110,11 +108,10 @@ class Snapshots(Engine):
         if not self._verified:
             with self._turns:  # no step to another generation closes the files meanwhile
                 self._require(True)
-                log = self._log
+                epoch, log, _, _ = self._standing()
                 verification = Verification(log)
             verification.run(lambda done, total: job.tick())
-            if self._log is log:
-                self._set_verified(True)
+            self._settle_verification(epoch)
 
     # ---- write -----------------------------------------------------------------------------------------
 
@@ -157,6 +154,7 @@ class Snapshots(Engine):
         compress = self._compress if compress is None else compress
         with self._jobs.run("snapshot", capture.last_included, progress) as job:
             job.total = capture.estimated_size
+            self._refuse_replaced(capture.epoch, job.what)
             self._ensure_verified(job)
             capture.find(job.tick)
             if attachment is None:
@@ -168,11 +166,12 @@ class Snapshots(Engine):
             with prepared:
                 with self._turns.waited_for(), self._jobs.committing(job):
                     self._require(True)
+                    self._refuse_replaced(capture.epoch, job.what)
                     if not self._log.read_only:
                         self._log.check_writable()
                     prepared.commit()
                 with self._turns:
-                    if job.state_replaced:
+                    if not self._is_same_state(capture.epoch):
                         return prepared.metadata  # it was whole before a reset or an install came
                     self._record(prepared.metadata)
                     mark = self._position()
@@ -256,8 +255,8 @@ class Snapshots(Engine):
         try:
             log = Log.create(self._directory, number)
             generation.prepare_next(self._directory, log)
-            self._jobs.end_all("a reset")
-            old = self._take_next(log, Index(), (LogId(), None))
+            with self._jobs.replacing("a reset"):
+                old = self._take_next(log, Index(), (LogId(), None))
         except BaseException:
             self._discard(log, number)
             raise
@@ -369,6 +368,19 @@ class Snapshots(Engine):
                 f"{self.path}: expected a snapshot as of last applied, {applied}, or later, found one as of "
                 f"{told.last_included}; allow_older=True installs it all the same")
 
+    def _refuse_contradiction(self, told: SnapshotMetadata) -> None:
+        """What ``apply`` refuses of an entry: another term than is known of it, or a falling one."""
+        applied, included = self.last_applied(), told.last_included
+        if included.index <= applied.index:
+            possible = self._terms.allows(*included)
+        else:
+            possible = included.term >= applied.term
+        if not possible:
+            raise OrderError(
+                f"{self.path}: a snapshot as of {included} contradicts what is applied here, up to {applied}: an entry "
+                "of another term, or terms that fall. One of the two is of another history; to take the snapshot "
+                "nevertheless, call clear() first", index=included.index)
+
     def _install_in_turn(
         self, job: Job, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool
     ) -> Log:
@@ -377,8 +389,9 @@ class Snapshots(Engine):
         self._log.check_writable()
         if not allow_older:
             self._refuse_stale(told)
-        self._jobs.end_all("an install")
-        return self._take_next(log, index, (told.last_included, told))
+        self._refuse_contradiction(told)
+        with self._jobs.replacing("an install"):
+            return self._take_next(log, index, (told.last_included, told))
 
     # ---- compact ---------------------------------------------------------------------------------------
 
@@ -388,8 +401,9 @@ class Snapshots(Engine):
         """Gives the space of overwritten and deleted values back, on disk and in memory.
 
         The state as of ``up_to`` (an id or an index, rounded down to a chunk's end) becomes the new base; snapshots as
-        of earlier entries can no longer be taken. By default that is ``retain_entries`` before ``last_applied()``, or
-        what a running snapshot needs, if that is less. When that is the base already, nothing is done at all.
+        of earlier entries can no longer be taken. By default that is ``retain_entries`` or ``retain_bytes`` before
+        ``last_applied()``, whichever retains less, or what a running snapshot needs, if that is earlier. When that is
+        the base already, nothing is done at all.
 
         One atomic step, durable on return with everything applied; reads and applies go on, views stay valid.
         O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``; ``SnapshotError`` when a reset, an
@@ -398,35 +412,34 @@ class Snapshots(Engine):
         self._require()
         self._log.check_writable()
         index = up_to if up_to is None or isinstance(up_to, int) else up_to[0]
-        if index is not None and not self._log.head.base_index <= index <= self.last_applied().index:
+        epoch, _, base, applied = self._standing()
+        if index is not None and not base <= index <= applied:
             raise SnapshotRangeError(
-                f"{self.path}: cannot compact up to entry {index}: expected one from {self._log.head.base_index}, "
-                f"the base, to {self.last_applied().index}, last applied")
+                f"{self.path}: cannot compact up to entry {index}: expected one from {base}, the base, to {applied}, "
+                "last applied")
         self._turns.check()
         with self._jobs.run("compaction", None, progress) as job, self._compacting:
             job.check()
+            self._refuse_replaced(epoch, job.what)
             self._compact(job, index)
 
     def _compact(self, job: Job, up_to: int | None) -> None:
         self._ensure_verified(job)
-        if up_to is None:
-            up_to = self.last_applied().index - self._retain
-            needed = self._jobs.least_needed()
-            up_to = up_to if needed is None else min(up_to, needed)
-        old = self._log
-        carried, last_included = old.last_frame_up_to(max(up_to, 0))
-        if last_included.index <= old.head.base_index:
+        epoch, old, base_index, applied = self._standing()
+        carried, last_included = self._last_compacted(old, applied, up_to)
+        if last_included.index <= base_index:
             return
         number = next(self._generations)
         log: Log | None = None
         started = time.perf_counter()
         try:
-            base = self._write_base(number, last_included, job)
+            base = self._write_base(number, last_included, job, epoch)
             log, index, carried = self._build_next(number, base, old, carried, job)
             what = f"compacted up to {tuple(last_included)} in {time.perf_counter() - started:.3f} s"
             with self._turns:
                 job.check()
                 self._require(True)
+                self._refuse_moved(epoch, job.what)
                 old.check_writable()  # a failed sync may have left frames there that were never applied
                 prepared = log.end
                 self._write_state(True)
@@ -443,9 +456,23 @@ class Snapshots(Engine):
             raise
         self._end_step(old, what)
 
-    def _write_base(self, number: int, last_included: LogId, job: Job) -> Base:
+    def _last_compacted(self, log: Log, applied: int, up_to: int | None) -> tuple[int, LogId]:
+        """Where the last frame ends that goes into the base, and its last entry.
+
+        By default as many entries stay in the log as ``retain_entries`` or ``retain_bytes`` says, whichever is less,
+        and what a running snapshot reads.
+        """
+        if up_to is not None:
+            return log.last_frame_up_to(up_to)
+        found = log.last_frame_up_to(max(applied - self._retain, 0), max(log.end - self._retain_bytes, 0))
+        needed = self._jobs.least_needed()
+        return found if needed is None or found[1].index <= needed else log.last_frame_up_to(needed)
+
+    def _write_base(self, number: int, last_included: LogId, job: Job, epoch: int) -> Base:
         """The state as of an entry as a base, synced."""
         capture = self._capture(last_included)
+        if capture.epoch != epoch:
+            self._refuse_moved(epoch, job.what)
         job.total = capture.estimated_size
         capture.find(job.tick)
         name = base_name(number)

@@ -27,6 +27,9 @@ cdef class State:
     cdef Mapping mapping           # what `arena` leads into: both change together
     cdef const uint8_t *arena
     cdef uint64_t readable         # bytes of the arena: no record reaches beyond, whatever it says
+    # Which state this is: the high half counts resets and installs, the low half compactions since. It changes in
+    # the step that changes log, index and last applied, so whoever captured it with them knows whether they hold.
+    cdef readonly uint64_t _epoch
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef int status
     cdef bint ran                  # when that was found, it was running
@@ -43,8 +46,7 @@ cdef class State:
     cdef uint64_t dead_bytes(self) noexcept
     cdef int damaged(self, uint64_t place) except -1
     cdef uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil
-    cdef uint64_t find_key(self, key) except? 0xFFFFFFFFFFFFFFFF   # which no place is
-    cdef uint64_t find_buffer(self, key) except? 0xFFFFFFFFFFFFFFFF
+    cdef uint64_t find_key(self, bytes key) noexcept
     cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1
     cdef Frozen freeze(self)
     cdef void take_arena(self) noexcept

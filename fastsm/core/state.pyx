@@ -23,7 +23,7 @@ from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
-from fastsm.errors import NotRunningError, SnapshotRangeError
+from fastsm.errors import NotRunningError, SnapshotError, SnapshotRangeError
 from fastsm.types import LogId, ScanResult
 
 cdef extern from "Python.h":
@@ -85,6 +85,44 @@ cdef class State:
     def _set_verified(self, bint verified):
         self._verified = verified
 
+    def _settle_verification(self, uint64_t epoch, error=None):
+        """Takes what a verification of the files of `epoch` found, unless they are no longer the state's.
+
+        Returns whether it took it. Runs no Python code.
+        """
+        if self._epoch != epoch:
+            return False
+        if error is None:
+            self._verified = True
+        else:
+            self._set_corrupt(error)
+        return True
+
+    # ---- epoch -----------------------------------------------------------------------------------------
+
+    def _is_same_state(self, uint64_t epoch):
+        """Whether no reset and no install came since `epoch`; a compaction may have."""
+        return self._epoch >> 32 == epoch >> 32
+
+    def _refuse_replaced(self, uint64_t epoch, str what):
+        """Raises `SnapshotError` when a reset or an install came since `epoch`."""
+        if self._epoch >> 32 != epoch >> 32:
+            raise SnapshotError(
+                f"the {what} was ended by a reset or an install, which replaced its state: nothing is left of it")
+
+    def _refuse_moved(self, uint64_t epoch, str what):
+        """Raises `SnapshotError` when a reset, an install or a compaction came since `epoch`."""
+        self._refuse_replaced(epoch, what)
+        if self._epoch != epoch:
+            raise SnapshotError(f"the {what} was overtaken by a compaction: nothing is left of it")
+
+    def _standing(self):
+        """At one moment: epoch, log, the index of the base, and the index of the last applied entry."""
+        cdef uint64_t epoch = self._epoch
+        cdef uint64_t applied = self.applied_index
+        cdef Log log = self._log
+        return epoch, log, log.head.base_index, applied
+
     def _corrupt(self):
         return self.status == CORRUPT
 
@@ -98,9 +136,11 @@ cdef class State:
     def get(self, key):
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
+        if type(key) is not bytes:
+            key = bytes(memoryview(key))
         if self.status:
             self.refuse()
-        place = self.find_key(key)
+        place = self.find_key(<bytes>key)
         if place == 0:
             return None
         return self.value_at(place)
@@ -126,9 +166,11 @@ cdef class State:
         cdef uint64_t place
         cdef const uint8_t *record
         cdef View view
+        if type(key) is not bytes:
+            key = bytes(memoryview(key))
         if self.status:
             self.refuse()
-        place = self.find_key(key)
+        place = self.find_key(<bytes>key)
         if place == 0:
             return None
         record = self.arena + place
@@ -141,38 +183,41 @@ cdef class State:
         return PyMemoryView_FromObject(view)
 
     def __contains__(self, key):
+        if type(key) is not bytes:
+            key = bytes(memoryview(key))
         if self.status:
             self.refuse()
-        return self.find_key(key) != 0
+        return self.find_key(<bytes>key) != 0
 
     @cython.always_allow_keywords(False)
     def modified(self, key):
         """The entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
-        cdef uint64_t place
+        cdef uint64_t place, index
+        cdef uint64_t term = 0
+        cdef bint certain
+        if type(key) is not bytes:
+            key = bytes(memoryview(key))
         if self.status:
             self.refuse()
-        place = self.find_key(key)
+        place = self.find_key(<bytes>key)
         if place == 0:
             return None
         index = record_index(self.arena + place)
-        return LogId(index, self._terms.get(index))
+        certain = self._terms.find(index, &term)
+        return LogId(index, term if certain else None)
 
     cdef inline uint64_t find(self, const uint8_t *key, size_t size) noexcept nogil:
         if size > MAX_KEY_SIZE:
             return 0
         return self._table.find(self.arena, self._table.hash(key, size), key, size)
 
-    cdef inline uint64_t find_key(self, key) except? 0xFFFFFFFFFFFFFFFF:
-        if type(key) is bytes:
-            return self.find(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-        return self.find_buffer(key)
+    cdef inline uint64_t find_key(self, bytes key) noexcept:
+        """The place of a key, 0 where absent; true until Python code runs.
 
-    cdef uint64_t find_buffer(self, key) except? 0xFFFFFFFFFFFFFFFF:
-        """Copies the key before it looks: taking a buffer and giving it back may run code that changes this machine."""
-        cdef bytes copied = bytes(memoryview(key))
-        if self.status:
-            self.refuse()
-        return self.find(<const uint8_t *>PyBytes_AS_STRING(copied), PyBytes_GET_SIZE(copied))
+        Other buffers were copied into bytes before the status was looked at, since taking or releasing a buffer may
+        run Python code, which may close the machine.
+        """
+        return self.find(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
 
     cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1:
         """The places of up to BLOCK keys, 0 where absent: hash all, prefetch all, then look."""
@@ -323,16 +368,13 @@ cdef class State:
         """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
         cdef uint64_t term
         cdef uint64_t index
+        if not PyLong_CheckExact(entry_id):
+            entry_id = operator.index(entry_id)
         if self.status > STOPPED:
             self.refuse()
-        if PyLong_CheckExact(entry_id):
-            index = PyLong_AsUnsignedLongLong(entry_id)
-            if index == UNKNOWN_TERM:
-                PyErr_Clear()  # negative, or too large: no entry's
-                return None
-        elif 0 <= entry_id < 1 << 64:
-            index = entry_id
-        else:
+        index = PyLong_AsUnsignedLongLong(entry_id)
+        if index == UNKNOWN_TERM:
+            PyErr_Clear()  # negative, or too large: no entry's
             return None
         return term if self._terms.find(index, &term) else None
 
@@ -355,12 +397,22 @@ cdef class State:
     def membership(self):
         """The newest `config` as `(LogId, bytes)`, or None."""
         cdef const uint8_t *record
+        cdef uint64_t place, index
+        cdef uint64_t term = 0
+        cdef bint certain
+        cdef bytes data
         self._require(stopped_is_fine=True)
-        if self._index.config_place == 0:
+        # From here on no Python code runs until all is copied: `LogId` is Python code.
+        place = self._index.config_place
+        if place == 0:
             return None
-        record = self.arena + self._index.config_place
+        record = self.arena + place
+        if place + RECORD_KEY + record_value_size(record) > self.readable:
+            self.damaged(place)
         index = record_index(record)
-        return LogId(index, self._terms.get(index)), record_key(record)[:record_value_size(record)]
+        certain = self._terms.find(index, &term)
+        data = PyBytes_FromStringAndSize(<const char *>record_key(record), record_value_size(record))
+        return LogId(index, term if certain else None), data
 
     def snapshot_metadata(self):
         """The metadata of the latest snapshot, or None."""
@@ -375,27 +427,42 @@ cdef class State:
         In the order in which they were written, which is that of snapshots. `last_included`: as `write_snapshot`
         takes it. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
         """
-        capture = self._capture(last_included)
+        cdef Capture capture = self._capture(last_included)
         capture.find(lambda: None)
-        terms = self._terms
+        terms = capture.index.terms
         return ((LogId(index, terms.get(index)), key, value) for index, key, value in capture.records())
 
     def _capture(self, last_included):
-        """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none."""
+        """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none.
+
+        An id between two terms, where no entry was seen, stands for the entry before it: otherwise whoever installs
+        the snapshot would know of an entry that its writer never saw.
+        """
+        cdef Capture capture = Capture.__new__(Capture)
+        cdef uint64_t index = 0
+        cdef uint64_t term = 0
+        if last_included is not None:
+            wanted_index, wanted_term = last_included  # this and the next line may run Python code
+            index, term = captured_id(self._log, wanted_index, wanted_term)
+        # One step from here to `hold`, in which no Python code runs, unless it raises.
         if self.status:
             self.refuse()
-        applied = LogId(self.applied_index, self.applied_term)
-        last_included = applied if last_included is None else LogId(*last_included)
-        base = LogId(self._log.head.base_index, self._log.head.base_term)
-        if not base.index <= last_included.index <= applied.index:
+        if last_included is None:
+            index, term = self.applied_index, self.applied_term
+        if not self._log.head.base_index <= index <= self.applied_index:
+            applied = LogId(self.applied_index, self.applied_term)
+            base = LogId(self._log.head.base_index, self._log.head.base_term)
             raise SnapshotRangeError(
-                f"{self._log.path}: no state as of {last_included} can be had: expected an entry from the base, "
+                f"{self._log.path}: no state as of {LogId(index, term)} can be had: expected an entry from the base, "
                 f"{base}, to last applied, {applied}")
-        if not self._terms.allows(last_included.index, last_included.term):
+        if not self._terms.allows(index, term):
             raise SnapshotRangeError(
-                f"{self._log.path}: entry {last_included.index} was not of term {last_included.term}: it was applied "
-                f"in term {self._terms.get(last_included.index)}")
-        return Capture(self._log, self._index, last_included, last_included.index == applied.index)
+                f"{self._log.path}: entry {index} was not of term {term}: it was applied in term "
+                f"{self._terms.get(index)}")
+        self._terms.round_down(&index, &term)
+        capture.hold(self._log, self._index, self._epoch, index, term, index == self.applied_index)
+        capture.name_id()
+        return capture
 
     def _syncs_on_apply(self):
         return self.sync_on_apply
@@ -419,7 +486,31 @@ cdef class State:
 
     def _bytes(self):
         """Of log, base, live records and all else, at one moment."""
-        return self._log.end, self._log.base_bytes, self._index.live_bytes, self.dead_bytes()
+        cdef uint64_t log_bytes = self._log.end
+        cdef uint64_t base_bytes = self._log.base_bytes
+        cdef uint64_t live_bytes = self._index.live_bytes
+        cdef uint64_t dead_bytes = self.dead_bytes()
+        return log_bytes, base_bytes, live_bytes, dead_bytes
+
+    def _figures(self):
+        """What `stats` says of state and files, at one moment, as a tuple in the order of its use there."""
+        cdef Log log = self._log
+        cdef Table table = self._table
+        cdef uint64_t keys = table.count
+        cdef uint64_t live_bytes = self._index.live_bytes
+        cdef uint64_t dead_bytes = self.dead_bytes()
+        cdef uint64_t log_bytes = log.end
+        cdef uint64_t term_runs = self._terms.count
+        cdef uint64_t applied_index = self.applied_index
+        cdef uint64_t applied_term = self.applied_term
+        cdef uint64_t durable_index = self.durable_index
+        cdef uint64_t durable_term = self.durable_term
+        cdef uint64_t sync_count = log.sync_count
+        cdef double sync_seconds = log.sync_seconds
+        cdef bint verified = self._verified
+        return (
+            log, table.size, table.load, keys, live_bytes, dead_bytes, log_bytes, term_runs, applied_index,
+            applied_term, durable_index, durable_term, verified, sync_count, sync_seconds)
 
     cdef inline uint64_t dead_bytes(self) noexcept:
         """What compaction could give back: all of base and log that is no live record."""
@@ -446,6 +537,14 @@ cdef class State:
         assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
         assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index
         assert self._terms.seen == self.applied_index
+
+
+cdef tuple captured_id(Log log, index, term):
+    """An id that the caller gave, as plain integers. `SnapshotRangeError` when no entry can have it."""
+    index, term = operator.index(index), operator.index(term)
+    if not (0 <= index < UNKNOWN_TERM and 0 <= term < UNKNOWN_TERM):
+        raise SnapshotRangeError(f"{log.path}: no entry has the id {(index, term)}: expected 0 to 2**64 - 2 each")
+    return index, term
 
 
 cdef list list_of_bytes(keys):

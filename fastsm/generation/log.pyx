@@ -475,10 +475,10 @@ cdef class Log:
             path = self.base.path
         return CorruptionError(path, offset, "a record within the file", "one that says it is longer")
 
-    def last_frame_up_to(self, uint64_t index):
-        """Where the last frame ends that applied nothing behind an index, and the last entry up to there.
+    def last_frame_up_to(self, uint64_t index, uint64_t at_least=0):
+        """Return the end of the last frame that applied nothing after an index, and the last entry up to there.
 
-        O(frames), without the GIL.
+        Frames that begin before the offset `at_least` count whatever they applied. O(frames), without the GIL.
         """
         cdef uint64_t offset = LOG_HEADER_SIZE
         cdef uint64_t end = self.end
@@ -494,7 +494,7 @@ cdef class Log:
                 frame = mapping.address + mapping.start + offset
                 if frame_run_count(frame):
                     run = <const Run *>(frame + FRAME_RUNS) + (frame_run_count(frame) - 1)
-                    if run.last > index:
+                    if run.last > index and offset >= at_least:
                         break
                     last, term = run.last, run.term
                 offset += frame_length(frame)

@@ -17,6 +17,7 @@ cdef class Terms:
     cdef bint holds_all(self, size_t run, const uint64_t *indexes, size_t count) noexcept nogil
     cdef void runs_of(self, const uint64_t *indexes, size_t count, size_t *runs) noexcept nogil
     cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil
+    cdef void round_down(self, uint64_t *index, uint64_t *term) noexcept nogil
 
 
 ctypedef struct Run:

@@ -148,6 +148,14 @@ cdef class Terms:
         term[0] = self.term[run]
         return True
 
+    cdef void round_down(self, uint64_t *index, uint64_t *term) noexcept nogil:
+        """Turns an id that lies between two runs, where no entry was seen, into that of the entry before it."""
+        cdef size_t run = self.run_of(index[0])
+        if run < self.count and self.first[run] <= index[0]:
+            return
+        index[0] = self.last[run - 1] if run else 0
+        term[0] = self.term[run - 1] if run else 0
+
     def extend(self, uint64_t last, uint64_t term):
         """Adds the entries behind what was seen up to `last`; the caller keeps the order."""
         self.reserve(1)

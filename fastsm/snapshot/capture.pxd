@@ -10,6 +10,7 @@ from fastsm.disk.walk cimport Walk
 cdef class Capture:
     # Invariant: [first, stop) of the arena, and the base, hold all records up to the last included entry.
     cdef readonly object last_included
+    cdef readonly uint64_t epoch             # of the state that it was made from
     cdef readonly bytes runs                 # of terms, as snapshots carry them
     cdef readonly bytes membership           # the record of it, or nothing
     cdef readonly uint64_t estimated_size
@@ -17,7 +18,7 @@ cdef class Capture:
     cdef Index index
     cdef Mapping mapping
     cdef const uint8_t *arena
-    cdef uint64_t last_index
+    cdef uint64_t last_index, last_term
     cdef bint newest                         # nothing was applied behind it when this was made
     cdef uint64_t base_first, base_stop      # the base's records
     cdef uint64_t first                      # the first frame
@@ -33,6 +34,9 @@ cdef class Capture:
     cdef uint64_t left                       # of the record at `source`
     cdef uint64_t keys
     cdef bint done
+    cdef void hold(
+        self, Log log, Index index, uint64_t epoch, uint64_t last_index, uint64_t last_term, bint newest) noexcept
+    cdef int name_id(self) except -1
     cdef bytes record_bytes(self, uint64_t place)
     cdef void find_stop(self) noexcept nogil
     cdef bint includes_frame(self, uint64_t place) noexcept nogil

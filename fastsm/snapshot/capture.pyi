@@ -4,14 +4,14 @@ from typing import SupportsIndex
 from typing_extensions import Self
 
 from fastsm.disk.files import Directory
-from fastsm.generation.log import Log
-from fastsm.lookup.index import Index
 from fastsm.types import LogId
 
 class Capture:
-    def __new__(cls, log: Log, index: Index, last_included: LogId, newest: bool) -> Self: ...
+    def __new__(cls) -> Self: ...
     @property
     def last_included(self) -> LogId: ...
+    @property
+    def epoch(self) -> int: ...
     @property
     def runs(self) -> bytes: ...
     @property

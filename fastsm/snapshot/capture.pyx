@@ -34,6 +34,7 @@ from fastsm.lookup.terms cimport Run
 from fastsm.disk.walk cimport Walk, next_record, walk_frames
 
 from fastsm.errors import SnapshotError
+from fastsm.types import LogId
 
 cdef enum:
     SLICE = 64 << 20          # bytes of arena between two looks at signals: some 10 ms
@@ -48,22 +49,30 @@ cdef class Capture:
     other use of the machine; they need only what they hold. One thread uses it.
     """
 
-    def __cinit__(self, Log log, Index index, last_included, bint newest):
-        base = log.base
+    cdef void hold(
+        self, Log log, Index index, uint64_t epoch, uint64_t last_index, uint64_t last_term, bint newest
+    ) noexcept:
+        """Takes the state as it is at this moment. Runs no Python code: all of it is from one state."""
         self.log = log
         self.index = index
-        self.last_included = last_included
-        self.last_index = last_included.index
+        self.epoch = epoch
+        self.last_index, self.last_term = last_index, last_term
         self.first = log.start + LOG_HEADER_SIZE
         self.stop = self.next_frame = index.end
         self.newest = newest
+        self.config_place = index.config_place
+        self.estimated_size = index.live_bytes
+
+    cdef int name_id(self) except -1:
+        """After `hold`: what the log's base and the terms say of the past, which never changes, as Python objects."""
+        base = self.log.base
         if base is not None:
             self.base_first, self.base_stop = base.records_offset, base.size
-        self.config_place = index.config_place
-        self.base_config = 0 if base is None else base.membership_offset
-        self.estimated_size = index.live_bytes
-        self.runs = index.terms.pack(last_included.index, last_included.term)
+            self.base_config = base.membership_offset
+        self.last_included = LogId(self.last_index, self.last_term)
+        self.runs = self.index.terms.pack(self.last_index, self.last_term)
         self.membership = b""
+        return 0
 
     def __dealloc__(self):
         free(self.dead)
