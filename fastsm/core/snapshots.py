@@ -127,7 +127,7 @@ class Snapshots(Engine):
         """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
 
         ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
-        chunk. Else, or when its term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or
+        chunk; one that was never seen, between two terms, stands for the entry before it. Else, or when its term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or
         ``"zstd"``; ``attachment``: bytes of the embedder that travel along; by default what the machine was opened
         with. ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
 

@@ -107,7 +107,7 @@ def test_a_snapshot_is_exact_as_of_every_entry(tmp_path: Path, seed: int, contig
 
 
 def test_an_entry_that_was_only_passed_over_can_be_the_last_one(tmp_path: Path, directory: Path) -> None:
-    """Ids of ``update_last_applied``, and ids in gaps where the term is possible, count as seen."""
+    """Ids of ``update_last_applied``, and ids in gaps of one term; in others they stand for the entry before."""
     with FastStateMachine(directory, contiguous=False) as machine:
         model = MemoryStateMachine(contiguous=False)
         for one in (machine, model):
