@@ -143,8 +143,7 @@ class FastStateMachine(Snapshots, StateMachine):
 
     def start(self) -> None:
         """Runs again after :meth:`stop`. Idempotent."""
-        self._require(True)
-        self._set_status("running")
+        self._run_again()
 
     def stop(self) -> None:
         """Makes everything applied durable, then stops: reads and writes are refused until :meth:`start`.
@@ -224,10 +223,10 @@ class FastStateMachine(Snapshots, StateMachine):
                 self._save_table(log, self._index)
             return
         self._write_state(True)
-        log.sync()
+        self._group_commit.sync_up_to(log.end)  # never two syncs at the same time
         try:
             self._write_state(False, True)
-            log.sync()
+            self._group_commit.sync_up_to(log.end)
             log.trim()
             self._save_table(log, self._index)
             generation.write_current(self._directory, log)

@@ -212,7 +212,8 @@ cdef class Engine(State):
         if self.sync_on_apply:
             self._turns.begin()
             try:
-                log.sync()
+                # The system tells of a lost page once: two syncs at the same time could both be believed.
+                self._group_commit.sync_up_to(log.end)
             finally:
                 self._turns.end()
             self.durable_index, self.durable_term = runs.index, runs.term

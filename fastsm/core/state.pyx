@@ -60,6 +60,12 @@ cdef class State:
         if self.status != CORRUPT or new_status > STOPPED:
             self.status = new_status
 
+    def _run_again(self):
+        """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
+        if self.status > STOPPED:
+            self.refuse()
+        self.status = RUNNING
+
     def _closed(self):
         return self.status == CLOSED
 
@@ -494,6 +500,8 @@ cdef class State:
 
     def _figures(self):
         """What `stats` says of state and files, at one moment, as a tuple in the order of its use there."""
+        if self.status > STOPPED:
+            self.refuse()
         cdef Log log = self._log
         cdef Table table = self._table
         cdef uint64_t keys = table.count

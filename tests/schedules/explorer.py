@@ -1,0 +1,211 @@
+"""A deterministic explorer of schedules: stop one operation at a seam, run another one there, go on, and look.
+
+A *seam* is a place where another thread may run in the middle of an operation: before each call of the seam to the
+system (`Directory`), before each Python function that the package calls (the interpreter may switch threads there, also
+in the middle of compiled code), and before each call from the package's Python code into its compiled code. A profile
+function of the operation's own thread counts them, so that the number of a seam means the same place in every run, and
+nothing has to be compiled in.
+
+At its seam the operation's thread starts the next operation on another thread, and goes on when that one is over or
+blocked, which the system says of its threads. A blocked operation goes on when the first one lets it. Nothing sleeps to
+hit a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import fastsm
+from fastsm.disk.files import Directory
+
+PACKAGE = str(Path(fastsm.__file__).resolve().parent)
+SHARING = tuple(f"{PACKAGE}/{name}" for name in ("core/", "machine.py", "disk/files.py", "generation/current.py"))
+PATIENCE = 20  # seconds until threads count as deadlocked
+GLANCE = 0.0005
+
+
+class Deadlock(Exception):
+    """Operations that wait for one another. The process cannot go on with them."""
+
+
+class Outcome:
+    """What an operation came to: ``value``, or the ``error`` that it raised."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.value) if self.error is None else f"{type(self.error).__name__}: {str(self.error)[:150]}"
+
+
+class Step(NamedTuple):
+    """An operation, and the number of its seam at which the next one runs."""
+
+    run: Callable[[], Any]
+    seam: int | None
+
+
+# ---- the seams -------------------------------------------------------------------------------------------
+
+class Watched(Directory):
+    """The seam to the system, as methods of Python code, so that each call of it is a seam of the operation."""
+
+    def sync_now(self, fd: Any) -> None:
+        Directory.sync(fd)
+
+    def sync(self, fd: Any) -> None:  # type: ignore[override]
+        self.sync_now(fd)
+
+    def told(self) -> None:
+        """A seam: the system has told of an error, and the caller has not noted it yet."""
+
+    def write(self, fd: Any, data: Any, offset: int) -> None:  # type: ignore[override]
+        Directory.write(fd, data, offset)
+
+    def truncate(self, fd: Any, size: int) -> None:  # type: ignore[override]
+        Directory.truncate(fd, size)
+
+    def rename(self, source: str, target: str) -> None:
+        super().rename(source, target)
+
+    def start_writeback(self, fd: Any, offset: int, size: int) -> None:  # type: ignore[override]
+        """Nothing: the files are in memory."""
+
+    def pace_writeback(self, fd: Any, first: int, stop: int) -> None:  # type: ignore[override]
+        """Nothing: the files are in memory."""
+
+
+def is_seam(frame: FrameType, event: str, arg: Any) -> bool:
+    if event == "call":
+        return is_watched(frame.f_code.co_filename, True)
+    if event == "c_call":  # what comes after its return is the next seam
+        return is_watched(frame.f_code.co_filename, False) and is_ours(type(getattr(arg, "__self__", None)))
+    return False
+
+
+@cache
+def is_watched(filename: str, called: bool) -> bool:
+    """Whether code of this file shares something with other threads: the machine's and the seam to the system.
+
+    What only works on values of its own (formats, a snapshot's parts) adds no interleaving to those. ``called``: named
+    tuples and the seam itself count as well, for compiled code calls them.
+    """
+    return filename.startswith(SHARING) or (called and filename in ("<string>", __file__))
+
+
+@cache
+def is_ours(kind: type) -> bool:
+    return any(parent.__module__.startswith("fastsm") for parent in kind.__mro__)
+
+
+class Counter:
+    """The profile function of an operation's thread: stops at one seam, once."""
+
+    def __init__(self, seam: int | None, stop: Callable[[], None]) -> None:
+        self.seen = 0
+        self.place = ""
+        self._seam = seam
+        self._stop = stop
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
+        if not is_seam(frame, event, arg):
+            return
+        self.seen += 1
+        if self.seen - 1 == self._seam:
+            called = frame.f_code.co_name if event == "call" else f"{event} {getattr(arg, '__name__', arg)}"
+            name = os.path.relpath(frame.f_code.co_filename, PACKAGE)
+            self.place = f"{name}:{frame.f_lineno} {called}"
+            self._stop()
+
+
+# ---- one schedule ----------------------------------------------------------------------------------------
+
+class Schedule:
+    """Runs operations, each at a seam of the one before it. ``outcomes`` in their order; ``seams`` of the first."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
+        self.outcomes = [Outcome() for _ in steps]
+        self.counters: list[Counter | None] = [None] * len(steps)
+        self.started = [False] * len(steps)
+        self._over = [threading.Event() for _ in steps]
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def seams(self) -> int:
+        counter = self.counters[0]
+        return 0 if counter is None else counter.seen
+
+    @property
+    def place(self) -> str:
+        return "; ".join(counter.place for counter in self.counters if counter is not None and counter.place)
+
+    def run(self) -> Schedule:
+        """Returns when all operations are over. Those whose seam never came do not run; see ``started``."""
+        self._start(0)
+        for thread in self._threads:  # it grows meanwhile, but only while one of those in it runs
+            thread.join(PATIENCE)
+            if thread.is_alive():
+                raise Deadlock(f"{self.place}: {self.outcomes}")
+        return self
+
+    def _start(self, number: int) -> None:
+        self.started[number] = True
+        thread = threading.Thread(target=self._work, args=(number,), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self, number: int) -> None:
+        step, outcome = self.steps[number], self.outcomes[number]
+        counter = Counter(step.seam, lambda: self._run_next(number + 1))
+        self.counters[number] = counter
+        sys.setprofile(counter)
+        try:
+            outcome.value = step.run()
+        except BaseException as error:
+            outcome.error = error
+        finally:
+            sys.setprofile(None)
+            self._over[number].set()
+
+    def _run_next(self, number: int) -> None:
+        """At a seam: the next operation, to its end or until all other threads are blocked."""
+        if number == len(self.steps):
+            return
+        self._start(number)
+        over = self._over[number]
+        before: list[str] | None = None
+        while not over.wait(GLANCE):
+            now = asleep()
+            if now is not None and now == before:
+                return
+            before = now
+
+
+def asleep() -> list[str] | None:
+    """How often each other thread of this process went to sleep; None when one of them is running.
+
+    Two equal answers, between which this thread let go of the interpreter, mean that all others are blocked.
+    """
+    counts = []
+    own = threading.get_native_id()
+    for task in os.listdir("/proc/self/task"):
+        if int(task) == own:
+            continue
+        try:
+            with open(f"/proc/self/task/{task}/status", encoding="ascii") as status:
+                lines = status.read()
+        except OSError:
+            continue
+        if "\nState:\tS" not in lines:
+            return None
+        counts.append(task + lines[lines.index("voluntary_ctxt_switches:"):].split("\n", 1)[0])
+    return counts

@@ -1,0 +1,320 @@
+"""What schedules are made of, what each operation does to the model, and what may be true in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from schedules.explorer import Schedule, Step, Watched
+
+import fastsm
+from fastsm import (
+    FastsmError,
+    FastStateMachine,
+    LogId,
+    MemoryStateMachine,
+    NotRunningError,
+    SnapshotError,
+    SnapshotRangeError,
+    StorageError,
+)
+
+OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "full", "retain_entries": 0}
+APPLIED = 10  # entries of the template, 4 of which are in its base
+KEYS = [b"key-0", b"key-1", b"key-2", b"nothing", b"new"]
+Machine = Any
+
+
+class Operation(NamedTuple):
+    """``run(machine, root)`` on the machine; ``model(machine, root)`` on the model, where that differs."""
+
+    run: Callable[[Machine, Path], Any]
+    model: Callable[[Machine, Path], Any] | None = None
+    replaces: bool = False  # it ends snapshots and compactions
+    ends: bool = False      # it makes others meet a machine that does not run
+    compacts: bool = False
+    is_ended: bool = False  # resets and installs end it
+    sees_files: bool = False  # only what frames hold
+
+
+def entries(first: int, last: int, term: int = 1) -> list[tuple[int, int, bytes]]:
+    return [
+        (index, term, fastsm.config(b"members %d" % index) if index % 5 == 0
+         else fastsm.put(b"key-%d" % (index % 3), b"%d of %d" % (index, term)))
+        for index in range(first, last + 1)
+    ]
+
+
+def apply(machine: Machine, root: Path) -> Any:
+    return machine.apply([
+        (APPLIED + 1, 2, fastsm.put(b"key-0", b"newer")), (APPLIED + 2, 2, fastsm.put(b"new", b"1")),
+        (APPLIED + 3, 2, fastsm.delete(b"key-1")), (APPLIED + 4, 2, fastsm.config(b"newer members"))])
+
+
+def snapshot(machine: Machine, root: Path, last: tuple[int, int] | None = None) -> Any:
+    return machine.write_snapshot(root / f"{type(machine).__name__}-{last}", last and LogId(*last))
+
+
+def snapshot_in_coroutine(machine: Machine, root: Path) -> Any:
+    # `asyncio.run` would be most of the schedule's time; the coroutine is the same.
+    directory = root / f"{type(machine).__name__}-coroutine"
+    return run_alone(machine.generate_snapshot_data(directory, machine.last_applied()))
+
+
+def run_alone(coroutine: Any) -> Any:
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
+
+
+def restart(machine: Machine, root: Path) -> None:
+    machine.stop()
+    machine.start()
+
+
+def read_only(machine: Machine, root: Path) -> Any:
+    with FastStateMachine(root / "state", read_only=True, **OPTIONS) as other:
+        return other.last_applied(), list(other.items())
+
+
+def statistics(machine: Machine, root: Path) -> Any:
+    stats = machine.stats()
+    return stats.keys, stats.last_applied
+
+
+def nothing(machine: Machine, root: Path) -> None:
+    machine._require()
+
+
+def nothing_at_all(machine: Machine, root: Path) -> None:
+    pass
+
+
+def close_model(machine: Machine, root: Path) -> None:
+    machine._running = False
+
+
+def membership(machine: Machine, root: Path) -> Any:
+    return machine.membership()
+
+
+def view(machine: Machine, root: Path) -> Any:
+    value = machine.get_view(b"key-0")
+    return value and bytes(value)
+
+
+OPERATIONS = {
+    "apply": Operation(apply),
+    "update_last_applied": Operation(lambda machine, root: machine.update_last_applied(LogId(APPLIED + 2, 2))),
+    "flush": Operation(lambda machine, root: machine.flush()),
+    "save_hard_state": Operation(lambda machine, root: machine.save_hard_state()),
+    "snapshot": Operation(snapshot, is_ended=True),
+    "snapshot, older": Operation(partial(snapshot, last=(8, 1)), is_ended=True),
+    "snapshot, coroutine": Operation(snapshot_in_coroutine, is_ended=True),
+    "compact": Operation(lambda machine, root: machine.compact(8), nothing, compacts=True, is_ended=True),
+    "compact by itself": Operation(
+        lambda machine, root: machine._compact_by_itself(), nothing_at_all, compacts=True, is_ended=True),
+    "install": Operation(lambda machine, root: machine.install_snapshot(None, root / "other"), replaces=True),
+    "reset": Operation(lambda machine, root: machine.clear(), replaces=True),
+    "verify": Operation(lambda machine, root: machine.verify(), nothing),
+    "stop, start": Operation(restart, ends=True),
+    "close": Operation(lambda machine, root: machine.close(), close_model, replaces=True, ends=True),
+    "open read-only": Operation(
+        read_only, lambda machine, root: (machine.last_applied(), list(machine._values.items())), sees_files=True),
+    "get_many": Operation(lambda machine, root: machine.get_many(KEYS)),
+    "scan": Operation(
+        lambda machine, root: machine.scan_prefix(b"key"),
+        lambda machine, root: fastsm.ScanResult(
+            sorted(pair for pair in machine.items() if pair[0].startswith(b"key")), machine.last_applied().index)),
+    "items": Operation(lambda machine, root: list(machine.items())),
+    "membership": Operation(membership),
+    "stats": Operation(statistics, lambda machine, root: (machine.len(), machine.last_applied())),
+    "get_view": Operation(view, lambda machine, root: machine.get(b"key-0")),
+}  # fmt: skip
+
+READS = ("get_many", "scan", "items", "membership", "stats", "get_view")  # they change nothing: one after another
+READ_ALL = "all reads"
+OPERATIONS_AND_READS = OPERATIONS | {
+    READ_ALL: Operation(
+        lambda machine, root: [OPERATIONS[name].run(machine, root) for name in READS],
+        lambda machine, root: [(OPERATIONS[name].model or OPERATIONS[name].run)(machine, root) for name in READS])}
+SECONDS = [name for name in OPERATIONS_AND_READS if name not in READS]  # each other operation, all reads at once
+
+
+# ---- the state to begin with -----------------------------------------------------------------------------
+
+class Template:
+    """A directory with a base and a log, another replica's snapshot, and the model of the same state."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = MemoryStateMachine()
+        with FastStateMachine(root / "template", **OPTIONS) as machine:
+            for one in (machine, self.model):
+                one.apply(entries(1, 4))
+            machine.compact()
+            for one, entry in itertools.product((machine, self.model), entries(5, APPLIED)):
+                one.apply([entry])  # each a chunk, so that compaction has something to do
+        other = MemoryStateMachine()
+        other.apply([*entries(1, APPLIED), (11, 3, fastsm.put(b"key-0", b"theirs")), (12, 3, fastsm.delete(b"key-2"))])
+        other.write_snapshot(root / "other")
+
+    def fresh(self) -> FastStateMachine:
+        shutil.rmtree(self.root / "state", ignore_errors=True)
+        shutil.copytree(self.root / "template", self.root / "state")
+        return FastStateMachine(self.root / "state", _files=Watched, **OPTIONS)
+
+    @cache  # noqa: B019  # as many as there are pairs
+    def expected(self, names: tuple[str, ...]) -> tuple[tuple[Any, ...], Any]:
+        """What the model comes to: the result, or the class of the error, of each operation in turn; the state."""
+        machine = copy.deepcopy(self.model)
+        results = []
+        for name in names:
+            operation = OPERATIONS_AND_READS[name]
+            try:
+                results.append((operation.model or operation.run)(machine, self.root))
+            except FastsmError as error:
+                results.append(type(error))
+        machine._running = True
+        return tuple(results), state_of(machine)
+
+
+def state_of(machine: Machine) -> Any:
+    """All that can be compared."""
+    return (
+        machine.last_applied(), list(machine.items()), machine.membership(), machine.snapshot_metadata(),
+        [machine.entry_term(index) for index in range(APPLIED + 6)])  # fmt: skip
+
+
+# ---- judgement -------------------------------------------------------------------------------------------
+
+class Violation(AssertionError):
+    """A schedule that came to what no order of its operations comes to."""
+
+
+def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> Schedule:
+    """Runs one schedule: each operation of ``names`` at a seam of the one before. Raises ``Violation``."""
+    machine = template.fresh()
+    steps = [
+        Step(partial(OPERATIONS_AND_READS[name].run, machine, template.root), seam)
+        for name, seam in itertools.zip_longest(names, seams)]
+    schedule = Schedule(steps).run()
+    try:
+        judge(template, machine, names, schedule)
+    except Violation:
+        raise
+    except Exception as error:
+        raise Violation(f"{' / '.join(names)} at {schedule.place}: {schedule.outcomes}: then {error!r}") from error
+    return schedule
+
+
+def explore_all(template: Template, names: tuple[str, str]) -> int:
+    """Runs the second operation at every seam of the first; returns how many there are. Raises ``Violation``."""
+    seam = 0
+    while explore(template, names, (seam,)).started[1]:
+        seam += 1
+    return seam
+
+
+def judge(template: Template, machine: FastStateMachine, names: Sequence[str], schedule: Schedule) -> None:
+    """The state, what reopening finds, and the model agree."""
+    ran = [name for name, started in zip(names, schedule.started, strict=True) if started]
+    outcomes = schedule.outcomes[: len(ran)]
+    for outcome in outcomes:
+        if outcome.error is not None and not isinstance(outcome.error, FastsmError):
+            raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}")
+    state = None
+    if machine.is_running():
+        machine._check()
+        state = state_of(machine)
+        machine.close()
+    with FastStateMachine(template.root / "state", **OPTIONS) as reopened:
+        reopened._check()
+        found = state_of(reopened)
+    if state is not None and found != state:
+        raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}: state {state}, reopened {found}")
+    if not any(fits(template, ran, order, outcomes, found) for order in itertools.permutations(range(len(ran)))):
+        raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}: state {found}")
+
+
+def fits(template: Template, names: Sequence[str], order: Sequence[int], outcomes: Sequence[Any], found: Any) -> bool:
+    """Whether the model, in this order, comes to the same; what was refused or ended as it may be did nothing."""
+    done = [number for number in order if not was_ended(names, number, outcomes[number].error)]
+    results, state = template.expected(tuple(names[number] for number in done))
+    return state == found and all(
+        agrees(template, names, number, outcomes[number], result) for number, result in zip(done, results, strict=True))
+
+
+def agrees(template: Template, names: Sequence[str], number: int, outcome: Any, result: Any) -> bool:
+    if outcome.error is not None:
+        return type(outcome.error) is result
+    if outcome.value == result:
+        return True
+    if OPERATIONS_AND_READS[names[number]].sees_files:  # an update of last applied is in no frame yet
+        return bool(outcome.value == template.expected((names[number],))[0][0])
+    return False
+
+
+def was_ended(names: Sequence[str], number: int, error: BaseException | None) -> bool:
+    """Whether an operation failed since another one ended it, or took what it asked for away."""
+    if error is None:
+        return False
+    operation = OPERATIONS_AND_READS[names[number]]
+    others = [OPERATIONS_AND_READS[name] for i, name in enumerate(names) if i != number]
+    if isinstance(error, SnapshotRangeError):
+        return operation.is_ended and any(other.compacts or other.replaces for other in others)
+    if type(error) is SnapshotError:  # an install is ended by a close alone
+        return any(other.ends or (operation.is_ended and other.replaces) for other in others)
+    return isinstance(error, NotRunningError) and any(other.ends for other in others)
+
+
+# ---- a disk that tells of an error once ------------------------------------------------------------------
+
+MAKE_DURABLE = ("apply", "flush", "save_hard_state", "update")
+
+
+class TellsOnce(Watched):
+    """The first sync after arming fails; the system has told it then, and says nothing to those after it."""
+
+    armed = False
+
+    def sync_now(self, fd: Any) -> None:
+        if TellsOnce.armed:
+            TellsOnce.armed = False
+            self.told()
+            raise OSError(5, "I/O error")
+
+
+def explore_one_error(template: Template, names: Sequence[str], seam: int) -> Schedule:
+    """One schedule of two that make durable; nothing that either acknowledged may hang on the failed sync."""
+    shutil.rmtree(template.root / "state", ignore_errors=True)
+    shutil.copytree(template.root / "template", template.root / "state")
+    TellsOnce.armed = False
+    machine = FastStateMachine(template.root / "state", sync="apply", _files=TellsOnce, **OPTIONS)
+    machine.update_last_applied(LogId(APPLIED, 1))
+    acts = {
+        "apply": lambda: machine.apply([(machine.last_applied().index + 1, 2, fastsm.put(b"x", b"y"))]),
+        "flush": machine.flush, "save_hard_state": machine.save_hard_state,
+        "update": lambda: machine.persist_last_applied(LogId(machine.last_applied().index + 1, 2)),
+    }
+    machine.update_last_applied(LogId(APPLIED + 1, 2))  # so that each of them has something to make durable
+    TellsOnce.armed = True
+    schedule = Schedule([Step(acts[names[0]], seam), Step(acts[names[1]], None)]).run()
+    failed = [outcome for outcome in schedule.outcomes if isinstance(outcome.error, StorageError)]
+    first, second = schedule.outcomes
+    durable = machine.durable()
+    with contextlib.suppress(StorageError):
+        machine.close()
+    acknowledged = [outcome for outcome in (first, second) if outcome.error is None and outcome.value != [None]]
+    if schedule.started[1] and (not failed or durable.index > APPLIED or acknowledged):
+        raise Violation(f"{' / '.join(names)} at {schedule.place}: {schedule.outcomes}, durable {durable}")
+    return schedule

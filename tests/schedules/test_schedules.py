@@ -1,0 +1,84 @@
+"""Every pair of operations at every seam, triples by a seed, and a disk that tells of an error once."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from schedules.operations import (
+    MAKE_DURABLE,
+    OPERATIONS,
+    SECONDS,
+    Template,
+    Violation,
+    explore,
+    explore_all,
+    explore_one_error,
+)
+
+from fastsm import FastStateMachine
+from support.faulty import memory_directory
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("the system does not say which threads are blocked", allow_module_level=True)
+
+SEED = random.randrange(2**32)
+TRIPLES = 200
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Template]:
+    logging.disable(logging.CRITICAL)
+    try:
+        with memory_directory() as root:
+            yield Template(root)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("first", OPERATIONS)
+def test_any_operation_at_any_seam_of_another_comes_to_what_one_after_the_other_would(
+    template: Template, first: str
+) -> None:
+    """Each is as if alone, or ended with a typed error; what is on disk opens, and is what memory was."""
+    for second in SECONDS:
+        explore_all(template, (first, second))
+
+
+def test_compaction_at_a_seam_of_any_operation_at_a_seam_of_another(template: Template) -> None:
+    """Three at once, drawn: with a compaction by itself among them."""
+    print("seed", SEED)
+    dice = random.Random(SEED)
+    for _ in range(TRIPLES):
+        names = dice.choices(list(OPERATIONS), k=3)
+        names[dice.randrange(3)] = "compact by itself"
+        explore(template, names, (dice.randrange(60), dice.randrange(30)))
+
+
+@pytest.mark.parametrize("first", MAKE_DURABLE)
+@pytest.mark.parametrize("second", MAKE_DURABLE)
+def test_nothing_is_acknowledged_next_to_a_failing_sync(template: Template, first: str, second: str) -> None:
+    """The system tells of a lost page once: who syncs at that time must not take its silence for success."""
+    seam = 0
+    while explore_one_error(template, (first, second), seam).started[1]:
+        seam += 1
+    assert seam > 0
+
+
+def test_the_explorer_sees_a_missing_epoch(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot that does not compare the epoch of its state is found, so that the tests above can fail."""
+    monkeypatch.setattr(FastStateMachine, "_require_epoch", lambda *_: None)
+    monkeypatch.setattr(FastStateMachine, "_epoch", 0)  # as Python code sees it
+    with pytest.raises(Violation):
+        explore_all(template, ("snapshot", "reset"))
+
+
+def test_the_same_seam_is_the_same_place(template: Path) -> None:
+    """Schedules are deterministic: run twice, each number of a seam means the same place."""
+    for seam in range(0, 160, 20):
+        places = {explore(template, ("snapshot", "flush"), (seam,)).place for _ in range(2)}  # type: ignore[arg-type]
+        assert len(places) == 1
