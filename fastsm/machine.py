@@ -41,8 +41,8 @@ class FastStateMachine(Snapshots, StateMachine):
       known term there, is a ``CorruptionError``, raised before anything is cut.
     - ``read_only``: for tools. No lock, nothing written, safe beside a living owner; shows the state at the time of
       the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere; nothing is recorded here then.
-    - ``retain_entries``, ``retain_bytes``: as of entries within so many, and so many bytes of log, back from last applied
-      snapshots can be taken (whichever is less): compaction by itself goes no further. ``stats().base`` is the oldest.
+    - ``retain_entries``, ``retain_bytes``: snapshots can be taken as of so many entries back, or as many as take so
+      many bytes of log, whichever is less: compaction by itself goes no further. ``stats().base`` is the oldest.
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
@@ -394,8 +394,8 @@ class FastStateMachine(Snapshots, StateMachine):
         """Counts, sizes, and what recovery found. O(1)."""
         self._require(True)
         (
-            log, table_bytes, table_load, keys, live_bytes, dead_bytes, log_bytes, term_runs, applied_index, applied_term,
-            durable_index, durable_term, verified, sync_count, sync_seconds,
+            log, table_bytes, table_load, keys, live_bytes, dead_bytes, log_bytes, term_runs, applied_index,
+            applied_term, durable_index, durable_term, verified, sync_count, sync_seconds,
         ) = self._figures()  # fmt: skip
         return Stats(
             keys=keys,

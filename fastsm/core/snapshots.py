@@ -127,8 +127,8 @@ class Snapshots(Engine):
         """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
 
         ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
-        chunk; one that was never seen, between two terms, stands for the entry before it. Else, or when its term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or
-        ``"zstd"``; ``attachment``: bytes of the embedder that travel along; by default what the machine was opened
+        chunk; one that was never seen, between two terms, stands for the entry before it. Others, and those whose
+        term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``; ``attachment``: bytes of the embedder that travel along; by default what the machine was opened
         with. ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
 
         The file is there whole or not at all. On return it is durable, and so is everything up to ``last_included``
@@ -371,11 +371,8 @@ class Snapshots(Engine):
     def _refuse_contradiction(self, told: SnapshotMetadata) -> None:
         """What ``apply`` refuses of an entry: another term than is known of it, or a falling one."""
         applied, included = self.last_applied(), told.last_included
-        if included.index <= applied.index:
-            possible = self._terms.allows(*included)
-        else:
-            possible = included.term >= applied.term
-        if not possible:
+        later = included.index > applied.index
+        if not (included.term >= applied.term if later else self._terms.allows(*included)):
             raise OrderError(
                 f"{self.path}: a snapshot as of {included} contradicts what is applied here, up to {applied}: an entry "
                 "of another term, or terms that fall. One of the two is of another history; to take the snapshot "

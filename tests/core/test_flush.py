@@ -330,21 +330,22 @@ def test_failed_sync_on_apply_publishes_nothing(directory: Path, tmp_path: Path,
     close_poisoned(machine)
 
 
-def test_sync_beside_one_that_failed_makes_nothing_durable(directory: Path, machine_at: Opener) -> None:
-    """The system tells an error to one of two syncs under way at once: the other's success means nothing."""
+def test_one_sync_at_a_time_fails_for_everyone_who_waits(directory: Path, machine_at: Opener) -> None:
+    """The system tells an error to one of two syncs at the same time: so there is one, whose answer is everybody's."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
     machine.apply(put(1))
     machine.update_last_applied(LogId(2, 1))
     gate = disk.hold("sync")
-    with in_thread(machine.flush) as succeeding:
+    disk.fail("sync")
+    with in_thread(machine.flush) as flush:
         gate.wait()
-        disk.fail("sync")
-        with pytest.raises(StorageError):
-            machine.apply(put(3))
-        gate.open()
-    assert isinstance(succeeding.error, StorageError)
+        with in_thread(lambda: machine.apply(put(3))) as apply:
+            gate.open()
+    assert isinstance(flush.error, StorageError)
+    assert isinstance(apply.error, StorageError)
     assert machine.durable() == LogId(1, 1)
+    assert machine.get(b"3") is None
     close_poisoned(machine)
 
 

@@ -13,6 +13,7 @@ hit a moment.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -150,11 +151,13 @@ class Schedule:
 
     def run(self) -> Schedule:
         """Returns when all operations are over. Those whose seam never came do not run; see ``started``."""
+        gc.disable()  # a collection would close files, and so count seams, at no certain place
         self._start(0)
         for thread in self._threads:  # it grows meanwhile, but only while one of those in it runs
             thread.join(PATIENCE)
             if thread.is_alive():
                 raise Deadlock(f"{self.place}: {self.outcomes}")
+        gc.enable()
         return self
 
     def _start(self, number: int) -> None:
@@ -182,23 +185,23 @@ class Schedule:
             return
         self._start(number)
         over = self._over[number]
+        waiting = {str(thread.native_id) for thread in self._threads[:number]}  # at their seams: this one, and before
         before: list[str] | None = None
         while not over.wait(GLANCE):
-            now = asleep()
+            now = asleep(waiting)
             if now is not None and now == before:
                 return
             before = now
 
 
-def asleep() -> list[str] | None:
-    """How often each other thread of this process went to sleep; None when one of them is running.
+def asleep(waiting: set[str]) -> list[str] | None:
+    """How often each thread went to sleep, but those that wait at seams; None when one of them is running.
 
     Two equal answers, between which this thread let go of the interpreter, mean that all others are blocked.
     """
     counts = []
-    own = threading.get_native_id()
     for task in os.listdir("/proc/self/task"):
-        if int(task) == own:
+        if task in waiting:
             continue
         try:
             with open(f"/proc/self/task/{task}/status", encoding="ascii") as status:

@@ -141,6 +141,9 @@ OPERATIONS = {
     "get_view": Operation(view, lambda machine, root: machine.get(b"key-0")),
 }  # fmt: skip
 
+SNAPSHOTS = {  # where they are written
+    "snapshot": "FastStateMachine-None", "snapshot, older": "FastStateMachine-(8, 1)",
+    "snapshot, coroutine": "FastStateMachine-coroutine"}
 READS = ("get_many", "scan", "items", "membership", "stats", "get_view")  # they change nothing: one after another
 READ_ALL = "all reads"
 OPERATIONS_AND_READS = OPERATIONS | {
@@ -169,6 +172,8 @@ class Template:
         other.write_snapshot(root / "other")
 
     def fresh(self) -> FastStateMachine:
+        for directory in SNAPSHOTS.values():
+            shutil.rmtree(self.root / directory, ignore_errors=True)
         shutil.rmtree(self.root / "state", ignore_errors=True)
         shutil.copytree(self.root / "template", self.root / "state")
         return FastStateMachine(self.root / "state", _files=Watched, **OPTIONS)
@@ -214,6 +219,8 @@ def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> S
         raise
     except Exception as error:
         raise Violation(f"{' / '.join(names)} at {schedule.place}: {schedule.outcomes}: then {error!r}") from error
+    finally:
+        machine.close()
     return schedule
 
 
@@ -232,6 +239,10 @@ def judge(template: Template, machine: FastStateMachine, names: Sequence[str], s
     for outcome in outcomes:
         if outcome.error is not None and not isinstance(outcome.error, FastsmError):
             raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}")
+    for name, outcome in zip(ran, outcomes, strict=True):
+        ended = name in SNAPSHOTS and isinstance(outcome.error, SnapshotError) and ran.count(name) == 1
+        if ended and (template.root / SNAPSHOTS[name] / "snapshot.fsm").exists():
+            raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}, but its file is there")
     state = None
     if machine.is_running():
         machine._check()

@@ -6,7 +6,6 @@ import logging
 import random
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from schedules.operations import (
@@ -71,14 +70,15 @@ def test_nothing_is_acknowledged_next_to_a_failing_sync(template: Template, firs
 
 def test_the_explorer_sees_a_missing_epoch(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot that does not compare the epoch of its state is found, so that the tests above can fail."""
-    monkeypatch.setattr(FastStateMachine, "_require_epoch", lambda *_: None)
-    monkeypatch.setattr(FastStateMachine, "_epoch", 0)  # as Python code sees it
+    monkeypatch.setattr(FastStateMachine, "_refuse_replaced", lambda *_: None)
+    monkeypatch.setattr(FastStateMachine, "_is_same_state", lambda *_: True)
     with pytest.raises(Violation):
         explore_all(template, ("snapshot", "reset"))
 
 
-def test_the_same_seam_is_the_same_place(template: Path) -> None:
+def test_the_same_seam_is_the_same_place(template: Template) -> None:
     """Schedules are deterministic: run twice, each number of a seam means the same place."""
-    for seam in range(0, 160, 20):
-        places = {explore(template, ("snapshot", "flush"), (seam,)).place for _ in range(2)}  # type: ignore[arg-type]
-        assert len(places) == 1
+    explore(template, ("snapshot", "flush"), (0,))  # what is imported when it is first used
+    for seam in range(0, 80, 10):
+        places = [explore(template, ("snapshot", "flush"), (seam,)).place for _ in range(2)]
+        assert places[0] == places[1]
