@@ -128,8 +128,9 @@ class Snapshots(Engine):
 
         ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
         chunk; one that was never seen, between two terms, stands for the entry before it. Others, and those whose
-        term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``; ``attachment``: bytes of the embedder that travel along; by default what the machine was opened
-        with. ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
+        term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``;
+        ``attachment``: bytes of the embedder that travel along; by default what the machine was opened with.
+        ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
 
         The file is there whole or not at all. On return it is durable, and so is everything up to ``last_included``
         in the state's own directory, with the metadata if it is newer than what is known: the host may drop its log
