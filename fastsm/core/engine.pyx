@@ -210,12 +210,8 @@ cdef class Engine(State):
             chunk.write_records(frame + frame_size(runs.count, 0))
         log.commit_frame(frame, length, runs.count)
         if self.sync_on_apply:
-            self._turns.begin()
-            try:
-                # The system tells of a lost page once: two syncs at the same time could both be believed.
-                self._group_commit.sync_up_to(log.end)
-            finally:
-                self._turns.end()
+            # The system tells of a lost page once: two syncs at the same time could both be believed.
+            self._group_commit.sync_up_to(log.end)
             self.durable_index, self.durable_term = runs.index, runs.term
         return 0
 
