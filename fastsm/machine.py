@@ -361,8 +361,8 @@ class FastStateMachine(Snapshots, StateMachine):
     ) -> bytes:
         """:meth:`write_snapshot`, off the event loop; its point is fixed when the task starts. Returns the checksum."""
         self._require()
-        capture = self._capture(last_included)
-        metadata = await self._waiters.call(lambda: self._write_captured(capture, new_snapshot_dir, None, None))
+        named, capture = self._jobs.named, self._capture(last_included)
+        metadata = await self._waiters.call(lambda: self._write_captured(named, capture, new_snapshot_dir, None, None))
         return metadata.checksum
 
     async def apply_snapshot_from_file(

@@ -44,9 +44,9 @@ from fastsm.generation.log import Log
 from fastsm.generation.saved_table import save_table
 from fastsm.generation.verification import BackgroundVerification, Verification
 from fastsm.lookup.index import Index
-from fastsm.snapshot.file import check_metadata, copy_checked, open_snapshot
+from fastsm.snapshot.file import check_metadata, copy_checked, metadata_of, open_snapshot
 from fastsm.snapshot.incoming import copy_in
-from fastsm.snapshot.writer import prepare, write_snapshot_into
+from fastsm.snapshot.writer import look_at_present, prepare, write_snapshot_into
 from fastsm.types import LogId, SnapshotMetadata
 
 Attachment = bytes | Callable[[LogId], bytes] | None
@@ -138,21 +138,29 @@ class Snapshots(Engine):
 
         O(bytes of base and log), beside apply and get: nobody waits. Memory: a bit for each 16 bytes of them, and a
         piece of at most 8 MiB; if entries were applied behind ``last_included``, some 20 bytes for each key that these
-        wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between.
+        wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between;
+        ``StaleSnapshotError`` when a newer snapshot was put into ``directory`` while this one was written, and stays.
         """
         self._require()
         self._turns.check()
-        return self._write_captured(self._capture(last_included), directory, compress, attachment, progress)
+        named = self._jobs.named
+        return self._write_captured(named, self._capture(last_included), directory, compress, attachment, progress)
 
     def _write_captured(
         self,
+        named: SnapshotMetadata | None,
         capture: Any,
         directory: str | os.PathLike[str],
         compress: str | None,
         attachment: bytes | None,
         progress: Progress | None = None,
     ) -> SnapshotMetadata:
+        """Writes what was captured; ``named`` is what this machine had put in place before that."""
         compress = self._compress if compress is None else compress
+        files = type(self._directory)
+        seen = look_at_present(directory, files)
+        if seen is not None and self._jobs.named is not named and metadata_of(seen) == self._jobs.named:
+            seen = None  # it came after the capture
         with self._jobs.run("snapshot", capture.last_included, progress) as job:
             job.total = capture.estimated_size
             self._refuse_replaced(capture.epoch, job.what)
@@ -160,12 +168,11 @@ class Snapshots(Engine):
             capture.find(job.tick)
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
-            files = type(self._directory)
             prepared = prepare(
-                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files
+                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files, seen=seen
             )
             with prepared:
-                with self._turns.waited_for(), self._jobs.committing(job):
+                with self._turns.waited_for(), self._jobs.committing(job, prepared.metadata):
                     self._require(True)
                     self._refuse_replaced(capture.epoch, job.what)
                     if not self._log.read_only:
