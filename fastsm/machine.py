@@ -366,11 +366,13 @@ class FastStateMachine(Engine, StateMachine):
 
         O(bytes of base and log), while apply and get go on: nobody waits. Memory: a bit for each 16 bytes of them, and
         a piece of at most 8 MiB; if entries were applied after ``last_included``, some 20 bytes for each key that these
-        wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between.
+        wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between;
+        ``StaleSnapshotError`` when a newer snapshot was put into ``directory`` while this one was written, and stays.
         """
         self._require()
         self._turns.check()
-        return self._snapshots.write(self, self._capture(last_included), directory, compress, attachment, progress)
+        taken = self._snapshots.take(self, last_included)
+        return self._snapshots.write(self, taken, directory, compress, attachment, progress)
 
     def install_snapshot(
         self,
@@ -419,8 +421,8 @@ class FastStateMachine(Engine, StateMachine):
     ) -> bytes:
         """:meth:`write_snapshot`, off the event loop; its point is fixed when the task starts. Returns the checksum."""
         self._require()
-        capture = self._capture(last_included)
-        metadata = await self._waiters.call(lambda: self._snapshots.write(self, capture, new_snapshot_dir, None, None))
+        taken = self._snapshots.take(self, last_included)
+        metadata = await self._waiters.call(lambda: self._snapshots.write(self, taken, new_snapshot_dir, None, None))
         return metadata.checksum
 
     async def apply_snapshot_from_file(

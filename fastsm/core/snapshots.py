@@ -5,18 +5,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 from fastsm.core.engine import Engine
 from fastsm.core.jobs import Jobs, Progress
 from fastsm.core.verifying import Verifying
 from fastsm.disk.files import Directory
 from fastsm.snapshot.capture import Capture
-from fastsm.snapshot.writer import prepare
+from fastsm.snapshot.file import metadata_of
+from fastsm.snapshot.writer import look_at_present, prepare
 from fastsm.types import LogId, SnapshotMetadata
 
 Attachment = bytes | Callable[[LogId], bytes] | None
 
 logger = logging.getLogger("fastsm")
+
+
+class Taken(NamedTuple):
+    """The state as of an entry, held still, and the last snapshot that this machine had put in place before."""
+
+    capture: Capture
+    named: SnapshotMetadata | None
 
 
 class Snapshots:
@@ -37,17 +46,26 @@ class Snapshots:
         self._compress = compress
         self._attachment = attachment
 
+    def take(self, engine: Engine, last_included: LogId | tuple[int, int] | None) -> Taken:
+        """Captures the state as of an entry, for a later :meth:`write`."""
+        named = self._jobs.named  # before the capture: a newer one that is put in place later stays there
+        return Taken(engine._capture(last_included), named)
+
     def write(
         self,
         engine: Engine,
-        capture: Capture,
+        taken: Taken,
         directory: str | os.PathLike[str],
         compress: str | None,
         attachment: bytes | None,
         progress: Progress | None = None,
     ) -> SnapshotMetadata:
         """Writes what was captured, gives the file its name, and records the metadata, durably."""
+        capture = taken.capture
         compress = self._compress if compress is None else compress
+        seen = look_at_present(directory, self._files)
+        if seen is not None and self._jobs.named is not taken.named and metadata_of(seen) == self._jobs.named:
+            seen = None  # it came after the capture
         with self._jobs.run("snapshot", capture.last_included, progress) as job:
             job.total = capture.estimated_size
             engine._refuse_replaced(capture.epoch, job.what)
@@ -56,9 +74,10 @@ class Snapshots:
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
             prepared = prepare(
-                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=self._files)
+                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=self._files,
+                seen=seen)
             with prepared:
-                with engine._turns.waited_for(), self._jobs.committing(job):
+                with engine._turns.waited_for(), self._jobs.committing(job, prepared.metadata):
                     engine._require(True)
                     engine._refuse_replaced(capture.epoch, job.what)
                     if not engine._log.read_only:
