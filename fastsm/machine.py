@@ -18,7 +18,7 @@ from fastsm.core.jobs import Jobs, Progress
 from fastsm.core.policy import Policy
 from fastsm.core.snapshots import Attachment, Snapshots
 from fastsm.core.verifying import Verifying
-from fastsm.disk.files import Directory, left_by_children, storage_errors
+from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
 from fastsm.errors import StorageError
 from fastsm.generation import current
 from fastsm.trait import StateMachine
@@ -71,6 +71,7 @@ class FastStateMachine(Engine, StateMachine):
 
     path: str
 
+    @hides_seam
     def __init__(
         self,
         directory: str | os.PathLike[str],
