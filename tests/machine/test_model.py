@@ -353,7 +353,7 @@ class Comparison(RuleBasedStateMachine):
             self.seen = list(self.model._seen)
             self.carried(metadata=True, synced=True)
         else:
-            assert error is fastsm.StaleSnapshotError
+            assert error in (fastsm.StaleSnapshotError, fastsm.OrderError)
         self.reopen(then)
 
     @precondition(lambda self: self.model.is_running())
