@@ -1,4 +1,4 @@
-"""The workflows of CI: what they run is pinned, what they upload is there, and they support what the package promises."""
+"""The workflows of CI: what they run is pinned, what they upload exists, and they cover what the package promises."""
 
 from __future__ import annotations
 
