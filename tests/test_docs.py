@@ -92,7 +92,7 @@ def test_links_of_the_readme_work_on_a_package_index() -> None:
     for target in targets:
         source, page = re.match(SOURCES, target), re.match(SITE, target)
         assert source or page, target
-        if source and (ROOT / "fastsm").is_dir():  # else the sources are out of the way: the installed package is tested
+        if source and (ROOT / "fastsm").is_dir():  # else only the package is installed
             assert (ROOT / source[1]).exists(), target
         if page:
             here = ROOT / "docs" / page[1].rstrip("/")

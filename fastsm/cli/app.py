@@ -22,11 +22,10 @@ from rich.table import Table
 import fastsm
 from fastsm.tools.demo import MismatchError
 
-TRY, LOOK, MOVE, MEND = "Try it", "Look", "Move", "Mend"
+TRY, LOOK, MOVE, REPAIR = "Try it", "Look", "Move", "Repair"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,7 +68,7 @@ def fail(message: object, status: int = 1) -> NoReturn:
 
 @contextlib.contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Errors that a user can meet become one line; SIGTERM and SIGHUP clean up as Ctrl-C does."""
+    """Turns errors that a user can meet into one line; SIGTERM and SIGHUP clean up as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -77,22 +76,44 @@ def told_in_one_line() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
-        sys.stdout.flush()
+        with told_of_output():
+            sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except MismatchError as error:
         fail(f"MISMATCH: {error}")
     except (fastsm.FastsmError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            # Whoever read the output is gone: the interpreter must not try to flush it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
             raise typer.Exit(1) from None
         if isinstance(error, OSError) and error.strerror and error.filename:
             fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        if isinstance(error, OSError) and error.strerror and not isinstance(error, fastsm.FastsmError):
+            fail(f"{STDOUT}: {error.strerror}")  # the only file without a name that commands write to
         fail(error)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+STDOUT = "standard output"
+
+
+@contextlib.contextmanager
+def told_of_output() -> Iterator[None]:
+    """Names standard output in the error of a write to it."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise OSError(error.errno, error.strerror, STDOUT) from None
+
+
+def drop_output() -> None:
+    """Sends what is still to be written nowhere: the interpreter flushes standard output at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ---- arguments ---------------------------------------------------------------------------------------
@@ -142,7 +163,8 @@ def printable(text: str) -> str:
 
 def write_bytes(data: bytes) -> None:
     """Bytes as they are, whatever the encoding of the terminal."""
-    sys.stdout.buffer.write(data)
+    with told_of_output():
+        sys.stdout.buffer.write(data)
 
 
 @contextlib.contextmanager
