@@ -76,44 +76,22 @@ def told_in_one_line() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
-        with told_of_output():
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except MismatchError as error:
         fail(f"MISMATCH: {error}")
     except (fastsm.FastsmError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            drop_output()
+            # Whoever read the output is gone: the interpreter must not try to flush it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         if isinstance(error, OSError) and error.strerror and error.filename:
             fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
-        if isinstance(error, OSError) and error.strerror and not isinstance(error, fastsm.FastsmError):
-            fail(f"{STDOUT}: {error.strerror}")  # the only file without a name that commands write to
         fail(error)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-STDOUT = "standard output"
-
-
-@contextlib.contextmanager
-def told_of_output() -> Iterator[None]:
-    """Names standard output in the error of a write to it."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        drop_output()
-        raise OSError(error.errno, error.strerror, STDOUT) from None
-
-
-def drop_output() -> None:
-    """Sends what is still to be written nowhere: the interpreter flushes standard output at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ---- arguments ---------------------------------------------------------------------------------------
@@ -163,8 +141,7 @@ def printable(text: str) -> str:
 
 def write_bytes(data: bytes) -> None:
     """Bytes as they are, whatever the encoding of the terminal."""
-    with told_of_output():
-        sys.stdout.buffer.write(data)
+    sys.stdout.buffer.write(data)
 
 
 @contextlib.contextmanager

@@ -309,7 +309,7 @@ def test_what_is_drawn_fits_the_terminal(tmp_path, columns):
     assert r"\x1b[2J" in drawn
 
 
-# ---- wrong paths, refused output ---------------------------------------------------------------------
+# ---- wrong paths --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -362,54 +362,6 @@ def test_damage_is_told_once(tmp_path, places):
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count("expected a frame") == 1
     assert done.stderr == "fastsm: state: damaged; `fastsm repair state` says what can be kept\n"
-
-
-REFUSED = ["inspect state", "dump state", "get state a", "scan state", "verify out", "--help"]
-
-
-@pytest.mark.parametrize("arguments", REFUSED)
-@pytest.mark.parametrize("output", ["closed", "full"])
-def test_output_that_is_refused_is_one_line(tmp_path, places, arguments, output):
-    """Standard output closed, or on a full disk: status 1 and the system's word on it, no traceback."""
-    if output == "full" and not os.path.exists("/dev/full"):
-        pytest.skip("Linux has /dev/full")
-    shell = '"$@" >&-' if output == "closed" else '"$@" >/dev/full'
-    done = subprocess.run(
-        ["/bin/sh", "-c", shell, "sh", *command(*arguments.split())], cwd=places, capture_output=True, text=True,
-        timeout=SECONDS, check=False)
-    reason = "Bad file descriptor" if output == "closed" else "No space left on device"
-    assert (done.returncode, done.stderr) == (1, f"fastsm: standard output: {reason}\n")
-
-
-def test_a_closed_output_does_not_end_up_in_a_file(tmp_path, places):
-    """What is opened while standard output is closed does not take its place."""
-    subprocess.run(
-        ["/bin/sh", "-c", '"$@" >&-', "sh", *command("snapshot", "state", "again")], cwd=places, capture_output=True,
-        timeout=SECONDS, check=False)
-    assert (places / "again" / "snapshot.fsm").read_bytes() == (places / "out" / "snapshot.fsm").read_bytes()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may do everything")
-@pytest.mark.parametrize("arguments", [
-    "inspect state", "get state a", "dump state", "repair state", "bench --directory state", "load state/new notes"])
-def test_a_lack_of_permission_is_one_line(tmp_path, places, arguments):
-    """Status 1, and the system's word on it."""
-    (places / "state").chmod(0)
-    try:
-        done = run(tmp_path, *arguments.split())
-    finally:
-        (places / "state").chmod(0o700)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "Permission denied" in done.stderr
-
-
-def test_a_folder_that_is_not_there_is_one_line_for_bench(tmp_path, places):
-    """`bench --directory` names a folder that has to exist."""
-    done = run(tmp_path, "bench", "--directory", "nowhere")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert NOTHING in done.stderr
 
 
 def test_the_shell_can_complete_the_command(tmp_path):
