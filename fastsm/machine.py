@@ -13,7 +13,7 @@ from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
 from fastsm.core.group_commit import GroupCommit
 from fastsm.core.policy import Policy
 from fastsm.core.snapshots import Attachment, Snapshots
-from fastsm.disk.files import Directory, left_by_children, storage_errors
+from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation import current as generation
 from fastsm.generation.verification import Verification
@@ -64,6 +64,7 @@ class FastStateMachine(Snapshots, StateMachine):
 
     __slots__ = ("_late_error", "_recovery", "_waiters", "_worker")
 
+    @hides_seam
     def __init__(
         self,
         directory: str | os.PathLike[str],

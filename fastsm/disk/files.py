@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import inspect
 import mmap
 import os
 import stat
@@ -31,6 +32,15 @@ NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file system
 PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
 
 Open = TypeVar("Open")
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def hides_seam(init: Init) -> Init:
+    """Leaves ``_files``, through which tests stand in for the disk, out of the signature that a user is shown."""
+    shown = inspect.signature(init)
+    parameters = [parameter for name, parameter in shown.parameters.items() if name != "_files"]
+    vars(init)["__signature__"] = shown.replace(parameters=parameters)
+    return init
 
 
 def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
