@@ -4,6 +4,8 @@ Reading order:
 
     errors           what can go wrong beside fastsm's own errors
     compatibility    the names of PySyncObj that all of this is built on
+    codecs           keys and values of the batteries, as bytes
+    operations       what the batteries do beyond puts and deletes
     journal          PySyncObj's interface of a journal, on fastsm's
     transport        who may join, what leaves when
     replication      entries, from the leader's journal to those of its followers
@@ -14,6 +16,7 @@ Reading order:
     applying         committed entries to the state machine, results to those who wait
     dumping          snapshots: written, sent, installed
     node             ReplicatedStateMachine
+    batteries        FastDict, FastCounter, FastSet, FastQueue, FastPriorityQueue, FastLockManager
 """
 
 from fastsm.integrations.pysyncobj.dumping import DumpPolicy

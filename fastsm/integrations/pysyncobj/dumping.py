@@ -18,7 +18,7 @@ from pysyncobj import monotonic as clock
 from fastsm.errors import FastsmError, FormatVersionError, SnapshotError, StorageError
 from fastsm.integrations.pysyncobj.applying import Applying
 from fastsm.integrations.pysyncobj.places import SENTINEL, Places
-from fastsm.integrations.pysyncobj.replicated import MethodTable, replicates, unpicklable
+from fastsm.integrations.pysyncobj.replicated import MethodTable, StateInMachine, replicates, unpicklable
 from fastsm.integrations.pysyncobj.replication import LEADER
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
@@ -205,10 +205,14 @@ class Dumping(Applying):
             "attributes": self._fastsm_attributes(),
             "consumers": [
                 (name, consumer._serialize())
-                for name, consumer in zip(self._fastsm_methods.consumers, self._SyncObj__consumers, strict=True)
+                for name, consumer in zip(self._fastsm_methods.consumers, self._fastsm_pickled(), strict=True)
             ],
             "methods": self._fastsm_methods.methods,
         }, 4)  # fmt: skip
+
+    def _fastsm_pickled(self) -> list[Any]:
+        """The consumers that have state of their own."""
+        return [each for each in self._SyncObj__consumers if not isinstance(each, StateInMachine)]
 
     def _fastsm_attributes(self) -> dict[str, Any]:
         """Those of a subclass that are replicated state: set after PySyncObj's constructor, as in PySyncObj.
@@ -445,7 +449,7 @@ class Dumping(Applying):
         content = pickle.loads(attachment)
         self._fastsm_methods.require(content, self._fastsm_places.path)
         self.__dict__.update(content["attributes"])
-        for consumer, (_, state) in zip(self._SyncObj__consumers, content["consumers"], strict=False):
+        for consumer, (_, state) in zip(self._fastsm_pickled(), content["consumers"], strict=False):
             consumer._deserialize(state)  # one that a release has added at the end has no state yet
         self._SyncObj__enabledCodeVersion = content["code_version"]
         self._SyncObj__onSetCodeVersion(content["code_version"])

@@ -19,7 +19,7 @@ from fastsm.integrations.pysyncobj import compatibility
 from fastsm.integrations.pysyncobj.configuration import configuration
 from fastsm.integrations.pysyncobj.dumping import Dumping, DumpPolicy
 from fastsm.integrations.pysyncobj.places import Files, Places, Restart, restart
-from fastsm.integrations.pysyncobj.replicated import consumers_of, method_table, replicates
+from fastsm.integrations.pysyncobj.replicated import consumers_of, distinct, method_table, replicates
 from fastsm.integrations.pysyncobj.transport import FastTransport
 from fastsm.integrations.pysyncobj.waiting import Callback, Guarded
 from fastsm.types import ScanResult
@@ -124,13 +124,14 @@ class ReplicatedStateMachine(Dumping):
         conf = configuration(conf)
         consumers = consumers_of(consumers)
         methods = method_table(type(self), consumers)
+        batteries = distinct(consumers)
         options.setdefault("verify_on_open", "full")
         self._fastsm_durable = durable
         self._fastsm_policy = policy or DumpPolicy()
         self._fastsm_places = Places(directory, _files or (lambda name: Directory))
         self._fastsm_on_failure = on_failure
         self._fastsm_began = self._fastsm_over = self._fastsm_looked_at = False
-        has_others = bool(consumers) or conf.dynamicMembershipChange or replicates(type(self))
+        has_others = len(consumers) > len(batteries) or conf.dynamicMembershipChange or replicates(type(self))
         self._fastsm_restart: Restart | None
         self._fastsm_restart = found = restart(
             self._fastsm_places, durable=durable, has_others=has_others, options=options)
@@ -138,7 +139,9 @@ class ReplicatedStateMachine(Dumping):
             if found.attachment is not None:
                 methods.require(pickle.loads(found.attachment), self._fastsm_places.path)
             self._fastsm_begin_replication(found.journal)
-            self._fastsm_begin_applying(found.machine)
+            self._fastsm_begin_applying(
+                found.machine,
+                {prefix: each.codec for prefix, each in batteries.items() if each.codec is not None})
             self._fastsm_begin_dumping(found.snapshot, found.snapshot_bytes, methods)
             super().__init__(
                 self_address, list(partner_addresses), conf, consumers=consumers, transportClass=_transport)

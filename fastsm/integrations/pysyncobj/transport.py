@@ -15,7 +15,7 @@ from pysyncobj.transport import TCPTransport, TransportNotReadyError
 
 logger = logging.getLogger("fastsm")
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 GREETING = "fastsm"
 READ_ONLY = "readonly"  # in `refused`: all of them, since each connection has another number
 # Messages that promise something: what they promise must be durable before they leave.
