@@ -15,6 +15,7 @@ from pysyncobj.syncobj import AsyncResult
 from fastsm.command import check, noop
 from fastsm.errors import CommandError, NotRunningError, UnknownCommandError
 from fastsm.integrations.pysyncobj import operations
+from fastsm.integrations.pysyncobj.changes import Change, changes_of
 from fastsm.integrations.pysyncobj.codecs import Codec
 from fastsm.integrations.pysyncobj.errors import SubmitError
 from fastsm.integrations.pysyncobj.places import MARK, SENTINEL
@@ -59,6 +60,7 @@ class Applying(Replication):
 
     _fastsm_machine: FastStateMachine
     _fastsm_installing: Any
+    _fastsm_on_change: Callable[[list[Change] | None], object] | None
     _fastsm_over: bool
 
     def _fastsm_begin_applying(self, machine: FastStateMachine, codecs: dict[bytes, Codec]) -> None:
@@ -199,6 +201,8 @@ class Applying(Replication):
     def _fastsm_apply_run(self, entries: list[tuple[int, int, bytes]]) -> None:
         """Applies entries of the state machine."""
         results = self._fastsm_apply_chunk(entries)
+        if self._fastsm_on_change is not None:
+            self._fastsm_tell_changes(entries, results)
         if self._SyncObj__commandsWaitingCommit:
             self._fastsm_tell(entries, results)
         self._SyncObj__raftLastApplied = entries[-1][0]
@@ -223,8 +227,15 @@ class Applying(Replication):
         answer = None
         if index > self._fastsm_machine.last_applied().index:
             answer, command = operations.run(content, self._fastsm_machine, self._fastsm_codecs)
-        self._fastsm_machine.apply([(index, term, command)])
+        results = self._fastsm_machine.apply([(index, term, command)])
+        if self._fastsm_on_change is not None:
+            self._fastsm_tell_changes([(index, term, command)], results)
         return answer
+
+    def _fastsm_tell_changes(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
+        changes = changes_of(entries, results)
+        if changes and self._fastsm_on_change is not None:
+            self._fastsm_on_change(changes)
 
     def _fastsm_apply_chunk(self, entries: list[tuple[int, int, bytes]]) -> list[Any]:
         """All entries; a malformed one has the result False, on every replica."""
