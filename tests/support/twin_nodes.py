@@ -64,7 +64,7 @@ class Nodes:
         conf = SyncObjConf(
             autoTick=False, bindAddress=self.addresses[number], dynamicMembershipChange=True,
             appendEntriesUseBatch=False, connectionRetryTime=0.05, raftMinTimeout=least, raftMaxTimeout=least + 0.01,
-            appendEntriesPeriod=0.02, connectionTimeout=5.0,
+            appendEntriesPeriod=0.02, connectionTimeout=5.0, commandsQueueSize=50,
         )  # fmt: skip
         own = self.addresses[number]
         others = [self.addresses[other] for other in self.members if other != number]
