@@ -144,7 +144,11 @@ class ChecksumMismatchError(SnapshotError):
 
 
 class StaleSnapshotError(SnapshotError):
-    """The snapshot is older than what is applied already; ``allow_older=True`` installs it all the same."""
+    """The snapshot is older than what is there.
+
+    To be installed: older than what is applied already; ``allow_older=True`` installs it nevertheless. To be written or
+    received: a newer one got the name ``snapshot.fsm`` in the same directory meanwhile, and stays.
+    """
 
 
 class SnapshotRangeError(SnapshotError):

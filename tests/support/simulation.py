@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastsm import Entry, FastsmError, FastStateMachine, LogId, StorageError, open_snapshot
-from fastsm.core import snapshots
+from fastsm.core import generations
 from support.power import Drawn, Platter, Point, QuietDirectory
 from support.stories import Operation, Source, Story
 
@@ -226,12 +226,12 @@ class Simulation:
 
     def run(self) -> Simulation:
         self.counts.update(f"stories {trait}" for trait in ("in all", *self.story.traits))
-        threshold = snapshots.SAVE_TABLE_ABOVE
-        snapshots.SAVE_TABLE_ABOVE = 0 if self.story.tables else threshold
+        threshold = generations.SAVE_TABLE_ABOVE
+        generations.SAVE_TABLE_ABOVE = 0 if self.story.tables else threshold
         try:
             self._live(0, len(self.story.steps), "first life")
         finally:
-            snapshots.SAVE_TABLE_ABOVE = threshold
+            generations.SAVE_TABLE_ABOVE = threshold
             for path in self.root.glob("install-*"):
                 shutil.rmtree(path)
         return self
