@@ -130,11 +130,15 @@ class Directory:
         """
         deadline = time.monotonic() + timeout
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
-        while not self.lock_file(lock):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise self._locked_by(lock)
-            time.sleep(min(left, LOCK_PAUSE))
+        try:
+            while not self.lock_file(lock):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._locked_by(lock)
+                time.sleep(min(left, LOCK_PAUSE))
+        except BaseException:
+            lock.close()  # the lock may have been taken all the same, by a call that then reported an error
+            raise
         self._lock = lock
         self._locked_in = os.getpid()
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")

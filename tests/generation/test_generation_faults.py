@@ -33,7 +33,7 @@ from support.simulation import kill
 FAULTS = [(code, done) for code in (errno.EIO, errno.ENOSPC) for done in (False, True)]
 
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = pytest.mark.usefixtures("quiet", "quick_collections")
 
 
 @pytest.fixture(scope="module")

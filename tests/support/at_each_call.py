@@ -354,6 +354,8 @@ def main() -> None:
     with memory_directory() as root:
         (root / "template").mkdir()
         build_template(root / "template")
+        gc.collect()
+        gc.freeze()  # the children's collections need not look at, and so copy, what is here already
         for number, name in zip(itertools.count(), names or ALL, strict=False):
             (root / str(number)).mkdir()
             sweep = Sweep(name, fault, root / "template", root / str(number)).run()

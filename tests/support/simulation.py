@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -170,7 +171,14 @@ class Life:
         """A flush, and a chunk while its sync is under way."""
         before = self.returned
         called: list[object] = []
-        self.platter.during_sync = lambda: called.append(machine.apply(chunk))
+
+        def apply_next_to_it() -> None:
+            """By a thread of its own: the one that syncs must not write meanwhile."""
+            thread = threading.Thread(target=lambda: called.append(machine.apply(chunk)))
+            thread.start()
+            thread.join()
+
+        self.platter.during_sync = apply_next_to_it
         try:
             machine.flush()
         finally:
