@@ -48,7 +48,8 @@ def test_no_input_does_harm(target: str) -> None:
     totals = run_of(target)
     totals.show(endings=True)
     assert totals.deep[target] >= 0.3 * totals.inputs[target] or target == "tables"  # which is mostly not believed
-    assert len(totals.endings[target]) > 3
+    # A table is believed or not; what else may come is told by the log alone.
+    assert len(totals.endings[target]) > (2 if target == "tables" else 3)
 
 
 def test_nearly_every_line_of_the_decoders_runs() -> None:
@@ -203,7 +204,7 @@ def test_a_journal_takes_no_entry_that_it_would_not_read_back(directory: Path) -
 
 def test_a_journal_that_was_emptied_may_go_on_anywhere(directory: Path) -> None:
     """A segment that keeps nothing says nothing of the next entry; it was opened, and then not again."""
-    write_journal(directory, (3, 2, 0, 0, 0, 0, 0, 0), [])
+    write_journal(directory, (3, 2, 0, 0, 0, 0, 0, 0, 0), [])
     for _ in range(2):
         journal = Journal(directory)
         if not len(journal):
