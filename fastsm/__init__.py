@@ -11,6 +11,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit
         mapping, files      mapped files; directories, descriptors, syncs and renames
+        tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
     command                 the bytes that Raft carries
