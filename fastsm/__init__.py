@@ -7,6 +7,7 @@ bytes to files to memory to the machine; each module imports only what stands be
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              a call on a thread of its own
+    event_loops             the same, awaited
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit
@@ -32,6 +33,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         incoming            a snapshot's file, copied in as the next base
         model               the file by the page of formats alone, for MemoryStateMachine
     core/                   the state, and what changes it
+        awaited             who waits for an entry to be applied
         frozen              the present state, held still: iterators, scans, columns
         state               what was applied, and every way to read it
         chunk, turns        what is being applied; one writer at a time
@@ -43,7 +45,9 @@ bytes to files to memory to the machine; each module imports only what stands be
         snapshots           a snapshot is taken
         installing          a snapshot becomes the state
         compaction          the log becomes a base
+        waiting             waits until an entry is applied, on threads and event loops
         coroutines          the order of asynchronous calls
+        opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
         segment, journal    one file of it; entries, term and vote, in files that are cut at both ends

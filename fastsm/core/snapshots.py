@@ -13,7 +13,7 @@ from fastsm.core.verifying import Verifying
 from fastsm.disk.files import Directory
 from fastsm.snapshot.capture import Capture
 from fastsm.snapshot.file import metadata_of
-from fastsm.snapshot.writer import look_at_present, prepare
+from fastsm.snapshot.writer import look_at_present, prepare, state_checksum
 from fastsm.types import LogId, SnapshotMetadata
 
 Attachment = bytes | Callable[[LogId], bytes] | None
@@ -91,6 +91,15 @@ class Snapshots:
         engine._sync_to(mark)
         logger.info("%s: wrote %s as of %s", self._path, prepared.path, tuple(capture.last_included))
         return prepared.metadata
+
+    def state_checksum(self, engine: Engine, taken: Taken) -> tuple[LogId, bytes]:
+        """The id and the state checksum that a snapshot of what was captured would carry."""
+        capture = taken.capture
+        with self._jobs.run("checksum", capture.last_included) as job:
+            engine._refuse_replaced(capture.epoch, job.what)
+            self._verifying.ensure(engine, job)
+            capture.find(job.tick)
+            return capture.last_included, state_checksum(capture, job.tick)
 
 
 def record(engine: Engine, metadata: SnapshotMetadata) -> None:

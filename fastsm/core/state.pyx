@@ -19,6 +19,7 @@ from fastsm.disk.format cimport (
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
+from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport check_table, prefetch, same_key
@@ -52,6 +53,7 @@ cdef class State:
 
     def __cinit__(self, *args, **options):
         self.status = CLOSED
+        self.awaited = Awaited()
 
     # ---- status ----------------------------------------------------------------------------------------
 
@@ -59,6 +61,8 @@ cdef class State:
         new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
         if self.status != CORRUPT or new_status > STOPPED:
             self.status = new_status
+        if new_status == STOPPED or new_status == CLOSED:
+            self.awaited.end_all(ENDED)
 
     def _run_again(self):
         """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
@@ -87,6 +91,7 @@ cdef class State:
         if self.status <= STOPPED:
             self.ran = self.status == RUNNING
             self.status = CORRUPT
+            self.awaited.end_all(ENDED)
 
     def _set_verified(self, bint verified):
         self._verified = verified
