@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from fastsm.arguments import pair_of
 from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
 from fastsm.core.group_commit import GroupCommit
 from fastsm.core.policy import Policy
@@ -103,7 +104,7 @@ class FastStateMachine(Snapshots, StateMachine):
         self._retain, self._compress, self._attachment = retain_entries, snapshot_compress, snapshot_attachment
         self._retain_bytes = retain_bytes
         self._policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
-        expected = None if expect_applied is None else LogId(*expect_applied)
+        expected = None if expect_applied is None else LogId(*pair_of(expect_applied, "expect_applied"))
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only, mode=mode)
         verify = verify_on_open == "full"
