@@ -114,7 +114,7 @@ class DirectoryReport:
         stats = self.stats
         if stats is not None:
             rows += [
-                ("generation", f"{stats.generation}, starts behind {log_id_text(stats.base)}"),
+                ("generation", f"{stats.generation}, its base is as of {log_id_text(stats.base)}"),
                 ("keys", f"{stats.keys:,}"),
                 ("bytes", f"{size_text(stats.live_bytes)} live, {size_text(stats.dead_bytes)} dead"),
                 ("last applied", log_id_text(stats.last_applied)),
@@ -268,7 +268,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> st
                     raise
                 torn = 0  # an owner has come meanwhile, and appends
             if torn:
-                text += f"; behind it a torn tail of {size_text(torn)}, which opening cuts off"
+                text += f"; after it a torn tail of {size_text(torn)}, which opening cuts off"
     return text
 
 
