@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 MODULES = [
     "background", "command",
-    *(f"disk.{name}" for name in ("hashing", "format", "mapping")),
+    *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "index")),
     *(f"generation.{name}" for name in ("recovery", "log", "saved_table")),
     "snapshot.capture",

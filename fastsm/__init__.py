@@ -4,6 +4,7 @@ Committed entries go in, reads come out, and what was applied survives. Reading 
 bytes to files to memory to the machine; each module imports only what stands before it:
 
     errors, units           what can go wrong; numbers for people
+    arguments               what callers hand over, taken or refused with advice
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              a call on a thread of its own
@@ -12,6 +13,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit
         mapping, files      mapped files; directories, descriptors, syncs and renames
+        tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
     command                 the bytes that Raft carries

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from fastsm.arguments import pair_of
 from fastsm.core.compaction import Compaction
 from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
 from fastsm.core.engine import Engine
@@ -104,7 +105,7 @@ class FastStateMachine(Engine, StateMachine):
             sync, verify_on_open, snapshot_compress, (retain_entries, retain_bytes, compact_ratio, compact_floor),
             lock_timeout, mode)
         self.path = os.fsdecode(directory)
-        expected = None if expect_applied is None else LogId(*expect_applied)
+        expected = None if expect_applied is None else LogId(*pair_of(expect_applied, "expect_applied"))
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only, mode=mode)
         try:

@@ -27,6 +27,7 @@ from fastsm.core.state cimport State
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
+from fastsm.arguments import pair_of
 from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
 
@@ -290,8 +291,9 @@ cdef class Engine(State):
     def _note_applied(self, log_id):
         """In the writer's turn: moves last applied to an entry without a command; the next frame carries it."""
         cdef RunList runs = self.runs
-        cdef uint64_t index = unsigned_slowly(log_id[0], "index")
-        cdef uint64_t term = unsigned_slowly(log_id[1], "term")
+        given_index, given_term = pair_of(log_id, "last applied")
+        cdef uint64_t index = unsigned_slowly(given_index, "index")
+        cdef uint64_t term = unsigned_slowly(given_term, "term")
         if index == runs.index and term == runs.term:
             return
         if index <= runs.index or term < runs.term:

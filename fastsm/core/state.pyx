@@ -24,6 +24,7 @@ from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
+from fastsm.arguments import bytes_of, pair_of
 from fastsm.errors import NotRunningError, SnapshotError, SnapshotRangeError
 from fastsm.types import LogId, ScanResult
 
@@ -148,7 +149,7 @@ cdef class State:
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -178,7 +179,7 @@ cdef class State:
         cdef const uint8_t *record
         cdef View view
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -195,7 +196,7 @@ cdef class State:
 
     def __contains__(self, key):
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         return self.find_key(<bytes>key) != 0
@@ -207,7 +208,7 @@ cdef class State:
         cdef uint64_t term = 0
         cdef bint certain
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -363,9 +364,9 @@ cdef class State:
             limit = operator.index(limit)  # asked once: its own comparisons may say anything
             if limit < 0:
                 raise ValueError(f"limit={limit}: expected 0 or more")
-        prefix = bytes(memoryview(prefix))
+        prefix = bytes_of(prefix, "prefix")
         if start_after is not None:
-            start_after = bytes(memoryview(start_after))
+            start_after = bytes_of(start_after, "start_after")
         cdef Frozen frozen = self.freeze()
         return ScanResult(frozen.in_order().scan(prefix, limit, start_after), frozen.revision)
 
@@ -453,7 +454,7 @@ cdef class State:
         cdef uint64_t index = 0
         cdef uint64_t term = 0
         if last_included is not None:
-            wanted_index, wanted_term = last_included  # this and the next line may run Python code
+            wanted_index, wanted_term = pair_of(last_included, "last_included")  # this and the next line may run Python code
             index, term = captured_id(self._log, wanted_index, wanted_term)
         # One step from here to `hold`, in which no Python code runs, unless it raises.
         if self.status:
@@ -564,5 +565,5 @@ cdef list list_of_bytes(keys):
     cdef list wanted = list(keys)
     for i in range(len(wanted)):
         if type(wanted[i]) is not bytes:
-            wanted[i] = bytes(memoryview(wanted[i]))
+            wanted[i] = bytes_of(wanted[i], "key")
     return wanted
