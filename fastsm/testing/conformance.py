@@ -15,9 +15,10 @@ from fastsm.testing.helpers import METADATA, PUT, apply_chunks, apply_commands, 
 from fastsm.testing.histories import KEYS, History
 from fastsm.testing.snapshots import SnapshotRules
 from fastsm.testing.storage import StorageRules
+from fastsm.testing.waiting import WaitingRules
 
 
-class StateMachineConformance(CommandRules, SnapshotRules, StorageRules):
+class StateMachineConformance(CommandRules, SnapshotRules, StorageRules, WaitingRules):
     """Subclass it, and give a fixture ``state_machine``: an empty, running state machine.
 
     Entries are handed over without gaps. For a state machine that stores, a second fixture, ``reopen``: a
