@@ -85,7 +85,7 @@ class Jobs:
 
     @contextmanager
     def committing(self, job: Job, named: SnapshotMetadata) -> Iterator[None]:
-        """The block in which a snapshot gets its name, outside the writer's turn: no reset or install comes meanwhile."""
+        """The block in which a snapshot gets its name, outside the writer's turn: no reset or install comes between."""
         with self._committing:
             job.check()
             self.named = named

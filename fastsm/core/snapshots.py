@@ -169,8 +169,9 @@ class Snapshots(Engine):
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
             prepared = prepare(
-                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files, seen=seen
-            )
+                directory, capture, compress=compress, attachment=attachment or b"", tick=job.tick, files=files,
+                seen=seen,
+            )  # fmt: skip
             with prepared:
                 with self._turns.waited_for(), self._jobs.committing(job, prepared.metadata):
                     self._require(True)
