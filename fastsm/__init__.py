@@ -18,10 +18,12 @@ bytes to files to memory to the machine; each module imports only what stands be
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
         index               table, terms and dead map: everything that leads into base and log
     generation/             a base and a log
+        names               the names of its files, and which of them this library made
         recovery            what a log holds, what is torn and what is corrupt
         log                 frames in a mapped file: append, sync
         verification        every byte against its checksum, now or in the background
         saved_table         the index in a file, for opening without reading the log
+        unfinished          a directory that a tool fills counts as empty until it is whole
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
         codec, file         Zstandard, within bounds; the file, read
@@ -49,7 +51,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         demo_history, demo  the main job, on real input
         records             what files hold, one by one
         inspection          a directory or a snapshot, looked at from outside
-        new_directory       a directory that is there whole or not at all
+        new_state           a state that is there whole or not at all
         json_lines          dump and load
         repair              what is left of a damaged directory
         benchmark           how fast it is on a user's machine

@@ -10,8 +10,8 @@ All work is done beside the state in use. Only the step itself is in the writer'
 
 from __future__ import annotations
 
-import itertools
 import logging
+import operator
 import os
 import time
 import weakref
@@ -41,6 +41,7 @@ from fastsm.errors import (
 )
 from fastsm.generation import current as generation
 from fastsm.generation.log import Log
+from fastsm.generation.names import free_generations
 from fastsm.generation.saved_table import save_table
 from fastsm.generation.verification import BackgroundVerification, Verification
 from fastsm.lookup.index import Index
@@ -80,7 +81,8 @@ class Snapshots(Engine):
     def _begin(self, generation_number: int) -> None:
         self._jobs = Jobs()
         self._compacting = Turns()
-        self._generations = itertools.count(generation_number + 1)  # of files: no two steps prepare the same ones
+        # Of files: no two steps prepare the same ones.
+        self._generations = free_generations(self._directory, generation_number + 1)
         self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
         self._verification = None
 
@@ -417,7 +419,7 @@ class Snapshots(Engine):
         """
         self._require()
         self._log.check_writable()
-        index = up_to if up_to is None or isinstance(up_to, int) else up_to[0]
+        index = up_to if up_to is None else operator.index(up_to[0] if isinstance(up_to, tuple) else up_to)
         epoch, _, base, applied = self._standing()
         if index is not None and not base <= index <= applied:
             raise SnapshotRangeError(

@@ -71,6 +71,8 @@ class Directory:
     Thread safety: all of it, from any thread; a method that waits for the disk releases the GIL.
     """
 
+    unfinished = False  # a tool fills this directory: see fastsm.generation.unfinished
+
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True, mode: int = 0o700) -> None:
         """Opens the directory at ``path``; ``create`` makes it, with the permissions of ``mode``, when it is missing.
 
@@ -115,12 +117,18 @@ class Directory:
     def lock(self, timeout: float = 0) -> None:
         """Takes the exclusive lock, or raises ``LockedError`` with the holder's process id after ``timeout`` seconds.
 
-        flock, not lockf: it excludes a second opening by this very process, too. The file is never
-        unlinked, since two processes could then lock two files of one name.
+        flock, not lockf: it excludes a second opening by this very process, too. The file is not unlinked, since two
+        processes could then lock two files of one name; where a tool that failed removes the directory that it made,
+        LOCK goes too, and whoever waited for it notices.
         """
         deadline = time.monotonic() + timeout
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
-        while not self.lock_file(lock):
+        while True:
+            if self.lock_file(lock):
+                if self.is_named(lock, LOCK):
+                    break
+                lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)  # a tool has removed what it made, LOCK too
+                continue
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._locked_by(lock)
