@@ -4,6 +4,7 @@ Committed entries go in, reads come out, and what was applied survives. Reading 
 bytes to files to memory to the machine; each module imports only what stands before it:
 
     errors, units           what can go wrong; numbers for people
+    log_lines               lines of the log that any handler can write
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              a call on a thread of its own
@@ -104,6 +105,7 @@ from fastsm.errors import (
     StorageError,
     UnknownCommandError,
 )
+from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.snapshot.file import Snapshot, open_snapshot
@@ -113,6 +115,7 @@ from fastsm.types import Entry, LogId, ScanResult, SnapshotMetadata, Stats
 
 # A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
 _logging.getLogger("fastsm").addHandler(_logging.NullHandler())
+_logging.getLogger("fastsm").addFilter(_EncodableLines())
 
 __version__ = "0.1.0.dev0"
 

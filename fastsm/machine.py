@@ -16,7 +16,9 @@ from fastsm.core.snapshots import Attachment, Snapshots
 from fastsm.disk.files import Directory, left_by_children, storage_errors
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation import current as generation
+from fastsm.generation.names import CURRENT
 from fastsm.generation.verification import Verification
+from fastsm.snapshot.codec import require_compression
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
 
@@ -51,7 +53,8 @@ class FastStateMachine(Snapshots, StateMachine):
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
       ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
 
-    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
+    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``; ``SnapshotError`` where
+    ``snapshot_compress="zstd"`` finds no Zstandard. Thread safe. After a
     failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
 
     >>> import fastsm, tempfile
@@ -90,8 +93,7 @@ class FastStateMachine(Snapshots, StateMachine):
             raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
         if verify_on_open not in ("full", "background", "off"):
             raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
-        if snapshot_compress not in ("none", "zstd"):
-            raise ValueError(f'snapshot_compress={snapshot_compress!r}: expected "none" or "zstd"')
+        require_compression(snapshot_compress)
         if min(retain_entries, retain_bytes, compact_ratio, compact_floor) < 0:
             raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
         if not lock_timeout >= 0:  # NaN, too
@@ -383,7 +385,7 @@ class FastStateMachine(Snapshots, StateMachine):
         with self._turns:
             self._require()
             if generation.read_current(self._directory) is None:
-                raise CorruptionError(self._directory.path_of(generation.CURRENT), None, "CURRENT", "no file")
+                raise CorruptionError(self._directory.path_of(CURRENT), None, "CURRENT", "no file")
             epoch, log, _, _ = self._standing()
             with storage_errors(log.path, "reading the log"):
                 verification = Verification(log)

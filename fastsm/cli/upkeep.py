@@ -8,7 +8,7 @@ import typer
 
 from fastsm.cli.app import MEND, app, bar, fail, printable, told_in_one_line, waiting
 from fastsm.cli.look import Dir
-from fastsm.generation.current import CURRENT
+from fastsm.generation.names import CURRENT
 from fastsm.machine import FastStateMachine
 from fastsm.tools.repair import examine
 from fastsm.tools.repair import repair as repair_directory

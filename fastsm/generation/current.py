@@ -18,8 +18,7 @@ from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, FastsmError
 from fastsm.generation.log import Log, log_name
-from fastsm.generation.names import CURRENT as CURRENT
-from fastsm.generation.names import is_own, number_of, own_names
+from fastsm.generation.names import CURRENT, is_own, number_of, own_names
 from fastsm.generation.saved_table import load_table, table_name
 from fastsm.generation.unfinished import UNFINISHED, is_unfinished, remove_unfinished
 from fastsm.generation.verification import Verification

@@ -1,8 +1,8 @@
 """A directory that a tool fills: it counts as empty until it is whole.
 
 A tool that makes a state from something else (a snapshot, a dump) works in the directory itself, so that this may be
-the root of a mounted volume. Before anything else it writes ``UNFINISHED``, and in the end it removes that file. Whoever
-opens the directory after the tool was killed finds the file, removes what is there, and has an empty directory.
+the root of a mounted volume. Before anything else it writes ``UNFINISHED``, and in the end it removes that file.
+Whoever opens the directory after the tool was killed finds the file, removes what is there, and has an empty directory.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, FastsmError, LockedError, StorageError
-from fastsm.generation import current as generation
+from fastsm.generation.names import CURRENT
 from fastsm.generation.recovery import Scan
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import Snapshot, open_snapshot
@@ -27,11 +27,15 @@ SHOWN_RUNS = 5
 
 
 def is_directory(path: str) -> bool:
-    """Whether a path is to be taken for a state's directory: one that holds a snapshot alone is a snapshot."""
-    if not os.path.isdir(path):
-        return False
+    """Whether a path is to be taken for a state's directory: one that holds a snapshot alone is a snapshot.
+
+    Raises ``StorageError`` when there is nothing, or nothing that may be looked at.
+    """
+    with storage_errors(path, "looking at it"):
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            return False
     names = os.listdir(path)
-    return "snapshot.fsm" not in names or generation.CURRENT in names
+    return "snapshot.fsm" not in names or CURRENT in names
 
 
 @dataclass(frozen=True, slots=True)

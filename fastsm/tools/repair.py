@@ -16,8 +16,8 @@ from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.mapping import Descriptor
 from fastsm.errors import CorruptionError, FastsmError
 from fastsm.generation import current as generation
-from fastsm.generation.current import CURRENT
 from fastsm.generation.log import Log, log_name
+from fastsm.generation.names import CURRENT
 from fastsm.generation.recovery import Scan
 from fastsm.generation.saved_table import table_name
 from fastsm.generation.verification import Verification
