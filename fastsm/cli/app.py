@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 import fastsm
-from fastsm.__main__ import give_up_output
+from fastsm.streams import give_up_output
 from fastsm.tools.demo import MismatchError
 
 TRY, LOOK, MOVE, MEND = "Try it", "Look", "Move", "Mend"

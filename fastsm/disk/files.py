@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOCK = "LOCK"
 LOCK_PAUSE = 0.02  # seconds between two attempts at a lock that another process holds
 NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS: its locks need a file that is open for writing
+NO_REGULAR_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "another kind of file"}
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems refuse what they cannot do
 PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
 
@@ -246,8 +247,9 @@ class Directory:
         try:
             fd = self._open_or_create(name, flags)
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise CorruptionError(self.path_of(name), None, "a regular file", "a symbolic link") from None
+            found = NO_REGULAR_FILE.get(error.errno or 0)
+            if found is not None:
+                raise CorruptionError(self.path_of(name), None, "a regular file", found) from None
             raise
         if not stat.S_ISREG(os.fstat(fd.number).st_mode):
             raise CorruptionError(self.path_of(name), None, "a regular file", "another kind of file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import re
 from collections.abc import Iterator
@@ -32,10 +31,6 @@ def is_own(directory: Directory, name: str) -> bool:
         start = directory.read_file(name, LOOKED_AT)
     except (CorruptionError, PermissionError):  # a symbolic link, a directory, a FIFO; a file that is another user's
         return False
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
-            return False
-        raise
     return start is not None and (not start.strip(b"\0") or start.startswith(MAGIC))
 
 

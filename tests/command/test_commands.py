@@ -79,18 +79,18 @@ def test_a_damaged_directory_has_status_1_everywhere(run, state):
 
 
 def test_repair_asks_before_it_cuts(run, state):
-    """Without --yes it only tells; with it, it says where the cut bytes are; then there is nothing left to do."""
+    """Without --yes it only tells; with it, it says where the old log is; then there is nothing left to do."""
     log = state / "log-1"
     data = bytearray(log.read_bytes())
     data[150] ^= 1
     log.write_bytes(bytes(data))
     told = run("repair", state)
     assert (told.exit_code, log.read_bytes()) == (1, bytes(data))
-    assert "Repair cuts the log at offset 96" in told.stdout
+    assert "a new generation of what is before offset 96 of log-1" in told.stdout
     assert "--yes" in told.stderr
     done = run("repair", state, "--yes")
     assert done.exit_code == 0
-    assert f"{log}.cut-at-96" in done.stdout
+    assert f"{log}.set-aside" in done.stdout
     assert run("repair", state).stdout == f"{state}: nothing to repair; opening it is enough.\n"
 
 
