@@ -13,6 +13,9 @@ from typing import Any
 class FastsmError(Exception):
     """Base of all errors of this library."""
 
+    def __init__(self, *args: object) -> None:  # what Exception has is written in C, and has no signature to show
+        super().__init__(*args)
+
 
 class NotRunningError(FastsmError):
     """The call needs a running state machine; this one is stopped, closed, or a forked child's copy."""

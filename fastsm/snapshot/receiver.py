@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fastsm.disk import format
-from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
+from fastsm.disk.files import Directory, hides_seam, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
 from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError
@@ -47,6 +47,7 @@ class SnapshotReceiver:
     forked child the receiver is closed; the file and its lock stay the parent's.
     """
 
+    @hides_seam
     def __init__(
         self,
         directory: str | os.PathLike[str],

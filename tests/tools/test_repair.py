@@ -156,7 +156,7 @@ def change_runs(data: bytearray) -> None:
 
 def change_last_run(data: bytearray) -> None:
     start = 160 + int.from_bytes(data[48:56], "little") + 24 * int.from_bytes(data[40:48], "little")
-    data[start - 16 : start - 8] = (BASE - 1).to_bytes(8, "little")
+    data[start - 16 : start - 8] = (BASE + 1).to_bytes(8, "little")
 
 
 def change_config(data: bytearray) -> None:
