@@ -60,8 +60,9 @@ class FastStateMachine(Engine, StateMachine):
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
       ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
 
-    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
-    failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
+    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``; ``SnapshotError`` where
+    ``snapshot_compress="zstd"`` finds no Zstandard. Thread safe. After a failed sync the machine is poisoned: reads go
+    on, writes raise until the directory is opened again.
 
     >>> import fastsm, tempfile
     >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine:

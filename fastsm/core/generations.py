@@ -11,7 +11,6 @@ back would keep a machine that nobody closed alive until the next garbage collec
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import weakref
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from fastsm.disk.mapping import Mapping
 from fastsm.errors import StorageError
 from fastsm.generation import current
 from fastsm.generation.log import Log
+from fastsm.generation.names import free_generations
 from fastsm.generation.saved_table import save_table
 from fastsm.lookup.index import Index
 from fastsm.types import LogId, SnapshotMetadata
@@ -49,12 +49,12 @@ class Generations:
         self.path = path
         self.jobs = jobs
         self._policy = policy
-        self._numbers = itertools.count(log.head.generation + 1)  # no two steps prepare the same files
+        self._numbers = free_generations(directory, log.head.generation + 1)  # no two steps prepare the same files
         self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
         self._clean_end = log.end if clean else -1  # where a log ends that was opened cleanly and has not grown since
 
     def next_number(self) -> int:
-        """A number for files of a generation, which no other call gets."""
+        """Returns a number for files of a generation, which no other call gets, and which no file bears."""
         return next(self._numbers)
 
     def pinned_bytes(self, log: Log) -> int:

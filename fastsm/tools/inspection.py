@@ -18,7 +18,7 @@ from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.tail import torn_tail_end
 from fastsm.errors import CorruptionError, FastsmError, LockedError, StorageError
-from fastsm.generation.current import CURRENT
+from fastsm.generation.names import CURRENT
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
 from fastsm.tools.records import Run, snapshot_runs

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fastsm
@@ -371,3 +372,16 @@ def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch:
     finally:
         gc.enable()
     machine.close()
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint64, np.int8, lambda index: LogId(index, 1), lambda i: (i, 1)])
+def test_compact_takes_any_integer_or_id(tmp_path: Path, kind: Any) -> None:
+    """An index of any integer type, or an id; what is neither is a ``TypeError``."""
+    with FastStateMachine(tmp_path) as machine:
+        for index in range(1, 10):
+            machine.apply([(index, 1, fastsm.put(b"a", b"%d" % index))])
+        machine.compact(kind(5))
+        assert machine.stats().base == LogId(5, 1)
+        for wrong in (5.5, "5", (5.5, 1)):
+            with pytest.raises(TypeError):
+                machine.compact(wrong)
