@@ -337,9 +337,10 @@ def test_a_forked_child_does_not_keep_a_writer_s_lock(tmp_path: Path) -> None:
     program = (
         "import os, sys\nfrom fastsm.snapshot.writer import prepare\nfrom support.snapshots import *\n"
         "prepared = prepare(sys.argv[1], StateSource(some_state(5)))\n"
+        "ready, tell = os.pipe()\n"
         "child = os.fork()\n"
-        "if child == 0:\n    sys.stdin.read(); os._exit(0)\n"
-        "print('forked', flush=True); os._exit(0)\n"
+        "if child == 0:\n    os.write(tell, b'!'); sys.stdin.read(); os._exit(0)\n"
+        "os.read(ready, 1); print('forked', flush=True); os._exit(0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     with subprocess.Popen(

@@ -99,10 +99,13 @@ def know_nothing(state: Path) -> None:
 def replace_frame(state: Path) -> None:
     """A frame whose checksum is right, and whose content makes no sense."""
     with FastStateMachine(state, read_only=True) as machine:
-        identity, frame = machine._log.head.identity, list(log_frames(machine._log))[12]
-    record = by_hand.record(9, frame.runs[0].last, b"k", b"v" * (frame.end - frame.offset - 24 - 16 - 16 - 8))
-    made = by_hand.frame(frame.offset, [by_hand.run(frame.runs[0].last, 9)], record, identity=identity)
+        identity, frames = machine._log.head.identity, list(log_frames(machine._log))
+    frame = frames[12]
     data = bytearray((state / "log-2").read_bytes())
+    record = by_hand.record(9, frame.runs[0].last, b"k", b"v" * (frame.end - frame.offset - 32 - 16 - 16 - 8))
+    previous = by_hand.frame_checksum(data[frames[11].offset :])
+    made = by_hand.frame(
+        frame.offset, [by_hand.run(frame.runs[0].last, 9)], record, identity=identity, previous=previous)
     assert frame.offset + len(made) == frame.end
     data[frame.offset : frame.end] = made
     (state / "log-2").write_bytes(data)
@@ -111,12 +114,17 @@ def replace_frame(state: Path) -> None:
 def metadata_ahead(state: Path) -> None:
     """What a release recorded that took any metadata; entries were applied afterwards."""
     with FastStateMachine(state, read_only=True) as machine:
-        identity = machine._log.head.identity
+        identity, last = machine._log.head.identity, list(log_frames(machine._log))[-1]
     data = (state / "log-2").read_bytes()
     value = (4).to_bytes(8, "little") + bytes(32)
-    data += by_hand.frame(len(data), [], by_hand.record(by_hand.SNAPSHOT, 1000, b"", value), identity=identity)
-    record = by_hand.record(by_hand.PUT, LAST + 1, b"after", b"it")
-    data += by_hand.frame(len(data), [by_hand.run(LAST + 1, 4)], record, identity=identity)
+    for runs, record in (
+        ([], by_hand.record(by_hand.SNAPSHOT, 1000, b"", value)),
+        ([by_hand.run(LAST + 1, 4)], by_hand.record(by_hand.PUT, LAST + 1, b"after", b"it")),
+    ):
+        previous = by_hand.frame_checksum(data[last.offset :])
+        made = by_hand.frame(len(data), runs, record, identity=identity, previous=previous)
+        last = last._replace(offset=len(data))
+        data += made
     (state / "log-2").write_bytes(data)
 
 
