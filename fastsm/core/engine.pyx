@@ -343,6 +343,12 @@ cdef class Engine(State):
             self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
 
+    def _note_durable(self):
+        """In the writer's turn: a frame without content, whose watermark says that all before it is durable."""
+        append_state(self._log, None, None, False)
+        self.take_arena()
+        self._index.end = self._log.start + self._log.end
+
     def _has_unwritten(self, bint with_metadata):
         """Whether something is applied, or to be saved, that no frame carries."""
         return self.runs.count > 0 or (with_metadata and self.metadata_unsaved)
@@ -364,18 +370,22 @@ cdef class Engine(State):
         return self._position()
 
     def _sync_to(self, mark):
-        """Makes a log durable up to a position; nothing to do when the state has gone on to another log."""
+        """Makes a log durable up to a position; nothing to do when the state has gone on to another log.
+
+        Returns whether this has made much durable that an unclean end had left, which no frame says yet.
+        """
         cdef Log log
         cdef uint64_t offset
         cdef GroupCommit commit = self._group_commit
         log, offset, applied = mark
         if commit.log is not log or log.read_only:
-            return
+            return False
         commit.sync_up_to(offset)
         if log.durable < offset and self._group_commit is commit:  # a close came first, and did not sync
             log.check_writable()
             self._require()
         self._note_synced(log, applied)
+        return log.unnoted
 
     def _note_synced(self, Log log, applied):
         """After a sync of this log that covered everything up to an entry."""
