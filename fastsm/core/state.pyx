@@ -19,6 +19,7 @@ from fastsm.disk.format cimport (
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
+from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport check_table, prefetch, same_key
@@ -52,6 +53,7 @@ cdef class State:
 
     def __cinit__(self, *args, **options):
         self.status = CLOSED
+        self.awaited = Awaited()
 
     # ---- status ----------------------------------------------------------------------------------------
 
@@ -59,6 +61,8 @@ cdef class State:
         new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
         if self.status != CORRUPT or new_status > STOPPED:
             self.status = new_status
+        if new_status == STOPPED or new_status == CLOSED:
+            self.awaited.end_all(ENDED)
 
     def _run_again(self):
         """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
@@ -87,6 +91,7 @@ cdef class State:
         if self.status <= STOPPED:
             self.ran = self.status == RUNNING
             self.status = CORRUPT
+            self.awaited.end_all(ENDED)
 
     def _set_verified(self, bint verified):
         self._verified = verified
@@ -139,7 +144,7 @@ cdef class State:
     # ---- read ------------------------------------------------------------------------------------------
 
     @cython.always_allow_keywords(False)
-    def get(self, key):
+    def get(self, key, /):
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
@@ -163,7 +168,7 @@ cdef class State:
         raise self._log.damage_at(place)
 
     @cython.always_allow_keywords(False)
-    def get_view(self, key):
+    def get_view(self, key, /):
         """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
 
         It stays as it is for as long as it is held, whatever is applied, reset or closed meanwhile; its pages are
@@ -196,7 +201,7 @@ cdef class State:
         return self.find_key(<bytes>key) != 0
 
     @cython.always_allow_keywords(False)
-    def modified(self, key):
+    def modified(self, key, /):
         """The entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
         cdef uint64_t place, index
         cdef uint64_t term = 0
@@ -370,7 +375,7 @@ cdef class State:
         return self._table.count
 
     @cython.always_allow_keywords(False)
-    def entry_term(self, entry_id):
+    def entry_term(self, entry_id, /):
         """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
         cdef uint64_t term
         cdef uint64_t index
