@@ -270,11 +270,11 @@ class FastStateMachine(Engine, StateMachine):
         ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
         """
         self._require()  # a forked child has no worker thread
-        free = self._turns.is_free() and self._worker.idle
-        if free and not self._syncs_on_apply():
-            room = room_if_small(chunk)
-            if room is not None and self._log.has_room(room):
-                return self.apply(chunk)
+        room = room_if_small(chunk) if self._worker.idle else None
+        if room is not None:
+            results = self._apply_if_free(chunk, room)
+            if results is not None:
+                return results
         entries = self._hold(chunk)  # the caller's list may be changed before its turn comes
         return await self._worker.run(self, lambda: self._apply_in_turn(entries), applies=True)
 

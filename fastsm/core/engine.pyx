@@ -141,6 +141,23 @@ cdef class Engine(State):
         finally:
             self._turns.leave()
 
+    def _apply_if_free(self, chunk, uint64_t room):
+        """`apply` of a chunk that takes at most so many bytes of log, where nothing and nobody has to be waited for.
+
+        None where it would: the turn is not free, each apply is synced, or no pages are prepared for the frame.
+        """
+        if self.status:
+            self.refuse()
+        cdef tuple entries = hold_entries(chunk)
+        # One step from here to the turn, in which no other thread runs.
+        if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
+            return None
+        self._turns.enter()
+        try:
+            return self.apply_in_turn(entries)
+        finally:
+            self._turns.leave()
+
     def _hold(self, chunk):
         """The entries of a chunk as they are now, for a later `_apply_in_turn`."""
         return hold_entries(chunk)
