@@ -7,11 +7,11 @@ from setuptools import Extension, setup
 
 MODULES = [
     "background", "command",
-    *(f"disk.{name}" for name in ("hashing", "format", "mapping")),
+    *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "index")),
     *(f"generation.{name}" for name in ("recovery", "log", "saved_table")),
     "snapshot.capture",
-    *(f"core.{name}" for name in ("frozen", "state", "turns", "chunk", "engine", "group_commit")),
+    *(f"core.{name}" for name in ("awaited", "frozen", "state", "turns", "chunk", "engine", "group_commit")),
     *(f"journal.{name}" for name in ("format", "entries", "segment", "journal")),
 ]
 

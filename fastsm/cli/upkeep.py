@@ -37,7 +37,7 @@ def compact(
         if after.generation == before.generation:
             print(f"{directory}: nothing to do, all but the last {retain:,} entries are compact ({sizes[0]}).")
         else:
-            print(f"{directory}: {sizes[0]} became {sizes[1]}, starting behind entry {after.base.index:,}.")
+            print(f"{directory}: {sizes[0]} became {sizes[1]}, with a base as of entry {after.base.index:,}.")
 
 
 @app.command(rich_help_panel=REPAIR)

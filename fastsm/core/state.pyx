@@ -19,10 +19,12 @@ from fastsm.disk.format cimport (
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
+from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
+from fastsm.arguments import bytes_of, pair_of
 from fastsm.errors import NotRunningError, SnapshotError, SnapshotRangeError
 from fastsm.types import LogId, ScanResult
 
@@ -52,6 +54,7 @@ cdef class State:
 
     def __cinit__(self, *args, **options):
         self.status = CLOSED
+        self.awaited = Awaited()
 
     # ---- status ----------------------------------------------------------------------------------------
 
@@ -59,6 +62,8 @@ cdef class State:
         new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
         if self.status != CORRUPT or new_status > STOPPED:
             self.status = new_status
+        if new_status == STOPPED or new_status == CLOSED:
+            self.awaited.end_all(ENDED)
 
     def _run_again(self):
         """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
@@ -87,6 +92,7 @@ cdef class State:
         if self.status <= STOPPED:
             self.ran = self.status == RUNNING
             self.status = CORRUPT
+            self.awaited.end_all(ENDED)
 
     def _set_verified(self, bint verified):
         self._verified = verified
@@ -143,7 +149,7 @@ cdef class State:
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -173,7 +179,7 @@ cdef class State:
         cdef const uint8_t *record
         cdef View view
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -190,7 +196,7 @@ cdef class State:
 
     def __contains__(self, key):
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         return self.find_key(<bytes>key) != 0
@@ -202,7 +208,7 @@ cdef class State:
         cdef uint64_t term = 0
         cdef bint certain
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -358,9 +364,9 @@ cdef class State:
             limit = operator.index(limit)  # asked once: its own comparisons may say anything
             if limit < 0:
                 raise ValueError(f"limit={limit}: expected 0 or more")
-        prefix = bytes(memoryview(prefix))
+        prefix = bytes_of(prefix, "prefix")
         if start_after is not None:
-            start_after = bytes(memoryview(start_after))
+            start_after = bytes_of(start_after, "start_after")
         cdef Frozen frozen = self.freeze()
         return ScanResult(frozen.in_order().scan(prefix, limit, start_after), frozen.revision)
 
@@ -448,7 +454,7 @@ cdef class State:
         cdef uint64_t index = 0
         cdef uint64_t term = 0
         if last_included is not None:
-            wanted_index, wanted_term = last_included  # this and the next line may run Python code
+            wanted_index, wanted_term = pair_of(last_included, "last_included")  # this and the next line may run Python code
             index, term = captured_id(self._log, wanted_index, wanted_term)
         # One step from here to `hold`, in which no Python code runs, unless it raises.
         if self.status:
@@ -559,5 +565,5 @@ cdef list list_of_bytes(keys):
     cdef list wanted = list(keys)
     for i in range(len(wanted)):
         if type(wanted[i]) is not bytes:
-            wanted[i] = bytes(memoryview(wanted[i]))
+            wanted[i] = bytes_of(wanted[i], "key")
     return wanted

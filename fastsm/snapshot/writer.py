@@ -10,9 +10,9 @@ import mmap
 import os
 import re
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import blake3
 
@@ -302,6 +302,27 @@ def write_snapshot_into(
         head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
     _finish(directory, fd, head)
     return head
+
+
+class _Sink:
+    """Takes what a state would write to a file, and hands it to a function, or to nobody."""
+
+    def __init__(self, take: Callable[[memoryview], object] = lambda piece: None) -> None:
+        self._take = take
+
+    def write(self, fd: object, data: memoryview, offset: int) -> None:
+        self._take(data)
+
+
+def state_checksum(source: Source, tick: Tick) -> bytes:
+    """The state checksum that a snapshot of ``source`` would carry; nothing is written. O(size), twice over it.
+
+    The first pass counts, since the checksum covers the counts before the records.
+    """
+    parts = _write_state(cast("Directory", _Sink()), cast("Descriptor", None), source, 0, tick)
+    hasher = blake3.blake3(_state_prefix(parts.head(format.CODEC_NONE, 0, parts.size)))
+    _write_state(cast("Directory", _Sink(hasher.update)), cast("Descriptor", None), source, 0, tick)
+    return hasher.digest()
 
 
 def _paced(directory: Directory, fd: Descriptor, start: int, tick: Tick) -> Tick:

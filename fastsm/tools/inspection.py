@@ -16,9 +16,9 @@ from typing import Any
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.tail import torn_tail_end
 from fastsm.errors import CorruptionError, FastsmError, LockedError, StorageError
 from fastsm.generation.names import CURRENT
-from fastsm.generation.recovery import Scan
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
 from fastsm.tools.records import Run, snapshot_runs
@@ -114,7 +114,7 @@ class DirectoryReport:
         stats = self.stats
         if stats is not None:
             rows += [
-                ("generation", f"{stats.generation}, starts behind {log_id_text(stats.base)}"),
+                ("generation", f"{stats.generation}, its base is as of {log_id_text(stats.base)}"),
                 ("keys", f"{stats.keys:,}"),
                 ("bytes", f"{size_text(stats.live_bytes)} live, {size_text(stats.dead_bytes)} dead"),
                 ("last applied", log_id_text(stats.last_applied)),
@@ -234,8 +234,7 @@ def judge_end(machine: FastStateMachine) -> Recovery:
     try:
         with storage_errors(log.path, "reading the log"):
             size = os.fstat(descriptor.number).st_size
-            scan = Scan(log.mapping, max(size, log.end), log.head, log.path, machine._terms, log.end, log.frames)
-            torn = scan.look_behind_by_reading(descriptor) - log.end
+            torn = torn_tail_end(descriptor, log.head.identity, log.end, max(size, log.end), log.path) - log.end
     finally:
         descriptor.close()
     return Recovery(found.clean and not torn, found.frames, found.log_bytes, torn, found.suspect_bytes, found.seconds)
@@ -269,7 +268,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> st
                     raise
                 torn = 0  # an owner has come meanwhile, and appends
             if torn:
-                text += f"; behind it a torn tail of {size_text(torn)}, which opening cuts off"
+                text += f"; after it a torn tail of {size_text(torn)}, which opening cuts off"
     return text
 
 

@@ -155,7 +155,7 @@ class _Patient:
             return self.best_of_all(problem_of(error), current)
         try:
             self.check_base(log)
-            damage = self.examine_log(log, current.durable_offset)
+            damage = self.examine_log(log, current)
             if damage is not None:
                 return damage, log
         except CorruptionError as error:
@@ -273,14 +273,14 @@ class _Patient:
             return
         raise CorruptionError(log.path, format.LOG_HEADER_BYTES, "a frame of this log", "bytes that are none")
 
-    def scan(self, log: Log, size: int, behind: int = format.LOG_HEADER_BYTES) -> Scan:
-        return Scan(log.mapping, size, log.head, log.path, Terms(log.head.base_index), behind, 0)
+    def scan(self, log: Log) -> Scan:
+        return Scan(log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index))
 
-    def examine_log(self, log: Log, durable_offset: int) -> Damage | None:
-        scan = self.scan(log, log.allocated)
+    def examine_log(self, log: Log, current: format.CurrentFile) -> Damage | None:
+        scan = self.scan(log)
         try:
             scan.read_frames()
-            scan.judge_durable(durable_offset)
+            scan.judge_durable(current.durable_offset)
             descriptor = log.verification()[0]
             try:
                 scan.look_behind(descriptor)
@@ -295,11 +295,15 @@ class _Patient:
             scan.judge_snapshot(None)
         except CorruptionError as error:
             return Damage(self.path, problem_of(error), log.head.generation, None, scan.last_applied(), 0, None)
+        try:
+            log.judge_current(current)
+        except CorruptionError as error:
+            return Damage(self.path, problem_of(error), log.head.generation, None, self.last_of(log, scan.end), 0, None)
         return None
 
     def frames_end(self, log: Log) -> int:
         """Where the whole frames end."""
-        scan = self.scan(log, log.allocated)
+        scan = self.scan(log)
         with contextlib.suppress(CorruptionError):  # a frame whose content does not add up is not whole
             scan.read_frames()
         return scan.end
@@ -316,12 +320,15 @@ class _Patient:
         return last
 
     def last_behind(self, log: Log, offset: int) -> LogId | None:
-        """The last entry of the whole frames behind the damage, if its own length leads to them."""
+        """The last entry of the whole frames after the damage, if its own length and checksum lead to them."""
         buffer = memoryview(log.mapping)[log.start :]
-        length = format.FRAME_STRUCT.unpack_from(buffer, offset)[1] if offset + 24 <= log.allocated else 0
+        if offset + format.FRAME_STRUCT.size > log.allocated:
+            return None
+        checksum, length, *_ = format.FRAME_STRUCT.unpack_from(buffer, offset)
         if length < format.FRAME_STRUCT.size or length % 8 or offset + length > log.allocated:
             return None
-        behind = self.scan(log, log.allocated, offset + length)
+        behind = Scan(
+            log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index), offset + length, chain=checksum)
         with contextlib.suppress(CorruptionError):
             behind.read_frames()
         last = behind.last_applied()

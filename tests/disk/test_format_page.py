@@ -243,7 +243,7 @@ def test_printed_example_decodes(directory: Path) -> None:
     assert state.items == {b"color": b"red"}
     assert state.last_applied == (3, 2)
     assert state.runs == [(1, 2, 1), (3, 3, 2)]
-    assert state.frames == [0x60, 0xA8, 0xE8]
+    assert state.frames == [0x60, 0xB0, 0xF8]
     assert state.clean
     snapshot = decode_snapshot((directory / FILE).read_bytes())
     assert (snapshot.items, snapshot.runs, snapshot.places) == (state.items, state.runs, {b"color": 0xD0})

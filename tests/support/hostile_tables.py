@@ -57,7 +57,7 @@ def shift(table: TableFile, dice: random.Random) -> None:
 def scribble(table: TableFile, dice: random.Random) -> None:
     for _ in range(dice.randrange(1, 9)):
         at = dice.choice((
-            dice.randrange(144, table.sections.directory + 8), table.sections.segments + dice.randrange(SEGMENT),
+            dice.randrange(160, table.sections.directory + 8), table.sections.segments + dice.randrange(SEGMENT),
         ))
         table.set("B", at, dice.randrange(256))
 

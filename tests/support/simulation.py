@@ -178,7 +178,8 @@ class Life:
             thread.start()
             thread.join()
 
-        self.platter.during_sync = apply_next_to_it
+        if self.story.sync != "apply":  # such a chunk would wait for this very sync
+            self.platter.during_sync = apply_next_to_it
         try:
             machine.flush()
         finally:

@@ -348,6 +348,7 @@ class FastPriorityQueue(_AnyQueue):
 
     def put(self, item: Any, **options: Any) -> Any:
         """Adds an item: True, or False where the queue is full. O(log n)."""
+        self._items.decode(self._items.encode(item))  # raises what no node could read, before it is in the log
         return self._put_by(operations.heap_put, item, options)
 
     def get(self, default: Any = None, **options: Any) -> Any:
