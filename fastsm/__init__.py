@@ -4,8 +4,8 @@ Committed entries go in, reads come out, and what was applied survives. Reading 
 bytes to files to memory to the machine; each module imports only what stands before it:
 
     errors, units           what can go wrong; numbers for people
-    log_lines, streams      lines of the log that any handler can write; standard streams that are closed
     arguments               what callers hand over, taken or refused with advice
+    log_lines, streams      lines of the log that any handler can write; standard streams that are closed
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              a call on a thread of its own

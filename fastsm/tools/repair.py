@@ -298,7 +298,7 @@ class _Patient:
         try:
             log.judge_current(current)
         except CorruptionError as error:
-            return Damage(self.path, problem_of(error), log.head.generation, None, self.last_of(log, scan.end), 0, None)
+            return Damage(self.path, problem_of(error), log.head.generation, None, scan.last_applied(), 0, None)
         return None
 
     def frames_end(self, log: Log) -> int:
