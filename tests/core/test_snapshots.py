@@ -433,5 +433,5 @@ def test_a_full_state_disk_does_not_fail_a_snapshot_on_another(tmp_path: Path, c
         disk.rules.remove(full)
         machine.save_hard_state()
         crash_copy(tmp_path / "state", tmp_path / "copy")
-    with FastStateMachine(tmp_path / "copy") as machine:
-        assert machine.snapshot_metadata() == metadata
+    with fastsm.open_snapshot(tmp_path / "elsewhere") as snapshot, FastStateMachine(tmp_path / "copy") as machine:
+        assert machine.snapshot_metadata() == snapshot.metadata

@@ -322,7 +322,8 @@ ELSEWHERE = {
     "head": "verify, while it is open",
     "a valid frame": "verify, while it is open",
     "{base.size} bytes": "verify, while it is open",
-    "BLAKE3 {base.head.checksum.hex()}": "",
+    "frames up to the one of checksum {chain:#018x}": "verify, while it is open",
+    "BLAKE3 {base.head.checksum.hex()}": "a record of the base: expected is the checksum itself",
     "a torn tail": "made by an attacker",
     "expected": "handed on",
 }
