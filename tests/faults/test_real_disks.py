@@ -125,6 +125,34 @@ def test_a_full_disk_from_the_start_is_an_error(tmp_path: Path) -> None:
             assert machine.apply(put(1, 10)) == [True]
 
 
+@pytest.mark.parametrize("mounted", [small_tmpfs, small_ext4], ids=["tmpfs", "ext4"])
+@pytest.mark.parametrize("end", ["closed", "killed", "without LOCK's content"])
+def test_a_directory_on_a_full_disk_can_be_opened(mounted: Mounted, end: str, tmp_path: Path) -> None:
+    """Opening needs no room: everything is there to be read, and a snapshot can be written to another disk."""
+    with mounted(tmp_path) as disk:
+        with FastStateMachine(disk / "state") as machine:
+            for index in range(1, 40):
+                machine.apply(put(index, 500))
+            before = state_of(machine)
+        if end == "killed":
+            machine = FastStateMachine(disk / "state")
+            machine.apply(put(40, 500))
+            before = state_of(machine)
+            kill(machine)
+        elif end != "closed":
+            os.truncate(disk / "state" / "LOCK", 0)
+        fill(disk)
+        machine = FastStateMachine(disk / "state")
+        assert state_of(machine) == before
+        metadata = machine.write_snapshot(tmp_path / "elsewhere")
+        assert metadata.last_included == machine.last_applied() == machine.durable()
+        assert machine.snapshot_metadata() == metadata
+        with suppress(StorageError):
+            machine.close()
+        with FastStateMachine(disk / "state") as machine:
+            assert state_of(machine) == before
+
+
 @contextmanager
 def failing_disk(root: Path) -> Iterator[tuple[Path, Path]]:
     """An ext4 in a file on a tmpfs without room for its data: the block device fails, not the file system.

@@ -99,13 +99,12 @@ def know_nothing(state: Path) -> None:
 def replace_frame(state: Path) -> None:
     """A frame whose checksum is right, and whose content makes no sense."""
     with FastStateMachine(state, read_only=True) as machine:
-        identity, frames = machine._log.head.identity, list(log_frames(machine._log))
-    frame = frames[12]
+        identity, (before, frame) = machine._log.head.identity, list(log_frames(machine._log))[11:13]
     data = bytearray((state / "log-2").read_bytes())
     record = by_hand.record(9, frame.runs[0].last, b"k", b"v" * (frame.end - frame.offset - 32 - 16 - 16 - 8))
-    previous = by_hand.frame_checksum(data[frames[11].offset :])
     made = by_hand.frame(
-        frame.offset, [by_hand.run(frame.runs[0].last, 9)], record, identity=identity, previous=previous)
+        frame.offset, [by_hand.run(frame.runs[0].last, 9)], record, identity=identity,
+        previous=by_hand.frame_checksum(bytes(data[before.offset : before.end])))
     assert frame.offset + len(made) == frame.end
     data[frame.offset : frame.end] = made
     (state / "log-2").write_bytes(data)
@@ -116,15 +115,15 @@ def metadata_ahead(state: Path) -> None:
     with FastStateMachine(state, read_only=True) as machine:
         identity, last = machine._log.head.identity, list(log_frames(machine._log))[-1]
     data = (state / "log-2").read_bytes()
+    frame = data[last.offset : last.end]
     value = (4).to_bytes(8, "little") + bytes(32)
+    put_after = by_hand.record(by_hand.PUT, LAST + 1, b"after", b"it")
     for runs, record in (
-        ([], by_hand.record(by_hand.SNAPSHOT, 1000, b"", value)),
-        ([by_hand.run(LAST + 1, 4)], by_hand.record(by_hand.PUT, LAST + 1, b"after", b"it")),
+        ([], by_hand.record(by_hand.SNAPSHOT, 1000, b"", value)), ([by_hand.run(LAST + 1, 4)], put_after)
     ):
-        previous = by_hand.frame_checksum(data[last.offset :])
-        made = by_hand.frame(len(data), runs, record, identity=identity, previous=previous)
-        last = last._replace(offset=len(data))
-        data += made
+        frame = by_hand.frame(
+            len(data), runs, record, identity=identity, previous=by_hand.frame_checksum(frame))
+        data += frame
     (state / "log-2").write_bytes(data)
 
 
@@ -195,7 +194,7 @@ EVERY: dict[str, tuple[Callable[[Path], object], int | str]] = {
     "CURRENT's magic": (lambda s: flip(s / "CURRENT", 1), LAST),
     "CURRENT's checksum": (lambda s: flip(s / "CURRENT", 20), LAST),
     "CURRENT's reserved field": (lambda s: sealed_again(s / "CURRENT", by_hand.CURRENT, 12, 1, 4), LAST),
-    "CURRENT's zeros": (lambda s: sealed_again(s / "CURRENT", by_hand.CURRENT, 45, 1, 1), LAST),
+    "CURRENT's last frame": (lambda s: sealed_again(s / "CURRENT", by_hand.CURRENT, 48, 7, 8), LAST),
     "CURRENT's generation": (lambda s: sealed_again(s / "CURRENT", by_hand.CURRENT, 16, 7, 8), LAST),
     "CURRENT's identity": (lambda s: sealed_again(s / "CURRENT", by_hand.CURRENT, 24, 7, 8), LAST),
     "CURRENT's version": (lambda s: sealed_again(s / "CURRENT", by_hand.CURRENT, 8, 9, 4), OTHER),
@@ -323,7 +322,8 @@ ELSEWHERE = {
     "head": "verify, while it is open",
     "a valid frame": "verify, while it is open",
     "{base.size} bytes": "verify, while it is open",
-    "BLAKE3 {base.head.checksum.hex()}": "",
+    "frames up to the one of checksum {chain:#018x}": "verify, while it is open",
+    "BLAKE3 {base.head.checksum.hex()}": "a record of the base: expected is the checksum itself",
     "a torn tail": "made by an attacker",
     "expected": "handed on",
 }
