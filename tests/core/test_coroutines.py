@@ -13,6 +13,7 @@ import pytest
 import fastsm
 from fastsm import CommandError, Entry, FastStateMachine, LogId, NotRunningError, OrderError, StorageError
 from support.faulty import PATIENCE, Disk, in_thread
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 LARGE = 100 << 10  # bytes of a value that make a chunk too large for the event loop
@@ -457,7 +458,7 @@ def test_close_ends_what_is_queued_first(directory: Path, machine_at: Opener) ->
                 await call
 
     run(main())
-    for thread in (machine._worker._thread, machine._waiters._thread):
+    for thread in (inside(inside(machine).worker).thread, inside(inside(machine).waiters).thread):
         assert thread is not None
         assert thread.wait(0)
     with machine_at(directory) as reopened:

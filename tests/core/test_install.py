@@ -27,6 +27,7 @@ from fastsm import (
 )
 from support.faulty import crash_copy
 from support.histories import KEYS, History, state_of
+from support.inside import inside
 
 FILE = "snapshot.fsm"
 
@@ -71,7 +72,7 @@ def test_all_is_the_snapshots_afterwards(
         assert follower.snapshot_metadata() == metadata
         assert follower.durable() == follower.last_applied() == metadata.last_included
         assert follower.get(b"old") is None
-        follower._check()
+        inside(follower).check()
         follower.close()
         follower = FastStateMachine(follower.path)
     follower.close()
@@ -160,7 +161,7 @@ def assert_untouched(machine: FastStateMachine, directory: Path) -> None:
     assert machine.last_applied() == LogId(2, 1)
     assert machine.snapshot_metadata() is None
     assert {name for name in os.listdir(directory) if not name.startswith("table")} == {"CURRENT", "LOCK", "log-1"}
-    machine._check()
+    inside(machine).check()
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
