@@ -200,7 +200,7 @@ def test_newest_metadata_is_what_is_read_back(directory: Path, machine_at: Opene
 
 
 def test_metadata_is_frozen() -> None:
-    """Nobody changes metadata behind the machine's back."""
+    """Metadata is not changed by what its caller does to it afterwards."""
     with pytest.raises(AttributeError):
         metadata(1).checksum = b""
 

@@ -34,7 +34,7 @@ FILE = "snapshot.fsm"
 
 @pytest.fixture
 def source(tmp_path: Path) -> MemoryStateMachine:
-    """The model behind a history with terms and configs; ``tmp_path / "source"`` holds its snapshot."""
+    """The model after a history with terms and configs; ``tmp_path / "source"`` holds its snapshot."""
     history = History(1, large=False)
     model = MemoryStateMachine()
     for _ in range(60):
@@ -80,7 +80,7 @@ def test_all_is_the_snapshots_afterwards(
 
 
 def test_it_goes_on_behind_the_snapshot(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
-    """The next entry is the one behind the last included one; entries up to there are skipped."""
+    """The next entry is the one after the last included one; entries up to there are skipped."""
     follower.install_snapshot(None, tmp_path / "source")
     index, term = source.last_applied()
     replayed = [(index - 1, source.entry_term(index - 1), b"not looked at"), (index, term, b"")]
@@ -226,7 +226,7 @@ def test_read_only_and_stopped_machines_refuse(
 
 
 def test_coroutines_keep_their_order(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
-    """A chunk behind an install, awaited together with it, is applied behind the snapshot's state."""
+    """A chunk after an install, awaited together with it, is applied after the snapshot's state."""
     metadata = source.snapshot_metadata()
     index, term = source.last_applied()
 
