@@ -122,12 +122,12 @@ cdef class Engine(State):
         """Applies committed entries, all or none. O(operations).
 
         `chunk`: a sequence of `Entry` or plain tuples `(index, term, command)`. Indexes rise strictly and terms
-        never fall. Entries at or below `last_applied()` are skipped; the first one behind it is its successor
-        (anything above it with `contiguous=False`).
+        never fall. Entries at or below `last_applied()` are skipped. The first one after it must be its successor
+        (with `contiguous=False`: any later one).
 
         Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
-        or a batch did not match, None where it was skipped. Durable on return with `sync="apply"`, else after
-        the next `flush`. Readers see the state before the chunk or after it, never between.
+        or a batch did not match, None where it was skipped. The chunk is durable on return with `sync="apply"`,
+        otherwise after the next `flush`. Readers see the state before the chunk or after it, never between.
 
         Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
         applied. Thread safe; concurrent calls take turns.

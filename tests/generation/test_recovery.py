@@ -22,6 +22,7 @@ from fastsm import CorruptionError, Entry, FastStateMachine, LogId, StorageError
 from fastsm.disk import format
 from support.faulty import Disk, contents, crash_copy, frames_of
 from support.histories import History
+from support.inside import inside
 
 PAGE = 4096
 HEADER = format.LOG_HEADER_BYTES
@@ -104,7 +105,7 @@ def expected_state(chunks: int) -> tuple[LogId, list[bytes | None]]:
 def assert_recovers(directory: Path, chunks: int, **options: object) -> fastsm.Stats:
     """The state is that after so many chunks, and that again after the process was killed once more."""
     with FastStateMachine(directory, **options) as machine:
-        machine._check()
+        inside(machine).check()
         assert (machine.last_applied(), machine.get_many(KEYS)) == expected_state(chunks)
         stats = machine.stats()
         again = crash_copy(directory, directory.with_name("again"))
