@@ -37,6 +37,7 @@ cdef class Log:
     cdef readonly uint64_t chain         # its checksum, or the header's: what the next frame is chained to
     cdef uint32_t frames_unsynced
     cdef uint64_t suspect_end            # [durable, suspect_end) is written again by the first sync
+    cdef public bint unnoted             # a sync has covered much that was suspect, and no frame says so yet
     cdef uint64_t known_frame            # a frame starts here, not after the first suspect one,
     cdef uint64_t known_chain            # and is chained to this checksum
     cdef uint8_t *staging

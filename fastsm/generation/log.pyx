@@ -51,6 +51,7 @@ cdef enum:
     PACED_FRAMES = 64            # at most so many frames, and
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
+    NOTED_ABOVE = 64 << 10       # bytes that were suspect: fewer are read and written again in no time
     WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
 
 
@@ -437,6 +438,8 @@ cdef class Log:
         self.directory.write_past_cache(
             self.descriptor, self.name, self.durable, self.suspect_end - self.suspect_end % PIECE)
         self.check_suspect()
+        # The next frame's watermark says it; where there is much, that is worth a frame of its own.
+        self.unnoted = self.suspect_end - self.durable > NOTED_ABOVE
         self.suspect_end = 0
 
     cdef int check_suspect(self) except -1:
