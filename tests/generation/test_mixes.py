@@ -18,6 +18,7 @@ import pytest
 import fastsm
 from fastsm import CorruptionError, FastStateMachine, LogId
 from support.faulty import crash_copy, memory_directory
+from support.inside import inside
 
 KINDS = ("CURRENT", "base", "log", "table")
 
@@ -142,7 +143,7 @@ def test_all_mixes_of_files_open_as_what_they_say_or_name_what_does_not_belong(m
                     assert machine.last_applied() == chosen[2].last, names
                     assert list(machine.items()) == chosen[2].items, names
                     machine.verify()
-                    machine._check()
+                    inside(machine).check()
                     opened += 1
             shutil.rmtree(directory)
         assert opened > 2 * len(moments) ** 2
@@ -157,4 +158,4 @@ def test_a_table_of_other_bytes_is_never_used(moments: dict[str, Moment]) -> Non
             known = of_table.named  # it was saved at the last close
             with FastStateMachine(directory, contiguous=False, verify_on_open="off", read_only=True) as machine:
                 fits = of_log.life[: len(known)] == known and of_table.life[0] == of_log.life[0]
-                assert machine._index.loaded == fits
+                assert inside(machine).index.loaded == fits
