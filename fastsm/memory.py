@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fastsm.arguments import bytes_of, not_an_entry, pair_of
 from fastsm.command import decode
 from fastsm.disk.format import unpack_snapshot_head
 from fastsm.errors import (
@@ -109,9 +110,9 @@ class MemoryStateMachine(StateMachine):
         entries: list[Entry] = []
         before: LogId | None = None
         previous = self.last_applied()
-        for item in chunk:
+        for position, item in enumerate(chunk):
             if not isinstance(item, tuple) or len(item) != 3:
-                raise TypeError(f"expected an Entry(index, term, command), found {type(item).__name__}")
+                raise not_an_entry(item, position)
             log_id = _checked(item)
             if before is not None and (log_id.index <= before.index or log_id.term < before.term):
                 raise OrderError(f"{log_id} behind {before}", index=log_id.index)
@@ -155,7 +156,7 @@ class MemoryStateMachine(StateMachine):
 
     def get(self, key: Any, /) -> bytes | None:
         self._require()
-        return self._values.get(bytes(memoryview(key)))
+        return self._values.get(bytes_of(key, "key"))
 
     def get_many(self, keys: Sequence[Any]) -> list[bytes | None]:
         """The values of the keys, in their order."""
@@ -182,7 +183,7 @@ class MemoryStateMachine(StateMachine):
     def modified(self, key: Any, /) -> LogId | None:
         """The entry that last wrote the key; None when it is not there."""
         self._require()
-        key = bytes(memoryview(key))
+        key = bytes_of(key, "key")
         return self._writers[key] if key in self._values else None
 
     def membership(self) -> tuple[LogId, bytes] | None:
@@ -242,7 +243,7 @@ class MemoryStateMachine(StateMachine):
 
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         self._require()
-        log_id = _checked(log_id)
+        log_id = _checked(pair_of(log_id, "last applied"))
         last = self.last_applied()
         if log_id == last:
             return
@@ -304,7 +305,7 @@ class MemoryStateMachine(StateMachine):
         self._require()
         if compress not in {None, *CODECS}:
             raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
-        last = self.last_applied() if last_included is None else _checked(last_included)
+        last = self.last_applied() if last_included is None else _checked(pair_of(last_included, "last_included"))
         data = snapshot_bytes(self._state_as_of(last), compress or "none", bytes(memoryview(attachment or b"")))
         if progress is not None:
             progress(0, len(data))

@@ -99,7 +99,7 @@ def scan(
     directory: Dir,
     prefix: Annotated[str, typer.Argument(show_default="all keys")] = "",
     limit: Annotated[int | None, typer.Option(min=0, help="At most so many keys.", show_default="all")] = None,
-    after: Annotated[str | None, typer.Option(help="Only keys behind this one.", show_default=False)] = None,
+    after: Annotated[str | None, typer.Option(help="Only keys after this one.", show_default=False)] = None,
     coded: Coded = False,
     as_json: AsJson = False,
 ) -> None:

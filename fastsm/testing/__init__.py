@@ -21,7 +21,7 @@ except ModuleNotFoundError as _error:
         raise
     raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from _error
 
-# For values beside the messages.
+# So that a failure shows values next to its message.
 _RULES = ("commands", "conformance", "snapshots", "storage")
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in _RULES))
 

@@ -31,6 +31,7 @@ from fastsm import (
     StorageError,
 )
 from support.faulty import PATIENCE, Call, Disk, in_thread
+from support.inside import inside
 
 Method = Callable[[FastStateMachine, Path], object]
 
@@ -101,7 +102,7 @@ def attempt(method: Method, machine: FastStateMachine, path: Path) -> FastsmErro
 
 def reopened(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
     with FastStateMachine(machine.path, verify_on_open="full") as again:
-        again._check()
+        inside(again).check()
         return again.last_applied(), dict(again.items())
 
 
@@ -159,11 +160,11 @@ def check_pair(outer: str, inner: str, sync: Any, at: tuple[str, int], tmp_path:
     attempt(METHODS[outer], machine, tmp_path)
     disk.before = None
     if "close" in (inner if came else "", outer):
-        assert machine._closed(), said
+        assert inside(machine).closed(), said
     last = None
-    if not machine._closed():
+    if not inside(machine).closed():
         machine.start()
-        machine._check()
+        inside(machine).check()
         last = machine.last_applied(), dict(machine.items())
     machine.close()
     machine.close()
@@ -188,7 +189,7 @@ def test_each_method_from_a_handler_while_a_call_waits_for_its_turn(outer: str, 
         errors.append(attempt(METHODS[inner], machine, tmp_path))
 
     def interrupt() -> None:
-        while machine._turns.waiting_count == 0:
+        while inside(machine).turns.waiting_count == 0:
             handling.wait(0.001)
         os.kill(os.getpid(), signal.SIGUSR1)
         assert handling.wait(PATIENCE)
@@ -205,7 +206,7 @@ def test_each_method_from_a_handler_while_a_call_waits_for_its_turn(outer: str, 
     assert (other.error, interrupting.error) == (None, None)
     if inner == "close":
         assert errors == [None]
-        assert machine._closed()
+        assert inside(machine).closed()
         assert isinstance(told, NotRunningError) or outer == "close"
     else:
         assert isinstance(errors[0], ReentryError) or inner not in WRITERS
@@ -257,7 +258,7 @@ def test_callbacks_and_finalizers_may_call_everything(name: str, what: str, tmp_
         chunk.clear()
     if what != "index":
         assert len(outcomes) == 1
-    assert not machine._closed() or name == "close"
+    assert not inside(machine).closed() or name == "close"
     machine.close()
     reopened(machine)
 

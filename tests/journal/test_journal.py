@@ -256,7 +256,7 @@ def test_a_new_segment_that_cannot_be_made_changes_nothing(tmp_path: Path) -> No
 
 
 def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
-    """Behind a clean close each single flipped bit is an error, or all entries, term and vote are there."""
+    """After a clean close each single flipped bit is an error, or all entries, term and vote are there."""
     with memory_directory() as root:
         journal = Journal(root / "j")
         for index in range(1, 6):
@@ -304,7 +304,7 @@ def test_a_missing_segment_is_found(tmp_path: Path) -> None:
 
 
 class Moment(Point):
-    """A point, and which states may be found behind a power loss: those since the last sync that returned."""
+    """A point, and which states may be found after a power loss: those since the last sync that returned."""
 
     def __init__(self, platter: Platter, where: str, history: list[State], synced: int) -> None:
         super().__init__(platter, where)
@@ -390,7 +390,7 @@ def test_planted_faults_are_seen(planted: type[Platter]) -> None:
 
 
 def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
-    """The first sync behind a kill covers what the process before wrote, although the cache has it already."""
+    """The first sync after a kill covers what the process before wrote, although the cache has it already."""
     disk = Disk()
     journal = Journal(tmp_path, durable=True)
     journal.add(b"in doubt", 1, 1)
@@ -405,7 +405,7 @@ def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
 
 
 def test_what_was_found_is_no_work_for_the_first_entry(tmp_path: Path) -> None:
-    """What an earlier life appended is not made present, nor given to the disk, by what is appended behind it."""
+    """What an earlier life appended is not made present, nor given to the disk, by what is appended after it."""
     journal = Journal(tmp_path)
     for index in range(1, 7):
         journal.add(bytes(1_000_000), index, 1)
