@@ -209,7 +209,8 @@ def admin(nodes: Nodes, number: int, *arguments: str) -> None:
     text = said[0]
     for other, address in enumerate(nodes.addresses):
         text = text.replace(address, f"node {other}")
-    kept = [line for line in sorted(text.split("\n")) if not line.startswith(("uptime", "log_len", "next_node_idx_server"))]
+    passed_over = "uptime", "log_len", "next_node_idx_server"
+    kept = [line for line in sorted(text.split("\n")) if not line.startswith(passed_over)]
     nodes.note("admin", number, arguments[0], kept)
 
 
