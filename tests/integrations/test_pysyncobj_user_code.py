@@ -130,6 +130,45 @@ def test_a_subclass_may_use_the_names_of_what_is_shown(node_at: MakeNode) -> Non
     assert (node.raftLastApplied, node.expired, node.failure) == (before, ["a"], None)
 
 
+class Poor(ReplicatedStateMachine):
+    """A node whose methods meet with what is not the entry's fault."""
+
+    trouble: Exception | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.items: list[str] = []
+
+    @replicated
+    def append(self, item: str) -> int:
+        if Poor.trouble is not None:
+            raise Poor.trouble
+        self.items.append(item)
+        return len(self.items)
+
+
+TROUBLES = [MemoryError(), OSError(28, "full"), ImportError("gone"), SystemError(), RecursionError()]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda each: type(each).__name__)
+def test_trouble_of_one_replica_is_not_passed_over(
+    node_at: MakeNode, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    """Its node stops, for the others may apply the entry; after a restart it is applied here too."""
+    node = node_at(Poor)
+    ticks(node, node.isReady)
+    assert answer(node, node.append, "a") == (1, FAIL_REASON.SUCCESS)
+    monkeypatch.setattr(Poor, "trouble", trouble)
+    assert answer(node, node.append, "b") == (None, FAIL_REASON.UNKNOWN_OUTCOME)
+    assert node.failure is trouble
+    for _ in range(2):
+        monkeypatch.setattr(Poor, "trouble", None)
+        node = node_at(Poor)
+        ticks(node, node.isReady)
+        assert (node.items, node.failure) == (["a", "b"], None)
+        node.destroy()
+
+
 # ---- what is seen while user code runs --------------------------------------------------------------------
 
 
