@@ -21,7 +21,8 @@ def killed(path: Path, copy: Path, entries: int) -> Path:
     """A copy of a state as a kill leaves it: so many entries of a kilobyte, flushed, and no frame that says so."""
     with FastStateMachine(path, auto_compact=False) as machine:
         for first in range(1, entries + 1, 100):
-            machine.apply([(index, 1, fastsm.put(b"key %d" % index, bytes(1000))) for index in range(first, first + 100)])
+            indexes = range(first, first + 100)
+            machine.apply([(index, 1, fastsm.put(b"key %d" % index, bytes(1000))) for index in indexes])
         machine.flush()
         return crash_copy(path, copy)
 
