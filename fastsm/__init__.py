@@ -16,7 +16,9 @@ bytes to files to memory to the machine; each module imports only what stands be
     command                 the bytes that Raft carries
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
-        index               table, terms and dead map: everything that leads into base and log
+        sorting, tree       records, sorted by key; a tree of places in that order, which readers may hold
+        order               the keys in order, and what a reader needs to stay at a moment
+        index               table, terms, dead map and order: everything that leads into base and log
     generation/             a base and a log
         recovery            what a log holds, what is torn and what is corrupt
         log                 frames in a mapped file: append, sync
@@ -31,8 +33,9 @@ bytes to files to memory to the machine; each module imports only what stands be
         incoming            a snapshot's file, copied in as the next base
         model               the file by the page of formats alone, for MemoryStateMachine
     core/                   the state, and what changes it
-        frozen              the present state, held still: iterators, scans, columns
+        frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
+        ordered             reads in the order of the keys: scans, counts, iterators
         chunk, turns        what is being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
         engine              apply, hard state, the step to a next generation in memory

@@ -46,6 +46,8 @@ class FastStateMachine(Snapshots, StateMachine):
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
+    - ``ordered``: keeps the keys in order from the start, for ``scan``, ``count`` and ``ordered``; otherwise the first
+      of these calls builds the order, and until then it costs nothing.
     - ``mode``: the permissions of the directory when it is created, whatever the umask says, and of the files in it,
       without those to execute. With ``0o770`` the users of a group can take turns.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
@@ -79,6 +81,7 @@ class FastStateMachine(Snapshots, StateMachine):
         compact_ratio: float = 1.0,
         compact_floor: int = 64 << 20,
         lock_timeout: float = 0,
+        ordered: bool = False,
         mode: int = 0o700,
         snapshot_compress: Literal["none", "zstd"] = "none",
         snapshot_attachment: Attachment = None,
@@ -130,6 +133,12 @@ class FastStateMachine(Snapshots, StateMachine):
         self._worker, self._waiters = OrderedWorker(), Waiters()
         self._set_status("running")
         _machines.add(self)
+        if ordered:
+            try:
+                self._ask_for_order()
+            except BaseException:
+                self._release()
+                raise
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
         if verify_on_open == "background" and not verified:
             self._verify_in_background()  # last, since from here on any call may say that it has found damage

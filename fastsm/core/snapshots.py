@@ -255,9 +255,11 @@ class Snapshots(Engine):
         log = None
         try:
             log = Log.create(self._directory, number)
+            index = Index()
+            self._order_next(index, log.mapping)
             generation.prepare_next(self._directory, log)
             with self._jobs.replacing("a reset"):
-                old = self._take_next(log, Index(), (LogId(), None))
+                old = self._take_next(log, index, (LogId(), None))
         except BaseException:
             self._discard(log, number)
             raise
@@ -353,6 +355,7 @@ class Snapshots(Engine):
             append_metadata(log, told)
             log.sync()
             index.read_log(log.mapping, generation.EMPTY_LOG_BYTES, log.end)
+            self._order_next(index, log.mapping, job.tick)
             self._save_table(log, index, job.tick)
             generation.prepare_next(self._directory, log)
         except BaseException:
@@ -503,6 +506,7 @@ class Snapshots(Engine):
                 if old.end - carried < format.LARGE_BYTES:
                     break
             log.sync()
+            self._order_next(index, log.mapping, job.tick)
             self._save_table(log, index, job.tick)
             generation.prepare_next(self._directory, log)
         except BaseException:

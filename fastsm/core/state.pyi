@@ -10,7 +10,7 @@ from fastsm.lookup.index import Index
 from fastsm.lookup.table import Table
 from fastsm.lookup.terms import Terms
 from fastsm.snapshot.capture import Capture
-from fastsm.types import LogId, ScanResult, SnapshotMetadata
+from fastsm.types import LogId, SnapshotMetadata
 
 REASONS: dict[int, str]
 
@@ -66,9 +66,6 @@ class State:
     def columns(
         self,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int64]]: ...
-    def scan_prefix(
-        self, prefix: Buffer, *, limit: int | None = None, start_after: Buffer | None = None
-    ) -> ScanResult: ...
     def len(self) -> int: ...
     def entry_term(self, entry_id: int) -> int | None: ...
     def entry_terms(self, ids: npt.ArrayLike) -> npt.NDArray[np.uint64]: ...
