@@ -181,7 +181,7 @@ class MemoryStateMachine(StateMachine):
 
     def scan_prefix(self, prefix: Any, *, limit: int | None = None, start_after: Any = None) -> ScanResult:
         """The pairs with a prefix, in the order of their keys; only those after a key."""
-        limit = _checked_limit(limit)
+        limit, prefix = _checked_limit(limit), bytes(memoryview(prefix))
         start = None if start_after is None else bytes(memoryview(start_after)) + b"\0"
         return ScanResult(self._range(start, None, prefix)[:limit], self.last_applied().index)
 

@@ -80,6 +80,11 @@ cdef class Order:
         """How many new keys are noted, but not in the tree."""
         return self.waiting()
 
+    @property
+    def open_views(self):
+        """How many readers are not through with their moment."""
+        return self.view_count
+
     # ---- notes -----------------------------------------------------------------------------------------
 
     cdef int make_room(self, size_t more) noexcept nogil:
@@ -472,6 +477,14 @@ cdef class Order:
                 self.view_count -= 1
                 self.views[i] = self.views[self.view_count]
                 return
+
+    def forget(self):
+        """Drops the tree: the next read builds another."""
+        cdef Node *root = self.root
+        self.root = NULL
+        self.drop()
+        with nogil:
+            release(root)
 
     def check(self):
         """Asserts every invariant. O(keys)."""
