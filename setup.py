@@ -8,7 +8,8 @@ from setuptools import Extension, setup
 MODULES = [
     "background", "command",
     *(f"disk.{name}" for name in ("hashing", "format", "mapping")),
-    *(f"lookup.{name}" for name in ("table", "terms", "dead", "sorting", "tree", "order", "index")),
+    *(f"lookup.{name}" for name in ("table", "terms", "dead", "sorting", "tree", "tree_changes")),
+    *(f"lookup.{name}" for name in ("order", "ranges", "index")),
     *(f"generation.{name}" for name in ("recovery", "log", "saved_table")),
     "snapshot.capture",
     *(f"core.{name}" for name in ("frozen", "state", "ordered", "turns", "chunk", "engine", "group_commit")),

@@ -16,8 +16,9 @@ bytes to files to memory to the machine; each module imports only what stands be
     command                 the bytes that Raft carries
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
-        sorting, tree       records, sorted by key; a tree of places in that order, which readers may hold
-        order               the keys in order, and what a reader needs to stay at a moment
+        sorting             records, sorted by key
+        tree, tree_changes  places in the order of their keys, in a tree that readers may hold; its changes
+        order, ranges       the keys in their order: kept up as they come; read, at one moment
         index               table, terms, dead map and order: everything that leads into base and log
     generation/             a base and a log
         recovery            what a log holds, what is torn and what is corrupt

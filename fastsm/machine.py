@@ -108,14 +108,13 @@ class FastStateMachine(Snapshots, StateMachine):
         expected = None if expect_applied is None else LogId(*expect_applied)
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only, mode=mode)
-        verify = verify_on_open == "full"
         try:
             if read_only:
-                opened = generation.open_read_only(self._directory, expected, verify)
+                opened = generation.open_read_only(self._directory, expected, verify_on_open == "full")
             else:
                 with storage_errors(self.path, "locking the directory"):
                     self._directory.lock(lock_timeout)
-                opened = generation.open_current(self._directory, expected, verify)
+                opened = generation.open_current(self._directory, expected, verify_on_open == "full")
         except BaseException:
             self._directory.close()
             raise
@@ -133,15 +132,19 @@ class FastStateMachine(Snapshots, StateMachine):
         self._worker, self._waiters = OrderedWorker(), Waiters()
         self._set_status("running")
         _machines.add(self)
-        if ordered:
-            try:
-                self._ask_for_order()
-            except BaseException:
-                self._release()
-                raise
+        self._begin_order(ordered)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
         if verify_on_open == "background" and not verified:
             self._verify_in_background()  # last, since from here on any call may say that it has found damage
+
+    def _begin_order(self, ordered: bool) -> None:
+        """While opening: builds the order, if it is asked for. Where that is interrupted, nothing is left open."""
+        try:
+            if ordered:
+                self._ask_for_order()
+        except BaseException:
+            self._release()
+            raise
 
     def __repr__(self) -> str:
         if self._corrupt() or not self.is_running():

@@ -3,7 +3,8 @@ from libc.stdint cimport uint8_t, uint64_t
 from fastsm.core.state cimport State
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.index cimport Index
-from fastsm.lookup.order cimport Order, OrderedView
+from fastsm.lookup.order cimport Order
+from fastsm.lookup.ranges cimport OrderedView
 
 cdef enum:
     PIECE = 64                # pairs that an iterator takes at a time

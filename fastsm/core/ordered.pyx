@@ -4,14 +4,13 @@ A short scan is one step under the GIL: bring the order up to date, walk, take t
 long one, a count and an iterator read a view, piece by piece: that of one moment, whatever is applied meanwhile.
 """
 
-cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, realloc
 
 from fastsm.core.frozen cimport key_of, value_of
 from fastsm.disk.format cimport record_length
 from fastsm.lookup.order cimport FEW_NEW, LOOKS
+from fastsm.lookup.ranges cimport collect, forget_gone, start as start_walk
 from fastsm.lookup.tree cimport Walk
 
 import operator
@@ -152,7 +151,7 @@ cdef class Ordered(State):
         cdef uint64_t total = 0
         cdef Walk walk
         cdef Order order
-        cdef int page
+        cdef int _page
         cdef bytes low, high
         low, high = range_of(start, end, prefix)
         if is_empty(low, high) or (low is None and high is None):
@@ -160,20 +159,20 @@ cdef class Ordered(State):
                 self.refuse()
             return 0 if is_empty(low, high) else self._table.count
         order = self.fresh_order()
-        order.start(&walk, low, high, False)
-        for page in range(PAGES_COUNTED):
-            total += order.collect(&walk, found, PAGE, LOOKS, None)
+        start_walk(order, &walk, low, high, False)
+        for _page in range(PAGES_COUNTED):
+            total += collect(order, &walk, found, PAGE, LOOKS, None)
             if walk.done:
-                order.forget_gone()
+                forget_gone(order)
                 return total
         return self.view_of(low, high, False).view.count()
 
     def ordered(self, start=None, end=None, *, prefix=None, reverse=False):
         """An iterator of the pairs with `start <= key < end`, and with `prefix`, in the order of their keys.
 
-        It shows the state at the call, however much is applied, and after a reset, an install or a close too. O(1) at
-        the call, O(log keys) at the first step. While it is open, each key that is overwritten or deleted costs about 16
-        bytes; it is open until it is used up or dropped.
+        It shows the state at the call, however much is applied, and after a reset, an install or a close too. O(log
+        keys) at the call. While it is open, each key that is overwritten or deleted costs about 16 bytes; it is open
+        until it is used up or dropped.
         """
         low, high = range_of(start, end, prefix)
         return self.view_of(low, high, True if reverse else False)
@@ -195,9 +194,9 @@ cdef class Ordered(State):
             return ScanResult([], self.applied_index)
         order = self.fresh_order()
         # From here on no Python code runs until all places are known.
-        order.start(&walk, low, high, reverse)
-        count = order.collect(&walk, found, room, LOOKS, None)
-        order.forget_gone()
+        start_walk(order, &walk, low, high, reverse)
+        count = collect(order, &walk, found, room, LOOKS, None)
+        forget_gone(order)
         if not (walk.done or (limit is not None and count == limit)):
             return scan_long(self.view_of(low, high, reverse), limit)
         mapping, log, revision, readable = self.mapping, self._log, self.applied_index, self.unchecked()

@@ -21,6 +21,7 @@ from fastsm.disk.format cimport (
 from fastsm.snapshot.capture cimport Capture
 from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.ranges cimport check_order
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
 from fastsm.errors import NotRunningError, SnapshotError, SnapshotRangeError
@@ -528,7 +529,7 @@ cdef class State:
         assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
         index.terms.check()
         if index.ordered:
-            index.order.check()
+            check_order(index.order)
         assert (index.table, index.terms) == (self._table, self._terms)
         assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
         assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index

@@ -5,7 +5,7 @@ from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.dead cimport DeadMap
 from fastsm.lookup.sorting cimport Sorting
 from fastsm.lookup.table cimport Table
-from fastsm.lookup.tree cimport Node, Walk
+from fastsm.lookup.tree cimport Node
 
 cdef enum:
     FEW_NEW = 256             # new keys that a reader takes in at once, under the GIL
@@ -28,8 +28,8 @@ cdef class Order:
     cdef uint64_t builder               # number of the build that goes on, 0: none does
     cdef uint64_t builds                # so many were begun
     cdef uint64_t version               # of tree and `fresh` together: changes when places move from one to the other
-    cdef void **views                   # readers of this state who are not through: borrowed references
-    cdef size_t view_count, view_room
+    cdef void **moments                 # of readers who are not through: borrowed references
+    cdef size_t moment_count, moment_room
     cdef uint64_t *gone                 # places that `collect` found to be of deleted keys
     cdef size_t gone_count
     cdef readonly uint64_t comparisons  # of keys
@@ -47,8 +47,8 @@ cdef class Order:
         """Takes note of a change of the table. -1 without memory, unless room was reserved."""
         if old == 0:
             return self.note_new(place) if operation == RECORD_PUT and self.recording else 0
-        if self.view_count:
-            self.tell_views(arena, hashed, old)
+        if self.moment_count:
+            self.tell_readers(arena, hashed, old)
         return 0
 
     cdef inline int note_new(self, uint64_t place) noexcept nogil:
@@ -60,7 +60,7 @@ cdef class Order:
 
     cdef int make_room(self, size_t more) noexcept nogil
     cdef int reserve(self, size_t new_keys, size_t changes) except -1
-    cdef void tell_views(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil
+    cdef void tell_readers(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil
     cdef bint is_behind(self) noexcept
     cdef bint has_garbage(self) noexcept
     cdef int catch_up(self, tick) except -1
@@ -71,29 +71,13 @@ cdef class Order:
     cdef int absorb(self) except -1
     cdef void take_off(self, size_t count) noexcept
     cdef void drop(self) noexcept
-    cdef size_t collect(
-        self, Walk *walk, uint64_t *found, size_t room, size_t looks, OrderedView view) noexcept
-    cdef void resolve(self, uint64_t *places, const uint8_t *which, size_t count, OrderedView view) noexcept
-    cdef void keep_gone(
-        self, const Walk *walk, const uint64_t *run, const uint64_t *places, const uint8_t *which, size_t count) noexcept
-    cdef void forget_gone(self) noexcept
-    cdef void start(self, Walk *walk, bytes start, bytes stop, bint reverse) noexcept
-    cdef int add_view(self, void *view) except -1
-    cdef void remove_view(self, void *view) noexcept
+    cdef int add_moment(self, void *moment) except -1
+    cdef void remove_moment(self, void *moment) noexcept
 
 
-cdef class OrderedView:
-    # Invariant: `root` is the order's tree at a moment, all keys of that moment in it, and stays as it is. `end` is the
-    # place behind the last record of the moment. `notes` leads from each key that was overwritten or deleted since to
-    # its record of the moment.
-    cdef Order order                    # None: not yet, or nothing is left
-    cdef Node *root
+cdef class Moment:
+    # Invariant: `end` is the place behind the last record of the moment, and `notes` leads from each key that was
+    # overwritten or deleted since to its record of the moment.
     cdef uint64_t end
     cdef Table notes
     cdef bint lost                      # there was no memory for a note
-    cdef Walk walk                      # what is left of the range
-    cdef int begin(self, Order order, uint64_t end, bytes start, bytes stop, bint reverse) except -1
-    cdef size_t take(self, uint64_t *found, size_t room) except? 0xFFFFFFFFFFFFFFFF
-    cdef uint64_t count(self) except? 0xFFFFFFFFFFFFFFFF
-    cdef size_t count_stale(self, uint64_t *stale, size_t count) noexcept
-    cdef void finish(self) noexcept

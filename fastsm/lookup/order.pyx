@@ -13,7 +13,6 @@ that it overwrites or deletes which record was the newest: the only thing that t
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc, realloc
@@ -23,31 +22,27 @@ from _thread import allocate_lock
 
 from fastsm.disk.format cimport record_key, record_key_size
 from fastsm.lookup.sorting cimport Item, Sorter, begin_sort, go_on_sorting, sorted_places
-from fastsm.lookup.table cimport FAILED, SEGMENT_SLOTS, Segment, place_of, prefetch
-from fastsm.lookup.tree cimport (
-    Work, begin_walk, check_tree, hold, insert, owns_path, release, remove, tree_bytes, walk_on,
-)
+from fastsm.lookup.table cimport FAILED, SEGMENT_SLOTS, Segment, place_of
+from fastsm.lookup.tree cimport Work, hold, release, tree_bytes
+from fastsm.lookup.tree_changes cimport insert
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
 
 cdef enum:
-    BLOCK = 32                # entries whose cache misses are in flight at the same time
     GATHERED = 16             # segments of the table that are read in one go: some tenths of a millisecond
     BATCH = 1 << 13           # places that are inserted between two looks at signals
-    COUNTED = 1 << 17         # entries that are counted without the GIL between two looks at signals
     MANY_NEW = 1 << 13        # new keys, and this share of the tree: a thread sorts them in
     SHARE_OF_TREE = 64
     GARBAGE = 1 << 16         # entries of deleted keys that are left alone, and as many as keys
-    FEW_GONE = 64
 
 
 @cython.no_gc  # it refers to nothing that could refer to it
 cdef class Order:
     """The keys of a table in their order.
 
-    Thread safety: `note` by one writer at a time; all else under the GIL. What is long gives it up in between, and looks
-    afterwards whether its result is still wanted. A tree that is held never changes.
+    Thread safety: `note` by one writer at a time; all else under the GIL. What is long gives it up in
+    between, and looks afterwards whether its result is still wanted. A tree that is held never changes.
     """
 
     def __cinit__(self, Table table, DeadMap dead, Mapping mapping):
@@ -61,7 +56,7 @@ cdef class Order:
 
     def __dealloc__(self):
         free(self.fresh)
-        free(self.views)
+        free(self.moments)
         free(self.gone)
         with nogil:
             release(self.root)
@@ -83,7 +78,7 @@ cdef class Order:
     @property
     def open_views(self):
         """How many readers are not through with their moment."""
-        return self.view_count
+        return self.moment_count
 
     # ---- notes -----------------------------------------------------------------------------------------
 
@@ -105,16 +100,16 @@ cdef class Order:
         cdef size_t i
         if self.recording and self.make_room(new_keys) < 0:
             raise MemoryError(f"no memory to keep {self.fresh_count + new_keys} new keys in order")
-        for i in range(self.view_count):
-            reserve_notes(<OrderedView>self.views[i], changes)
+        for i in range(self.moment_count):
+            reserve_notes(<Moment>self.moments[i], changes)
         return 0
 
-    cdef void tell_views(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil:
+    cdef void tell_readers(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil:
         """A record is no longer the newest of its key. Only a table that readers know has views: so the GIL is held."""
         cdef size_t i
         with gil:
-            for i in range(self.view_count):
-                tell_view(<OrderedView>self.views[i], self.table, arena, hashed, old)
+            for i in range(self.moment_count):
+                tell_reader(<Moment>self.moments[i], self.table, arena, hashed, old)
 
     # ---- build and keep up -----------------------------------------------------------------------------
 
@@ -247,6 +242,7 @@ cdef class Order:
         cdef Node *root
         cdef uint64_t *places
         cdef uint64_t version = self.version
+        cdef uint64_t entries
         cdef size_t count = self.waiting()
         cdef size_t first = 0
         cdef size_t i
@@ -258,6 +254,7 @@ cdef class Order:
             sorting.add(self.fresh[self.absorbed + i])
         root = self.root
         hold(root)
+        entries = self.entries
         mapping = self.mapping
         work.arena = mapping.address
         work.added = 0
@@ -279,7 +276,7 @@ cdef class Order:
         self.comparisons += work.comparisons
         if self.version == version:
             root, self.root = self.root, root
-            self.entries += work.added
+            self.entries = entries + work.added
             self.take_off(count)
         with nogil:
             release(root)
@@ -339,143 +336,28 @@ cdef class Order:
         self.fresh_count = self.absorbed = 0
         self.version += 1
 
-    # ---- read ------------------------------------------------------------------------------------------
+    # ---- readers ---------------------------------------------------------------------------------------
 
-    cdef void start(self, Walk *walk, bytes start, bytes stop, bint reverse) noexcept:
-        """Begins a walk over the present tree, which holds as long as nothing changes; None is open."""
-        cdef Work work
-        work.arena = self.mapping.address
-        work.comparisons = 0
-        work.added = 0
-        walk.reverse = reverse
-        begin_walk(
-            &work, walk, self.root,
-            NULL if start is None else <const uint8_t *>PyBytes_AS_STRING(start),
-            0 if start is None else PyBytes_GET_SIZE(start),
-            NULL if stop is None else <const uint8_t *>PyBytes_AS_STRING(stop),
-            0 if stop is None else PyBytes_GET_SIZE(stop))
-        self.comparisons += work.comparisons
-
-    cdef size_t collect(
-        self, Walk *walk, uint64_t *found, size_t room, size_t looks, OrderedView view
-    ) noexcept:
-        """Takes entries off a range; `found` are the newest places of up to `room` keys, in the walk's direction.
-
-        Stops after `looks` entries, whatever they are, LOOKS at most. Entries of deleted keys are left in `gone`.
-        `view`: whose tree it is, else it is the present one, and entries are brought up to date.
-        """
-        cdef uint64_t places[BLOCK]
-        cdef uint8_t which[BLOCK]
-        cdef uint64_t *run
-        cdef const uint8_t *arena = self.mapping.address
-        cdef size_t count = 0
-        cdef size_t taken, stale, i, j
-        self.gone_count = 0
-        while count < room and looks:
-            taken = walk_on(walk, min(min(room - count, looks), <size_t>BLOCK), &run)
-            if taken == 0:
-                break
-            looks -= taken
-            self.looks += taken
-            stale = 0
-            for i in range(taken):
-                self.dead.expect(run[i])
-            for i in range(taken):
-                places[i] = run[i]
-                if self.dead.is_dead(places[i]):
-                    which[stale] = <uint8_t>i
-                    stale += 1
-                else:
-                    prefetch(arena + places[i])
-            if stale:
-                self.resolve(places, which, stale, view)
-                self.keep_gone(walk, run, places, which, stale)
-                if view is None and owns_path(walk):
-                    for j in range(stale):
-                        if places[which[j]]:
-                            run[which[j]] = places[which[j]]
-            for i in range(taken):
-                j = taken - 1 - i if walk.reverse else i
-                if places[j]:
-                    found[count] = places[j]
-                    count += 1
-        if walk.reverse:
-            reverse_places(self.gone, self.gone_count)
-        return count
-
-    cdef void keep_gone(
-        self, const Walk *walk, const uint64_t *run, const uint64_t *places, const uint8_t *which, size_t count
-    ) noexcept:
-        """Adds the entries of a run that lead to no key to `gone`, in the walk's direction."""
-        cdef size_t i, j
-        for i in range(count):
-            j = which[count - 1 - i] if walk.reverse else which[i]
-            if places[j] == 0:
-                self.gone[self.gone_count] = run[j]
-                self.gone_count += 1
-
-    cdef void resolve(self, uint64_t *places, const uint8_t *which, size_t count, OrderedView view) noexcept:
-        """Replaces up to BLOCK places of records that are not the newest by those that are, or were for a view.
-
-        0: the key is not there.
-        """
-        cdef uint64_t hashes[BLOCK]
-        cdef const uint8_t *arena = self.mapping.address
-        cdef const uint8_t *record
-        cdef uint64_t place
-        cdef size_t i
-        for i in range(count):
-            prefetch(arena + places[which[i]])
-        for i in range(count):
-            record = arena + places[which[i]]
-            hashes[i] = self.table.hash(record_key(record), record_key_size(record))
-            self.table.prefetch_slot(hashes[i])
-        for i in range(count):
-            place = self.table.candidate(hashes[i])
-            if place:
-                prefetch(arena + place)
-        for i in range(count):
-            record = arena + places[which[i]]
-            place = self.table.find(arena, hashes[i], record_key(record), record_key_size(record))
-            if view is not None and (place == 0 or place >= view.end):
-                place = find_note(view, arena, record)
-            places[which[i]] = place
-
-    cdef void forget_gone(self) noexcept:
-        """Takes entries of deleted keys, as `collect` left them, off the present tree, unless they are few."""
-        cdef Work work
-        cdef size_t count = self.gone_count
-        self.gone_count = 0
-        if count <= FEW_GONE or not self.built:
-            return
-        work.arena = self.mapping.address
-        work.comparisons = work.added = 0
-        if remove(&work, &self.root, self.gone, count) < 0:
-            self.drop()
-            return
-        self.entries += work.added
-        self.comparisons += work.comparisons
-
-    cdef int add_view(self, void *view) except -1:
+    cdef int add_moment(self, void *moment) except -1:
         cdef size_t room
-        cdef void **views
-        if self.view_count == self.view_room:
-            room = 2 * self.view_room + 4
-            views = <void **>realloc(self.views, room * sizeof(void *))
-            if views == NULL:
+        cdef void **moments
+        if self.moment_count == self.moment_room:
+            room = 2 * self.moment_room + 4
+            moments = <void **>realloc(self.moments, room * sizeof(void *))
+            if moments == NULL:
                 raise MemoryError(f"no memory for {room} iterators")
-            self.views = views
-            self.view_room = room
-        self.views[self.view_count] = view
-        self.view_count += 1
+            self.moments = moments
+            self.moment_room = room
+        self.moments[self.moment_count] = moment
+        self.moment_count += 1
         return 0
 
-    cdef void remove_view(self, void *view) noexcept:
+    cdef void remove_moment(self, void *moment) noexcept:
         cdef size_t i
-        for i in range(self.view_count):
-            if self.views[i] == view:
-                self.view_count -= 1
-                self.views[i] = self.views[self.view_count]
+        for i in range(self.moment_count):
+            if self.moments[i] == moment:
+                self.moment_count -= 1
+                self.moments[i] = self.moments[self.moment_count]
                 return
 
     def forget(self):
@@ -486,165 +368,39 @@ cdef class Order:
         with nogil:
             release(root)
 
-    def check(self):
-        """Asserts every invariant. O(keys)."""
-        cdef uint64_t found[BLOCK]
-        cdef Walk walk
-        cdef uint64_t keys = 0
-        if not self.built:
-            return
-        self.absorb()
-        check_tree(self.root, self.mapping.address, self.entries)
-        self.start(&walk, None, None, False)
-        while not walk.done:
-            keys += self.collect(&walk, found, BLOCK, BLOCK, None)
-        assert keys == self.table.count, f"the order leads to {keys} keys, the table to {self.table.count}"
 
+@cython.no_gc  # it refers to a table alone
+cdef class Moment:
+    """What a reader needs to know of a moment, once other records have become the newest of their keys.
 
-@cython.no_gc  # the order does not refer to it
-cdef class OrderedView:
-    """A range of the keys at a moment, read piece by piece.
-
-    Thread safety: every method under the GIL; `count` gives it up in between, and is called once, alone.
+    Thread safety: the order's.
     """
 
     def __cinit__(self):
         self.notes = Table()
 
-    def __dealloc__(self):
-        self.finish()
 
-    cdef int begin(self, Order order, uint64_t end, bytes start, bytes stop, bint reverse) except -1:
-        """Takes the tree, which has all keys. `end`: the place behind the last record. Runs no Python code."""
-        self.notes.seed0, self.notes.seed1 = order.table.seed0, order.table.seed1
-        order.add_view(<void *>self)
-        self.order = order
-        self.root = order.root
-        hold(self.root)
-        self.end = end
-        order.start(&self.walk, start, stop, reverse)
-        return 0
-
-    cdef size_t take(self, uint64_t *found, size_t room) except? 0xFFFFFFFFFFFFFFFF:
-        """The places of up to `room` keys; none at the end, and also after many entries of deleted keys."""
-        cdef size_t count
-        if self.order is None:
-            return 0
-        count = self.order.collect(&self.walk, found, room, LOOKS, self)
-        self.order.forget_gone()
-        if self.lost:
-            self.finish()
-            raise MemoryError("no memory to note what was overwritten while an iterator was open")
-        return count
-
-    cdef uint64_t count(self) except? 0xFFFFFFFFFFFFFFFF:
-        """How many keys are left. O(keys), mostly without the GIL."""
-        cdef uint64_t stale[LOOKS]
-        cdef uint64_t total = 0
-        cdef size_t stale_count = 0
-        while not self.walk.done:
-            with nogil:
-                total += count_newest(&self.walk, self.order.dead, stale, &stale_count)
-            total += self.count_stale(stale, stale_count)
-            if self.lost:
-                raise MemoryError("no memory to note what was overwritten while keys were counted")
-            PyErr_CheckSignals()
-        self.finish()
-        return total
-
-    cdef size_t count_stale(self, uint64_t *stale, size_t count) noexcept:
-        """How many of these entries led to a key; the others are taken off the present tree."""
-        cdef uint64_t places[BLOCK]
-        cdef uint8_t which[BLOCK]
-        cdef Order order = self.order
-        cdef size_t total = 0
-        cdef size_t first, size, i
-        order.gone_count = 0
-        for i in range(BLOCK):
-            which[i] = <uint8_t>i
-        for first in range(0, count, BLOCK):
-            size = min(count - first, <size_t>BLOCK)
-            for i in range(size):
-                places[i] = stale[first + i]
-            order.resolve(places, which, size, self)
-            for i in range(size):
-                if places[i]:
-                    total += 1
-                else:
-                    order.gone[order.gone_count] = stale[first + i]
-                    order.gone_count += 1
-        order.forget_gone()
-        return total
-
-    cdef void finish(self) noexcept:
-        """Gives everything back. Idempotent."""
-        cdef Node *root = self.root
-        _order = self.order  # until all is changed: its end may let another thread run
-        if self.order is None:
-            return
-        self.order.remove_view(<void *>self)
-        self.order = None
-        self.root = NULL
-        self.walk.done = True
-        with nogil:
-            release(root)
-
-
-cdef uint64_t count_newest(Walk *walk, DeadMap dead, uint64_t *stale, size_t *stale_count) noexcept nogil:
-    """Counts entries of newest records, and keeps the others: as many as there is room for."""
-    cdef uint64_t *run
-    cdef uint64_t total = 0
-    cdef size_t kept = 0
-    cdef size_t looked = 0
-    cdef size_t taken, i
-    while looked < COUNTED and kept < LOOKS:
-        taken = walk_on(walk, LOOKS - kept, &run)
-        if taken == 0:
-            break
-        looked += taken
-        for i in range(taken):
-            stale[kept] = run[i]
-            kept += dead.is_dead(run[i])
-        total += taken
-    stale_count[0] = kept
-    return total - kept
-
-
-cdef void reverse_places(uint64_t *places, size_t count) noexcept:
-    cdef size_t i
-    cdef uint64_t place
-    for i in range(count / 2):
-        place = places[i]
-        places[i] = places[count - 1 - i]
-        places[count - 1 - i] = place
-
-
-cdef int reserve_notes(OrderedView view, size_t changes) except -1:
+cdef int reserve_notes(Moment moment, size_t changes) except -1:
     """Apply does not fail for a reader's sake: the reader does, later."""
     try:
-        view.notes.reserve(changes)
+        moment.notes.reserve(changes)
     except MemoryError:
-        view.lost = True
+        moment.lost = True
     return 0
 
 
-cdef void tell_view(
-    OrderedView view, Table table, const uint8_t *arena, uint64_t hashed, uint64_t old
+cdef void tell_reader(
+    Moment moment, Table table, const uint8_t *arena, uint64_t hashed, uint64_t old
 ) noexcept:
-    """Notes which record was the newest of its key at the view's moment: only the first change finds such a one."""
+    """Notes which record was the newest of its key at the moment: only the first change finds such a one."""
     cdef const uint8_t *record = arena + old
-    cdef Table notes = view.notes
-    if old >= view.end or view.lost:
+    cdef Table notes = moment.notes
+    if old >= moment.end or moment.lost:
         return
     if notes.seed0 != table.seed0 or notes.seed1 != table.seed1:
         hashed = notes.hash(record_key(record), record_key_size(record))
     if notes.put(arena, hashed, record_key(record), record_key_size(record), old) == FAILED:
-        view.lost = True
-
-
-cdef uint64_t find_note(OrderedView view, const uint8_t *arena, const uint8_t *record) noexcept:
-    cdef uint64_t hashed = view.notes.hash(record_key(record), record_key_size(record))
-    return view.notes.find(arena, hashed, record_key(record), record_key_size(record))
+        moment.lost = True
 
 
 cdef size_t places_in_segments(Table table, uint32_t first, uint32_t stop, Sorting sorting) noexcept:

@@ -1,5 +1,13 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+cdef extern from *:
+    """
+    #define fastsm_hold(count) ((void)__atomic_add_fetch(count, 1, __ATOMIC_RELAXED))
+    #define fastsm_users(count) __atomic_load_n(count, __ATOMIC_ACQUIRE)
+    """
+    void add_user "fastsm_hold"(uint32_t *count) noexcept nogil
+    uint32_t users_of "fastsm_users"(uint32_t *count) noexcept nogil
+
 cdef enum:
     LEAF_ROOM = 512
     INNER_ROOM = 64
@@ -44,10 +52,23 @@ cdef inline Child *children_of(Node *inner) noexcept nogil:
     return <Child *>(inner + 1)
 
 
+cdef inline size_t node_size(uint32_t level, size_t room) noexcept nogil:
+    return sizeof(Node) + room * (sizeof(Child) if level else sizeof(uint64_t))
+
+
+cdef inline bint is_owned(Node *node) noexcept nogil:
+    """Whether the caller, who has a reference, has the only one."""
+    return users_of(&node.users) == 1
+
+
+cdef Node *new_node(uint32_t level, size_t room) noexcept nogil
 cdef void hold(Node *node) noexcept nogil
 cdef void release(Node *node) noexcept nogil
-cdef int insert(Work *work, Node **root, const uint64_t *places, size_t count) noexcept nogil
-cdef int remove(Work *work, Node **root, const uint64_t *places, size_t count) noexcept nogil
+cdef size_t lower_bound(
+    Work *work, const uint64_t *places, size_t first, size_t stop, const uint8_t *key, size_t size) noexcept nogil
+cdef size_t gallop(
+    Work *work, const uint64_t *places, size_t first, size_t stop, const uint8_t *key, size_t size) noexcept nogil
+cdef size_t child_for(Work *work, Node *node, size_t first, const uint8_t *key, size_t size) noexcept nogil
 cdef void begin_walk(
     Work *work, Walk *walk, Node *root, const uint8_t *start, size_t start_size, const uint8_t *end, size_t end_size,
 ) noexcept nogil
