@@ -7,19 +7,21 @@ from setuptools import Extension, setup
 
 MODULES = [
     "background", "command",
-    *(f"disk.{name}" for name in ("hashing", "format", "mapping")),
+    *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "sorting", "tree", "tree_changes")),
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),
     *(f"generation.{name}" for name in ("recovery", "log", "saved_table")),
     "snapshot.capture",
-    *(f"core.{name}" for name in ("frozen", "state", "ordered", "turns", "chunk", "engine", "group_commit")),
+    *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "turns", "chunk", "engine", "group_commit")),
     *(f"journal.{name}" for name in ("format", "entries", "segment", "journal")),
 ]
 
 DIRECTIVES = {
     "language_level": 3,
     "cdivision": True,
+    # Signatures in the form that CPython reads, so that inspect.signature, help() and IDEs show them.
     "embedsignature": True,
+    "embedsignature.format": "clinic",
     # A bound Cython function costs 3 ns a call more than a plain C method.
     "binding": False,
     # An argument of a compiled type is never None, unless it says so: None has no fields, and a look at one is a crash.

@@ -4,13 +4,16 @@ Committed entries go in, reads come out, and what was applied survives. Reading 
 bytes to files to memory to the machine; each module imports only what stands before it:
 
     errors, units           what can go wrong; numbers for people
+    arguments               what callers hand over, taken or refused with advice
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              a call on a thread of its own
+    event_loops             the same, awaited
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit
         mapping, files      mapped files; directories, descriptors, syncs and renames
+        tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
     command                 the bytes that Raft carries
@@ -34,6 +37,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         incoming            a snapshot's file, copied in as the next base
         model               the file by the page of formats alone, for MemoryStateMachine
     core/                   the state, and what changes it
+        awaited             who waits for an entry to be applied
         frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
         ordered             reads in the order of the keys: scans, counts, iterators
@@ -41,8 +45,14 @@ bytes to files to memory to the machine; each module imports only what stands be
         group_commit        one sync for all flushes that overlap
         engine              apply, hard state, the step to a next generation in memory
         jobs, policy        snapshots and compactions under way; when compaction comes by itself
-        snapshots           write, install, compact
+        generations         the step to the next base and log, and how the last one ends
+        verifying           checks of every byte, on demand and in the background
+        snapshots           a snapshot is taken
+        installing          a snapshot becomes the state
+        compaction          the log becomes a base
+        waiting             waits until an entry is applied, on threads and event loops
         coroutines          the order of asynchronous calls
+        opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
         segment, journal    one file of it; entries, term and vote, in files that are cut at both ends

@@ -152,8 +152,9 @@ cdef object command_error(int code, const Reader *reader, object index):
         where = f"entry {index}: {where}"
     if code == UNKNOWN_VERSION:
         return UnknownCommandError(
-            f"{where}: version {version}, this release knows version {VERSION}; "
-            "upgrade this replica before it goes on", index=index)
+            f"{where}: not made by fastsm's commands (put, delete and so on), or by those of a newer release: "
+            f"expected version {VERSION}, found {version}; if it is a newer release, upgrade this replica before it goes on",
+            index=index)
     if code == UNKNOWN_KIND:
         return UnknownCommandError(
             f"{where}: kind {kind}, this release knows kinds {PUT} to {BATCH}; "

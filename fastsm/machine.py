@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from fastsm.arguments import pair_of
+from fastsm.core.compaction import Compaction
 from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
+from fastsm.core.engine import Engine
+from fastsm.core.generations import Generations
 from fastsm.core.group_commit import GroupCommit
+from fastsm.core.installing import Installing
+from fastsm.core.jobs import Jobs, Progress
+from fastsm.core.opening import Opening, check_options, close_off_loop, recover
 from fastsm.core.policy import Policy
 from fastsm.core.snapshots import Attachment, Snapshots
-from fastsm.disk.files import Directory, left_by_children, storage_errors
-from fastsm.errors import CorruptionError, StorageError
-from fastsm.generation import current as generation
-from fastsm.generation.verification import Verification
+from fastsm.core.statistics import stats_of
+from fastsm.core.verifying import Verifying
+from fastsm.core.waiting import AppliedWaiters, wait_applied
+from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
+from fastsm.errors import StorageError
+from fastsm.generation import current
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger("fastsm")
 
 
-class FastStateMachine(Snapshots, StateMachine):
+class FastStateMachine(Engine, StateMachine):
     """A durable key-value state machine in a directory: an append-only log, and a table into it.
 
     ``directory`` is created (0700) when needed, locked, recovered; the machine runs at once.
@@ -64,8 +73,14 @@ class FastStateMachine(Snapshots, StateMachine):
     b'blue'
     """
 
-    __slots__ = ("_late_error", "_recovery", "_waiters", "_worker")
+    __slots__ = (
+        "_applied", "_compaction", "_directory", "_generations", "_installing", "_jobs", "_late_error", "_recovery",
+        "_snapshots", "_verifying", "_waiters", "_worker", "path",
+    )  # fmt: skip
 
+    path: str
+
+    @hides_seam
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -89,53 +104,56 @@ class FastStateMachine(Snapshots, StateMachine):
     ) -> None:
         self._set_status("closed")
         self._late_error: StorageError | None = None  # of a close that was put off: the next one raises it
-        if sync not in ("flush", "apply"):
-            raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
-        if verify_on_open not in ("full", "background", "off"):
-            raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
-        if snapshot_compress not in ("none", "zstd"):
-            raise ValueError(f'snapshot_compress={snapshot_compress!r}: expected "none" or "zstd"')
-        if min(retain_entries, retain_bytes, compact_ratio, compact_floor) < 0:
-            raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
-        if not lock_timeout >= 0:  # NaN, too
-            raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
-        if mode & 0o700 != 0o700 or mode & ~0o777:
-            raise ValueError(f"mode={mode:#o}: expected permissions that let the owner in, such as 0o700 or 0o770")
+        check_options(
+            sync, verify_on_open, snapshot_compress, (retain_entries, retain_bytes, compact_ratio, compact_floor),
+            lock_timeout, mode)
         self.path = os.fsdecode(directory)
-        self._retain, self._compress, self._attachment = retain_entries, snapshot_compress, snapshot_attachment
-        self._retain_bytes = retain_bytes
-        self._policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
-        expected = None if expect_applied is None else LogId(*expect_applied)
+        expected = None if expect_applied is None else LogId(*pair_of(expect_applied, "expect_applied"))
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only, mode=mode)
         try:
-            if read_only:
-                opened = generation.open_read_only(self._directory, expected, verify_on_open == "full")
-            else:
-                with storage_errors(self.path, "locking the directory"):
-                    self._directory.lock(lock_timeout)
-                opened = generation.open_current(self._directory, expected, verify_on_open == "full")
+            opened = recover(self._directory, read_only, expected, verify_on_open == "full", lock_timeout)
+            try:
+                self._take(opened, contiguous, sync == "apply")
+            except BaseException:
+                opened.log.close()
+                raise
         except BaseException:
             self._directory.close()
             raise
-        log, verified, self._recovery = opened.log, opened.verified, opened.recovery
-        try:
-            self._attach(log, opened.index, GroupCommit(log, self._turns), opened.durable, contiguous, sync == "apply")
-        except BaseException:
-            log.close()
-            self._directory.close()
-            raise
-        self._set_verified(verified)
-        self._begin(log.head.generation)
-        self._clean_end = log.end if self._recovery.clean else -1
-        self._renew_policy(0)
-        self._worker, self._waiters = OrderedWorker(), Waiters()
+        policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
+        self._jobs = Jobs()
+        self._generations = Generations(
+            self._directory, self.path, opened.log, policy, self._jobs, clean=opened.recovery.clean)
+        self._verifying = Verifying(self._directory)
+        self._snapshots = Snapshots(
+            self.path, type(self._directory), self._jobs, self._verifying, snapshot_compress, snapshot_attachment)
+        self._installing = Installing(self._generations)
+        self._compaction = Compaction(self._generations, self._verifying, policy, retain_entries, retain_bytes)
+        self._worker, self._waiters, self._applied = OrderedWorker(), Waiters(), AppliedWaiters()
+        policy.renew(self, 0)
         self._set_status("running")
         _machines.add(self)
         self._begin_order(ordered)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
-        if verify_on_open == "background" and not verified:
-            self._verify_in_background()  # last, since from here on any call may say that it has found damage
+        if verify_on_open == "background" and not opened.verified:
+            self._verifying.start(self)  # last, since from here on any call may say that it has found damage
+
+    @classmethod
+    def open_async(cls, directory: str | os.PathLike[str], **options: Any) -> Opening[Self]:
+        """Opens a machine off the event loop: ``await open_async(…)``, or ``async with open_async(…) as machine``.
+
+        Takes what the constructor takes. Nothing is opened before it is awaited or entered. The context closes the
+        machine off the event loop, too.
+        """
+        return Opening(lambda: cls(directory, **options))
+
+    def _take(self, opened: current.Generation, contiguous: bool, sync_on_apply: bool) -> None:
+        """Makes what was recovered the state."""
+        commit = GroupCommit(opened.log, self._turns)
+        self._attach(opened.log, opened.index, commit, opened.durable, contiguous, sync_on_apply)
+        self._set_verified(opened.verified)
+        self._recovery = opened.recovery
 
     def _begin_order(self, ordered: bool) -> None:
         """While opening: builds the order, if it is asked for. Where that is interrupted, nothing is left open."""
@@ -196,14 +214,18 @@ class FastStateMachine(Snapshots, StateMachine):
         with self._turns:
             if self._closed():
                 return
-            if self._verification is not None:
-                self._verification.stop()
+            self._verifying.stop()
             try:
                 if not self._corrupt():
-                    self._end_log()
+                    self._generations.end_log(self)
             finally:
                 self._group_commit.close()
                 self._release()
+                self._applied.close()
+
+    async def close_async(self) -> None:
+        """:meth:`close`, off the event loop. Once begun it goes on, also when the wait for it is cancelled."""
+        await close_off_loop(self)
 
     def _close_late(self) -> None:
         """A close that had to wait for the frames below it. What they came to is theirs: its error waits."""
@@ -225,40 +247,24 @@ class FastStateMachine(Snapshots, StateMachine):
             self._let_go()
             _machines.discard(self)
 
-    def _end_log(self) -> None:
-        """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
-        log = self._log
-        if log.read_only:
-            return
-        if log.end == self._clean_end and not self._has_unwritten(True):
-            if not self._index.loaded:  # the opening had to read everything: the next one need not
-                self._save_table(log, self._index)
-            return
-        self._write_state(True)
-        self._group_commit.sync_up_to(log.end)  # never two syncs at the same time
-        try:
-            self._write_state(False, True)
-            self._group_commit.sync_up_to(log.end)
-            log.trim()
-            self._save_table(log, self._index)
-            generation.write_current(self._directory, log)
-        except StorageError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            # All data is durable: without room for the last frame, the next opening just takes longer.
-            logger.warning("%s: closed without a final frame: %s", self.path, error)
-
-    def __enter__(self) -> FastStateMachine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close_async()
 
     def __del__(self) -> None:
         if not self._closed() and not self._forked():
             warnings.warn(f"{self!r} was never closed: what was not flushed may be lost", ResourceWarning, 2)
             self._worker.abandon()
             self._waiters.abandon()
+            self._applied.abandon()
             self._release()
 
     def _after_fork_in_child(self) -> None:
@@ -310,13 +316,17 @@ class FastStateMachine(Snapshots, StateMachine):
         self._require(True)
         self._sync_to(self._mark(True))
 
-    def _mark(self, with_metadata: bool) -> tuple[Any, int, LogId]:
-        """Now: the log, its end, and the last applied entry, which is in it."""
-        if self._has_unwritten(with_metadata):
-            with self._turns:
-                self._require(True)
-                self._write_state(with_metadata)
-        return self._position()
+    def wait_applied(self, index: int, timeout: float | None = None) -> None:
+        """Returns once the entry at an index is applied: then reads show it, as linearizable reads need.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds; ``NotRunningError`` when a stop or a close comes first;
+        ``OrderError`` when a reset does, or the install of an older state.
+        """
+        wait_applied(self, index, timeout)
+
+    async def wait_applied_async(self, index: int) -> None:
+        """:meth:`wait_applied` for coroutines, however many; a time limit is ``asyncio.wait_for``'s."""
+        await self._applied.wait(self, index)
 
     # ---- hard state ------------------------------------------------------------------------------------
 
@@ -359,22 +369,125 @@ class FastStateMachine(Snapshots, StateMachine):
         """
         self._require(True)
         with self._turns:
-            self._clear_in_turn()
+            self._generations.reset(self)
 
     async def reset(self) -> None:
         """:meth:`clear` for coroutines, in order with ``apply_chunk``."""
         self._require(True)
-        await self._worker.run(self, self._clear_in_turn)
+        await self._worker.run(self, lambda: self._generations.reset(self))
+
+    # ---- snapshots and compaction ----------------------------------------------------------------------
+
+    def write_snapshot(
+        self,
+        directory: str | os.PathLike[str],
+        last_included: LogId | tuple[int, int] | None = None,
+        *,
+        compress: str | None = None,
+        attachment: bytes | None = None,
+        progress: Progress | None = None,
+    ) -> SnapshotMetadata:
+        """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
+
+        ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
+        chunk; one that was never seen, between two terms, stands for the entry before it. Others, and those whose
+        term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``;
+        ``attachment``: bytes of the embedder that travel along; by default what the machine was opened with.
+        ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
+
+        The file is there whole or not at all. On return it is durable, and so is everything up to ``last_included``
+        in the state's own directory, with the metadata if it is newer than what is known: the host may drop its log
+        up to there. Replicas at the same entry write equal files, attachments and codec "none" being equal.
+
+        O(bytes of base and log), while apply and get go on: nobody waits. Memory: a bit for each 16 bytes of them, and
+        a piece of at most 8 MiB; if entries were applied after ``last_included``, some 20 bytes for each key that these
+        wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between;
+        ``StaleSnapshotError`` when a newer snapshot was put into ``directory`` while this one was written, and stays.
+        """
+        self._require()
+        self._turns.check()
+        taken = self._snapshots.take(self, last_included)
+        return self._snapshots.write(self, taken, directory, compress, attachment, progress)
+
+    def install_snapshot(
+        self,
+        metadata: SnapshotMetadata | None,
+        path: str | os.PathLike[str],
+        *,
+        allow_older: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Replaces state, log, terms, membership and metadata by a snapshot's, in one atomic step; durable on return.
+
+        ``path``: the file, which is left as it was, or the directory that holds it. ``metadata``: what the host was
+        told of it; None takes the file's own. Checked are, in this order: format and version
+        (``SnapshotFormatError``, ``FormatVersionError``), the checksum against the file and against ``metadata``
+        (``ChecksumMismatchError``), and that it is not older than ``last_applied()`` (``StaleSnapshotError``, unless
+        ``allow_older``). After any error or crash the old state is whole.
+
+        Views and iterators taken before stay valid and unchanged. Ends running snapshots and compactions. O(size);
+        reads and writes go on until the step. ``progress(done, total)`` is told of the copying, in bytes.
+        """
+        self._require()
+        self._turns.check()
+        self._installing.install(self, metadata, path, allow_older=allow_older, progress=progress)
+
+    def compact(self, up_to: LogId | int | None = None, *, progress: Progress | None = None) -> None:
+        """Gives the space of overwritten and deleted values back, on disk and in memory.
+
+        The state as of ``up_to`` (an id or an index, rounded down to a chunk's end) becomes the new base; snapshots as
+        of earlier entries can no longer be taken. By default that is ``retain_entries`` or ``retain_bytes`` before
+        ``last_applied()``, whichever retains less, or what a running snapshot needs, if that is earlier. When that is
+        the base already, nothing is done at all.
+
+        One atomic step, durable on return with everything applied; reads and applies go on, views stay valid.
+        O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``; ``SnapshotError`` when a reset, an
+        install or a close comes between.
+        """
+        self._compaction.compact(self, up_to, progress)
+
+    async def compact_async(self, up_to: LogId | int | None = None, *, progress: Progress | None = None) -> None:
+        """:meth:`compact`, off the event loop; ``progress`` is called there, too."""
+        self._require()
+        await self._waiters.call(lambda: self.compact(up_to, progress=progress))
+
+    def state_checksum(self, last_included: LogId | tuple[int, int] | None = None) -> tuple[LogId, bytes]:
+        """The id and the 32-byte state checksum that a snapshot there would carry; none is written.
+
+        Replicas in the same state have the same: compare them to find one that diverged. ``last_included`` as for
+        :meth:`write_snapshot`, whose errors these are, too. O(bytes of base and log), while apply and get go on.
+        """
+        self._require()
+        self._turns.check()
+        return self._snapshots.state_checksum(self, self._snapshots.take(self, last_included))
+
+    async def state_checksum_async(
+        self, last_included: LogId | tuple[int, int] | None = None
+    ) -> tuple[LogId, bytes]:
+        """:meth:`state_checksum`, off the event loop; its point is fixed when the task starts."""
+        self._require()
+        taken = self._snapshots.take(self, last_included)
+        return await self._waiters.call(lambda: self._snapshots.state_checksum(self, taken))
+
+    def _compact_by_itself(self) -> None:
+        self._compaction.compact_by_itself(self)
 
     # ---- snapshots, for coroutines ---------------------------------------------------------------------
 
     async def generate_snapshot_data(
-        self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId | tuple[int, int] | None
+        self,
+        new_snapshot_dir: str | os.PathLike[str],
+        last_included: LogId | tuple[int, int] | None = None,
+        *,
+        compress: str | None = None,
+        attachment: bytes | None = None,
+        progress: Progress | None = None,
     ) -> bytes:
         """:meth:`write_snapshot`, off the event loop; its point is fixed when the task starts. Returns the checksum."""
         self._require()
-        capture = self._capture(last_included)
-        metadata = await self._waiters.call(lambda: self._write_captured(capture, new_snapshot_dir, None, None))
+        taken = self._snapshots.take(self, last_included)
+        metadata = await self._waiters.call(
+            lambda: self._snapshots.write(self, taken, new_snapshot_dir, compress, attachment, progress))
         return metadata.checksum
 
     async def apply_snapshot_from_file(
@@ -382,7 +495,7 @@ class FastStateMachine(Snapshots, StateMachine):
     ) -> None:
         """:meth:`install_snapshot` for coroutines, in order with ``apply_chunk``."""
         self._require()
-        await self._worker.run(self, lambda: self._install_now(metadata, snapshot_path))
+        await self._worker.run(self, lambda: self._installing.install(self, metadata, snapshot_path, has_turn=True))
 
     # ---- statistics ------------------------------------------------------------------------------------
 
@@ -392,42 +505,12 @@ class FastStateMachine(Snapshots, StateMachine):
         Damage is a ``CorruptionError`` that names file and offset. O(bytes); reads and writes go on meanwhile.
         """
         self._require()
-        with self._turns:
-            self._require()
-            if generation.read_current(self._directory) is None:
-                raise CorruptionError(self._directory.path_of(generation.CURRENT), None, "CURRENT", "no file")
-            epoch, log, _, _ = self._standing()
-            with storage_errors(log.path, "reading the log"):
-                verification = Verification(log)
-        verification.run(progress)
-        self._settle_verification(epoch)
+        self._verifying.run(self, progress)
 
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""
         self._require(True)
-        (
-            log, table_bytes, table_load, keys, live_bytes, dead_bytes, log_bytes, term_runs, applied_index,
-            applied_term, durable_index, durable_term, verified, sync_count, sync_seconds,
-        ) = self._figures()  # fmt: skip
-        return Stats(
-            keys=keys,
-            live_bytes=live_bytes,
-            dead_bytes=dead_bytes,
-            pinned_bytes=sum(pages.mapped for ref in self._retired if (pages := ref()) not in (None, log.mapping)),
-            log_bytes=log_bytes,
-            base_bytes=log.base_bytes,
-            generation=log.head.generation,
-            base=LogId(log.head.base_index, log.head.base_term),
-            table_bytes=table_bytes,
-            table_load=table_load,
-            term_runs=term_runs,
-            last_applied=LogId(applied_index, applied_term),
-            durable=LogId(durable_index, durable_term),
-            verified=verified,
-            flush_count=sync_count,
-            flush_seconds=sync_seconds,
-            recovery=self._recovery,
-        )
+        return stats_of(self, self._generations, self._recovery)
 
 
 _machines = left_by_children(FastStateMachine._after_fork_in_child)

@@ -14,6 +14,7 @@ from libc.string cimport memcpy
 
 from _thread import start_new_thread
 
+from fastsm.core.awaited cimport REPLACED, Ticket
 from fastsm.core.chunk cimport Chunk, Step, hold_entries, unsigned_slowly
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
@@ -26,6 +27,7 @@ from fastsm.core.ordered cimport Ordered
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
+from fastsm.arguments import pair_of
 from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
 
@@ -81,6 +83,7 @@ cdef class Engine(Ordered):
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """
         cdef RunList runs = self.runs
+        cdef uint64_t before = self.applied_index
         applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
@@ -100,6 +103,10 @@ cdef class Engine(Ordered):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
+        if runs.index == 0 or runs.index < before:
+            self.awaited.end_all(REPLACED)
+        else:
+            self.awaited.note_applied(runs.index)
 
     def _compact_above(self, dead_bytes):
         """Lets `apply` call for compaction once when more is dead."""
@@ -170,6 +177,7 @@ cdef class Engine(Ordered):
             raise
         if runs.index != mark.index:
             self.publish(chunk)
+            self.awaited.note_applied(self.applied_index)
             if self.dead_bytes() > self.compact_above:
                 self.call_for_compaction()
             if self._index.ordered and not self.order_called and self._index.order.is_behind():
@@ -279,8 +287,9 @@ cdef class Engine(Ordered):
     def _note_applied(self, log_id):
         """In the writer's turn: moves last applied to an entry without a command; the next frame carries it."""
         cdef RunList runs = self.runs
-        cdef uint64_t index = unsigned_slowly(log_id[0], "index")
-        cdef uint64_t term = unsigned_slowly(log_id[1], "term")
+        given_index, given_term = pair_of(log_id, "last applied")
+        cdef uint64_t index = unsigned_slowly(given_index, "index")
+        cdef uint64_t term = unsigned_slowly(given_term, "term")
         if index == runs.index and term == runs.term:
             return
         if index <= runs.index or term < runs.term:
@@ -291,6 +300,32 @@ cdef class Engine(Ordered):
         runs.note(index, term)
         self.terms_take_runs()
         self.applied_index, self.applied_term = index, term
+        self.awaited.note_applied(index)
+
+    def _await_applied(self, index, queue, owner, bint blocks):
+        """A ticket that `queue` gets once an entry is applied, or cannot be any more. None: it is applied.
+
+        `blocks`: the caller's thread will wait for it, so that no frame below may be what has to apply it.
+        """
+        cdef uint64_t wanted = unsigned_slowly(index, "index")
+        cdef Ticket ticket = Ticket(wanted, queue, owner)
+        if self.status:
+            self.refuse()
+        if self.applied_index >= wanted:
+            return None
+        self._log.require_writable()
+        if blocks:
+            self._turns.check()
+        self.awaited.add(ticket)
+        return ticket
+
+    def _waiting_for_entries(self):
+        """How many wait for an entry, for tests."""
+        return len(self.awaited.tickets)
+
+    def _wait_no_more(self, Ticket ticket):
+        """Forgets a ticket, if it is still there."""
+        self.awaited.discard(ticket)
 
     def _note_metadata(self, metadata):
         if not isinstance(metadata, SnapshotMetadata):
@@ -332,6 +367,28 @@ cdef class Engine(Ordered):
         cdef uint64_t index = self.framed_index
         cdef uint64_t term = self.framed_term
         return log, end, LogId(index, term)
+
+    def _mark(self, bint with_metadata):
+        """Now: the log, its end, and the last applied entry, which is in it."""
+        if self._has_unwritten(with_metadata):
+            with self._turns:
+                self._require(True)
+                self._write_state(with_metadata)
+        return self._position()
+
+    def _sync_to(self, mark):
+        """Makes a log durable up to a position; nothing to do when the state has gone on to another log."""
+        cdef Log log
+        cdef uint64_t offset
+        cdef GroupCommit commit = self._group_commit
+        log, offset, applied = mark
+        if commit.log is not log or log.read_only:
+            return
+        commit.sync_up_to(offset)
+        if log.durable < offset and self._group_commit is commit:  # a close came first, and did not sync
+            log.check_writable()
+            self._require()
+        self._note_synced(log, applied)
 
     def _note_synced(self, Log log, applied):
         """After a sync of this log that covered everything up to an entry."""

@@ -15,6 +15,7 @@ from fastsm.lookup.tree cimport Walk
 
 import operator
 
+from fastsm.arguments import bytes_of
 from fastsm.types import ScanResult
 
 cdef enum:
@@ -138,8 +139,8 @@ cdef class Ordered(State):
         page. `revision` is the last applied index at which the result held. O(log keys + results).
         """
         limit = checked_limit(limit)
-        after = None if start_after is None else bound_of(start_after) + b"\0"
-        low, high = range_of(after, None, bound_of(prefix))
+        after = None if start_after is None else bound_of(start_after, "start_after") + b"\0"
+        low, high = range_of(after, None, bound_of(prefix, "prefix"))
         return self.scan_range(low, high, limit, False)
 
     def count(self, start=None, end=None, *, prefix=None):
@@ -293,18 +294,18 @@ cdef object checked_limit(limit):
     return limit
 
 
-cdef bytes bound_of(bound):
+cdef bytes bound_of(bound, str name):
     """A copy in bytes: taking or releasing a buffer may run Python code, and its content may change."""
-    return bound if type(bound) is bytes else bytes(memoryview(bound))
+    return bound if type(bound) is bytes else bytes_of(bound, name)
 
 
 cdef tuple range_of(start, end, prefix):
     """`(low, high)` as bytes, None where open: the intersection of [start, end) and the keys with a prefix."""
-    cdef bytes low = None if start is None else bound_of(start)
-    cdef bytes high = None if end is None else bound_of(end)
+    cdef bytes low = None if start is None else bound_of(start, "start")
+    cdef bytes high = None if end is None else bound_of(end, "end")
     cdef bytes beyond
     if prefix is not None:
-        prefix = bound_of(prefix)
+        prefix = bound_of(prefix, "prefix")
         low = prefix if low is None else max(low, prefix)
         beyond = after_prefix(prefix)
         if beyond is not None:

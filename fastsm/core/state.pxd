@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastsm.core.awaited cimport Awaited
 from fastsm.core.frozen cimport Frozen
 from fastsm.lookup.index cimport BLOCK, Index
 from fastsm.generation.log cimport Log
@@ -31,6 +32,7 @@ cdef class State:
     # the step that changes log, index and last applied, so whoever captured it with them knows whether they hold.
     cdef readonly uint64_t _epoch
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
+    cdef Awaited awaited           # who waits for an entry to be applied
     cdef int status
     cdef bint ran                  # when that was found, it was running
     cdef object corruption         # what a verification in the background has found

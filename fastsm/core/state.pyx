@@ -19,11 +19,13 @@ from fastsm.disk.format cimport (
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
+from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.ranges cimport check_order
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
+from fastsm.arguments import bytes_of, pair_of
 from fastsm.errors import NotRunningError, SnapshotError, SnapshotRangeError
 from fastsm.types import LogId
 
@@ -53,6 +55,7 @@ cdef class State:
 
     def __cinit__(self, *args, **options):
         self.status = CLOSED
+        self.awaited = Awaited()
 
     # ---- status ----------------------------------------------------------------------------------------
 
@@ -60,6 +63,8 @@ cdef class State:
         new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
         if self.status != CORRUPT or new_status > STOPPED:
             self.status = new_status
+        if new_status == STOPPED or new_status == CLOSED:
+            self.awaited.end_all(ENDED)
 
     def _run_again(self):
         """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
@@ -88,6 +93,7 @@ cdef class State:
         if self.status <= STOPPED:
             self.ran = self.status == RUNNING
             self.status = CORRUPT
+            self.awaited.end_all(ENDED)
 
     def _set_verified(self, bint verified):
         self._verified = verified
@@ -140,11 +146,11 @@ cdef class State:
     # ---- read ------------------------------------------------------------------------------------------
 
     @cython.always_allow_keywords(False)
-    def get(self, key):
+    def get(self, key, /):
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -164,7 +170,7 @@ cdef class State:
         raise self._log.damage_at(place)
 
     @cython.always_allow_keywords(False)
-    def get_view(self, key):
+    def get_view(self, key, /):
         """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
 
         It stays as it is for as long as it is held, whatever is applied, reset or closed meanwhile; its pages are
@@ -174,7 +180,7 @@ cdef class State:
         cdef const uint8_t *record
         cdef View view
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -191,19 +197,19 @@ cdef class State:
 
     def __contains__(self, key):
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         return self.find_key(<bytes>key) != 0
 
     @cython.always_allow_keywords(False)
-    def modified(self, key):
+    def modified(self, key, /):
         """The entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
         cdef uint64_t place, index
         cdef uint64_t term = 0
         cdef bint certain
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.status:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -355,7 +361,7 @@ cdef class State:
         return self._table.count
 
     @cython.always_allow_keywords(False)
-    def entry_term(self, entry_id):
+    def entry_term(self, entry_id, /):
         """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
         cdef uint64_t term
         cdef uint64_t index
@@ -433,7 +439,7 @@ cdef class State:
         cdef uint64_t index = 0
         cdef uint64_t term = 0
         if last_included is not None:
-            wanted_index, wanted_term = last_included  # this and the next line may run Python code
+            wanted_index, wanted_term = pair_of(last_included, "last_included")  # this and the next line may run Python code
             index, term = captured_id(self._log, wanted_index, wanted_term)
         # One step from here to `hold`, in which no Python code runs, unless it raises.
         if self.status:
@@ -548,5 +554,5 @@ cdef list list_of_bytes(keys):
     cdef list wanted = list(keys)
     for i in range(len(wanted)):
         if type(wanted[i]) is not bytes:
-            wanted[i] = bytes(memoryview(wanted[i]))
+            wanted[i] = bytes_of(wanted[i], "key")
     return wanted

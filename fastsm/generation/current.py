@@ -46,11 +46,11 @@ def open_current(directory: Directory, expect_applied: LogId | None, verify: boo
     current = read_current(directory)
     if current is None:
         log = create_first(directory)
-        current = format.CurrentFile(log.head.generation, log.head.identity, log.end)
+        current = current_of(log)
     else:
         log = Log.open(directory, current)
     try:
-        opened = recover(log, current.durable_offset, expect_applied, verify)
+        opened = recover(log, current, expect_applied, verify)
         with storage_errors(directory.path, "opening"):
             # Whoever replaced CURRENT may have been killed before this sync, without which it may still be undone.
             directory.sync_directory()
@@ -75,21 +75,21 @@ def open_read_only(directory: Directory, expect_applied: LogId | None, verify: b
                 raise
             continue
         try:
-            return recover(log, current.durable_offset, expect_applied, verify)
+            return recover(log, current, expect_applied, verify)
         except BaseException:
             log.close()
             raise
     raise AssertionError("unreachable")
 
 
-def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: bool) -> Generation:
+def recover(log: Log, current: format.CurrentFile, expect_applied: LogId | None, verify: bool) -> Generation:
     """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
     with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
         loaded = load_table(log.directory, log)
-    behind, frames = EMPTY_LOG_BYTES, 0
+    saved, behind = None, EMPTY_LOG_BYTES
     if loaded is not None:
         index, saved = loaded
-        behind, frames = saved.log_offset, saved.frames  # it was saved behind a sync: so far the log is durable
+        behind = saved.log_offset
     else:
         index = Index()
         if log.base is not None:
@@ -98,7 +98,7 @@ def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: 
     verified = loaded is None and log.base is None  # else there are bytes that nobody looks at
     verify = verify and not verified
     recovery = log.recover(
-        index.terms, max(known_durable, behind), expect_applied, behind=behind, frames=frames, metadata=index.metadata,
+        index.terms, current, expect_applied, saved=saved, metadata=index.metadata,
         verify=(lambda: Verification(log).run()) if verify else None,
     )  # fmt: skip
     verified = verified or verify
@@ -140,7 +140,9 @@ def create_first(directory: Directory) -> Log:
 
 
 def current_of(log: Log) -> format.CurrentFile:
-    return format.CurrentFile(log.head.generation, log.head.identity, log.end)
+    if not log.last_frame:
+        return format.CurrentFile(log.head.generation, log.head.identity, log.end)
+    return format.CurrentFile(log.head.generation, log.head.identity, log.end, log.last_frame, log.chain)
 
 
 def write_current(directory: Directory, log: Log) -> None:

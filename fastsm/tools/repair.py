@@ -113,7 +113,7 @@ class _Patient:
             current = self.only_log()
         log = self.open_log(current)
         try:
-            found = self.examine_log(log, current.durable_offset)
+            found = self.examine_log(log, current)
             if found is None and problem is not None:
                 last = self.last_of(log, self.frames_end(log))
                 return Damage(self.path, problem, current.generation, None, last, 0, None)
@@ -152,14 +152,14 @@ class _Patient:
             raise
         return log
 
-    def scan(self, log: Log, size: int, behind: int = format.LOG_HEADER_BYTES) -> Scan:
-        return Scan(log.mapping, size, log.head, log.path, Terms(log.head.base_index), behind, 0)
+    def scan(self, log: Log) -> Scan:
+        return Scan(log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index))
 
-    def examine_log(self, log: Log, durable_offset: int) -> Damage | None:
-        scan = self.scan(log, log.allocated)
+    def examine_log(self, log: Log, current: format.CurrentFile) -> Damage | None:
+        scan = self.scan(log)
         try:
             scan.read_frames()
-            scan.judge_durable(durable_offset)
+            scan.judge_durable(current.durable_offset)
             descriptor = log.verification()[0]
             try:
                 scan.look_behind(descriptor)
@@ -174,11 +174,16 @@ class _Patient:
             scan.judge_snapshot(None)
         except CorruptionError as error:
             raise RepairError(f"nothing can be cut to mend this: {error}") from error
+        try:
+            log.judge_current(current)
+        except CorruptionError as error:
+            problem = str(error).partition(";")[0]
+            return Damage(self.path, problem, log.head.generation, None, self.last_of(log, scan.end), 0, None)
         return None
 
     def frames_end(self, log: Log) -> int:
         """Where the whole frames end."""
-        scan = self.scan(log, log.allocated)
+        scan = self.scan(log)
         scan.read_frames()
         return scan.end
 
@@ -194,12 +199,15 @@ class _Patient:
         return last
 
     def last_behind(self, log: Log, offset: int) -> LogId | None:
-        """The last entry of the whole frames behind the damage, if its own length leads to them."""
+        """The last entry of the whole frames after the damage, if its own length and checksum lead to them."""
         buffer = memoryview(log.mapping)[log.start :]
-        length = format.FRAME_STRUCT.unpack_from(buffer, offset)[1] if offset + 24 <= log.allocated else 0
+        if offset + format.FRAME_STRUCT.size > log.allocated:
+            return None
+        checksum, length, *_ = format.FRAME_STRUCT.unpack_from(buffer, offset)
         if length < format.FRAME_STRUCT.size or length % 8 or offset + length > log.allocated:
             return None
-        behind = self.scan(log, log.allocated, offset + length)
+        behind = Scan(
+            log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index), offset + length, chain=checksum)
         with contextlib.suppress(CorruptionError):
             behind.read_frames()
         last = behind.last_applied()

@@ -156,7 +156,7 @@ def test_snapshot_and_restore(run, state, tmp_path):
 def test_compact_says_what_it_gave_back(run, state, tmp_path):
     """Sizes before and after; nothing to do is no error; a folder that is no state is."""
     assert "nothing to do" in run("compact", state).stdout
-    assert "starting behind entry 5" in run("compact", state, "--retain", 0).stdout
+    assert "with a base as of entry 5" in run("compact", state, "--retain", 0).stdout
     assert "nothing to do" in run("compact", state, "--retain", 0).stdout
     (tmp_path / "empty").mkdir()
     assert run("compact", tmp_path / "empty").exit_code == 1

@@ -104,7 +104,7 @@ def test_the_system_begins_to_write_what_a_late_flush_will_wait_for(
         assert offset + length == following
     for offset, length, log_bytes in begun:
         assert (offset + length) % resource.getpagesize() == 0
-        assert offset + length < log_bytes
+        assert offset + length <= log_bytes
     machine.flush()
     told = len(begun)
     machine.apply(put(machine.last_applied().index + 1, size))

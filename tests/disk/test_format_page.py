@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastsm
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
 from support.faulty import crash_copy
 from support.page_reader import Corrupt, Decoded, check_table, decode_directory, decode_log, decode_snapshot, header
@@ -135,7 +135,7 @@ def test_page_reads_the_next_generation(directory: Path) -> None:
 @pytest.fixture
 def saved_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the state is."""
-    monkeypatch.setattr(fastsm.core.snapshots, "SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
@@ -243,7 +243,7 @@ def test_printed_example_decodes(directory: Path) -> None:
     assert state.items == {b"color": b"red"}
     assert state.last_applied == (3, 2)
     assert state.runs == [(1, 2, 1), (3, 3, 2)]
-    assert state.frames == [0x60, 0xA8, 0xE8]
+    assert state.frames == [0x60, 0xB0, 0xF8]
     assert state.clean
     snapshot = decode_snapshot((directory / FILE).read_bytes())
     assert (snapshot.items, snapshot.runs, snapshot.places) == (state.items, state.runs, {b"color": 0xD0})

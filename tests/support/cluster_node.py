@@ -1,8 +1,10 @@
 """One node of a cluster under test, as a program. `cluster.py` talks to it in JSON lines.
 
-Options: `address`, `partners`, `directory`, `durable`, `policy` (of dumps), `listed` (with a `ReplList` beside the
-state machine), `crash` ("Class.method:before" or ":after": it is killed there), `failing` ("part.method:errno": that
-call of the seam to the system fails), `slow` (seconds that each chunk takes), `acknowledged` (a file for what was).
+Options: `address`, `partners`, `directory`, `durable`, `policy` (of dumps), `listed` ("list": a `ReplList` next to the
+state machine; "queue": a `FastQueue` in it), `crash` ("Class.method:before" or ":after": it is killed there), `failing`
+("part.method:errno": that call of the seam to the system fails), `slow` (seconds that each chunk takes), `acknowledged`
+(a file for what was), `members` (they may change), `raising` (functions of the user's raise, again and again), `clock`
+(its rate, and seconds that it is ahead).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import errno
 import json
 import logging
 import os
+import queue
+import random
 import signal
 import sys
 import tempfile
@@ -19,12 +23,14 @@ import time
 import traceback
 from typing import Any
 
+import pysyncobj.monotonic
 from pysyncobj import FAIL_REASON, SyncObjConf
 from pysyncobj.batteries import ReplList
 
 import fastsm
 from fastsm.disk.files import Directory
 from fastsm.integrations.pysyncobj import DumpPolicy, FastJournal, ReplicatedStateMachine, SubmitError
+from fastsm.integrations.pysyncobj.batteries import FastQueue
 from fastsm.integrations.pysyncobj.places import Places
 
 CLASSES = {
@@ -63,6 +69,37 @@ def failing_files(place: str) -> Any:
     return lambda of: broken if of == part else Directory
 
 
+class Queue(FastQueue):
+    """With the names of a list."""
+
+    def append(self, item: str, **options: Any) -> Any:
+        return self.put(item, **options)
+
+    def rawData(self) -> list[str]:
+        return [self._items.decode(value) for key, value in self._pairs() if key]
+
+
+def set_clock(rate: float, ahead: float) -> None:
+    """This process's clocks, PySyncObj's among them, run at another rate and from another time."""
+    for module, name in [(time, "time"), (pysyncobj.monotonic, "monotonic")]:
+        original = getattr(module, name)
+        begin = original()
+
+        def clock(original: Any = original, begin: float = begin) -> float:
+            return begin + ahead + rate * (original() - begin)
+
+        setattr(module, name, clock)
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("pysyncobj.") and hasattr(module, "monotonicTime"):
+            module.monotonicTime = pysyncobj.monotonic.monotonic
+
+
+def raising(*_: Any) -> None:
+    """A function of the user's that raises now and then."""
+    if random.random() < 0.02:
+        raise ValueError("the user's own error")
+
+
 class Node:
     """The calls."""
 
@@ -70,19 +107,29 @@ class Node:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.acknowledged = os.open(options["acknowledged"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self.list = ReplList() if options.get("listed") else None
+        kind = {"list": ReplList, "queue": Queue}.get(options.get("listed"))  # type: ignore[arg-type]
+        self.list: Any = None if kind is None else kind()
         more: dict[str, Any] = {}
         if "failing" in options:
             more["_files"] = failing_files(options["failing"])
         conf = SyncObjConf(
             appendEntriesUseBatch=False, bindAddress=options["address"], connectionRetryTime=0.1,
             raftMinTimeout=0.7, raftMaxTimeout=1.5, autoTickPeriod=0.02,
+            dynamicMembershipChange=options.get("members", False),
         )  # fmt: skip
+        self.after_answer = raising if options.get("raising") else lambda: None
+        if options.get("raising"):
+            conf.onReady = conf.onStateChanged = conf.onCodeVersionChanged = [].pop  # raises each time
+            more["on_change"] = raising
+        if "clock" in options:
+            set_clock(*options["clock"])
         self.node = ReplicatedStateMachine(
             options["address"], options["partners"], options["directory"], conf=conf,
             durable=options.get("durable", False), consumers=[self.list] if self.list is not None else [],
             policy=DumpPolicy(**options.get("policy", {})), **more,
         )  # fmt: skip
+        if options.get("raising"):
+            self.node.addOnTickCallback(raising)
         if "slow" in options:
             machine_apply = self.node._fastsm_apply_chunk
 
@@ -103,6 +150,7 @@ class Node:
             "leader": None if leader is None else leader.id,
             "applied": node.state_machine.last_applied(), "last_index": node.journal.last_index,
             "first_index": node.journal.first_index, "dumps": node.dumps, "installs": node.installs,
+            "members": sorted(each.id for each in node.otherNodes),
             "failure": None, "refused": node.refused, "term": node.raftCurrentTerm,
         }  # fmt: skip
 
@@ -168,6 +216,7 @@ class Node:
                         word = "ok" if listed or result is True else "WRONG"
                         os.write(self.acknowledged, f"{word} {key}\n".encode())
                     room.release()
+                    self.after_answer()
 
                 try:
                     if listed:
@@ -191,6 +240,19 @@ class Node:
     def call_compact(self) -> None:
         self.node.forceLogCompaction()
 
+    def call_transfer(self) -> None:
+        self.node.transferLeadership()
+
+    def call_change_members(self, what: str, address: str) -> Any:
+        """Adds or removes a member; the reason that the callback was given."""
+        told: queue.Queue[Any] = queue.Queue()
+        change = self.node.addNodeToCluster if what == "add" else self.node.removeNodeFromCluster
+        change(address, callback=lambda _, reason: told.put(reason))
+        try:
+            return told.get(timeout=5)
+        except queue.Empty:
+            return None
+
     def call_fail(self) -> None:
         Node.failing = True
 
@@ -202,7 +264,7 @@ class Node:
             with fastsm.open_snapshot(directory) as snapshot:
                 checksum = snapshot.state_checksum.hex()
         listed = None if self.list is None else list(self.list.rawData())
-        keys = sorted(key.decode() for key, _ in machine.items())
+        keys = sorted(key.decode() for key, _ in machine.items() if not key.startswith(b"queue\0"))
         return {"applied": applied, "keys": keys, "checksum": checksum, "listed": listed}
 
     def call_destroy(self) -> None:

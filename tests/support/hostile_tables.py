@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import fastsm
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import FastsmError, FastStateMachine
 from support.tables import SEGMENT, TableFile, place_of
 
@@ -57,7 +57,7 @@ def shift(table: TableFile, dice: random.Random) -> None:
 def scribble(table: TableFile, dice: random.Random) -> None:
     for _ in range(dice.randrange(1, 9)):
         at = dice.choice((
-            dice.randrange(144, table.sections.directory + 8), table.sections.segments + dice.randrange(SEGMENT),
+            dice.randrange(160, table.sections.directory + 8), table.sections.segments + dice.randrange(SEGMENT),
         ))
         table.set("B", at, dice.randrange(256))
 
@@ -123,7 +123,7 @@ def use(path: Path, verify: str) -> str:
 def main() -> None:
     """Opens every lie."""
     source, scratch = Path(sys.argv[1]), Path(sys.argv[2])
-    fastsm.core.snapshots.SAVE_TABLE_ABOVE = 0
+    fastsm.core.generations.SAVE_TABLE_ABOVE = 0
     (name,) = [path.name for path in source.glob("table-*")]
     for number, (kind, tell) in enumerate(lies(TableFile(source / name))):
         path = scratch / str(number)
