@@ -1,4 +1,4 @@
-"""Seventeen bugs that such a library may have, each planted alone: a named test must see it, or the tests prove nothing.
+"""Seventeen bugs that such a library may have, each planted alone: a named test sees it, or the tests prove nothing.
 
 Those of the disk stand in front of the seam. The others are planted into the source: a copy of the package is built in
 which the environment switches one of them on, and a test of the suite, run against that copy, must fail.
@@ -145,19 +145,14 @@ BUGS = {
         ),
         "core/test_ordered.py::test_an_iterator_stays_at_its_moment",
     ),
-    "new keys of the next generation are not noted": Bug(
+    "the next generation takes over the order of the one before": Bug(
         (
             (
-                "lookup/index.pyx",
-                "        if self.ordered:\n            return self.order.note(",
-                "        if self.ordered and not (BUG and arena != self.order.mapping.address):\n"
-                "            return self.order.note(",
-            ),
-            (
-                "core/state.pyx",
-                "                self._index.order.mapping = self.mapping\n",
-                "                self._index.order.mapping = self.mapping\n"
-                "                self._index.ordered = not BUG or self._epoch == 0\n",
+                "core/ordered.pyx",
+                "            index.begin_order(mapping)\n            index.order.catch_up(tick)",
+                "            index.begin_order(mapping)\n"
+                "            if BUG and self._index.ordered:\n                index.order = self._index.order\n"
+                "            index.order.catch_up(tick)",
             ),
         ),
         "core/test_ordered.py::test_a_random_history_with_everything_in_between",
