@@ -121,8 +121,8 @@ def scan(
     """
     bounds = bounds_of(prefix, prefix_option, start, end, coded)
     if after is not None:
-        behind = key_bytes(after, coded) + b"\0"
-        bounds["start"] = max(behind, bounds["start"] or b"")
+        following = key_bytes(after, coded) + b"\0"
+        bounds["start"] = max(following, bounds["start"] or b"")
     with told_in_one_line():
         inspection.require_state(directory)
         with waiting("scanning"), FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
