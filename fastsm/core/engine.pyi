@@ -6,13 +6,13 @@ from typing_extensions import Self
 
 from fastsm.core.awaited import Ticket
 from fastsm.core.group_commit import GroupCommit
-from fastsm.core.state import State
+from fastsm.core.ordered import Ordered
 from fastsm.core.turns import Turns
 from fastsm.generation.log import Log
 from fastsm.lookup.index import Index
 from fastsm.types import Entry, LogId, SnapshotMetadata
 
-class Engine(State):
+class Engine(Ordered):
     def __new__(cls, *args: Any, **options: Any) -> Self: ...
     @property
     def _turns(self) -> Turns: ...

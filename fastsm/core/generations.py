@@ -127,9 +127,11 @@ class Generations:
         log = None
         try:
             log = Log.create(self.directory, number)
+            index = Index()
+            engine._order_next(index, log.mapping)
             current.prepare_next(self.directory, log)
             with self.jobs.replacing("a reset"):
-                old = self.take(engine, log, Index(), (LogId(), None))
+                old = self.take(engine, log, index, (LogId(), None))
         except BaseException:
             self.discard(engine, log, number)
             raise

@@ -10,7 +10,7 @@ from fastsm.lookup.index import Index
 from fastsm.lookup.table import Table
 from fastsm.lookup.terms import Terms
 from fastsm.snapshot.capture import Capture
-from fastsm.types import LogId, ScanResult, SnapshotMetadata
+from fastsm.types import LogId, SnapshotMetadata
 
 REASONS: dict[int, str]
 
@@ -95,14 +95,6 @@ class State:
 
         The result is `(key_data, key_offsets, value_data, value_offsets)`, laid out as in `get_columns`, in the order
         of the entries that last wrote the keys, so it is equal on all replicas. O(bytes), without the GIL.
-        """
-    def scan_prefix(
-        self, prefix: Buffer, *, limit: int | None = None, start_after: Buffer | None = None
-    ) -> ScanResult:
-        """Returns the pairs whose key starts with `prefix`, sorted by key, as `ScanResult(entries, revision)`.
-
-        `limit`: at most so many. `start_after`: only keys after this one; the last key of a page gives the next
-        page. `revision` is the last applied index at which the result held. O(keys), without the GIL.
         """
     def len(self) -> int:
         """Returns the number of live keys. O(1)."""
