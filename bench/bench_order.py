@@ -63,7 +63,7 @@ def scanners(who: str, keys: list[bytes], value: bytes, machine_at: Any, path: P
 
         return scan, count
     if who == "sortedcontainers":
-        pairs = pytest.importorskip("sortedcontainers").SortedDict({key: value for key in keys})
+        pairs = pytest.importorskip("sortedcontainers").SortedDict(dict.fromkeys(keys, value))
         return (
             lambda start: [(key, pairs[key]) for key, _ in zip(pairs.irange(start), range(PAGE), strict=False)],
             lambda start, end: pairs.bisect_left(end) - pairs.bisect_left(start))
@@ -152,7 +152,7 @@ def test_insert_and_scan_in_turns(
             return machine.scan(start, limit=PAGE)
 
     elif peer == "sortedcontainers":
-        pairs = pytest.importorskip("sortedcontainers").SortedDict({key: value for key in ordered_keys})
+        pairs = pytest.importorskip("sortedcontainers").SortedDict(dict.fromkeys(ordered_keys, value))
         put = lambda key: pairs.__setitem__(key, value)  # noqa: E731
 
         def scan(start: bytes) -> object:
