@@ -5,6 +5,7 @@ bytes to files to memory to the machine; each module imports only what stands be
 
     errors, units           what can go wrong; numbers for people
     arguments               what callers hand over, taken or refused with advice
+    log_lines, streams      lines of the log that any handler can write; standard streams that are closed
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              a call on a thread of its own
@@ -24,10 +25,12 @@ bytes to files to memory to the machine; each module imports only what stands be
         order, ranges       the keys in their order: kept up as they come; read, at one moment
         index               table, terms, dead map and order: everything that leads into base and log
     generation/             a base and a log
+        names               the names of its files, and which of them this library made
         recovery            what a log holds, what is torn and what is corrupt
         log                 frames in a mapped file: append, sync
         verification        every byte against its checksum, now or in the background
         saved_table         the index in a file, for opening without reading the log
+        unfinished          a directory that a tool fills counts as empty until it is whole
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
         codec, file         Zstandard, within bounds; the file, read
@@ -63,7 +66,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         demo_history, demo  the main job, on real input
         records             what files hold, one by one
         inspection          a directory or a snapshot, looked at from outside
-        new_directory       a directory that is there whole or not at all
+        new_state           a state that is there whole or not at all
         json_lines          dump and load
         repair              what is left of a damaged directory
         benchmark           how fast it is on a user's machine
@@ -116,6 +119,7 @@ from fastsm.errors import (
     StorageError,
     UnknownCommandError,
 )
+from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.snapshot.file import Snapshot, open_snapshot
@@ -125,6 +129,7 @@ from fastsm.types import Entry, LogId, ScanResult, SnapshotMetadata, Stats
 
 # A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
 _logging.getLogger("fastsm").addHandler(_logging.NullHandler())
+_logging.getLogger("fastsm").addFilter(_EncodableLines())
 
 __version__ = "0.1.0.dev0"
 

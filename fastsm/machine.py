@@ -62,8 +62,9 @@ class FastStateMachine(Engine, StateMachine):
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
       ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
 
-    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
-    failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
+    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``; ``SnapshotError`` where
+    ``snapshot_compress="zstd"`` finds no Zstandard. Thread safe. After a failed sync the machine is poisoned: reads go
+    on, writes raise until the directory is opened again.
 
     >>> import fastsm, tempfile
     >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine:
@@ -282,11 +283,11 @@ class FastStateMachine(Engine, StateMachine):
         ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
         """
         self._require()  # a forked child has no worker thread
-        free = self._turns.is_free() and self._worker.idle
-        if free and not self._syncs_on_apply():
-            room = room_if_small(chunk)
-            if room is not None and self._log.has_room(room):
-                return self.apply(chunk)
+        room = room_if_small(chunk) if self._worker.idle else None
+        if room is not None:
+            results = self._apply_if_free(chunk, room)
+            if results is not None:
+                return results
         entries = self._hold(chunk)  # the caller's list may be changed before its turn comes
         return await self._worker.run(self, lambda: self._apply_in_turn(entries), applies=True)
 
@@ -296,7 +297,7 @@ class FastStateMachine(Engine, StateMachine):
         Raises ``StorageError`` when the sync fails; the machine is poisoned then.
         """
         self._require(True)
-        self._sync_to(self._mark(False))
+        self._flush_to(self._mark(False))
 
     async def flush_async(self) -> None:
         """:meth:`flush`, without blocking the event loop; its point is fixed when the task starts."""
@@ -309,12 +310,15 @@ class FastStateMachine(Engine, StateMachine):
         if mark is None:
             self._require(True)
             mark = self._mark(False)
-        self._sync_to(mark)
+        if self._sync_to(mark):
+            with self._turns:
+                if self.is_running():
+                    self._generations.note_durable(self)
 
     def save_hard_state(self) -> None:
         """Makes last applied and snapshot metadata durable, and with them everything applied."""
         self._require(True)
-        self._sync_to(self._mark(True))
+        self._flush_to(self._mark(True))
 
     def wait_applied(self, index: int, timeout: float | None = None) -> None:
         """Returns once the entry at an index is applied: then reads show it, as linearizable reads need.

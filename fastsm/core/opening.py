@@ -10,6 +10,7 @@ from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import FastsmError, StorageError
 from fastsm.event_loops import call, start
 from fastsm.generation import current
+from fastsm.snapshot.codec import require_compression
 from fastsm.types import LogId
 
 logger = logging.getLogger("fastsm")
@@ -23,8 +24,7 @@ def check_options(
         raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
     if verify_on_open not in ("full", "background", "off"):
         raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
-    if compress not in ("none", "zstd"):
-        raise ValueError(f'snapshot_compress={compress!r}: expected "none" or "zstd"')
+    require_compression(compress)
     if not min(sizes) >= 0:  # NaN, too
         raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
     if not lock_timeout >= 0:

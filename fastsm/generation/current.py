@@ -9,23 +9,24 @@ Reset, compaction and installing a snapshot are this step, and differ in what th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-import re
+import os
 from dataclasses import dataclass
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, FastsmError
 from fastsm.generation.log import Log, log_name
+from fastsm.generation.names import CURRENT, is_own, number_of, own_names
 from fastsm.generation.saved_table import load_table, table_name
+from fastsm.generation.unfinished import UNFINISHED, is_unfinished, remove_unfinished
 from fastsm.generation.verification import Verification
 from fastsm.lookup.index import Index
 from fastsm.types import LogId, Recovery
 
-CURRENT = "CURRENT"
 READ_ATTEMPTS = 10
 EMPTY_LOG_BYTES = format.LOG_HEADER_BYTES
-NAMES = re.compile(r"(log|base|table)-\d+(\.tmp)?|CURRENT(-\d+)?\.tmp")
 
 logger = logging.getLogger("fastsm")
 
@@ -43,6 +44,9 @@ class Generation:
 
 def open_current(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
     """The directory's state, recovered; a new one in an empty directory. ``verify``: every byte is checked before."""
+    if not directory.unfinished:
+        with storage_errors(directory.path, "removing what a restore or a load left"):
+            remove_unfinished(directory)
     current = read_current(directory)
     if current is None:
         log = create_first(directory)
@@ -63,6 +67,11 @@ def open_current(directory: Directory, expect_applied: LogId | None, verify: boo
 
 def open_read_only(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
     """The state as it is now, beside an owner who may go on writing. Nothing is written, nothing is locked."""
+    with storage_errors(directory.path, "looking for an unfinished restore"):
+        if is_unfinished(directory):
+            raise CorruptionError(
+                directory.path_of(UNFINISHED), None, "a state that is whole", "a restore or a load that did not end",
+                "wait for it, or run it again")
     for attempt in range(READ_ATTEMPTS):
         current = read_current(directory)
         if current is None:
@@ -114,20 +123,29 @@ def read_current(directory: Directory) -> format.CurrentFile | None:
         if content is not None:
             return format.unpack_current(content, path)
         # Without CURRENT there may be the first log of a creation that did not finish, and nothing more.
-        for name in directory.names():
-            if NAMES.fullmatch(name) and not name.endswith(".tmp"):
-                fd = directory.open_file(name)
+        first = log_name(first_number(directory))
+        for name in own_names(directory):
+            if not name.endswith(".tmp"):
+                fd = directory.open_file(name, os.O_RDONLY)
                 try:
                     size = directory.size(fd)
                 finally:
                     directory.close_file(fd)
-                if name != log_name(1) or size > EMPTY_LOG_BYTES:
+                if name != first or size > EMPTY_LOG_BYTES:
                     raise CorruptionError(path, None, f"CURRENT, since {name} holds {size} bytes", "no file")
     return None
 
 
+def first_number(directory: Directory) -> int:
+    """The generation of a new directory: 1, or the first of which no file is somebody else's."""
+    taken = {number_of(name) for name in directory.names() if not is_own(directory, name)}
+    return next(number for number in itertools.count(1) if number not in taken)
+
+
 def create_first(directory: Directory) -> Log:
-    log = Log.create(directory, 1)
+    with storage_errors(directory.path, "listing"):
+        number = first_number(directory)
+    log = Log.create(directory, number)
     try:
         with storage_errors(directory.path, "creating the directory's files"):
             directory.sync_parent()
@@ -211,17 +229,17 @@ def still_current(directory: Directory, log: Log) -> bool:
 
 def remove_generation(directory: Directory, generation: int) -> None:
     """Removes the files of a generation that is not, or not yet, the state."""
-    for name in directory.names():
-        if NAMES.fullmatch(name) and name.removesuffix(".tmp").endswith(f"-{generation}"):
+    for name in list(own_names(directory)):
+        if number_of(name) == generation:
             directory.unlink(name)
 
 
 def remove_others(directory: Directory, generation: int) -> None:
-    """Removes what a crash may have left of other generations."""
+    """Removes what a crash may have left of other generations. Files that others made stay."""
     with storage_errors(directory.path, "listing"):
-        names = directory.names()
+        names = list(own_names(directory))
     for name in names:
-        if NAMES.fullmatch(name) and (name.endswith(".tmp") or not name.endswith(f"-{generation}")):
+        if name.endswith(".tmp") or number_of(name) != generation:
             with storage_errors(directory.path_of(name), "removing"):
                 directory.unlink(name)
             logger.info("%s: removed, it belongs to another generation", directory.path_of(name))

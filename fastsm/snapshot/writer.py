@@ -71,8 +71,8 @@ def write_snapshot_file(
 
     The directory is made when it is missing. After any error, or when ``tick`` raises, an older snapshot there is
     untouched and nothing else is left. O(size), most of it without the GIL. Raises ``StorageError``, and
-    ``SnapshotError`` when there is no Zstandard for ``compress="zstd"``, and ``StaleSnapshotError`` when a newer snapshot
-    came there meanwhile.
+    ``SnapshotError`` when there is no Zstandard for ``compress="zstd"``, and ``StaleSnapshotError`` when a newer
+    snapshot came there meanwhile.
     """
     seen = look_at_present(path, files)
     with prepare(path, source, compress=compress, attachment=attachment, tick=tick, files=files, seen=seen) as prepared:
@@ -189,7 +189,7 @@ def look_at_present(path: str | os.PathLike[str], files: type[Directory] = Direc
 
 
 def put_in_place(directory: Directory, name: str, ours: LogId, seen: SnapshotHead | None) -> None:
-    """Renames a whole, synced snapshot as of ``ours`` to ``snapshot.fsm``; ``seen`` had that name when its writing began.
+    """Renames a whole, synced snapshot as of ``ours`` to ``snapshot.fsm``; ``seen`` had that name when work began.
 
     Whoever writes an older snapshot over a newer one that was there before means it. One that came meanwhile was not
     seen: when it is newer it stays, and this is a ``StaleSnapshotError``. The directory is not synced.

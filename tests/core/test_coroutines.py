@@ -13,6 +13,7 @@ import pytest
 import fastsm
 from fastsm import CommandError, Entry, FastStateMachine, LogId, NotRunningError, OrderError, StorageError
 from support.faulty import PATIENCE, Disk, in_thread
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 LARGE = 100 << 10  # bytes of a value that make a chunk too large for the event loop
@@ -125,7 +126,7 @@ def test_chunks_are_applied_in_the_order_in_which_their_tasks_start(
 
 
 def test_plain_calls_take_their_place_behind_what_is_queued(directory: Path, machine_at: Opener) -> None:
-    """An update_last_applied on the loop comes behind the chunks whose tasks have started."""
+    """An update_last_applied on the loop comes after the chunks whose tasks have started."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -292,7 +293,7 @@ def test_cancelled_chunk_that_has_begun_goes_on(directory: Path, machine_at: Ope
 
 
 def test_cancelled_chunk_that_has_not_begun_is_dropped(directory: Path, machine_at: Opener) -> None:
-    """A chunk that waits behind another one is never applied, and its place is passed on."""
+    """A chunk that waits after another one is never applied, and its place is passed on."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
 
@@ -376,7 +377,7 @@ def test_next_chunk_after_the_failure_was_seen_works(size: int, directory: Path,
 
 
 def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at: Opener) -> None:
-    """When the caller of a chunk that failed was cancelled, those queued behind it fail, and later ones work."""
+    """When the caller of a chunk that failed was cancelled, those queued after it fail, and later ones work."""
     disk = Disk(stores=False)
     machine = machine_at(directory, contiguous=False, _files=disk.files)
 
@@ -457,7 +458,7 @@ def test_close_ends_what_is_queued_first(directory: Path, machine_at: Opener) ->
                 await call
 
     run(main())
-    for thread in (machine._worker._thread, machine._waiters._thread):
+    for thread in (inside(inside(machine).worker).thread, inside(inside(machine).waiters).thread):
         assert thread is not None
         assert thread.wait(0)
     with machine_at(directory) as reopened:

@@ -128,7 +128,7 @@ def test_nothing_that_counted_is_gone_after_a_failed_sync(
 def test_flush_behind_a_switch_that_was_not_synced(
     tmp_path: Path, step: str, planted: type[Platter]
 ) -> None:
-    """Killed behind the rename of CURRENT, before its sync: a flush in the next life is believed only with it."""
+    """Killed after the rename of CURRENT, before its sync: a flush in the next life is believed only with it."""
     switched: list[Point] = []
 
     def note(where: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 import fastsm
 from fastsm import Entry, FastStateMachine, LogId, NotRunningError, SnapshotMetadata, StorageError
 from support.faulty import Disk, contents, crash_copy, in_thread, memory_directory
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 METADATA = SnapshotMetadata(LogId(1, 1), b"c" * 32)
@@ -402,7 +403,7 @@ def test_clear_is_back_to_the_initial_state(
     RESETS[name](machine)
     assert machine.is_running() is running
     with FastStateMachine(crash_copy(directory, tmp_path / "copy")) as copy:
-        copy._check()
+        inside(copy).check()
         for one in (machine, copy):
             assert one.last_applied() == one.durable() == LogId(0, 0)
             assert (one.len(), one.membership(), one.snapshot_metadata()) == (0, None, None)

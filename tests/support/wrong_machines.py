@@ -5,6 +5,7 @@ pytest runs the suite on them when it is given this file by name; each class fai
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -660,6 +661,56 @@ class SnapshotsWhenStopped(MemoryStateMachine):
             return super().write_snapshot(*arguments, **options)
         finally:
             self._running = running
+
+
+# ---- beyond the trait ----------------------------------------------------------------------------------
+
+
+@found_by("what_is_applied_is_not_waited_for")
+class WaitsForTheNextEntry(MemoryStateMachine):
+    def wait_applied(self, index: int, timeout: float | None = None) -> None:
+        super().wait_applied(index + 1, timeout)
+
+
+@found_by("what_is_not_applied_in_time_is_a_timeout")
+class TimesOutInSilence(MemoryStateMachine):
+    def wait_applied(self, index: int, timeout: float | None = None) -> None:
+        with contextlib.suppress(TimeoutError):
+            super().wait_applied(index, timeout)
+
+
+@found_by("a_wait_ends_when_the_entry_is_applied")
+class EndsWaitsWithAnyEntry(MemoryStateMachine):
+    def _tell_waiting(self) -> None:
+        for waiting in self._waiting:
+            waiting.tell()
+
+
+@found_by("a_stop_ends_a_wait", "a_reset_ends_a_wait")
+class EndsWaitsAsIfApplied(MemoryStateMachine):
+    def _end_waiting(self, error: Any) -> None:
+        for waiting in self._waiting:
+            waiting.tell()
+
+
+@found_by("the_state_checksum_is_a_function_of_the_entries")
+class ChecksumsCountChunks(MemoryStateMachine):
+    chunks = 0
+
+    def apply(self, chunk: Any) -> list[bool | None]:
+        self.chunks += 1
+        return super().apply(chunk)
+
+    def state_checksum(self, last_included: Any = None) -> Any:
+        log_id, checksum = super().state_checksum(last_included)
+        return log_id, checksum + bytes([self.chunks % 256])
+
+
+@found_by("the_state_checksum_writes_and_records_nothing")
+class ChecksumsOfThePresentOnly(MemoryStateMachine):
+    def state_checksum(self, last_included: Any = None) -> Any:
+        log_id, _ = super().state_checksum(last_included)
+        return log_id, super().state_checksum()[1]
 
 
 @found_by("a_scan_gives_the_range_in_order")
