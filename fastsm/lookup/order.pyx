@@ -225,8 +225,8 @@ cdef class Order:
             stop = min(number + GATHERED, self.table.segment_count)
             if number == stop:
                 return True
-            sorting.reserve(sorting.count + places_in_segments(self.table, number, stop, None))
-            places_in_segments(self.table, number, stop, sorting)
+            sorting.reserve(sorting.count + <size_t>(stop - number) * SEGMENT_SLOTS)
+            add_places(self.table, number, stop, sorting)
             number = stop
             with nogil:
                 pass
@@ -403,17 +403,13 @@ cdef void tell_reader(
         moment.lost = True
 
 
-cdef size_t places_in_segments(Table table, uint32_t first, uint32_t stop, Sorting sorting) noexcept:
-    """How many keys are in segments of a table; with `sorting`, which has room for them, they are added to it."""
+cdef void add_places(Table table, uint32_t first, uint32_t stop, Sorting sorting) noexcept:
+    """Adds the places in some segments of a table; there is room for all of their slots."""
     cdef Segment *segment
-    cdef size_t count = 0
     cdef uint32_t number
-    cdef size_t i
+    cdef int i
     for number in range(first, stop):
         segment = table.segment_at(number)
-        count += segment.count
-        if sorting is not None:
-            for i in range(SEGMENT_SLOTS):
-                if segment.slots[i]:
-                    sorting.add(place_of(segment.slots[i]))
-    return count
+        for i in range(SEGMENT_SLOTS):
+            if segment.slots[i]:
+                sorting.add(place_of(segment.slots[i]))
