@@ -370,15 +370,17 @@ cdef class Log:
         """Makes all that was appended before the call durable; on failure the log is poisoned."""
         cdef uint64_t target = self.end
         cdef uint64_t written
+        cdef bint prepare
         if self.read_only:
             return
         self.check_writable()
         if target == self.durable:
             return
+        written = target - self.durable
         self.paced = self.frames_unsynced <= PACED_FRAMES and target - self.durable <= PACED_BYTES
+        prepare = self.paced and self.stores and written < self.frames_unsynced * <uint64_t>STORED_BELOW
         self.frames_unsynced = 0
         self.window = min(max(target - self.durable, <uint64_t>SMALLEST_WINDOW), <uint64_t>LARGEST_WINDOW)
-        written = target - self.durable
         self.window_end = 0
         self.syncing += 1
         started = time.perf_counter()
@@ -401,8 +403,8 @@ cdef class Log:
         self.durable = max(self.durable, target)
         self.sync_count += 1
         self.sync_seconds += time.perf_counter() - started
-        if self.paced and self.stores:
-            self.prepare(2 * written)
+        if prepare:
+            self.prepare(written + written // 2)
 
     cdef int prepare(self, uint64_t size) except -1:
         """Populates zeroed pages for what comes before the next sync, so that the writer neither faults nor asks."""

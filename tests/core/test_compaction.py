@@ -121,6 +121,35 @@ def test_by_default_retained_entries_stay_in_the_log(
     assert machine.stats().base == LogId(500, 1)
 
 
+def test_large_values_are_retained_by_their_bytes(
+    directory: Path, machine_at: Callable[..., FastStateMachine]
+) -> None:
+    """Whichever retains less, ``retain_entries`` or ``retain_bytes``: a hundred large entries do not stay for ever."""
+    machine = machine_at(directory, retain_entries=10_000, retain_bytes=1 << 20, auto_compact=False)
+    for index in range(1, 101):
+        machine.apply([(index, 1, fastsm.put(b"key", bytes([index]) * 100_000))])
+    machine.compact()
+    base = machine.stats().base.index
+    assert 88 <= base <= 92, "ten entries of 100 kB are about a mebibyte"
+    assert disk_bytes(directory) < 6 << 20
+    machine.state_checksum((base, 1))
+    with pytest.raises(SnapshotRangeError):
+        machine.state_checksum((base - 1, 1))
+
+
+def test_up_to_may_be_any_integer(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
+    """An id, a tuple, NumPy's integers; a float is a TypeError and nothing happens."""
+    machine = machine_at(directory)
+    for index in range(1, 6):
+        machine.apply([(index, 1, fastsm.noop())])
+    for up_to, base in ((np.int64(1), 1), ((2, 1), 2), (LogId(3, 1), 3), (np.uint8(4), 4)):
+        machine.compact(up_to)
+        assert machine.stats().base == LogId(base, 1)
+    for wrong in (5.0, "5"):
+        with pytest.raises(TypeError):
+            machine.compact(wrong)  # type: ignore[arg-type]
+
+
 def test_up_to_is_rounded_down_to_the_end_of_a_chunk(
     directory: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
