@@ -55,7 +55,7 @@ class Transaction:
     def scan(self, *, prefix: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
         """Pairs sorted by key; for use before the first write."""
         assert not self._written
-        return list(self._machine.scan_prefix(prefix, limit=limit).entries)
+        return list(self._machine.scan(prefix=prefix, limit=limit).entries)
 
     def command(self) -> bytes:
         """All writes as one command."""
