@@ -148,7 +148,7 @@ class Generations:
             logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
 
     def note_durable(self, engine: Engine) -> None:
-        """Notes that a first sync has made durable what an unclean end left: in a frame, and where it pays off, a table.
+        """Notes that a first sync has made durable what an unclean end left: in a frame, and a table where it pays off.
 
         So an opening after another kill neither reads nor writes it again. Without room there is no note: no error.
         """

@@ -14,6 +14,7 @@ import fastsm
 from fastsm import FastStateMachine, LogId
 from fastsm.disk.files import Directory
 from support.faulty import PATIENCE
+from support.inside import inside
 
 WATCHED = ("write", "sync", "truncate", "allocate", "rename", "unlink", "sync_directory", "start_writeback",
            "pace_writeback", "write_file", "create_file", "open_file", "names")  # fmt: skip
@@ -84,14 +85,14 @@ def test_small_chunks_run_on_the_loop_where_pages_are_prepared(directory: Path) 
         on_loop = {}
         for flush_every in (5, 1000):
             with FastStateMachine(directory / str(flush_every)) as machine:
-                real, count = machine._worker.run, 0
+                real, count = inside(machine).worker.run, 0
 
                 async def run(*args: Any, real: Any = real, **options: Any) -> Any:
                     nonlocal count
                     count += 1
                     return await real(*args, **options)
 
-                machine._worker.run = run  # type: ignore[method-assign]
+                inside(machine).worker.run = run  # type: ignore[method-assign]
                 for index in range(1, 1001):
                     await machine.apply_chunk([(index, 1, fastsm.put(b"key", b"v" * 100))])
                     if index % flush_every == 0:
