@@ -290,7 +290,7 @@ def test_progress_callbacks_may_call_everything(inner: str, outer: str, tmp_path
     fill(machine, tmp_path)
     attempt(lambda machine, path: PROGRESS[outer](machine, path, call), machine, tmp_path)
     assert len(outcomes) == 1
-    assert machine._closed() == (inner == "close")
+    assert inside(machine).closed() == (inner == "close")
     if inner != "close":
         machine.start()
         machine.apply(next_entry(machine))
@@ -326,10 +326,10 @@ def test_trace_functions_may_call_everything(inner: str, outer: str, tmp_path: P
         finally:
             sys.setprofile(None)
         if "close" in (outer, inner) and seen > events:
-            assert machine._closed()
-        if not machine._closed():
+            assert inside(machine).closed()
+        if not inside(machine).closed():
             machine.start()
-            machine._check()
+            inside(machine).check()
         machine.close()
         machine.close()
         reopened(machine)
@@ -364,7 +364,7 @@ def test_close_from_a_handler_frees_everything_whatever_is_under_way(busy: str, 
         disk.before = closing(machine, seam, nth)
         attempt(METHODS[busy], machine, tmp_path)
         disk.before = None
-        assert machine._closed()
+        assert inside(machine).closed()
         open_files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
                       if os.path.exists(f"/proc/self/fd/{fd}")]  # fmt: skip
         assert not [name for name in open_files if name.startswith(machine.path)]
