@@ -240,7 +240,7 @@ def test_close_after_clear_syncs_however_long_the_new_log_is(directory: Path, ma
     machine.close()
     assert disk.count("sync") > 0
     with machine_at(directory) as machine:
-        assert machine.get(b"key-1") == b"v" * 140
+        assert machine.get(b"key-1") == b"v" * 148
         assert machine.stats().recovery.clean
 
 
