@@ -37,7 +37,7 @@ def test_every_workflow_limits_what_runs_at_the_same_time(workflow: str) -> None
     """Each workflow has a concurrency group, and each job a time limit."""
     head, jobs = re.split(r"(?m)^jobs:$", workflow)
     assert re.search(r"(?m)^concurrency:", head)
-    assert len(re.findall(r"(?m)^    timeout-minutes:", jobs)) == len(re.findall(r"(?m)^  \w+:$", jobs))
+    assert len(re.findall(r"(?m)^    timeout-minutes:", jobs)) == len(re.findall(r"(?m)^  [\w-]+:$", jobs))
 
 
 def test_an_upload_from_a_hidden_folder_includes_hidden_files(workflow: str) -> None:

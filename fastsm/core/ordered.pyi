@@ -36,13 +36,28 @@ class Ordered(State):
         prefix: Buffer | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> ScanResult: ...
+    ) -> ScanResult:
+        """Returns the pairs with `start <= key < end`, in the order of their keys, as `ScanResult(entries, revision)`.
+
+        None is open. `prefix`: only keys that start with it. `limit`: at most so many. `reverse`: from the end. All are
+        of one state; `revision` is the last applied index at which it held. O(log keys + results); the first call of
+        all builds the order.
+        """
     def scan_prefix(
         self, prefix: Buffer, *, limit: int | None = None, start_after: Buffer | None = None
-    ) -> ScanResult: ...
+    ) -> ScanResult:
+        """Returns the pairs whose key starts with `prefix`, sorted by key, as `ScanResult(entries, revision)`.
+
+        `limit`: at most so many. `start_after`: only keys after this one; the last key of a page gives the next
+        page. `revision` is the last applied index at which the result held. O(log keys + results).
+        """
     def count(
         self, start: Buffer | None = None, end: Buffer | None = None, *, prefix: Buffer | None = None
-    ) -> int: ...
+    ) -> int:
+        """Returns the number of keys with `start <= key < end`, and with `prefix`; None is open. All are of one state.
+
+        O(log keys + keys counted), some nanoseconds each, without an object for any; of all keys O(1).
+        """
     def ordered(
         self,
         start: Buffer | None = None,
@@ -50,4 +65,10 @@ class Ordered(State):
         *,
         prefix: Buffer | None = None,
         reverse: bool = False,
-    ) -> OrderedPairs: ...
+    ) -> OrderedPairs:
+        """Returns an iterator of the pairs with `start <= key < end`, and with `prefix`, in the order of their keys.
+
+        It shows the state at the call, however much is applied, and after a reset, an install or a close too. O(log
+        keys) at the call. While it is open, each key that is overwritten or deleted costs about 16 bytes; it is open
+        until it is used up or dropped.
+        """

@@ -123,7 +123,7 @@ cdef class Ordered(State):
     # ---- reads -----------------------------------------------------------------------------------------
 
     def scan(self, start=None, end=None, *, prefix=None, limit=None, reverse=False):
-        """The pairs with `start <= key < end`, in the order of their keys: `ScanResult(entries, revision)`.
+        """Returns the pairs with `start <= key < end`, in the order of their keys, as `ScanResult(entries, revision)`.
 
         None is open. `prefix`: only keys that start with it. `limit`: at most so many. `reverse`: from the end. All are
         of one state; `revision` is the last applied index at which it held. O(log keys + results); the first call of
@@ -133,9 +133,9 @@ cdef class Ordered(State):
         return self.scan_range(low, high, checked_limit(limit), True if reverse else False)
 
     def scan_prefix(self, prefix, *, limit=None, start_after=None):
-        """The pairs whose key starts with `prefix`, sorted by key: `ScanResult(entries, revision)`.
+        """Returns the pairs whose key starts with `prefix`, sorted by key, as `ScanResult(entries, revision)`.
 
-        `limit`: at most so many. `start_after`: only keys behind this one; the last key of a page gives the next
+        `limit`: at most so many. `start_after`: only keys after this one; the last key of a page gives the next
         page. `revision` is the last applied index at which the result held. O(log keys + results).
         """
         limit = checked_limit(limit)
@@ -144,7 +144,7 @@ cdef class Ordered(State):
         return self.scan_range(low, high, limit, False)
 
     def count(self, start=None, end=None, *, prefix=None):
-        """How many keys there are with `start <= key < end`, and with `prefix`; None is open. All are of one state.
+        """Returns the number of keys with `start <= key < end`, and with `prefix`; None is open. All are of one state.
 
         O(log keys + keys counted), some nanoseconds each, without an object for any; of all keys O(1).
         """
@@ -169,7 +169,7 @@ cdef class Ordered(State):
         return self.view_of(low, high, False).view.count()
 
     def ordered(self, start=None, end=None, *, prefix=None, reverse=False):
-        """An iterator of the pairs with `start <= key < end`, and with `prefix`, in the order of their keys.
+        """Returns an iterator of the pairs with `start <= key < end`, and with `prefix`, in the order of their keys.
 
         It shows the state at the call, however much is applied, and after a reset, an install or a close too. O(log
         keys) at the call. While it is open, each key that is overwritten or deleted costs about 16 bytes; it is open

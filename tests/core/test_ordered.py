@@ -17,6 +17,7 @@ import fastsm
 from fastsm import FastStateMachine, MemoryStateMachine, NotRunningError, ScanResult
 from support.faulty import memory_directory
 from support.histories import History
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 Pairs = list[tuple[bytes, bytes]]
@@ -219,7 +220,7 @@ def test_ranges_do_what_a_sorted_dict_does(
             iterator = machine.ordered(start, end, prefix=prefix)
             open_iterators.append((iterator, pairs[1:]))
             next(iterator, None)
-        machine._check()
+        inside(machine).check()
         for iterator, rest in open_iterators:
             assert list(iterator) == rest
 
@@ -279,8 +280,8 @@ def test_a_random_history_with_everything_in_between(tmp_path: Path, machine_at:
             if dice.random() < 0.2:
                 assert next(real, None) == next(expected, None)
         if dice.random() < 0.1:
-            machine._check()
-    machine._check()
+            inside(machine).check()
+    inside(machine).check()
     machine.close()
     for real, expected in iterators:
         assert list(real) == list(expected)
@@ -326,7 +327,7 @@ def test_iterators_that_are_dropped_leave_nothing(directory: Path, machine_at: O
     machine = machine_at(directory)
     put_all(machine, {b"%04d" % i: b"" for i in range(2000)})
     machine.scan(limit=1)
-    order = machine._order()
+    order = inside(machine).order()
     assert order is not None
     gc.collect()
     gc.disable()
@@ -393,7 +394,7 @@ def test_many_first_readers_at_the_same_time(directory: Path, machine_at: Opener
         reader.join()
     assert all((count - len(keys)) % 400 == 0 for count in found), found
     assert len(found) == 12
-    machine._check()
+    inside(machine).check()
     assert machine.count(b"") == len(keys) + 50 * 400
 
 
@@ -404,4 +405,4 @@ def test_the_places_of_a_range_are_in_order(directory: Path, machine_at: Opener)
     put_all(machine, dict.fromkeys(keys, b""))
     put_all(machine, dict.fromkeys(keys[::2], b"newer"))
     for start, end in ((None, None), (b"0100", b"2500"), (b"2", None), (b"5", b"1"), (None, b"0000")):
-        assert machine._keys_of_range(start, end) == [key for key, _ in machine.scan(start, end).entries]
+        assert inside(machine).keys_of_range(start, end) == [key for key, _ in machine.scan(start, end).entries]

@@ -12,6 +12,7 @@ import pytest
 import fastsm
 from fastsm import FastStateMachine
 from fastsm.lookup.order import Order
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 
@@ -48,7 +49,7 @@ def delete_all(machine: FastStateMachine, keys: Iterable[bytes]) -> None:
 
 def order_of(machine: FastStateMachine) -> Order:
     """The order, which is in use."""
-    order = machine._order()
+    order = inside(machine).order()
     assert order is not None
     return order
 
@@ -64,7 +65,7 @@ def test_keys_of_any_shape_are_sorted(directory: Path, machine_at: Opener, shape
     put_all(machine, keys[::2])
     assert [key for key, _ in machine.ordered()] == sorted(set(keys[::2]))
     put_all(machine, keys[1::2])  # many at once
-    machine._check()
+    inside(machine).check()
     assert [key for key, _ in machine.ordered()] == sorted(set(keys))
     order_of(machine).forget()
     assert [key for key, _ in machine.ordered(reverse=True)] == sorted(set(keys), reverse=True)
@@ -94,7 +95,7 @@ def test_a_key_that_comes_again_has_one_entry(directory: Path, machine_at: Opene
         put_all(machine, keys)
         assert [key for key, _ in machine.ordered()] == sorted(keys)
         assert order_of(machine).entries == len(keys)
-        machine._check()
+        inside(machine).check()
     delete_all(machine, keys)
     for _ in range(1000):
         put_all(machine, keys[:1])
@@ -110,7 +111,7 @@ def test_building_looks_at_each_key_a_few_times(directory: Path, machine_at: Ope
     """Steps of sorting grow as n log n, however much the keys share."""
     machine = machine_at(directory)
     put_all(machine, SHAPES[shape])
-    machine._ask_for_order()
+    inside(machine).ask_for_order()
     keys = machine.len()
     assert order_of(machine).comparisons < 4 * keys * math.log2(keys)
 
@@ -129,7 +130,7 @@ def test_an_insert_and_a_scan_in_turns_cost_a_search(directory: Path, machine_at
     steps = math.log2(machine.len())
     assert order.comparisons - before < 2000 * 5 * steps
     assert order.looks - looks <= 2000
-    machine._check()
+    inside(machine).check()
 
 
 def test_deletes_of_a_prefix_between_scans_are_paid_once(directory: Path, machine_at: Opener) -> None:
@@ -149,7 +150,7 @@ def test_deletes_of_a_prefix_between_scans_are_paid_once(directory: Path, machin
         assert order.looks - before < 500
         assert order.entries < 1_000
         assert order.size < 200_000
-        machine._check()
+        inside(machine).check()
         put_all(machine, [b"b%06d" % i for i in range(60_000)])
 
 
@@ -179,7 +180,7 @@ def test_more_deletes_than_that_are_cleared_away_by_a_thread(directory: Path, ma
     assert machine.count(b"a", b"d") == 100_002
     delete_all(machine, [b"b%06d" % i for i in range(100_000)])
     assert machine.count(b"a", b"d") == 2
-    machine._keep_order()
+    inside(machine).keep_order()
     assert order_of(machine).entries == 2
 
 
@@ -221,7 +222,7 @@ def test_without_reads_the_order_stays_in_proportion_to_the_keys(directory: Path
         put_all(machine, keys[first:first + 2_000])
         if first >= 20_000:
             delete_all(machine, keys[first - 20_000:first - 18_000])
-        machine._keep_order()  # what a thread does when it is called for
+        inside(machine).keep_order()  # what a thread does when it is called for
     order = order_of(machine)
     assert order.entries + order.fresh_keys < 2 * machine.len() + (1 << 16) + 10_000
     assert [key for key, _ in machine.ordered()] == keys[-20_000:]
@@ -234,10 +235,10 @@ def test_nothing_is_paid_before_the_order_is_asked_for(directory: Path, machine_
     machine.compact()
     assert dict(machine.items())
     assert machine.count() == len(SHAPES["random"])  # the table knows
-    assert machine._order() is None
+    assert inside(machine).order() is None
     machine.clear()
     machine.close()
     machine = machine_at(directory)
-    assert machine._order() is None
+    assert inside(machine).order() is None
     machine.scan(limit=0)
-    assert machine._order() is None
+    assert inside(machine).order() is None

@@ -12,6 +12,8 @@ NAMES = frozenset({
     # its steps, for tests that hold one of them up, or leave one out
     "capture", "closed", "compact_by_itself", "is_called_for", "mark", "note_metadata", "opened", "release", "require",
     "sync_to", "waiting_for_entries", "write_captured", "write_state", "bytes",
+    # the order of keys
+    "ask_for_order", "keep_order", "keys_of_range", "order",
     # MemoryStateMachine
     "entries", "metadata", "running", "seen", "state_as_of", "values", "waiting",
     # Directory; the threads of coroutines

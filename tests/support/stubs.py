@@ -13,7 +13,8 @@ from pathlib import Path
 import fastsm
 
 PACKAGE = Path(fastsm.__file__).resolve().parent
-MODULES = ("command", "core.state", "core.engine")  # those with public names; State and Engine are in FastStateMachine
+MODULES = ("command", "core.state", "core.ordered", "core.engine")  # those with public names
+CLASSES = ("State", "Ordered", "Engine")  # those that FastStateMachine is made of
 
 
 def stub_of(module: str) -> Path:
@@ -36,7 +37,7 @@ def with_docstrings(module: str, source: str) -> str:
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
             functions.append((node, getattr(compiled, node.name)))
-        elif isinstance(node, ast.ClassDef) and node.name in ("State", "Engine"):
+        elif isinstance(node, ast.ClassDef) and node.name in CLASSES:
             owner = getattr(compiled, node.name)
             functions += [(f, getattr(owner, f.name)) for f in node.body if isinstance(f, ast.FunctionDef)]
     for node, found in reversed(functions):
