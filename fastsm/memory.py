@@ -428,7 +428,7 @@ class MemoryStateMachine(StateMachine):
                     f"{last}; allow_older=True installs it all the same"
                 )
             state = read_state(snapshot)
-        self._refuse_contradiction(last)
+        self._refuse_contradiction(last, state.seen)
         before = self.last_applied().index
         self._base = state.copy()
         self._entries = []
@@ -440,13 +440,10 @@ class MemoryStateMachine(StateMachine):
             self._end_waiting(OrderError(f"the state was replaced by an older one, as of {last}"))
         self._tell_waiting()
 
-    def _refuse_contradiction(self, last: LogId) -> None:
+    def _refuse_contradiction(self, last: LogId, theirs: list[LogId]) -> None:
         """What ``apply`` refuses of an entry: another term than is known of it, or a falling one."""
         applied = self.last_applied()
-        before = max((seen for seen in self._seen if seen.index <= last.index), default=LogId())
-        after = min((seen for seen in self._seen if seen.index >= last.index), default=last)
-        possible = before.term <= last.term <= after.term and (before.index != last.index or before == last)
-        if not possible:
+        if not (_fits(last, self._seen) and (last.index <= applied.index or _fits(applied, theirs))):
             raise OrderError(f"a snapshot as of {last} contradicts {applied}", index=last.index)
 
     async def apply_snapshot_from_file(
@@ -489,6 +486,13 @@ def _checked_limit(limit: int | None) -> int | None:
     if limit < 0:
         raise ValueError(f"limit={limit}: expected 0 or more")
     return limit
+
+
+def _fits(one: LogId, seen: list[LogId]) -> bool:
+    """Whether an entry can be of the history in which these were seen: one term for each, and none that falls."""
+    before = max((other for other in seen if other.index <= one.index), default=LogId())
+    after = min((other for other in seen if other.index >= one.index), default=one)
+    return before.term <= one.term <= after.term and (before.index != one.index or before == one)
 
 
 def _checked(log_id: Sequence[Any]) -> LogId:

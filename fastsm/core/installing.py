@@ -109,7 +109,7 @@ class Installing:
         engine._log.check_writable()
         if not allow_older:
             self._refuse_stale(engine, told)
-        self._refuse_contradiction(engine, told.last_included)
+        self._refuse_contradiction(engine, told.last_included, index)
         with self._generations.jobs.replacing("an install"):
             return self._generations.take(engine, log, index, (told.last_included, told))
 
@@ -120,11 +120,18 @@ class Installing:
                 f"{self._generations.path}: expected a snapshot as of last applied, {applied}, or later, found one as "
                 f"of {told.last_included}; allow_older=True installs it all the same")
 
-    def _refuse_contradiction(self, engine: Engine, included: LogId) -> None:
-        """Refuses what ``apply`` refuses of an entry: another term than is known of it, or a falling one."""
+    def _refuse_contradiction(self, engine: Engine, included: LogId, index: Index) -> None:
+        """Refuses what ``apply`` refuses of an entry: another term than is known of it, or a falling one.
+
+        Where the snapshot goes further than what is applied, the last applied entry must be one of its own: then, by
+        Raft's log matching property, all entries before it are the same, too.
+        """
         applied = engine.last_applied()
-        later = included.index > applied.index
-        if not (included.term >= applied.term if later else engine._terms.allows(*included)):
+        if included.index > applied.index:
+            fits = included.term >= applied.term and index.terms.allows(*applied)
+        else:
+            fits = engine._terms.allows(*included)
+        if not fits:
             raise OrderError(
                 f"{self._generations.path}: a snapshot as of {included} contradicts what is applied here, up to "
                 f"{applied}: an entry of another term, or terms that fall. One of the two is of another history; to "
