@@ -1,8 +1,8 @@
 """How long the event loop stands still while fastsm works on a slow disk: `python -m bench.event_loop [seconds]`.
 
-A task that only sleeps measures how late it wakes up while chunks are applied and flushed, and a compaction, a snapshot
-and a reset run. Each call of the seam to the system takes as long as on a bad disk. What is left is the interpreter's
-own switching between threads (5 ms each time, `sys.getswitchinterval()`).
+A task that does nothing but sleep measures how late it wakes up, while chunks are applied and flushed, and a
+compaction, a snapshot and a reset run. Each call of the seam to the system takes as long as on a bad disk. What is left
+is the interpreter's own switching between threads (5 ms a time, `sys.getswitchinterval()`).
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ from typing_extensions import Self
 
 from fastsm.core.awaited import Ticket
 from fastsm.core.group_commit import GroupCommit
-from fastsm.core.state import State
+from fastsm.core.ordered import Ordered
 from fastsm.core.turns import Turns
 from fastsm.generation.log import Log
 from fastsm.lookup.index import Index
 from fastsm.types import Entry, LogId, SnapshotMetadata
 
-class Engine(State):
+class Engine(Ordered):
     def __new__(cls, *args: Any, **options: Any) -> Self: ...
     @property
     def _turns(self) -> Turns: ...
@@ -31,7 +31,20 @@ class Engine(State):
     ) -> None: ...
     def _is_called_for(self) -> bool: ...
     def _compact_above(self, dead_bytes: int) -> None: ...
-    def apply(self, chunk: Iterable[Entry | tuple[int, int, bytes]]) -> list[bool | None]: ...
+    def apply(self, chunk: Iterable[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+        """Applies committed entries, all or none. O(operations).
+
+        `chunk`: a sequence of `Entry` or plain tuples `(index, term, command)`. Indexes rise strictly and terms
+        never fall. Entries at or below `last_applied()` are skipped. The first one after it must be its successor
+        (with `contiguous=False`: any later one).
+
+        Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
+        or a batch did not match, None where it was skipped. The chunk is durable on return with `sync="apply"`,
+        otherwise after the next `flush`. Readers see the state before the chunk or after it, never between.
+
+        Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
+        applied. Thread safe; concurrent calls take turns.
+        """
     def _apply_if_free(
         self, chunk: Iterable[Entry | tuple[int, int, bytes]], room: int
     ) -> list[bool | None] | None: ...
@@ -52,4 +65,5 @@ class Engine(State):
     def _sync_to(self, mark: tuple[Log, int, LogId]) -> bool: ...
     def _note_synced(self, log: Log, applied: LogId) -> None: ...
 
-def append_metadata(log: Log, metadata: SnapshotMetadata) -> None: ...
+def append_metadata(log: Log, metadata: SnapshotMetadata) -> None:
+    """A frame of a snapshot's metadata alone, for a log that is not the state yet."""

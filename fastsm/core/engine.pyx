@@ -23,7 +23,7 @@ from fastsm.disk.format cimport (
 from fastsm.core.group_commit cimport GroupCommit
 from fastsm.lookup.index cimport BLOCK, Index
 from fastsm.generation.log cimport Log
-from fastsm.core.state cimport State
+from fastsm.core.ordered cimport Ordered
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
@@ -36,7 +36,7 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 cdef enum:
     CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
 
-cdef class Engine(State):
+cdef class Engine(Ordered):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
 
     Thread safety: every method, from any thread; writers take turns.
@@ -197,6 +197,8 @@ cdef class Engine(State):
             self.awaited.note_applied(self.applied_index)
             if self.dead_bytes() > self.compact_above:
                 self.call_for_compaction()
+            if self._index.ordered and not self.order_called and self._index.order.is_behind():
+                self.call_for_order()
         return results
 
     cdef int call_for_compaction(self) except -1:
@@ -212,6 +214,15 @@ cdef class Engine(State):
             self.compact_above = above
         return 0
 
+    cdef int call_for_order(self) except -1:
+        """Starts a thread that sorts new keys in; without one, the next reader does it. Runs no Python code here."""
+        self.order_called = True
+        try:
+            start_new_thread(self._keep_order, ())
+        except (MemoryError, RuntimeError):
+            self.order_called = False
+        return 0
+
     cdef int write_chunk(self, Chunk chunk) except -1:
         """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
         cdef Log log = self._log
@@ -224,6 +235,8 @@ cdef class Engine(State):
         chunk.lay_out(place)
         length = frame_size(runs.count, chunk.record_bytes)
         self._index.dead.reserve(place + length)
+        if self._index.ordered:
+            self._index.order.reserve(chunk.puts, chunk.count)
         frame = log.begin_frame(length)
         self.take_arena()
         self.expect_old(chunk, 0)

@@ -128,9 +128,11 @@ class Generations:
         log = None
         try:
             log = Log.create(self.directory, number)
+            index = Index()
+            engine._order_next(index, log.mapping)
             current.prepare_next(self.directory, log)
             with self.jobs.replacing("a reset"):
-                old = self.take(engine, log, Index(), (LogId(), None))
+                old = self.take(engine, log, index, (LogId(), None))
         except BaseException:
             self.discard(engine, log, number)
             raise
@@ -149,7 +151,7 @@ class Generations:
             logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
 
     def note_durable(self, engine: Engine) -> None:
-        """Notes that a first sync has made durable what an unclean end left: in a frame, and a table where it pays off.
+        """Notes that a first sync made durable what an unclean end left: in a frame, and where it pays off, a table.
 
         So an opening after another kill neither reads nor writes it again. Without room there is no note: no error.
         """

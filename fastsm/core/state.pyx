@@ -22,11 +22,12 @@ from fastsm.snapshot.capture cimport Capture
 from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.ranges cimport check_order
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
 from fastsm.arguments import bytes_of, pair_of
 from fastsm.errors import NotRunningError, SnapshotError, SnapshotRangeError
-from fastsm.types import LogId, ScanResult
+from fastsm.types import LogId
 
 cdef extern from "Python.h":
     object PyMemoryView_FromObject(object exporter)
@@ -355,22 +356,6 @@ cdef class State:
         """
         return self.freeze().in_order().columns()
 
-    def scan_prefix(self, prefix, *, limit=None, start_after=None):
-        """Returns the pairs whose key starts with `prefix`, sorted by key, as `ScanResult(entries, revision)`.
-
-        `limit`: at most so many. `start_after`: only keys after this one; the last key of a page gives the next
-        page. `revision` is the last applied index at which the result held. O(keys), without the GIL.
-        """
-        if limit is not None:
-            limit = operator.index(limit)  # asked once: its own comparisons may say anything
-            if limit < 0:
-                raise ValueError(f"limit={limit}: expected 0 or more")
-        prefix = bytes_of(prefix, "prefix")
-        if start_after is not None:
-            start_after = bytes_of(start_after, "start_after")
-        cdef Frozen frozen = self.freeze()
-        return ScanResult(frozen.in_order().scan(prefix, limit, start_after), frozen.revision)
-
     def len(self):
         """Returns the number of live keys. O(1)."""
         self._require(stopped_is_fine=True)
@@ -486,6 +471,8 @@ cdef class State:
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
             self.arena = self.mapping.address
+            if self._index.ordered:
+                self._index.order.mapping = self.mapping
         self.readable = self.mapping.mapped
 
     def _let_go(self):
@@ -548,6 +535,8 @@ cdef class State:
         assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, the records' sizes sum up to {live}"
         assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
         index.terms.check()
+        if index.ordered:
+            check_order(index.order)
         assert (index.table, index.terms) == (self._table, self._terms)
         assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
         assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index

@@ -22,7 +22,7 @@ except ModuleNotFoundError as _error:
     raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from _error
 
 # So that a failure shows values next to its message.
-_RULES = ("commands", "conformance", "snapshots", "storage", "waiting")
+_RULES = ("commands", "conformance", "order", "snapshots", "storage", "waiting")
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in _RULES))
 
 from fastsm.testing.conformance import StateMachineConformance  # noqa: E402  # not before that

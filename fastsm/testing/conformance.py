@@ -13,12 +13,13 @@ from fastsm import Entry, LogId, StateMachine
 from fastsm.testing.commands import CommandRules
 from fastsm.testing.helpers import METADATA, PUT, apply_chunks, apply_commands, apply_entries, state_of
 from fastsm.testing.histories import KEYS, History
+from fastsm.testing.order import OrderRules
 from fastsm.testing.snapshots import SnapshotRules
 from fastsm.testing.storage import StorageRules
 from fastsm.testing.waiting import WaitingRules
 
 
-class StateMachineConformance(CommandRules, SnapshotRules, StorageRules, WaitingRules):
+class StateMachineConformance(CommandRules, OrderRules, SnapshotRules, StorageRules, WaitingRules):
     """Subclass it, and give a fixture ``state_machine``: an empty, running state machine.
 
     Entries are handed over without gaps. For a state machine that stores, a second fixture, ``reopen``: a

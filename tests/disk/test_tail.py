@@ -1,4 +1,4 @@
-"""The search for torn tails: what a crash leaves is torn, whatever it is of; what proves a loss is found; one look each."""
+"""The search for torn tails: what a crash leaves is torn, whatever it is of; what proves a loss is found."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def test_a_header_that_proves_a_loss_is_found_in_every_tail() -> None:
         torn += bytes(64 + -len(torn) % 8)
         at = end + 8 + 8 * dice.randrange((len(torn) - 40) // 8)
         watermark = dice.choice((end + 8, at, min(at, end + 8 * dice.randrange(1, 1 << 16))))
-        torn[at - end : at - end + 32] = header(at, watermark, 8 * dice.randrange(4, 1 << 30 if dice.random() < 0.1 else 90))
+        length = 8 * dice.randrange(4, 1 << 30 if dice.random() < 0.1 else 90)
+        torn[at - end : at - end + 32] = header(at, watermark, length)
         found = search_bytes(torn, IDENTITY, end, end)
         assert (found.proof, found.watermark) == (at, watermark), f"proof {number}"
 

@@ -11,6 +11,7 @@ import pytest
 import fastsm
 from fastsm import FastStateMachine, LogId
 from support.faulty import Disk, crash_copy
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 FRAME_HEADER = 32
@@ -20,7 +21,8 @@ def killed(path: Path, copy: Path, entries: int) -> Path:
     """A copy of a state as a kill leaves it: so many entries of a kilobyte, flushed, and no frame that says so."""
     with FastStateMachine(path, auto_compact=False) as machine:
         for first in range(1, entries + 1, 100):
-            machine.apply([(index, 1, fastsm.put(b"key %d" % index, bytes(1000))) for index in range(first, first + 100)])
+            indexes = range(first, first + 100)
+            machine.apply([(index, 1, fastsm.put(b"key %d" % index, bytes(1000))) for index in indexes])
         machine.flush()
         return crash_copy(path, copy)
 
@@ -37,12 +39,12 @@ def test_a_first_flush_of_much_saves_a_table_for_the_opening_after_another_kill(
         disk = Disk()
         with FastStateMachine(copy, auto_compact=False, _files=disk.files) as machine:
             recovery = machine.stats().recovery
-            assert machine._index.loaded
+            assert inside(machine).index.loaded
             assert (recovery.suspect_bytes, recovery.log_bytes) == (0, size)
             assert machine.durable() == machine.last_applied() == LogId(5_000, 1)
             assert machine.get(b"key 5000") == bytes(1000)
             machine.verify()
-            machine._check()
+            inside(machine).check()
             disk.forget()
             machine.flush()
             assert [call.method for call in disk.calls if call.method in ("write", "sync")] == []
@@ -58,7 +60,7 @@ def test_a_first_flush_of_less_is_noted_in_a_frame(tmp_path: Path) -> None:
         with FastStateMachine(copy) as machine:
             recovery = machine.stats().recovery
             assert recovery.suspect_bytes == FRAME_HEADER if number else recovery.suspect_bytes > 200_000
-            assert not machine._index.loaded
+            assert not inside(machine).index.loaded
             machine.flush()
             assert machine.durable() == machine.last_applied() == LogId(200, 1)
             copy = crash_copy(copy, tmp_path / f"again {number}")
@@ -75,7 +77,7 @@ def test_the_note_leaves_what_no_frame_carries_yet(tmp_path: Path) -> None:
         machine.update_last_applied((5_002, 2))
         copy = crash_copy(copy, tmp_path / "second")
     with FastStateMachine(copy) as machine:
-        assert machine._index.loaded
+        assert inside(machine).index.loaded
         assert machine.last_applied() == LogId(5_001, 2)
         assert (machine.entry_term(5_001), machine.entry_term(5_002)) == (2, None)
 
@@ -109,4 +111,4 @@ def test_a_first_sync_that_fails_is_not_noted(tmp_path: Path, machine_at: Opener
         machine.close()
     with FastStateMachine(again) as machine:
         assert machine.stats().recovery.suspect_bytes == suspect
-        assert not machine._index.loaded
+        assert not inside(machine).index.loaded

@@ -46,9 +46,8 @@ def chunk_of_values(dice: random.Random, index: int, largest: int) -> list[Entry
 
 def chunk_of_records(dice: random.Random, index: int) -> list[Entry]:
     """Some megabytes of small records of indexes that rise by 1, which look like lengths of frames in between."""
-    return [
-        Entry(index + number, 1, fastsm.put(dice.randbytes(16), b"v" * 40)) for number in range(dice.randrange(20_000, 40_000))
-    ]
+    count = dice.randrange(20_000, 40_000)
+    return [Entry(index + number, 1, fastsm.put(dice.randbytes(16), b"v" * 40)) for number in range(count)]
 
 
 def open_torn(root: Path, dice: random.Random, first: int, chunks: list[list[Entry]]) -> None:

@@ -447,3 +447,35 @@ def test_a_slice_whose_numbers_remove_entries(tmp_path: Path) -> None:
                 return 0
 
         assert journal[Cutting() : 99] == [(b"command-1", 1, 1), (b"command-2", 2, 1)]
+
+
+def test_the_commit_index_never_passes_the_last_entry(tmp_path: Path) -> None:
+    """What removes entries takes the commit index back with them, in memory and after reopening."""
+    journal = Journal(tmp_path)
+    for index in (5, 6, 7):
+        journal.add(b"", index, 1)
+    journal.set_commit_index(7)
+    journal.write_commit_index()
+    journal.clear()
+    assert (journal.last_index, journal.commit_index) == (0, 0)
+    journal.add(b"new", 1, 2)
+    assert (journal.last_index, journal.commit_index) == (1, 0)
+    journal.set_commit_index(1)
+    journal.write_commit_index()
+    journal.abandon()
+    journal = Journal(tmp_path)
+    assert (journal.last_index, journal.commit_index) == (1, 1)
+    journal.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 2**63, 2**64 - 5, 2**64 - 1])
+@pytest.mark.parametrize("index", [0, 1, 4, 5, 10, 11, 2**64 - 1])
+def test_ranges_of_any_size_end_where_the_entries_do(tmp_path: Path, index: int, count: int) -> None:
+    """A range that reaches beyond the last entry gives what is there; one that starts outside, nothing."""
+    journal = Journal(tmp_path)
+    for each in range(4, 11):
+        journal.add(b"c%d" % each, each, 1)
+    expected = list(range(index, min(index + count, 11))) if 4 <= index <= 10 else []
+    assert [each for _, each, _ in journal.entries(index, count)] == expected
+    assert [each for each, _, _ in journal.marked(index, count, 2**64 - 1, ord("c"), b"")[0]] == expected
+    journal.close()

@@ -112,8 +112,8 @@ class Journals(Target):
         segments = [self.segment(dice, 1, (1, 0, 0, 0, 0, 0, 0, 0, 0))]
         if dice.random() < 0.4:
             end = len(segments[0])
-            durable, checksum = dice.choice((96, end)), self.last_checksum(segments[0])
-            state = (1, self.index, self.term, 0, 0, end, durable, self.term, checksum)
+            last = self.last_checksum(segments[0])
+            state = (1, self.index, self.term, 0, 0, end, dice.choice((96, end)), self.term, last)
             segments.append(self.segment(dice, 2, state))
         return struct.pack("<I", len(segments[0])) + b"".join(segments)
 

@@ -43,7 +43,7 @@ def images() -> list[bytes]:
             if index % 10 == 0:
                 journal.sync()
         journal.close()
-        for file in sorted(path.glob("*/*-*")) + [path / "snapshot.fsm"]:
+        for file in (*sorted(path.glob("*/*-*")), path / "snapshot.fsm"):
             found.append(file.read_bytes().rstrip(b"\0")[: LARGEST // 4])
     return found
 
@@ -68,12 +68,15 @@ def headers(dice: random.Random, length: int) -> bytes:
     for _ in range(min(length // 32 + 1, 200)):
         sizes = struct.pack("<QII", dice.randrange(4, 5_000) * 8, dice.randrange(300), dice.randrange(3))
         identity = dice.choice((by_hand.IDENTITY, by_hand.IDENTITY + 1))
-        found.append(dice.randbytes(8) + sizes + by_hand.seal(sizes, identity, dice.randrange(96, 1 << 20)).to_bytes(8, "little"))
+        seal = by_hand.seal(sizes, identity, dice.randrange(96, 1 << 20))
+        found.append(dice.randbytes(8) + sizes + seal.to_bytes(8, "little"))
     return b"".join(found) * (length // (32 * len(found)) + 1)
 
 
 def records(dice: random.Random, length: int) -> bytes:
-    found = [by_hand.record(1, 8 * dice.randrange(1 << 18), dice.randbytes(8), bytes(dice.randrange(60))) for _ in range(50)]
+    found = []
+    for _ in range(50):
+        found.append(by_hand.record(1, 8 * dice.randrange(1 << 18), dice.randbytes(8), bytes(dice.randrange(60))))
     return b"".join(found) * (length // 3_000 + 1)
 
 
@@ -83,11 +86,15 @@ def image(dice: random.Random, length: int) -> bytes:
     return content[dice.choice((0, 0, 8, 96, dice.randrange(len(content)))) :]
 
 
+def floats(dice: random.Random, length: int) -> bytes:
+    return array("d", [i / 8 for i in range(min(length // 8 + 1, 3_000))]).tobytes() * (length // 24_000 + 1)
+
+
 SHAPES: dict[str, Shape] = {
     "zeros": lambda dice, length: bytes(length),
     "noise": lambda dice, length: dice.randbytes(min(length, 4_096)) * (length // 4_096 + 1),
     "text": lambda dice, length: b"the quick brown fox jumps over the lazy dog\n" * (length // 40 + 1),
-    "floats": lambda dice, length: array("d", [i / 8 for i in range(min(length // 8 + 1, 3_000))]).tobytes() * (length // 24_000 + 1),
+    "floats": floats,
     "bytes": words("B", 1),
     "integers of two bytes": words("H", 1),
     "integers of four bytes": words("I", 8),
@@ -109,7 +116,7 @@ def value(dice: random.Random, length: int) -> bytes:
 
 
 def frames(dice: random.Random, end: int, durable: int, content: bytes | None = None) -> bytes:
-    """Frames that a writer has appended from ``end`` on, each saying that ``durable`` was durable, or nothing, or less."""
+    """Frames that a writer has appended from ``end`` on, each saying that at most ``durable`` bytes were durable."""
     written = b""
     index, term, previous = dice.choice(INDEXES), 1, dice.getrandbits(64)
     for _ in range(dice.choice((1, 1, 2, 3, 9))):
@@ -132,7 +139,7 @@ def frames(dice: random.Random, end: int, durable: int, content: bytes | None = 
 
 
 def tear(dice: random.Random, end: int, tail: bytes) -> bytearray:
-    """What a crash leaves of bytes at an offset of a file: pages, or sectors of them, are zeros; the file may be cut."""
+    """What a crash leaves of bytes at an offset of a file: pages or sectors are zeros; the file may be cut."""
     torn = bytearray(tail)
     unit = dice.choice((PAGE, PAGE, SECTOR))
     chance = dice.choice((0.05, 0.3, 0.7))

@@ -713,6 +713,63 @@ class ChecksumsOfThePresentOnly(MemoryStateMachine):
         return log_id, super().state_checksum()[1]
 
 
+@found_by("a_scan_gives_the_range_in_order")
+class ScansTheEndToo(MemoryStateMachine):
+    def scan(self, start: Any = None, end: Any = None, **options: Any) -> Any:
+        return super().scan(start, None if end is None else end + b"\x00", **options)
+
+
+@found_by("a_scan_gives_the_range_in_order", "ordered_stays_at_its_moment")
+class SortsByLength(MemoryStateMachine):
+    def _range(self, start: Any, end: Any, prefix: Any, reverse: bool = False) -> Any:
+        found = super()._range(start, end, prefix)
+        return sorted(found, key=lambda pair: (len(pair[0]), pair), reverse=bool(reverse))
+
+
+@found_by("a_limit_cuts_a_scan")
+class TakesAnyLimit(MemoryStateMachine):
+    def scan(self, *bounds: Any, limit: Any = None, **options: Any) -> Any:
+        return super().scan(*bounds, limit=None if limit is None or limit < 0 else limit, **options)
+
+
+@found_by("a_prefix_is_scanned_in_pages")
+class StartsAtTheLastKeyAgain(MemoryStateMachine):
+    def scan_prefix(self, prefix: Any, *, limit: Any = None, start_after: Any = None) -> Any:
+        if start_after is None:
+            return super().scan_prefix(prefix, limit=limit)
+        return super().scan_prefix(prefix, limit=limit, start_after=start_after + b"\x00")
+
+
+@found_by("a_count_is_that_of_the_scan")
+class CountsAllKeys(MemoryStateMachine):
+    def count(self, *bounds: Any, **options: Any) -> int:
+        super().count(*bounds, **options)
+        return self.len()
+
+
+@found_by("ordered_stays_at_its_moment")
+class OrderedIsAtTheFirstStep(MemoryStateMachine):
+    def ordered(self, *bounds: Any, **options: Any) -> Any:
+        self._require()
+        return (pair for _ in (0,) for pair in self._range(*(bounds or (None, None)), None, **options))
+
+
+@found_by("a_stopped_one_reads_nothing_in_order")
+class ScansWhenStopped(MemoryStateMachine):
+    def scan(self, *bounds: Any, **options: Any) -> Any:
+        running, self._running = self._running, True
+        try:
+            return super().scan(*bounds, **options)
+        finally:
+            self._running = running
+
+
+@found_by("ordered_reads_follow_a_random_history")
+class ScansEmptyValuesNot(MemoryStateMachine):
+    def _range(self, *bounds: Any, **options: Any) -> Any:
+        return [pair for pair in super()._range(*bounds, **options) if pair[1]]
+
+
 def suite_on(wrong: type[MemoryStateMachine]) -> type:
     """The suite as a class that pytest collects."""
 
