@@ -108,7 +108,8 @@ class Generations:
     def _note_leftover(self, error: Exception) -> None:
         """Logs what failed after the step to another generation: it is no error of that step."""
         try:  # noqa: SIM105  # `suppress` would need memory itself
-            logger.warning("%s: left over until the next opening: %r", self.path, error)
+            # Not the error itself: a handler that keeps its record would keep the old log with the traceback.
+            logger.warning("%s: left over until the next opening: %s", self.path, repr(error))
         except MemoryError:
             pass  # then nobody can be told
 

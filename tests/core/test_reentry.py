@@ -335,7 +335,7 @@ def test_trace_functions_may_call_everything(inner: str, outer: str, tmp_path: P
         reopened(machine)
         if seen <= events:
             return
-        events += 7
+        events += 13
 
 
 def closing(machine: FastStateMachine, seam: str, nth: int) -> Callable[[Call], None]:
