@@ -20,7 +20,10 @@ bytes to files to memory to the machine; each module imports only what stands be
     command                 the bytes that Raft carries
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
-        index               table, terms and dead map: everything that leads into base and log
+        sorting             records, sorted by key
+        tree, tree_changes  places in the order of their keys, in a tree that readers may hold; its changes
+        order, ranges       the keys in their order: kept up as they come; read, at one moment
+        index               table, terms, dead map and order: everything that leads into base and log
     generation/             a base and a log
         names               the names of its files, and which of them this library made
         recovery            what a log holds, what is torn and what is corrupt
@@ -38,8 +41,9 @@ bytes to files to memory to the machine; each module imports only what stands be
         model               the file by the page of formats alone, for MemoryStateMachine
     core/                   the state, and what changes it
         awaited             who waits for an entry to be applied
-        frozen              the present state, held still: iterators, scans, columns
+        frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
+        ordered             reads in the order of the keys: scans, counts, iterators
         chunk, turns        what is being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
         engine              apply, hard state, the step to a next generation in memory

@@ -153,8 +153,8 @@ cdef object command_error(int code, const Reader *reader, object index):
     if code == UNKNOWN_VERSION:
         return UnknownCommandError(
             f"{where}: not made by fastsm's commands (put, delete and so on), or by those of a newer release: "
-            f"expected version {VERSION}, found {version}; if it is a newer release, upgrade this replica before it goes on",
-            index=index)
+            f"version {version}, this release knows version {VERSION}; "
+            "if there is a newer release, upgrade this replica before it goes on", index=index)
     if code == UNKNOWN_KIND:
         return UnknownCommandError(
             f"{where}: kind {kind}, this release knows kinds {PUT} to {BATCH}; "
@@ -205,7 +205,7 @@ cdef object walk(object command, bint describing):
 
 
 def decode(command):
-    """What a command says, as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
+    """Returns what a command says, as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
     Raises `CommandError` or `UnknownCommandError`, exactly where `apply` would.
 
@@ -264,7 +264,7 @@ cdef bytes encode(uint8_t kind, key, value):
 
 
 def put(key, value):
-    """The command that sets `key` to `value` (bytes-like objects). O(size).
+    """Returns the command that sets `key` to `value` (bytes-like objects). O(size).
 
     Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`.
     """
@@ -285,12 +285,12 @@ def put(key, value):
 
 
 def delete(key):
-    """The command that removes `key`; a key that is not there is no error."""
+    """Returns the command that removes `key`; a key that is not there is no error."""
     return encode(DELETE, key, b"")
 
 
 def compare_and_swap(key, expected, value):
-    """The command that sets `key` to `value` if its value is `expected`.
+    """Returns the command that sets `key` to `value` if its value is `expected`.
 
     `expected=None`: if the key is not there. `value=None`: remove the key on a match.
     """
@@ -315,17 +315,17 @@ def compare_and_swap(key, expected, value):
 
 
 def noop():
-    """The command that changes nothing: a new leader's first entry."""
+    """Returns the command that changes nothing: a new leader's first entry."""
     return encode(NOOP, b"", b"")
 
 
 def config(data):
-    """The command that records opaque cluster membership; see `FastStateMachine.membership`."""
+    """Returns the command that records opaque cluster membership; see `FastStateMachine.membership`."""
     return encode(CONFIG, b"", data)
 
 
 def batch(commands):
-    """Several commands in one entry: in order, each seeing those before it, all or none.
+    """Returns the command that does several others in order, each seeing those before it, all or none.
 
     When a compare-and-swap in it does not match, nothing of it happens. A batch or a config in it is a
     `CommandError`, as is a member that is malformed itself.
@@ -516,9 +516,9 @@ cdef list copy_ahead(source):
 
 
 def put_many(keys, values):
-    """The batch that sets each key of a column to the value beside it; later pairs win. O(bytes), no Python loop.
+    """Returns the batch that sets each key of a column to the value in the other one; later pairs win. O(bytes).
 
-    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell are no part of it), a
+    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
     2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
     than the column. Raises `CommandError` over the limits, `ValueError` when the columns differ in length.
     """

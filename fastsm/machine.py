@@ -55,6 +55,8 @@ class FastStateMachine(Engine, StateMachine):
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
+    - ``ordered``: keeps the keys in order from the start, for ``scan``, ``count`` and ``ordered``; otherwise the first
+      of these calls builds the order, and until then it costs nothing.
     - ``mode``: the permissions of the directory when it is created, whatever the umask says, and of the files in it,
       without those to execute. With ``0o770`` the users of a group can take turns.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
@@ -95,6 +97,7 @@ class FastStateMachine(Engine, StateMachine):
         compact_ratio: float = 1.0,
         compact_floor: int = 64 << 20,
         lock_timeout: float = 0,
+        ordered: bool = False,
         mode: int = 0o700,
         snapshot_compress: Literal["none", "zstd"] = "none",
         snapshot_attachment: Attachment = None,
@@ -132,6 +135,7 @@ class FastStateMachine(Engine, StateMachine):
         policy.renew(self, 0)
         self._set_status("running")
         _machines.add(self)
+        self._begin_order(ordered)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
         if verify_on_open == "background" and not opened.verified:
             self._verifying.start(self)  # last, since from here on any call may say that it has found damage
@@ -151,6 +155,15 @@ class FastStateMachine(Engine, StateMachine):
         self._attach(opened.log, opened.index, commit, opened.durable, contiguous, sync_on_apply)
         self._set_verified(opened.verified)
         self._recovery = opened.recovery
+
+    def _begin_order(self, ordered: bool) -> None:
+        """While opening: builds the order, if it is asked for. Where that is interrupted, nothing is left open."""
+        try:
+            if ordered:
+                self._ask_for_order()
+        except BaseException:
+            self._release()
+            raise
 
     def __repr__(self) -> str:
         if self._corrupt() or not self.is_running():
@@ -270,11 +283,11 @@ class FastStateMachine(Engine, StateMachine):
         ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
         """
         self._require()  # a forked child has no worker thread
-        free = self._turns.is_free() and self._worker.idle
-        if free and not self._syncs_on_apply():
-            room = room_if_small(chunk)
-            if room is not None and self._log.has_room(room):
-                return self.apply(chunk)
+        room = room_if_small(chunk) if self._worker.idle else None
+        if room is not None:
+            results = self._apply_if_free(chunk, room)
+            if results is not None:
+                return results
         entries = self._hold(chunk)  # the caller's list may be changed before its turn comes
         return await self._worker.run(self, lambda: self._apply_in_turn(entries), applies=True)
 
@@ -284,7 +297,7 @@ class FastStateMachine(Engine, StateMachine):
         Raises ``StorageError`` when the sync fails; the machine is poisoned then.
         """
         self._require(True)
-        self._sync_to(self._mark(False))
+        self._flush_to(self._mark(False))
 
     async def flush_async(self) -> None:
         """:meth:`flush`, without blocking the event loop; its point is fixed when the task starts."""
@@ -297,12 +310,15 @@ class FastStateMachine(Engine, StateMachine):
         if mark is None:
             self._require(True)
             mark = self._mark(False)
-        self._sync_to(mark)
+        if self._sync_to(mark):
+            with self._turns:
+                if self.is_running():
+                    self._generations.note_durable(self)
 
     def save_hard_state(self) -> None:
         """Makes last applied and snapshot metadata durable, and with them everything applied."""
         self._require(True)
-        self._sync_to(self._mark(True))
+        self._flush_to(self._mark(True))
 
     def wait_applied(self, index: int, timeout: float | None = None) -> None:
         """Returns once the entry at an index is applied: then reads show it, as linearizable reads need.

@@ -25,7 +25,7 @@ from fastsm.event_loops import event_loops
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
-from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, Noop, Put, SnapshotMetadata
+from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, Noop, Put, ScanResult, SnapshotMetadata
 
 LARGEST = 2**64 - 2
 
@@ -179,6 +179,41 @@ class MemoryStateMachine(StateMachine):
         """All pairs, in the order of the entries that last wrote them."""
         self._require()
         return list(self._values.items())
+
+    def scan(
+        self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
+    ) -> ScanResult:
+        """The pairs with ``start <= key < end`` and with the prefix, in the order of their keys."""
+        limit = _checked_limit(limit)
+        return ScanResult(self._range(start, end, prefix, reverse)[:limit], self.last_applied().index)
+
+    def scan_prefix(self, prefix: Any, *, limit: int | None = None, start_after: Any = None) -> ScanResult:
+        """The pairs with a prefix, in the order of their keys; only those after a key."""
+        limit, prefix = _checked_limit(limit), bytes_of(prefix, "prefix")
+        start = None if start_after is None else bytes_of(start_after, "start_after") + b"\0"
+        return ScanResult(self._range(start, None, prefix)[:limit], self.last_applied().index)
+
+    def count(self, start: Any = None, end: Any = None, *, prefix: Any = None) -> int:
+        """How many keys a scan would give."""
+        return len(self._range(start, end, prefix))
+
+    def ordered(
+        self, start: Any = None, end: Any = None, *, prefix: Any = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs of a scan, of the state at the call."""
+        return iter(self._range(start, end, prefix, reverse))
+
+    def _range(self, start: Any, end: Any, prefix: Any, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        low, high, beginning = (
+            None if bound is None else bytes_of(bound, name)
+            for bound, name in ((start, "start"), (end, "end"), (prefix, "prefix")))
+        self._require()
+        found = [
+            pair for pair in self._values.items()
+            if (low is None or pair[0] >= low) and (high is None or pair[0] < high)
+            and pair[0].startswith(beginning or b"")
+        ]  # fmt: skip
+        return sorted(found, reverse=bool(reverse))
 
     def modified(self, key: Any, /) -> LogId | None:
         """The entry that last wrote the key; None when it is not there."""
@@ -445,6 +480,15 @@ def _written(command: object) -> Iterator[bytes]:
     elif isinstance(command, Batch):
         for member in command.commands:
             yield from _written(member)
+
+
+def _checked_limit(limit: int | None) -> int | None:
+    if limit is None:
+        return None
+    limit = operator.index(limit)
+    if limit < 0:
+        raise ValueError(f"limit={limit}: expected 0 or more")
+    return limit
 
 
 def _checked(log_id: Sequence[Any]) -> LogId:

@@ -68,5 +68,5 @@ def test_expect_applied_is_a_pair(directory: Path) -> None:
 @pytest.mark.parametrize("function", [fastsm.decode, fastsm.check, lambda command: fastsm.batch([command])])
 def test_bytes_of_another_make_are_called_so_before_an_upgrade_is_advised(function: Callable[[bytes], object]) -> None:
     """Most often such bytes are no command at all; a newer release comes second."""
-    with pytest.raises(fastsm.UnknownCommandError, match=f"{NO_COMMAND}.* found 104; .* upgrade"):
+    with pytest.raises(fastsm.UnknownCommandError, match=f"{NO_COMMAND}.* version 104, .* upgrade"):
         function(b"hello")

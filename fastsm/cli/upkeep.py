@@ -1,4 +1,4 @@
-"""Commands that change a directory which nobody has open: compact, repair."""
+"""Commands that change a directory that no process has open: compact, repair."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compact(
 @app.command(rich_help_panel=REPAIR)
 def repair(
     directory: Dir,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. The files of before are kept.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. The old files are kept under other names.")] = False,
 ) -> None:
     """Show what is wrong with a directory that cannot be opened, and what repairing it would lose.
 

@@ -23,7 +23,7 @@ from fastsm.disk.format cimport (
 from fastsm.core.group_commit cimport GroupCommit
 from fastsm.lookup.index cimport BLOCK, Index
 from fastsm.generation.log cimport Log
-from fastsm.core.state cimport State
+from fastsm.core.ordered cimport Ordered
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
@@ -36,7 +36,7 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 cdef enum:
     CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
 
-cdef class Engine(State):
+cdef class Engine(Ordered):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
 
     Thread safety: every method, from any thread; writers take turns.
@@ -122,12 +122,12 @@ cdef class Engine(State):
         """Applies committed entries, all or none. O(operations).
 
         `chunk`: a sequence of `Entry` or plain tuples `(index, term, command)`. Indexes rise strictly and terms
-        never fall. Entries at or below `last_applied()` are skipped; the first one behind it is its successor
-        (anything above it with `contiguous=False`).
+        never fall. Entries at or below `last_applied()` are skipped. The first one after it must be its successor
+        (with `contiguous=False`: any later one).
 
         Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
-        or a batch did not match, None where it was skipped. Durable on return with `sync="apply"`, else after
-        the next `flush`. Readers see the state before the chunk or after it, never between.
+        or a batch did not match, None where it was skipped. The chunk is durable on return with `sync="apply"`,
+        otherwise after the next `flush`. Readers see the state before the chunk or after it, never between.
 
         Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
         applied. Thread safe; concurrent calls take turns.
@@ -135,6 +135,23 @@ cdef class Engine(State):
         if self.status:
             self.refuse()  # before the turn, which nobody passes on in a forked child
         cdef tuple entries = hold_entries(chunk)
+        self._turns.enter()
+        try:
+            return self.apply_in_turn(entries)
+        finally:
+            self._turns.leave()
+
+    def _apply_if_free(self, chunk, uint64_t room):
+        """`apply` of a chunk that takes at most so many bytes of log, where nothing and nobody has to be waited for.
+
+        None where it would: the turn is not free, each apply is synced, or no pages are prepared for the frame.
+        """
+        if self.status:
+            self.refuse()
+        cdef tuple entries = hold_entries(chunk)
+        # One step from here to the turn, in which no other thread runs.
+        if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
+            return None
         self._turns.enter()
         try:
             return self.apply_in_turn(entries)
@@ -180,6 +197,8 @@ cdef class Engine(State):
             self.awaited.note_applied(self.applied_index)
             if self.dead_bytes() > self.compact_above:
                 self.call_for_compaction()
+            if self._index.ordered and not self.order_called and self._index.order.is_behind():
+                self.call_for_order()
         return results
 
     cdef int call_for_compaction(self) except -1:
@@ -195,6 +214,15 @@ cdef class Engine(State):
             self.compact_above = above
         return 0
 
+    cdef int call_for_order(self) except -1:
+        """Starts a thread that sorts new keys in; without one, the next reader does it. Runs no Python code here."""
+        self.order_called = True
+        try:
+            start_new_thread(self._keep_order, ())
+        except (MemoryError, RuntimeError):
+            self.order_called = False
+        return 0
+
     cdef int write_chunk(self, Chunk chunk) except -1:
         """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
         cdef Log log = self._log
@@ -207,6 +235,8 @@ cdef class Engine(State):
         chunk.lay_out(place)
         length = frame_size(runs.count, chunk.record_bytes)
         self._index.dead.reserve(place + length)
+        if self._index.ordered:
+            self._index.order.reserve(chunk.puts, chunk.count)
         frame = log.begin_frame(length)
         self.take_arena()
         self.expect_old(chunk, 0)
@@ -343,6 +373,12 @@ cdef class Engine(State):
             self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
 
+    def _note_durable(self):
+        """In the writer's turn: a frame without content, whose watermark says that all before it is durable."""
+        append_state(self._log, None, None, False)
+        self.take_arena()
+        self._index.end = self._log.start + self._log.end
+
     def _has_unwritten(self, bint with_metadata):
         """Whether something is applied, or to be saved, that no frame carries."""
         return self.runs.count > 0 or (with_metadata and self.metadata_unsaved)
@@ -364,18 +400,22 @@ cdef class Engine(State):
         return self._position()
 
     def _sync_to(self, mark):
-        """Makes a log durable up to a position; nothing to do when the state has gone on to another log."""
+        """Makes a log durable up to a position; nothing to do when the state has gone on to another log.
+
+        Returns whether this has made much durable that an unclean end had left, which no frame says yet.
+        """
         cdef Log log
         cdef uint64_t offset
         cdef GroupCommit commit = self._group_commit
         log, offset, applied = mark
         if commit.log is not log or log.read_only:
-            return
+            return False
         commit.sync_up_to(offset)
         if log.durable < offset and self._group_commit is commit:  # a close came first, and did not sync
             log.check_writable()
             self._require()
         self._note_synced(log, applied)
+        return log.unnoted
 
     def _note_synced(self, Log log, applied):
         """After a sync of this log that covered everything up to an entry."""

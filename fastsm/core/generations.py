@@ -127,9 +127,11 @@ class Generations:
         log = None
         try:
             log = Log.create(self.directory, number)
+            index = Index()
+            engine._order_next(index, log.mapping)
             current.prepare_next(self.directory, log)
             with self.jobs.replacing("a reset"):
-                old = self.take(engine, log, Index(), (LogId(), None))
+                old = self.take(engine, log, index, (LogId(), None))
         except BaseException:
             self.discard(engine, log, number)
             raise
@@ -146,6 +148,26 @@ class Generations:
                 save_table(self.directory, log, index, tick)
         except StorageError as error:  # base and log are durable, and say all that it says
             logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
+
+    def note_durable(self, engine: Engine) -> None:
+        """Notes that a first sync made durable what an unclean end left: in a frame, and where it pays off, a table.
+
+        So an opening after another kill neither reads nor writes it again. Without room there is no note: no error.
+        """
+        log = engine._log
+        if not log.unnoted:
+            return  # noted by now, or the state has gone on to another log
+        log.unnoted = False
+        try:
+            engine._write_state(False)
+            engine._note_durable()
+            if not engine._index.loaded and log.start + log.end >= SAVE_TABLE_ABOVE:
+                engine._group_commit.sync_up_to(log.end)  # a table speaks of durable bytes alone
+                self.save_table(log, engine._index)
+        except StorageError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            logger.warning("%s: an opening after a kill will read and write more again: %s", self.path, error)
 
     def end_log(self, engine: Engine) -> None:
         """Writes the last frames. Afterwards CURRENT says how long the log is, so that a cut tail is noticed."""

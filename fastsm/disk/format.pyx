@@ -360,23 +360,23 @@ cdef uint64_t seal_frame(
     `previous`: the checksum of the frame before it, or of the file's header.
     """
     cdef uint64_t lag = (offset - watermark) >> 3
-    cdef uint64_t seal, checksum
+    cdef uint64_t seal, own
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
     (<uint32_t *>(frame + FRAME_LAG))[0] = <uint32_t>lag if lag < NO_WATERMARK else NO_WATERMARK
     (<uint32_t *>(frame + FRAME_RUN_COUNT))[0] = run_count
     seal = frame_seal(frame, identity, offset)
     (<uint64_t *>(frame + FRAME_SEAL))[0] = seal
-    checksum = xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, seal ^ previous)
-    (<uint64_t *>frame)[0] = checksum
-    return checksum
+    own = xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, seal ^ previous)
+    (<uint64_t *>frame)[0] = own
+    return own
 
 
 cdef int look_at_header(
     const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
 ) noexcept nogil:
-    """VALID, NOTHING or BROKEN: whether a header of this file for this place is there. Its length can be believed. O(1).
+    """VALID, NOTHING or BROKEN: whether a header of this file for this place is there, whose length can be believed.
 
-    `available`: bytes from `frame` on that can be read. The frame may be longer.
+    O(1). `available`: bytes from `frame` on that can be read. The frame may be longer.
     """
     cdef uint64_t length
     cdef uint32_t lag

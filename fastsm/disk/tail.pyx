@@ -18,7 +18,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from fastsm.disk.format cimport (
-    FRAME_LENGTH, FRAME_RUNS, LOG_HEADER_SIZE, VALID, frame_length, frame_watermark, look_at_header,
+    FRAME_LENGTH, FRAME_RUNS, VALID, frame_length, frame_watermark, look_at_header,
 )
 from fastsm.disk.hashing cimport load64
 
@@ -86,7 +86,7 @@ cdef inline bint is_candidate(const uint8_t *p, uint64_t offset, Search *search)
 
 
 def search_bytes(const uint8_t[::1] data, uint64_t identity, uint64_t end, uint64_t offset):
-    """The `Tail` of bytes in memory that lie at `offset`, a multiple of 8, of a file whose valid frames end at `end`."""
+    """The `Tail` of bytes in memory that lie at `offset`, a multiple of 8, of a file whose frames end at `end`."""
     cdef Search search = Search(identity, end, end, 0, 0, 0)
     if data.shape[0]:
         with nogil:

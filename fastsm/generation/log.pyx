@@ -3,7 +3,8 @@
 How a frame gets into the file is chosen by the rhythm of flushes (measured: docs/design.md):
 
 - small frames between rare flushes are stored into pages that were populated ahead;
-- large frames, and every frame while flushes come often, go by `pwrite` into prepared blocks.
+- while flushes come often, into as many pages as were written between the last two, which the flush populates;
+- large frames, and what does not fit into those pages, go by `pwrite` into prepared blocks.
 
 Both are read through one mapping, which is coherent with `pwrite`. Nothing counts before its frame is
 whole; nothing counts as durable before a sync that began after it was written has succeeded. When a sync
@@ -43,12 +44,14 @@ cdef enum:
     SMALLEST_GROWTH = 256 << 10
     LARGEST_GROWTH = 16 << 20
     SMALLEST_WINDOW = 64 << 10
+    LEAST_PREPARED = 8 << 10
     LARGEST_WINDOW = 512 << 10
     ZEROED_AHEAD = 1 << 20
     STORED_BELOW = 12 << 10      # a larger frame costs less by `pwrite` than the pages that it would be stored into
     PACED_FRAMES = 64            # at most so many frames, and
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
+    NOTED_ABOVE = 64 << 10       # bytes that were suspect: fewer are read and written again in no time
     WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
 
 
@@ -182,22 +185,24 @@ cdef class Log:
         self.settle()  # not behind a frame: an error there would be one of a chunk that counts
         if stop > self.allocated:
             self.grow(stop)
-        if self.stores and not self.paced and not self.syncing and length < STORED_BELOW:
+        if self.stores and not self.syncing and length < STORED_BELOW:
             if stop <= self.window_end:
                 return self.address + self.end
-            self.window_end = min(self.allocated, stop + self.window)
-            if self.mapping.populate(self.start + self.end, self.start + self.window_end):
-                self.window = min(2 * self.window, <uint64_t>LARGEST_WINDOW)
-                return self.address + self.end
-        self.window_end = 0
+            if not self.paced:
+                self.window_end = min(self.allocated, stop + self.window)
+                if self.mapping.populate(self.start + self.end, self.start + self.window_end):
+                    self.window = min(2 * self.window, <uint64_t>LARGEST_WINDOW)
+                    return self.address + self.end
+        if stop > self.window_end:
+            self.window_end = 0
         return self.reserve_staging(length)
 
     def has_room(self, uint64_t length):
-        """Whether frames of `length` bytes go into blocks that are there, without asking the disk for anything."""
+        """Whether a frame of `length` bytes goes into pages that are prepared: nothing is asked of the system."""
         cdef uint64_t stop = self.end + length
-        if stop > self.allocated or stop - self.settled_end >= SETTLED_PIECE:
-            return False
-        return not self.paced or stop <= self.zeroed_end
+        return (
+            self.stores and not self.syncing and length < STORED_BELOW
+            and stop <= self.window_end and stop - self.settled_end < SETTLED_PIECE)
 
     cdef uint8_t *reserve_staging(self, uint64_t length) except NULL:
         """Memory to build frames in, aside."""
@@ -261,10 +266,15 @@ cdef class Log:
         return 0
 
     def zero_ahead(self, uint64_t length):
-        """Writes zeros where the next frames go: a sync is faster over blocks that were written before."""
-        stop = min(self.allocated, self.end + length + ZEROED_AHEAD)
+        """Writes zeros where the next frames go: a sync is faster over blocks that were written before.
+
+        They are stored into these pages, where stores are safe: the pages are in memory, and dirty, anyway.
+        """
+        cdef uint64_t stop = min(self.allocated, self.end + length + ZEROED_AHEAD)
         self.directory.write(self.descriptor, bytes(stop - self.end), self.end)
         self.zeroed_end = stop
+        if self.stores and self.mapping.populate(self.start + self.end, self.start + stop):
+            self.window_end = stop
 
     def void_frame(self):
         """A frame that its caller is told failed must not be found by a recovery: its header is zeroed."""
@@ -359,12 +369,16 @@ cdef class Log:
     def sync(self):
         """Makes all that was appended before the call durable; on failure the log is poisoned."""
         cdef uint64_t target = self.end
+        cdef uint64_t written
+        cdef bint prepare
         if self.read_only:
             return
         self.check_writable()
         if target == self.durable:
             return
+        written = target - self.durable
         self.paced = self.frames_unsynced <= PACED_FRAMES and target - self.durable <= PACED_BYTES
+        prepare = self.paced and self.stores and written < self.frames_unsynced * <uint64_t>STORED_BELOW
         self.frames_unsynced = 0
         self.window = min(max(target - self.durable, <uint64_t>SMALLEST_WINDOW), <uint64_t>LARGEST_WINDOW)
         self.window_end = 0
@@ -389,6 +403,24 @@ cdef class Log:
         self.durable = max(self.durable, target)
         self.sync_count += 1
         self.sync_seconds += time.perf_counter() - started
+        if prepare:
+            self.prepare(written + written // 2)
+
+    cdef int prepare(self, uint64_t size) except -1:
+        """Populates zeroed pages for what comes before the next sync, so that the writer neither faults nor asks."""
+        cdef Mapping mapping = self.mapping
+        cdef uint64_t start = self.start
+        cdef uint64_t first = self.end
+        cdef uint64_t stop = min(
+            self.zeroed_end, first + max(<uint64_t>LEAST_PREPARED, min(size, <uint64_t>SMALLEST_WINDOW)))
+        cdef bint populated
+        if mapping is None or stop <= first:
+            return 0
+        with nogil:
+            populated = mapping.populate(start + first, start + stop)
+        if populated and mapping is self.mapping and self.paced and not self.syncing:  # still so: others ran meanwhile
+            self.window_end = stop
+        return 0
 
     def write_suspect(self):
         """Writes again what an earlier life of this log appended, but no sync is known to cover.
@@ -406,6 +438,8 @@ cdef class Log:
         self.directory.write_past_cache(
             self.descriptor, self.name, self.durable, self.suspect_end - self.suspect_end % PIECE)
         self.check_suspect()
+        # The next frame's watermark says it; where there is much, that is worth a frame of its own.
+        self.unnoted = self.suspect_end - self.durable > NOTED_ABOVE
         self.suspect_end = 0
 
     cdef int check_suspect(self) except -1:

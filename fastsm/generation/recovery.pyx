@@ -13,7 +13,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from fastsm.disk.format cimport (
     BROKEN, FRAME_RUNS, LOG_HEADER_SIZE, MALFORMED, NOTHING, VALID,
     frame_checksum, frame_length, frame_watermark, look_at_frame, look_at_header, look_inside_frame, record_index,
-    record_key, Progress,
+    record_key,
 )
 from fastsm.disk.hashing cimport load64
 from fastsm.disk.mapping cimport Mapping
@@ -212,4 +212,5 @@ def verify_file(int descriptor, head, str path, uint64_t end, uint64_t chain, pr
     if stop < end:
         raise CorruptionError(path, stop, "a valid frame", "bytes whose checksum does not match, or none")
     if last != chain:
-        raise CorruptionError(path, stop, f"frames up to the one of checksum {chain:#018x}", f"others, up to {last:#018x}")
+        raise CorruptionError(
+            path, stop, f"frames up to the one of checksum {chain:#018x}", f"others, up to {last:#018x}")

@@ -151,7 +151,8 @@ cdef class Journal(Entries):
         index = max(index, self.first)
         self.drop_from(index)
         self.synced = min(self.synced, index - 1)
-        self.committed = min(self.committed, index - 1)
+        self.committed = min(self.committed, self.last_index)
+        self.written_commit = min(self.written_commit, self.committed)
         for segment in self.segments:
             segment.begin = min(segment.begin, index)
         return 0

@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.lookup.dead cimport DeadMap
 from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.order cimport Order
 from fastsm.lookup.table cimport Table, prefetch
 from fastsm.lookup.terms cimport Terms
 from fastsm.disk.walk cimport Walk
@@ -18,6 +19,8 @@ cdef class Index:
     cdef readonly Table table
     cdef readonly Terms terms
     cdef readonly DeadMap dead
+    cdef readonly bint ordered             # there is an order, which has to know of new keys
+    cdef readonly Order order
     cdef readonly uint64_t live_bytes      # of the records that the table leads to
     cdef readonly uint64_t config_place    # of the newest config record, 0: none
     cdef readonly object metadata          # of the newest snapshot that a frame tells of, or None
@@ -32,6 +35,7 @@ cdef class Index:
 
     cdef int set_place(
         self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place) noexcept nogil
+    cdef int begin_order(self, Mapping mapping) except -1
     cdef int take(self, Walk *walk, uint64_t pause) noexcept nogil
     cdef int take_all(self, Walk walk) except -1
     cdef int take_block(self, const uint8_t *arena, const uint8_t **records, uint32_t count) noexcept nogil

@@ -176,7 +176,7 @@ class SnapshotReport:
 # ---- look --------------------------------------------------------------------------------------------
 
 def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport:
-    """What a directory or a snapshot's file holds. O(log), or O(saved table); O(runs) for a snapshot.
+    """Returns what a directory or a snapshot's file holds. O(log), or O(saved table); O(runs) for a snapshot.
 
     Damage found on the way is the report's ``problem``. Raises ``StorageError`` when there is nothing to look at, and
     ``SnapshotFormatError`` for a file that is no snapshot.
@@ -207,7 +207,7 @@ def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:
 
 
 def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:
-    """Who has the directory open, and the sizes of its files."""
+    """Returns which process has the directory open, and the sizes of its files."""
     with storage_errors(path, "looking at the directory"):
         directory = Directory(path, create=False)
         try:
@@ -224,9 +224,9 @@ def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:
 
 
 def judge_end(machine: FastStateMachine) -> Recovery:
-    """What recovery would make of what lies behind the frames of a log that nobody has open. O(that).
+    """Returns what recovery would find after the last frame of a log that no process has open. O(bytes there).
 
-    Raises ``CorruptionError`` where it would.
+    Raises ``CorruptionError`` where recovery would.
     """
     log = machine._log
     found = machine.stats().recovery

@@ -1,6 +1,7 @@
 """The command ``fastsm`` as a user runs it: in processes of its own."""
 
 import contextlib
+import json
 import os
 import pathlib
 import pty
@@ -408,7 +409,7 @@ NO_STATE = "expected a state directory, found a directory without CURRENT"
 FILE = "expected a state directory, found a file"
 A_SNAPSHOT = "expected a state directory, found a snapshot; `fastsm restore` makes a state directory of it"
 EITHER = ("inspect", "verify", "dump")
-STATE = ("get", "scan", "compact", "repair", "snapshot")
+STATE = ("get", "scan", "count", "compact", "repair", "snapshot")
 WRONG_PATHS = [
     *((name, "nowhere", NOTHING) for name in (*EITHER, *STATE)),
     *((name, "empty", NEITHER) for name in EITHER),
@@ -419,6 +420,40 @@ WRONG_PATHS = [
     ("restore", "empty", "expected a snapshot, found a directory without snapshot.fsm"),
     ("restore", "state", "expected a snapshot, found a state directory; `fastsm snapshot` writes one"),
 ]
+
+
+RANGES = [
+    ([], "a ab b c"),
+    (["a"], "a ab"),
+    (["--prefix", "a"], "a ab"),
+    (["--from", "ab"], "ab b c"),
+    (["--to", "b"], "a ab"),
+    (["--from", "ab", "--to", "c"], "ab b"),
+    (["a", "--from", "aa"], "ab"),
+    (["--from", "YWI=", "--base64"], "ab b c"),
+    (["--from", "x", "--to", "a"], ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "keys"), RANGES, ids=str)
+def test_ranges_are_listed_and_counted(tmp_path, arguments, keys):
+    """`scan` gives the keys of a range in their order, in reverse and up to a limit too; `count` how many they are."""
+    (tmp_path / "cwd").mkdir()
+    with fastsm.FastStateMachine(tmp_path / "cwd" / "state") as machine:
+        machine.apply([(i, 1, fastsm.put(key.encode(), b"")) for i, key in enumerate(["c", "ab", "b", "a"], 1)])
+    expected = keys.split()
+    assert run(tmp_path, "count", "state", *arguments).stdout == f"{len(expected)}\n"
+    for more, found in (([], expected), (["--reverse", "--limit", "2"], expected[::-1][:2])):
+        done = run(tmp_path, "scan", "state", *arguments, *more)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == found
+
+
+def test_a_prefix_is_given_once(tmp_path, places):
+    """PREFIX and --prefix together are wrong arguments."""
+    done = run(tmp_path, "scan", "state", "a", "--prefix", "b")
+    assert done.returncode == 2
+    assert "PREFIX or --prefix" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(("name", "path", "says"), WRONG_PATHS, ids=lambda value: value if len(value) < 20 else "")

@@ -13,6 +13,7 @@ import pytest
 import fastsm
 from fastsm import FastStateMachine, LockedError, LogId, MemoryStateMachine, NotRunningError, SnapshotRangeError
 from support.faulty import PATIENCE
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 
@@ -65,10 +66,10 @@ def test_a_machine_is_an_asynchronous_context_too(directory: Path) -> None:
     async def main() -> None:
         threads = []
         machine = FastStateMachine(directory)
-        release = machine._release
+        release = inside(machine).release
         async with machine as entered:
             assert entered is machine
-            type(machine)._release = lambda self: (threads.append(threading.get_ident()), release())[1]
+            inside(type(machine)).release = lambda self: (threads.append(threading.get_ident()), release())[1]
         assert threads != [threading.get_ident()]
 
     release = FastStateMachine._release
@@ -118,7 +119,7 @@ def test_a_cancelled_opening_leaves_no_lock(directory: Path, when: str) -> None:
             super().__init__(*args, **options)
 
     async def main() -> None:
-        task = asyncio.ensure_future(Slow.open_async(directory)._opened())
+        task = asyncio.ensure_future(inside(Slow.open_async(directory)).opened())
         while not begun.is_set():
             await asyncio.sleep(0)
         if when == "while it opens":

@@ -28,6 +28,7 @@ from fastsm import (
 )
 from support.faulty import Disk, crash_copy, in_thread, memory_directory
 from support.histories import History
+from support.inside import inside
 
 FILE = "snapshot.fsm"
 
@@ -90,7 +91,7 @@ def replica(
                 machine.close()
                 (path / str(lives - 1)).rename(path / str(lives))
             machine = FastStateMachine(path / str(lives), contiguous=contiguous, retain_entries=0)
-    machine._check()
+    inside(machine).check()
     return machine
 
 
@@ -141,7 +142,7 @@ def test_every_retained_entry_can_be_had_while_compaction_follows_each_chunk() -
             for log_id in dice.sample(applied[-13:], min(len(applied), 4)) + applied[-13:-12]:
                 assert file_of(machine, root / "a", log_id) == file_of(model, root / "b", log_id)
         assert machine.stats().base.index > len(entries) - 40
-        machine._check()
+        inside(machine).check()
 
 
 def test_policy_never_takes_what_is_retained(tmp_path: Path, directory: Path) -> None:

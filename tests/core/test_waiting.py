@@ -15,6 +15,7 @@ import pytest
 import fastsm
 from fastsm import FastStateMachine, LogId, MemoryStateMachine, NotRunningError, OrderError, ReadOnlyError, ReentryError
 from support.faulty import PATIENCE
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 Machine = Any
@@ -39,7 +40,9 @@ def started(function: Callable[[], object]) -> threading.Thread:
 
 def waiters(machine: Machine) -> int:
     """How many wait now."""
-    return len(machine._waiting) if isinstance(machine, MemoryStateMachine) else machine._waiting_for_entries()
+    if isinstance(machine, MemoryStateMachine):
+        return len(inside(machine).waiting)
+    return int(inside(machine).waiting_for_entries())
 
 
 def until_waiting(machine: Machine, count: int = 1) -> None:
@@ -191,7 +194,7 @@ def test_a_handler_does_not_wait_for_the_apply_below_it(directory: Path, machine
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        with machine._turns:
+        with inside(machine).turns:
             signal.raise_signal(signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -16,6 +16,7 @@ import fastsm
 import fastsm.core.generations
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
 from support.faulty import crash_copy
+from support.inside import inside
 from support.page_reader import Corrupt, Decoded, check_table, decode_directory, decode_log, decode_snapshot, header
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "format.md"
@@ -207,10 +208,10 @@ def test_page_reads_snapshots(directory: Path, tmp_path: Path, seed: int, compre
             state.metadata = (metadata.last_included, metadata.checksum)
             assert_same(state, model)
         for _ in range(10):
-            last = LogId(*rng.choice(model._seen))
+            last = LogId(*rng.choice(inside(model).seen))
             machine.write_snapshot(tmp_path, last, compress=compress)
             earlier = MemoryStateMachine(contiguous=False)
-            earlier.apply([entry for entry in model._entries if entry.index <= last.index])
+            earlier.apply([entry for entry in inside(model).entries if entry.index <= last.index])
             earlier.update_last_applied(last)
             state = decode_snapshot((tmp_path / FILE).read_bytes())
             assert list(state.items.items()) == earlier.items()

@@ -257,6 +257,7 @@ def test_an_operation_is_not_done_twice(cluster: Callable[..., Cluster]) -> None
     node, journal = nodes.nodes[0], nodes.nodes[0].journal
     for command, index, term in journal.entries(2, 10):
         if command[0] == 0x47:
+            assert node._fastsm_apply_operation((index, term, fastsm.noop()), command[1:]) is None  # nor is it run
             node._fastsm_apply_single((index, term, fastsm.noop()))
     assert (counter.get(), queue.qsize(), nodes.call(queue.get)) == (1, 1, "b")
 

@@ -27,6 +27,7 @@ from fastsm import (
     SnapshotRangeError,
     StorageError,
 )
+from support.inside import inside
 
 OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "full", "retain_entries": 0}
 APPLIED = 10  # entries of the template, 4 of which are in its base
@@ -94,7 +95,7 @@ def statistics(machine: Machine, root: Path) -> Any:
 
 
 def nothing(machine: Machine, root: Path) -> None:
-    machine._require()
+    inside(machine).require()
 
 
 def nothing_at_all(machine: Machine, root: Path) -> None:
@@ -102,7 +103,7 @@ def nothing_at_all(machine: Machine, root: Path) -> None:
 
 
 def close_model(machine: Machine, root: Path) -> None:
-    machine._running = False
+    inside(machine).running = False
 
 
 def membership(machine: Machine, root: Path) -> Any:
@@ -124,19 +125,22 @@ OPERATIONS = {
     "snapshot, coroutine": Operation(snapshot_in_coroutine, is_ended=True),
     "compact": Operation(lambda machine, root: machine.compact(8), nothing, compacts=True, is_ended=True),
     "compact by itself": Operation(
-        lambda machine, root: machine._compact_by_itself(), nothing_at_all, compacts=True, is_ended=True),
+        lambda machine, root: inside(machine).compact_by_itself(), nothing_at_all, compacts=True, is_ended=True),
     "install": Operation(lambda machine, root: machine.install_snapshot(None, root / "other"), replaces=True),
     "reset": Operation(lambda machine, root: machine.clear(), replaces=True),
     "verify": Operation(lambda machine, root: machine.verify(), nothing),
     "stop, start": Operation(restart, ends=True),
     "close": Operation(lambda machine, root: machine.close(), close_model, replaces=True, ends=True),
     "open read-only": Operation(
-        read_only, lambda machine, root: (machine.last_applied(), list(machine._values.items())), sees_files=True),
+        read_only, lambda machine, root: (machine.last_applied(), list(inside(machine).values.items())),
+        sees_files=True),
     "get_many": Operation(lambda machine, root: machine.get_many(KEYS)),
     "scan": Operation(
         lambda machine, root: machine.scan_prefix(b"key"),
         lambda machine, root: fastsm.ScanResult(
             sorted(pair for pair in machine.items() if pair[0].startswith(b"key")), machine.last_applied().index)),
+    "ordered": Operation(lambda machine, root: (
+        machine.scan(b"key-1", limit=2, reverse=True), machine.count(b"key-1"), list(machine.ordered(prefix=b"key")))),
     "items": Operation(lambda machine, root: list(machine.items())),
     "membership": Operation(membership),
     "stats": Operation(statistics, lambda machine, root: (machine.len(), machine.last_applied())),
@@ -148,7 +152,7 @@ SNAPSHOTS = {  # where they are written
     "snapshot": "FastStateMachine-None", "snapshot, older": "FastStateMachine-(8, 1)",
     "snapshot, coroutine": "FastStateMachine-coroutine"}
 READS = (  # they change nothing: one after another
-    "get_many", "scan", "items", "membership", "stats", "state checksum", "get_view")
+    "get_many", "scan", "ordered", "items", "membership", "stats", "state checksum", "get_view")
 READ_ALL = "all reads"
 OPERATIONS_AND_READS = OPERATIONS | {
     READ_ALL: Operation(
@@ -217,7 +221,7 @@ class Template:
         key = digest.digest()
         if key not in self.found:
             with FastStateMachine(self.root / "state", **OPTIONS) as machine:
-                machine._check()
+                inside(machine).check()
                 self.found[key] = state_of(machine)
         return self.found[key]
 
@@ -232,7 +236,7 @@ class Template:
                 results.append((operation.model or operation.run)(machine, self.root))
             except FastsmError as error:
                 results.append(type(error))
-        machine._running = True
+        inside(machine).running = True
         return tuple(results), state_of(machine)
 
 
@@ -289,7 +293,7 @@ def judge(template: Template, machine: FastStateMachine, names: Sequence[str], s
             raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}, but its file is there")
     state = None
     if machine.is_running():
-        machine._check()
+        inside(machine).check()
         state = state_of(machine)
         machine.close()
     found = template.reopened()

@@ -14,6 +14,7 @@ from fastsm import FastStateMachine
 from fastsm.journal.journal import Journal
 from support import by_hand
 from support.fuzz_targets import Outcome, Target, ending_of, reseal, value
+from support.inside import inside
 from support.mutation import change_bytes, shuffle_some, sometimes
 from support.power import QuietDirectory
 from support.simulation import kill
@@ -74,7 +75,7 @@ class Tables(Target):
             self.file.write_bytes(self.content)
             return Outcome(True, ending)
         try:
-            believed = machine._index.loaded
+            believed = inside(machine).index.loaded
             if not believed:
                 assert list(machine.items()) == self.state
             else:
@@ -111,8 +112,8 @@ class Journals(Target):
         segments = [self.segment(dice, 1, (1, 0, 0, 0, 0, 0, 0, 0, 0))]
         if dice.random() < 0.4:
             end = len(segments[0])
-            durable, checksum = dice.choice((96, end)), self.last_checksum(segments[0])
-            state = (1, self.index, self.term, 0, 0, end, durable, self.term, checksum)
+            last = self.last_checksum(segments[0])
+            state = (1, self.index, self.term, 0, 0, end, dice.choice((96, end)), self.term, last)
             segments.append(self.segment(dice, 2, state))
         return struct.pack("<I", len(segments[0])) + b"".join(segments)
 

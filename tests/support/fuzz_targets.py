@@ -23,6 +23,7 @@ import fastsm.snapshot.file
 import fastsm.snapshot.receiver
 from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, open_snapshot
 from support import by_hand, page_reader, snapshots
+from support.inside import inside
 from support.mutation import change_bytes, pieces_of, shuffle_some, sometimes
 from support.page_reader import Corrupt, Decoded
 from support.power import QuietDirectory
@@ -272,9 +273,9 @@ class Logs(Target):
             assert machine.stats().recovery.log_bytes == plain.end
             assert len(plain.frames) == machine.stats().recovery.frames
             index, term = machine.last_applied()
-            if index < LAST and not machine._log.read_only:
+            if index < LAST and not inside(machine).log.read_only:
                 machine.apply([(index + 1, term, fastsm.put(b"more", b"of it"))])
-                machine._check()
+                inside(machine).check()
         finally:
             kill(machine)
 

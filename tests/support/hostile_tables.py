@@ -15,6 +15,7 @@ from pathlib import Path
 import fastsm
 import fastsm.core.generations
 from fastsm import FastsmError, FastStateMachine
+from support.inside import inside
 from support.tables import SEGMENT, TableFile, place_of
 
 NUMBERS = (0, 1, 7, 2**31, 2**32 - 1, 2**36, 2**39 - 8, 2**63, 2**64 - 1)
@@ -88,7 +89,7 @@ def use(path: Path, verify: str) -> str:
     except FastsmError as error:
         return type(error).__name__
     keys = [b"%d" % i for i in range(9_000)]
-    if not machine._index.loaded:
+    if not inside(machine).index.loaded:
         right = machine.get_many(keys) == [b"value " + key for key in keys[:7_000]] + [None] * 2_000
         machine.close()
         return "read" if right else "wrong"

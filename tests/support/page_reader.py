@@ -349,9 +349,8 @@ def decode_runs(data: bytes) -> list[Run]:
 def check_table(table: bytes, log: bytes, base: bytes) -> Decoded:
     """Whether a saved table is what the log's frames up to its offset give; the state of these."""
     identity, stop = header(table, b"FASTSM-T", TABLE_HEADER)
-    (
-        start, *seed, keys, live, config, segments, depth, run_count, metadata_size, words, frames, last, chain, checksum
-    ) = struct.unpack_from("<15Q", table, 32)  # fmt: skip
+    start, *seed, keys, live, config, segments, depth, run_count = struct.unpack_from("<9Q", table, 32)
+    metadata_size, words, frames, last, chain, checksum = struct.unpack_from("<6Q", table, 104)
     demand(xxhash.xxh64_intdigest(table[TABLE_HEADER:]) == checksum, "checksum of the sections")
     (generation,) = struct.unpack_from("<Q", log, 16)
     state = decode_log(log, generation, identity, 0, base=base, stop=stop)

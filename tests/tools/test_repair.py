@@ -18,6 +18,7 @@ from fastsm.tools import repair
 from fastsm.tools.records import log_frames
 from support import by_hand
 from support.faulty import contents
+from support.inside import inside
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE, LAST = 40, 60  # entries: of the base, of the state
@@ -75,7 +76,7 @@ def becomes(path: Path, kind: str) -> None:
 
 def offset_of(path: Path, frame: int) -> int:
     with FastStateMachine(path, read_only=True) as machine:
-        return list(log_frames(machine._log))[frame].offset
+        return list(log_frames(inside(machine).log))[frame].offset
 
 
 def damage_frame(state: Path) -> None:
@@ -99,7 +100,7 @@ def know_nothing(state: Path) -> None:
 def replace_frame(state: Path) -> None:
     """A frame whose checksum is right, and whose content makes no sense."""
     with FastStateMachine(state, read_only=True) as machine:
-        identity, (before, frame) = machine._log.head.identity, list(log_frames(machine._log))[11:13]
+        identity, (before, frame) = inside(machine).log.head.identity, list(log_frames(inside(machine).log))[11:13]
     data = bytearray((state / "log-2").read_bytes())
     record = by_hand.record(9, frame.runs[0].last, b"k", b"v" * (frame.end - frame.offset - 32 - 16 - 16 - 8))
     made = by_hand.frame(
@@ -113,7 +114,7 @@ def replace_frame(state: Path) -> None:
 def metadata_ahead(state: Path) -> None:
     """What a release recorded that took any metadata; entries were applied afterwards."""
     with FastStateMachine(state, read_only=True) as machine:
-        identity, last = machine._log.head.identity, list(log_frames(machine._log))[-1]
+        identity, last = inside(machine).log.head.identity, list(log_frames(inside(machine).log))[-1]
     data = (state / "log-2").read_bytes()
     frame = data[last.offset : last.end]
     value = (4).to_bytes(8, "little") + bytes(32)

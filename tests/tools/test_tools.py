@@ -17,6 +17,7 @@ from fastsm.disk import format
 from fastsm.errors import CorruptionError, LockedError
 from fastsm.tools import inspection, json_lines, repair
 from fastsm.tools.records import log_frames
+from support.inside import inside
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def flushed(directory, machine_at):
 
 def frames_of(path):
     with fastsm.FastStateMachine(path, read_only=True) as machine:
-        return list(log_frames(machine._log))
+        return list(log_frames(inside(machine).log))
 
 
 def flip(path, offset):
@@ -50,7 +51,7 @@ def test_frames_say_what_was_applied(directory, machine_at):
         machine.apply([(1, 1, fastsm.put(b"a", b"1")), (2, 1, fastsm.noop()), (5, 2, fastsm.delete(b"a"))])
         machine.flush()
         machine.apply([(6, 2, fastsm.config(b"c"))])
-        found = list(log_frames(machine._log))
+        found = list(log_frames(inside(machine).log))
     assert [frame.runs for frame in found] == [((1, 2, 1), (3, 4, None), (5, 5, 2)), ((6, 6, 2),)]
     assert found[0].records == ((1, "put", b"a", b"1"), (5, "delete", b"a", b""))
     assert found[1].records == ((6, "config", b"", b"c"),)
@@ -137,7 +138,7 @@ def test_inspect_foresees_what_opening_finds(tmp_path, flushed, seed):
     size = log.stat().st_size
     if draw.random() < 0.5:  # CURRENT of an unclean end: nothing is known durable but by the frames
         with fastsm.FastStateMachine(flushed, read_only=True) as machine:
-            head = machine._log.head
+            head = inside(machine).log.head
         current = format.CurrentFile(head.generation, head.identity, format.LOG_HEADER_BYTES)
         (flushed / "CURRENT").write_bytes(format.pack_current(current))
     for _ in range(draw.randrange(3)):

@@ -20,7 +20,7 @@ from fastsm.integrations.pysyncobj.codecs import Codec
 from fastsm.machine import FastStateMachine
 
 OPERATION = 0x47  # the first byte of an operation's entry
-NOT_THE_ENTRYS = (OSError, MemoryError, RecursionError, ImportError, SystemError, FastsmError)
+NOT_THE_ENTRYS = (OSError, MemoryError, RecursionError, ImportError, SystemError)  # but of this replica alone
 
 _LENGTH = struct.Struct("<I")
 _ENDS = struct.Struct(">QQ")
@@ -55,7 +55,7 @@ class Transaction:
     def scan(self, *, prefix: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
         """Pairs sorted by key; for use before the first write."""
         assert not self._written
-        return list(self._machine.scan_prefix(prefix, limit=limit).entries)
+        return list(self._machine.scan(prefix=prefix, limit=limit).entries)
 
     def command(self) -> bytes:
         """All writes as one command."""
@@ -301,8 +301,8 @@ def run(content: bytes, machine: FastStateMachine, codecs: dict[bytes, Codec]) -
         if isinstance(error, UnknownCommandError):
             raise
         return Failed(error), noop()
-    except NOT_THE_ENTRYS:
-        raise  # this replica's trouble, not the entry's
+    except (*NOT_THE_ENTRYS, FastsmError):
+        raise
     except Exception as error:
         return Failed(error), noop()  # two items that do not compare, a malformed entry: so it is on every replica
 
