@@ -18,7 +18,7 @@ from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, FastsmError
 from fastsm.generation.log import Log, log_name
-from fastsm.generation.names import CURRENT, is_own, number_of, own_names
+from fastsm.generation.names import CURRENT, NAMES, is_own, number_of, own_names
 from fastsm.generation.saved_table import load_table, table_name
 from fastsm.generation.unfinished import UNFINISHED, is_unfinished, remove_unfinished
 from fastsm.generation.verification import Verification
@@ -138,7 +138,7 @@ def read_current(directory: Directory) -> format.CurrentFile | None:
 
 def first_number(directory: Directory) -> int:
     """The generation of a new directory: 1, or the first of which no file is somebody else's."""
-    taken = {number_of(name) for name in directory.names() if not is_own(directory, name)}
+    taken = {number_of(name) for name in directory.names() if NAMES.fullmatch(name) and not is_own(directory, name)}
     return next(number for number in itertools.count(1) if number not in taken)
 
 
@@ -229,17 +229,25 @@ def still_current(directory: Directory, log: Log) -> bool:
 
 def remove_generation(directory: Directory, generation: int) -> None:
     """Removes the files of a generation that is not, or not yet, the state."""
-    for name in list(own_names(directory)):
-        if number_of(name) == generation:
-            directory.unlink(name)
+    for name in list(own_names(directory, generation)):
+        directory.unlink(name)
+
+
+def is_known_own(directory: Directory, name: str) -> bool:
+    """Whether this library made a file, as far as can be read: what cannot be read is no reason not to open."""
+    try:
+        return is_own(directory, name)
+    except OSError as error:
+        logger.warning("%s: left there, it cannot be read: %s", directory.path_of(name), error)
+        return False
 
 
 def remove_others(directory: Directory, generation: int) -> None:
-    """Removes what a crash may have left of other generations. Files that others made stay."""
+    """Removes what a crash may have left of other generations. Files that others made, or may have made, stay."""
     with storage_errors(directory.path, "listing"):
-        names = list(own_names(directory))
+        names = [name for name in directory.names() if NAMES.fullmatch(name)]
     for name in names:
-        if name.endswith(".tmp") or number_of(name) != generation:
+        if (name.endswith(".tmp") or number_of(name) != generation) and is_known_own(directory, name):
             with storage_errors(directory.path_of(name), "removing"):
                 directory.unlink(name)
             logger.info("%s: removed, it belongs to another generation", directory.path_of(name))

@@ -25,19 +25,20 @@ def number_of(name: str) -> int | None:
 def is_own(directory: Directory, name: str) -> bool:
     """Return whether this library made a file: it is empty, starts with zeros, or with a magic of ours.
 
-    What somebody else made, and what merely has such a name, is left alone, whatever kind of file it is.
+    What somebody else made, and what merely has such a name, is left alone, whatever kind of file it is. Raises OSError
+    when it cannot be read: a state whose CURRENT is lost must not be taken for a new directory.
     """
     try:
         start = directory.read_file(name, LOOKED_AT)
-    except (CorruptionError, PermissionError):  # a symbolic link, a directory, a FIFO; a file that is another user's
+    except CorruptionError:  # a symbolic link, a directory, a FIFO
         return False
     return start is not None and (not start.strip(b"\0") or start.startswith(MAGIC))
 
 
-def own_names(directory: Directory) -> Iterator[str]:
-    """The names of all files of generations that this library made."""
+def own_names(directory: Directory, generation: int | None = None) -> Iterator[str]:
+    """The names of all files of generations, or of one, that this library made."""
     for name in directory.names():
-        if NAMES.fullmatch(name) and is_own(directory, name):
+        if NAMES.fullmatch(name) and (generation is None or number_of(name) == generation) and is_own(directory, name):
             yield name
 
 

@@ -545,3 +545,21 @@ def test_a_new_directory_may_hold_files_that_others_named_like_ours(tmp_path: Pa
             assert machine.stats().generation == 3
             machine.apply([(1, 1, put(b"key", b"value"))])
     assert {"log-1", "base-2", "log-20261129"} <= set(os.listdir(tmp_path))
+
+
+def test_a_left_over_file_that_cannot_be_read_stays(clean: Subject) -> None:
+    """It is no reason not to open; but while CURRENT is lost, an unreadable log is one: this is no new directory."""
+    class Refusing(Disk().files):  # type: ignore[misc,name-defined]
+        def open_file(self, name: str, flags: int = os.O_RDWR) -> object:
+            if name in ("log-77", "log-1") and (name == "log-77" or not clean.current.exists()):
+                raise OSError(5, os.strerror(5))
+            return super().open_file(name, flags)
+
+    (clean.directory / "log-77").write_bytes(b"")
+    with FastStateMachine(clean.directory, _files=Refusing) as machine:
+        assert machine.last_applied() == LogId(9, 3)
+    assert (clean.directory / "log-77").exists()
+    clean.current.unlink()
+    with pytest.raises(StorageError):
+        FastStateMachine(clean.directory, _files=Refusing)
+    assert not clean.current.exists()
