@@ -31,7 +31,7 @@ COUNTED = {
     "get_many": "__pyx_pw_*State_*get_many",
     "apply.1": "__pyx_pw_*Engine_*apply",
     "apply.100": "__pyx_pw_*Engine_*apply",
-    "flush": "__pyx_pw_*Log_*sync",
+    "flush": "__pyx_pw_*FrameFile_*sync",
 }
 
 # The child: the same keys, the same hash seed, the same work each time.

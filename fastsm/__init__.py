@@ -27,7 +27,8 @@ bytes to files to memory to the machine; each module imports only what stands be
     generation/             a base and a log
         names               the names of its files, and which of them this library made
         recovery            what a log holds, what is torn and what is corrupt
-        log                 frames in a mapped file: append, sync
+        framefile           frames in a mapped file: append, sync, cut; under the log, and the journal's segments
+        log                 such a file on top of a base: recover, copy
         verification        every byte against its checksum, now or in the background
         saved_table         the index in a file, for opening without reading the log
         unfinished          a directory that a tool fills counts as empty until it is whole

@@ -1,71 +1,10 @@
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
-from fastsm.disk.mapping cimport Mapping
-from fastsm.lookup.terms cimport Terms
-
-cdef enum:
-    SETTLED_PIECE = 1 << 20
+from fastsm.generation.framefile cimport FrameFile
 
 
-cdef class Log:
-    # Invariant: LOG_HEADER_SIZE <= durable <= end <= allocated; [0, end) is mapped and never changes again.
-    cdef readonly object directory
-    cdef readonly str name
-    cdef readonly str path
-    cdef readonly object head
-    cdef readonly object base            # the snapshot that it starts behind, or None
+cdef class Log(FrameFile):
+    cdef readonly object base            # the snapshot that it is stacked on, or None
     cdef readonly uint64_t base_bytes    # of its file
-    cdef readonly Mapping mapping
-    cdef readonly uint64_t start         # where it lies in the mapping, behind the base
-    cdef uint8_t *address                # of its own first byte there
-    cdef object descriptor               # None: closed
-    cdef readonly bint read_only
-    cdef uint64_t identity
-    cdef readonly uint64_t end           # where the next frame goes
-    cdef readonly uint64_t durable       # everything below is known to survive a power loss
-    cdef readonly uint64_t allocated     # the file's size: blocks are behind every byte
-    cdef uint64_t window_end             # pages of [end, window_end) are populated
-    cdef uint64_t window                 # how far ahead to populate
-    cdef uint64_t zeroed_end             # blocks of [end, zeroed_end) hold written zeros
-    cdef uint64_t settled_end            # pages below are present in the mapping
-    cdef uint64_t writeback_end          # the system was told to begin with what lies below
-    cdef bint stores                     # small frames go through the mapping
-    cdef bint paced                      # flushes come often: frames go into blocks that were zeroed before
-    cdef int syncing
-    cdef readonly uint64_t frames
-    cdef readonly uint64_t last_frame    # where the last of them starts; 0: there is none
-    cdef readonly uint64_t chain         # its checksum, or the header's: what the next frame is chained to
-    cdef uint32_t frames_unsynced
-    cdef uint64_t suspect_end            # [durable, suspect_end) is written again by the first sync
-    cdef public bint unnoted             # a sync has covered much that was suspect, and no frame says so yet
-    cdef uint64_t known_frame            # a frame starts here, not after the first suspect one,
-    cdef uint64_t known_chain            # and is chained to this checksum
-    cdef uint8_t *staging
-    cdef uint64_t staging_room
-    cdef readonly object poisoned        # the StorageError after which nothing is written, or None
-    cdef readonly uint64_t sync_count
-    cdef readonly double sync_seconds
-
-    cpdef int check_writable(self) except -1
-
-    cdef inline int require_writable(self) except -1:
-        """`check_writable`, where it is hot."""
-        return self.check_writable() if self.read_only or self.poisoned is not None else 0
-
-    cdef inline int settle(self) except -1:
-        """Behind each mebibyte or so of the log: makes what follows cheap."""
-        return self.settle_piece() if self.end - self.settled_end >= SETTLED_PIECE else 0
-
-    cdef int begin_chain(self, bytes packed_head) except -1
-    cdef int check_suspect(self) except -1
-    cdef bint is_frame(self, uint64_t offset, uint64_t end, uint64_t checksum) noexcept
-    cdef uint8_t *begin_frame(self, uint64_t length) except NULL
-    cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
-    cdef int write_staged(self, uint64_t length) except -1
-    cdef int settle_piece(self) except -1
-    cdef int prepare(self, uint64_t size) except -1
-    cdef int grow(self, uint64_t needed) except -1
-    cdef int map_up_to(self, uint64_t size) except -1
-    cdef uint8_t *reserve_staging(self, uint64_t length) except NULL
     cdef uint64_t copy_piece(self, const uint8_t *source, uint64_t first, uint64_t stop) except 0
     cdef void copy_and_seal(self, const uint8_t *source, uint64_t first, uint64_t stop) noexcept nogil

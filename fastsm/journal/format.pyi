@@ -9,7 +9,6 @@ ITEM_DATA_BYTES: int
 class SegmentHead(NamedTuple):
     generation: int
     identity: int
-    base_size: int = ...
 
 class SegmentState(NamedTuple):
     first: int

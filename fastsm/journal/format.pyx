@@ -21,10 +21,9 @@ ITEM_DATA_BYTES = ITEM_DATA
 
 
 class SegmentHead(NamedTuple):
-    """The first bytes of a segment. It has the fields that a log's has, as far as these are of use here."""
+    """The first bytes of a segment."""
     generation: int     # its number: segments are numbered in the order in which they were begun
     identity: int
-    base_size: int = 0
 
 
 class SegmentState(NamedTuple):

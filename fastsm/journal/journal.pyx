@@ -229,7 +229,7 @@ cdef class Journal(Entries):
         """Makes the file of the next segment ahead, durable. For any thread; at most one is ahead."""
         with self.creating:
             if self.spare is None and self.newest is not None:
-                self.spare = Segment.create_file(self.directory, self.newest.head.generation + 1)
+                self.spare = Segment.create(self.directory, self.newest.head.generation + 1)
 
     cdef int begin_segment(self, uint64_t first) except -1:
         """Goes on in a new segment, which says that the entries from `first` on are kept."""
@@ -240,7 +240,7 @@ cdef class Journal(Entries):
             segment = self.spare
             if segment is None:
                 number = 1 if self.newest is None else self.newest.head.generation + 1
-                segment = Segment.create_file(self.directory, number)
+                segment = Segment.create(self.directory, number)
             state = self.state_behind(first)
             try:
                 segment.append(
@@ -347,7 +347,7 @@ cdef class Journal(Entries):
         for number in numbers:
             if number != numbers[0] + len(self.segments):
                 raise CorruptionError(self.directory.path_of(segment_name(number - 1)), None, "a segment", "no file")
-            segment = Segment.open_file(self.directory, number)
+            segment = Segment.open(self.directory, number)
             if segment is not None:
                 self.segments.append(segment)
             elif number == numbers[-1]:

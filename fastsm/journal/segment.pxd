@@ -1,9 +1,9 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.generation.log cimport Log
+from fastsm.generation.framefile cimport FrameFile
 
 
-cdef class Segment(Log):
+cdef class Segment(FrameFile):
     cdef public uint64_t begin           # the least index of an entry that may lie in it
     cdef list mappings                   # each that there was, since entries are pointers into them
     cdef int hold_mapping(self) except -1

@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport LARGE, LOG_HEADER_SIZE, VALID, look_at_frame
 from fastsm.journal.format cimport ITEM_STATE, item_kind, item_length, look_at_item, write_item
-from fastsm.generation.log cimport Log
+from fastsm.generation.framefile cimport FrameFile
 
 from fastsm.journal import format as journal_format
 from fastsm.errors import CorruptionError
@@ -20,8 +20,8 @@ def segment_name(number):
     return f"journal-{number}"
 
 
-cdef class Segment(Log):
-    """One file of the journal: what `Log` does for appending and syncing, under another header.
+cdef class Segment(FrameFile):
+    """One file of the journal, open for appending.
 
     `begin` is the least index of an entry that may lie in it.
     """
@@ -32,18 +32,15 @@ cdef class Segment(Log):
         self.mappings = []
 
     @staticmethod
-    def adopt_file(directory, head, descriptor, uint64_t size):
+    def adopt(directory, head, descriptor, uint64_t size):
         """The segment in an open file of so many bytes, all of which are mapped."""
         cdef Segment segment = Segment(directory, head, descriptor)
-        segment.stores = directory.stores_are_safe(descriptor)
-        segment.begin_chain(journal_format.pack_segment_head(head))
-        segment.allocated = size
-        segment.map_up_to(size)
+        segment.attach(journal_format.pack_segment_head(head), size)
         segment.hold_mapping()
         return segment
 
     @staticmethod
-    def create_file(directory, number):
+    def create(directory, number):
         """A new segment without frames, durable, its name too."""
         head = SegmentHead(number, int.from_bytes(os.urandom(8), "little"))
         with storage_errors(directory.path_of(segment_name(number)), "creating a segment of the journal"):
@@ -52,7 +49,7 @@ cdef class Segment(Log):
                 directory.write(descriptor, journal_format.pack_segment_head(head), 0)
                 directory.sync(descriptor)
                 directory.sync_directory()
-                segment = Segment.adopt_file(directory, head, descriptor, LOG_HEADER_SIZE)
+                segment = Segment.adopt(directory, head, descriptor, LOG_HEADER_SIZE)
             except BaseException:
                 directory.close_file(descriptor)
                 raise
@@ -83,7 +80,7 @@ cdef class Segment(Log):
     # ---- recover ---------------------------------------------------------------------------------------
 
     @staticmethod
-    def open_file(directory, number):
+    def open(directory, number):
         """The segment of a number, its header checked; None when its creation was cut short."""
         name = segment_name(number)
         path = directory.path_of(name)
@@ -101,7 +98,7 @@ cdef class Segment(Log):
                     return None
                 if head.generation != number:
                     raise CorruptionError(path, 16, f"segment {number}", f"segment {head.generation}")
-                segment = Segment.adopt_file(directory, head, descriptor, size)
+                segment = Segment.adopt(directory, head, descriptor, size)
             except BaseException:
                 directory.close_file(descriptor)
                 raise

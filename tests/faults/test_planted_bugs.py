@@ -65,7 +65,7 @@ BUGS = {
     "the durable offset is recorded before the sync": Bug(
         (
             (
-                "generation/log.pyx",
+                "generation/framefile.pyx",
                 "        started = time.perf_counter()\n        try:\n            if self.suspect_end:",
                 "        if BUG:\n            self.durable = target\n"
                 "        started = time.perf_counter()\n        try:\n            if self.suspect_end:",

@@ -1,0 +1,398 @@
+"""A file of frames: appended to a mapped file, made durable by syncs, cut where a torn tail begins.
+
+A state machine's log and a segment of the journal are such files. They differ in their headers, and in what stands in a
+frame.
+
+How a frame gets into the file is chosen by the rhythm of flushes (measured: docs/design.md):
+
+- small frames between rare flushes are stored into pages that were populated ahead;
+- while flushes come often, into as many pages as were written between the last two, which the flush populates;
+- large frames, and what does not fit into those pages, go by `pwrite` into prepared blocks.
+
+Both are read through one mapping, which is coherent with `pwrite`. Nothing counts before its frame is
+whole; nothing counts as durable before a sync that began after it was written has succeeded. When a sync
+fails, the file is *poisoned*: what the disk holds is unknown, so nothing more is written to it.
+"""
+
+import errno
+import logging
+import time
+
+from cpython.buffer cimport PyBUF_READ
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from fastsm.disk.format cimport (
+    ARENA_LIMIT, FRAME_RUNS, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
+    seal_frame,
+)
+from fastsm.disk.mapping cimport Mapping
+
+from fastsm.disk import format
+from fastsm.errors import ReadOnlyError, StorageError
+from fastsm.disk.files import PIECE, storage_errors
+
+logger = logging.getLogger("fastsm")
+
+cdef enum:
+    PAGE = 4096
+    SMALLEST_GROWTH = 256 << 10
+    LARGEST_GROWTH = 16 << 20
+    SMALLEST_WINDOW = 64 << 10
+    LEAST_PREPARED = 8 << 10
+    LARGEST_WINDOW = 512 << 10
+    ZEROED_AHEAD = 1 << 20
+    STORED_BELOW = 12 << 10      # a larger frame costs less by `pwrite` than the pages that it would be stored into
+    PACED_FRAMES = 64            # at most so many frames, and
+    PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
+    NOTED_ABOVE = 64 << 10       # bytes that were suspect: fewer are read and written again in no time
+    WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
+
+
+cdef class FrameFile:
+    """One file of frames, open for appending. What is in a frame, and in the file's header, its owner knows.
+
+    Thread safety: `begin_frame` to `commit_frame` under the writer's turn; `sync` from any thread; reads
+    of what is below `end` from any thread, without the GIL, for as long as `mapping` is held.
+    """
+
+    def __cinit__(self, directory, head, descriptor, base=None, bint read_only=False):
+        self.read_only = read_only
+        self.directory = directory
+        self.head = head
+        self.identity = head.identity
+        self.descriptor = descriptor
+        self.window = SMALLEST_WINDOW
+        self.end = self.durable = LOG_HEADER_SIZE
+
+    def __dealloc__(self):
+        free(self.staging)
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {self.path!r}: {self.end} bytes, {self.durable} durable>"
+
+    cdef int attach(self, bytes packed_head, uint64_t size) except -1:
+        """Map all of an open file of `size` bytes. Its first frame is chained to its header's checksum."""
+        self.chain = self.known_chain = format.head_checksum(packed_head)
+        self.known_frame = LOG_HEADER_SIZE
+        self.stores = not self.read_only and self.directory.stores_are_safe(self.descriptor)
+        self.allocated = size
+        self.map_up_to(size)
+        return 0
+
+    def close(self):
+        """Give the descriptor back. The pages go with the last reference to `mapping`. Idempotent."""
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            self.directory.close_file(descriptor)
+
+    def let_go(self):
+        """Behind `close`: drops the mapping, which nobody reads through this log any more."""
+        _old = self.mapping  # until it is nobody's any more: its end lets other threads run
+        self.mapping = None
+        self.address = NULL
+
+    # ---- append ----------------------------------------------------------------------------------------
+
+    cdef uint8_t *begin_frame(self, uint64_t length) except NULL:
+        """Where to build a frame of `length` bytes: in the file's own pages, or aside.
+
+        Afterwards there is room for it: a full disk is an error here, and never later.
+        """
+        cdef uint64_t stop = self.end + length
+        self.require_writable()
+        self.settle()  # not behind a frame: an error there would be one of a chunk that counts
+        if stop > self.allocated:
+            self.grow(stop)
+        if self.stores and not self.syncing and length < STORED_BELOW:
+            if stop <= self.window_end:
+                return self.address + self.end
+            if not self.paced:
+                self.window_end = min(self.allocated, stop + self.window)
+                if self.mapping.populate(self.start + self.end, self.start + self.window_end):
+                    self.window = min(2 * self.window, <uint64_t>LARGEST_WINDOW)
+                    return self.address + self.end
+        if stop > self.window_end:
+            self.window_end = 0
+        return self.reserve_staging(length)
+
+    def has_room(self, uint64_t length):
+        """Whether a frame of `length` bytes goes into pages that are prepared: nothing is asked of the system."""
+        cdef uint64_t stop = self.end + length
+        return (
+            self.stores and not self.syncing and length < STORED_BELOW
+            and stop <= self.window_end and stop - self.settled_end < SETTLED_PIECE)
+
+    cdef uint8_t *reserve_staging(self, uint64_t length) except NULL:
+        """Memory to build frames in, aside."""
+        if self.staging_room < length:
+            free(self.staging)
+            self.staging_room = max(length, <uint64_t>STAGING_KEPT)
+            self.staging = <uint8_t *>malloc(self.staging_room)
+            if self.staging == NULL:
+                self.staging_room = 0
+                raise MemoryError(f"no memory for a frame of {length} bytes")
+        return self.staging
+
+    cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1:
+        """Seals the frame and puts it into the file. It counts from here on; on an error it does not."""
+        cdef uint64_t chain = seal_frame(
+            frame, length, run_count, self.identity, self.end, self.durable, self.chain)
+        if frame == self.staging:
+            self.write_staged(length)
+        self.last_frame, self.chain = self.end, chain
+        self.end += length
+        self.frames += 1
+        self.frames_unsynced += 1
+        if self.paced and (
+            self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
+        ):
+            self.paced = False
+        return 0
+
+    cdef int settle_piece(self) except -1:
+        """What was written with `pwrite` becomes present in the mapping, before a read takes a page fault for it.
+
+        And behind much that no sync has covered, the disk works while more is appended, so that a sync is short.
+        """
+        cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
+        cdef uint64_t first
+        self.mapping.populate_read(self.start + self.settled_end, self.start + stop)
+        self.settled_end = stop
+        if stop > self.durable + WRITEBACK_BEHIND:
+            first = max(self.writeback_end, self.durable & ~<uint64_t>(PAGE - 1))
+            self.directory.start_writeback(self.descriptor, first, stop - first)
+            self.writeback_end = stop
+        return 0
+
+    cdef int write_staged(self, uint64_t length) except -1:
+        """Writes the frame that was built aside. No Python code, and so no signal handler, runs once it is written."""
+        try:
+            # A frame that ends this rhythm by its size alone is written once: zeros first would double the work.
+            if self.paced and length <= PACED_BYTES and self.end + length > self.zeroed_end:
+                self.zero_ahead(length)
+            piece = PyMemoryView_FromMemory(<char *>self.staging, length, PyBUF_READ)
+            self.directory.write(self.descriptor, piece, self.end)
+        except BaseException as error:
+            self.void_frame()
+            if isinstance(error, OSError):
+                raise StorageError.wrap(error, self.path, "writing a frame") from error
+            raise
+        if self.staging_room > STAGING_KEPT:
+            free(self.staging)
+            self.staging = NULL
+            self.staging_room = 0
+        return 0
+
+    def zero_ahead(self, uint64_t length):
+        """Writes zeros where the next frames go: a sync is faster over blocks that were written before.
+
+        They are stored into these pages, where stores are safe: the pages are in memory, and dirty, anyway.
+        """
+        cdef uint64_t stop = min(self.allocated, self.end + length + ZEROED_AHEAD)
+        self.directory.write(self.descriptor, bytes(stop - self.end), self.end)
+        self.zeroed_end = stop
+        if self.stores and self.mapping.populate(self.start + self.end, self.start + stop):
+            self.window_end = stop
+
+    def void_frame(self):
+        """A frame that its caller is told failed must not be found by a recovery: its header is zeroed."""
+        try:
+            self.directory.write(self.descriptor, bytes(FRAME_RUNS), self.end)
+        except OSError as error:
+            self.poison(StorageError.wrap(error, self.path, "taking back a frame"))
+
+    cdef int grow(self, uint64_t needed) except -1:
+        """Allocates blocks, for `needed` bytes in all and some ahead, and maps them."""
+        cdef uint64_t ahead = min(max(self.allocated / 4, <uint64_t>SMALLEST_GROWTH), <uint64_t>LARGEST_GROWTH)
+        cdef uint64_t size = (needed + ahead + PAGE - 1) & ~<uint64_t>(PAGE - 1)
+        if self.start + needed > ARENA_LIMIT:
+            raise StorageError(errno.EFBIG, f"base and log take at most {ARENA_LIMIT} bytes", self.path)
+        with storage_errors(self.path, f"allocating {needed - self.allocated} bytes"):
+            try:
+                self.directory.allocate(self.descriptor, self.allocated, size)
+            except OSError:
+                size = (needed + PAGE - 1) & ~<uint64_t>(PAGE - 1)
+                self.directory.allocate(self.descriptor, self.allocated, size)
+            self.map_up_to(size)
+        self.allocated = size
+        return 0
+
+    cdef int map_up_to(self, uint64_t size) except -1:
+        cdef Mapping mapping
+        if self.mapping is None or not self.mapping.fits(size):
+            # Whoever reads through the old mapping keeps it; both show the same pages.
+            mapping = Mapping(self.start + 2 * size, self.read_only)
+            self.lay_base(mapping)
+            mapping.extend(self.descriptor, size)
+            self.mapping = mapping
+            self.address = mapping.address + self.start
+            self.window_end = 0
+        else:
+            self.mapping.extend(self.descriptor, size)
+        return 0
+
+    cdef int lay_base(self, Mapping mapping) except -1:
+        """Map what lies before the file in a new mapping: here nothing."""
+        return 0
+
+    # ---- sync ------------------------------------------------------------------------------------------
+
+    def sync(self):
+        """Makes all that was appended before the call durable; on failure the log is poisoned."""
+        cdef uint64_t target = self.end
+        cdef uint64_t written
+        cdef bint prepare
+        if self.read_only:
+            return
+        self.check_writable()
+        if target == self.durable:
+            return
+        written = target - self.durable
+        self.paced = self.frames_unsynced <= PACED_FRAMES and target - self.durable <= PACED_BYTES
+        prepare = self.paced and self.stores and written < self.frames_unsynced * <uint64_t>STORED_BELOW
+        self.frames_unsynced = 0
+        self.window = min(max(target - self.durable, <uint64_t>SMALLEST_WINDOW), <uint64_t>LARGEST_WINDOW)
+        self.window_end = 0
+        self.syncing += 1
+        started = time.perf_counter()
+        try:
+            if self.suspect_end:
+                self.write_suspect()
+            self.directory.sync(self.descriptor)
+        except OSError as error:
+            failure = StorageError.wrap(error, self.path, "syncing the log")
+            self.poison(failure)
+            raise failure from error
+        except BaseException as error:
+            # Nobody knows whether the sync went through.
+            self.poison(error)
+            raise
+        finally:
+            self.syncing -= 1
+            self.window_end = 0  # the sync has cleaned the pages: a store would be a fault again
+        self.check_writable()  # a sync beside this one may have failed: the system reports an error only once
+        self.durable = max(self.durable, target)
+        self.sync_count += 1
+        self.sync_seconds += time.perf_counter() - started
+        if prepare:
+            self.prepare(written + written // 2)
+
+    cdef int prepare(self, uint64_t size) except -1:
+        """Populates zeroed pages for what comes before the next sync, so that the writer neither faults nor asks."""
+        cdef Mapping mapping = self.mapping
+        cdef uint64_t start = self.start
+        cdef uint64_t first = self.end
+        cdef uint64_t stop = min(
+            self.zeroed_end, first + max(<uint64_t>LEAST_PREPARED, min(size, <uint64_t>SMALLEST_WINDOW)))
+        cdef bint populated
+        if mapping is None or stop <= first:
+            return 0
+        with nogil:
+            populated = mapping.populate(start + first, start + stop)
+        if populated and mapping is self.mapping and self.paced and not self.syncing:  # still so: others ran meanwhile
+            self.window_end = stop
+        return 0
+
+    def write_suspect(self):
+        """Writes again what an earlier life of this log appended, but no sync is known to cover.
+
+        After a failed sync the page cache holds bytes that the disk does not, and calls them clean: only
+        bytes written again are sure to be part of the next sync, and on ext4 only those written past the cache.
+        """
+        cdef uint64_t offset = self.durable
+        pages = memoryview(self.mapping)[self.start:]
+        while offset < self.suspect_end:
+            stop = min(self.suspect_end, offset + (1 << 20))
+            self.directory.write(self.descriptor, bytes(pages[offset:stop]), offset)
+            offset = stop
+        # The last piece was written past the cache before anything could be appended to it (`cut`).
+        self.directory.write_past_cache(
+            self.descriptor, self.name, self.durable, self.suspect_end - self.suspect_end % PIECE)
+        self.check_suspect()
+        # The next frame's watermark says it; where there is much, that is worth a frame of its own.
+        self.unnoted = self.suspect_end - self.durable > NOTED_ABOVE
+        self.suspect_end = 0
+
+    cdef int check_suspect(self) except -1:
+        """Raises unless these are still the frames that recovery found: the cache may have lost them meanwhile."""
+        cdef uint64_t offset = self.known_frame
+        cdef uint64_t chain = self.known_chain
+        while offset < self.durable:
+            chain = frame_checksum(self.address + offset)
+            offset += frame_length(self.address + offset)
+        while offset < self.suspect_end:
+            if look_at_frame(
+                self.address + offset, self.suspect_end - offset, self.identity, offset, chain
+            ) != VALID:
+                raise OSError(errno.EIO, f"the frame at offset {offset} was there, and is not any more")
+            chain = frame_checksum(self.address + offset)
+            offset += frame_length(self.address + offset)
+        return 0
+
+    cpdef int check_writable(self) except -1:
+        """Raises what every write meets after a failed sync, or read-only."""
+        if self.read_only:
+            raise ReadOnlyError(f"{self.path}: opened with read_only=True; nothing is written")
+        if self.poisoned is None:
+            return 0
+        raise StorageError(
+            self.poisoned.errno,
+            f"poisoned: an earlier sync failed ({self.poisoned.strerror}), so what the disk holds is unknown; "
+            "close this state machine and open the directory again", self.path)
+
+    def poison(self, error):
+        """Refuses every write from here on."""
+        if self.poisoned is None:
+            told = error.strerror if isinstance(error, StorageError) else f"interrupted: {error!r}"
+            # Not the error itself: with its traceback it would keep alive whatever its frames hold.
+            self.poisoned = StorageError(getattr(error, "errno", None), told, self.path)
+            logger.error("%s: poisoned, nothing more is written: %s", self.path, error)
+
+    def trim(self):
+        """Gives back what was allocated ahead."""
+        with storage_errors(self.path, "trimming the log"):
+            self.directory.truncate(self.descriptor, self.end)
+            self.allocated = self.end
+            self.mapping.shrink(self.end)
+        self.window_end = self.zeroed_end = 0
+
+    # ---- recover ---------------------------------------------------------------------------------------
+
+    def found(self, uint64_t end, uint64_t durable):
+        """Where its frames end, and up to where they are known durable: its first sync writes the rest again."""
+        self.end = self.settled_end = self.writeback_end = end
+        self.durable = max(durable, <uint64_t>LOG_HEADER_SIZE)
+        self.suspect_end = end if end > self.durable else 0
+
+    cdef bint is_frame(self, uint64_t offset, uint64_t end, uint64_t checksum) noexcept:
+        """Whether the frame at an offset ends where it should, and is that of a checksum: then all before it are, too.
+
+        It is not hashed. O(1).
+        """
+        cdef const uint8_t *frame = self.address + offset
+        return (
+            <uint64_t>LOG_HEADER_SIZE <= offset < self.allocated and not offset & 7
+            and look_at_header(frame, self.allocated - offset, self.identity, offset) == VALID
+            and offset + frame_length(frame) == end and frame_checksum(frame) == checksum)
+
+    def cut(self, uint64_t end, uint64_t torn_end, uint64_t durable):
+        """Ends the file at `end`. Durable before anything is appended, so that a torn frame never returns.
+
+        The sync is not spared when there is nothing to cut: an opening before this one may have been killed
+        between its cut and its sync.
+        """
+        with storage_errors(self.path, "cutting the log's tail"):
+            if self.allocated > end:
+                self.directory.truncate(self.descriptor, end)
+            if end > durable:
+                self.directory.write_past_cache(self.descriptor, self.name, max(durable, end - end % PIECE), end)
+            self.directory.sync(self.descriptor)
+        if torn_end > end:
+            logger.warning(
+                "%s: cut a torn tail of %d bytes at offset %d: it was being written when the process "
+                "or the machine stopped", self.path, torn_end - end, end)
+        self.allocated = end
+        with storage_errors(self.path, "mapping the log without its tail"):
+            self.mapping.shrink(end)
