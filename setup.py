@@ -11,7 +11,8 @@ MODULES = [
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "index")),
     *(f"generation.{name}" for name in ("recovery", "log", "saved_table")),
     "snapshot.capture",
-    *(f"core.{name}" for name in ("frozen", "state", "turns", "chunk", "engine", "group_commit")),
+    *(f"core.{name}" for name in ("frozen", "state", "turns", "view", "tx", "judging", "chunk", "engine",
+                                       "group_commit")),
     *(f"journal.{name}" for name in ("format", "entries", "segment", "journal")),
 ]
 

@@ -5,7 +5,22 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, Self
 
-from fastsm.types import Batch, CompareAndSwap, Config, Delete, Noop, Put
+from fastsm.types import (
+    Add,
+    Batch,
+    Call,
+    CompareAndSwap,
+    Config,
+    Delete,
+    DeleteRange,
+    Forget,
+    Noop,
+    Once,
+    OpenSession,
+    Put,
+    Read,
+    Transaction,
+)
 
 MAX_KEY_SIZE: int
 MAX_VALUE_SIZE: int
@@ -22,7 +37,24 @@ def compare_and_swap(key: Buffer, expected: Buffer | None, value: Buffer | None)
 def noop() -> bytes: ...
 def config(data: Buffer) -> bytes: ...
 def batch(commands: Iterable[Buffer]) -> bytes: ...
-def decode(command: Buffer) -> Put | Delete | CompareAndSwap | Noop | Config | Batch: ...
+def decode(
+    command: Buffer,
+) -> (
+    Put
+    | Delete
+    | CompareAndSwap
+    | Noop
+    | Config
+    | Batch
+    | Add
+    | Read
+    | DeleteRange
+    | Transaction
+    | Call
+    | OpenSession
+    | Once
+    | Forget
+): ...
 def check(command: Buffer) -> None: ...
 
 class Field:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
@@ -17,8 +17,9 @@ from fastsm.disk.files import Directory, left_by_children, storage_errors
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation import current as generation
 from fastsm.generation.verification import Verification
+from fastsm.procedures import check_calls, registry
 from fastsm.trait import StateMachine
-from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
+from fastsm.types import Entry, LogId, Result, SnapshotMetadata, Stats
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -51,6 +52,10 @@ class FastStateMachine(Snapshots, StateMachine):
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
       ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
 
+    - ``procedures``: functions marked with :func:`fastsm.procedure`, for :func:`fastsm.call`, the same on every
+      replica. ``check_procedures``, for tests, runs each call twice: what the two come to must be equal, else
+      ``ProcedureError``.
+
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
     failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
 
@@ -82,6 +87,8 @@ class FastStateMachine(Snapshots, StateMachine):
         mode: int = 0o700,
         snapshot_compress: Literal["none", "zstd"] = "none",
         snapshot_attachment: Attachment = None,
+        procedures: Iterable[Callable[[Any, bytes], Any]] = (),
+        check_procedures: bool = False,
         _files: type[Directory] = Directory,
     ) -> None:
         self._set_status("closed")
@@ -98,6 +105,7 @@ class FastStateMachine(Snapshots, StateMachine):
             raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
         if mode & 0o700 != 0o700 or mode & ~0o777:
             raise ValueError(f"mode={mode:#o}: expected permissions that let the owner in, such as 0o700 or 0o770")
+        self._set_procedures(registry(procedures), check_procedures)
         self.path = os.fsdecode(directory)
         self._retain, self._compress, self._attachment = retain_entries, snapshot_compress, snapshot_attachment
         self._retain_bytes = retain_bytes
@@ -168,6 +176,7 @@ class FastStateMachine(Snapshots, StateMachine):
         a write or a sync of this machine, that goes on first, and the machine is closed at its end; an error of that
         close is raised by the next one. A call that waits for its turn below the handler is a ``NotRunningError``.
         """
+        self._refuse_procedure()
         if self._closed():
             error, self._late_error = self._late_error, None
             if error is not None:
@@ -256,7 +265,11 @@ class FastStateMachine(Snapshots, StateMachine):
 
     # ---- apply and flush -------------------------------------------------------------------------------
 
-    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+    def check(self, command: bytes) -> None:
+        """Raises what :meth:`apply` would raise for this command: as ``fastsm.check``, and for unknown procedures."""
+        check_calls(command, self._procedures())
+
+    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
         """:meth:`apply` for coroutines: in the order in which tasks start, and not on the event loop.
 
         A small chunk is applied at once when nothing is queued. A cancelled call is dropped if it has not begun,

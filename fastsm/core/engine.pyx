@@ -8,13 +8,18 @@ Nothing of a chunk is visible before everything about it is certain:
     publish           table, terms, last applied: under the GIL, so that no reader sees half a chunk
 """
 
+import threading
+
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from _thread import start_new_thread
 
-from fastsm.core.chunk cimport Chunk, Step, hold_entries, unsigned_slowly
+from fastsm.core.chunk cimport Chunk, hold_entries, unsigned_slowly
+from fastsm.core.view cimport Step
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_size, record_size, write_record,
@@ -26,8 +31,11 @@ from fastsm.core.state cimport State
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
+from fastsm.background import BackgroundCall
 from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
+
+LOOK_SECONDS = 0.1    # between two looks at signals: one that another thread took does not wake the main thread
 
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
@@ -119,13 +127,14 @@ cdef class Engine(State):
         (anything above it with `contiguous=False`).
 
         Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
-        or a batch did not match, None where it was skipped. Durable on return with `sync="apply"`, else after
-        the next `flush`. Readers see the state before the chunk or after it, never between.
+        or a batch did not match, None where it was skipped, an `Answer` where the command answers. Durable on return
+        with `sync="apply"`, else after the next `flush`. Readers see the state before the chunk or after it, never
+        between.
 
-        Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
-        applied. Thread safe; concurrent calls take turns.
+        Raises `OrderError`, `CommandError`, `ProcedureError`, `StorageError`, `NotRunningError`; then nothing of the
+        chunk was applied. Thread safe; concurrent calls take turns.
         """
-        if self.status:
+        if self.gate:
             self.refuse()  # before the turn, which nobody passes on in a forked child
         cdef tuple entries = hold_entries(chunk)
         self._turns.enter()
@@ -143,7 +152,7 @@ cdef class Engine(State):
         return self.apply_in_turn(hold_entries(chunk))
 
     cdef list apply_in_turn(self, tuple entries):
-        if self.status:
+        if self.gate:
             self.refuse()
         self._log.require_writable()
         try:
@@ -159,9 +168,10 @@ cdef class Engine(State):
         mark_runs(runs, &mark)
         try:
             chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
-            chunk.judge(self._table, self.arena, self.readable)
-            if chunk.damaged:
-                self.damaged(chunk.damaged)
+            if chunk.calls:
+                self.judge_calls(chunk)
+            else:
+                chunk.judge(self._table, self._terms, self.mapping, self.readable, self._log)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk)
@@ -173,6 +183,37 @@ cdef class Engine(State):
             if self.dead_bytes() > self.compact_above:
                 self.call_for_compaction()
         return results
+
+    # ---- procedures ------------------------------------------------------------------------------------
+
+    def _set_procedures(self, procedures, bint twice):
+        """The procedures that `call` can run, by name and version; `twice`: see `check_procedures`."""
+        self.chunk.judgement.procedures = procedures
+        self.chunk.judgement.twice = twice
+
+    def _procedures(self):
+        return self.chunk.judgement.procedures
+
+    cdef int judge_calls(self, Chunk chunk) except -1:
+        """Judges a chunk that runs procedures: never in the main thread, where a signal handler could interrupt one."""
+        if PyThread_get_thread_ident() == threading.main_thread().ident:
+            JudgeElsewhere(self, chunk).wait()
+        else:
+            self.judge_here(chunk)
+        if self.status:
+            self.refuse()  # a procedure may have forked
+        return 0
+
+    cdef int judge_here(self, Chunk chunk) except -1:
+        self.calling = PyThread_get_thread_ident()
+        self.set_gate()
+        try:
+            return chunk.judge(self._table, self._terms, self.mapping, self.readable, self._log)
+        finally:
+            self.calling = 0
+            self.set_gate()
+
+    # ---- write and publish -----------------------------------------------------------------------------
 
     cdef int call_for_compaction(self) except -1:
         """Starts a thread that compacts; without one, the next chunk calls again. The chunk is applied: nothing raises.
@@ -324,6 +365,43 @@ cdef class Engine(State):
         """After a sync of this log that covered everything up to an entry."""
         if log is self._log and applied.index > self.durable_index:
             self.durable_index, self.durable_term = applied
+
+
+cdef class JudgeElsewhere:
+    """Judges a chunk on a thread of its own, while its caller waits and serves signals."""
+    cdef Engine engine
+    cdef Chunk chunk
+    cdef object error
+
+    def __cinit__(self, Engine engine, Chunk chunk):
+        self.engine, self.chunk = engine, chunk
+
+    def __call__(self):
+        try:
+            self.engine.judge_here(self.chunk)
+        except BaseException as error:
+            self.error = error
+
+    def wait(self):
+        """Returns when all is judged. What a signal handler raises interrupts the procedure, and is raised here."""
+        interruption = None
+        self.chunk.judgement.stopped = False
+        call = BackgroundCall(self)
+        while True:
+            try:
+                if call.wait(LOOK_SECONDS):
+                    break
+                PyErr_CheckSignals()
+            except BaseException as error:
+                interruption = error if interruption is None else interruption
+                self.chunk.judgement.stopped = True
+                call.interrupt()
+        self.chunk.judgement.stopped = False
+        error, self.error = self.error, None
+        if interruption is not None:
+            raise interruption
+        if error is not None:
+            raise error
 
 
 cdef struct RunMark:

@@ -9,6 +9,7 @@ import operator
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -23,7 +24,7 @@ from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
-from fastsm.errors import NotRunningError, SnapshotError, SnapshotRangeError
+from fastsm.errors import NotRunningError, ProcedureError, SnapshotError, SnapshotRangeError
 from fastsm.types import LogId, ScanResult
 
 cdef extern from "Python.h":
@@ -51,7 +52,7 @@ cdef class State:
     """
 
     def __cinit__(self, *args, **options):
-        self.status = CLOSED
+        self.status = self.gate = CLOSED
 
     # ---- status ----------------------------------------------------------------------------------------
 
@@ -59,12 +60,14 @@ cdef class State:
         new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
         if self.status != CORRUPT or new_status > STOPPED:
             self.status = new_status
+            self.set_gate()
 
     def _run_again(self):
         """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
-        if self.status > STOPPED:
+        if self.gate > STOPPED:
             self.refuse()
         self.status = RUNNING
+        self.set_gate()
 
     def _closed(self):
         return self.status == CLOSED
@@ -76,10 +79,25 @@ cdef class State:
         """True from construction until `stop` or `close`; False in a forked child."""
         return self.status == RUNNING or (self.status == CORRUPT and self.ran)
 
+    cdef void set_gate(self) noexcept:
+        """To be called whenever `status` or `calling` changed."""
+        self.gate = self.status if self.status or not self.calling else CALLING
+
     cdef int refuse(self) except -1:
+        """Raises why the caller may not go on; returns where only a procedure's own thread may not."""
+        if self.calling and self.calling == PyThread_get_thread_ident():
+            raise ProcedureError(
+                "a procedure called the state machine that runs it: it reads and writes through its tx alone")
         if self.status == CORRUPT:
             raise copy.copy(self.corruption)
-        raise NotRunningError(REASONS[self.status])
+        if self.status:
+            raise NotRunningError(REASONS[self.status])
+        return 0
+
+    def _refuse_procedure(self):
+        """Raises `ProcedureError` on the thread of a procedure that this machine runs at this moment."""
+        if self.calling and self.calling == PyThread_get_thread_ident():
+            self.refuse()
 
     def _set_corrupt(self, error):
         """From here on every call but `close` and `is_running` raises this error."""
@@ -87,6 +105,7 @@ cdef class State:
         if self.status <= STOPPED:
             self.ran = self.status == RUNNING
             self.status = CORRUPT
+            self.set_gate()
 
     def _set_verified(self, bint verified):
         self._verified = verified
@@ -133,7 +152,7 @@ cdef class State:
         return self.status == CORRUPT
 
     def _require(self, bint stopped_is_fine=False):
-        if self.status and not (stopped_is_fine and self.status == STOPPED):
+        if self.gate and not (stopped_is_fine and self.gate == STOPPED):
             self.refuse()
 
     # ---- read ------------------------------------------------------------------------------------------
@@ -144,7 +163,7 @@ cdef class State:
         cdef uint64_t place
         if type(key) is not bytes:
             key = bytes(memoryview(key))
-        if self.status:
+        if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
         if place == 0:
@@ -174,7 +193,7 @@ cdef class State:
         cdef View view
         if type(key) is not bytes:
             key = bytes(memoryview(key))
-        if self.status:
+        if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
         if place == 0:
@@ -191,7 +210,7 @@ cdef class State:
     def __contains__(self, key):
         if type(key) is not bytes:
             key = bytes(memoryview(key))
-        if self.status:
+        if self.gate:
             self.refuse()
         return self.find_key(<bytes>key) != 0
 
@@ -203,7 +222,7 @@ cdef class State:
         cdef bint certain
         if type(key) is not bytes:
             key = bytes(memoryview(key))
-        if self.status:
+        if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
         if place == 0:
@@ -266,7 +285,7 @@ cdef class State:
         cdef object value
         cdef uint64_t places[BLOCK]
         cdef Py_ssize_t first, count, i
-        if self.status:
+        if self.gate:
             self.refuse()
         for first in range(0, total, BLOCK):
             count = min(total - first, BLOCK)
@@ -296,7 +315,7 @@ cdef class State:
         cdef Mapping mapping
         cdef const uint8_t *record
         cdef Py_ssize_t first, i
-        if self.status:
+        if self.gate:
             self.refuse()
         mapping = self.mapping  # its bytes stay, whatever other threads do from here on
         for first in range(0, count, BLOCK):
@@ -320,7 +339,7 @@ cdef class State:
     cdef Frozen freeze(self):
         """The present state, held still. O(keys), some nanoseconds each under the GIL."""
         cdef Frozen frozen = Frozen.__new__(Frozen)
-        if self.status:
+        if self.gate:
             self.refuse()
         # From here to the return no Python object is made: a collection could let another thread write.
         frozen.reserve(self._table.count)
@@ -376,7 +395,7 @@ cdef class State:
         cdef uint64_t index
         if not PyLong_CheckExact(entry_id):
             entry_id = operator.index(entry_id)
-        if self.status > STOPPED:
+        if self.gate > STOPPED:
             self.refuse()
         index = PyLong_AsUnsignedLongLong(entry_id)
         if index == UNKNOWN_TERM:
@@ -386,7 +405,7 @@ cdef class State:
 
     def entry_terms(self, ids):
         """`entry_term` for a uint64 array of indexes: a uint64 array of its shape, 0 where none is certain."""
-        if self.status > STOPPED:
+        if self.gate > STOPPED:
             self.refuse()
         return self._terms.get_many(ids)
 
@@ -451,7 +470,7 @@ cdef class State:
             wanted_index, wanted_term = last_included  # this and the next line may run Python code
             index, term = captured_id(self._log, wanted_index, wanted_term)
         # One step from here to `hold`, in which no Python code runs, unless it raises.
-        if self.status:
+        if self.gate:
             self.refuse()
         if last_included is None:
             index, term = self.applied_index, self.applied_term
@@ -500,7 +519,7 @@ cdef class State:
 
     def _figures(self):
         """What `stats` says of state and files, at one moment, as a tuple in the order of its use there."""
-        if self.status > STOPPED:
+        if self.gate > STOPPED:
             self.refuse()
         cdef Log log = self._log
         cdef Table table = self._table
