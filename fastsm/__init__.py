@@ -40,7 +40,11 @@ bytes to files to memory to the machine; each module imports only what stands be
         group_commit        one sync for all flushes that overlap
         engine              apply, hard state, the step to a next generation in memory
         jobs, policy        snapshots and compactions under way; when compaction comes by itself
-        snapshots           write, install, compact
+        generations         the step to the next base and log, and how the last one ends
+        verifying           checks of every byte, on demand and in the background
+        snapshots           a snapshot is taken
+        installing          a snapshot becomes the state
+        compaction          the log becomes a base
         coroutines          the order of asynchronous calls
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies

@@ -13,6 +13,9 @@ from typing import Any
 class FastsmError(Exception):
     """Base of all errors of this library."""
 
+    def __init__(self, *args: object) -> None:  # what Exception has is written in C, and has no signature to show
+        super().__init__(*args)
+
 
 class NotRunningError(FastsmError):
     """The call needs a running state machine; this one is stopped, closed, or a forked child's copy."""
@@ -154,7 +157,11 @@ class ChecksumMismatchError(SnapshotError):
 
 
 class StaleSnapshotError(SnapshotError):
-    """The snapshot is older than what is applied already; ``allow_older=True`` installs it all the same."""
+    """The snapshot is older than what is there.
+
+    To be installed: older than what is applied already; ``allow_older=True`` installs it nevertheless. To be written or
+    received: a newer one got the name ``snapshot.fsm`` in the same directory meanwhile, and stays.
+    """
 
 
 class SnapshotRangeError(SnapshotError):

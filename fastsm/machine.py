@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from fastsm.core.compaction import Compaction
 from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
+from fastsm.core.engine import Engine
+from fastsm.core.generations import Generations
 from fastsm.core.group_commit import GroupCommit
+from fastsm.core.installing import Installing
+from fastsm.core.jobs import Jobs, Progress
 from fastsm.core.policy import Policy
 from fastsm.core.snapshots import Attachment, Snapshots
-from fastsm.disk.files import Directory, left_by_children, storage_errors
-from fastsm.errors import CorruptionError, StorageError
-from fastsm.generation import current as generation
-from fastsm.generation.verification import Verification
+from fastsm.core.verifying import Verifying
+from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
+from fastsm.errors import StorageError
+from fastsm.generation import current
 from fastsm.procedures import check_calls, registry
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, Result, SnapshotMetadata, Stats
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 logger = logging.getLogger("fastsm")
 
 
-class FastStateMachine(Snapshots, StateMachine):
+class FastStateMachine(Engine, StateMachine):
     """A durable key-value state machine in a directory: an append-only log, and a table into it.
 
     ``directory`` is created (0700) when needed, locked, recovered; the machine runs at once.
@@ -67,8 +69,14 @@ class FastStateMachine(Snapshots, StateMachine):
     b'blue'
     """
 
-    __slots__ = ("_late_error", "_recovery", "_waiters", "_worker")
+    __slots__ = (
+        "_compaction", "_directory", "_generations", "_installing", "_jobs", "_late_error", "_recovery", "_snapshots",
+        "_verifying", "_waiters", "_worker", "path",
+    )  # fmt: skip
 
+    path: str
+
+    @hides_seam
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -107,40 +115,52 @@ class FastStateMachine(Snapshots, StateMachine):
             raise ValueError(f"mode={mode:#o}: expected permissions that let the owner in, such as 0o700 or 0o770")
         self._set_procedures(registry(procedures), check_procedures)
         self.path = os.fsdecode(directory)
-        self._retain, self._compress, self._attachment = retain_entries, snapshot_compress, snapshot_attachment
-        self._retain_bytes = retain_bytes
-        self._policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
         expected = None if expect_applied is None else LogId(*expect_applied)
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only, mode=mode)
-        verify = verify_on_open == "full"
         try:
-            if read_only:
-                opened = generation.open_read_only(self._directory, expected, verify)
-            else:
-                with storage_errors(self.path, "locking the directory"):
-                    self._directory.lock(lock_timeout)
-                opened = generation.open_current(self._directory, expected, verify)
+            opened = self._open(read_only, expected, verify_on_open == "full", lock_timeout)
+            try:
+                self._take(opened, contiguous, sync == "apply")
+            except BaseException:
+                opened.log.close()
+                raise
         except BaseException:
             self._directory.close()
             raise
-        log, verified, self._recovery = opened.log, opened.verified, opened.recovery
-        try:
-            self._attach(log, opened.index, GroupCommit(log, self._turns), opened.durable, contiguous, sync == "apply")
-        except BaseException:
-            log.close()
-            self._directory.close()
-            raise
-        self._set_verified(verified)
-        self._begin(log.head.generation)
-        self._clean_end = log.end if self._recovery.clean else -1
-        self._renew_policy(0)
+        policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
+        self._jobs = Jobs()
+        self._generations = Generations(
+            self._directory, self.path, opened.log, policy, self._jobs, clean=opened.recovery.clean)
+        self._verifying = Verifying(self._directory)
+        self._snapshots = Snapshots(
+            self.path, type(self._directory), self._jobs, self._verifying, snapshot_compress, snapshot_attachment)
+        self._installing = Installing(self._generations)
+        self._compaction = Compaction(self._generations, self._verifying, policy, retain_entries, retain_bytes)
         self._worker, self._waiters = OrderedWorker(), Waiters()
+        policy.renew(self, 0)
         self._set_status("running")
         _machines.add(self)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
-        if verify_on_open == "background" and not verified:
-            self._verify_in_background()  # last, since from here on any call may say that it has found damage
+        if verify_on_open == "background" and not opened.verified:
+            self._verifying.start(self)  # last, since from here on any call may say that it has found damage
+
+    def _open(
+        self, read_only: bool, expected: LogId | None, verify: bool, lock_timeout: float
+    ) -> current.Generation:
+        """Locks the directory and recovers what is in it."""
+        if read_only:
+            return current.open_read_only(self._directory, expected, verify)
+        with storage_errors(self.path, "locking the directory"):
+            self._directory.lock(lock_timeout)
+        return current.open_current(self._directory, expected, verify)
+
+    def _take(self, opened: current.Generation, contiguous: bool, sync_on_apply: bool) -> None:
+        """Makes what was recovered the state."""
+        commit = GroupCommit(opened.log, self._turns)
+        self._attach(opened.log, opened.index, commit, opened.durable, contiguous, sync_on_apply)
+        self._set_verified(opened.verified)
+        self._recovery = opened.recovery
 
     def __repr__(self) -> str:
         if self._corrupt() or not self.is_running():
@@ -193,11 +213,10 @@ class FastStateMachine(Snapshots, StateMachine):
         with self._turns:
             if self._closed():
                 return
-            if self._verification is not None:
-                self._verification.stop()
+            self._verifying.stop()
             try:
                 if not self._corrupt():
-                    self._end_log()
+                    self._generations.end_log(self)
             finally:
                 self._group_commit.close()
                 self._release()
@@ -221,29 +240,6 @@ class FastStateMachine(Snapshots, StateMachine):
         finally:
             self._let_go()
             _machines.discard(self)
-
-    def _end_log(self) -> None:
-        """The last frames; afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
-        log = self._log
-        if log.read_only:
-            return
-        if log.end == self._clean_end and not self._has_unwritten(True):
-            if not self._index.loaded:  # the opening had to read everything: the next one need not
-                self._save_table(log, self._index)
-            return
-        self._write_state(True)
-        self._group_commit.sync_up_to(log.end)  # never two syncs at the same time
-        try:
-            self._write_state(False, True)
-            self._group_commit.sync_up_to(log.end)
-            log.trim()
-            self._save_table(log, self._index)
-            generation.write_current(self._directory, log)
-        except StorageError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            # All data is durable: without room for the last frame, the next opening just takes longer.
-            logger.warning("%s: closed without a final frame: %s", self.path, error)
 
     def __enter__(self) -> FastStateMachine:
         return self
@@ -311,14 +307,6 @@ class FastStateMachine(Snapshots, StateMachine):
         self._require(True)
         self._sync_to(self._mark(True))
 
-    def _mark(self, with_metadata: bool) -> tuple[Any, int, LogId]:
-        """Now: the log, its end, and the last applied entry, which is in it."""
-        if self._has_unwritten(with_metadata):
-            with self._turns:
-                self._require(True)
-                self._write_state(with_metadata)
-        return self._position()
-
     # ---- hard state ------------------------------------------------------------------------------------
 
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
@@ -360,12 +348,85 @@ class FastStateMachine(Snapshots, StateMachine):
         """
         self._require(True)
         with self._turns:
-            self._clear_in_turn()
+            self._generations.reset(self)
 
     async def reset(self) -> None:
         """:meth:`clear` for coroutines, in order with ``apply_chunk``."""
         self._require(True)
-        await self._worker.run(self, self._clear_in_turn)
+        await self._worker.run(self, lambda: self._generations.reset(self))
+
+    # ---- snapshots and compaction ----------------------------------------------------------------------
+
+    def write_snapshot(
+        self,
+        directory: str | os.PathLike[str],
+        last_included: LogId | tuple[int, int] | None = None,
+        *,
+        compress: str | None = None,
+        attachment: bytes | None = None,
+        progress: Progress | None = None,
+    ) -> SnapshotMetadata:
+        """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
+
+        ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
+        chunk; one that was never seen, between two terms, stands for the entry before it. Others, and those whose
+        term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``;
+        ``attachment``: bytes of the embedder that travel along; by default what the machine was opened with.
+        ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
+
+        The file is there whole or not at all. On return it is durable, and so is everything up to ``last_included``
+        in the state's own directory, with the metadata if it is newer than what is known: the host may drop its log
+        up to there. Replicas at the same entry write equal files, attachments and codec "none" being equal.
+
+        O(bytes of base and log), while apply and get go on: nobody waits. Memory: a bit for each 16 bytes of them, and
+        a piece of at most 8 MiB; if entries were applied after ``last_included``, some 20 bytes for each key that these
+        wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between;
+        ``StaleSnapshotError`` when a newer snapshot was put into ``directory`` while this one was written, and stays.
+        """
+        self._require()
+        self._turns.check()
+        taken = self._snapshots.take(self, last_included)
+        return self._snapshots.write(self, taken, directory, compress, attachment, progress)
+
+    def install_snapshot(
+        self,
+        metadata: SnapshotMetadata | None,
+        path: str | os.PathLike[str],
+        *,
+        allow_older: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Replaces state, log, terms, membership and metadata by a snapshot's, in one atomic step; durable on return.
+
+        ``path``: the file, which is left as it was, or the directory that holds it. ``metadata``: what the host was
+        told of it; None takes the file's own. Checked are, in this order: format and version
+        (``SnapshotFormatError``, ``FormatVersionError``), the checksum against the file and against ``metadata``
+        (``ChecksumMismatchError``), and that it is not older than ``last_applied()`` (``StaleSnapshotError``, unless
+        ``allow_older``). After any error or crash the old state is whole.
+
+        Views and iterators taken before stay valid and unchanged. Ends running snapshots and compactions. O(size);
+        reads and writes go on until the step. ``progress(done, total)`` is told of the copying, in bytes.
+        """
+        self._require()
+        self._turns.check()
+        self._installing.install(self, metadata, path, allow_older=allow_older, progress=progress)
+
+    def compact(self, up_to: LogId | int | None = None, *, progress: Progress | None = None) -> None:
+        """Gives the space of overwritten and deleted values back, on disk and in memory.
+
+        The state as of ``up_to`` (an id or an index, rounded down to a chunk's end) becomes the new base; snapshots as
+        of earlier entries can no longer be taken. By default that is ``retain_entries`` or ``retain_bytes`` before
+        ``last_applied()``, whichever retains less, or what a running snapshot needs, if that is earlier. When that is
+        the base already, nothing is done at all.
+
+        One atomic step, durable on return with everything applied; reads and applies go on, views stay valid.
+        O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``; ``SnapshotError`` when a reset, an
+        install or a close comes between.
+        """
+        self._compaction.compact(self, up_to, progress)
+
+    def _compact_by_itself(self) -> None:
+        self._compaction.compact_by_itself(self)
 
     # ---- snapshots, for coroutines ---------------------------------------------------------------------
 
@@ -374,8 +435,8 @@ class FastStateMachine(Snapshots, StateMachine):
     ) -> bytes:
         """:meth:`write_snapshot`, off the event loop; its point is fixed when the task starts. Returns the checksum."""
         self._require()
-        capture = self._capture(last_included)
-        metadata = await self._waiters.call(lambda: self._write_captured(capture, new_snapshot_dir, None, None))
+        taken = self._snapshots.take(self, last_included)
+        metadata = await self._waiters.call(lambda: self._snapshots.write(self, taken, new_snapshot_dir, None, None))
         return metadata.checksum
 
     async def apply_snapshot_from_file(
@@ -383,7 +444,7 @@ class FastStateMachine(Snapshots, StateMachine):
     ) -> None:
         """:meth:`install_snapshot` for coroutines, in order with ``apply_chunk``."""
         self._require()
-        await self._worker.run(self, lambda: self._install_now(metadata, snapshot_path))
+        await self._worker.run(self, lambda: self._installing.install(self, metadata, snapshot_path, has_turn=True))
 
     # ---- statistics ------------------------------------------------------------------------------------
 
@@ -393,15 +454,7 @@ class FastStateMachine(Snapshots, StateMachine):
         Damage is a ``CorruptionError`` that names file and offset. O(bytes); reads and writes go on meanwhile.
         """
         self._require()
-        with self._turns:
-            self._require()
-            if generation.read_current(self._directory) is None:
-                raise CorruptionError(self._directory.path_of(generation.CURRENT), None, "CURRENT", "no file")
-            epoch, log, _, _ = self._standing()
-            with storage_errors(log.path, "reading the log"):
-                verification = Verification(log)
-        verification.run(progress)
-        self._settle_verification(epoch)
+        self._verifying.run(self, progress)
 
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""
@@ -414,7 +467,7 @@ class FastStateMachine(Snapshots, StateMachine):
             keys=keys,
             live_bytes=live_bytes,
             dead_bytes=dead_bytes,
-            pinned_bytes=sum(pages.mapped for ref in self._retired if (pages := ref()) not in (None, log.mapping)),
+            pinned_bytes=self._generations.pinned_bytes(log),
             log_bytes=log_bytes,
             base_bytes=log.base_bytes,
             generation=log.head.generation,

@@ -221,7 +221,7 @@ class MemoryStateMachine(StateMachine):
 
     # ---- read ------------------------------------------------------------------------------------------
 
-    def get(self, key: Any) -> bytes | None:
+    def get(self, key: Any, /) -> bytes | None:
         self._require()
         return self._values.get(bytes(memoryview(key)))
 
@@ -229,7 +229,7 @@ class MemoryStateMachine(StateMachine):
         """The values of the keys, in their order."""
         return [self.get(key) for key in keys]
 
-    def entry_term(self, entry_id: int) -> int | None:
+    def entry_term(self, entry_id: int, /) -> int | None:
         at = bisect_left(self._seen, (entry_id,))
         if at == len(self._seen):
             return None
@@ -247,7 +247,7 @@ class MemoryStateMachine(StateMachine):
         self._require()
         return list(self._values.items())
 
-    def modified(self, key: Any) -> LogId | None:
+    def modified(self, key: Any, /) -> LogId | None:
         """The entry that last wrote the key; None when it is not there."""
         self._require()
         key = bytes(memoryview(key))

@@ -34,11 +34,11 @@ class StateMachine(ABC):
         """True from construction until :meth:`stop`."""
 
     @abstractmethod
-    def get(self, key: Any) -> bytes | None:
+    def get(self, key: Any, /) -> bytes | None:
         """The value of a key (any bytes-like object), or None."""
 
     @abstractmethod
-    def entry_term(self, entry_id: int) -> int | None:
+    def entry_term(self, entry_id: int, /) -> int | None:
         """The term of the entry at an index where it is certain, else None.
 
         It is certain for an entry seen, and between two seen entries of one term: terms never fall.

@@ -3,8 +3,11 @@
     python -m tests.chaos --minutes 30
 
 Each round writes through all nodes, then does one thing at random: kill -9 of one node, of two, of the leader, of all
-at once; a crash in a window between two steps; a clean restart; a directory taken away. Behind it all nodes must
-have equal contents and state checksums, and every acknowledged write, once. At the end it says what it did.
+at once; a crash in a window between two steps; a clean restart; a directory taken away; nodes that stand still; another
+leader. With `--members` also: a living or dead node is removed and comes back, with its directory or without. With
+`--raising` functions of the user's raise all the time, with `--apart` clocks run at other rates from other times. After
+each round all nodes have equal contents and state checksums, and every acknowledged write, once; no node has stopped by
+itself. At the end it says what it did.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ WINDOWS = (
 class Chaos:
     """One cluster and what was done to it."""
 
-    def __init__(self, cluster: Cluster, dice: random.Random, listed: bool) -> None:
-        self.cluster, self.dice, self.listed = cluster, dice, listed
+    def __init__(self, cluster: Cluster, dice: random.Random, listed: bool, members: bool) -> None:
+        self.cluster, self.dice, self.listed, self.members = cluster, dice, listed, members
         self.counts: Counter[str] = Counter()
         self.round = 0
 
@@ -52,7 +55,8 @@ class Chaos:
         time.sleep(dice.random() * 1.5)
         what = dice.choice((
             self.kill_one, self.kill_leader, self.kill_two, self.kill_all, self.kill_all, self.crash_in_window,
-            self.crash_in_window, self.stop_one, self.take_away, self.compact,
+            self.crash_in_window, self.stop_one, self.take_away, self.compact, self.pause, self.pause, self.transfer,
+            *((self.remove_alive, self.remove_dead, self.remove_dead, self.replace, self.replace) * self.members),
         ))  # fmt: skip
         what()
         self.counts[what.__name__] += 1
@@ -83,6 +87,53 @@ class Chaos:
     def stop_one(self) -> None:
         self.cluster.stop(self.dice.randrange(3))
         time.sleep(self.dice.random())
+
+    def pause(self) -> None:
+        """One or two stand still for longer than an election takes; what they then say is old."""
+        numbers = self.dice.sample(range(3), self.dice.choice((1, 1, 2)))
+        if self.dice.random() < 0.5:
+            numbers = [self.cluster.leader()]
+        self.cluster.pause(*numbers)
+        time.sleep(self.dice.random() * 6)
+        self.cluster.resume(*numbers)
+
+    def transfer(self) -> None:
+        self.cluster.call(self.cluster.leader(), "transfer")
+        time.sleep(self.dice.random())
+
+    def a_follower(self) -> int:
+        leader = self.cluster.leader()
+        return self.dice.choice([number for number in range(3) if number != leader])
+
+    def remove_alive(self) -> None:
+        """A member is removed while it runs, ends, and comes back with what it has."""
+        number = self.a_follower()
+        self.cluster.change_members("remove", number)
+        time.sleep(self.dice.random())
+        self.cluster.kill(number)
+        self.cluster.change_members("add", number)
+
+    def remove_dead(self) -> None:
+        number = self.a_follower()
+        self.cluster.kill(number)
+        self.cluster.change_members("remove", number)
+        if self.dice.random() < 0.5:
+            self.compact_living()
+        time.sleep(self.dice.random())
+        self.cluster.change_members("add", number)
+
+    def replace(self) -> None:
+        """Another machine in its place, under its address, with nothing."""
+        number = self.a_follower()
+        self.cluster.change_members("remove", number)
+        self.cluster.kill(number)
+        remove_node(self.cluster, number)
+        self.compact_living()
+        self.cluster.change_members("add", number)
+
+    def compact_living(self) -> None:
+        for number in self.cluster.processes:
+            self.cluster.call(number, "compact")
 
     def compact(self) -> None:
         for number in self.cluster.processes:
@@ -123,14 +174,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--durable", action="store_true")
     parser.add_argument("--listed", action="store_true", help="with a ReplList beside the state machine")
+    parser.add_argument("--members", action="store_true", help="nodes are removed and added")
+    parser.add_argument("--raising", action="store_true", help="functions of the user's raise")
+    parser.add_argument("--apart", action="store_true", help="the nodes' clocks are apart")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**9) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
     stop = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as root, running(
-        Path(root), durable=arguments.durable, policy=POLICY, listed=arguments.listed
+        Path(root), durable=arguments.durable, policy=POLICY, listed=arguments.listed, members=arguments.members,
+        raising=arguments.raising, apart=arguments.apart,
     ) as cluster:
-        chaos = Chaos(cluster, random.Random(seed), arguments.listed)
+        chaos = Chaos(cluster, random.Random(seed), arguments.listed, arguments.members)
         while time.monotonic() < stop:
             chaos.play_round()
             print(f"round {chaos.round}: {dict(chaos.counts)}, {cluster.kills} kills", flush=True)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fastsm
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot
 from fastsm.journal.journal import Journal
 from support.faulty import memory_directory
@@ -140,7 +140,7 @@ def main() -> int:
     parser.add_argument("--plant", choices=Held._fields, help="a leak of this kind, to see that it is found")
     options = parser.parse_args()
     logging.getLogger("fastsm").setLevel(logging.CRITICAL + 1)
-    fastsm.core.snapshots.SAVE_TABLE_ABOVE = 0
+    fastsm.core.generations.SAVE_TABLE_ABOVE = 0
     samples: list[Held] = []
     with memory_directory() as root:
         for number in range(options.rounds + 1):

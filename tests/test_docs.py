@@ -62,6 +62,43 @@ def test_every_public_name_is_in_the_reference() -> None:
         assert f"fastsm.{name}" in shown.split() or home in modules or name.startswith("MAX_"), name
 
 
+def test_the_reference_of_the_machine_groups_every_public_method_once() -> None:
+    """Each method is in one of the groups of the page: life cycle, write, read, durability, snapshots, tools."""
+    page = (ROOT / "docs" / "reference" / "machine.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: fastsm\.FastStateMachine\.(\w+)", page, re.MULTILINE)
+    machine = fastsm.FastStateMachine
+    public = [name for name in dir(machine) if not name.startswith("_") and callable(getattr(machine, name))]
+    assert sorted(shown) == sorted(public)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """A reader of the site finds every page of the docs in its menu."""
+    site = ROOT / "mkdocs.yml"
+    if not site.exists():
+        pytest.skip("not a checkout: there is no mkdocs.yml")
+    menu = site.read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:]}
+    assert set(re.findall(r": ([\w/]+\.md)$", menu, re.MULTILINE)) == pages
+
+
+SOURCES = r"https://(?:raw\.githubusercontent\.com/fastsm/fastsm|github\.com/fastsm/fastsm/(?:tree|blob))/main/([^#]+)"
+SITE = r"https://fastsm\.github\.io/fastsm/([^#]*)"
+
+
+def test_links_of_the_readme_work_on_a_package_index() -> None:
+    """The README is shown where no other file is: links are absolute, and lead to files and pages that there are."""
+    targets = re.findall(r"\]\(([^)]+)\)", PAGES[0].read_text(encoding="utf-8"))
+    assert targets
+    for target in targets:
+        source, page = re.match(SOURCES, target), re.match(SITE, target)
+        assert source or page, target
+        if source and (ROOT / "fastsm").is_dir():  # else only the package is installed
+            assert (ROOT / source[1]).exists(), target
+        if page:
+            here = ROOT / "docs" / page[1].rstrip("/")
+            assert here.with_suffix(".md").exists() or (here / "index.md").exists(), target
+
+
 # ---- importing ---------------------------------------------------------------------------------------
 
 

@@ -132,7 +132,7 @@ def test_imports_are_seen() -> None:
     """The reading of sources finds the imports that are known to be there, of each form."""
     assert {"command", "lookup.terms"} <= set(imports_of(PACKAGE / "core" / "chunk.pxd"))
     assert {"errors", "disk.format", "disk.files"} <= set(imports_of(PACKAGE / "generation" / "log.pyx"))
-    assert {"core.snapshots", "types"} <= set(imports_of(PACKAGE / "machine.py"))
+    assert {"core.engine", "types"} <= set(imports_of(PACKAGE / "machine.py"))
     python = "if TYPE_CHECKING:\n    import fastsm.machine\ndef f():\n    from fastsm.generation.log import Log\n"
     assert list(imports_in_python(ast.parse(python))) == [("fastsm.generation.log", ["Log"])]
     cython = (

@@ -1,10 +1,9 @@
-"""Docstrings as they are in the source, made ready for Markdown; compiled modules get the signatures of their stubs."""
+"""Makes docstrings ready for Markdown, gives compiled functions the signatures of their stubs, and misses none of them."""
 
 from __future__ import annotations
 
 import inspect
 import re
-import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ class Docstrings(griffe.Extension):
     """Joins what stubs and compiled modules say, and turns roles and examples into Markdown."""
 
     def on_package(self, *, pkg: Any, **_: Any) -> None:
-        """Once everything was read."""
+        """Prepares everything once the package was read."""
         self._visit(pkg, set())
+        inherit_docstrings(pkg["MemoryStateMachine"], pkg["StateMachine"])
+        require_docstrings(pkg)
 
     def _visit(self, item: griffe.Object, seen: set[str]) -> None:
         if item.is_alias or item.path in seen:
@@ -33,8 +34,30 @@ class Docstrings(griffe.Extension):
             self._visit(member, seen)
 
 
+def inherit_docstrings(implementation: Any, trait: Any) -> None:
+    """Gives the methods of an implementation that say nothing the docstrings of the trait, as `help` does."""
+    for name, method in implementation.members.items():
+        if not method.has_docstring and name in trait.members and trait.members[name].has_docstring:
+            method.docstring = griffe.Docstring(trait.members[name].docstring.value, parent=method)
+
+
+def require_docstrings(pkg: Any) -> None:
+    """Ends the build where a public name, or a public member of a public class, was not found or says nothing."""
+    silent = []
+    for name in pkg.exports:
+        item = pkg.members[name]
+        members = item.all_members.values() if item.is_class else ()
+        silent += [
+            found.path for found in (item, *members)
+            if not found.name.startswith("_") and (found.is_class or found.is_function) and not found.has_docstring
+        ]  # fmt: skip
+    machine = pkg["FastStateMachine"].all_members
+    if silent or not {"apply", "get", "write_snapshot", "len"} <= machine.keys():
+        raise RuntimeError(f"the reference is not complete: is the package built? Without a docstring: {silent}")
+
+
 def take_signature(function: Any) -> None:
-    """The parameters that the stub has, for a compiled function; without those that are for tests alone."""
+    """Gives a compiled function the parameters of its stub, without those that are for tests only."""
     stub = stub_of(function.module.path)
     if stub is not None:
         found = stub
@@ -54,16 +77,15 @@ def stub_of(module: str) -> Any:
 
 
 def docstring_of(item: griffe.Object) -> str:
-    """Without the signature that Cython puts before it, and without what Python says of every object of a class."""
+    """Returns what fastsm says of an item, without what Python says of every object of its class."""
     text = inspect.cleandoc(item.docstring.value) if item.docstring else ""
     if text.startswith("Initialize self.") or (item.is_attribute and text.startswith("int([x])")):
         return ""
-    first, _, rest = text.partition("\n")
-    return textwrap.dedent(rest).strip() if re.match(rf"(\w+\.)?{item.name}\(", first) else text
+    return text
 
 
 def markdown(text: str) -> str:
-    """Roles become code, double quotes of it single ones, and examples blocks of Python."""
+    """Turns roles and double backquotes into code, and examples into blocks of Python."""
     text = re.sub(r":(?:meth|class|func|mod):`~?([^`]+)`", r"`\1`", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     return re.sub(r"(?ms)^>>> .*?(?=\n\n|\Z)", lambda match: f"```pycon\n{match[0]}\n```", text)

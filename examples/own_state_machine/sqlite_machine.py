@@ -102,7 +102,7 @@ class SqliteStateMachine(fastsm.StateMachine):
 
     # ---- read ------------------------------------------------------------------------------------------
 
-    def get(self, key: Any) -> bytes | None:
+    def get(self, key: Any, /) -> bytes | None:
         self._require()
         row = self._db.execute("SELECT value FROM pairs WHERE key = ?", (bytes(memoryview(key)),)).fetchone()
         return row[0] if row else None
@@ -111,7 +111,7 @@ class SqliteStateMachine(fastsm.StateMachine):
         count: int = self._db.execute("SELECT count(*) FROM pairs").fetchone()[0]
         return count
 
-    def entry_term(self, entry_id: int) -> int | None:
+    def entry_term(self, entry_id: int, /) -> int | None:
         """Certain for an entry that was seen, and between two of one term."""
         below = self._id("WHERE id <= ? ORDER BY id DESC", entry_id)
         above = self._id("WHERE id >= ? ORDER BY id", entry_id)

@@ -22,11 +22,10 @@ from rich.table import Table
 import fastsm
 from fastsm.tools.demo import MismatchError
 
-TRY, LOOK, MOVE, MEND = "Try it", "Look", "Move", "Mend"
+TRY, LOOK, MOVE, REPAIR = "Try it", "Look", "Move", "Repair"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,7 +68,7 @@ def fail(message: object, status: int = 1) -> NoReturn:
 
 @contextlib.contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Errors that a user can meet become one line; SIGTERM and SIGHUP clean up as Ctrl-C does."""
+    """Turns errors that a user can meet into one line; SIGTERM and SIGHUP clean up as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)

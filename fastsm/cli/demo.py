@@ -48,8 +48,9 @@ def demo(
     """Kill a process that applies entries, recover, and compare every key.
 
     The files of Python's standard library become Raft entries of several terms: puts, deletes,
-    compare-and-swaps, batches. A child process applies them and is killed with SIGKILL. What it left is
-    recovered here, compared with a model, and completed; then every key is compared with its file.
+    compare-and-swaps, batches. A child process applies them and is killed with SIGKILL, after entries that were
+    never flushed. What it left is recovered here, compared with a model, and completed; then every key is
+    compared with its file.
 
     Example: `fastsm demo --seed 7 --directory /tmp/state`
     """
@@ -129,6 +130,7 @@ def printed_steps() -> Iterator[demos.Reporter]:
 def numbers(result: Result) -> list[tuple[str, str]]:
     """What is worth knowing of a demo, as label and text."""
     recovery = result.recovery
+    killed = f"entry {result.acknowledged.index:,}; those after {result.flushed.index:,} were never flushed"
     more = result.recovered.index - result.acknowledged.index
     balance = f"{more:,} more" if more else "none lost"
     end = "clean" if recovery.clean else "unclean"
@@ -136,7 +138,7 @@ def numbers(result: Result) -> list[tuple[str, str]]:
     return [
         ("keys", f"{result.files:,}, {size_text(result.file_bytes)}"),
         ("entries", f"{result.entries:,} of {result.terms} terms, {size_text(result.command_bytes)}"),
-        ("killed after", f"entry {result.acknowledged.index:,} (flushed: {result.flushed.index:,})"),
+        ("killed after", killed),
         ("recovered", f"entry {result.recovered.index:,} of term {result.recovered.term}, {balance}"),
         ("found", f"{recovery.frames:,} frames, {size_text(recovery.log_bytes)}"),
         ("end of the log", f"{end}, {torn}"),

@@ -50,7 +50,7 @@ def inspect(place: Place, as_json: AsJson = False) -> None:
         else:
             show(report.rows())
     if report.problem is not None:
-        fail(report.problem)
+        fail(f"{place}: damaged; `fastsm repair {place}` says what can be kept")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -79,6 +79,7 @@ def get(
     Example: `fastsm get /var/lib/node/state color`
     """
     with told_in_one_line():
+        inspection.require_state(directory)
         with FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
             name = key_bytes(key, coded)
             value, modified = machine.get(name), machine.modified(name)
@@ -107,6 +108,7 @@ def scan(
     Example: `fastsm scan /var/lib/node/state user/ --limit 20`
     """
     with told_in_one_line():
+        inspection.require_state(directory)
         with waiting("scanning"), FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
             start = None if after is None else key_bytes(after, coded)
             found = machine.scan_prefix(key_bytes(prefix, coded), limit=limit, start_after=start)

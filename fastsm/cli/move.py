@@ -12,7 +12,7 @@ import typer
 from fastsm.cli.app import MOVE, app, bar, key_bytes, told_in_one_line, waiting, write_bytes
 from fastsm.cli.look import Dir, Place
 from fastsm.machine import FastStateMachine
-from fastsm.tools import json_lines
+from fastsm.tools import inspection, json_lines
 from fastsm.tools.new_directory import new_directory
 from fastsm.types import LogId, log_id_text
 from fastsm.units import count_text, size_text
@@ -94,6 +94,7 @@ def snapshot(
     Example: `fastsm snapshot /var/lib/node/state /backup/today --compress zstd`
     """
     with told_in_one_line():
+        inspection.require_state(directory)
         reading = FastStateMachine(directory, read_only=True, verify_on_open="full")
         with bar("snapshot") as progress, reading as machine:
             included = None if as_of is None else LogId(as_of, machine.entry_term(as_of) or 0)
@@ -115,6 +116,7 @@ def restore(
     Example: `fastsm restore /backup/today /var/lib/node/state`
     """
     with told_in_one_line():
+        inspection.require_snapshot(snapshot)
         with (
             bar("restore") as progress,
             new_directory(directory) as unfinished,

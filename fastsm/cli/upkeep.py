@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
-from fastsm.cli.app import MEND, app, bar, fail, printable, told_in_one_line, waiting
+from fastsm.cli.app import REPAIR, app, bar, fail, printable, told_in_one_line, waiting
 from fastsm.cli.look import Dir
-from fastsm.generation.current import CURRENT
 from fastsm.machine import FastStateMachine
+from fastsm.tools import inspection
 from fastsm.tools.repair import examine
 from fastsm.tools.repair import repair as repair_directory
 from fastsm.units import size_text
 
 
-@app.command(rich_help_panel=MEND)
+@app.command(rich_help_panel=REPAIR)
 def compact(
     directory: Dir,
     retain: Annotated[
@@ -27,8 +27,7 @@ def compact(
     Example: `fastsm compact /var/lib/node/state --retain 0`
     """
     with told_in_one_line():
-        if not (directory / CURRENT).exists():
-            fail(f"{directory}: expected a state directory, found no {CURRENT}")
+        inspection.require_state(directory)
         opened = FastStateMachine(directory, auto_compact=False, verify_on_open="full")
         with bar("compact") as progress, opened as machine:
             before = machine.stats()
@@ -41,7 +40,7 @@ def compact(
             print(f"{directory}: {sizes[0]} became {sizes[1]}, starting behind entry {after.base.index:,}.")
 
 
-@app.command(rich_help_panel=MEND)
+@app.command(rich_help_panel=REPAIR)
 def repair(
     directory: Dir,
     yes: Annotated[bool, typer.Option("--yes", help="Do it. What is cut is kept in a file beside.")] = False,
@@ -54,6 +53,7 @@ def repair(
     Example: `fastsm repair /var/lib/node/state --yes`
     """
     with told_in_one_line():
+        inspection.require_state(directory)
         with waiting("examining"):
             damage = examine(directory)
         if damage is None:

@@ -138,20 +138,26 @@ class OrderedWorker:
         turns.keep()
         while (job := self.queue.get()) is not None:
             turns.serve(job.place)
+            answer = None
             try:
                 if job.future.set_running_or_notify_cancel():
-                    self._run(job)
+                    answer = self._run(job)
             finally:
-                turns.__exit__()
-                self._forget(job)
-            del job  # while waiting for the next one, the machine is not held
+                try:
+                    turns.__exit__()
+                finally:
+                    self._forget(job)
+                    if answer is not None:
+                        answer()  # only now: whoever awaited it finds the turn free, and may apply on the event loop
+            del job, answer  # while waiting for the next one, the machine is not held
         turns.keep_no_more()
 
     def _forget(self, job: Job) -> None:
         with suppress(ValueError):
             self.jobs.remove(job)
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: Job) -> Callable[[], None]:
+        """Does the work; returns what tells of its outcome."""
         try:
             if job.applies and job.doomed_by is not None:
                 cause = job.doomed_by.future.exception()
@@ -160,9 +166,8 @@ class OrderedWorker:
         except BaseException as error:
             if job.applies and job.doomed_by is None:
                 self._doom_those_behind(job)
-            job.future.set_exception(error)
-        else:
-            job.future.set_result(result)
+            return partial(job.future.set_exception, error)
+        return partial(job.future.set_result, result)
 
     def _doom_those_behind(self, failed: Job) -> None:
         """What is queued now, and what comes until the failure was seen, was sent in the belief that it succeeds."""

@@ -361,6 +361,28 @@ cdef class Engine(State):
         cdef uint64_t term = self.framed_term
         return log, end, LogId(index, term)
 
+    def _mark(self, bint with_metadata):
+        """Now: the log, its end, and the last applied entry, which is in it."""
+        if self._has_unwritten(with_metadata):
+            with self._turns:
+                self._require(True)
+                self._write_state(with_metadata)
+        return self._position()
+
+    def _sync_to(self, mark):
+        """Makes a log durable up to a position; nothing to do when the state has gone on to another log."""
+        cdef Log log
+        cdef uint64_t offset
+        cdef GroupCommit commit = self._group_commit
+        log, offset, applied = mark
+        if commit.log is not log or log.read_only:
+            return
+        commit.sync_up_to(offset)
+        if log.durable < offset and self._group_commit is commit:  # a close came first, and did not sync
+            log.check_writable()
+            self._require()
+        self._note_synced(log, applied)
+
     def _note_synced(self, Log log, applied):
         """After a sync of this log that covered everything up to an entry."""
         if log is self._log and applied.index > self.durable_index:

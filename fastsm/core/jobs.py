@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fastsm.errors import SnapshotError
-from fastsm.types import LogId
+from fastsm.types import LogId, SnapshotMetadata
 
 Progress = Callable[[int, int], object]  # bytes done, bytes in all
 
@@ -58,6 +58,7 @@ class Jobs:
     def __init__(self) -> None:
         self._running: set[Job] = set()
         self._closed = False
+        self.named: SnapshotMetadata | None = None  # the last snapshot that was given its name, or is about to be
         self._committing = threading.RLock()  # a signal handler may reset in the middle of a commit
 
     @contextmanager
@@ -83,10 +84,11 @@ class Jobs:
             job.over.set()
 
     @contextmanager
-    def committing(self, job: Job) -> Iterator[None]:
-        """The block in which a job takes effect outside the writer's turn: no reset or install comes meanwhile."""
+    def committing(self, job: Job, named: SnapshotMetadata) -> Iterator[None]:
+        """The block in which a snapshot gets its name, outside the writer's turn: no reset or install comes between."""
         with self._committing:
             job.check()
+            self.named = named
             yield
 
     @contextmanager

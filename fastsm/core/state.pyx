@@ -158,7 +158,7 @@ cdef class State:
     # ---- read ------------------------------------------------------------------------------------------
 
     @cython.always_allow_keywords(False)
-    def get(self, key):
+    def get(self, key, /):
         """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
@@ -182,7 +182,7 @@ cdef class State:
         raise self._log.damage_at(place)
 
     @cython.always_allow_keywords(False)
-    def get_view(self, key):
+    def get_view(self, key, /):
         """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
 
         It stays as it is for as long as it is held, whatever is applied, reset or closed meanwhile; its pages are
@@ -215,7 +215,7 @@ cdef class State:
         return self.find_key(<bytes>key) != 0
 
     @cython.always_allow_keywords(False)
-    def modified(self, key):
+    def modified(self, key, /):
         """The entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
         cdef uint64_t place, index
         cdef uint64_t term = 0
@@ -389,7 +389,7 @@ cdef class State:
         return self._table.count
 
     @cython.always_allow_keywords(False)
-    def entry_term(self, entry_id):
+    def entry_term(self, entry_id, /):
         """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
         cdef uint64_t term
         cdef uint64_t index

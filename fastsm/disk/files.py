@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import inspect
 import mmap
 import os
 import stat
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,17 +22,27 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fastsm.disk import mapping
 from fastsm.disk.mapping import Descriptor, open_at
-from fastsm.errors import CorruptionError, LockedError, StorageError
+from fastsm.errors import CorruptionError, LockedError, ReentryError, StorageError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 LOCK = "LOCK"
 LOCK_PAUSE = 0.02  # seconds between two attempts at a lock that another process holds
+NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS: its locks need a file that is open for writing
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems refuse what they cannot do
 PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
 
 Open = TypeVar("Open")
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def hides_seam(init: Init) -> Init:
+    """Leaves ``_files``, through which tests stand in for the disk, out of the signature that a user is shown."""
+    shown = inspect.signature(init)
+    parameters = [parameter for name, parameter in shown.parameters.items() if name != "_files"]
+    vars(init)["__signature__"] = shown.replace(parameters=parameters)
+    return init
 
 
 def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
@@ -118,11 +130,15 @@ class Directory:
         """
         deadline = time.monotonic() + timeout
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
-        while not self.lock_file(lock):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise self._locked_by(lock)
-            time.sleep(min(left, LOCK_PAUSE))
+        try:
+            while not self.lock_file(lock):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._locked_by(lock)
+                time.sleep(min(left, LOCK_PAUSE))
+        except BaseException:
+            lock.close()  # the lock may have been taken all the same, by a call that then reported an error
+            raise
         self._lock = lock
         self._locked_in = os.getpid()
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -173,6 +189,30 @@ class Directory:
     def unlock_file(fd: Descriptor) -> None:
         """Gives the lock of an open file back, also where a forked child still has the file open."""
         fcntl.flock(fd, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """A block that no other writer of this directory runs at the same time, here or in another process.
+
+        For a look at a name and the rename that depends on it: no more, since others wait for it. The lock is on the
+        directory itself. A file system that cannot lock directories leaves the block unprotected against other
+        processes. A signal handler or a finalizer that comes while its own thread is in such a block must not wait
+        for itself: ``ReentryError``.
+        """
+        own = threading.get_ident()
+        if own in _exclusive:
+            raise ReentryError(f"{self.path}: this thread is putting a snapshot in place already; call again later")
+        try:
+            _exclusive.add(own)
+            with suppress_errors(*NO_DIRECTORY_LOCK, *NO_SUCH_CALL):
+                fcntl.flock(self._directory, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                with suppress_errors(*NO_DIRECTORY_LOCK, *NO_SUCH_CALL):
+                    self.unlock_file(self._directory)
+        finally:
+            _exclusive.discard(own)
 
     def leave(self) -> None:
         """In a forked child, which may be in the middle of anything: the files are the parent's from here on.
@@ -362,7 +402,7 @@ class Directory:
             return
         block = min(os.fstat(fd.number).st_blksize, mmap.PAGESIZE)
         start -= start % block
-        with suppress_invalid():
+        with suppress_errors(*NO_SUCH_CALL):
             past = open_at(name, os.O_RDWR | os.O_NOFOLLOW | direct, 0o600, self._directory)
             while start < stop:
                 size = min(stop, start - start % PIECE + PIECE) - start
@@ -385,16 +425,18 @@ class Directory:
 
 
 @contextlib.contextmanager
-def suppress_invalid() -> Iterator[None]:
-    """What the system does not know is no error."""
+def suppress_errors(*codes: int) -> Iterator[None]:
+    """The block, in which these answers of the system are no error."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_SUCH_CALL:
+        if error.errno not in codes:
             raise
 
 
 _directories = left_by_children(Directory.leave)
+_exclusive: set[int] = set()  # the threads that are in a block of `Directory.exclusive`
+os.register_at_fork(after_in_child=_exclusive.clear)
 
 
 def make_directory(path: str | os.PathLike[str], files: type[Directory] = Directory) -> Directory:

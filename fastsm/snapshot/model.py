@@ -12,7 +12,7 @@ from fastsm.disk.files import make_directory, storage_errors
 from fastsm.errors import SnapshotFormatError
 from fastsm.snapshot import codec
 from fastsm.snapshot.file import SNAPSHOT, Snapshot
-from fastsm.snapshot.writer import remove_leftovers, temporary_file
+from fastsm.snapshot.writer import present_head, put_in_place, remove_leftovers, temporary_file
 from fastsm.types import LogId, SnapshotMetadata
 
 PUT, CONFIG = 1, 3
@@ -73,19 +73,21 @@ def record(operation: int, index: int, key: bytes, value: bytes) -> bytes:
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> SnapshotMetadata:
     """Puts a snapshot's file in place, whole; the metadata of it."""
+    metadata = SnapshotMetadata(LogId(*struct.unpack_from("<QQ", data, 16)), data[128:160])
     with storage_errors(os.fsdecode(path), "writing a snapshot"):
         directory = make_directory(path)
         try:
             remove_leftovers(directory)
+            seen = present_head(directory)
             with temporary_file(directory) as temporary:
                 directory.write(temporary.fd, data, 0)
                 directory.sync(temporary.fd)
-                directory.rename(temporary.name, SNAPSHOT)
+                put_in_place(directory, temporary.name, metadata.last_included, seen)
                 temporary.name = SNAPSHOT
             directory.sync_directory()
         finally:
             directory.close()
-    return SnapshotMetadata(LogId(*struct.unpack_from("<QQ", data, 16)), data[128:160])
+    return metadata
 
 
 def read_state(snapshot: Snapshot) -> State:

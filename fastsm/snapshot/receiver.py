@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fastsm.disk import format
-from fastsm.disk.files import Directory, make_directory, storage_errors
+from fastsm.disk.files import Directory, hides_seam, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
 from fastsm.errors import ChecksumMismatchError, FormatVersionError, LockedError, SnapshotError, SnapshotFormatError
@@ -37,6 +37,7 @@ class SnapshotReceiver:
     Thread safety: none; one thread at a time. Two receivers of one directory exclude each other: ``LockedError``.
     """
 
+    @hides_seam
     def __init__(self, directory: str | os.PathLike[str], *, _files: type[Directory] = Directory) -> None:
         self.directory = os.fsdecode(directory)
         self.offset = 0

@@ -18,10 +18,10 @@ import blake3
 
 from fastsm.background import BackgroundCall
 from fastsm.disk import format
-from fastsm.disk.files import Directory, make_directory, storage_errors
+from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
-from fastsm.errors import CorruptionError
+from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError, StaleSnapshotError
 from fastsm.snapshot import codec
 from fastsm.snapshot.file import SNAPSHOT, metadata_of
 from fastsm.types import LogId, SnapshotMetadata
@@ -71,18 +71,23 @@ def write_snapshot_file(
 
     The directory is made when it is missing. After any error, or when ``tick`` raises, an older snapshot there is
     untouched and nothing else is left. O(size), most of it without the GIL. Raises ``StorageError``, and
-    ``SnapshotError`` when there is no Zstandard for ``compress="zstd"``.
+    ``SnapshotError`` when there is no Zstandard for ``compress="zstd"``, and ``StaleSnapshotError`` when a newer snapshot
+    came there meanwhile.
     """
-    with prepare(path, source, compress=compress, attachment=attachment, tick=tick, files=files) as prepared:
+    seen = look_at_present(path, files)
+    with prepare(path, source, compress=compress, attachment=attachment, tick=tick, files=files, seen=seen) as prepared:
         prepared.commit()
     return prepared.metadata
 
 
 def prepare(
     path: str | os.PathLike[str], source: Source, *, compress: str | None = "none", attachment: Buffer = b"",
-    tick: Tick | None = None, files: type[Directory] = Directory,
+    tick: Tick | None = None, files: type[Directory] = Directory, seen: SnapshotHead | None = None,
 ) -> PreparedSnapshot:
-    """The first half of :func:`write_snapshot_file`: all but the rename, which ``commit()`` does."""
+    """The first half of :func:`write_snapshot_file`: all but the rename, which ``commit()`` does.
+
+    ``seen``: what :func:`look_at_present` found before the source was captured.
+    """
     if compress not in COMPRESSIONS:
         raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
     attachment = memoryview(attachment).cast("B")
@@ -93,7 +98,7 @@ def prepare(
         directory = make_directory(path, files)
         try:
             remove_leftovers(directory)
-            return _prepare(directory, source, COMPRESSIONS[compress], attachment, tick)
+            return _prepare(directory, source, COMPRESSIONS[compress], attachment, tick, seen)
         except BaseException:
             directory.close()
             raise
@@ -106,9 +111,12 @@ class PreparedSnapshot:
     Attributes: ``head``, ``metadata``, ``state_checksum``, ``path`` (where it will be). Thread safety: none.
     """
 
-    def __init__(self, directory: Directory, temporary: Temporary, head: SnapshotHead) -> None:
+    def __init__(
+        self, directory: Directory, temporary: Temporary, head: SnapshotHead, seen: SnapshotHead | None
+    ) -> None:
         self._directory = directory
         self._temporary: Temporary | None = temporary
+        self._seen = seen
         self.path = directory.path_of(SNAPSHOT)
         self.head = head
         self.metadata = metadata_of(head)
@@ -125,11 +133,14 @@ class PreparedSnapshot:
         self.discard()
 
     def commit(self) -> None:
-        """Gives it its name; durable on return. After a ``StorageError`` the older snapshot is there, or this one."""
+        """Gives it its name; durable on return. After a ``StorageError`` the older snapshot is there, or this one.
+
+        ``StaleSnapshotError`` when a newer snapshot got the name while this one was written: that one stays.
+        """
         if self._temporary is None:
             raise ValueError("this snapshot was committed or discarded before")
         with storage_errors(self.path, "writing a snapshot"):
-            self._directory.rename(self._temporary.name, SNAPSHOT)
+            put_in_place(self._directory, self._temporary.name, self.metadata.last_included, self._seen)
             self._temporary.name = SNAPSHOT
             try:
                 self._directory.sync_directory()
@@ -152,10 +163,52 @@ class PreparedSnapshot:
         self._directory.close()
 
 
+# ---- the name ------------------------------------------------------------------------------------------
+
+def present_head(directory: Directory) -> SnapshotHead | None:
+    """The header of the snapshot that has the name now; None where there is none that can be read."""
+    path = directory.path_of(SNAPSHOT)
+    try:
+        content = directory.read_file(SNAPSHOT, format.SNAPSHOT_HEADER_BYTES)
+        return None if content is None else format.unpack_snapshot_head(content, path)
+    except (CorruptionError, FormatVersionError, SnapshotFormatError, PermissionError):
+        return None  # it says nothing that this one could be older than
+
+
+def look_at_present(path: str | os.PathLike[str], files: type[Directory] = Directory) -> SnapshotHead | None:
+    """:func:`present_head` of a directory that may be missing."""
+    with storage_errors(os.fsdecode(path), "looking for a snapshot"):
+        try:
+            directory = files(path, create=False)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None  # what is to be written there will say so
+        try:
+            return present_head(directory)
+        finally:
+            directory.close()
+
+
+def put_in_place(directory: Directory, name: str, ours: LogId, seen: SnapshotHead | None) -> None:
+    """Renames a whole, synced snapshot as of ``ours`` to ``snapshot.fsm``; ``seen`` had that name when its writing began.
+
+    Whoever writes an older snapshot over a newer one that was there before means it. One that came meanwhile was not
+    seen: when it is newer it stays, and this is a ``StaleSnapshotError``. The directory is not synced.
+    """
+    with directory.exclusive():
+        present = present_head(directory)
+        if present is not None and present != seen:
+            there = metadata_of(present).last_included
+            if there > ours:
+                raise StaleSnapshotError(
+                    f"{directory.path_of(SNAPSHOT)}: a snapshot as of {there} came there while this one as of {ours} "
+                    "was under way; the newer one stays, use that")
+        directory.rename(name, SNAPSHOT)
+
+
 # ---- temporary files -----------------------------------------------------------------------------------
 
 class Temporary:
-    """A file of one writer, locked as long as it is open."""
+    """A file of one writer, locked as long as it is open. A forked child closes its copy, and so holds no lock."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
@@ -165,6 +218,7 @@ class Temporary:
             try:
                 directory.lock_file(self.fd, wait=True)
                 if directory.is_named(self.fd, self.name):
+                    _temporaries.add(self)
                     return
             except BaseException:
                 self.remove()
@@ -174,6 +228,13 @@ class Temporary:
 
     def remove(self) -> None:
         self._directory.unlink(self.name)
+
+    def leave(self) -> None:
+        """In a forked child: the file is its parent's."""
+        self.fd.close()
+
+
+_temporaries = left_by_children(Temporary.leave)
 
 
 @contextmanager
@@ -207,7 +268,7 @@ def remove_leftovers(directory: Directory) -> None:
 # ---- content -------------------------------------------------------------------------------------------
 
 def _prepare(
-    directory: Directory, source: Source, wanted: int, attachment: memoryview, tick: Tick
+    directory: Directory, source: Source, wanted: int, attachment: memoryview, tick: Tick, seen: SnapshotHead | None
 ) -> PreparedSnapshot:
     temporary = Temporary(directory)
     try:
@@ -217,7 +278,7 @@ def _prepare(
             with temporary_file(directory) as flat:
                 parts = _write_state(directory, flat.fd, source, 0, tick)
                 head = _write_compressed(directory, temporary.fd, flat.fd, parts, attachment=attachment, tick=tick)
-        return PreparedSnapshot(directory, temporary, head)
+        return PreparedSnapshot(directory, temporary, head, seen)
     except BaseException:
         temporary.remove()
         directory.close_file(temporary.fd)

@@ -1,14 +1,16 @@
 """``fastsm demo``: files go through a Raft log, the process that applies it is killed, and all is compared.
 
-A child process applies a history of entries that is a function of (files, seed) and acknowledges each chunk.
-It is killed with SIGKILL at a random point. This process then opens the directory, compares every key with a
-model replayed up to the recovered entry, applies the rest, and compares every key with its file on disk.
+A child process applies a history of entries that is a function of (files, seed) and acknowledges each chunk. It is
+killed with SIGKILL at a random point of the first three quarters, after chunks that were never flushed. This process
+then opens the directory, compares every key with a model replayed up to the recovered entry, applies the rest, and
+compares every key with its file on disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -127,15 +129,18 @@ class Result:
 
 
 def apply_chunks(
-    machine: FastStateMachine, pieces: Iterable[list[Entry]], flush_every: int
+    machine: FastStateMachine, pieces: Iterable[list[Entry]], flush_every: int, flush_before: float = math.inf
 ) -> Iterator[tuple[str, Entry, Work, list[AppliedResult]]]:
-    """Applies and flushes; after each, what was done, the last entry it covers, its cost, and the results."""
+    """Applies and flushes; after each, what was done, the last entry it covers, its cost, and the results.
+
+    Chunks from number ``flush_before`` on are not flushed.
+    """
     for number, chunk in enumerate(pieces, 1):
         size = sum(len(entry.command) for entry in chunk)
         begin = time.perf_counter()
         results = machine.apply(chunk)
         yield "applied", chunk[-1], Work(len(chunk), size, time.perf_counter() - begin), results
-        if number % flush_every == 0:
+        if number % flush_every == 0 and number < flush_before:
             begin = time.perf_counter()
             machine.flush()
             yield "flushed", chunk[-1], Work(flushes=1, flush_seconds=time.perf_counter() - begin), []
@@ -155,8 +160,9 @@ def child_main() -> None:
     tell("ready", digest=digest(files))
     try:
         with FastStateMachine(orders["directory"]) as machine:
-            pieces = chunks(history(files, orders["seed"]), orders["chunk"])
-            for kind, last, work, _ in apply_chunks(machine, pieces, orders["flush_every"]):
+            pieces = islice(chunks(history(files, orders["seed"]), orders["chunk"]), orders["last_chunk"])
+            applying = apply_chunks(machine, pieces, orders["flush_every"], orders["flush_before"])
+            for kind, last, work, _ in applying:
                 tell(kind, index=last.index, term=last.term, **asdict(work))
             sys.stdin.read()  # to be killed with the log not closed; ends when the parent is gone
     except (FastsmError, OSError) as error:
@@ -276,11 +282,14 @@ class Demo:
         self.report(Progress("read", len(names), len(names), outcome))
 
     def apply_in_child(self) -> None:
-        """Lets the child apply up to a random chunk, and kills it at a random moment soon afterwards."""
+        """Lets the child apply up to a random chunk, which it does not flush, and kills it soon afterwards.
+
+        It gets no further than three quarters of the history, so that there is something left to apply.
+        """
         result = self.result
         draw = random.Random(result.seed)
-        pieces = -(-result.entries // result.chunk)
-        last_piece = draw.randint(1, max(pieces - 1, 1))
+        last_chunk = max(result.entries * 3 // 4 // result.chunk, 1)
+        last_piece = draw.randint(1, last_chunk)
         patience = draw.random()  # in chunks
         self.report(Progress("child", 0, result.entries))
         orders = {
@@ -289,6 +298,8 @@ class Demo:
             "seed": result.seed,
             "chunk": result.chunk,
             "flush_every": self.flush_every,
+            "flush_before": last_piece,
+            "last_chunk": last_chunk,
         }
         with Child(orders) as child:
             began = time.perf_counter()
@@ -309,7 +320,9 @@ class Demo:
             if not killed:
                 raise child.failure()
         done = result.acknowledged.index
-        self.report(Progress("child", done, result.entries, f"kill -9 after entry {done:,}"))
+        unflushed = done - result.flushed.index
+        outcome = f"kill -9 at {done:,}, {unflushed:,} unflushed"
+        self.report(Progress("child", done, result.entries, outcome))
 
     def note(self, kind: str, index: int, term: int, **work: Any) -> None:
         """An acknowledgement."""

@@ -6,32 +6,78 @@ Nothing is written and no lock is kept, so an owner who has the directory open i
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, FastsmError, LockedError, StorageError
-from fastsm.generation import current as generation
+from fastsm.generation.current import CURRENT
 from fastsm.generation.recovery import Scan
 from fastsm.machine import FastStateMachine
-from fastsm.snapshot.file import Snapshot, open_snapshot
+from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
 from fastsm.tools.records import Run, snapshot_runs
 from fastsm.types import LogId, Recovery, SnapshotMetadata, Stats, log_id_text
 from fastsm.units import count_text, size_text
 
 Progress = Callable[[int, int], None]
 SHOWN_RUNS = 5
+STATE_FILE = re.compile(rf"{CURRENT}|(log|base)-\d+")
+A_SNAPSHOT = "a snapshot; `fastsm restore` makes a state directory of it"
 
 
 def is_directory(path: str) -> bool:
-    """Whether a path is to be taken for a state's directory: one that holds a snapshot alone is a snapshot."""
-    if not os.path.isdir(path):
+    """Tells a state's directory (True) from a snapshot's file, or a directory with nothing but a snapshot (False).
+
+    Raises ``StorageError`` where there is neither.
+    """
+    names = names_at(path)
+    if names is None or any(map(STATE_FILE.fullmatch, names)):
+        return names is not None
+    if SNAPSHOT in names:
         return False
-    names = os.listdir(path)
-    return "snapshot.fsm" not in names or generation.CURRENT in names
+    found = f"a directory with neither {CURRENT} nor {SNAPSHOT} in it"
+    raise _wrong(path, f"a state directory or a snapshot, found {found}")
+
+
+def require_state(path: str | os.PathLike[str]) -> None:
+    """Raises ``StorageError``, with advice, unless a path leads to a state's directory, whole or damaged."""
+    path = os.fsdecode(path)
+    names = names_at(path)
+    if names is None:
+        with storage_errors(path, "reading it"), open(path, "rb") as file:
+            snapshot = file.read(8) == format.SNAPSHOT_MAGIC_BYTES
+        raise _wrong(path, f"a state directory, found {A_SNAPSHOT if snapshot else 'a file'}")
+    if not any(map(STATE_FILE.fullmatch, names)):
+        found = A_SNAPSHOT if SNAPSHOT in names else f"a directory without {CURRENT}"
+        raise _wrong(path, f"a state directory, found {found}")
+
+
+def require_snapshot(path: str | os.PathLike[str]) -> None:
+    """Raises ``StorageError``, with advice, unless a path leads to a file, or to a directory with a snapshot in it."""
+    path = os.fsdecode(path)
+    names = names_at(path)
+    if names is not None and SNAPSHOT not in names:
+        state = any(map(STATE_FILE.fullmatch, names))
+        found = "a state directory; `fastsm snapshot` writes one" if state else f"a directory without {SNAPSHOT}"
+        raise _wrong(path, f"a snapshot, found {found}")
+
+
+def names_at(path: str) -> list[str] | None:
+    """Returns the names in a directory, or None for a file; raises ``StorageError`` in the system's words."""
+    try:
+        return os.listdir(path) if stat.S_ISDIR(os.stat(path).st_mode) else None
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, path) from None
+
+
+def _wrong(path: str, expected: str) -> StorageError:
+    return StorageError(errno.ENOENT, f"expected {expected}", path)
 
 
 @dataclass(frozen=True, slots=True)

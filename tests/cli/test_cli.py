@@ -307,3 +307,82 @@ def test_what_is_drawn_fits_the_terminal(tmp_path, columns):
     drawn, status = in_terminal(tmp_path, columns, "get", "state", "a long key " * 9)
     assert (status, "\x1b[2J" in drawn) == (0, False)
     assert r"\x1b[2J" in drawn
+
+
+# ---- wrong paths --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def places(tmp_path):
+    """The folder that commands run in, with a state, a snapshot of it, an empty folder, and a file of another kind."""
+    cwd = tmp_path / "cwd"
+    (cwd / "empty").mkdir(parents=True)
+    (cwd / "notes").write_bytes(b"some text")
+    with fastsm.FastStateMachine(cwd / "state") as machine:
+        machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
+        machine.write_snapshot(cwd / "out")
+    return cwd
+
+
+NOTHING = "No such file or directory"
+NEITHER = "expected a state directory or a snapshot, found a directory with neither CURRENT nor snapshot.fsm in it"
+NO_STATE = "expected a state directory, found a directory without CURRENT"
+FILE = "expected a state directory, found a file"
+A_SNAPSHOT = "expected a state directory, found a snapshot; `fastsm restore` makes a state directory of it"
+EITHER = ("inspect", "verify", "dump")
+STATE = ("get", "scan", "compact", "repair", "snapshot")
+WRONG_PATHS = [
+    *((name, "nowhere", NOTHING) for name in (*EITHER, *STATE)),
+    *((name, "empty", NEITHER) for name in EITHER),
+    *((name, path, says) for name in STATE for path, says in
+      (("empty", NO_STATE), ("notes", FILE), ("out", A_SNAPSHOT))),
+    ("get", "out/snapshot.fsm", A_SNAPSHOT),
+    ("restore", "nowhere", NOTHING),
+    ("restore", "empty", "expected a snapshot, found a directory without snapshot.fsm"),
+    ("restore", "state", "expected a snapshot, found a state directory; `fastsm snapshot` writes one"),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "says"), WRONG_PATHS, ids=lambda value: value if len(value) < 20 else "")
+def test_a_wrong_path_is_told_what_is_there_and_what_helps(tmp_path, places, name, path, says):
+    """One line, status 1, and nothing is made."""
+    more = {"get": ["a"], "snapshot": ["new"], "restore": ["new"]}.get(name, [])
+    done = run(tmp_path, name, path, *more)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"fastsm: {path}: {says}\n")
+    assert not (places / "new").exists()
+
+
+def test_damage_is_told_once(tmp_path, places):
+    """`inspect` shows the problem among what it found; the line of the error only says where help is."""
+    log = places / "state" / "log-1"
+    data = bytearray(log.read_bytes())
+    data[130] ^= 1
+    log.write_bytes(data)
+    done = run(tmp_path, "inspect", "state")
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("expected a frame") == 1
+    assert done.stderr == "fastsm: state: damaged; `fastsm repair state` says what can be kept\n"
+
+
+def test_the_shell_can_complete_the_command(tmp_path):
+    """`--install-completion` is offered, and `--show-completion` prints a script."""
+    done = run(tmp_path, "--help", env={**os.environ, "COLUMNS": "120", "TERM": "dumb"})
+    assert "--install-completion" in done.stdout
+
+
+# ---- the moment of the kill --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_the_demo_kills_early_and_after_entries_that_were_never_flushed(tmp_path, source, seed):
+    """The kill comes in the first three quarters; what was applied and not flushed is named, and recovered as well."""
+    done = run(tmp_path, "demo", "--source", source, "--seed", seed, "--chunk", 20)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = {line[:18].strip(): line[20:] for line in done.stdout.splitlines()}
+    last = int(re.match(r"([\d,]+) of", lines["entries"])[1].replace(",", ""))
+    killed, flushed = (
+        int(number.replace(",", "")) for number in re.match(
+            r"entry ([\d,]+); those after ([\d,]+) were never flushed", lines["killed after"]).groups()
+    )
+    assert flushed < killed <= -(-last * 3 // 4)
+    assert f"{killed - flushed:,} unflushed" in lines["apply in a child"]

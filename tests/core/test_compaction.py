@@ -361,7 +361,7 @@ def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch:
     gc.disable()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("fastsm.core.snapshots.write_snapshot_into", full)
+            patch.setattr("fastsm.core.compaction.write_snapshot_into", full)
             patch.setattr("fastsm.snapshot.writer.write_snapshot_into", full)
             with contextlib.suppress(StorageError):
                 machine.compact() if work == "compact" else machine.write_snapshot(tmp_path / "snapshots")

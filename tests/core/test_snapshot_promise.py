@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fastsm import Entry, FastsmError, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
-from fastsm.core import snapshots
+from fastsm.core import generations
 from fastsm.snapshot.writer import PreparedSnapshot
 from support.faulty import memory_directory
 from support.histories import History, state_of
@@ -122,7 +122,7 @@ def test_host_that_dropped_its_log_up_to_a_snapshot_can_go_on(monkeypatch: pytes
     """Behind the return all is there that the snapshot includes; before it, no metadata without its snapshot."""
     counts: Counter[str] = Counter()
     for seed in SEEDS:
-        monkeypatch.setattr(snapshots, "SAVE_TABLE_ABOVE", 0 if seed % 2 else 4 << 20)
+        monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0 if seed % 2 else 4 << 20)
         found = list(violations(seed, Platter, counts))
         assert not found, "\n".join(found[:5])
     print(dict(counts))

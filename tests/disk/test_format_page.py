@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import fastsm
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
 from support.faulty import crash_copy
 from support.page_reader import Corrupt, Decoded, check_table, decode_directory, decode_log, decode_snapshot, header
@@ -136,7 +136,7 @@ def test_page_reads_the_next_generation(directory: Path) -> None:
 @pytest.fixture
 def saved_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the state is."""
-    monkeypatch.setattr(fastsm.core.snapshots, "SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
 
 
 @pytest.mark.parametrize("contiguous", [True, False])

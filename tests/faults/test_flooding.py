@@ -17,7 +17,7 @@ import pytest
 
 import fastsm
 from fastsm import FastStateMachine
-from fastsm.core import snapshots
+from fastsm.core import generations
 from fastsm.lookup.table import Table
 from support.attacks import numbers_and_hashes
 from support.power import QuietDirectory
@@ -50,7 +50,7 @@ ATTACKS: dict[str, Callable[[], list[bytes]]] = {
 
 def probes(path: Path, keys: list[bytes], monkeypatch: pytest.MonkeyPatch) -> float:
     """The mean number of slots that a lookup of these keys looks at, in a table whose seed was (0, 0)."""
-    monkeypatch.setattr(snapshots, "SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "urandom", bytes)  # the first seed, and nothing that comes of it later
         assert Table().seed == (0, 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import fastsm.core.snapshots
+import fastsm.core.generations
 import fastsm.snapshot.file
 from fastsm import CorruptionError, FastStateMachine, OrderError, SnapshotFormatError
 from fastsm.journal.journal import Journal
@@ -65,7 +65,7 @@ def test_nearly_every_line_of_the_decoders_runs() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_kept_inputs_do_no_harm(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for each way to end."""
-    for module, name in ((fastsm.snapshot.file, "PIECE"), (fastsm.core.snapshots, "SAVE_TABLE_ABOVE")):
+    for module, name in ((fastsm.snapshot.file, "PIECE"), (fastsm.core.generations, "SAVE_TABLE_ABOVE")):
         monkeypatch.setattr(module, name, getattr(module, name))  # targets change them, for their whole process
     kept = corpus_of(target)
     assert kept or target == "tables"  # which are large, and made from one that is written here

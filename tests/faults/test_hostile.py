@@ -17,7 +17,7 @@ import xxhash
 import zstandard
 from snapshot.test_codec import bomb
 
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import CorruptionError, FastsmError, FastStateMachine, SnapshotFormatError, SnapshotReceiver, open_snapshot
 from fastsm.journal.journal import Journal
 from support import by_hand, snapshots
@@ -55,7 +55,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state with base, log and table; a journal; a snapshot."""
     root = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastsm.core.snapshots, "SAVE_TABLE_ABOVE", 0)
+        patch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
         with FastStateMachine(root / "state", retain_entries=0) as machine:
             machine.apply([(i, 1, fastsm.put(b"key %d" % i, b"value")) for i in range(1, 50)])
             machine.write_snapshot(root / "snapshot")

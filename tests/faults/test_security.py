@@ -13,7 +13,7 @@ import pytest
 
 import fastsm
 from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot
-from fastsm.core import snapshots
+from fastsm.core import generations
 from fastsm.journal.journal import Journal
 
 CHUNK = [(1, 1, fastsm.put(b"key", b"value"))]
@@ -23,7 +23,7 @@ SECRET = b"nobody's business"
 @pytest.fixture(autouse=True)
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """A saved table is among the files."""
-    monkeypatch.setattr(snapshots, "SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from support.simulation import kill
 FAULTS = [(code, done) for code in (errno.EIO, errno.ENOSPC) for done in (False, True)]
 
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = pytest.mark.usefixtures("quiet", "quick_collections")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Sc
     if "zstd" in name:
         pytest.importorskip("zstandard")
     if SCENES[name].table:
-        monkeypatch.setattr("fastsm.core.snapshots.SAVE_TABLE_ABOVE", 0)
+        monkeypatch.setattr("fastsm.core.generations.SAVE_TABLE_ABOVE", 0)
     return SCENES[name]
 
 
@@ -231,7 +231,7 @@ def test_at_each_call_of_an_opening_a_fault_leaves_everything_as_it_was(
 ) -> None:
     """An opening that fails is a StorageError; the next one finds the whole state, and nothing is left open."""
     code, done = fault
-    monkeypatch.setattr("fastsm.core.snapshots.SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr("fastsm.core.generations.SAVE_TABLE_ABOVE", 0)
     failed = 0
     with memory_directory() as root:
         stage = Stage(template, root / "stage", SCENES["compact"])

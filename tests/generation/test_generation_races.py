@@ -37,7 +37,7 @@ def apply(machine: FastStateMachine, first: int, last: int) -> None:
 @pytest.fixture
 def with_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the state, its table is saved."""
-    monkeypatch.setattr("fastsm.core.snapshots.SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr("fastsm.core.generations.SAVE_TABLE_ABOVE", 0)
 
 
 # ---- a snapshot and the writer ---------------------------------------------------------------------------

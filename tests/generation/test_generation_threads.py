@@ -19,7 +19,7 @@ COMMON = """
     from collections import Counter
     import fastsm
     from fastsm import FastStateMachine, NotRunningError, OrderError, SnapshotError
-    from fastsm.core import snapshots
+    from fastsm.core import generations
 
     root = sys.argv[1]
     KEYS = [b"key-%d" % i for i in range(40)]
@@ -179,7 +179,7 @@ PAIRS = """
     names = ("apply", "flush", "write_snapshot", "compact", "install", "clear", "close", "read")
     for number_of_pair, pair in enumerate(itertools.combinations_with_replacement(names, 2)):
         faulthandler.dump_traceback_later(60, exit=True)
-        snapshots.SAVE_TABLE_ABOVE = 0 if number_of_pair % 2 else 4 << 20
+        generations.SAVE_TABLE_ABOVE = 0 if number_of_pair % 2 else 4 << 20
         scene = Scene(os.path.join(root, f"pair-{number_of_pair}"), set(pair), retain_entries=3)
         counts += scene.play([*pair, *({*pair} - {"clear", "install", "close"})], 0.12)
     assert all(counts[name] > 10 for name in names), counts

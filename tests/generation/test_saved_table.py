@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fastsm
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
 from fastsm.disk.format import LOG_HEADER_BYTES
 from support.faulty import crash_copy, memory_directory
@@ -24,7 +24,7 @@ MANY = 7_000  # keys: three segments
 @pytest.fixture(autouse=True)
 def _always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are saved however small the state is."""
-    monkeypatch.setattr(fastsm.core.snapshots, "SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
 
 
 def is_used(machine: FastStateMachine) -> bool:
@@ -434,7 +434,7 @@ def test_a_table_that_was_not_believed_is_made_again_by_the_next_close(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when nothing was applied in between: only one opening has to read everything."""
-    monkeypatch.setattr(fastsm.core.snapshots, "SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
     with FastStateMachine(directory) as machine:
         machine.apply([(1, 1, fastsm.put(b"key", b"value"))])
     (directory / "table-1").unlink()

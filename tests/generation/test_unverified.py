@@ -12,7 +12,7 @@ import pytest
 from generation.test_saved_table import entries, is_used, many_keys, table_in
 
 import fastsm
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import CorruptionError, FastStateMachine, open_snapshot
 from fastsm.disk.format import LOG_HEADER_BYTES
 from support.faulty import contents, crash_copy, memory_directory
@@ -26,7 +26,7 @@ KEY_SIZE = 12
 
 @pytest.fixture(autouse=True)
 def _always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastsm.core.snapshots, "SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
 
 
 @pytest.fixture
@@ -102,14 +102,14 @@ def test_background_verification_poisons_all_calls(tmp_path: Path, state: Path, 
             state = crash_copy(state, tmp_path / "killed")
     path, offset = damage(state, name)
     machine = FastStateMachine(state)
-    machine._verification.wait()
+    machine._verifying.background.wait()
     assert_corrupt(machine, path, offset)
     before = contents(state)
     machine.close()
     assert not machine.is_running()
     assert contents(state) == before
     machine = FastStateMachine(state)
-    machine._verification.wait()
+    machine._verifying.background.wait()
     assert_corrupt(machine, path, offset)
     machine.close()
     table_in(state).unlink()
@@ -123,12 +123,12 @@ def test_damage_found_while_the_constructor_ends_is_not_forgotten(
 ) -> None:
     """However fast the verification is, and whenever stop and start are called, what it found stays."""
 
-    class AtOnce(fastsm.core.snapshots.BackgroundVerification):
+    class AtOnce(fastsm.core.verifying.BackgroundVerification):
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)  # type: ignore[arg-type]
             self.wait()
 
-    monkeypatch.setattr(fastsm.core.snapshots, "BackgroundVerification", AtOnce)
+    monkeypatch.setattr(fastsm.core.verifying, "BackgroundVerification", AtOnce)
     path, offset = damage(state, "base")
     machine = FastStateMachine(state)
     assert_corrupt(machine, path, offset)

@@ -581,19 +581,22 @@ def test_an_address_that_cannot_be_bound_ends_the_node(node_at: MakeNode, tmp_pa
     fastsm.FastStateMachine(tmp_path / "node" / "state").close()
 
 
-def test_read_only_nodes_that_come_again_are_refused_once(
+def test_read_only_nodes_without_fastsm_are_refused_once(
     node_at: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However often they connect there is one line in the log and one entry in `refused`, and no connection kept."""
-    transport = node_at()._fastsm_transport
+    node = node_at(conf={"connectionTimeout": 0.04})
+    transport = node._fastsm_transport
     for number in range(20):
-        node, connection = PySyncObjNode(str(number)), FakeConnection()
-        connection.on_end = lambda node=node: transport._onReadonlyNodeDisconnected(node)
-        transport._connections[node] = connection
-        transport._onReadonlyNodeConnected(node)
+        reader, connection = PySyncObjNode(str(number)), FakeConnection()
+        connection.on_end = lambda reader=reader: transport._onReadonlyNodeDisconnected(reader)
+        transport._connections[reader] = connection
+        transport._post = lambda *_: None
+        transport._onReadonlyNodeConnected(reader)
+        ticks(node, lambda: not transport._connections)
     assert list(transport.refused) == ["readonly"]
-    assert transport._connections == {}
-    assert caplog.text.count("read-only") == 1
+    assert (node.readonlyNodes, transport._silent) == (set(), {})
+    assert caplog.text.count("without fastsm") == 1
 
 
 class FakeConnection:

@@ -13,10 +13,19 @@ from typing import Any
 
 import pytest
 
-from fastsm import SnapshotError, StorageError, open_snapshot
+from fastsm import (
+    FastStateMachine,
+    MemoryStateMachine,
+    ReentryError,
+    SnapshotError,
+    StaleSnapshotError,
+    StorageError,
+    open_snapshot,
+    put,
+)
 from fastsm.disk.files import Directory
 from fastsm.snapshot.writer import prepare, write_snapshot_file
-from support.faulty import Disk
+from support.faulty import Disk, in_thread
 from support.power import Drawn, Image, Platter, Point
 from support.snapshots import StateSource, check, open_files, some_state
 
@@ -218,3 +227,127 @@ def test_no_power_loss_leaves_half_a_snapshot(tmp_path: Path, compress: str) -> 
                 assert snapshot.metadata == newer or (snapshot.metadata == metadata and point.where != "end")
     platter.close()
     assert found == {metadata, newer}
+
+
+# ---- two writers of one directory ----------------------------------------------------------------------
+
+def test_an_older_snapshot_never_replaces_a_newer_one_that_came_meanwhile(tmp_path: Path) -> None:
+    """The slower, older writer gets a ``StaleSnapshotError``; the newer file stays, and nothing else is left."""
+    with prepare(tmp_path, StateSource(some_state(5))) as older:
+        newer = write_snapshot_file(tmp_path, StateSource(some_state(30)))
+        assert older.metadata.last_included < newer.last_included
+        with pytest.raises(StaleSnapshotError, match="the newer one stays"):
+            older.commit()
+    assert os.listdir(tmp_path) == ["snapshot.fsm"]
+    with open_snapshot(tmp_path) as snapshot:
+        assert snapshot.metadata == newer
+
+
+def test_an_older_snapshot_replaces_a_newer_one_that_was_there_before(tmp_path: Path) -> None:
+    """Whoever writes it there means it: the present file was there when the writing began, changed by nobody since."""
+    write_snapshot_file(tmp_path, StateSource(some_state(30)))
+    older = write_snapshot_file(tmp_path, StateSource(some_state(5)))
+    with open_snapshot(tmp_path) as snapshot:
+        assert snapshot.metadata == older
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", bytes(200), b"FASTSM-S" + bytes(300), None])
+def test_whatever_is_no_snapshot_is_replaced(tmp_path: Path, content: bytes | None) -> None:
+    """A file of this name that cannot be read as a snapshot, or a symbolic link, is newer than nothing."""
+    with prepare(tmp_path, StateSource(some_state(5))) as prepared:
+        if content is None:
+            (tmp_path / "snapshot.fsm").symlink_to(tmp_path / "nowhere")
+        else:
+            (tmp_path / "snapshot.fsm").write_bytes(content)
+        prepared.commit()
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [FastStateMachine, MemoryStateMachine])
+def test_metadata_and_file_agree_when_two_snapshots_overlap(tmp_path: Path, kind: Any) -> None:
+    """The host is told of the newer one, and that is the file; the older call raises."""
+    machine = FastStateMachine(tmp_path / "state")
+    other = machine if kind is FastStateMachine else MemoryStateMachine()
+    machine.apply([(1, 1, put(b"a", b"1"))])
+    other.apply([(i, 1, put(b"a", b"%d" % i)) for i in (1, 2)])
+    for nth in range(1, 30):  # the newer one comes at each place where the older one tells of its progress
+        calls: list[object] = []
+
+        def progress(done: int, total: int, calls: list[object] = calls, nth: int = nth) -> None:
+            calls.append(other.write_snapshot(tmp_path / f"{nth}") if len(calls) + 1 == nth else None)
+
+        try:
+            machine.write_snapshot(tmp_path / f"{nth}", (1, 1), progress=progress)
+        except StaleSnapshotError:
+            with open_snapshot(tmp_path / f"{nth}") as snapshot:
+                assert snapshot.metadata == calls[nth - 1] == other.snapshot_metadata()
+        else:
+            break
+    assert nth > 3
+    assert len(calls) < nth
+    machine.close()
+
+
+def test_a_newer_snapshot_between_a_capture_and_the_start_of_its_thread_stays(tmp_path: Path) -> None:
+    """A coroutine's point is fixed before a thread is free for it: what the machine names meanwhile is newer."""
+    machine = FastStateMachine(tmp_path / "state")
+    machine.apply([(1, 1, put(b"a", b"1"))])
+    named, capture = machine._jobs.named, machine._capture((1, 1))
+    machine.apply([(2, 1, put(b"a", b"2"))])
+    newer = machine.write_snapshot(tmp_path / "out")
+    with pytest.raises(StaleSnapshotError):
+        machine._write_captured(named, capture, tmp_path / "out", None, None)
+    with open_snapshot(tmp_path / "out") as snapshot:
+        assert snapshot.metadata == newer
+    assert machine.write_snapshot(tmp_path / "out", (1, 1)).last_included == (1, 1), "this call means it"
+    machine.close()
+
+
+def test_a_signal_handler_does_not_wait_for_its_own_thread(tmp_path: Path) -> None:
+    """A writer that interrupts its own thread in the middle of the step is a ``ReentryError``, and no deadlock."""
+    directory = Directory(tmp_path)
+    with directory.exclusive(), pytest.raises(ReentryError, match="call again later"):
+        write_snapshot_file(tmp_path, StateSource(some_state(5)))
+    write_snapshot_file(tmp_path, StateSource(some_state(5)))
+    directory.close()
+
+
+def test_the_step_waits_for_another_process(tmp_path: Path) -> None:
+    """The directory's lock is taken for the step: while another process holds it, the file keeps its old name."""
+    program = (
+        "import fcntl, os, sys\nfd = os.open(sys.argv[1], os.O_RDONLY)\nfcntl.flock(fd, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\nsys.stdin.read()\n"
+    )
+    tmp_path.joinpath("out").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with prepare(tmp_path / "out", StateSource(some_state(5))) as prepared:
+            with in_thread(prepared.commit) as outcome:
+                assert not (tmp_path / "out" / "snapshot.fsm").exists()
+                holder.communicate()
+            assert outcome.error is None
+    check(tmp_path / "out")
+
+
+def test_a_forked_child_does_not_keep_a_writer_s_lock(tmp_path: Path) -> None:
+    """A child that lives on holds no lock of a temporary file: what its dead parent left can be removed."""
+    program = (
+        "import os, sys\nfrom fastsm.snapshot.writer import prepare\nfrom support.snapshots import *\n"
+        "prepared = prepare(sys.argv[1], StateSource(some_state(5)))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n    sys.stdin.read(); os._exit(0)\n"
+        "print('forked', flush=True); os._exit(0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"forked\n"
+        assert process.wait(60) == 0
+        assert len(os.listdir(tmp_path)) == 1
+        write_snapshot_file(tmp_path, StateSource(some_state(5)))
+        assert os.listdir(tmp_path) == ["snapshot.fsm"]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -122,10 +124,14 @@ class Cluster:
             self.processes[number] = Process(
                 {
                     "address": self.addresses[number], "partners": partners, "directory": str(self.directory(number)),
-                    "acknowledged": str(self.root / "acknowledged"), **self.options, **options,
+                    "acknowledged": str(self.root / "acknowledged"), **self.clock_of(number), **self.options, **options,
                 },
                 self.root / f"node-{number}.log",
             )  # fmt: skip
+
+    def clock_of(self, number: int) -> dict[str, Any]:
+        """With the option `apart`: rate and start of a node's clocks."""
+        return {"clock": ((1.0, 0.0), (1.15, 5e3), (0.87, -9e3))[number % 3]} if self.options.get("apart") else {}
 
     def kill(self, *numbers: int) -> None:
         """kill -9, of all when none is named."""
@@ -137,6 +143,40 @@ class Cluster:
         """A clean end."""
         for number in numbers or tuple(self.processes):
             self.processes.pop(number).end(kill=False)
+
+    def pause(self, *numbers: int) -> None:
+        """They stand still, as in a virtual machine that is moved."""
+        for number in numbers:
+            os.kill(self.processes[number].pid, signal.SIGSTOP)
+
+    def resume(self, *numbers: int) -> None:
+        for number in numbers:
+            os.kill(self.processes[number].pid, signal.SIGCONT)
+
+    def change_members(self, what: str, number: int) -> None:
+        """Has the leader add or remove a node, until all the others that run know of it."""
+        address = self.addresses[number]
+        others = [other for other in self.processes if other != number]
+
+        def changed() -> bool | None:
+            try:
+                known = [address in self.call(other, "status")["members"] for other in others]
+                if all(each == (what == "add") for each in known):
+                    return True
+                leader = self.leader_among(others)
+                if leader is not None:
+                    self.call(leader, "change_members", what=what, address=address)
+            except NodeError:
+                pass
+            return None
+
+        wait_for(changed, f"{what} {number}", lambda: [self.call(other, "status") for other in others])
+
+    def leader_among(self, numbers: list[int]) -> int | None:
+        """The one of these nodes that they all follow."""
+        told = {self.call(number, "status")["leader"] for number in numbers}
+        leaders = [number for number in numbers if told == {self.addresses[number]}]
+        return leaders[0] if leaders else None
 
     def call(self, number: int, name: str, **arguments: Any) -> Any:
         return self.processes[number].call(name, **arguments)

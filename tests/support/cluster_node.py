@@ -2,7 +2,9 @@
 
 Options: `address`, `partners`, `directory`, `durable`, `policy` (of dumps), `listed` (with a `ReplList` beside the
 state machine), `crash` ("Class.method:before" or ":after": it is killed there), `failing` ("part.method:errno": that
-call of the seam to the system fails), `slow` (seconds that each chunk takes), `acknowledged` (a file for what was).
+call of the seam to the system fails), `slow` (seconds that each chunk takes), `acknowledged` (a file for what was),
+`members` (they may change), `raising` (functions of the user's raise, again and again), `clock` (its rate, and seconds
+that it is ahead).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import errno
 import json
 import logging
 import os
+import queue
+import random
 import signal
 import sys
 import tempfile
@@ -19,6 +23,7 @@ import time
 import traceback
 from typing import Any
 
+import pysyncobj.monotonic
 from pysyncobj import FAIL_REASON, SyncObjConf
 from pysyncobj.batteries import ReplList
 
@@ -63,6 +68,27 @@ def failing_files(place: str) -> Any:
     return lambda of: broken if of == part else Directory
 
 
+def set_clock(rate: float, ahead: float) -> None:
+    """This process's clocks, PySyncObj's among them, run at another rate and from another time."""
+    for module, name in [(time, "time"), (pysyncobj.monotonic, "monotonic")]:
+        original = getattr(module, name)
+        begin = original()
+
+        def clock(original: Any = original, begin: float = begin) -> float:
+            return begin + ahead + rate * (original() - begin)
+
+        setattr(module, name, clock)
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("pysyncobj.") and hasattr(module, "monotonicTime"):
+            module.monotonicTime = pysyncobj.monotonic.monotonic
+
+
+def raising(*_: Any) -> None:
+    """A function of the user's that raises now and then."""
+    if random.random() < 0.02:
+        raise ValueError("the user's own error")
+
+
 class Node:
     """The calls."""
 
@@ -77,12 +103,21 @@ class Node:
         conf = SyncObjConf(
             appendEntriesUseBatch=False, bindAddress=options["address"], connectionRetryTime=0.1,
             raftMinTimeout=0.7, raftMaxTimeout=1.5, autoTickPeriod=0.02,
+            dynamicMembershipChange=options.get("members", False),
         )  # fmt: skip
+        self.after_answer = raising if options.get("raising") else lambda: None
+        if options.get("raising"):
+            conf.onReady = conf.onStateChanged = conf.onCodeVersionChanged = [].pop  # raises each time
+            more["on_change"] = raising
+        if "clock" in options:
+            set_clock(*options["clock"])
         self.node = ReplicatedStateMachine(
             options["address"], options["partners"], options["directory"], conf=conf,
             durable=options.get("durable", False), consumers=[self.list] if self.list is not None else [],
             policy=DumpPolicy(**options.get("policy", {})), **more,
         )  # fmt: skip
+        if options.get("raising"):
+            self.node.addOnTickCallback(raising)
         if "slow" in options:
             machine_apply = self.node._fastsm_apply_chunk
 
@@ -103,6 +138,7 @@ class Node:
             "leader": None if leader is None else leader.id,
             "applied": node.state_machine.last_applied(), "last_index": node.journal.last_index,
             "first_index": node.journal.first_index, "dumps": node.dumps, "installs": node.installs,
+            "members": sorted(each.id for each in node.otherNodes),
             "failure": None, "refused": node.refused, "term": node.raftCurrentTerm,
         }  # fmt: skip
 
@@ -168,6 +204,7 @@ class Node:
                         word = "ok" if listed or result is True else "WRONG"
                         os.write(self.acknowledged, f"{word} {key}\n".encode())
                     room.release()
+                    self.after_answer()
 
                 try:
                     if listed:
@@ -190,6 +227,19 @@ class Node:
 
     def call_compact(self) -> None:
         self.node.forceLogCompaction()
+
+    def call_transfer(self) -> None:
+        self.node.transferLeadership()
+
+    def call_change_members(self, what: str, address: str) -> Any:
+        """Adds or removes a member; the reason that the callback was given."""
+        told: queue.Queue[Any] = queue.Queue()
+        change = self.node.addNodeToCluster if what == "add" else self.node.removeNodeFromCluster
+        change(address, callback=lambda _, reason: told.put(reason))
+        try:
+            return told.get(timeout=5)
+        except queue.Empty:
+            return None
 
     def call_fail(self) -> None:
         Node.failing = True

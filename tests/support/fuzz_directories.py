@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import fastsm
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import FastStateMachine
 from fastsm.journal.journal import Journal
 from support import by_hand
@@ -30,7 +30,7 @@ class Tables(Target):
     def __init__(self, root: Path, corpus: list[bytes]) -> None:
         super().__init__(root, corpus)
         self.path = root / "state"
-        fastsm.core.snapshots.SAVE_TABLE_ABOVE = 0
+        fastsm.core.generations.SAVE_TABLE_ABOVE = 0
         with FastStateMachine(self.path, retain_entries=20, _files=QuietDirectory) as machine:
             for start in range(0, 60, 10):
                 machine.apply([(start + i + 1, 1, fastsm.put(KEYS[start + i], b"value")) for i in range(10)])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsm import FastStateMachine, open_snapshot
-from fastsm.core import snapshots
+from fastsm.core import generations
 from support.histories import History
 
 TARGET = "target"  # where snapshots are written
@@ -52,7 +52,7 @@ SCENES = {
 def build_template(root: Path) -> None:
     """A state with a base, a log behind it and a saved table; a snapshot of it; two that are newer."""
     history = History(1, large=False)
-    threshold, snapshots.SAVE_TABLE_ABOVE = snapshots.SAVE_TABLE_ABOVE, 0
+    threshold, generations.SAVE_TABLE_ABOVE = generations.SAVE_TABLE_ABOVE, 0
     try:
         with FastStateMachine(root / "state", **OPTIONS) as machine:
             for _ in range(20):
@@ -61,7 +61,7 @@ def build_template(root: Path) -> None:
             machine.write_snapshot(root / TARGET)
             machine.apply(history.chunk())
     finally:
-        snapshots.SAVE_TABLE_ABOVE = threshold
+        generations.SAVE_TABLE_ABOVE = threshold
     with FastStateMachine(root / "elsewhere", **OPTIONS) as replica:
         replica.install_snapshot(None, root / TARGET)
         newer = History(2, large=False, after=replica.last_applied()._replace(index=machine_end(history)))

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import fastsm
-import fastsm.core.snapshots
+import fastsm.core.generations
 from fastsm import FastsmError, FastStateMachine
 from support.tables import SEGMENT, TableFile, place_of
 
@@ -123,7 +123,7 @@ def use(path: Path, verify: str) -> str:
 def main() -> None:
     """Opens every lie."""
     source, scratch = Path(sys.argv[1]), Path(sys.argv[2])
-    fastsm.core.snapshots.SAVE_TABLE_ABOVE = 0
+    fastsm.core.generations.SAVE_TABLE_ABOVE = 0
     (name,) = [path.name for path in source.glob("table-*")]
     for number, (kind, tell) in enumerate(lies(TableFile(source / name))):
         path = scratch / str(number)

@@ -228,7 +228,7 @@ class SimulatedCluster:
         return self.node_class(
             address, [other for other in ADDRESSES if other != address], self.directory(address), conf=conf,
             durable=self.durable, policy=policy, _files=files, verify_on_open="off", auto_compact=False,
-            _transport=type("Transport", (SimulatedTransport,), {"network": self.network}),
+            transportClass=type("Transport", (SimulatedTransport,), {"network": self.network}),
         )  # fmt: skip
 
     def directory(self, address: str) -> Path:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from fastsm import Entry, FastsmError, FastStateMachine, LogId, StorageError, open_snapshot
-from fastsm.core import snapshots
+from fastsm.core import generations
 from support.power import Drawn, Platter, Point, QuietDirectory
 from support.stories import Operation, Source, Story
 
@@ -170,7 +171,14 @@ class Life:
         """A flush, and a chunk while its sync is under way."""
         before = self.returned
         called: list[object] = []
-        self.platter.during_sync = lambda: called.append(machine.apply(chunk))
+
+        def apply_next_to_it() -> None:
+            """By a thread of its own: the one that syncs must not write meanwhile."""
+            thread = threading.Thread(target=lambda: called.append(machine.apply(chunk)))
+            thread.start()
+            thread.join()
+
+        self.platter.during_sync = apply_next_to_it
         try:
             machine.flush()
         finally:
@@ -218,12 +226,12 @@ class Simulation:
 
     def run(self) -> Simulation:
         self.counts.update(f"stories {trait}" for trait in ("in all", *self.story.traits))
-        threshold = snapshots.SAVE_TABLE_ABOVE
-        snapshots.SAVE_TABLE_ABOVE = 0 if self.story.tables else threshold
+        threshold = generations.SAVE_TABLE_ABOVE
+        generations.SAVE_TABLE_ABOVE = 0 if self.story.tables else threshold
         try:
             self._live(0, len(self.story.steps), "first life")
         finally:
-            snapshots.SAVE_TABLE_ABOVE = threshold
+            generations.SAVE_TABLE_ABOVE = threshold
             for path in self.root.glob("install-*"):
                 shutil.rmtree(path)
         return self

@@ -23,6 +23,9 @@ class AnyChecksum:
     def __eq__(self, other: object) -> bool:
         return True
 
+    def __len__(self) -> int:
+        return 32
+
     __hash__ = object.__hash__
 
 

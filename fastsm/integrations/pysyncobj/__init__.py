@@ -4,6 +4,9 @@ Reading order:
 
     errors           what can go wrong beside fastsm's own errors
     compatibility    the names of PySyncObj that all of this is built on
+    codecs           keys and values of the batteries, as bytes
+    changes          which keys an applied entry changed
+    operations       what the batteries do beyond puts and deletes
     journal          PySyncObj's interface of a journal, on fastsm's
     transport        who may join, what leaves when
     replication      entries, from the leader's journal to those of its followers
@@ -14,8 +17,12 @@ Reading order:
     applying         committed entries to the state machine, results to those who wait
     dumping          snapshots: written, sent, installed
     node             ReplicatedStateMachine
+    drop_in          FastSyncObj: PySyncObj's own constructor
+    batteries        FastDict, FastCounter, FastSet, FastQueue, FastPriorityQueue, FastLockManager
 """
 
+from fastsm.integrations.pysyncobj.changes import Change
+from fastsm.integrations.pysyncobj.drop_in import FastSyncObj
 from fastsm.integrations.pysyncobj.dumping import DumpPolicy
 from fastsm.integrations.pysyncobj.errors import (
     ConsumersChangedError,
@@ -27,10 +34,12 @@ from fastsm.integrations.pysyncobj.journal import FastJournal
 from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
 
 __all__ = [
+    "Change",
     "ConsumersChangedError",
     "DivergedError",
     "DumpPolicy",
     "FastJournal",
+    "FastSyncObj",
     "ReplicatedStateMachine",
     "SubmitError",
     "UnsupportedVersionError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pysyncobj import FAIL_REASON
@@ -13,6 +14,9 @@ from pysyncobj.syncobj import AsyncResult
 
 from fastsm.command import check, noop
 from fastsm.errors import CommandError, NotRunningError, UnknownCommandError
+from fastsm.integrations.pysyncobj import operations
+from fastsm.integrations.pysyncobj.changes import Change, changes_of
+from fastsm.integrations.pysyncobj.codecs import Codec
 from fastsm.integrations.pysyncobj.errors import SubmitError
 from fastsm.integrations.pysyncobj.places import MARK, SENTINEL
 from fastsm.integrations.pysyncobj.replication import Replication
@@ -34,15 +38,34 @@ class Raised(NamedTuple):
     error: Exception
 
 
+def _taking(take: Callable[[Any], Any], callback: Callback) -> Callback:
+    """The callback, called with what ``take`` makes of a result."""
+
+    def called(result: Any, reason: Any) -> None:
+        if isinstance(result, operations.Failed):
+            result, reason = None, FAIL_REASON.REQUEST_DENIED
+        elif reason == FAIL_REASON.SUCCESS:
+            try:
+                result = take(result)
+            except Exception:
+                logger.exception("a result cannot be read")
+                result, reason = None, FAIL_REASON.UNKNOWN_OUTCOME
+        callback(result, reason)
+
+    return called
+
+
 class Applying(Replication):
     """A ``SyncObj`` whose committed entries go to a state machine in chunks, each with its index and term."""
 
     _fastsm_machine: FastStateMachine
     _fastsm_installing: Any
+    _fastsm_on_change: Callable[[list[Change] | None], object] | None
     _fastsm_over: bool
 
-    def _fastsm_begin_applying(self, machine: FastStateMachine) -> None:
+    def _fastsm_begin_applying(self, machine: FastStateMachine, codecs: dict[bytes, Codec]) -> None:
         self._fastsm_machine = machine
+        self._fastsm_codecs = codecs  # of priority queues
         self._fastsm_failure: BaseException | None = None
         self._fastsm_waiting = Waiting()
         self._fastsm_ticker: int | None = None  # the thread of the newest tick
@@ -69,22 +92,38 @@ class Applying(Replication):
         success a majority of the nodes has the entry (on their disks, with ``durable=True``). O(size). Thread safe.
         """
         check(command)
+        result: bool | None = self._fastsm_submit(bytes(command), MARK, sync, callback, timeout)
+        return result
+
+    def _fastsm_submit(
+        self, content: bytes, mark: int, sync: bool, callback: Callback | None, timeout: float | None,
+        take: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """:meth:`submit` for any kind of entry. ``take`` makes the caller's result of what apply said.
+
+        Of an operation that cannot be done a callback hears ``REQUEST_DENIED``; who waits, the error itself.
+        """
         self._fastsm_require_running()
         outcome = None
         if callback is None and sync:
             self._fastsm_require_other_thread()
             outcome = Outcome()
             callback = outcome.set
+        elif callback is not None and take is not None:
+            callback = _taking(take, callback)
         pending = None
         if callback is not None:
             pending = self._fastsm_waiting.add(callback, None if outcome else timeout)
         try:
-            self._applyCommand(bytes(command), pending, MARK)
-            return None if outcome is None else outcome.wait(timeout)
+            self._applyCommand(content, pending, mark)
+            result = None if outcome is None else outcome.wait(timeout)
         except BaseException:
             if pending is not None:
                 pending.forget()
             raise
+        if isinstance(result, operations.Failed):
+            raise result.error
+        return result if outcome is None or take is None else take(result)
 
     def _applyCommand(self, command: bytes, callback: Any, commandType: int | None = None) -> None:
         """Queues a command of any kind: of ``submit``, of a replicated method, of PySyncObj's own, of another node.
@@ -162,6 +201,8 @@ class Applying(Replication):
     def _fastsm_apply_run(self, entries: list[tuple[int, int, bytes]]) -> None:
         """Applies entries of the state machine."""
         results = self._fastsm_apply_chunk(entries)
+        if self._fastsm_on_change is not None:
+            self._fastsm_tell_changes(entries, results)
         if self._SyncObj__commandsWaitingCommit:
             self._fastsm_tell(entries, results)
         self._SyncObj__raftLastApplied = entries[-1][0]
@@ -169,12 +210,32 @@ class Applying(Replication):
     def _fastsm_apply_single(self, entry: tuple[int, int, bytes]) -> None:
         """Applies an entry of PySyncObj's own; in the state machine it is one without effect."""
         index = entry[0]
-        self._fastsm_apply_chunk([entry])
-        self._SyncObj__raftLastApplied = index - 1
-        result = self._fastsm_apply_other(self._fastsm_journal.entries(index, 1)[0][0])
+        command = self._fastsm_journal.entries(index, 1)[0][0]
+        if command[0] == operations.OPERATION:
+            result = self._fastsm_apply_operation(entry, command[1:])
+        else:
+            self._fastsm_apply_chunk([entry])
+            self._SyncObj__raftLastApplied = index - 1
+            result = self._fastsm_apply_other(command)
         if self._SyncObj__commandsWaitingCommit:
             self._fastsm_tell([entry], [result])
         self._SyncObj__raftLastApplied = index
+
+    def _fastsm_apply_operation(self, entry: tuple[int, int, bytes], content: bytes) -> Any:
+        """Runs an operation of the batteries; its answer. Not again where the state machine has what it changed."""
+        index, term, command = entry
+        answer = None
+        if index > self._fastsm_machine.last_applied().index:
+            answer, command = operations.run(content, self._fastsm_machine, self._fastsm_codecs)
+        results = self._fastsm_machine.apply([(index, term, command)])
+        if self._fastsm_on_change is not None:
+            self._fastsm_tell_changes([(index, term, command)], results)
+        return answer
+
+    def _fastsm_tell_changes(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
+        changes = changes_of(entries, results)
+        if changes and self._fastsm_on_change is not None:
+            self._fastsm_on_change(changes)
 
     def _fastsm_apply_chunk(self, entries: list[tuple[int, int, bytes]]) -> list[Any]:
         """All entries; a malformed one has the result False, on every replica."""

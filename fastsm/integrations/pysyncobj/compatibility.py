@@ -29,6 +29,7 @@ METHODS = {
         "_SyncObj__doApplyCommand": "command",
         "_SyncObj__onMessageReceived": "node message",
         "_SyncObj__onNodeDisconnected": "node",
+        "_SyncObj__onReadonlyNodeDisconnected": "node",
         "_SyncObj__sendNextNodeIdx": "node reset nextNodeIdx success",
         "_SyncObj__sendAppendEntries": "",
         "_SyncObj__getEntries": "fromIDx count maxSizeBytes",
@@ -44,6 +45,8 @@ METHODS = {
         "_onNodeConnected": "node",
         "_onNodeDisconnected": "node",
         "_onReadonlyNodeConnected": "node",
+        "_onReadonlyNodeDisconnected": "node",
+        "_onTick": "",
         "_onMessageReceived": "node message",
     },
     pysyncobj.tcp_connection.TcpConnection: {
@@ -75,7 +78,7 @@ ATTRIBUTES = {
         "raftMatchIndex", "otherNodes", "readonlyNodes", "connectedNodes", "commandsWaitingCommit", "transport",
         "newAppendEntriesTime", "consumers", "needLoadDumpFile", "leaderCommitIndex", "forceLogCompaction",
         "destroying", "properies", "selfNode", "enabledCodeVersion", "mainThread", "onReadyCalled",
-        "onTickCallbacks", "conf",
+        "onTickCallbacks", "conf", "lastResponseTime",
     ),
     pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller"),
 }  # fmt: skip

@@ -18,7 +18,7 @@ from pysyncobj import monotonic as clock
 from fastsm.errors import FastsmError, FormatVersionError, SnapshotError, StorageError
 from fastsm.integrations.pysyncobj.applying import Applying
 from fastsm.integrations.pysyncobj.places import SENTINEL, Places
-from fastsm.integrations.pysyncobj.replicated import MethodTable, replicates, unpicklable
+from fastsm.integrations.pysyncobj.replicated import MethodTable, StateInMachine, replicates, unpicklable
 from fastsm.integrations.pysyncobj.replication import LEADER
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
@@ -153,8 +153,8 @@ class Dumping(Applying):
         if self._SyncObj__forceLogCompaction or self._fastsm_wanted:
             return True
         # Nodes of one cluster have journals of one length: they need not all dump at once.
-        rank = sorted(node.id for node in self._SyncObj__otherNodes | {self._SyncObj__selfNode}).index(
-            self._SyncObj__selfNode.id)
+        own = self._SyncObj__selfNode
+        rank = 0 if own is None else self._fastsm_members().index(own.id)
         policy = self._fastsm_policy
         least = max(policy.journal_bytes, int(policy.ratio * self._fastsm_dump_size)) * (1 + 0.1 * rank)
         if self._fastsm_journal.newest_size < least or now - self._fastsm_dumped_at < self._fastsm_policy.least_seconds:
@@ -200,15 +200,23 @@ class Dumping(Applying):
     def _fastsm_attachment(self) -> bytes:
         """PySyncObj's own state and that of its other consumers, now."""
         return pickle.dumps({
-            "nodes": sorted(node.id for node in self._SyncObj__otherNodes | {self._SyncObj__selfNode}),
+            "nodes": self._fastsm_members(),
             "code_version": self._SyncObj__enabledCodeVersion,
             "attributes": self._fastsm_attributes(),
             "consumers": [
                 (name, consumer._serialize())
-                for name, consumer in zip(self._fastsm_methods.consumers, self._SyncObj__consumers, strict=True)
+                for name, consumer in zip(self._fastsm_methods.consumers, self._fastsm_pickled(), strict=True)
             ],
             "methods": self._fastsm_methods.methods,
         }, 4)  # fmt: skip
+
+    def _fastsm_members(self) -> list[str]:
+        """The addresses of the cluster's nodes; this one's too, unless it is read-only."""
+        return sorted(node.id for node in self._SyncObj__otherNodes | {self._SyncObj__selfNode} if node is not None)
+
+    def _fastsm_pickled(self) -> list[Any]:
+        """The consumers that have state of their own."""
+        return [each for each in self._SyncObj__consumers if not isinstance(each, StateInMachine)]
 
     def _fastsm_attributes(self) -> dict[str, Any]:
         """Those of a subclass that are replicated state: set after PySyncObj's constructor, as in PySyncObj.
@@ -321,6 +329,11 @@ class Dumping(Applying):
     def _SyncObj__onNodeDisconnected(self, node: Any) -> None:
         super()._SyncObj__onNodeDisconnected(node)
         self._fastsm_end_transfer(node)  # who comes next may be another process, which has nothing
+
+    def _SyncObj__onReadonlyNodeDisconnected(self, node: Any) -> None:
+        super()._SyncObj__onReadonlyNodeDisconnected(node)
+        self._SyncObj__lastResponseTime.pop(node, None)  # it comes again as another one
+        self._fastsm_end_transfer(node)
 
     def _fastsm_end_transfer(self, node: Any) -> None:
         transfer = self._fastsm_transfers.pop(node, None)
@@ -438,6 +451,8 @@ class Dumping(Applying):
         self._SyncObj__raftLastApplied = included.index
         self._SyncObj__raftCommitIndex = max(self._SyncObj__raftCommitIndex, included.index)
         self._fastsm_pass_over_waiting(included.index)
+        if self._fastsm_on_change is not None:
+            self._fastsm_on_change(None)
         self._SyncObj__sendNextNodeIdx(node, nextNodeIdx=included.index + 1, success=True)
 
     def _fastsm_restore(self, attachment: bytes) -> None:
@@ -445,13 +460,14 @@ class Dumping(Applying):
         content = pickle.loads(attachment)
         self._fastsm_methods.require(content, self._fastsm_places.path)
         self.__dict__.update(content["attributes"])
-        for consumer, (_, state) in zip(self._SyncObj__consumers, content["consumers"], strict=False):
+        for consumer, (_, state) in zip(self._fastsm_pickled(), content["consumers"], strict=False):
             consumer._deserialize(state)  # one that a release has added at the end has no state yet
         self._SyncObj__enabledCodeVersion = content["code_version"]
         self._SyncObj__onSetCodeVersion(content["code_version"])
         if self._SyncObj__conf.dynamicMembershipChange:
-            own = self._SyncObj__selfNode.id
-            self._SyncObj__updateClusterConfiguration([node for node in content["nodes"] if node != own])
+            own = self._SyncObj__selfNode
+            others = [node for node in content["nodes"] if own is None or node != own.id]
+            self._SyncObj__updateClusterConfiguration(others)
 
     def _fastsm_end_dumping(self) -> None:
         """Waits for what runs; the state machine has ended its jobs."""

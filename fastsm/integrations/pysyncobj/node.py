@@ -10,19 +10,21 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pysyncobj.transport import TransportNotReadyError
+from pysyncobj.node import Node, TCPNode
+from pysyncobj.transport import TCPTransport, TransportNotReadyError
 
 from fastsm.command import batch, compare_and_swap, delete, noop, put
 from fastsm.disk.files import Directory
 from fastsm.errors import FastsmError, NotRunningError
 from fastsm.integrations.pysyncobj import compatibility
+from fastsm.integrations.pysyncobj.changes import Change
 from fastsm.integrations.pysyncobj.configuration import configuration
 from fastsm.integrations.pysyncobj.dumping import Dumping, DumpPolicy
 from fastsm.integrations.pysyncobj.places import Files, Places, Restart, restart
-from fastsm.integrations.pysyncobj.replicated import consumers_of, method_table, replicates
-from fastsm.integrations.pysyncobj.transport import FastTransport
+from fastsm.integrations.pysyncobj.replicated import consumers_of, distinct, method_table, replicates
+from fastsm.integrations.pysyncobj.transport import transport_class
 from fastsm.integrations.pysyncobj.waiting import Callback, Guarded
-from fastsm.types import ScanResult
+from fastsm.types import LogId, ScanResult
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -71,6 +73,7 @@ class ReplicatedStateMachine(Dumping):
 
     ``self_address`` and ``partner_addresses`` ("host:port") are PySyncObj's. All that the node keeps is in
     ``directory``; made when it is missing, and verified, repaired where an end came between, before PySyncObj starts.
+    With ``self_address=None`` it is a read-only node: it follows the cluster and may submit, and does not vote.
 
     - ``conf``: a ``SyncObjConf``. Journal, dumps and serializers are not set there: they are the node's own.
     - ``durable``: what was acknowledged survives a power loss of all nodes. Replies and votes leave after the fsync of
@@ -80,6 +83,10 @@ class ReplicatedStateMachine(Dumping):
       tick thread.
     - ``policy``: a :class:`DumpPolicy`.
     - ``on_failure(error)``: called once, in the tick thread, when the node stops because it cannot go on.
+    - ``on_change(changes)``: called in the tick thread with a list of :class:`Change` for each chunk that was
+      applied, in order, before those who wait for its entries are told; with None when a snapshot of the leader's took
+      the state's place: then all may have changed. What was applied before a restart does not come again.
+    - ``nodeClass``, ``transportClass``: PySyncObj's; the transport is a subclass of ``TCPTransport``.
     - ``options``: of ``FastStateMachine``, such as ``verify_on_open`` ("full" unless given) or ``retain_entries``.
 
     Raises ``UnsupportedVersionError`` where PySyncObj is not one that works, and what opening the directory raises:
@@ -105,7 +112,7 @@ class ReplicatedStateMachine(Dumping):
 
     def __init__(
         self,
-        self_address: str,
+        self_address: str | None,
         partner_addresses: Iterable[str],
         directory: str | os.PathLike[str],
         *,
@@ -114,23 +121,28 @@ class ReplicatedStateMachine(Dumping):
         consumers: Sequence[Any] = (),
         policy: DumpPolicy | None = None,
         on_failure: Callable[[BaseException], object] | None = None,
+        on_change: Callable[[list[Change] | None], object] | None = None,
+        nodeClass: type[Any] = TCPNode,
+        transportClass: type[Any] = TCPTransport,
         _files: Files | None = None,
-        _transport: type[Any] = FastTransport,
         **options: Any,
     ) -> None:
         compatibility.require()
-        if not isinstance(self_address, str):
-            raise TypeError(f"expected this node's address, found {self_address!r}: read-only nodes are not served")
+        if not (self_address is None or isinstance(self_address, (str, Node))):
+            raise TypeError(f"expected this node's address, or None for a read-only node, found {self_address!r}")
+        transportClass = transport_class(transportClass)
         conf = configuration(conf)
         consumers = consumers_of(consumers)
         methods = method_table(type(self), consumers)
+        batteries = distinct(consumers)
         options.setdefault("verify_on_open", "full")
         self._fastsm_durable = durable
         self._fastsm_policy = policy or DumpPolicy()
         self._fastsm_places = Places(directory, _files or (lambda name: Directory))
         self._fastsm_on_failure = on_failure
+        self._fastsm_on_change = None if on_change is None else Guarded(on_change)
         self._fastsm_began = self._fastsm_over = self._fastsm_looked_at = False
-        has_others = bool(consumers) or conf.dynamicMembershipChange or replicates(type(self))
+        has_others = len(consumers) > len(batteries) or conf.dynamicMembershipChange or replicates(type(self))
         self._fastsm_restart: Restart | None
         self._fastsm_restart = found = restart(
             self._fastsm_places, durable=durable, has_others=has_others, options=options)
@@ -138,10 +150,13 @@ class ReplicatedStateMachine(Dumping):
             if found.attachment is not None:
                 methods.require(pickle.loads(found.attachment), self._fastsm_places.path)
             self._fastsm_begin_replication(found.journal)
-            self._fastsm_begin_applying(found.machine)
+            self._fastsm_begin_applying(
+                found.machine,
+                {prefix: each.codec for prefix, each in batteries.items() if each.codec is not None})
             self._fastsm_begin_dumping(found.snapshot, found.snapshot_bytes, methods)
             super().__init__(
-                self_address, list(partner_addresses), conf, consumers=consumers, transportClass=_transport)
+                self_address, list(partner_addresses), conf, consumers=consumers, nodeClass=nodeClass,
+                transportClass=transportClass)
         except BaseException:
             found.journal.abandon()
             found.machine.close()
@@ -197,6 +212,15 @@ class ReplicatedStateMachine(Dumping):
     def get(self, key: Buffer) -> bytes | None:
         """The value of a key as this node has it, or None: it may be behind. O(1)."""
         return self._fastsm_machine.get(key)
+
+    def get_modified(self, key: Buffer) -> tuple[bytes, LogId] | None:
+        """The value of a key and the entry that wrote it, both of one applied state; None where there is none."""
+        machine = self._fastsm_machine
+        while True:
+            modified = machine.modified(key)
+            value = machine.get(key)
+            if machine.modified(key) == modified:  # no entry came in between that wrote the key
+                return None if value is None or modified is None else (value, modified)
 
     def get_many(self, keys: Iterable[Buffer]) -> list[bytes | None]:
         """The values of keys as this node has them, all from one applied state."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pysyncobj import SyncObj, SyncObjConsumer
 
+from fastsm.integrations.pysyncobj.codecs import Codec
 from fastsm.integrations.pysyncobj.errors import ConsumersChangedError
 
 
@@ -20,6 +21,32 @@ def replicates(owner: type[Any]) -> bool:
     """Whether a subclass of ``SyncObj`` has replicated methods of its own."""
     own = set(dir(owner)) - set(dir(SyncObj))
     return any(getattr(getattr(owner, name, None), "replicated", False) for name in own)
+
+
+class StateInMachine(SyncObjConsumer):  # type: ignore[misc]  # PySyncObj has no types
+    """A consumer whose state is in the node's state machine, all of it; no entry names its methods."""
+
+    prefix = b""  # of its keys
+    codec: Codec | None = None  # for what is compared while entries are applied
+
+    def _serialize(self) -> None:
+        return None
+
+    def _deserialize(self, data: object) -> None:
+        """Nothing: the state machine has it."""
+
+
+def distinct(consumers: Iterable[Any]) -> dict[bytes, StateInMachine]:
+    """Those with their state in the machine, by the prefixes of their keys; ``ValueError`` where two have the same."""
+    found: dict[bytes, StateInMachine] = {}
+    for consumer in consumers:
+        if isinstance(consumer, StateInMachine):
+            if consumer.prefix in found:
+                raise ValueError(
+                    f"two batteries have the name {consumer.prefix[:-1].decode()!r}, and would share their keys; "
+                    "give each its own: name=")
+            found[consumer.prefix] = consumer
+    return found
 
 
 def consumers_of(consumers: Iterable[Any]) -> list[Any]:
@@ -55,6 +82,7 @@ class MethodTable(NamedTuple):
 def method_table(node: type[Any], consumers: list[Any]) -> MethodTable:
     """The table of a node, as PySyncObj numbers the methods."""
     found = []
+    consumers = [each for each in consumers if not isinstance(each, StateInMachine)]
     for number, owner in enumerate([node, *consumers]):
         for name in dir(owner):
             method = getattr(owner, name, None)

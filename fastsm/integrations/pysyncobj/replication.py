@@ -175,7 +175,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     def _SyncObj__sendAppendEntries(self) -> None:
         period = self._SyncObj__conf.appendEntriesPeriod
         self._SyncObj__newAppendEntriesTime = deadline = clock.monotonic() + period
-        for node in self._SyncObj__otherNodes:
+        for node in self._SyncObj__otherNodes | self._SyncObj__readonlyNodes:
             if node in self._SyncObj__connectedNodes:
                 self._fastsm_send_to(node, deadline)
 

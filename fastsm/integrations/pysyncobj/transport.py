@@ -15,9 +15,10 @@ from pysyncobj.transport import TCPTransport, TransportNotReadyError
 
 logger = logging.getLogger("fastsm")
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 GREETING = "fastsm"
-READ_ONLY = "readonly"  # in `refused`: all of them, since each connection has another number
+READ_ONLY = "readonly"  # in `refused`: all read-only nodes, since each connection has another number
+WITHOUT_FASTSM = "it runs PySyncObj without fastsm, and would pass over every command"
 # Messages that promise something: what they promise must be durable before they leave.
 PROMISES = frozenset(("next_node_idx", "request_vote", "response_vote"))
 LARGE = 192 << 10  # bytes of a message that is not compressed: pieces of a snapshot, of a large command
@@ -39,6 +40,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         self.holding = False
         self.refused: dict[str, str] = {}
         self._greeted: set[Any] = set()
+        self._silent: dict[Any, float] = {}  # read-only nodes that have not greeted yet, and since when they are there
         self._held: list[tuple[Any, dict[str, Any]]] = []
         self._encoded: tuple[Any, bytes] = None, b""  # the last message: the next follower often gets the same one
         super().__init__(*arguments)
@@ -63,11 +65,24 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
             super()._onNodeDisconnected(node)
 
     def _onReadonlyNodeConnected(self, node: Any) -> None:
-        self._note_refusal(READ_ONLY, "it is a read-only node, which fastsm does not serve")
-        self.disconnect(node)
+        self._silent[node] = clock.monotonic()
+        self._post(node, {"type": GREETING, "version": WIRE_VERSION})
 
     def _onReadonlyNodeDisconnected(self, node: Any) -> None:
-        self._connections.pop(node, None)  # PySyncObj never heard of it, and each comes as another one
+        self._connections.pop(node, None)  # each comes again as another one
+        self._held = [(target, message) for target, message in self._held if target != node]
+        if node in self._greeted:
+            self._greeted.discard(node)
+            super()._onReadonlyNodeDisconnected(node)
+        elif self._silent.pop(node, None) is not None:
+            self._note_refusal(READ_ONLY, WITHOUT_FASTSM)
+
+    def _onTick(self) -> None:
+        super()._onTick()
+        if self._silent:  # one without fastsm waits for the first entry, for ever
+            late = clock.monotonic() - self._syncObj.conf.connectionTimeout
+            for node in [node for node, since in self._silent.items() if since < late]:
+                self.disconnect(node)
 
     def _onMessageReceived(self, node: Any, message: Any) -> None:
         if node in self._greeted:
@@ -75,16 +90,20 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
             return
         kind = message.get("type") if isinstance(message, dict) else None
         if kind != GREETING:
-            self._refuse(node, "it runs PySyncObj without fastsm, and would pass over every command")
+            self._refuse(node, WITHOUT_FASTSM)
         elif message.get("version") != WIRE_VERSION:
             self._refuse(node, f"it speaks version {message.get('version')}, this node version {WIRE_VERSION}")
+        elif self._silent.pop(node, None) is not None:
+            self.refused.pop(READ_ONLY, None)
+            self._greeted.add(node)
+            super()._onReadonlyNodeConnected(node)
         else:
             self.refused.pop(node.id, None)
             self._greeted.add(node)
             super()._onNodeConnected(node)
 
     def _refuse(self, node: Any, reason: str) -> None:
-        self._note_refusal(node.id, reason)
+        self._note_refusal(READ_ONLY if self._silent.pop(node, None) is not None else node.id, reason)
         self.disconnect(node)
 
     def _note_refusal(self, name: str, reason: str) -> None:
@@ -163,7 +182,17 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
     def destroy(self) -> None:
         self._held.clear()
         self._greeted.clear()
+        self._silent.clear()
         super().destroy()
+
+
+def transport_class(given: type[Any]) -> type[FastTransport]:
+    """A class of the user's own, on top of fastsm's. It overrides what it overrides of PySyncObj's."""
+    if not (isinstance(given, type) and issubclass(given, TCPTransport)):
+        raise TypeError(f"expected a subclass of pysyncobj.transport.TCPTransport as transportClass, found {given!r}")
+    if issubclass(given, FastTransport):
+        return given
+    return FastTransport if given is TCPTransport else type(given.__name__, (given, FastTransport), {})
 
 
 def encode(content: Any) -> bytes:

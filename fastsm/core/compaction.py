@@ -1,0 +1,173 @@
+"""Compaction: the state as of a chunk's end becomes the next base, and the frames after it are carried over."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import time
+
+from fastsm.core.engine import Engine, append_metadata
+from fastsm.core.generations import Generations
+from fastsm.core.jobs import Job, Progress
+from fastsm.core.policy import Policy
+from fastsm.core.turns import Turns
+from fastsm.core.verifying import Verifying
+from fastsm.disk import format
+from fastsm.disk.base import Base, base_name
+from fastsm.disk.files import storage_errors
+from fastsm.errors import FastsmError, SnapshotError, SnapshotRangeError
+from fastsm.generation import current
+from fastsm.generation.log import Log
+from fastsm.lookup.index import Index
+from fastsm.snapshot.writer import write_snapshot_into
+from fastsm.types import LogId
+
+CATCH_UPS = 8
+
+logger = logging.getLogger("fastsm")
+
+
+class Compaction:
+    """Compacts one machine, which is given to each call; one compaction at a time.
+
+    ``retain_entries`` or ``retain_bytes`` of the log stay, whichever are less. Thread safe.
+    """
+
+    __slots__ = ("_generations", "_one_at_a_time", "_policy", "_retain_bytes", "_retain_entries", "_verifying")
+
+    def __init__(
+        self, generations: Generations, verifying: Verifying, policy: Policy, retain_entries: int, retain_bytes: int
+    ) -> None:
+        self._generations = generations
+        self._verifying = verifying
+        self._policy = policy
+        self._retain_entries = retain_entries
+        self._retain_bytes = retain_bytes
+        self._one_at_a_time = Turns()
+
+    def compact(self, engine: Engine, up_to: LogId | int | None, progress: Progress | None) -> None:
+        """Compacts up to an entry, or as far as what is retained allows."""
+        engine._require()
+        engine._log.check_writable()
+        index = None if up_to is None else operator.index(up_to[0] if isinstance(up_to, tuple) else up_to)
+        epoch, _, base, applied = engine._standing()
+        if index is not None and not base <= index <= applied:
+            raise SnapshotRangeError(
+                f"{self._generations.path}: cannot compact up to entry {index}: expected one from {base}, the base, to "
+                f"{applied}, last applied")
+        engine._turns.check()
+        with self._generations.jobs.run("compaction", None, progress) as job, self._one_at_a_time:
+            job.check()
+            engine._refuse_replaced(epoch, job.what)
+            self._run(engine, job, index)
+
+    def compact_by_itself(self, engine: Engine) -> None:
+        """Compacts on a thread that ``apply`` starts, once, when more is dead than the policy bears."""
+        try:
+            self.compact(engine, None, None)
+        except FastsmError as error:
+            if engine.is_running() and not isinstance(error, SnapshotError):
+                logger.warning(
+                    "%s: compaction failed, it is tried again later: %s", self._generations.path, error)
+        finally:
+            if not engine._closed():
+                self._policy.renew(engine)
+
+    def _run(self, engine: Engine, job: Job, up_to: int | None) -> None:
+        self._verifying.ensure(engine, job)
+        epoch, old, base_index, applied = engine._standing()
+        carried, last_included = self._last_compacted(old, applied, up_to)
+        if last_included.index <= base_index:
+            return
+        number = self._generations.next_number()
+        log: Log | None = None
+        started = time.perf_counter()
+        try:
+            base = self._write_base(engine, number, last_included, job, epoch)
+            log, index, carried = self._build_next(number, base, old, carried, job)
+            what = f"compacted up to {tuple(last_included)} in {time.perf_counter() - started:.3f} s"
+            with engine._turns:
+                job.check()
+                engine._require(True)
+                engine._refuse_moved(epoch, job.what)
+                self._take(engine, log, index, old, carried)
+        except BaseException:
+            self._generations.discard(engine, log, number)
+            raise
+        self._generations.end(engine, old, what)
+
+    def _last_compacted(self, log: Log, applied: int, up_to: int | None) -> tuple[int, LogId]:
+        """Where the last frame ends that goes into the base, and its last entry.
+
+        By default as many entries stay in the log as ``retain_entries`` or ``retain_bytes`` says, whichever is less,
+        and what a running snapshot reads.
+        """
+        if up_to is not None:
+            return log.last_frame_up_to(up_to)
+        found = log.last_frame_up_to(max(applied - self._retain_entries, 0), max(log.end - self._retain_bytes, 0))
+        needed = self._generations.jobs.least_needed()
+        return found if needed is None or found[1].index <= needed else log.last_frame_up_to(needed)
+
+    def _write_base(self, engine: Engine, number: int, last_included: LogId, job: Job, epoch: int) -> Base:
+        """The state as of an entry as a base, synced."""
+        directory = self._generations.directory
+        capture = engine._capture(last_included)
+        if capture.epoch != epoch:
+            engine._refuse_moved(epoch, job.what)
+        job.total = capture.estimated_size
+        capture.find(job.tick)
+        name = base_name(number)
+        with storage_errors(directory.path_of(name), "writing a base"):
+            descriptor = directory.create_file(name)
+            try:
+                head = write_snapshot_into(directory, descriptor, capture, b"", job.tick)
+            except BaseException:
+                directory.close_file(descriptor)
+                raise
+        return Base(directory, name, descriptor, head)
+
+    def _build_next(self, number: int, base: Base, old: Log, carried: int, job: Job) -> tuple[Log, Index, int]:
+        """The next generation, synced up to most of what is applied now, and how far that is in the old log."""
+        try:
+            log = Log.create(self._generations.directory, number, base)
+        except BaseException:
+            base.close()
+            raise
+        try:
+            index = Index()
+            index.read_base(log.mapping, base)
+            for _ in range(CATCH_UPS):
+                job.tick()
+                end = old.end
+                carry_over(log, index, old, carried, end)
+                carried = end
+                if old.end - carried < format.LARGE_BYTES:
+                    break
+            log.sync()
+            self._generations.save_table(log, index, job.tick)
+            current.prepare_next(self._generations.directory, log)
+        except BaseException:
+            log.close()
+            raise
+        return log, index, carried
+
+    def _take(self, engine: Engine, log: Log, index: Index, old: Log, carried: int) -> None:
+        """In the writer's turn: carries over what was applied meanwhile, syncs it, and takes the step."""
+        old.check_writable()  # a failed sync may have left frames there that were never applied
+        prepared = log.end
+        engine._write_state(True)
+        carry_over(log, index, old, carried)
+        metadata = engine.snapshot_metadata()
+        if metadata is not None:
+            append_metadata(log, metadata)
+        log.sync()
+        if log.end > prepared:  # otherwise a later look could take what was carried over for a torn tail
+            current.write_next(self._generations.directory, log)
+        self._generations.take(engine, log, index)
+
+
+def carry_over(log: Log, index: Index, old: Log, first: int, stop: int | None = None) -> None:
+    """Copies frames of the old log to the new one, and indexes them there."""
+    copied = log.end
+    log.copy_from(old, first, old.end if stop is None else stop)
+    index.read_log(log.mapping, copied, log.end, True)

@@ -1,0 +1,171 @@
+"""The step from one generation to the next: the part that a reset, an install and a compaction share.
+
+    prepare    the next base and log are written, indexed and synced next to the ones in use; nobody waits
+    take       in the writer's turn: CURRENT is replaced, and the state in memory goes on with the new log
+    end        the old log is closed and removed
+
+Everything here is given the engine that it works on as an argument. None of these objects refers to it: a reference
+back would keep a machine that nobody closed alive until the next garbage collection.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import weakref
+from collections.abc import Callable
+from functools import partial
+
+from fastsm.core.engine import Engine
+from fastsm.core.group_commit import GroupCommit
+from fastsm.core.jobs import Jobs
+from fastsm.core.policy import Policy
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.mapping import Mapping
+from fastsm.errors import StorageError
+from fastsm.generation import current
+from fastsm.generation.log import Log
+from fastsm.generation.saved_table import save_table
+from fastsm.lookup.index import Index
+from fastsm.types import LogId, SnapshotMetadata
+
+SAVE_TABLE_ABOVE = 4 << 20  # bytes of base and log: reading fewer takes no longer than reading a table
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+logger = logging.getLogger("fastsm")
+
+
+class Generations:
+    """The generations of one directory: which comes next, which are still held by views, and how the last one ends.
+
+    Thread safety: what takes the ``engine`` needs the writer's turn, unless it says otherwise; the rest, any thread.
+    """
+
+    __slots__ = ("_clean_end", "_numbers", "_policy", "_retired", "directory", "jobs", "path")
+
+    def __init__(self, directory: Directory, path: str, log: Log, policy: Policy, jobs: Jobs, *, clean: bool) -> None:
+        self.directory = directory
+        self.path = path
+        self.jobs = jobs
+        self._policy = policy
+        self._numbers = itertools.count(log.head.generation + 1)  # no two steps prepare the same files
+        self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
+        self._clean_end = log.end if clean else -1  # where a log ends that was opened cleanly and has not grown since
+
+    def next_number(self) -> int:
+        """A number for files of a generation, which no other call gets."""
+        return next(self._numbers)
+
+    def pinned_bytes(self, log: Log) -> int:
+        """The bytes of replaced generations that views and iterators still hold."""
+        held = (ref() for ref in self._retired)
+        return sum(pages.mapped for pages in held if pages is not None and pages is not log.mapping)
+
+    # ---- the step --------------------------------------------------------------------------------------
+
+    def take(
+        self,
+        engine: Engine,
+        log: Log,
+        index: Index,
+        state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None,
+    ) -> Log:
+        """Takes the step to a prepared generation; see ``Engine._switch``. Returns the old log, for :meth:`end`.
+
+        The old log is not removed here, since a turn in which a large file is unlinked is long.
+        """
+        old, old_commit = engine._log, engine._group_commit
+        self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
+        self._clean_end = -1
+        name_next = partial(current.name_next, self.directory, old, log)
+        engine._switch(name_next, log, index, GroupCommit(log, engine._turns), state_of_its_own)
+        try:
+            engine._set_verified(True)
+            old_commit.close()
+            if not engine._is_called_for():  # otherwise the compaction that was called for renews it at its end
+                self._policy.renew(engine)
+        except (StorageError, MemoryError) as error:
+            self._note_leftover(error)
+        return old
+
+    def end(self, engine: Engine, old: Log, what: str) -> None:
+        """After the step: removes the old log, and logs what the step was. Called after the writer's turn.
+
+        The caller's job or turn keeps the directory open.
+        """
+        before = old.end
+        try:
+            with storage_errors(self.path, "removing the old generation"):
+                old.close()
+                current.remove_generation(self.directory, old.head.generation)
+            logger.info(
+                "%s: %s: a log of %d bytes became a base of %d and a log of %d", self.path, what, before,
+                engine._log.base_bytes, engine._log.end)
+        except (StorageError, MemoryError) as error:
+            self._note_leftover(error)
+
+    def _note_leftover(self, error: Exception) -> None:
+        """Logs what failed after the step to another generation: it is no error of that step."""
+        try:  # noqa: SIM105  # `suppress` would need memory itself
+            logger.warning("%s: left over until the next opening: %r", self.path, error)
+        except MemoryError:
+            pass  # then nobody can be told
+
+    def discard(self, engine: Engine, log: Log | None, number: int) -> None:
+        """Removes what was prepared of a generation, unless that has become the state."""
+        if log is None or log is not engine._log:
+            current.discard(self.directory, log, number)
+
+    # ---- reset -----------------------------------------------------------------------------------------
+
+    def reset(self, engine: Engine) -> None:
+        """Takes the step to the empty state."""
+        engine._require(True)
+        engine._log.check_writable()
+        number = self.next_number()
+        log = None
+        try:
+            log = Log.create(self.directory, number)
+            current.prepare_next(self.directory, log)
+            with self.jobs.replacing("a reset"):
+                old = self.take(engine, log, Index(), (LogId(), None))
+        except BaseException:
+            self.discard(engine, log, number)
+            raise
+        self.end(engine, old, "reset")
+
+    # ---- the saved table, and the end ------------------------------------------------------------------
+
+    def save_table(self, log: Log, index: Index, tick: Callable[[], object] = lambda: None) -> None:
+        """Saves the table of a synced log where that pays off. Where it cannot be saved there is none: no error."""
+        if log.start + log.end < SAVE_TABLE_ABOVE:
+            return
+        try:
+            with storage_errors(self.path, "saving the table"):
+                save_table(self.directory, log, index, tick)
+        except StorageError as error:  # base and log are durable, and say all that it says
+            logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
+
+    def end_log(self, engine: Engine) -> None:
+        """Writes the last frames. Afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
+        log, commit = engine._log, engine._group_commit
+        if log.read_only:
+            return
+        if log.end == self._clean_end and not engine._has_unwritten(True):
+            if not engine._index.loaded:  # the opening had to read everything: the next one need not
+                self.save_table(log, engine._index)
+            return
+        engine._write_state(True)
+        commit.sync_up_to(log.end)  # never two syncs at the same time
+        try:
+            engine._write_state(False, True)
+            commit.sync_up_to(log.end)
+            log.trim()
+            self.save_table(log, engine._index)
+            current.write_current(self.directory, log)
+        except StorageError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # All data is durable: without room for the last frame, the next opening just takes longer.
+            logger.warning("%s: closed without a final frame: %s", self.path, error)

@@ -1,0 +1,70 @@
+"""Verification of a machine's files: on demand, in the background, and before a snapshot copies from them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+from fastsm.core.engine import Engine
+from fastsm.core.jobs import Job
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.errors import CorruptionError
+from fastsm.generation import current
+from fastsm.generation.verification import BackgroundVerification, Verification
+
+
+class Verifying:
+    """Verifications of one machine, which is given to each call. A result counts only for the files it was made of.
+
+    Thread safe.
+    """
+
+    __slots__ = ("_directory", "background")
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self.background: BackgroundVerification | None = None
+
+    def start(self, engine: Engine) -> None:
+        """Begins to check all bytes in the background; damage is raised by the next call of the machine."""
+        epoch, log, _, _ = engine._standing()
+        machine = weakref.ref(engine)
+
+        def report(error: Exception | None) -> None:
+            found = machine()
+            if found is not None and found._settle_verification(epoch, error) and error is not None:
+                log.poison(error)
+
+        self.background = BackgroundVerification(Verification(log), report)
+
+    def stop(self) -> None:
+        """Ends the verification in the background early."""
+        if self.background is not None:
+            self.background.stop()
+
+    def ensure(self, engine: Engine, job: Job) -> None:
+        """Returns once every byte was checked: a snapshot of unverified bytes would give damage a right checksum."""
+        if engine._verified:
+            return
+        if self.background is not None:
+            self.background.wait(job.tick)
+            engine._require()
+        if not engine._verified:
+            with engine._turns:  # no step to another generation closes the files meanwhile
+                engine._require(True)
+                epoch, log, _, _ = engine._standing()
+                verification = Verification(log)
+            verification.run(lambda done, total: job.tick())
+            engine._settle_verification(epoch)
+
+    def run(self, engine: Engine, progress: Callable[[int, int], None] | None) -> None:
+        """Checks every byte now, and that CURRENT is there."""
+        with engine._turns:
+            engine._require()
+            if current.read_current(self._directory) is None:
+                raise CorruptionError(self._directory.path_of(current.CURRENT), None, "CURRENT", "no file")
+            epoch, log, _, _ = engine._standing()
+            with storage_errors(log.path, "reading the log"):
+                verification = Verification(log)
+        verification.run(progress)
+        engine._settle_verification(epoch)

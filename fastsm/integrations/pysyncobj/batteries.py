@@ -1,0 +1,467 @@
+"""PySyncObj's batteries with their state in fastsm: the names and behaviour of ``pysyncobj.batteries``.
+
+    node = ReplicatedStateMachine(own, partners, directory, consumers=[FastDict(), FastCounter()])
+
+Their content is in the node's state machine, under keys that begin with the battery's name and a zero byte: in
+snapshots without being pickled, on disk, and not in Python objects. Reads show what this node has applied; changes go
+through the log, and take ``callback=``, ``sync=`` and ``timeout=`` as :meth:`ReplicatedStateMachine.submit` does.
+
+Where an operation cannot be done (``remove`` of what is not there), nothing changes, on any node: a caller with
+``sync`` has the exception raised, a callback hears ``FAIL_REASON.REQUEST_DENIED``. (PySyncObj's end the cluster.)
+
+Names are given (``name=``) where a node has two batteries of one kind. All nodes have the same batteries, in any order.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fastsm.command import batch, delete, noop, put
+from fastsm.errors import NotRunningError
+from fastsm.integrations.pysyncobj import operations
+from fastsm.integrations.pysyncobj.codecs import KEYS, VALUES, Codec, codec
+from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
+from fastsm.integrations.pysyncobj.places import MARK
+from fastsm.integrations.pysyncobj.replicated import StateInMachine
+from fastsm.integrations.pysyncobj.waiting import Callback
+
+if TYPE_CHECKING:
+    from fastsm.machine import FastStateMachine
+
+__all__ = ["FastCounter", "FastDict", "FastLockManager", "FastPriorityQueue", "FastQueue", "FastSet"]
+
+Take = Callable[[Any], Any]
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+class _Battery(StateInMachine):
+    def __init__(self, name: str | None, kind: str) -> None:
+        super().__init__()
+        name = kind if name is None else name
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ValueError(f"expected a name without zero bytes, found {name!r}")
+        self.prefix = name.encode() + b"\0"
+
+    def _node(self) -> ReplicatedStateMachine:
+        node = self._syncObj
+        if node is None:
+            raise NotRunningError(f"this {type(self).__name__} is not one of the consumers of a node that runs")
+        if not isinstance(node, ReplicatedStateMachine):
+            raise TypeError(f"expected a ReplicatedStateMachine around a {type(self).__name__}, found {node!r}")
+        return node
+
+    def _machine(self) -> FastStateMachine:
+        return self._node().state_machine
+
+    def _pairs(self) -> list[tuple[bytes, bytes]]:
+        """All of it, keys without the prefix, in the order of bytes."""
+        size = len(self.prefix)
+        return [(key[size:], value) for key, value in self._machine().scan_prefix(self.prefix).entries]
+
+    def _submit(self, command: bytes, options: dict[str, Any], take: Take = _nothing) -> Any:
+        """A command of the state machine's."""
+        return self._send(command, MARK, take, **options)
+
+    def _operate(
+        self, function: Callable[..., Any], *arguments: bytes, options: dict[str, Any], take: Take = _nothing
+    ) -> Any:
+        return self._send(operations.encode(function, *arguments), operations.OPERATION, take, **options)
+
+    def _send(
+        self, content: bytes, mark: int, take: Take, *, callback: Callback | None = None, sync: bool = False,
+        timeout: float | None = None,
+    ) -> Any:
+        return self._node()._fastsm_submit(content, mark, sync, callback, timeout, take)
+
+
+def _same(result: Any) -> Any:
+    return result
+
+
+class FastDict(_Battery):
+    """``pysyncobj.batteries.ReplDict``, in fastsm.
+
+    ``keys`` and ``values``: ``str``, ``bytes``, or a codec (``encode`` and ``decode``). Without, keys are ``str``,
+    ``bytes``, ``int``, None and tuples of these, values any object that can be pickled. Values come out as new objects:
+    changing one changes nothing here. Keys come in the order of their bytes.
+    """
+
+    def __init__(self, name: str | None = None, *, keys: Any = None, values: Any = None) -> None:
+        super().__init__(name, "dict")
+        self._keys, self._values = codec(keys, KEYS), codec(values, VALUES)
+
+    def _key(self, key: Any) -> bytes:
+        return self.prefix + self._keys.encode(key)
+
+    def _put(self, key: Any, value: Any) -> bytes:
+        return put(self._key(key), self._values.encode(value))
+
+    # ---- changes ---------------------------------------------------------------------------------------
+
+    def reset(self, newData: dict[Any, Any], **options: Any) -> None:
+        """Replaces all items by those of a dict, in one step. O(items before and after)."""
+        if not isinstance(newData, dict):
+            raise TypeError(f"expected a dict, found {newData!r}")
+        pairs = [part for key, value in newData.items() for part in (self._key(key), self._values.encode(value))]
+        self._operate(operations.replace, self.prefix, *pairs, options=options)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.set(key, value)
+
+    def set(self, key: Any, value: Any, **options: Any) -> None:
+        """Sets the value of a key."""
+        self._submit(self._put(key, value), options)
+
+    def setdefault(self, key: Any, default: Any, **options: Any) -> Any:
+        """Sets the value of a key that is not there; the result is its value now."""
+        put(self._key(key), data := self._values.encode(default))  # raises what is too large, before it is in the log
+        return self._operate(operations.set_default, self._key(key), data, options=options, take=self._values.decode)
+
+    def update(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]], **options: Any) -> None:
+        """Sets all of them, in one entry."""
+        pairs = other.items() if isinstance(other, Mapping) else other
+        puts = [self._put(key, value) for key, value in pairs]
+        self._submit(batch(puts) if puts else noop(), options)
+
+    def pop(self, key: Any, default: Any = None, **options: Any) -> Any:
+        """Removes a key; the result is its value, or ``default`` where there was none."""
+
+        def take(data: bytes | None) -> Any:
+            return default if data is None else self._values.decode(data)
+
+        return self._operate(operations.take, self._key(key), options=options, take=take)
+
+    def clear(self, **options: Any) -> None:
+        """Removes everything, in one step. O(items)."""
+        self._operate(operations.replace, self.prefix, options=options)
+
+    # ---- reads -----------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Any:
+        data = self._machine().get(self._key(key))
+        if data is None:
+            raise KeyError(key)
+        return self._values.decode(data)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The value of a key, or ``default``. O(1)."""
+        data = self._machine().get(self._key(key))
+        return default if data is None else self._values.decode(data)
+
+    def __len__(self) -> int:
+        """The number of items. O(keys of the state machine)."""
+        return len(self._pairs())
+
+    def __bool__(self) -> bool:
+        return bool(self._machine().scan_prefix(self.prefix, limit=1).entries)
+
+    def __contains__(self, key: Any) -> bool:
+        return self._key(key) in self._machine()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rawData())
+
+    def keys(self) -> Any:
+        """All keys, as of one applied state."""
+        return self.rawData().keys()
+
+    def values(self) -> Any:
+        """All values, as of one applied state."""
+        return self.rawData().values()
+
+    def items(self) -> Any:
+        """All items, as of one applied state."""
+        return self.rawData().items()
+
+    def rawData(self) -> dict[Any, Any]:
+        """All of it as a dict, which is a copy."""
+        return {self._keys.decode(key): self._values.decode(value) for key, value in self._pairs()}
+
+
+class FastCounter(_Battery):
+    """``pysyncobj.batteries.ReplCounter``, in fastsm: an int of any size, or a float."""
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name, "counter")
+
+    def set(self, newValue: float, **options: Any) -> Any:
+        """Sets it; the result is its value."""
+        return self._submit(put(self.prefix, operations.number_as_bytes(newValue)), options, lambda _: newValue)
+
+    def add(self, value: float, **options: Any) -> Any:
+        """Adds to it; the result is its value now."""
+        amount = operations.number_as_bytes(value)
+        return self._operate(operations.add, self.prefix, amount, options=options, take=operations.number_of)
+
+    def sub(self, value: float, **options: Any) -> Any:
+        """Subtracts from it; the result is its value now."""
+        return self.add(-value, **options)
+
+    def inc(self, **options: Any) -> Any:
+        """Adds one; the result is its value now."""
+        return self.add(1, **options)
+
+    def get(self) -> float:
+        """Its value."""
+        return operations.number_of(self._machine().get(self.prefix))
+
+
+class FastSet(_Battery):
+    """``pysyncobj.batteries.ReplSet``, in fastsm. ``items``: what a :class:`FastDict` takes for keys."""
+
+    def __init__(self, name: str | None = None, *, items: Any = None) -> None:
+        super().__init__(name, "set")
+        self._items = codec(items, KEYS)
+
+    def _key(self, item: Any) -> bytes:
+        return self.prefix + self._items.encode(item)
+
+    def reset(self, newData: set[Any], **options: Any) -> None:
+        """Replaces all items by those of a set, in one step. O(items before and after)."""
+        if not isinstance(newData, (set, frozenset)):
+            raise TypeError(f"expected a set, found {newData!r}")
+        pairs = [part for item in newData for part in (self._key(item), b"")]
+        self._operate(operations.replace, self.prefix, *pairs, options=options)
+
+    def add(self, item: Any, **options: Any) -> None:
+        """Adds an item."""
+        self._submit(put(self._key(item), b""), options)
+
+    def remove(self, item: Any, **options: Any) -> None:
+        """Removes an item; ``KeyError`` where it is not there."""
+        try:
+            self._operate(operations.remove, self._key(item), options=options)
+        except KeyError:
+            raise KeyError(item) from None
+
+    def discard(self, item: Any, **options: Any) -> None:
+        """Removes an item if it is there."""
+        self._submit(delete(self._key(item)), options)
+
+    def pop(self, **options: Any) -> Any:
+        """Removes the first item in the order of bytes, which is the result; ``KeyError`` where there is none."""
+        return self._operate(operations.take_first, self.prefix, options=options, take=self._items.decode)
+
+    def clear(self, **options: Any) -> None:
+        """Removes everything, in one step. O(items)."""
+        self._operate(operations.replace, self.prefix, options=options)
+
+    def update(self, other: Iterable[Any], **options: Any) -> None:
+        """Adds all of them, in one entry."""
+        puts = [put(self._key(item), b"") for item in other]
+        self._submit(batch(puts) if puts else noop(), options)
+
+    def rawData(self) -> set[Any]:
+        """All of it as a set, which is a copy."""
+        return {self._items.decode(key) for key, _ in self._pairs()}
+
+    def __len__(self) -> int:
+        """The number of items. O(keys of the state machine)."""
+        return len(self._pairs())
+
+    def __bool__(self) -> bool:
+        return bool(self._machine().scan_prefix(self.prefix, limit=1).entries)
+
+    def __contains__(self, item: Any) -> bool:
+        return self._key(item) in self._machine()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rawData())
+
+
+class _AnyQueue(_Battery):
+    _put: Callable[..., Any]
+    _get: Callable[..., Any]
+
+    def __init__(self, kind: str, maxsize: int, name: str | None, items: Any) -> None:
+        super().__init__(name, kind)
+        self._maxsize, self._items = maxsize, codec(items, VALUES)
+
+    def qsize(self) -> int:
+        """The number of items. O(1)."""
+        first, end = operations.ends_of(self._machine().get(self.prefix))
+        return end - first
+
+    def __len__(self) -> int:
+        return self.qsize()
+
+    def empty(self) -> bool:
+        """Whether there are no items."""
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        """Whether there are as many as may be."""
+        return 0 < self._maxsize <= self.qsize()
+
+    def _put_by(self, operation: Callable[..., Any], item: Any, options: dict[str, Any]) -> Any:
+        data, most = self._items.encode(item), b"%d" % max(self._maxsize, 0)
+        put(self.prefix, data)  # raises what is too large, before it is in the log
+        return self._operate(operation, self.prefix, most, data, options=options, take=_same)
+
+    def _get_by(self, operation: Callable[..., Any], default: Any, options: dict[str, Any]) -> Any:
+        def take(data: bytes | None) -> Any:
+            return default if data is None else self._items.decode(data)
+
+        return self._operate(operation, self.prefix, options=options, take=take)
+
+
+class FastQueue(_AnyQueue):
+    """``pysyncobj.batteries.ReplQueue``, in fastsm: first in, first out. ``items``: ``str``, ``bytes`` or a codec.
+
+    ``maxsize`` goes with each ``put``: that of the node that puts is what counts, on every node.
+    """
+
+    def __init__(self, maxsize: int = 0, name: str | None = None, *, items: Any = None) -> None:
+        super().__init__("queue", maxsize, name, items)
+
+    def put(self, item: Any, **options: Any) -> Any:
+        """Appends an item: True, or False where the queue is full. O(1)."""
+        return self._put_by(operations.queue_put, item, options)
+
+    def get(self, default: Any = None, **options: Any) -> Any:
+        """Takes the oldest item out, which is the result; ``default`` where there is none. O(1)."""
+        return self._get_by(operations.queue_get, default, options)
+
+
+class FastPriorityQueue(_AnyQueue):
+    """``pysyncobj.batteries.ReplPriorityQueue``, in fastsm: the smallest first.
+
+    ``items``: ``str``, ``bytes`` or a codec. Items are compared on every node while entries are applied: their order
+    must be the same everywhere, and all nodes give the same codec. Two that do not compare are a ``TypeError``, and
+    change nothing.
+    """
+
+    codec: Codec
+
+    def __init__(self, maxsize: int = 0, name: str | None = None, *, items: Any = None) -> None:
+        super().__init__("priority queue", maxsize, name, items)
+        self.codec = self._items
+
+    def put(self, item: Any, **options: Any) -> Any:
+        """Adds an item: True, or False where the queue is full. O(log n)."""
+        return self._put_by(operations.heap_put, item, options)
+
+    def get(self, default: Any = None, **options: Any) -> Any:
+        """Takes the smallest item out, which is the result; ``default`` where there is none. O(log n)."""
+        return self._get_by(operations.heap_get, default, options)
+
+
+class _Locks(_Battery):
+    """The locks themselves."""
+
+    def __init__(self, autoUnlockTime: float, name: str | None) -> None:
+        super().__init__(name, "locks")
+        self._most_age = repr(float(autoUnlockTime)).encode()
+
+    def _key(self, lock: Any) -> bytes:
+        return self.prefix + KEYS.encode(lock)
+
+    def acquire(self, lock: Any, holder: str, now: float, **options: Any) -> Any:
+        arguments = self._key(lock), holder.encode(), repr(float(now)).encode(), self._most_age
+        return self._operate(operations.lock_acquire, *arguments, options=options, take=_same)
+
+    def prolongate(self, holder: str, now: float, **options: Any) -> None:
+        arguments = self.prefix, holder.encode(), repr(float(now)).encode(), self._most_age
+        self._operate(operations.lock_prolongate, *arguments, options=options)
+
+    def release(self, lock: Any, holder: str, **options: Any) -> None:
+        self._operate(operations.lock_release, self._key(lock), holder.encode(), options=options)
+
+    def is_acquired(self, lock: Any, holder: str, now: float) -> bool:
+        found = operations.lock_of(self._machine().get(self._key(lock)))
+        return found is not None and found[1] == holder.encode() and now - found[0] < float(self._most_age)
+
+
+class FastLockManager:
+    """``pysyncobj.batteries.ReplLockManager``, in fastsm: locks that end when their holder is silent for a while.
+
+    As there, time is that of the nodes' clocks, which must be close to each other compared with ``autoUnlockTime``.
+    Without ``selfID`` a manager gets an id of its own. Its thread ends with :meth:`destroy`, with the manager, and with
+    the thread that made it.
+    """
+
+    def __init__(self, autoUnlockTime: float, selfID: str | None = None, *, name: str | None = None) -> None:
+        self._locks = _Locks(autoUnlockTime, name)
+        self._own = f"{socket.gethostname()}:{os.getpid()}:{id(self)}" if selfID is None else selfID
+        self._time = autoUnlockTime
+        self._end = threading.Event()
+        arguments = weakref.ref(self), self._end, threading.current_thread()
+        threading.Thread(target=_prolongate, args=arguments, name="fastsm locks", daemon=True).start()
+
+    def _consumer(self) -> _Locks:
+        return self._locks
+
+    def destroy(self) -> None:
+        """Ends its thread. Its locks end by themselves."""
+        self._end.set()
+
+    def __del__(self) -> None:
+        end = getattr(self, "_end", None)
+        if end is not None:
+            end.set()
+
+    def _prolongate_now(self) -> bool:
+        """Says that their holder lives; whether that could be said."""
+        node = self._locks._syncObj
+        if node is None or node._getLeader() is None:
+            return False
+        try:
+            self._locks.prolongate(self._own, time.time())
+        except NotRunningError:
+            return False
+        return True
+
+    def tryAcquire(
+        self, lockID: Any, callback: Callback | None = None, sync: bool = False, timeout: float | None = None
+    ) -> Any:
+        """Whether the lock could be had: with ``sync`` the result, else what ``callback(result, reason)`` is told."""
+        began = time.time()
+
+        def late(acquired: Any) -> bool:
+            """Whether it came too late to be relied on; then it is given back."""
+            if not acquired or time.time() - began <= self._time / 2.0:
+                return False
+            self._locks.release(lockID, self._own)
+            return True
+
+        if callback is None and sync:
+            acquired = self._locks.acquire(lockID, self._own, began, sync=True, timeout=timeout)
+            return acquired and not late(acquired)
+
+        def told(acquired: Any, reason: Any) -> None:
+            acquired = acquired and not late(acquired)
+            if callback is not None:
+                callback(acquired, reason)
+
+        return self._locks.acquire(lockID, self._own, began, callback=told, timeout=timeout)
+
+    def isAcquired(self, lockID: Any) -> bool:
+        """Whether this manager has the lock, as this node knows."""
+        return self._locks.is_acquired(lockID, self._own, time.time())
+
+    def release(
+        self, lockID: Any, callback: Callback | None = None, sync: bool = False, timeout: float | None = None
+    ) -> None:
+        """Gives a lock back."""
+        self._locks.release(lockID, self._own, callback=callback, sync=sync, timeout=timeout)
+
+
+def _prolongate(manager: weakref.ref[FastLockManager], end: threading.Event, maker: threading.Thread) -> None:
+    """Runs on a manager's thread."""
+    last = 0.0
+    while not end.wait(0.1) and maker.is_alive():
+        found = manager()
+        if found is None:
+            return
+        if time.time() - last >= found._time / 4.0 and found._prolongate_now():
+            last = time.time()
+        del found

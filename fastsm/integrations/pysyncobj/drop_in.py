@@ -1,0 +1,66 @@
+"""``FastSyncObj``: PySyncObj's own constructor, for programs that are built around it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pysyncobj import SyncObjConf
+from pysyncobj.node import TCPNode
+from pysyncobj.transport import TCPTransport
+
+from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
+
+
+class FastSyncObj(ReplicatedStateMachine):
+    """A :class:`ReplicatedStateMachine` that is made as a ``pysyncobj.SyncObj`` is: a base class in its place.
+
+    Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), with ``.fastsm`` after it. Where
+    neither is set, nothing is kept, as in PySyncObj: the directory is a temporary one, removed when the node ends.
+    Files of PySyncObj's own are not taken over: ``ValueError`` if there are any while the directory is not there yet.
+    ``options``: of :class:`ReplicatedStateMachine`, such as ``durable``.
+    """
+
+    def __init__(
+        self,
+        selfNode: Any,
+        otherNodes: Iterable[Any],
+        conf: Any = None,
+        consumers: Sequence[Any] | None = None,
+        nodeClass: type[Any] = TCPNode,
+        transport: Any = None,
+        transportClass: type[Any] = TCPTransport,
+        **options: Any,
+    ) -> None:
+        if transport is not None:
+            raise TypeError("expected transportClass=, found transport=: a class of your own is put on top of fastsm's")
+        conf = SyncObjConf() if conf is None else copy.copy(conf)
+        files = [name for name in (conf.journalFile, conf.fullDumpFile) if name is not None]
+        conf.journalFile = conf.fullDumpFile = None
+        directory = f"{os.fsdecode(files[0])}.fastsm" if files else None
+        if directory is not None and not os.path.lexists(directory):
+            stock = [name for name in files if os.path.lexists(name)]
+            if stock:
+                raise ValueError(
+                    f"{directory}: expected nothing of PySyncObj's own where this node begins, found {stock[0]!r}, "
+                    "which is not taken over: move it away, and start all nodes of the cluster on fastsm")
+        self._fastsm_temporary = tempfile.mkdtemp(prefix="fastsm-") if directory is None else None
+        try:
+            super().__init__(
+                selfNode, otherNodes, directory or str(self._fastsm_temporary), conf=conf, consumers=consumers or (),
+                nodeClass=nodeClass, transportClass=transportClass, **options)
+        except BaseException:
+            self._fastsm_remove_temporary()
+            raise
+
+    def _doDestroy(self) -> None:
+        super()._doDestroy()
+        self._fastsm_remove_temporary()
+
+    def _fastsm_remove_temporary(self) -> None:
+        if self._fastsm_temporary is not None:
+            shutil.rmtree(self._fastsm_temporary, ignore_errors=True)

@@ -1,0 +1,463 @@
+"""The batteries on fastsm: PySyncObj's own are the model, under random operations, restarts, dumps and installs."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pysyncobj")
+
+from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf
+from pysyncobj import batteries as stock
+
+import fastsm
+from fastsm.integrations.pysyncobj import DumpPolicy, ReplicatedStateMachine
+from fastsm.integrations.pysyncobj.batteries import (
+    FastCounter,
+    FastDict,
+    FastLockManager,
+    FastPriorityQueue,
+    FastQueue,
+    FastSet,
+)
+from fastsm.integrations.pysyncobj.codecs import KEYS, VALUES
+from support.cluster import free_ports
+
+Calls = Callable[[random.Random], tuple[str, tuple[Any, ...]]]
+
+DENIED = "cannot be done"
+
+
+class Cluster:
+    """Nodes that the test ticks in turns; the first one leads. Each has batteries of its own."""
+
+    def __init__(self, root: Path, make: Callable[[], list[Any]], size: int = 1) -> None:
+        self.root, self.make = root, make
+        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(size)]
+        self.nodes: dict[int, ReplicatedStateMachine] = {}
+        self.batteries: dict[int, list[Any]] = {}
+        for number in range(size):
+            self.start(number)
+        self.settle()
+
+    def start(self, number: int) -> None:
+        least = 0.1 + 0.6 * number
+        conf = SyncObjConf(
+            autoTick=False, bindAddress=self.addresses[number], appendEntriesUseBatch=False, connectionRetryTime=0.05,
+            raftMinTimeout=least, raftMaxTimeout=least + 0.01, appendEntriesPeriod=0.02,
+        )  # fmt: skip
+        others = [address for other, address in enumerate(self.addresses) if other != number]
+        self.batteries[number] = self.make()
+        self.nodes[number] = ReplicatedStateMachine(
+            self.addresses[number], others, self.root / str(number), conf=conf, consumers=self.batteries[number],
+            policy=DumpPolicy(trailing_entries=2))
+
+    def stop(self, number: int, *, wiped: bool = False) -> None:
+        self.nodes.pop(number).destroy()
+        if wiped:
+            shutil.rmtree(self.root / str(number))
+
+    def end(self) -> None:
+        for number in list(self.nodes):
+            self.stop(number)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        for _ in range(8000):
+            if condition():
+                return
+            for node in self.nodes.values():
+                node.doTick(0.001)
+        raise AssertionError([node.failure for node in self.nodes.values()])
+
+    def settle(self) -> None:
+        self.until(lambda: all(node.isReady() for node in self.nodes.values()) and len({
+            (node._getLeader(), node.raftLastApplied, node.raftCommitIndex, node.journal.last_index)
+            for node in self.nodes.values()}) == 1)  # fmt: skip
+
+    def dump(self) -> None:
+        for node in self.nodes.values():
+            node.forceLogCompaction()
+            made = node.dumps
+            self.until(lambda node=node, made=made: node.dumps > made or not node._SyncObj__forceLogCompaction)
+
+    def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """What the callback of a call is given; DENIED where it cannot be done."""
+        told: list[Any] = []
+        method(*arguments, callback=lambda *answer: told.append(answer))
+        self.until(lambda: told)
+        result, reason = told[0]
+        if reason == FAIL_REASON.REQUEST_DENIED:
+            return DENIED
+        assert reason == FAIL_REASON.SUCCESS
+        return result
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    made: list[Cluster] = []
+
+    def make(batteries: Callable[[], list[Any]], size: int = 1) -> Cluster:
+        made.append(Cluster(tmp_path, batteries, size))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()
+
+
+def by_model(method: Callable[..., Any], *arguments: Any) -> Any:
+    """The same call of PySyncObj's own class, at once."""
+    try:
+        return method(*arguments, _doApply=True)
+    except (KeyError, TypeError):
+        return DENIED
+
+
+# ---- what is called ------------------------------------------------------------------------------------------
+
+KEYS_USED = ["", "a", "ä", b"", b"a", b"\0\xff", 0, -1, 2**70, None, ("a", 1), ("a", (b"b", None)), True]
+VALUES_USED = ["", "text", b"bytes", 0, 1.5, None, [1, {"a": (2,)}], True]
+
+
+def of_dict(chance: random.Random) -> tuple[str, tuple[Any, ...]]:
+    key, value = chance.choice(KEYS_USED), chance.choice(VALUES_USED)
+    some = {chance.choice(KEYS_USED): chance.choice(VALUES_USED) for _ in range(chance.randrange(4))}
+    kind = chance.choices(["set", "setdefault", "update", "pop", "default", "clear", "reset"], [8, 4, 4, 8, 4, 1, 1])[0]
+    return {
+        "set": ("set", (key, value)), "setdefault": ("setdefault", (key, value)), "update": ("update", (some,)),
+        "pop": ("pop", (key,)), "default": ("pop", (key, value)), "clear": ("clear", ()), "reset": ("reset", (some,)),
+    }[kind]  # fmt: skip
+
+
+def of_set(chance: random.Random) -> tuple[str, tuple[Any, ...]]:
+    item, some = chance.choice(KEYS_USED), set(chance.sample(KEYS_USED, chance.randrange(4)))
+    kind = chance.choices(["add", "remove", "discard", "update", "clear", "reset"], [8, 6, 6, 4, 1, 1])[0]
+    return kind, () if kind == "clear" else (some,) if kind in ("update", "reset") else (item,)
+
+
+def of_counter(chance: random.Random) -> tuple[str, tuple[Any, ...]]:
+    kind = chance.choice(["set", "add", "sub", "inc"])
+    return kind, () if kind == "inc" else (chance.choice([0, 1, -7, 2**80, 0.25]),)
+
+
+def of_queue(chance: random.Random) -> tuple[str, tuple[Any, ...]]:
+    if chance.random() < 0.55:
+        return "put", (chance.choice(VALUES_USED),)
+    return "get", chance.choice([(), ("nothing",)])
+
+
+def of_priority_queue(chance: random.Random) -> tuple[str, tuple[Any, ...]]:
+    if chance.random() < 0.6:  # equal ones that can be told apart, so that the order among them shows
+        return "put", (chance.choice([1, 1.0, True, 2, 0, -3, 2.5]),)
+    return "get", chance.choice([(), ("nothing",)])
+
+
+def content(battery: Any) -> Any:
+    """All that can be read of a battery, of either kind."""
+    if hasattr(battery, "rawData"):
+        raw = battery.rawData()
+        found: Any = dict(raw) if isinstance(raw, dict) else set(raw)
+        assert len(battery) == len(found)
+        assert all(key in battery for key in found)
+        assert ("a" in battery) == ("a" in found)
+        if isinstance(found, dict):
+            assert {key: battery[key] for key in battery.keys()} == found  # noqa: SIM118  # PySyncObj's has no iteration
+            assert sorted(map(repr, battery.values())) == sorted(map(repr, found.values()))
+            assert dict(battery.items()) == found
+            assert battery.get("no such key", 7) == 7
+        return found
+    if hasattr(battery, "qsize"):
+        return battery.qsize(), battery.empty(), battery.full(), len(battery)
+    return battery.get()
+
+
+KINDS = [
+    (FastDict, stock.ReplDict, of_dict, ()),
+    (FastSet, stock.ReplSet, of_set, ()),
+    (FastCounter, stock.ReplCounter, of_counter, ()),
+    (FastQueue, stock.ReplQueue, of_queue, ()),
+    (FastQueue, stock.ReplQueue, of_queue, (3,)),
+    (FastPriorityQueue, stock.ReplPriorityQueue, of_priority_queue, ()),
+    (FastPriorityQueue, stock.ReplPriorityQueue, of_priority_queue, (5,)),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "calls", "arguments"), KINDS)
+def test_a_battery_is_what_it_is_in_stock(
+    cluster: Callable[..., Cluster], ours: type[Any], theirs: type[Any], calls: Calls, arguments: tuple[Any, ...]
+) -> None:
+    """Answers and content, after each call of a random sequence, with restarts and dumps in between."""
+    nodes = cluster(lambda: [ours(*arguments)])
+    model = theirs(*arguments)
+    chance = random.Random(f"{ours.__name__} {arguments}")
+    for number in range(250):
+        name, given = calls(chance)
+        answer = nodes.call(getattr(nodes.batteries[0][0], name), *given)
+        expected = by_model(getattr(model, name), *given)
+        assert (type(answer), answer) == (type(expected), expected), (number, name, given)
+        assert content(nodes.batteries[0][0]) == content(model), (number, name, given)
+        if number % 100 == 40:
+            nodes.dump()
+        if number % 50 == 49:
+            nodes.stop(0)
+            nodes.start(0)
+            nodes.settle()
+
+
+def test_replicas_have_the_same_batteries(cluster: Callable[..., Cluster]) -> None:
+    """Calls at every node, a node that comes back by its leader's snapshot: equal content and equal state."""
+
+    def make() -> list[Any]:
+        return [FastDict(), FastDict("other", keys=str, values=bytes), FastSet(), FastCounter(), FastQueue(),
+                FastPriorityQueue()]  # fmt: skip
+
+    nodes = cluster(make, 3)
+    models = [stock.ReplDict(), stock.ReplDict(), stock.ReplSet(), stock.ReplCounter(), stock.ReplQueue(),
+              stock.ReplPriorityQueue()]  # fmt: skip
+    chance = random.Random(16)
+    for number in range(120):
+        which = chance.randrange(6)
+        if which == 1:
+            name, given = "set", (chance.choice("abc"), chance.choice((b"", b"x")))
+        else:
+            name, given = (of_dict, None, of_set, of_counter, of_queue, of_priority_queue)[which](chance)  # type: ignore[misc]
+        at = chance.choice(sorted(nodes.nodes))
+        assert nodes.call(getattr(nodes.batteries[at][which], name), *given) == by_model(
+            getattr(models[which], name), *given)
+        if number == 30:
+            nodes.stop(2, wiped=True)
+        if number == 70:
+            nodes.dump()
+            nodes.start(2)
+            nodes.settle()
+            assert nodes.nodes[2].installs == 1
+        if number == 90:
+            nodes.stop(1)
+            nodes.start(1)
+            nodes.settle()
+    nodes.settle()
+    for number in range(3):
+        assert [content(each) for each in nodes.batteries[number]] == [content(each) for each in models]
+    assert len({tuple(node.state_machine.items()) for node in nodes.nodes.values()}) == 1
+    assert [node.failure for node in nodes.nodes.values()] == [None] * 3
+
+
+def test_an_operation_is_not_done_twice(cluster: Callable[..., Cluster]) -> None:
+    """An entry that the state machine has already is passed over, as when a journal has lost its end."""
+    nodes = cluster(lambda: [FastCounter(), FastQueue()])
+    counter, queue = nodes.batteries[0]
+    assert [nodes.call(counter.inc), nodes.call(queue.put, "a"), nodes.call(queue.put, "b")] == [1, True, True]
+    assert nodes.call(queue.get) == "a"
+    node, journal = nodes.nodes[0], nodes.nodes[0].journal
+    for command, index, term in journal.entries(2, 10):
+        if command[0] == 0x47:
+            node._fastsm_apply_single((index, term, fastsm.noop()))
+    assert (counter.get(), queue.qsize(), nodes.call(queue.get)) == (1, 1, "b")
+
+
+# ---- where it cannot be done -----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_done_changes_nothing(cluster: Callable[..., Cluster]) -> None:
+    """No node stops, the callback hears of it, and the queue is as it was."""
+    nodes = cluster(lambda: [FastSet(), FastPriorityQueue(), FastCounter()])
+    items, queue, counter = nodes.batteries[0]
+    assert nodes.call(items.remove, "a") == DENIED
+    assert nodes.call(items.pop) == DENIED
+    assert [nodes.call(queue.put, 1), nodes.call(queue.put, "a"), nodes.call(queue.put, 0)] == [True, DENIED, True]
+    assert [nodes.call(queue.get), nodes.call(queue.get), nodes.call(queue.get)] == [0, 1, None]
+    assert nodes.call(counter.add, 2**4000) == 2**4000
+    assert nodes.call(counter.add, 0.5) == DENIED  # too large to be a float
+    assert (counter.get(), nodes.nodes[0].failure) == (2**4000, None)
+
+
+def test_wrong_types_are_refused_at_the_call(cluster: Callable[..., Cluster]) -> None:
+    """A TypeError that names what was expected, before anything is in the log."""
+    nodes = cluster(lambda: [FastDict(), FastDict("texts", keys=str, values=str), FastSet(items=bytes), FastCounter()])
+    values, texts, items, counter = nodes.batteries[0]
+    before = nodes.nodes[0].journal.last_index
+    for call, arguments in (
+        (values.set, (1.5, "a")), (values.pop, ([],)), (values.reset, ([],)), (values.set, ("a", threading.Lock())),
+        (texts.set, (b"a", "a")), (texts.setdefault, ("a", 1)), (items.add, ("a",)), (items.reset, ({}, )),
+        (counter.set, ("1",)), (counter.add, (None,)),
+    ):  # fmt: skip
+        with pytest.raises(TypeError):
+            call(*arguments)
+    for call, arguments in ((values.set, ("a" * 70_000, 1)), (values.setdefault, ("a" * 70_000, 1))):
+        with pytest.raises(fastsm.CommandError):
+            call(*arguments)
+    with pytest.raises(KeyError, match="nothing"):
+        values["nothing"]
+    assert nodes.nodes[0].journal.last_index == before
+    for wrong in (1, "str", int, object()):
+        with pytest.raises(TypeError, match="encode and decode"):
+            FastDict(keys=wrong)
+
+
+def test_two_batteries_of_one_name_are_refused(tmp_path: Path) -> None:
+    """They would share their keys; nothing is opened."""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(ValueError, match="'dict'"):
+        ReplicatedStateMachine(address, [], tmp_path / "node", consumers=[FastDict(), FastDict()])
+    assert not (tmp_path / "node").exists()
+    for name in ("", "a\0b", b"a"):
+        with pytest.raises(ValueError, match="name"):
+            FastDict(name)  # type: ignore[arg-type]
+
+
+def test_a_battery_alone_or_on_a_stock_node_says_so() -> None:
+    """Not an AttributeError of None."""
+    alone = FastDict()
+    with pytest.raises(fastsm.NotRunningError, match="consumers"):
+        alone.set("a", 1)
+    with pytest.raises(fastsm.NotRunningError, match="consumers"):
+        alone.get("a")
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    node = SyncObj(address, [], SyncObjConf(autoTick=False, bindAddress=address), consumers=[alone])
+    with pytest.raises(TypeError, match="ReplicatedStateMachine"):
+        alone.set("a", 1)
+    node.destroy()
+
+
+def test_a_node_without_the_queue_of_an_entry_stops(cluster: Callable[..., Cluster], tmp_path: Path) -> None:
+    """It cannot compare the items: it says which queue, and does not go on without it."""
+    nodes = cluster(lambda: [FastPriorityQueue(name="jobs")], 2)
+    nodes.stop(1)
+    nodes.make = lambda: []
+    nodes.start(1)
+    nodes.settle()
+    nodes.batteries[0][0].put(1)
+    nodes.until(lambda: nodes.nodes[1].failure)
+    assert "'jobs'" in str(nodes.nodes[1].failure)
+    assert nodes.nodes[0].failure is None
+
+
+# ---- batteries come and go -------------------------------------------------------------------------------
+
+
+def test_batteries_come_and_go_in_any_order(cluster: Callable[..., Cluster]) -> None:
+    """Unlike consumers with state of their own: content goes by the name."""
+    nodes = cluster(lambda: [FastDict(), FastCounter(), stock.ReplCounter()])
+    nodes.call(nodes.batteries[0][0].set, "a", 1)
+    nodes.call(nodes.batteries[0][1].add, 5)
+    nodes.call(nodes.batteries[0][2].add, 7)
+    nodes.dump()
+    for make, expected in (
+        (lambda: [stock.ReplCounter(), FastCounter()], [7, 5]),
+        (lambda: [FastQueue(), stock.ReplCounter(), FastDict()], [(0, True, False, 0), 7, {"a": 1}]),
+    ):
+        nodes.stop(0)
+        nodes.make = make
+        nodes.start(0)
+        nodes.settle()
+        assert [content(each) for each in nodes.batteries[0]] == expected
+        nodes.dump()
+
+
+# ---- codecs ----------------------------------------------------------------------------------------------
+
+
+def test_codecs_give_back_what_they_were_given() -> None:
+    """And equal keys have equal bytes, different ones different bytes."""
+    encoded: dict[bytes, Any] = {}
+    for key in KEYS_USED:
+        data = KEYS.encode(key)
+        assert KEYS.decode(data) == key
+        assert encoded.setdefault(data, key) == key
+    for value in [*VALUES_USED, *KEYS_USED, "\ud800"]:
+        again = VALUES.decode(VALUES.encode(value))
+        assert (type(again), again) == (type(value), value)
+    for broken in (b"", b"x", b"t"):
+        if broken != b"t":
+            with pytest.raises(ValueError, match="expected"):
+                KEYS.decode(broken)
+            with pytest.raises(ValueError, match="expected"):
+                VALUES.decode(broken)
+
+
+class Hexadecimal:
+    """A codec of a user's."""
+
+    def encode(self, value: int) -> bytes:
+        return b"%x" % value
+
+    def decode(self, data: bytes) -> int:
+        return int(data, 16)
+
+
+def test_a_codec_of_the_users_own(cluster: Callable[..., Cluster]) -> None:
+    """For keys, values and items; its bytes are what is kept."""
+    own = Hexadecimal()
+    nodes = cluster(lambda: [FastDict(keys=own, values=own), FastSet(items=own), FastPriorityQueue(items=own)])
+    values, items, queue = nodes.batteries[0]
+    nodes.call(values.set, 255, 16)
+    nodes.call(items.add, 10)
+    assert [nodes.call(queue.put, number) for number in (16, 9)] == [True, True]  # "10" is before "9"
+    assert (values.rawData(), items.rawData(), nodes.call(queue.get)) == ({255: 16}, {10}, 9)
+    assert nodes.nodes[0].get(b"dict\x00ff") == b"10"
+
+
+# ---- locks -----------------------------------------------------------------------------------------------
+
+
+def test_locks_are_what_they_are_in_stock(cluster: Callable[..., Cluster]) -> None:
+    """Every answer and every holder, under random calls of three holders at random times."""
+    manager = FastLockManager(10.0, "a")
+    manager.destroy()  # its thread would come in between
+    nodes = cluster(lambda: [manager])
+    locks, model = manager._consumer(), stock._ReplLockManagerImpl(10.0)
+    chance, now, answers = random.Random(5), 1000.0, set()
+    for _ in range(400):
+        now += chance.choice([0.0, 0.5, 3.0, 4.75, 10.0])
+        lock, holder = chance.choice(["x", "y", 3]), chance.choice("abc")
+        kind = chance.choice(["acquire", "acquire", "prolongate", "release"])
+        given = {"acquire": (lock, holder, now), "prolongate": (holder, now), "release": (lock, holder)}[kind]
+        answer = nodes.call(getattr(locks, kind), *given)
+        assert answer == by_model(getattr(model, kind), *given)
+        answers.add(answer)
+        for each in ("x", "y", 3):
+            for other in "abc":
+                for later in (now, now + 9.5, now + 10, now + 11):
+                    assert locks.is_acquired(each, other, later) == model.isAcquired(each, other, later)
+    assert answers == {True, False, None}
+
+
+def test_a_lock_manager_keeps_its_locks(tmp_path: Path) -> None:
+    """tryAcquire, isAcquired and release as in PySyncObj; locks that are held are prolongated by themselves."""
+    one, other = (FastLockManager(60.0, name, name=f"locks of {name}") for name in ("one", "other"))
+    told: list[Any] = []
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    conf = SyncObjConf(bindAddress=address, appendEntriesUseBatch=False)
+    node = ReplicatedStateMachine(address, [], tmp_path / "node", conf=conf, consumers=[one, other])
+    try:
+        other._locks.prefix = one._locks.prefix  # as on another node
+        assert one.tryAcquire("a", sync=True, timeout=30) is True
+        assert other.tryAcquire("a", sync=True, timeout=30) is False
+        heard = threading.Event()
+        other.tryAcquire("a", callback=lambda *answer: (told.append(answer), heard.set()))
+        assert heard.wait(30)
+        assert told == [(False, FAIL_REASON.SUCCESS)]
+        assert (one.isAcquired("a"), other.isAcquired("a")) == (True, False)
+        one.release("a", sync=True, timeout=30)
+        assert (one.isAcquired("a"), other.tryAcquire("a", sync=True, timeout=30)) == (False, True)
+        assert one._prolongate_now()
+        with pytest.raises(KeyError, match="nobody"):
+            FastSetOf(node).remove("nobody", sync=True, timeout=30)
+    finally:
+        node.destroy_synchronous()
+        one.destroy()
+        other.destroy()
+    assert one._prolongate_now() is False
+
+
+def FastSetOf(node: ReplicatedStateMachine) -> FastSet:
+    """A set of a node that runs."""
+    items = FastSet()
+    items._syncObj = node
+    return items
