@@ -12,8 +12,20 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fastsm.command import MAX_COMMAND_SIZE, MAX_KEY_SIZE, MAX_VALUE_SIZE, check, decode
+from fastsm.disk.format import MAX_RESULT_BYTES
 from fastsm.errors import CommandError
-from fastsm.types import Add, Delete, DeleteRange, Put, Read
+from fastsm.types import (
+    Add,
+    Answer,
+    Config,
+    Delete,
+    DeleteRange,
+    Forget,
+    Once,
+    OpenSession,
+    Put,
+    Read,
+)
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -24,9 +36,10 @@ MAX_ANSWER_SIZE = 64 << 20
 MAX_ANSWER_DEPTH = 8
 REASONS = ("mismatch", "not a number", "overflow", "abort", "failed", "too large", "stale", "no session")
 
-ADD, READ, DELETE_RANGE, TRANSACTION, CALL = range(7, 12)
+ADD, READ, DELETE_RANGE, TRANSACTION, CALL, OPEN_SESSION, ONCE, FORGET = range(7, 15)
 VALUE_IS, EXISTS, MODIFIED_AT = 128, 129, 130
 NONE = 2**32 - 1
+NO_DEADLINE = 2**64 - 1
 _HEADER = struct.Struct("<BBHI")
 _IN_BRANCH = (Put, Delete, Add, DeleteRange, Read)
 
@@ -141,6 +154,61 @@ def call(name: str, payload: Buffer = b"", *, version: SupportsIndex = 1) -> byt
     return _HEADER.pack(0, CALL, len(label), len(data)) + struct.pack("<I", number) + label + data
 
 
+def open_session(*, expires: SupportsIndex | None = None) -> bytes:
+    """The command that opens a session; it answers ``Answer(True, id)``, the index of its entry, never used again.
+
+    ``expires`` is a deadline in milliseconds since 1970. It is kept with the session.
+    """
+    return _HEADER.pack(0, OPEN_SESSION, 0, 0) + struct.pack("<Q", deadline_number(expires))
+
+
+def once(
+    session: SupportsIndex, sequence: SupportsIndex, command: Buffer, *, expires: SupportsIndex | None = None
+) -> bytes:
+    """The command that does another one exactly once, however often it is proposed.
+
+    ``session``: what ``open_session`` answered. Sequences rise from 1, with gaps allowed. The last one again gives what
+    was answered, and changes nothing. An older one is ``Answer(False, None, "stale")``, an unknown or forgotten session
+    "no session": neither says whether that command was applied before, so keep one under way for each session. The
+    result is what ``command`` gives, at most 1 MiB, else "too large"; a refusal is remembered too. ``expires`` moves
+    the session's deadline.
+
+    ``command`` is any but config, once, open_session and forget. Raises ``CommandError`` for those, and for a sequence
+    below 1.
+    """
+    inner = _copied(command)
+    numbers = [operator.index(session), operator.index(sequence)]
+    for name, number, first in (("session", numbers[0], 0), ("sequence", numbers[1], 1)):
+        if not first <= number < 2**64:
+            raise CommandError(f"{name} {number}: expected {first} to 2**64 - 1")
+    decoded = decode(inner)
+    if isinstance(decoded, (Config, Once, OpenSession, Forget)):
+        raise CommandError(
+            f"the command in a once: expected any but config, once, open_session and forget, found {decoded}"
+        )
+    if len(inner) > MAX_COMMAND_SIZE - 32:
+        raise CommandError(f"command of {len(inner) + 32} bytes: the limit is {MAX_COMMAND_SIZE}")
+    return _HEADER.pack(0, ONCE, 0, len(inner)) + struct.pack("<QQQ", *numbers, deadline_number(expires)) + inner
+
+
+def forget(session: SupportsIndex) -> bytes:
+    """The command that ends a session and all memory of it: True, or False where there is none."""
+    number = operator.index(session)
+    if not 0 <= number < 2**64:
+        raise CommandError(f"session {number}: expected 0 to 2**64 - 1")
+    return _HEADER.pack(0, FORGET, 0, 0) + struct.pack("<Q", number)
+
+
+def deadline_number(expires: SupportsIndex | None) -> int:
+    """A deadline as commands and records have it."""
+    if expires is None:
+        return NO_DEADLINE
+    number = operator.index(expires)
+    if not 0 <= number < 2**63:
+        raise CommandError(f"expires {number}: expected 0 to 2**63 - 1 milliseconds since 1970")
+    return number
+
+
 def encoded_name(name: str) -> bytes:
     """The name of a procedure as a command carries it."""
     try:
@@ -213,3 +281,61 @@ def _copy_value(value: Any, depth: int, room: int) -> tuple[Any, int]:
         if total > room:
             raise BadAnswerError(f"an answer of more than {MAX_ANSWER_SIZE} bytes", too_large=True)
     return members, total
+
+
+# ---- what a session remembers ----------------------------------------------------------------------------
+
+_FALSE, _TRUE, _OK, _REFUSED = range(4)
+_NOTHING, _INTEGER, _BYTES, _LIST = 0, 3, 4, 5
+
+
+def pack_session(sequence: int, deadline: int, result: bytes) -> bytes:
+    """The value of a session's record."""
+    return struct.pack("<QQ", sequence, deadline) + result
+
+
+def pack_result(result: bool | Answer) -> bytes | None:
+    """What an entry came to, as bytes; None where its value takes more than 1 MiB."""
+    if isinstance(result, bool):
+        return bytes([result])
+    parts = [bytes([_OK if result.reason is None else _REFUSED + REASONS.index(result.reason)])]
+    _pack_value(result.value, parts)
+    packed = b"".join(parts)
+    return None if len(packed) > 1 + MAX_RESULT_BYTES else packed
+
+
+def _pack_value(value: Any, parts: list[bytes]) -> None:
+    if value is None or isinstance(value, bool):
+        parts.append(bytes([_NOTHING if value is None else 1 + value]))
+    elif isinstance(value, int):
+        parts.append(struct.pack("<Bq", _INTEGER, value))
+    elif isinstance(value, bytes):
+        parts += [struct.pack("<BI", _BYTES, len(value)), value]
+    else:
+        parts.append(struct.pack("<BI", _LIST, len(value)))
+        for member in value:
+            _pack_value(member, parts)
+
+
+def unpack_result(data: bytes) -> bool | Answer:
+    """What :func:`pack_result` packed. The bytes were checked when they were read from a file."""
+    if data[0] <= _TRUE:
+        return data[0] == _TRUE
+    value, _ = _unpack_value(data, 1)
+    return Answer(True, value) if data[0] == _OK else Answer(False, value, REASONS[data[0] - _REFUSED])
+
+
+def _unpack_value(data: bytes, at: int) -> tuple[Any, int]:
+    kind, at = data[at], at + 1
+    if kind < _INTEGER:
+        return (None, False, True)[kind], at
+    if kind == _INTEGER:
+        return struct.unpack_from("<q", data, at)[0], at + 8
+    (count,), at = struct.unpack_from("<I", data, at), at + 4
+    if kind == _BYTES:
+        return data[at : at + count], at + count
+    members = []
+    for _ in range(count):
+        member, at = _unpack_value(data, at)
+        members.append(member)
+    return members, at

@@ -17,7 +17,7 @@ cdef enum:
     OPEN_SESSION = 12
     ONCE = 13
     FORGET = 14
-    LAST_KIND = CALL       # that this release knows
+    LAST_KIND = FORGET     # that this release knows
     VALUE_IS = 128         # conditions of a transaction
     EXISTS = 129
     MODIFIED_AT = 130

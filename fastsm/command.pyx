@@ -97,7 +97,7 @@ cdef int open_compound(Reader *reader) noexcept nogil:
     cdef const uint8_t *data = reader.data
     cdef size_t size = reader.size
     cdef uint64_t members
-    if data[1] == ONCE and ONCE <= LAST_KIND:
+    if data[1] == ONCE:
         if size < ONCE_HEADER_SIZE:
             return TOO_SHORT
         if data[2] or data[3]:
@@ -232,8 +232,6 @@ cdef int look_at_rarer(
     elif kind == OPEN_SESSION or kind == FORGET or (kind == MODIFIED_AT and in_transaction):
         taken[0] = HEADER_SIZE + 8
     elif kind != READ and kind != DELETE_RANGE and not (VALUE_IS <= kind <= EXISTS and in_transaction):
-        return UNKNOWN_KIND
-    if LAST_KIND < kind < VALUE_IS:
         return UNKNOWN_KIND
     if size < taken[0]:
         return TOO_SHORT

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import operator
 import os
+import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-from fastsm.answering import BadAnswerError, checked_value
+from fastsm.answering import (
+    BadAnswerError,
+    checked_value,
+    deadline_number,
+    pack_result,
+    pack_session,
+    unpack_result,
+)
 from fastsm.command import decode
 from fastsm.errors import (
     CommandError,
@@ -37,9 +45,12 @@ from fastsm.types import (
     DeleteRange,
     Entry,
     Exists,
+    Forget,
     LogId,
     ModifiedAt,
     Noop,
+    Once,
+    OpenSession,
     Put,
     Read,
     Result,
@@ -71,6 +82,7 @@ class MemoryStateMachine(StateMachine):
     def _forget(self) -> None:
         self._values: dict[bytes, bytes] = {}  # in the order in which they were written
         self._writers: dict[bytes, LogId] = {}
+        self._sessions: dict[int, tuple[int, bytes]] = {}
         self._base = State()
         self._outcomes: list[Outcome] = []  # since the base: what was written, whatever the commands had been
         self._seen: list[LogId] = []
@@ -107,17 +119,18 @@ class MemoryStateMachine(StateMachine):
         entries = self._check_order(chunk)
         new = [entry for entry in entries if entry.index > self.last_applied().index]
         commands = [self._decode(entry) for entry in new]
-        trial = State(dict(self._values), dict(self._writers), self._membership)
+        trial = State(dict(self._values), dict(self._writers), self._membership, dict(self._sessions))
         results: list[Result] = [None] * (len(entries) - len(new))
         outcomes: list[Outcome] = []
         for entry, command in zip(new, commands, strict=True):
-            several = isinstance(command, (Batch, Transaction, Call))
+            several = isinstance(command, (Batch, Transaction, Call, Once))
             written = Written(trial, LogId(entry.index, entry.term), can_be_taken_back=several)
             results.append(self._apply_one(command, written))
             outcomes.append(written.outcome())
         self._seen += [LogId(entry.index, entry.term) for entry in new]
         self._outcomes += outcomes
         self._values, self._writers, self._membership = trial.values, trial.writers, trial.membership
+        self._sessions = trial.sessions
         return results
 
     def check(self, command: Any) -> None:
@@ -158,8 +171,19 @@ class MemoryStateMachine(StateMachine):
             entries.append(Entry(*log_id, item[2]))
         return entries
 
-    def _apply_one(self, command: Any, written: Written) -> bool | Answer:
+    def _apply_one(self, command: Any, written: Written) -> bool | Answer:  # noqa: PLR0911  # one for each kind
         """What an entry comes to. Where that is a refusal, nothing is written."""
+        if isinstance(command, Once):
+            return self._apply_once(command, written)
+        if isinstance(command, OpenSession):
+            session = written.log_id.index
+            written.remember(session, pack_session(0, deadline_number(command.expires), b""))
+            return Answer(True, session)
+        if isinstance(command, Forget):
+            if command.session not in written.state.sessions:
+                return False
+            written.remember(command.session, None)
+            return True
         if isinstance(command, Call):
             called = self._procedures[command.name, command.version]
             with self._calling():
@@ -188,6 +212,28 @@ class MemoryStateMachine(StateMachine):
         members = command.commands if isinstance(command, Batch) else (command,)
         answers = isinstance(command, Transaction) or any(isinstance(member, ANSWERING) for member in members)
         return Answer(False, None, reason) if answers else False
+
+    def _apply_once(self, command: Once, written: Written) -> bool | Answer:
+        """What was answered, where it was; else what the command inside comes to, which is remembered."""
+        if command.session not in written.state.sessions:
+            return Answer(False, None, "no session")
+        _, known = written.state.sessions[command.session]
+        last, expires = struct.unpack_from("<QQ", known)
+        if command.sequence < last:
+            return Answer(False, None, "stale")
+        if command.sequence == last:
+            return unpack_result(known[16:])
+        result = self._apply_one(command.command, written)
+        packed = pack_result(result)
+        if packed is None:
+            written.take_back()
+            result = Answer(False, None, "too large")
+            packed = pack_result(result)
+            assert packed is not None
+        if command.expires is not None:
+            expires = command.expires
+        written.remember(command.session, pack_session(command.sequence, expires, packed))
+        return result
 
     def _do(self, command: Any, written: Written) -> Any:
         """Does what can be done, and gives its value; else raises ``Refused``."""
@@ -396,6 +442,7 @@ class MemoryStateMachine(StateMachine):
         self._outcomes = []
         self._values, self._writers, self._membership, self._seen = (
             state.values, state.writers, state.membership, state.seen)
+        self._sessions = state.sessions
         self._metadata = snapshot.metadata
         self.flush()
 

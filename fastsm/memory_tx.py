@@ -32,6 +32,7 @@ class Outcome:
     log_id: LogId
     writes: list[tuple[bytes, bytes | None]]
     membership: tuple[LogId, bytes] | None
+    session: tuple[int, bytes | None] | None = None  # what is remembered of it; None: it was forgotten
 
     def write_to(self, state: State) -> None:
         """Does it to a state."""
@@ -39,6 +40,8 @@ class Outcome:
             put(state, key, value, self.log_id)
         if self.membership is not None:
             state.membership = self.membership
+        if self.session is not None:
+            remember(state, *self.session, self.log_id.index)
 
 
 def put(state: State, key: bytes, value: bytes | None, log_id: LogId) -> None:
@@ -47,6 +50,14 @@ def put(state: State, key: bytes, value: bytes | None, log_id: LogId) -> None:
     if value is not None:
         state.values[key] = value
         state.writers[key] = log_id
+
+
+def remember(state: State, session: int, value: bytes | None, index: int) -> None:
+    """Sets what is remembered of a session, or forgets it."""
+    if value is None:
+        del state.sessions[session]
+    else:
+        state.sessions[session] = (index, value)
 
 
 class Written:
@@ -58,6 +69,7 @@ class Written:
         self._before = state.copy() if can_be_taken_back else None
         self._writes: list[tuple[bytes, bytes | None]] = []
         self._membership: tuple[LogId, bytes] | None = None
+        self._session: tuple[int, bytes | None] | None = None
 
     def take_back(self) -> None:
         """Makes the state what it was before the entry."""
@@ -69,7 +81,12 @@ class Written:
 
     def outcome(self) -> Outcome:
         """What counts of it."""
-        return Outcome(self.log_id, self._writes, self._membership)
+        return Outcome(self.log_id, self._writes, self._membership, self._session)
+
+    def remember(self, session: int, value: bytes | None) -> None:
+        """Sets what is remembered of a session, or forgets it."""
+        remember(self.state, session, value, self.log_id.index)
+        self._session = (session, value)
 
     def set_membership(self, data: bytes) -> None:
         """Takes a cluster's membership."""

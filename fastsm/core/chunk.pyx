@@ -14,14 +14,14 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
 from fastsm.command cimport (
-    ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, DELETE_RANGE, NOOP, Operation, PUT,
-    Reader, TRANSACTED, TRANSACTION,
+    ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, DELETE_RANGE, NOOP, ONCE, Operation,
+    PUT, Reader, TRANSACTED, TRANSACTION, VALUE_IS,
     call_name, call_version, command_error, next_operation, open_command,
 )
 from fastsm.core.judging cimport ANSWERS, Judge, LISTS
 from fastsm.core.view cimport View
 from fastsm.disk.format cimport (
-    RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, UNKNOWN_TERM, record_size, write_record,
+    RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM, record_size, write_record,
 )
 from fastsm.lookup.table cimport prefetch
 
@@ -116,7 +116,7 @@ cdef class Chunk:
 
     cdef int begin(self, size_t count) except -1:
         """Room for the outcomes of `count` entries."""
-        self.count = self.puts = 0
+        self.count = self.puts = self.sessions = 0
         self.conditional = self.calls = False
         if count > self.outcome_room:
             free(self.outcomes)
@@ -141,8 +141,8 @@ cdef class Chunk:
             self.converted.append(command)
         code = open_command(
             &reader, <const uint8_t *>PyBytes_AS_STRING(command), PyBytes_GET_SIZE(command))
-        if code == 0 and reader.form > BATCHED:
-            self.add_head(&reader, index)
+        if code == 0 and (reader.form > BATCHED or reader.once != NULL):
+            self.add_heads(&reader, index)
         while code == 0 and reader.left:
             if self.count == self.room:
                 self.grow()
@@ -175,22 +175,30 @@ cdef class Chunk:
             raise command_error(code, &reader, index)
         return 0
 
-    cdef int add_head(self, const Reader *reader, uint64_t index) except -1:
-        """Appends a step for what holds the others together: a transaction, with the counts of its parts."""
+    cdef int add_heads(self, const Reader *reader, uint64_t index) except -1:
+        """Appends a step for each command that holds others: a `once`; a transaction, with the counts of its parts."""
+        cdef Step *step
+        if reader.once != NULL:
+            self.add_head(ONCE, index).operation.key = reader.once
+        if reader.form == TRANSACTED:
+            step = self.add_head(TRANSACTION, index)
+            step.operation.value_size = reader.conditions
+            step.operation.expected_size = reader.first_branch
+            self.outcomes[step.entry] = ANSWERS
+        return 0
+
+    cdef Step *add_head(self, uint8_t kind, uint64_t index) except NULL:
         cdef Step *step
         if self.count == self.room:
             self.grow()
         step = &self.steps[self.count]
-        step.operation.kind = TRANSACTION
-        step.operation.value_size = reader.conditions
-        step.operation.expected_size = reader.first_branch
+        step.operation.kind = kind
         step.index = index
         step.entry = self.entries - 1
         step.record = 0
         self.count += 1
         self.conditional = True
-        self.outcomes[step.entry] = ANSWERS
-        return 0
+        return step
 
     cdef int take_answering(self, Step *step, uint8_t form, Table table) except -1:
         """A command that answers, or a condition."""
@@ -209,7 +217,7 @@ cdef class Chunk:
                     f"entry {step.index}: a call of procedure {name!r}, version {call_version(operation)}, which this "
                     "machine was not given: open it with procedures=[…] on every replica before one is proposed",
                     index=step.index)
-        elif operation.kind != DELETE_RANGE:
+        elif operation.kind < DELETE_RANGE or operation.kind >= VALUE_IS:
             step.hashed = table.hash(operation.key, operation.key_size)
             table.prefetch_slot(step.hashed)
         return 0
@@ -225,21 +233,22 @@ cdef class Chunk:
 
     # ---- judge -----------------------------------------------------------------------------------------
 
-    cdef int judge(self, Table table, Terms terms, Mapping mapping, uint64_t readable, log) except -1:
+    cdef int judge(self, Index index, Mapping mapping, uint64_t readable, log) except -1:
         """Decides what each entry comes to; afterwards the steps are what the chunk writes. May run procedures."""
         cdef View view = self.judgement.view
         cdef Step *steps
         cdef size_t room, i
         if not self.conditional:
             return 0
-        view.begin(table, mapping, readable, log, self.count)
-        self.judgement.judge(self.steps, self.count, self.outcomes, self.source, terms)
+        view.begin(index, mapping, readable, log, self.count)
+        self.judgement.judge(self.steps, self.count, self.outcomes, self.source, index.terms)
         steps, room = self.steps, self.room
         self.steps, self.room, self.count = view.writes, view.room, view.count
         view.writes, view.room, view.count = steps, room, 0
         self.puts = 0
         for i in range(self.count):
             self.puts += self.steps[i].record == RECORD_PUT
+            self.sessions += self.steps[i].record == RECORD_SESSION
         return 0
 
     # ---- write -----------------------------------------------------------------------------------------
@@ -252,9 +261,9 @@ cdef class Chunk:
         for i in range(self.count):
             step = &self.steps[i]
             step.place = place
-            if step.record == RECORD_PUT or step.record == RECORD_CONFIG:
+            if step.record == RECORD_PUT or step.record == RECORD_CONFIG or step.record == RECORD_SESSION:
                 place += record_size(step.operation.key_size, step.operation.value_size)
-            elif step.record == RECORD_DELETE:
+            elif step.record:
                 place += record_size(step.operation.key_size, 0)
         self.record_bytes = place - start
 
@@ -266,7 +275,8 @@ cdef class Chunk:
             if step.record:
                 p = write_record(
                     p, step.record, step.index, step.operation.key, step.operation.key_size,
-                    step.operation.value, 0 if step.record == RECORD_DELETE else step.operation.value_size)
+                    step.operation.value,
+                    0 if step.record == RECORD_DELETE else step.operation.value_size)
 
     cdef list results(self):
         """One of True, False, None, or an Answer, for each entry."""

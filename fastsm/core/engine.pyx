@@ -171,7 +171,7 @@ cdef class Engine(State):
             if chunk.calls:
                 self.judge_calls(chunk)
             else:
-                chunk.judge(self._table, self._terms, self.mapping, self.readable, self._log)
+                chunk.judge(self._index, self.mapping, self.readable, self._log)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk)
@@ -208,7 +208,7 @@ cdef class Engine(State):
         self.calling = PyThread_get_thread_ident()
         self.set_gate()
         try:
-            return chunk.judge(self._table, self._terms, self.mapping, self.readable, self._log)
+            return chunk.judge(self._index, self.mapping, self.readable, self._log)
         finally:
             self.calling = 0
             self.set_gate()
@@ -235,6 +235,8 @@ cdef class Engine(State):
         cdef uint64_t length, place
         cdef uint8_t *frame
         self._table.reserve(chunk.puts)
+        if chunk.sessions:
+            self._index.sessions.reserve(chunk.sessions)
         self._terms.reserve(runs.count)
         place = log.start + log.end + frame_size(runs.count, 0)
         chunk.lay_out(place)
@@ -260,7 +262,7 @@ cdef class Engine(State):
         """Makes a written chunk visible. Runs no Python code, so that it is one step for all readers."""
         cdef size_t first = 0
         cdef size_t stop, i
-        cdef uint64_t rebuilds = self._table.rebuilds
+        cdef uint64_t rebuilds = self._table.rebuilds + self._index.sessions.rebuilds
         cdef Step *step
         while first < chunk.count:
             stop = min(first + BLOCK, chunk.count)
@@ -269,8 +271,8 @@ cdef class Engine(State):
                 step = &chunk.steps[i]
                 if step.record == 0:
                     continue
-                if self._table.rebuilds != rebuilds:
-                    step.hashed = self._table.hash(step.operation.key, step.operation.key_size)
+                if self._table.rebuilds + self._index.sessions.rebuilds != rebuilds:
+                    step.hashed = self._index.hash_of(self.arena + step.place)
                 if self._index.set_place(self.arena, step.record, step.hashed, step.place) < 0:
                     self._log.poison(StorageError(None, "no memory to publish a chunk that is in the log", ""))
                     raise MemoryError("no memory to publish a chunk that is in the log: open the directory again")

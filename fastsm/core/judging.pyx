@@ -11,13 +11,14 @@ from libc.string cimport memcmp
 
 from fastsm.command cimport (
     ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
-    call_name, call_version, number_at,
+    FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, call_name, call_version, number_at,
 )
 from fastsm.core.tx cimport Tx
 from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE, View
+from fastsm.disk.format cimport SESSION_RESULT
 from fastsm.lookup.terms cimport Terms
 
-from fastsm.answering import MAX_ANSWER_SIZE, REASONS
+from fastsm.answering import MAX_ANSWER_SIZE, REASONS, pack_result, pack_session, unpack_result
 from fastsm.errors import ProcedureError
 from fastsm.procedures import run
 from fastsm.types import Answer, LogId
@@ -77,7 +78,59 @@ cdef class Judge:
             return self.judge_transaction(first, stop)
         if kind == CALL:
             return self.call(&self.steps[first])
+        if kind == ONCE:
+            return self.judge_once(first, stop)
+        if kind == OPEN_SESSION or kind == FORGET:
+            return self.judge_session(&self.steps[first])
         return self.judge_list(first, stop, self.outcomes[self.steps[first].entry])
+
+    # ---- sessions --------------------------------------------------------------------------------------
+
+    cdef object judge_session(self, Step *step):
+        """Opens a session, named by its entry, or forgets one."""
+        cdef uint64_t number = number_at(step.operation.key - 8)
+        cdef uint64_t index = step.index
+        cdef Found found
+        if step.operation.kind == OPEN_SESSION:
+            self.view.write_session(index, step.entry, index, pack_session(0, number, b""))
+            return Answer(True, index)
+        self.view.look_at_session(number, &found)
+        if found.size == ABSENT:
+            return False
+        self.view.write_session(index, step.entry, number, None)
+        return True
+
+    cdef object judge_once(self, size_t head, size_t stop):
+        """The steps after `head` are the command inside. What it comes to is remembered together with what it writes."""
+        cdef const uint8_t *numbers = self.steps[head].operation.key
+        cdef uint64_t index = self.steps[head].index
+        cdef uint32_t entry = self.steps[head].entry
+        cdef uint64_t sequence = number_at(numbers + 8)
+        cdef uint64_t deadline = number_at(numbers + 16)
+        cdef uint64_t last
+        cdef size_t mark = self.view.count
+        cdef Found found
+        self.view.look_at_session(number_at(numbers), &found)
+        if found.size == ABSENT:
+            return Answer(False, None, "no session")
+        last = number_at(found.value)
+        if sequence < last:
+            return Answer(False, None, "stale")
+        if sequence == last:
+            return unpack_result(found.value[SESSION_RESULT:found.size])
+        if deadline == NO_DEADLINE:
+            deadline = number_at(found.value + 8)
+        # A batch of nothing has no steps: it takes effect.
+        result = self.judge_entry(head + 1, stop) if head + 1 < stop else True
+        packed = pack_result(result)
+        if packed is None:
+            self.view.take_back(mark)
+            result = Answer(False, None, "too large")
+            packed = pack_result(result)
+        self.view.write_session(index, entry, number_at(numbers), pack_session(sequence, deadline, packed))
+        return result
+
+    # ---- commands --------------------------------------------------------------------------------------
 
     cdef object judge_list(self, size_t first, size_t stop, uint8_t outcome):
         """A single command, or the members of a batch: in order, until one cannot be done."""

@@ -13,10 +13,11 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsm.disk.format cimport (
-    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT, UNKNOWN_TERM,
+    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM,
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
@@ -24,6 +25,7 @@ from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
+from fastsm.disk.format import OPERATIONS
 from fastsm.errors import NotRunningError, ProcedureError, SnapshotError, SnapshotRangeError
 from fastsm.types import LogId, ScanResult
 
@@ -452,10 +454,17 @@ cdef class State:
         In the order in which they were written, which is that of snapshots. `last_included`: as `write_snapshot`
         takes it. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
         """
+        records = self._live_records(last_included)
+        return ((log_id, key, value) for operation, log_id, key, value in records if operation == "put")
+
+    def _live_records(self, last_included):
+        """`live_records` with the operation before each, "put" or "session", and with what sessions remember."""
         cdef Capture capture = self._capture(last_included)
         capture.find(lambda: None)
         terms = capture.index.terms
-        return ((LogId(index, terms.get(index)), key, value) for index, key, value in capture.records())
+        return (
+            (OPERATIONS[operation], LogId(index, terms.get(index)), key, value)
+            for operation, index, key, value in capture.all_records())
 
     def _capture(self, last_included):
         """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none.
@@ -557,6 +566,7 @@ cdef class State:
             assert record_operation(self.arena + place) == RECORD_PUT
             assert not index.dead.is_dead(place)
             live += record_length(self.arena + place)
+        live += check_sessions(index, self.arena, self._log.start + self._log.end)
         assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, the records' sizes sum up to {live}"
         assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
         index.terms.check()
@@ -564,6 +574,26 @@ cdef class State:
         assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
         assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index
         assert self._terms.seen == self.applied_index
+
+
+cdef uint64_t check_sessions(Index index, const uint8_t *arena, uint64_t end) except? 0:
+    """Asserts the invariants of the table of sessions; the sum of the sizes of their records."""
+    cdef uint64_t *places = <uint64_t *>malloc((index.sessions.count + 1) * sizeof(uint64_t))
+    cdef uint64_t total = 0
+    cdef size_t i
+    if places == NULL:
+        raise MemoryError("no memory to check the sessions")
+    try:
+        check_table(index.sessions, arena)
+        index.sessions.gather(places)
+        for i in range(index.sessions.count):
+            assert places[i] < end
+            assert record_operation(arena + places[i]) == RECORD_SESSION
+            assert not index.dead.is_dead(places[i])
+            total += record_length(arena + places[i])
+    finally:
+        free(places)
+    return total
 
 
 cdef tuple captured_id(Log log, index, term):

@@ -11,7 +11,8 @@ from libc.string cimport memcmp
 
 from fastsm.command cimport ABSENT
 from fastsm.disk.format cimport (
-    RECORD_DELETE, RECORD_KEY, RECORD_PUT, record_index, record_key, record_key_size, record_value_size,
+    RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION, SESSION_ID_SIZE, may_be_live, record_index,
+    record_key, record_key_size, record_value_size,
 )
 
 cdef extern from *:
@@ -36,10 +37,10 @@ cdef class View:
         free(self.writes)
         free(self.slots)
 
-    cdef int begin(self, Table table, Mapping mapping, uint64_t readable, log, size_t expected) except -1:
+    cdef int begin(self, Index index, Mapping mapping, uint64_t readable, log, size_t expected) except -1:
         """Over this state, with room for `expected` writes before it has to grow."""
         cdef size_t slots = SMALLEST
-        self.table, self.mapping, self.log = table, mapping, log
+        self.index, self.table, self.mapping, self.log = index, index.table, mapping, log
         self.arena = mapping.address
         self.readable = readable
         self.count = self.used = 0
@@ -53,7 +54,7 @@ cdef class View:
         free(self.slots)
         self.slots = NULL
         self.arena = NULL
-        self.table = self.mapping = self.log = self.keys = self.values = None
+        self.index = self.table = self.mapping = self.log = self.keys = self.values = None
         if self.room > KEPT_STEPS:
             free(self.writes)
             self.writes = NULL
@@ -70,17 +71,18 @@ cdef class View:
         self.slot_mask = slots - 1
         for i in range(old_count):
             if old[i].key != NULL:
-                self.slot_of(old[i].key, old[i].key_size, old[i].hashed)[0] = old[i]
+                self.slot_of(old[i].session, old[i].key, old[i].key_size, old[i].hashed)[0] = old[i]
         free(old)
         return 0
 
-    cdef Pending *slot_of(self, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil:
-        """The slot of a key, or the empty one where it would be."""
+    cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil:
+        """The slot of a key, or of a session, or the empty one where it would be."""
         cdef size_t i = hashed & self.slot_mask
         cdef Pending *slot = &self.slots[i]
         while slot.key != NULL:
-            if slot.hashed == hashed and slot.key_size == size and memcmp(slot.key, key, size) == 0:
-                break
+            if slot.hashed == hashed and slot.key_size == size and slot.session == session:
+                if memcmp(slot.key, key, size) == 0:
+                    break
             i = (i + 1) & self.slot_mask
             slot = &self.slots[i]
         return slot
@@ -89,7 +91,18 @@ cdef class View:
 
     cdef int look(self, const uint8_t *key, size_t size, uint64_t hashed, Found *found) except -1:
         """What is under a key. `CorruptionError` where a record that was not verified yet cannot be judged by."""
-        cdef Pending *slot = self.slot_of(key, size, hashed)
+        return self.look_for(self.table, False, key, size, hashed, found)
+
+    cdef int look_at_session(self, uint64_t session, Found *found) except -1:
+        """What is remembered of a session: the value of its record."""
+        cdef Table sessions = self.index.sessions
+        cdef const uint8_t *key = <const uint8_t *>&session
+        return self.look_for(sessions, True, key, SESSION_ID_SIZE, sessions.hash(key, SESSION_ID_SIZE), found)
+
+    cdef int look_for(
+        self, Table table, bint session, const uint8_t *key, size_t size, uint64_t hashed, Found *found
+    ) except -1:
+        cdef Pending *slot = self.slot_of(session, key, size, hashed)
         cdef const Step *step
         cdef const uint8_t *record
         cdef uint64_t place
@@ -100,10 +113,10 @@ cdef class View:
         if slot.key != NULL and slot.latest >= 0:
             step = &self.writes[slot.latest]
             found.entry = <int32_t>step.entry
-            if step.record == RECORD_PUT:
+            if may_be_live(step.record):
                 found.value, found.size, found.index = step.operation.value, step.operation.value_size, step.index
             return 0
-        place = self.table.find(self.arena, hashed, key, <uint16_t>size)
+        place = table.find(self.arena, hashed, key, <uint16_t>size)
         if place:
             record = self.arena + place
             found.value = record + RECORD_KEY + record_key_size(record)
@@ -143,7 +156,7 @@ cdef class View:
                     continue
                 if self.used:
                     slot = self.slot_of(
-                        record_key(record), record_key_size(record),
+                        False, record_key(record), record_key_size(record),
                         self.table.hash(record_key(record), record_key_size(record)))
                     if slot.key != NULL and slot.latest >= 0:
                         continue
@@ -153,7 +166,9 @@ cdef class View:
         if self.used:
             for i in range(self.slot_mask + 1):
                 slot = &self.slots[i]
-                if slot.key != NULL and slot.latest >= 0 and self.writes[slot.latest].record == RECORD_PUT:
+                if slot.key == NULL or slot.latest < 0 or slot.session:
+                    continue
+                if self.writes[slot.latest].record == RECORD_PUT:
                     if lies_between(slot.key, slot.key_size, start, end):
                         keys.append(PyBytes_FromStringAndSize(<const char *>slot.key, slot.key_size))
         keys.sort()
@@ -165,6 +180,7 @@ cdef class View:
         """Appends what a step writes; its key and value stay where they are."""
         cdef Pending *slot
         cdef Step *written
+        cdef bint session = step.record >= RECORD_SESSION
         cdef size_t room
         if self.count == self.room:
             if self.count >= 0x7FFFFFFF:
@@ -177,12 +193,13 @@ cdef class View:
             self.room = room
         written = &self.writes[self.count]
         written[0] = step[0]
-        if step.record == RECORD_PUT or step.record == RECORD_DELETE:
-            slot = self.slot_of(step.operation.key, step.operation.key_size, step.hashed)
+        if writes_key(step.record) or session:
+            slot = self.slot_of(session, step.operation.key, step.operation.key_size, step.hashed)
             if slot.key == NULL:
                 if 2 * (self.used + 1) > self.slot_mask + 1:
                     self.resize(2 * (self.slot_mask + 1))
-                    slot = self.slot_of(step.operation.key, step.operation.key_size, step.hashed)
+                    slot = self.slot_of(session, step.operation.key, step.operation.key_size, step.hashed)
+                slot.session = session
                 slot.key = step.operation.key
                 slot.key_size = step.operation.key_size
                 slot.hashed = step.hashed
@@ -210,6 +227,25 @@ cdef class View:
             self.write_bytes(index, entry, key, None)
         return len(keys)
 
+    cdef int write_session(self, uint64_t index, uint32_t entry, uint64_t session, bytes value) except -1:
+        """Appends what is remembered of a session from here on; None: it is forgotten."""
+        cdef Step step
+        cdef bytes key = PyBytes_FromStringAndSize(<const char *>&session, SESSION_ID_SIZE)
+        self.keys.append(key)
+        step.operation.key = step.operation.value = <const uint8_t *>PyBytes_AS_STRING(key)
+        step.operation.key_size = SESSION_ID_SIZE
+        step.operation.value_size = 0
+        step.record = RECORD_FORGET
+        if value is not None:
+            self.values.append(value)
+            step.operation.value = <const uint8_t *>PyBytes_AS_STRING(value)
+            step.operation.value_size = <uint32_t>PyBytes_GET_SIZE(value)
+            step.record = RECORD_SESSION
+        step.index = index
+        step.entry = entry
+        step.hashed = self.index.sessions.hash(step.operation.key, SESSION_ID_SIZE)
+        return self.write(&step)
+
     cdef int write_bytes(self, uint64_t index, uint32_t entry, bytes key, bytes value) except -1:
         """Appends a put of these objects, which are held, or, with `value` None, a delete."""
         cdef Step step
@@ -235,8 +271,10 @@ cdef class View:
         while self.count > mark:
             self.count -= 1
             step = &self.writes[self.count]
-            if step.record == RECORD_PUT or step.record == RECORD_DELETE:
-                self.slot_of(step.operation.key, step.operation.key_size, step.hashed).latest = step.shadowed
+            if writes_key(step.record) or step.record >= RECORD_SESSION:
+                self.slot_of(
+                    step.record >= RECORD_SESSION, step.operation.key, step.operation.key_size, step.hashed,
+                ).latest = step.shadowed
 
 
 cdef bint parse_number(const uint8_t *text, uint32_t size, int64_t *number) noexcept nogil:

@@ -24,8 +24,11 @@ from fastsm.types import (
     Delete,
     DeleteRange,
     Exists,
+    Forget,
     ModifiedAt,
     Noop,
+    Once,
+    OpenSession,
     Put,
     Read,
     Transaction,
@@ -34,7 +37,8 @@ from fastsm.types import (
 from support import page_reader
 from support.fuzz_targets import plain_form
 
-PUT, DELETE, COMPARE_AND_SWAP, NOOP, CONFIG, BATCH, ADD, READ, DELETE_RANGE, TRANSACTION, CALL = range(1, 12)
+PUT, DELETE, COMPARE_AND_SWAP, NOOP, CONFIG, BATCH, ADD = range(1, 8)
+READ, DELETE_RANGE, TRANSACTION, CALL, OPEN_SESSION, ONCE, FORGET = range(8, 15)
 VALUE_IS, EXISTS, MODIFIED_AT = 128, 129, 130
 ABSENT = 0xFFFFFFFF
 
@@ -100,6 +104,14 @@ ENCODINGS = [
         Transaction(
             (ValueIs(b"k", b"v"), ValueIs(b"a", None), Exists(b"e"), ModifiedAt(b"m", 7)),
             (Put(b"k", b"w"), Read(b"k")), (Delete(b"k"),)),
+    ),
+    (fastsm.open_session(), header(OPEN_SESSION) + b"\xff" * 8, OpenSession(None)),
+    (fastsm.open_session(expires=7), header(OPEN_SESSION) + struct.pack("<Q", 7), OpenSession(7)),
+    (fastsm.forget(2**64 - 1), header(FORGET) + b"\xff" * 8, Forget(2**64 - 1)),
+    (
+        fastsm.once(5, 6, fastsm.batch([fastsm.noop()]), expires=2**63 - 1),
+        header(ONCE, 0, 16) + struct.pack("<QQQ", 5, 6, 2**63 - 1) + header(BATCH, 0, 1) + header(NOOP),
+        Once(5, 6, Batch((Noop(),)), 2**63 - 1),
     ),
     (fastsm.transaction([], []), header(TRANSACTION) + bytes(8), Transaction((), (), ())),
     (
@@ -304,7 +316,7 @@ UNKNOWN = {
     "version": header(PUT, 1, 1, version=1) + b"kv",
     "largest version": b"\xff",
     "kind 0": header(0),
-    "kind 12": header(12),
+    "kind 15": header(15),
     "kind 255": header(255, 1, 2) + b"xyz",
     "version of a member": header(BATCH, 0, 1) + header(NOOP, version=1),
     "kind of a member": header(BATCH, 0, 2) + header(NOOP) + header(15),
@@ -387,11 +399,11 @@ def plainly_decode(data: bytes) -> Any:
         raise Refused(len(data) >= 8 and data[0] == 0 and data[1] in page_reader.LAYOUTS) from error
 
 
-def random_command(rng: random.Random, depth: int = 0) -> bytes:  # noqa: PLR0911  # one for each kind
+def random_command(rng: random.Random, depth: int = 0) -> bytes:  # noqa: PLR0911, PLR0912  # one for each kind
     def data(limit: int) -> bytes:
         return rng.randbytes(rng.randrange(limit))
 
-    kind = rng.choice((range(1, 12), (1, 2, 3, 7, 9), (1, 2, 7, 9))[depth])
+    kind = rng.choice((range(1, 15), (1, 2, 3, 7, 9), (1, 2, 7, 9))[depth])
     if kind == 7:
         return fastsm.add(data(20), rng.randrange(-9, 9), initial=rng.choice((0, 2**63 - 1)))
     if kind == 8:
@@ -401,6 +413,12 @@ def random_command(rng: random.Random, depth: int = 0) -> bytes:  # noqa: PLR091
     if kind == 10:
         condition = rng.choice((fastsm.exists(data(9)), fastsm.value_is(b"k", data(9)), fastsm.modified_at(b"k", 7)))
         return fastsm.transaction([condition], [random_command(rng, 2)], [fastsm.read(b"k"), random_command(rng, 2)])
+    if kind == 12:
+        return fastsm.open_session(expires=rng.choice((None, 0, 2**63 - 1)))
+    if kind == 13:
+        return fastsm.once(rng.randrange(9), rng.randrange(1, 9), random_command(rng, 1))
+    if kind == 14:
+        return fastsm.forget(rng.randrange(9))
     if kind == 11:
         return fastsm.call(rng.choice(("name", "n\u00e4me")), data(30), version=rng.randrange(3))
     if kind == PUT:

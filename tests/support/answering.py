@@ -58,6 +58,8 @@ class Commands:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.opened: list[int] = []
+        self.sequence = 1
 
     def key(self) -> bytes:
         return self.random.choice(KEYS)
@@ -100,6 +102,23 @@ class Commands:
         payload = b"|".join((self.key(), self.key())) if name == "move" else self.key()
         return fastsm.call(name, payload, version=2 if name == "count_up" else 1)
 
+    def anything(self, index: int) -> bytes:
+        """What a client without sessions, or with one, would propose."""
+        way = self.random.random()
+        session = self.random.choice(self.opened) if self.opened and way > 0.03 else index - 1
+        if way < 0.6:
+            return self.command(index)
+        if way < 0.66:
+            self.opened = [*self.opened[-3:], index]
+            return fastsm.open_session(expires=self.random.choice((None, 7)))
+        if way < 0.69:
+            return fastsm.forget(session)
+        inner = self.command(index)
+        while fastsm.decode(inner).__class__.__name__ == "Config":
+            inner = self.command(index)
+        self.sequence += self.random.choice((0, 0, 1, 1, 5, -1))
+        return fastsm.once(session, max(1, self.sequence), inner, expires=self.random.choice((None, None, 9)))
+
     def command(self, index: int) -> bytes:  # noqa: PLR0911  # one for each kind
         """What may stand alone."""
         way = self.random.random()
@@ -120,7 +139,7 @@ class Commands:
         return self.random.choice((fastsm.noop(), fastsm.config(self.value())))
 
     def chunk(self, first: int, size: int) -> list[Entry]:
-        return [Entry(first + i, 1 + (first + i) // 50, self.command(first + i)) for i in range(size)]
+        return [Entry(first + i, 1 + (first + i) // 50, self.anything(first + i)) for i in range(size)]
 
 
 def same(fast: FastStateMachine, model: MemoryStateMachine) -> None:

@@ -13,7 +13,7 @@ CURRENT_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "16s", "Q"]
 FRAME_FIELDS = ["Q", "Q", "I", "I"]
 RUN_FIELDS = ["Q", "Q"]
 RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
-SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "16s", "32s"]
+SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "Q", "8s", "32s"]
 TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQ", "Q"]
 
 SEGMENT_FIELDS = ["8s", "I", "I", "Q", "Q", "56s", "Q"]

@@ -32,6 +32,7 @@ class Decoded:
     """A state, and how it lies in the arena."""
 
     items: dict[bytes, bytes] = field(default_factory=dict)
+    sessions: dict[int, bytes] = field(default_factory=dict)
     last_applied: tuple[int, int] = (0, 0)
     runs: list[Run] = field(default_factory=list)
     membership: tuple[tuple[int, int], bytes] | None = None
@@ -80,13 +81,12 @@ NO_DEADLINE = 2**64 - 1
 LARGEST_VALUE = 2**31 - 1
 LARGEST_KEY = 65_535
 IN_BATCH, IN_BRANCH, CONDITIONS = {1, 2, 3, 4, 7, 9}, {1, 2, 7, 8, 9}, {128, 129, 130}
-LAST_KIND = 11  # below the conditions
 NUMBERS = {3: "<I", 7: "<qq", 11: "<I", 12: "<Q", 14: "<Q", 130: "<Q"}  # before the key
 
 
 def decode_command(data: bytes) -> Command:
     kind, _ = member_head(data)
-    if kind != 13 or kind > LAST_KIND:
+    if kind != 13:
         return decode_listed(data)
     size, *numbers = unpack("<IQQQ", data, 4)
     demand(data[2:4] == bytes(2), "a zero")
@@ -148,7 +148,7 @@ def decode_member(data: bytes) -> tuple[Command, int]:
     """The command that the bytes start with, and its size."""
     kind, key_size = member_head(data)
     (size,) = unpack("<I", data, 4)
-    demand(kind in LAYOUTS and (kind <= LAST_KIND or kind in CONDITIONS), "a kind")
+    demand(kind in LAYOUTS, "a kind")
     numbers = unpack(NUMBERS[kind], data, 8) if kind in NUMBERS else ()
     offset = 8 + (struct.calcsize(NUMBERS[kind]) if kind in NUMBERS else 0)
     has_key, has_value, may_be_none = LAYOUTS[kind]
@@ -283,7 +283,7 @@ def decode_frame(state: Decoded, frame: bytes) -> None:
     while offset < len(frame):
         record = decode_record(frame[offset:])
         operation, index = record[:2]
-        if operation <= 3:
+        if operation not in (4, 5):
             demand(before < index <= state.last_applied[0], "an index of this frame")
             demand(not any(behind < index <= last for behind, last in gaps), "an index in no gap")
             before = index - 1
@@ -335,8 +335,51 @@ def take_record(state: Decoded, record: tuple[int, int, bytes, bytes, int], plac
     elif operation == 4:
         demand(key == b"" and len(value) >= 8, "a term and a checksum")
         state.metadata = ((index, *struct.unpack_from("<Q", value)), value[8:])
+    elif operation == 5:
+        demand(not key and not value, "no key and no value")
     else:
-        demand(operation == 5 and not key and not value, "a known operation")
+        demand(operation in (6, 7), "a known operation")
+        demand(len(key) == 8, "the id of a session")
+        session = int.from_bytes(key, "little")
+        state.sessions.pop(session, None)
+        if operation == 7:
+            demand(value == b"", "no value")
+        else:
+            check_session(value)
+            state.sessions[session] = value
+            state.puts[place] = size
+            state.places[session] = place
+
+
+def check_session(value: bytes) -> None:
+    demand(16 <= len(value) <= 17 + (1 << 20), "a sequence, a deadline and a result")
+    sequence, deadline = struct.unpack_from("<QQ", value)
+    demand(deadline < 2**63 or deadline == NO_DEADLINE, "a deadline")
+    result = value[16:]
+    demand((sequence == 0) == (result == b""), "a result, from sequence 1 on")
+    if result:
+        demand(result[0] <= 10, "a known result")
+        rest = result[1:] if result[0] < 2 else take_value(result[1:], 0)
+        demand(rest == b"", "nothing after the value")
+
+
+def take_value(data: bytes, depth: int) -> bytes:
+    """What comes after the value that the bytes start with."""
+    demand(data != b"" and data[0] <= 5, "a known value")
+    if data[0] < 3:
+        return data[1:]
+    if data[0] == 3:
+        unpack("<q", data, 1)
+        return data[9:]
+    (count,) = unpack("<I", data, 1)
+    data, kind = data[5:], data[0]
+    demand(count <= len(data), "as many bytes or members")
+    if kind == 4:
+        return data[count:]
+    demand(depth < 8, "lists that are not too deep")
+    for _ in range(count):
+        data = take_value(data, depth + 1)
+    return data
 
 
 # ---- snapshots -------------------------------------------------------------------------------------------
@@ -348,7 +391,8 @@ def decode_snapshot(data: bytes) -> Decoded:
     demand(version == 0, "version")
     keys, run_count, membership_size, records_size = struct.unpack_from("<QQQQ", data, 32)
     attachment_size, stored_size = struct.unpack_from("<QQ", data, 96)
-    demand(data[112:128] == bytes(16), "a zero")
+    (sessions,) = struct.unpack_from("<Q", data, 112)
+    demand(data[120:128] == bytes(8), "a zero")
     demand(blake3.blake3(data[:128] + data[SNAPSHOT_HEADER:]).digest() == data[128:160], "checksum")
     start = SNAPSHOT_HEADER + up_to(attachment_size, 8)
     demand(not any(data[SNAPSHOT_HEADER + attachment_size : start]), "a zero")
@@ -360,19 +404,21 @@ def decode_snapshot(data: bytes) -> Decoded:
     state.last_applied = state.runs[-1][1:] if state.runs else (0, 0)
     demand(state.last_applied == tuple(last), "runs that end with the last included entry")
     records_at = membership_size + 24 * run_count
-    configs = take_records(state, 3, flat[:membership_size], start)
+    configs = take_records(state, (3,), flat[:membership_size], start)
     demand(configs == (membership_size > 0), "one membership, or none")
-    demand(take_records(state, 1, flat[records_at:], start + records_at) == len(state.items) == keys, "a record a key")
+    records = take_records(state, (1, 6), flat[records_at:], start + records_at)
+    demand(len(state.items) == keys and len(state.sessions) == sessions, "as many keys and sessions")
+    demand(records == keys + sessions, "one record for each")
     return state
 
 
-def take_records(state: Decoded, expected: int, data: bytes, place: int) -> int:
-    """Takes records of one operation; how many there were."""
+def take_records(state: Decoded, expected: tuple[int, ...], data: bytes, place: int) -> int:
+    """Takes records of some operations; how many there were."""
     offset = count = before = 0
     while offset < len(data):
         record = decode_record(memoryview(data)[offset:])
         operation, index = record[:2]
-        demand(operation == expected, "an operation")
+        demand(operation in expected, "an operation")
         demand(index >= before and state.term(index) is not None, "indexes in runs, which do not fall")
         take_record(state, record, place + offset)
         offset, count, before = offset + record[-1], count + 1, index
