@@ -119,7 +119,7 @@ class MemoryStateMachine(StateMachine):
         entries = self._check_order(chunk)
         new = [entry for entry in entries if entry.index > self.last_applied().index]
         commands = [self._decode(entry) for entry in new]
-        trial = State(dict(self._values), dict(self._writers), self._membership, dict(self._sessions))
+        trial = State(dict(self._values), dict(self._writers), self._membership, sessions=dict(self._sessions))
         results: list[Result] = [None] * (len(entries) - len(new))
         outcomes: list[Outcome] = []
         for entry, command in zip(new, commands, strict=True):

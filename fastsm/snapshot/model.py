@@ -26,13 +26,13 @@ class State:
     values: dict[bytes, bytes] = field(default_factory=dict)
     writers: dict[bytes, LogId] = field(default_factory=dict)  # of keys that were deleted since, too
     membership: tuple[LogId, bytes] | None = None
+    seen: list[LogId] = field(default_factory=list)
     # Of each session: the index of the entry that wrote its record, and the record's value.
     sessions: dict[int, tuple[int, bytes]] = field(default_factory=dict)
-    seen: list[LogId] = field(default_factory=list)
 
     def copy(self) -> State:
         return State(
-            dict(self.values), dict(self.writers), self.membership, dict(self.sessions), list(self.seen))
+            dict(self.values), dict(self.writers), self.membership, list(self.seen), dict(self.sessions))
 
     @property
     def last(self) -> LogId:

@@ -53,7 +53,7 @@ class StoringStateMachine(MemoryStateMachine):
         self._disk.update(self._stored())
 
     def _stored(self) -> dict[str, Any]:
-        stored = {name: getattr(self, name).copy() for name in ("_values", "_writers", "_outcomes", "_seen", "_base")}
+        stored = {name: getattr(self, name).copy() for name in ("_values", "_writers", "_outcomes", "_seen", "_base", "_sessions")}
         return {**stored, "_metadata": self._metadata, "_membership": self._membership}
 
     def clear(self) -> None:
