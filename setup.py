@@ -7,12 +7,13 @@ from setuptools import Extension, setup
 
 MODULES = [
     "background", "command",
-    *(f"disk.{name}" for name in ("hashing", "format", "mapping")),
-    *(f"lookup.{name}" for name in ("table", "terms", "dead", "index")),
+    *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail")),
+    *(f"lookup.{name}" for name in ("table", "terms", "dead", "sorting", "tree", "tree_changes")),
+    *(f"lookup.{name}" for name in ("order", "ranges", "index")),
     *(f"generation.{name}" for name in ("recovery", "log", "saved_table")),
     "snapshot.capture",
-    *(f"core.{name}" for name in ("frozen", "state", "turns", "view", "tx", "judging", "chunk", "engine",
-                                       "group_commit")),
+    *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "turns", "view", "tx", "judging", "chunk",
+                                  "engine", "group_commit")),
     *(f"journal.{name}" for name in ("format", "entries", "segment", "journal")),
 ]
 

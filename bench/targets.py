@@ -53,6 +53,13 @@ ROWS = {
     "memory.mapped": Row("mapped bytes a key at 1 million", "", 140, "bytes"),
     "disk.1000": Row("disk a key after a clean close, chunks of 1,000", "", 160, "bytes"),
     "disk.1": Row("the same, chunks of 1", "", 200, "bytes"),
+    "scan.100": Row("scan(limit=100) from any of 1 million keys", "", 40, "us"),
+    "scan.insert": Row("a new key, then a scan(limit=100) from there", "", None, "us"),
+    "count.100k": Row("count of 100 thousand of 1 million keys", "", None, "ms"),
+    "order.build.random": Row("the order of random keys, built: seconds a million", "", 0.5, "s"),
+    "order.build.kilobyte": Row("the same, keys that share a kilobyte", "", 3, "s"),
+    "memory.order": Row("memory of the order, a key", "", 12, "bytes"),
+    "apply.ordered": Row("apply, chunks of 1,000, with the order in use", "apply without", 1.3),
     "entry_term": Row("entry_term", "", 40, "ns"),
     "entry_terms": Row("entry_terms of a million ids, an id", "", 15, "ns"),
 }  # fmt: skip

@@ -85,24 +85,31 @@ class Node:
     async def send_snapshot(self, peer: Node) -> None:
         """What a leader does for a follower whose entries are dropped: the file, piece by piece."""
         with fastsm.open_snapshot(self.folder / "snapshots") as snapshot:
-            offset = 0
+            announced = snapshot.metadata.to_bytes()
+            offset = await peer.announce(announced)
             while offset < snapshot.size:
                 offset = await peer.receive(offset, snapshot.read_at(offset, PIECE))
                 await asyncio.sleep(0)  # the network
-            await peer.install(snapshot.metadata)
+            await peer.install()
+
+    async def announce(self, announced: bytes) -> int:
+        """Makes ready for a snapshot. Returns what is wanted of it: the rest, if a part of this very one is here."""
+        if self.receiver is not None:
+            self.receiver.close()  # an earlier transfer was interrupted
+        self.receiver = SnapshotReceiver(self.folder / "incoming", SnapshotMetadata.from_bytes(announced))
+        return self.receiver.offset
 
     async def receive(self, offset: int, piece: bytes) -> int:
-        """Takes a piece; a receiver that was interrupted goes on where it was. Returns what it wants next."""
-        if self.receiver is None:
-            self.receiver = SnapshotReceiver(self.folder / "incoming")
+        """Takes a piece; returns what is wanted next."""
+        assert self.receiver is not None
         return self.receiver.write(offset, piece)
 
-    async def install(self, metadata: SnapshotMetadata) -> None:
+    async def install(self) -> None:
         assert self.receiver is not None
         with self.receiver as receiver:
-            path = receiver.finish(metadata)  # every byte is checked here
+            path = receiver.finish()  # every byte is checked here
         self.receiver = None
-        await self.machine.apply_snapshot_from_file(metadata, path)
+        await self.machine.apply_snapshot_from_file(receiver.metadata, path)
 
     async def wait_for(self, index: int) -> None:
         while self.machine.last_applied().index < index:

@@ -18,7 +18,7 @@ COUNTERS = {"flush_count", "flush_seconds"}
 
 
 class StateMachineCollector:
-    """Asks the state machine when it is scraped: ``stats()`` costs microseconds, and waits for nobody."""
+    """Asks the state machine when it is scraped: ``stats()`` costs microseconds and never waits."""
 
     def __init__(self, machine: fastsm.FastStateMachine) -> None:
         self.machine = machine

@@ -28,7 +28,7 @@ def flush_loop(machine: FastStateMachine, stop: threading.Event) -> None:
 
 
 def read_loop(machine: FastStateMachine, stop: threading.Event, seen: list[int]) -> None:
-    """Readers wait for nobody. The two keys of a batch are never seen apart: a chunk is there whole or not at all."""
+    """Readers never wait. The two keys of a batch are never seen apart: a chunk is there whole or not at all."""
     while not stop.is_set():
         left, right = machine.get_many([b"left", b"right"])
         assert left == right, "a batch was seen in part"

@@ -4,25 +4,34 @@ Committed entries go in, reads come out, and what was applied survives. Reading 
 bytes to files to memory to the machine; each module imports only what stands before it:
 
     errors, units           what can go wrong; numbers for people
+    arguments               what callers hand over, taken or refused with advice
+    log_lines, streams      lines of the log that any handler can write; standard streams that are closed
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              a call on a thread of its own
+    event_loops             the same, awaited
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit
         mapping, files      mapped files; directories, descriptors, syncs and renames
+        tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
     command                 the bytes that Raft carries
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
-        index               table, terms and dead map: everything that leads into base and log
+        sorting             records, sorted by key
+        tree, tree_changes  places in the order of their keys, in a tree that readers may hold; its changes
+        order, ranges       the keys in their order: kept up as they come; read, at one moment
+        index               table, terms, dead map and order: everything that leads into base and log
     generation/             a base and a log
+        names               the names of its files, and which of them this library made
         recovery            what a log holds, what is torn and what is corrupt
         log                 frames in a mapped file: append, sync
         verification        every byte against its checksum, now or in the background
         saved_table         the index in a file, for opening without reading the log
+        unfinished          a directory that a tool fills counts as empty until it is whole
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
         codec, file         Zstandard, within bounds; the file, read
@@ -32,10 +41,12 @@ bytes to files to memory to the machine; each module imports only what stands be
         incoming            a snapshot's file, copied in as the next base
         model               the file by the page of formats alone, for MemoryStateMachine
     core/                   the state, and what changes it
-        frozen              the present state, held still: iterators, scans, columns
+        awaited             who waits for an entry to be applied
+        frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
         view, tx            the state as a chunk sees it under way; the same for a procedure
         judging             what each entry of a chunk comes to
+        ordered             reads in the order of the keys: scans, counts, iterators
         chunk, turns        what is being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
         engine              apply, hard state, the step to a next generation in memory
@@ -45,7 +56,9 @@ bytes to files to memory to the machine; each module imports only what stands be
         snapshots           a snapshot is taken
         installing          a snapshot becomes the state
         compaction          the log becomes a base
+        waiting             waits until an entry is applied, on threads and event loops
         coroutines          the order of asynchronous calls
+        opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
         segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
@@ -56,7 +69,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         demo_history, demo  the main job, on real input
         records             what files hold, one by one
         inspection          a directory or a snapshot, looked at from outside
-        new_directory       a directory that is there whole or not at all
+        new_state           a state that is there whole or not at all
         json_lines          dump and load
         repair              what is left of a damaged directory
         benchmark           how fast it is on a user's machine
@@ -126,6 +139,7 @@ from fastsm.errors import (
     StorageError,
     UnknownCommandError,
 )
+from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
@@ -136,6 +150,7 @@ from fastsm.types import Answer, Entry, LogId, ScanResult, SnapshotMetadata, Sta
 
 # A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
 _logging.getLogger("fastsm").addHandler(_logging.NullHandler())
+_logging.getLogger("fastsm").addFilter(_EncodableLines())
 
 __version__ = "0.1.0.dev0"
 

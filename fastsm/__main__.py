@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from fastsm.streams import give_up_output, replace_closed_streams
+
 
 def main() -> None:
     """Runs the command line; what it draws with is an extra, so it may be missing."""
+    replace_closed_streams()
     try:
         from fastsm.cli import app  # noqa: PLC0415 (only here is it known what its absence means)
     except ModuleNotFoundError as error:
@@ -15,7 +18,14 @@ def main() -> None:
         sys.exit(f'fastsm: the command line needs the module {error.name}: pip install "fastsm[cli]"')
     except KeyboardInterrupt:
         sys.exit(130)
-    app()
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # those of files were told by the commands themselves
+        give_up_output()
+        sys.exit(f"fastsm: standard output: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -273,8 +273,9 @@ cdef object command_error(int code, const Reader *reader, object index):
         where = f"entry {index}: {where}"
     if code == UNKNOWN_VERSION:
         return UnknownCommandError(
-            f"{where}: version {version}, this release knows version {VERSION}; "
-            "upgrade this replica before it goes on", index=index)
+            f"{where}: not made by fastsm's commands (put, delete and so on), or by those of a newer release: "
+            f"version {version}, this release knows version {VERSION}; "
+            "if there is a newer release, upgrade this replica before it goes on", index=index)
     if code == UNKNOWN_KIND:
         return UnknownCommandError(
             f"{where}: kind {kind}, this release knows kinds {PUT} to {LAST_KIND}; "
@@ -378,7 +379,7 @@ cdef object described(const Reader *reader, list found, size_t conditions):
 
 
 def decode(command):
-    """What a command says, as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
+    """Returns what a command says, as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
     Raises `CommandError` or `UnknownCommandError`, exactly where `apply` would.
 
@@ -437,7 +438,7 @@ cdef bytes encode(uint8_t kind, key, value):
 
 
 def put(key, value):
-    """The command that sets `key` to `value` (bytes-like objects). O(size).
+    """Returns the command that sets `key` to `value` (bytes-like objects). O(size).
 
     Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`.
     """
@@ -458,12 +459,12 @@ def put(key, value):
 
 
 def delete(key):
-    """The command that removes `key`; a key that is not there is no error."""
+    """Returns the command that removes `key`; a key that is not there is no error."""
     return encode(DELETE, key, b"")
 
 
 def compare_and_swap(key, expected, value):
-    """The command that sets `key` to `value` if its value is `expected`.
+    """Returns the command that sets `key` to `value` if its value is `expected`.
 
     `expected=None`: if the key is not there. `value=None`: remove the key on a match.
     """
@@ -488,17 +489,17 @@ def compare_and_swap(key, expected, value):
 
 
 def noop():
-    """The command that changes nothing: a new leader's first entry."""
+    """Returns the command that changes nothing: a new leader's first entry."""
     return encode(NOOP, b"", b"")
 
 
 def config(data):
-    """The command that records opaque cluster membership; see `FastStateMachine.membership`."""
+    """Returns the command that records opaque cluster membership; see `FastStateMachine.membership`."""
     return encode(CONFIG, b"", data)
 
 
 def batch(commands):
-    """Several commands in one entry: in order, each seeing those before it, all or none.
+    """Returns the command that does several others in order, each seeing those before it, all or none.
 
     When a compare-and-swap in it does not match, or an add in it cannot be done, nothing of it happens. It takes put,
     delete, compare_and_swap, noop, add, delete_range and delete_prefix; anything else in it is a `CommandError`, as is
@@ -693,9 +694,9 @@ cdef list copy_ahead(source):
 
 
 def put_many(keys, values):
-    """The batch that sets each key of a column to the value beside it; later pairs win. O(bytes), no Python loop.
+    """Returns the batch that sets each key of a column to the value in the other one; later pairs win. O(bytes).
 
-    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell are no part of it), a
+    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
     2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
     than the column. Raises `CommandError` over the limits, `ValueError` when the columns differ in length.
     """

@@ -24,7 +24,7 @@ class NotRunningError(FastsmError):
 class ReentryError(FastsmError, RuntimeError):
     """A signal handler, a finalizer or a callback writes while its own thread is in the middle of a write.
 
-    Nothing was changed. :meth:`FastStateMachine.close` alone is never refused.
+    Nothing was changed. Only :meth:`FastStateMachine.close` is never refused.
     """
 
 
@@ -133,7 +133,7 @@ class SnapshotError(FastsmError):
 
 
 class SnapshotFormatError(SnapshotError):
-    """The file is no snapshot, or its parts do not add up."""
+    """The file is not a snapshot, or its parts contradict each other."""
 
 
 class ChecksumMismatchError(SnapshotError):
@@ -169,9 +169,9 @@ class SnapshotRangeError(SnapshotError):
 
 
 class StorageError(FastsmError, OSError):
-    """The operating system refused to store or to read; ``errno`` and ``filename`` as it said."""
+    """The operating system refused to store or to read; ``errno`` and ``filename`` are those of its answer."""
 
     @classmethod
     def wrap(cls, cause: OSError, path: str, action: str) -> StorageError:
-        """``cause`` again, with the path and what was being done."""
+        """Returns ``cause`` as a ``StorageError``, with the path and what was being done."""
         return cls(cause.errno, f"{action} failed: {cause.strerror or cause}", path)

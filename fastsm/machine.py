@@ -6,8 +6,9 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from fastsm.arguments import pair_of
 from fastsm.core.compaction import Compaction
 from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
 from fastsm.core.engine import Engine
@@ -15,15 +16,21 @@ from fastsm.core.generations import Generations
 from fastsm.core.group_commit import GroupCommit
 from fastsm.core.installing import Installing
 from fastsm.core.jobs import Jobs, Progress
+from fastsm.core.opening import Opening, check_options, close_off_loop, recover
 from fastsm.core.policy import Policy
 from fastsm.core.snapshots import Attachment, Snapshots
+from fastsm.core.statistics import stats_of
 from fastsm.core.verifying import Verifying
+from fastsm.core.waiting import AppliedWaiters, wait_applied
 from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
 from fastsm.errors import StorageError
 from fastsm.generation import current
 from fastsm.procedures import check_calls, registry
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, Result, SnapshotMetadata, Stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger("fastsm")
 
@@ -49,6 +56,8 @@ class FastStateMachine(Engine, StateMachine):
     - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
       ``compact_floor`` bytes.
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
+    - ``ordered``: keeps the keys in order from the start, for ``scan``, ``count`` and ``ordered``; otherwise the first
+      of these calls builds the order, and until then it costs nothing.
     - ``mode``: the permissions of the directory when it is created, whatever the umask says, and of the files in it,
       without those to execute. With ``0o770`` the users of a group can take turns.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
@@ -58,8 +67,9 @@ class FastStateMachine(Engine, StateMachine):
       replica. ``check_procedures``, for tests, runs each call twice: what the two come to must be equal, else
       ``ProcedureError``.
 
-    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``. Thread safe. After a
-    failed sync the machine is poisoned: reads go on, writes raise until the directory is opened again.
+    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``; ``SnapshotError`` where
+    ``snapshot_compress="zstd"`` finds no Zstandard. Thread safe. After a failed sync the machine is poisoned: reads go
+    on, writes raise until the directory is opened again.
 
     >>> import fastsm, tempfile
     >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine:
@@ -70,8 +80,8 @@ class FastStateMachine(Engine, StateMachine):
     """
 
     __slots__ = (
-        "_compaction", "_directory", "_generations", "_installing", "_jobs", "_late_error", "_recovery", "_snapshots",
-        "_verifying", "_waiters", "_worker", "path",
+        "_applied", "_compaction", "_directory", "_generations", "_installing", "_jobs", "_late_error", "_recovery",
+        "_snapshots", "_verifying", "_waiters", "_worker", "path",
     )  # fmt: skip
 
     path: str
@@ -92,6 +102,7 @@ class FastStateMachine(Engine, StateMachine):
         compact_ratio: float = 1.0,
         compact_floor: int = 64 << 20,
         lock_timeout: float = 0,
+        ordered: bool = False,
         mode: int = 0o700,
         snapshot_compress: Literal["none", "zstd"] = "none",
         snapshot_attachment: Attachment = None,
@@ -101,25 +112,16 @@ class FastStateMachine(Engine, StateMachine):
     ) -> None:
         self._set_status("closed")
         self._late_error: StorageError | None = None  # of a close that was put off: the next one raises it
-        if sync not in ("flush", "apply"):
-            raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
-        if verify_on_open not in ("full", "background", "off"):
-            raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
-        if snapshot_compress not in ("none", "zstd"):
-            raise ValueError(f'snapshot_compress={snapshot_compress!r}: expected "none" or "zstd"')
-        if min(retain_entries, retain_bytes, compact_ratio, compact_floor) < 0:
-            raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
-        if not lock_timeout >= 0:  # NaN, too
-            raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
-        if mode & 0o700 != 0o700 or mode & ~0o777:
-            raise ValueError(f"mode={mode:#o}: expected permissions that let the owner in, such as 0o700 or 0o770")
+        check_options(
+            sync, verify_on_open, snapshot_compress, (retain_entries, retain_bytes, compact_ratio, compact_floor),
+            lock_timeout, mode)
         self._set_procedures(registry(procedures), check_procedures)
         self.path = os.fsdecode(directory)
-        expected = None if expect_applied is None else LogId(*expect_applied)
+        expected = None if expect_applied is None else LogId(*pair_of(expect_applied, "expect_applied"))
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only, mode=mode)
         try:
-            opened = self._open(read_only, expected, verify_on_open == "full", lock_timeout)
+            opened = recover(self._directory, read_only, expected, verify_on_open == "full", lock_timeout)
             try:
                 self._take(opened, contiguous, sync == "apply")
             except BaseException:
@@ -137,23 +139,23 @@ class FastStateMachine(Engine, StateMachine):
             self.path, type(self._directory), self._jobs, self._verifying, snapshot_compress, snapshot_attachment)
         self._installing = Installing(self._generations)
         self._compaction = Compaction(self._generations, self._verifying, policy, retain_entries, retain_bytes)
-        self._worker, self._waiters = OrderedWorker(), Waiters()
+        self._worker, self._waiters, self._applied = OrderedWorker(), Waiters(), AppliedWaiters()
         policy.renew(self, 0)
         self._set_status("running")
         _machines.add(self)
+        self._begin_order(ordered)
         logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
         if verify_on_open == "background" and not opened.verified:
             self._verifying.start(self)  # last, since from here on any call may say that it has found damage
 
-    def _open(
-        self, read_only: bool, expected: LogId | None, verify: bool, lock_timeout: float
-    ) -> current.Generation:
-        """Locks the directory and recovers what is in it."""
-        if read_only:
-            return current.open_read_only(self._directory, expected, verify)
-        with storage_errors(self.path, "locking the directory"):
-            self._directory.lock(lock_timeout)
-        return current.open_current(self._directory, expected, verify)
+    @classmethod
+    def open_async(cls, directory: str | os.PathLike[str], **options: Any) -> Opening[Self]:
+        """Opens a machine off the event loop: ``await open_async(…)``, or ``async with open_async(…) as machine``.
+
+        Takes what the constructor takes. Nothing is opened before it is awaited or entered. The context closes the
+        machine off the event loop, too.
+        """
+        return Opening(lambda: cls(directory, **options))
 
     def _take(self, opened: current.Generation, contiguous: bool, sync_on_apply: bool) -> None:
         """Makes what was recovered the state."""
@@ -161,6 +163,15 @@ class FastStateMachine(Engine, StateMachine):
         self._attach(opened.log, opened.index, commit, opened.durable, contiguous, sync_on_apply)
         self._set_verified(opened.verified)
         self._recovery = opened.recovery
+
+    def _begin_order(self, ordered: bool) -> None:
+        """While opening: builds the order, if it is asked for. Where that is interrupted, nothing is left open."""
+        try:
+            if ordered:
+                self._ask_for_order()
+        except BaseException:
+            self._release()
+            raise
 
     def __repr__(self) -> str:
         if self._corrupt() or not self.is_running():
@@ -220,6 +231,11 @@ class FastStateMachine(Engine, StateMachine):
             finally:
                 self._group_commit.close()
                 self._release()
+                self._applied.close()
+
+    async def close_async(self) -> None:
+        """:meth:`close`, off the event loop. Once begun it goes on, also when the wait for it is cancelled."""
+        await close_off_loop(self)
 
     def _close_late(self) -> None:
         """A close that had to wait for the frames below it. What they came to is theirs: its error waits."""
@@ -241,17 +257,24 @@ class FastStateMachine(Engine, StateMachine):
             self._let_go()
             _machines.discard(self)
 
-    def __enter__(self) -> FastStateMachine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close_async()
 
     def __del__(self) -> None:
         if not self._closed() and not self._forked():
             warnings.warn(f"{self!r} was never closed: what was not flushed may be lost", ResourceWarning, 2)
             self._worker.abandon()
             self._waiters.abandon()
+            self._applied.abandon()
             self._release()
 
     def _after_fork_in_child(self) -> None:
@@ -273,11 +296,11 @@ class FastStateMachine(Engine, StateMachine):
         ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
         """
         self._require()  # a forked child has no worker thread
-        free = self._turns.is_free() and self._worker.idle
-        if free and not self._syncs_on_apply():
-            room = room_if_small(chunk)
-            if room is not None and self._log.has_room(room):
-                return self.apply(chunk)
+        room = room_if_small(chunk) if self._worker.idle else None
+        if room is not None:
+            results = self._apply_if_free(chunk, room)
+            if results is not None:
+                return results
         entries = self._hold(chunk)  # the caller's list may be changed before its turn comes
         return await self._worker.run(self, lambda: self._apply_in_turn(entries), applies=True)
 
@@ -287,7 +310,7 @@ class FastStateMachine(Engine, StateMachine):
         Raises ``StorageError`` when the sync fails; the machine is poisoned then.
         """
         self._require(True)
-        self._sync_to(self._mark(False))
+        self._flush_to(self._mark(False))
 
     async def flush_async(self) -> None:
         """:meth:`flush`, without blocking the event loop; its point is fixed when the task starts."""
@@ -300,12 +323,27 @@ class FastStateMachine(Engine, StateMachine):
         if mark is None:
             self._require(True)
             mark = self._mark(False)
-        self._sync_to(mark)
+        if self._sync_to(mark):
+            with self._turns:
+                if self.is_running():
+                    self._generations.note_durable(self)
 
     def save_hard_state(self) -> None:
         """Makes last applied and snapshot metadata durable, and with them everything applied."""
         self._require(True)
-        self._sync_to(self._mark(True))
+        self._flush_to(self._mark(True))
+
+    def wait_applied(self, index: int, timeout: float | None = None) -> None:
+        """Returns once the entry at an index is applied: then reads show it, as linearizable reads need.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds; ``NotRunningError`` when a stop or a close comes first;
+        ``OrderError`` when a reset does, or the install of an older state.
+        """
+        wait_applied(self, index, timeout)
+
+    async def wait_applied_async(self, index: int) -> None:
+        """:meth:`wait_applied` for coroutines, however many; a time limit is ``asyncio.wait_for``'s."""
+        await self._applied.wait(self, index)
 
     # ---- hard state ------------------------------------------------------------------------------------
 
@@ -425,18 +463,48 @@ class FastStateMachine(Engine, StateMachine):
         """
         self._compaction.compact(self, up_to, progress)
 
+    async def compact_async(self, up_to: LogId | int | None = None, *, progress: Progress | None = None) -> None:
+        """:meth:`compact`, off the event loop; ``progress`` is called there, too."""
+        self._require()
+        await self._waiters.call(lambda: self.compact(up_to, progress=progress))
+
+    def state_checksum(self, last_included: LogId | tuple[int, int] | None = None) -> tuple[LogId, bytes]:
+        """The id and the 32-byte state checksum that a snapshot there would carry; none is written.
+
+        Replicas in the same state have the same: compare them to find one that diverged. ``last_included`` as for
+        :meth:`write_snapshot`, whose errors these are, too. O(bytes of base and log), while apply and get go on.
+        """
+        self._require()
+        self._turns.check()
+        return self._snapshots.state_checksum(self, self._snapshots.take(self, last_included))
+
+    async def state_checksum_async(
+        self, last_included: LogId | tuple[int, int] | None = None
+    ) -> tuple[LogId, bytes]:
+        """:meth:`state_checksum`, off the event loop; its point is fixed when the task starts."""
+        self._require()
+        taken = self._snapshots.take(self, last_included)
+        return await self._waiters.call(lambda: self._snapshots.state_checksum(self, taken))
+
     def _compact_by_itself(self) -> None:
         self._compaction.compact_by_itself(self)
 
     # ---- snapshots, for coroutines ---------------------------------------------------------------------
 
     async def generate_snapshot_data(
-        self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId | tuple[int, int] | None
+        self,
+        new_snapshot_dir: str | os.PathLike[str],
+        last_included: LogId | tuple[int, int] | None = None,
+        *,
+        compress: str | None = None,
+        attachment: bytes | None = None,
+        progress: Progress | None = None,
     ) -> bytes:
         """:meth:`write_snapshot`, off the event loop; its point is fixed when the task starts. Returns the checksum."""
         self._require()
         taken = self._snapshots.take(self, last_included)
-        metadata = await self._waiters.call(lambda: self._snapshots.write(self, taken, new_snapshot_dir, None, None))
+        metadata = await self._waiters.call(
+            lambda: self._snapshots.write(self, taken, new_snapshot_dir, compress, attachment, progress))
         return metadata.checksum
 
     async def apply_snapshot_from_file(
@@ -459,29 +527,7 @@ class FastStateMachine(Engine, StateMachine):
     def stats(self) -> Stats:
         """Counts, sizes, and what recovery found. O(1)."""
         self._require(True)
-        (
-            log, table_bytes, table_load, keys, live_bytes, dead_bytes, log_bytes, term_runs, applied_index,
-            applied_term, durable_index, durable_term, verified, sync_count, sync_seconds,
-        ) = self._figures()  # fmt: skip
-        return Stats(
-            keys=keys,
-            live_bytes=live_bytes,
-            dead_bytes=dead_bytes,
-            pinned_bytes=self._generations.pinned_bytes(log),
-            log_bytes=log_bytes,
-            base_bytes=log.base_bytes,
-            generation=log.head.generation,
-            base=LogId(log.head.base_index, log.head.base_term),
-            table_bytes=table_bytes,
-            table_load=table_load,
-            term_runs=term_runs,
-            last_applied=LogId(applied_index, applied_term),
-            durable=LogId(durable_index, durable_term),
-            verified=verified,
-            flush_count=sync_count,
-            flush_seconds=sync_seconds,
-            recovery=self._recovery,
-        )
+        return stats_of(self, self._generations, self._recovery)
 
 
 _machines = left_by_children(FastStateMachine._after_fork_in_child)

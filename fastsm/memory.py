@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import struct
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,12 @@ from fastsm.answering import (
     pack_session,
     unpack_result,
 )
+from fastsm.arguments import bytes_of, not_an_entry, pair_of
 from fastsm.command import decode
+from fastsm.disk.format import unpack_snapshot_head
 from fastsm.errors import (
     CommandError,
+    FastsmError,
     NotRunningError,
     OrderError,
     ProcedureError,
@@ -29,6 +33,7 @@ from fastsm.errors import (
     SnapshotRangeError,
     StaleSnapshotError,
 )
+from fastsm.event_loops import event_loops
 from fastsm.memory_tx import Outcome, Refused, Tx, Written
 from fastsm.procedures import check_calls, registry, run
 from fastsm.snapshot.file import check_metadata, open_snapshot
@@ -54,6 +59,7 @@ from fastsm.types import (
     Put,
     Read,
     Result,
+    ScanResult,
     SnapshotMetadata,
     Transaction,
     ValueIs,
@@ -77,6 +83,7 @@ class MemoryStateMachine(StateMachine):
         self._procedures = registry(procedures)
         self._caller = 0  # the thread that runs a procedure at this moment
         self._running = True
+        self._waiting: list[_Waiting] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -101,6 +108,7 @@ class MemoryStateMachine(StateMachine):
     def stop(self) -> None:
         self.flush()
         self._running = False
+        self._end_waiting(NotRunningError("this state machine was stopped"))
 
     def is_running(self) -> bool:
         return self._running
@@ -131,6 +139,7 @@ class MemoryStateMachine(StateMachine):
         self._outcomes += outcomes
         self._values, self._writers, self._membership = trial.values, trial.writers, trial.membership
         self._sessions = trial.sessions
+        self._tell_waiting()
         return results
 
     def check(self, command: Any) -> None:
@@ -151,9 +160,9 @@ class MemoryStateMachine(StateMachine):
         entries: list[Entry] = []
         before: LogId | None = None
         previous = self.last_applied()
-        for item in chunk:
+        for position, item in enumerate(chunk):
             if not isinstance(item, tuple) or len(item) != 3:
-                raise TypeError(f"expected an Entry(index, term, command), found {type(item).__name__}")
+                raise not_an_entry(item, position)
             log_id = _checked(item)
             if before is not None and (log_id.index <= before.index or log_id.term < before.term):
                 raise OrderError(f"{log_id} behind {before}", index=log_id.index)
@@ -269,7 +278,7 @@ class MemoryStateMachine(StateMachine):
 
     def get(self, key: Any, /) -> bytes | None:
         self._require()
-        return self._values.get(bytes(memoryview(key)))
+        return self._values.get(bytes_of(key, "key"))
 
     def get_many(self, keys: Sequence[Any]) -> list[bytes | None]:
         """The values of the keys, in their order."""
@@ -293,27 +302,112 @@ class MemoryStateMachine(StateMachine):
         self._require()
         return list(self._values.items())
 
+    def scan(
+        self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
+    ) -> ScanResult:
+        """The pairs with ``start <= key < end`` and with the prefix, in the order of their keys."""
+        limit = _checked_limit(limit)
+        return ScanResult(self._range(start, end, prefix, reverse)[:limit], self.last_applied().index)
+
+    def scan_prefix(self, prefix: Any, *, limit: int | None = None, start_after: Any = None) -> ScanResult:
+        """The pairs with a prefix, in the order of their keys; only those after a key."""
+        limit, prefix = _checked_limit(limit), bytes_of(prefix, "prefix")
+        start = None if start_after is None else bytes_of(start_after, "start_after") + b"\0"
+        return ScanResult(self._range(start, None, prefix)[:limit], self.last_applied().index)
+
+    def count(self, start: Any = None, end: Any = None, *, prefix: Any = None) -> int:
+        """How many keys a scan would give."""
+        return len(self._range(start, end, prefix))
+
+    def ordered(
+        self, start: Any = None, end: Any = None, *, prefix: Any = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs of a scan, of the state at the call."""
+        return iter(self._range(start, end, prefix, reverse))
+
+    def _range(self, start: Any, end: Any, prefix: Any, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        low, high, beginning = (
+            None if bound is None else bytes_of(bound, name)
+            for bound, name in ((start, "start"), (end, "end"), (prefix, "prefix")))
+        self._require()
+        found = [
+            pair for pair in self._values.items()
+            if (low is None or pair[0] >= low) and (high is None or pair[0] < high)
+            and pair[0].startswith(beginning or b"")
+        ]  # fmt: skip
+        return sorted(found, reverse=bool(reverse))
+
     def modified(self, key: Any, /) -> LogId | None:
         """The entry that last wrote the key; None when it is not there."""
         self._require()
-        key = bytes(memoryview(key))
+        key = bytes_of(key, "key")
         return self._writers[key] if key in self._values else None
 
     def membership(self) -> tuple[LogId, bytes] | None:
         """The newest ``config``."""
         return self._membership
 
+    # ---- waiting ---------------------------------------------------------------------------------------
+
+    def wait_applied(self, index: int, timeout: float | None = None) -> None:
+        """Returns once the entry at an index is applied, by another thread."""
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"expected a timeout of 0 or more, found {timeout!r}")
+        over = threading.Event()
+        waiting = self._wait_for(index, over.set)
+        if waiting is not None and not over.wait(timeout):
+            self._waiting = [other for other in self._waiting if other is not waiting]
+            raise TimeoutError(f"entry {index} was not applied within {timeout} s")
+        if waiting is not None and waiting.error is not None:
+            raise waiting.error
+
+    async def wait_applied_async(self, index: int) -> None:
+        """:meth:`wait_applied` for coroutines."""
+        asyncio = event_loops()
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        waiting = self._wait_for(index, lambda: loop.call_soon_threadsafe(over.set))
+        if waiting is None:
+            return
+        try:
+            await over.wait()
+        finally:
+            self._waiting = [other for other in self._waiting if other is not waiting]
+        if waiting.error is not None:
+            raise waiting.error
+
+    def _wait_for(self, index: int, tell: Callable[[], object]) -> _Waiting | None:
+        self._require()
+        index = _checked((index, 0)).index
+        if index <= self.last_applied().index:
+            return None
+        self._waiting.append(_Waiting(index, tell))
+        return self._waiting[-1]
+
+    def _tell_waiting(self) -> None:
+        applied = self.last_applied().index
+        told = [waiting for waiting in self._waiting if waiting.index <= applied]
+        self._waiting = [waiting for waiting in self._waiting if waiting.index > applied]
+        for waiting in told:
+            waiting.tell()
+
+    def _end_waiting(self, error: FastsmError) -> None:
+        ended, self._waiting = self._waiting, []
+        for waiting in ended:
+            waiting.error = error
+            waiting.tell()
+
     # ---- hard state ------------------------------------------------------------------------------------
 
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         self._require()
-        log_id = _checked(log_id)
+        log_id = _checked(pair_of(log_id, "last applied"))
         last = self.last_applied()
         if log_id == last:
             return
         if log_id.index <= last.index or log_id.term < last.term:
             raise OrderError(f"last applied is {last}, cannot become {log_id}", index=log_id.index)
         self._seen.append(log_id)
+        self._tell_waiting()
 
     def last_applied(self) -> LogId:
         return self._seen[-1] if self._seen else LogId()
@@ -368,7 +462,7 @@ class MemoryStateMachine(StateMachine):
         self._require()
         if compress not in {None, *CODECS}:
             raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
-        last = self.last_applied() if last_included is None else _checked(last_included)
+        last = self.last_applied() if last_included is None else _checked(pair_of(last_included, "last_included"))
         data = snapshot_bytes(self._state_as_of(last), compress or "none", bytes(memoryview(attachment or b"")))
         if progress is not None:
             progress(0, len(data))
@@ -381,10 +475,25 @@ class MemoryStateMachine(StateMachine):
         return metadata
 
     async def generate_snapshot_data(
-        self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId
+        self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId | tuple[int, int] | None = None, *,
+        compress: str | None = None, attachment: Any = None, progress: Callable[[int, int], object] | None = None,
     ) -> bytes:
         """:meth:`write_snapshot`; returns the checksum."""
-        return self.write_snapshot(new_snapshot_dir, last_included).checksum
+        return self.write_snapshot(
+            new_snapshot_dir, last_included, compress=compress, attachment=attachment, progress=progress).checksum
+
+    def state_checksum(self, last_included: LogId | tuple[int, int] | None = None) -> tuple[LogId, bytes]:
+        """The id and the state checksum that a snapshot there would carry."""
+        self._require()
+        last = self.last_applied() if last_included is None else _checked(last_included)
+        head = unpack_snapshot_head(snapshot_bytes(self._state_as_of(last), "none", b""), "a snapshot")
+        return LogId(head.last_index, head.last_term), head.state_checksum
+
+    async def state_checksum_async(
+        self, last_included: LogId | tuple[int, int] | None = None
+    ) -> tuple[LogId, bytes]:
+        """:meth:`state_checksum`."""
+        return self.state_checksum(last_included)
 
     def _state_as_of(self, last: LogId) -> State:
         """The base, with what the entries up to an id wrote."""
@@ -438,6 +547,7 @@ class MemoryStateMachine(StateMachine):
                 )
             state = read_state(snapshot)
         self._refuse_contradiction(last)
+        before = self.last_applied().index
         self._base = state.copy()
         self._outcomes = []
         self._values, self._writers, self._membership, self._seen = (
@@ -445,6 +555,9 @@ class MemoryStateMachine(StateMachine):
         self._sessions = state.sessions
         self._metadata = snapshot.metadata
         self.flush()
+        if last.index < before or last.index == 0:
+            self._end_waiting(OrderError(f"the state was replaced by an older one, as of {last}"))
+        self._tell_waiting()
 
     def _refuse_contradiction(self, last: LogId) -> None:
         """What ``apply`` refuses of an entry: another term than is known of it, or a falling one."""
@@ -464,9 +577,19 @@ class MemoryStateMachine(StateMachine):
     def clear(self) -> None:
         """Back to the initial empty state."""
         self._forget()
+        self._end_waiting(OrderError("the state was reset"))
 
     async def reset(self) -> None:
         self.clear()
+
+
+class _Waiting:
+    """Somebody who waits for an index; ``tell()`` once that is applied, or ``error`` says why it will not be."""
+
+    def __init__(self, index: int, tell: Callable[[], object]) -> None:
+        self.index = index
+        self.tell = tell
+        self.error: FastsmError | None = None
 
 
 def _holds(condition: object, written: Written) -> bool:
@@ -477,6 +600,15 @@ def _holds(condition: object, written: Written) -> bool:
     if isinstance(condition, Exists):
         return value is not None
     return condition.index == (0 if value is None else written.state.writers[condition.key].index)
+
+
+def _checked_limit(limit: int | None) -> int | None:
+    if limit is None:
+        return None
+    limit = operator.index(limit)
+    if limit < 0:
+        raise ValueError(f"limit={limit}: expected 0 or more")
+    return limit
 
 
 def _checked(log_id: Sequence[Any]) -> LogId:

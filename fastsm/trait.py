@@ -23,7 +23,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Runs again after :meth:`stop`. Idempotent."""
+        """Makes the machine run again after :meth:`stop`. Idempotent."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -31,17 +31,18 @@ class StateMachine(ABC):
 
     @abstractmethod
     def is_running(self) -> bool:
-        """True from construction until :meth:`stop`."""
+        """Returns True from construction until :meth:`stop`."""
 
     @abstractmethod
     def get(self, key: Any, /) -> bytes | None:
-        """The value of a key (any bytes-like object), or None."""
+        """Returns the value of a key (any bytes-like object), or None."""
 
     @abstractmethod
     def entry_term(self, entry_id: int, /) -> int | None:
-        """The term of the entry at an index where it is certain, else None.
+        """Returns the term of the entry at an index where it is certain, else None.
 
-        It is certain for an entry seen, and between two seen entries of one term: terms never fall.
+        It is certain for every entry that was seen, and between two seen entries of the same term, since terms never
+        fall.
         """
 
     @abstractmethod
@@ -54,7 +55,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     def len(self) -> int:
-        """The number of live keys, in O(1)."""
+        """Returns the number of live keys, in O(1)."""
 
     def __len__(self) -> int:
         return self.len()
@@ -63,7 +64,7 @@ class StateMachine(ABC):
         return True  # a state machine is there, however empty
 
     def is_empty(self) -> bool:
-        """Whether there is no live key."""
+        """Returns whether there is no live key."""
         return self.len() == 0
 
     @abstractmethod
@@ -72,7 +73,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     def last_applied(self) -> LogId:
-        """The last applied entry; ``LogId(0, 0)`` when there is none."""
+        """Returns the last applied entry; ``LogId(0, 0)`` when there is none."""
 
     @abstractmethod
     def persist_last_applied(self, log_id: LogId) -> None:
@@ -80,11 +81,11 @@ class StateMachine(ABC):
 
     @abstractmethod
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
-        """Remembers the latest snapshot, in memory."""
+        """Stores the metadata of the latest snapshot, in memory."""
 
     @abstractmethod
     def snapshot_metadata(self) -> SnapshotMetadata | None:
-        """The latest snapshot, or None."""
+        """Returns the metadata of the latest snapshot, or None."""
 
     @abstractmethod
     def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
@@ -108,7 +109,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Everything applied before the call is durable on return."""
+        """Makes everything applied before the call durable."""
 
     @abstractmethod
     async def flush_async(self) -> None:
@@ -116,4 +117,4 @@ class StateMachine(ABC):
 
     @abstractmethod
     async def reset(self) -> None:
-        """Back to the initial empty state, in one atomic step."""
+        """Returns to the initial empty state, in one atomic step."""

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import reprlib
+import struct
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
+import blake3
+
+from fastsm.errors import FormatVersionError, SnapshotFormatError
 from fastsm.units import count_text, size_text, time_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Self
+
+CHECKSUM_BYTES = 32
+_WIRE = struct.Struct("<4sIQQ32s")  # magic, version, index, term, checksum; then 8 bytes of BLAKE3 over all of these
+_WIRE_MAGIC, _WIRE_VERSION, _WIRE_SUM_BYTES = b"FSMM", 0, 8
 
 _shorten = reprlib.Repr()
 _shorten.maxother = _shorten.maxstring = 60
@@ -85,10 +96,49 @@ Result: TypeAlias = "bool | Answer | None"  # of an entry
 
 @dataclass(frozen=True, slots=True)
 class SnapshotMetadata:
-    """What a snapshot holds (everything up to ``last_included``) and its 32-byte BLAKE3 checksum."""
+    """What a snapshot holds (everything up to ``last_included``) and its 32-byte BLAKE3 checksum.
+
+    >>> metadata = SnapshotMetadata(LogId(7, 2), bytes(32))
+    >>> SnapshotMetadata.from_bytes(metadata.to_bytes()) == metadata
+    True
+    """
 
     last_included: LogId
     checksum: bytes
+
+    def to_bytes(self) -> bytes:
+        """Returns 64 bytes for the wire, with a checksum of their own. The page of formats describes them."""
+        index, term = self.last_included
+        if len(self.checksum) != CHECKSUM_BYTES:
+            raise ValueError(f"expected a checksum of {CHECKSUM_BYTES} bytes, found {len(self.checksum)}")
+        try:
+            fields = _WIRE.pack(_WIRE_MAGIC, _WIRE_VERSION, index, term, self.checksum)
+        except struct.error:
+            raise ValueError(f"expected an index and a term of 64 bits, found {self.last_included}") from None
+        return fields + _wire_sum(fields)
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> Self:
+        """Reads what :meth:`to_bytes` made. ``SnapshotFormatError`` when a byte of it is not as it was."""
+        content = bytes(memoryview(data))
+        size = _WIRE.size + _WIRE_SUM_BYTES
+        if len(content) != size:
+            raise SnapshotFormatError(f"metadata of a snapshot: expected {size} bytes, found {len(content)}")
+        fields, found = content[: _WIRE.size], content[_WIRE.size :]
+        magic, version, index, term, checksum = _WIRE.unpack(fields)
+        if magic != _WIRE_MAGIC:
+            raise SnapshotFormatError(f"metadata of a snapshot: expected magic {_WIRE_MAGIC!r}, found {magic!r}")
+        if found != _wire_sum(fields):
+            raise SnapshotFormatError(
+                f"metadata of a snapshot: expected checksum {_wire_sum(fields).hex()}, found {found.hex()}; a byte was "
+                "changed on the way: ask for it again")
+        if version != _WIRE_VERSION:
+            raise FormatVersionError("metadata of a snapshot", _WIRE_VERSION, version)
+        return cls(LogId(index, term), checksum)
+
+
+def _wire_sum(fields: bytes) -> bytes:
+    return blake3.blake3(fields).digest(length=_WIRE_SUM_BYTES)
 
 
 class _Command:

@@ -39,7 +39,7 @@ WINDOWS = (
 class Chaos:
     """One cluster and what was done to it."""
 
-    def __init__(self, cluster: Cluster, dice: random.Random, listed: bool, members: bool) -> None:
+    def __init__(self, cluster: Cluster, dice: random.Random, listed: str | None, members: bool) -> None:
         self.cluster, self.dice, self.listed, self.members = cluster, dice, listed, members
         self.counts: Counter[str] = Counter()
         self.round = 0
@@ -50,7 +50,7 @@ class Chaos:
         for number in cluster.processes:
             cluster.call(
                 number, "load", prefix=f"{'list' if self.listed else 'load'}-{self.round}-{number}",
-                window=dice.choice((1, 20, 200)), size=dice.choice((10, 200, 2000)), listed=self.listed,
+                window=dice.choice((1, 20, 200)), size=dice.choice((10, 200, 2000)), listed=bool(self.listed),
             )  # fmt: skip
         time.sleep(dice.random() * 1.5)
         what = dice.choice((
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--durable", action="store_true")
-    parser.add_argument("--listed", action="store_true", help="with a ReplList beside the state machine")
+    parser.add_argument("--listed", choices=("list", "queue"), help="a consumer: ReplList or FastQueue")
     parser.add_argument("--members", action="store_true", help="nodes are removed and added")
     parser.add_argument("--raising", action="store_true", help="functions of the user's raise")
     parser.add_argument("--apart", action="store_true", help="the nodes' clocks are apart")

@@ -66,6 +66,9 @@ def live_once(root: Path) -> None:
         machine.get_many(KEYS)
         machine.get_columns(KEYS)
         machine.scan_prefix(b"key 1")
+        machine.count(b"key 1", b"key 2")
+        pairs = machine.ordered()
+        next(pairs)
         iterator = machine.items()
         next(iterator)
         for number, compress in enumerate(("none", "zstd")):

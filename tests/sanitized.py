@@ -1,6 +1,6 @@
 """Runs Python on modules that were built with sanitizers: ``python -m tests.sanitized address,undefined -m pytest -q``.
 
-Build first, with the same words: ``FASTSM_SANITIZE=address,undefined pip install -e .``. Behind them come the arguments
+Build first, with the same words: ``FASTSM_SANITIZE=address,undefined pip install -e .``. After them come the arguments
 of Python. What any process of the run reports is printed at the end, and makes the status 1. Linux and GCC alone.
 """
 

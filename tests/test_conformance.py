@@ -12,6 +12,7 @@ import pytest
 
 from fastsm import FastStateMachine, MemoryStateMachine, StateMachine
 from fastsm.testing import StateMachineConformance
+from support.inside import inside
 from support.wrong_machines import FAULTS, StoringStateMachine
 
 WRONG_MACHINES = Path(__file__).parent / "support" / "wrong_machines.py"
@@ -28,7 +29,7 @@ class FastConformance(StateMachineConformance):
         yield opened
         with opened[-1] as last:
             last.start()
-            last._check()
+            inside(last).check()
 
     @pytest.fixture
     def state_machine(self, directory: Path, machines: list[FastStateMachine]) -> FastStateMachine:

@@ -19,6 +19,7 @@ RUNS = [
     ("numpy_bulk.py", "60000", "out: 60,000 rows"),
     ("metrics.py", "", "fastsm_last_applied_index 1.0"),
     ("pysyncobj_cluster.py", "1", "lost: 0"),
+    ("patroni_store.py", "2", "what is left: {'/config': '2', '/leader': 'another'}"),
 ]
 
 

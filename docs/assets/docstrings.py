@@ -1,4 +1,4 @@
-"""Makes docstrings ready for Markdown, gives compiled functions the signatures of their stubs, and misses none of them."""
+"""Makes docstrings ready for Markdown, and gives compiled functions the signatures of their stubs."""
 
 from __future__ import annotations
 

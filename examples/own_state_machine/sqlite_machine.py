@@ -1,7 +1,7 @@
 """A state machine of another make: the trait on SQLite, in one file of plain Python.
 
 It shows what an implementation of ``fastsm.StateMachine`` has to do, and how ``fastsm.testing`` tells whether it does:
-see test_sqlite_machine.py beside it. Commands are fastsm's; how they are stored is all its own.
+see test_sqlite_machine.py in the same folder. Commands are fastsm's; how they are stored is all its own.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ class SqliteStateMachine(fastsm.StateMachine):
             return [self._apply(*entry) for entry in self._in_order(chunk)]
 
     def _in_order(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> Iterator[tuple[int, int, bytes]]:
-        """The entries, as long as their ids make sense: replays first, then one behind the other."""
+        """The entries, as long as their ids make sense: replays first, then one after the other."""
         before = LogId()
         for index, term, command in chunk:
             last = self.last_applied()
             known = self.entry_term(index) if index <= last.index else None
             if index <= before.index or term < before.term or known not in (None, term):
-                raise fastsm.OrderError(f"entry {index} of term {term} behind {before}", index=index)
+                raise fastsm.OrderError(f"entry {index} of term {term} after {before}", index=index)
             if index > last.index and (index != last.index + 1 or term < last.term):
-                raise fastsm.OrderError(f"entry {index} of term {term} behind {last}", index=index)
+                raise fastsm.OrderError(f"entry {index} of term {term} after {last}", index=index)
             before = LogId(index, term)
             yield index, term, command
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 import fastsm
+from fastsm.streams import give_up_output
 from fastsm.tools.demo import MismatchError
 
 TRY, LOOK, MOVE, REPAIR = "Try it", "Look", "Move", "Repair"
@@ -83,11 +84,13 @@ def told_in_one_line() -> Iterator[None]:
         fail(f"MISMATCH: {error}")
     except (fastsm.FastsmError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            # Whoever read the output is gone: the interpreter must not try to flush it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            give_up_output()  # whoever read the output is gone
             raise typer.Exit(1) from None
         if isinstance(error, OSError) and error.strerror and error.filename:
             fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        if isinstance(error, OSError) and error.strerror:
+            give_up_output()  # of a stream: all that has a file names it
+            fail(f"standard output: {error.strerror}")
         fail(error)
     finally:
         for number, handler in before.items():

@@ -29,19 +29,20 @@ def bench(
     Example: `fastsm bench --json > numbers.json`
     """
     console = Console(stderr=True)
-    scratch = tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd())
-    with told_in_one_line(), scratch as name, console.status("measuring") as status:
-        found = benchmark.run(Path(name), lambda text: status.update(f"measuring: {text}"))
-    if as_json:
-        typer.echo(benchmark.as_json(found))
-    else:
-        draw(found)
-    if plot is not None:
-        try:
-            benchmark.plot(found, plot)
-        except ImportError:
-            fail("--plot needs matplotlib: pip install matplotlib")
-        typer.echo(f"drawn: {plot}", err=True)
+    with told_in_one_line():
+        scratch = tempfile.TemporaryDirectory(prefix="fastsm-bench-", dir=directory or Path.cwd())
+        with scratch as name, console.status("measuring") as status:
+            found = benchmark.run(Path(name), lambda text: status.update(f"measuring: {text}"))
+        if as_json:
+            typer.echo(benchmark.as_json(found))
+        else:
+            draw(found)
+        if plot is not None:
+            try:
+                benchmark.plot(found, plot)
+            except ImportError:
+                fail("--plot needs matplotlib: pip install matplotlib")
+            typer.echo(f"drawn: {plot}", err=True)
 
 
 def draw(found: list[benchmark.Measured]) -> None:

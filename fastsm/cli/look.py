@@ -1,4 +1,4 @@
-"""Commands that only look: inspect, verify, get, scan."""
+"""Commands that only look: inspect, verify, get, scan, count."""
 
 from __future__ import annotations
 
@@ -94,24 +94,39 @@ def get(
             write_bytes(value)
 
 
+Prefix = Annotated[str, typer.Argument(show_default="all keys")]
+PrefixOption = Annotated[str | None, typer.Option("--prefix", help="The same as PREFIX.", show_default=False)]
+From = Annotated[str | None, typer.Option("--from", help="Only this key and those after it.", show_default=False)]
+To = Annotated[str | None, typer.Option("--to", help="Only keys before this one.", show_default=False)]
+
+
 @app.command(rich_help_panel=LOOK)
 def scan(
     directory: Dir,
-    prefix: Annotated[str, typer.Argument(show_default="all keys")] = "",
+    prefix: Prefix = "",
+    prefix_option: PrefixOption = None,
+    start: From = None,
+    end: To = None,
+    after: Annotated[str | None, typer.Option(help="Only keys after this one.", show_default=False)] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="From the last key to the first.")] = False,
     limit: Annotated[int | None, typer.Option(min=0, help="At most so many keys.", show_default="all")] = None,
-    after: Annotated[str | None, typer.Option(help="Only keys behind this one.", show_default=False)] = None,
     coded: Coded = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the keys with a prefix, sorted, and their values: a table in a terminal, JSON lines in a pipe.
+    """List the keys of a range or with a prefix, in their order, and their values.
+
+    A table in a terminal, JSON lines in a pipe.
 
     Example: `fastsm scan /var/lib/node/state user/ --limit 20`
     """
+    bounds = bounds_of(prefix, prefix_option, start, end, coded)
+    if after is not None:
+        following = key_bytes(after, coded) + b"\0"
+        bounds["start"] = max(following, bounds["start"] or b"")
     with told_in_one_line():
         inspection.require_state(directory)
         with waiting("scanning"), FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
-            start = None if after is None else key_bytes(after, coded)
-            found = machine.scan_prefix(key_bytes(prefix, coded), limit=limit, start_after=start)
+            found = machine.scan(**bounds, limit=limit, reverse=reverse)
         console = Console(highlight=False)
         if as_json or not console.is_terminal:
             for key, value in found.entries:
@@ -119,6 +134,36 @@ def scan(
             return
         console.print(table_of(found.entries, console.width))
         console.print(f"{count_text(len(found.entries), 'key')} as of entry {found.revision:,}", style="dim")
+
+
+@app.command(rich_help_panel=LOOK)
+def count(
+    directory: Dir,
+    prefix: Prefix = "",
+    prefix_option: PrefixOption = None,
+    start: From = None,
+    end: To = None,
+    coded: Coded = False,
+) -> None:
+    """Print how many keys there are in a range or with a prefix.
+
+    Example: `fastsm count /var/lib/node/state --from job/2026-01 --to job/2026-02`
+    """
+    bounds = bounds_of(prefix, prefix_option, start, end, coded)
+    with told_in_one_line():
+        inspection.require_state(directory)
+        with waiting("counting"), FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
+            print(machine.count(**bounds))
+
+
+def bounds_of(
+    prefix: str, prefix_option: str | None, start: str | None, end: str | None, coded: bool
+) -> dict[str, bytes | None]:
+    """The bounds as they were typed, for the machine's methods."""
+    if prefix and prefix_option is not None:
+        raise typer.BadParameter("expected PREFIX or --prefix, found both")
+    typed = {"start": start, "end": end, "prefix": prefix or prefix_option}
+    return {name: None if text is None else key_bytes(text, coded) for name, text in typed.items()}
 
 
 def table_of(pairs: list[tuple[bytes, bytes]], width: int) -> Table:

@@ -13,7 +13,7 @@ from fastsm.cli.app import MOVE, app, bar, key_bytes, told_in_one_line, waiting,
 from fastsm.cli.look import Dir, Place
 from fastsm.machine import FastStateMachine
 from fastsm.tools import inspection, json_lines
-from fastsm.tools.new_directory import new_directory
+from fastsm.tools.new_state import new_state
 from fastsm.types import LogId, log_id_text
 from fastsm.units import count_text, size_text
 
@@ -59,7 +59,7 @@ def load(
     """Make a new directory of JSON lines, as `fastsm dump` writes them, or written by hand.
 
     Of a whole dump it is the same state, with its indexes and terms. By hand, `{"key": "a", "value": "b"}` will do.
-    The directory is there whole or not at all.
+    The state is there whole or not at all: a dump that was cut short, or filtered, is an error.
 
     Example: `fastsm dump old | fastsm load new`
     """
@@ -107,21 +107,17 @@ def snapshot(
 @app.command(rich_help_panel=MOVE)
 def restore(
     snapshot: Annotated[Path, typer.Argument(metavar="SNAPSHOT", show_default=False)],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty one.", show_default=False)],
 ) -> None:
-    """Make a new directory of a snapshot, which is checked and left as it is.
+    """Make a state of a snapshot, which is checked and left as it is.
 
-    The directory is there whole or not at all.
+    The state is there whole or not at all. DIR may be the root of a mounted, empty volume.
 
     Example: `fastsm restore /backup/today /var/lib/node/state`
     """
     with told_in_one_line():
         inspection.require_snapshot(snapshot)
-        with (
-            bar("restore") as progress,
-            new_directory(directory) as unfinished,
-            FastStateMachine(unfinished) as machine,
-        ):
+        with bar("restore") as progress, new_state(directory) as machine:
             machine.install_snapshot(None, snapshot, progress=progress)
             keys, last = machine.len(), machine.last_applied()
         print(f"{directory}: {count_text(keys, 'key')} as of {log_id_text(last)}.")

@@ -1,4 +1,4 @@
-"""Commands that change a directory which nobody has open: compact, repair."""
+"""Commands that change a directory that no process has open: compact, repair."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def compact(
         if after.generation == before.generation:
             print(f"{directory}: nothing to do, all but the last {retain:,} entries are compact ({sizes[0]}).")
         else:
-            print(f"{directory}: {sizes[0]} became {sizes[1]}, starting behind entry {after.base.index:,}.")
+            print(f"{directory}: {sizes[0]} became {sizes[1]}, with a base as of entry {after.base.index:,}.")
 
 
 @app.command(rich_help_panel=REPAIR)
 def repair(
     directory: Dir,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. What is cut is kept in a file beside.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. The old files are kept under other names.")] = False,
 ) -> None:
     """Show what is wrong with a directory that cannot be opened, and what repairing it would lose.
 
@@ -64,4 +64,4 @@ def repair(
             fail(f"{directory}: damaged, and nothing was changed; --yes repairs it")
         done = repair_directory(directory)
         kept = done[1] if done is not None else None
-        print(f"{directory}: repaired." + (f" What was cut is in {kept}" if kept else ""))
+        print(f"{directory}: repaired." + (f" The log as it was is {kept}" if kept else ""))

@@ -25,6 +25,7 @@ from fastsm.disk.format cimport (
 )
 from fastsm.lookup.table cimport prefetch
 
+from fastsm.arguments import bytes_of, not_an_entry
 from fastsm.errors import CommandError, OrderError, UnknownCommandError
 from fastsm.types import LogId
 
@@ -88,9 +89,7 @@ cdef class Chunk:
         for i in range(count):
             look_ahead(items, i, count)
             if not PyTuple_Check(items[i]) or PyTuple_GET_SIZE(items[i]) != 3:
-                raise TypeError(
-                    f"position {i} of the chunk: expected an Entry(index, term, command), "
-                    f"found {type(<object>items[i]).__name__}")
+                raise not_an_entry(<object>items[i], i)
             index = unsigned(PyTuple_GET_ITEM(items[i], 0), "index")
             term = unsigned(PyTuple_GET_ITEM(items[i], 1), "term")
             if i and (index <= before_index or term < before_term):
@@ -135,7 +134,7 @@ cdef class Chunk:
         cdef Step *step
         cdef int code
         if type(command) is not bytes:
-            command = bytes(memoryview(command))
+            command = bytes_of(command, "command")
             if self.converted is None:
                 self.converted = []
             self.converted.append(command)

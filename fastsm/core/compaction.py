@@ -84,7 +84,7 @@ class Compaction:
         started = time.perf_counter()
         try:
             base = self._write_base(engine, number, last_included, job, epoch)
-            log, index, carried = self._build_next(number, base, old, carried, job)
+            log, index, carried = self._build_next(engine, number, base, old, carried, job)
             what = f"compacted up to {tuple(last_included)} in {time.perf_counter() - started:.3f} s"
             with engine._turns:
                 job.check()
@@ -126,7 +126,9 @@ class Compaction:
                 raise
         return Base(directory, name, descriptor, head)
 
-    def _build_next(self, number: int, base: Base, old: Log, carried: int, job: Job) -> tuple[Log, Index, int]:
+    def _build_next(
+        self, engine: Engine, number: int, base: Base, old: Log, carried: int, job: Job
+    ) -> tuple[Log, Index, int]:
         """The next generation, synced up to most of what is applied now, and how far that is in the old log."""
         try:
             log = Log.create(self._generations.directory, number, base)
@@ -144,6 +146,7 @@ class Compaction:
                 if old.end - carried < format.LARGE_BYTES:
                     break
             log.sync()
+            engine._order_next(index, log.mapping, job.tick)
             self._generations.save_table(log, index, job.tick)
             current.prepare_next(self._generations.directory, log)
         except BaseException:

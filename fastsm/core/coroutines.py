@@ -6,7 +6,6 @@ threads. Its work then waits on this module's thread, never on the event loop.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,13 +13,13 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastsm.background import BackgroundCall
 from fastsm.core.engine import Engine
 from fastsm.core.turns import CLOSED, Place, Turns
-from fastsm.errors import NotRunningError, OrderError, StorageError
+from fastsm.errors import NotRunningError, OrderError
+from fastsm.event_loops import call, event_loops, run_all, set_error, set_result, start, tell
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,13 +43,6 @@ def room_if_small(chunk: Any) -> int | None:
     except (TypeError, IndexError):
         return 0  # malformed: the error is found at once
     return size + OVERHEAD * (len(chunk) + 1) if size <= SMALL_BYTES else None
-
-
-def event_loops() -> ModuleType:
-    """asyncio. Whoever awaits has it already; whoever runs on threads is spared its import, a third of all."""
-    import asyncio  # noqa: PLC0415 (see above)
-
-    return asyncio
 
 
 class Job:
@@ -206,21 +198,12 @@ class Waiters:
 
     async def call(self, function: Callable[[], T]) -> T:
         """Awaits ``function()``, on a thread of its own."""
-        loop = event_loops().get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def run() -> None:
-            try:
-                answer = partial(set_result, future, function())
-            except BaseException as error:
-                answer = partial(set_error, future, error)
-            tell(loop, answer)
-
         with self._lock:
             if self._closed:
                 raise NotRunningError(CLOSED)
-            self._calls = [call for call in self._calls if not call.wait(0)]
-            self._calls.append(start(run))
+            self._calls = [one for one in self._calls if not one.wait(0)]
+            future, thread = call(function)
+            self._calls.append(thread)
         return await future
 
     def close(self) -> None:
@@ -276,33 +259,3 @@ class Flush:
     def reach(self) -> float:
         """How far it goes into the log; without a mark beyond everything."""
         return float("inf") if self.mark is None else self.mark[1]
-
-
-def start(function: Callable[[], None]) -> BackgroundCall:
-    """A thread that runs ``function``. Where none can be had it is a ``StorageError``, and nothing was done."""
-    try:
-        return BackgroundCall(function)
-    except RuntimeError as error:
-        raise StorageError(
-            errno.EAGAIN, f"no thread can be started ({error}): nothing was done; try again", "") from error
-
-
-def tell(loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> None:
-    """Has an event loop run ``answer()``; nobody waits for it on a loop that was closed."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(answer)
-
-
-def run_all(functions: list[Callable[[], None]]) -> None:
-    for function in functions:
-        function()
-
-
-def set_result(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():  # it was cancelled meanwhile
-        future.set_result(result)
-
-
-def set_error(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

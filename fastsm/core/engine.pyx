@@ -18,6 +18,7 @@ from libc.string cimport memcpy
 
 from _thread import start_new_thread
 
+from fastsm.core.awaited cimport REPLACED, Ticket
 from fastsm.core.chunk cimport Chunk, hold_entries, unsigned_slowly
 from fastsm.core.view cimport Step
 from fastsm.disk.format cimport (
@@ -27,10 +28,11 @@ from fastsm.disk.format cimport (
 from fastsm.core.group_commit cimport GroupCommit
 from fastsm.lookup.index cimport BLOCK, Index
 from fastsm.generation.log cimport Log
-from fastsm.core.state cimport State
+from fastsm.core.ordered cimport Ordered
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
+from fastsm.arguments import pair_of
 from fastsm.background import BackgroundCall
 from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
@@ -42,7 +44,7 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 cdef enum:
     CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
 
-cdef class Engine(State):
+cdef class Engine(Ordered):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
 
     Thread safety: every method, from any thread; writers take turns.
@@ -89,6 +91,7 @@ cdef class Engine(State):
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """
         cdef RunList runs = self.runs
+        cdef uint64_t before = self.applied_index
         applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
@@ -108,6 +111,10 @@ cdef class Engine(State):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
+        if runs.index == 0 or runs.index < before:
+            self.awaited.end_all(REPLACED)
+        else:
+            self.awaited.note_applied(runs.index)
 
     def _compact_above(self, dead_bytes):
         """Lets `apply` call for compaction once when more is dead."""
@@ -123,8 +130,8 @@ cdef class Engine(State):
         """Applies committed entries, all or none. O(operations).
 
         `chunk`: a sequence of `Entry` or plain tuples `(index, term, command)`. Indexes rise strictly and terms
-        never fall. Entries at or below `last_applied()` are skipped; the first one behind it is its successor
-        (anything above it with `contiguous=False`).
+        never fall. Entries at or below `last_applied()` are skipped. The first one after it must be its successor
+        (with `contiguous=False`: any later one).
 
         Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
         or a batch did not match, None where it was skipped, an `Answer` where the command answers. Durable on return
@@ -137,6 +144,23 @@ cdef class Engine(State):
         if self.gate:
             self.refuse()  # before the turn, which nobody passes on in a forked child
         cdef tuple entries = hold_entries(chunk)
+        self._turns.enter()
+        try:
+            return self.apply_in_turn(entries)
+        finally:
+            self._turns.leave()
+
+    def _apply_if_free(self, chunk, uint64_t room):
+        """`apply` of a chunk that takes at most so many bytes of log, where nothing and nobody has to be waited for.
+
+        None where it would: the turn is not free, each apply is synced, or no pages are prepared for the frame.
+        """
+        if self.gate:
+            self.refuse()
+        cdef tuple entries = hold_entries(chunk)
+        # One step from here to the turn, in which no other thread runs.
+        if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
+            return None
         self._turns.enter()
         try:
             return self.apply_in_turn(entries)
@@ -180,8 +204,11 @@ cdef class Engine(State):
             raise
         if runs.index != mark.index:
             self.publish(chunk)
+            self.awaited.note_applied(self.applied_index)
             if self.dead_bytes() > self.compact_above:
                 self.call_for_compaction()
+            if self._index.ordered and not self.order_called and self._index.order.is_behind():
+                self.call_for_order()
         return results
 
     # ---- procedures ------------------------------------------------------------------------------------
@@ -228,6 +255,15 @@ cdef class Engine(State):
             self.compact_above = above
         return 0
 
+    cdef int call_for_order(self) except -1:
+        """Starts a thread that sorts new keys in; without one, the next reader does it. Runs no Python code here."""
+        self.order_called = True
+        try:
+            start_new_thread(self._keep_order, ())
+        except (MemoryError, RuntimeError):
+            self.order_called = False
+        return 0
+
     cdef int write_chunk(self, Chunk chunk) except -1:
         """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
         cdef Log log = self._log
@@ -242,6 +278,8 @@ cdef class Engine(State):
         chunk.lay_out(place)
         length = frame_size(runs.count, chunk.record_bytes)
         self._index.dead.reserve(place + length)
+        if self._index.ordered:
+            self._index.order.reserve(chunk.puts, chunk.count)
         frame = log.begin_frame(length)
         self.take_arena()
         self.expect_old(chunk, 0)
@@ -309,8 +347,9 @@ cdef class Engine(State):
     def _note_applied(self, log_id):
         """In the writer's turn: moves last applied to an entry without a command; the next frame carries it."""
         cdef RunList runs = self.runs
-        cdef uint64_t index = unsigned_slowly(log_id[0], "index")
-        cdef uint64_t term = unsigned_slowly(log_id[1], "term")
+        given_index, given_term = pair_of(log_id, "last applied")
+        cdef uint64_t index = unsigned_slowly(given_index, "index")
+        cdef uint64_t term = unsigned_slowly(given_term, "term")
         if index == runs.index and term == runs.term:
             return
         if index <= runs.index or term < runs.term:
@@ -321,6 +360,32 @@ cdef class Engine(State):
         runs.note(index, term)
         self.terms_take_runs()
         self.applied_index, self.applied_term = index, term
+        self.awaited.note_applied(index)
+
+    def _await_applied(self, index, queue, owner, bint blocks):
+        """A ticket that `queue` gets once an entry is applied, or cannot be any more. None: it is applied.
+
+        `blocks`: the caller's thread will wait for it, so that no frame below may be what has to apply it.
+        """
+        cdef uint64_t wanted = unsigned_slowly(index, "index")
+        cdef Ticket ticket = Ticket(wanted, queue, owner)
+        if self.gate:
+            self.refuse()
+        if self.applied_index >= wanted:
+            return None
+        self._log.require_writable()
+        if blocks:
+            self._turns.check()
+        self.awaited.add(ticket)
+        return ticket
+
+    def _waiting_for_entries(self):
+        """How many wait for an entry, for tests."""
+        return len(self.awaited.tickets)
+
+    def _wait_no_more(self, Ticket ticket):
+        """Forgets a ticket, if it is still there."""
+        self.awaited.discard(ticket)
 
     def _note_metadata(self, metadata):
         if not isinstance(metadata, SnapshotMetadata):
@@ -351,6 +416,12 @@ cdef class Engine(State):
             self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
 
+    def _note_durable(self):
+        """In the writer's turn: a frame without content, whose watermark says that all before it is durable."""
+        append_state(self._log, None, None, False)
+        self.take_arena()
+        self._index.end = self._log.start + self._log.end
+
     def _has_unwritten(self, bint with_metadata):
         """Whether something is applied, or to be saved, that no frame carries."""
         return self.runs.count > 0 or (with_metadata and self.metadata_unsaved)
@@ -372,18 +443,22 @@ cdef class Engine(State):
         return self._position()
 
     def _sync_to(self, mark):
-        """Makes a log durable up to a position; nothing to do when the state has gone on to another log."""
+        """Makes a log durable up to a position; nothing to do when the state has gone on to another log.
+
+        Returns whether this has made much durable that an unclean end had left, which no frame says yet.
+        """
         cdef Log log
         cdef uint64_t offset
         cdef GroupCommit commit = self._group_commit
         log, offset, applied = mark
         if commit.log is not log or log.read_only:
-            return
+            return False
         commit.sync_up_to(offset)
         if log.durable < offset and self._group_commit is commit:  # a close came first, and did not sync
             log.check_writable()
             self._require()
         self._note_synced(log, applied)
+        return log.unnoted
 
     def _note_synced(self, Log log, applied):
         """After a sync of this log that covered everything up to an entry."""

@@ -23,3 +23,7 @@ cdef class Frozen:
     cdef int check_lengths(self) except -1
     cdef int fill(
         self, uint8_t[::1] keys, int64_t[::1] key_ends, uint8_t[::1] values, int64_t[::1] value_ends) except -1
+
+
+cdef bytes key_of(const uint8_t *record)
+cdef bytes value_of(const uint8_t *record)

@@ -11,7 +11,6 @@ back would keep a machine that nobody closed alive until the next garbage collec
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import weakref
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from fastsm.disk.mapping import Mapping
 from fastsm.errors import StorageError
 from fastsm.generation import current
 from fastsm.generation.log import Log
+from fastsm.generation.names import free_generations
 from fastsm.generation.saved_table import save_table
 from fastsm.lookup.index import Index
 from fastsm.types import LogId, SnapshotMetadata
@@ -49,12 +49,12 @@ class Generations:
         self.path = path
         self.jobs = jobs
         self._policy = policy
-        self._numbers = itertools.count(log.head.generation + 1)  # no two steps prepare the same files
+        self._numbers = free_generations(directory, log.head.generation + 1)  # no two steps prepare the same files
         self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
         self._clean_end = log.end if clean else -1  # where a log ends that was opened cleanly and has not grown since
 
     def next_number(self) -> int:
-        """A number for files of a generation, which no other call gets."""
+        """Returns a number for files of a generation, which no other call gets, and which no file bears."""
         return next(self._numbers)
 
     def pinned_bytes(self, log: Log) -> int:
@@ -127,9 +127,11 @@ class Generations:
         log = None
         try:
             log = Log.create(self.directory, number)
+            index = Index()
+            engine._order_next(index, log.mapping)
             current.prepare_next(self.directory, log)
             with self.jobs.replacing("a reset"):
-                old = self.take(engine, log, Index(), (LogId(), None))
+                old = self.take(engine, log, index, (LogId(), None))
         except BaseException:
             self.discard(engine, log, number)
             raise
@@ -146,6 +148,26 @@ class Generations:
                 save_table(self.directory, log, index, tick)
         except StorageError as error:  # base and log are durable, and say all that it says
             logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
+
+    def note_durable(self, engine: Engine) -> None:
+        """Notes that a first sync made durable what an unclean end left: in a frame, and where it pays off, a table.
+
+        So an opening after another kill neither reads nor writes it again. Without room there is no note: no error.
+        """
+        log = engine._log
+        if not log.unnoted:
+            return  # noted by now, or the state has gone on to another log
+        log.unnoted = False
+        try:
+            engine._write_state(False)
+            engine._note_durable()
+            if not engine._index.loaded and log.start + log.end >= SAVE_TABLE_ABOVE:
+                engine._group_commit.sync_up_to(log.end)  # a table speaks of durable bytes alone
+                self.save_table(log, engine._index)
+        except StorageError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            logger.warning("%s: an opening after a kill will read and write more again: %s", self.path, error)
 
     def end_log(self, engine: Engine) -> None:
         """Writes the last frames. Afterwards CURRENT says how long the log is, so that a cut tail is noticed."""

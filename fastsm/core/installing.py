@@ -90,6 +90,7 @@ class Installing:
             append_metadata(log, told)
             log.sync()
             index.read_log(log.mapping, current.EMPTY_LOG_BYTES, log.end)
+            engine._order_next(index, log.mapping, job.tick)
             self._generations.save_table(log, index, job.tick)
             current.prepare_next(directory, log)
         except BaseException:

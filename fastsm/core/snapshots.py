@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastsm.core.engine import Engine
+from fastsm.core.generations import NO_ROOM
 from fastsm.core.jobs import Jobs, Progress
 from fastsm.core.verifying import Verifying
 from fastsm.disk.files import Directory
+from fastsm.errors import StorageError
 from fastsm.snapshot.capture import Capture
 from fastsm.snapshot.file import metadata_of
-from fastsm.snapshot.writer import look_at_present, prepare
+from fastsm.snapshot.writer import look_at_present, prepare, state_checksum
 from fastsm.types import LogId, SnapshotMetadata
 
 Attachment = bytes | Callable[[LogId], bytes] | None
@@ -86,18 +88,33 @@ class Snapshots:
                 with engine._turns:
                     if not engine._is_same_state(capture.epoch):
                         return prepared.metadata  # it was whole before a reset or an install came
-                    record(engine, prepared.metadata)
+                    record(engine, prepared.metadata, self._path)
                     mark = engine._position()
         engine._sync_to(mark)
         logger.info("%s: wrote %s as of %s", self._path, prepared.path, tuple(capture.last_included))
         return prepared.metadata
 
+    def state_checksum(self, engine: Engine, taken: Taken) -> tuple[LogId, bytes]:
+        """The id and the state checksum that a snapshot of what was captured would carry."""
+        capture = taken.capture
+        with self._jobs.run("checksum", capture.last_included) as job:
+            engine._refuse_replaced(capture.epoch, job.what)
+            self._verifying.ensure(engine, job)
+            capture.find(job.tick)
+            return capture.last_included, state_checksum(capture, job.tick)
 
-def record(engine: Engine, metadata: SnapshotMetadata) -> None:
+
+def record(engine: Engine, metadata: SnapshotMetadata, path: str) -> None:
     """In the writer's turn: a frame of a snapshot's metadata, if it is newer, and of all that no frame carries."""
     if engine._log.read_only:
         return
     known = engine.snapshot_metadata()
     if known is None or known.last_included < metadata.last_included:
         engine._note_metadata(metadata)
-    engine._write_state(True)
+    try:
+        engine._write_state(True)
+    except StorageError as error:
+        if error.errno not in NO_ROOM or engine._has_unwritten(False):
+            raise
+        # Entries have their frames: the snapshot's file is there, maybe on another disk, and what it holds is here.
+        logger.warning("%s: the next frame will record the snapshot as of %s: %s", path, metadata.last_included, error)

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastsm.core.awaited cimport Awaited
 from fastsm.core.frozen cimport Frozen
 from fastsm.lookup.index cimport BLOCK, Index
 from fastsm.generation.log cimport Log
@@ -32,6 +33,7 @@ cdef class State:
     # the step that changes log, index and last applied, so whoever captured it with them knows whether they hold.
     cdef readonly uint64_t _epoch
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
+    cdef Awaited awaited           # who waits for an entry to be applied
     cdef int status
     cdef int gate                  # what every call looks at first: 0 when it may go on, else `refuse` knows
     cdef unsigned long calling     # the thread on which procedures run at this moment, or 0

@@ -21,13 +21,16 @@ from fastsm.disk.format cimport (
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
+from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.ranges cimport check_order
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
+from fastsm.arguments import bytes_of, pair_of
 from fastsm.disk.format import OPERATIONS
 from fastsm.errors import NotRunningError, ProcedureError, SnapshotError, SnapshotRangeError
-from fastsm.types import LogId, ScanResult
+from fastsm.types import LogId
 
 cdef extern from "Python.h":
     object PyMemoryView_FromObject(object exporter)
@@ -55,6 +58,7 @@ cdef class State:
 
     def __cinit__(self, *args, **options):
         self.status = self.gate = CLOSED
+        self.awaited = Awaited()
 
     # ---- status ----------------------------------------------------------------------------------------
 
@@ -63,6 +67,8 @@ cdef class State:
         if self.status != CORRUPT or new_status > STOPPED:
             self.status = new_status
             self.set_gate()
+        if new_status == STOPPED or new_status == CLOSED:
+            self.awaited.end_all(ENDED)
 
     def _run_again(self):
         """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
@@ -78,7 +84,7 @@ cdef class State:
         return self.status == FORKED
 
     def is_running(self):
-        """True from construction until `stop` or `close`; False in a forked child."""
+        """Returns True from construction until `stop` or `close`; False in a forked child."""
         return self.status == RUNNING or (self.status == CORRUPT and self.ran)
 
     cdef void set_gate(self) noexcept:
@@ -108,6 +114,7 @@ cdef class State:
             self.ran = self.status == RUNNING
             self.status = CORRUPT
             self.set_gate()
+            self.awaited.end_all(ENDED)
 
     def _set_verified(self, bint verified):
         self._verified = verified
@@ -161,10 +168,10 @@ cdef class State:
 
     @cython.always_allow_keywords(False)
     def get(self, key, /):
-        """The value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
+        """Returns the value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -185,16 +192,16 @@ cdef class State:
 
     @cython.always_allow_keywords(False)
     def get_view(self, key, /):
-        """The value of a key as a read-only memoryview of the log's own pages, or None. O(1), nothing is copied.
+        """Returns the value of a key as a read-only memoryview of the log's own pages, or None. O(1), without a copy.
 
-        It stays as it is for as long as it is held, whatever is applied, reset or closed meanwhile; its pages are
-        given back with the last view of them.
+        The view does not change while it is held, whatever is applied, reset or closed meanwhile. Its pages are freed
+        with the last view of them.
         """
         cdef uint64_t place
         cdef const uint8_t *record
         cdef View view
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -211,19 +218,19 @@ cdef class State:
 
     def __contains__(self, key):
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.gate:
             self.refuse()
         return self.find_key(<bytes>key) != 0
 
     @cython.always_allow_keywords(False)
     def modified(self, key, /):
-        """The entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
+        """Returns the entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
         cdef uint64_t place, index
         cdef uint64_t term = 0
         cdef bint certain
         if type(key) is not bytes:
-            key = bytes(memoryview(key))
+            key = bytes_of(key, "key")
         if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -277,9 +284,9 @@ cdef class State:
         return 0
 
     def get_many(self, keys):
-        """The values of a sequence of keys, in their order, None where absent; all from one applied state.
+        """Returns the values of a sequence of keys, in their order, None where absent; all from one applied state.
 
-        O(keys), and several times faster a key than `get`, for their cache misses overlap.
+        O(keys). Each key takes a fraction of the time of a `get`, since the cache misses of several keys overlap.
         """
         cdef list wanted = list_of_bytes(keys)
         cdef Py_ssize_t total = PyList_GET_SIZE(wanted)
@@ -301,10 +308,11 @@ cdef class State:
     @cython.boundscheck(False)
     @cython.wraparound(False)
     def get_columns(self, keys):
-        """The values of a sequence of keys as NumPy arrays, without an object for each; all from one state.
+        """Returns the values of a sequence of keys as NumPy arrays, without an object for each; all from one state.
 
-        Returns `(data, offsets, found)`: uint8 of all values one after the other; int64, one longer than `keys`,
-        value i being `data[offsets[i]:offsets[i + 1]]`; bool, False where a key is absent. O(keys).
+        The result is `(data, offsets, found)`. `data`: uint8, all values one after the other. `offsets`: int64, one
+        longer than `keys`; value i is `data[offsets[i]:offsets[i + 1]]`. `found`: bool, False where a key is absent.
+        O(keys).
         """
         import numpy as np  # not at import time: it would be most of it
 
@@ -362,37 +370,21 @@ cdef class State:
         return self.freeze().in_order().items()
 
     def columns(self):
-        """The whole state as NumPy arrays, without an object for each pair: all from one state.
+        """Returns the whole state as NumPy arrays, without an object for each pair; all from one state.
 
-        Returns `(key_data, key_offsets, value_data, value_offsets)`, as `get_columns` lays them out, in the order
-        of the entries that last wrote them: equal on all replicas. O(bytes), without the GIL.
+        The result is `(key_data, key_offsets, value_data, value_offsets)`, laid out as in `get_columns`, in the order
+        of the entries that last wrote the keys, so it is equal on all replicas. O(bytes), without the GIL.
         """
         return self.freeze().in_order().columns()
 
-    def scan_prefix(self, prefix, *, limit=None, start_after=None):
-        """The pairs whose key starts with `prefix`, sorted by key: `ScanResult(entries, revision)`.
-
-        `limit`: at most so many. `start_after`: only keys behind this one; the last key of a page gives the next
-        page. `revision` is the last applied index at which the result held. O(keys), without the GIL.
-        """
-        if limit is not None:
-            limit = operator.index(limit)  # asked once: its own comparisons may say anything
-            if limit < 0:
-                raise ValueError(f"limit={limit}: expected 0 or more")
-        prefix = bytes(memoryview(prefix))
-        if start_after is not None:
-            start_after = bytes(memoryview(start_after))
-        cdef Frozen frozen = self.freeze()
-        return ScanResult(frozen.in_order().scan(prefix, limit, start_after), frozen.revision)
-
     def len(self):
-        """The number of live keys. O(1)."""
+        """Returns the number of live keys. O(1)."""
         self._require(stopped_is_fine=True)
         return self._table.count
 
     @cython.always_allow_keywords(False)
     def entry_term(self, entry_id, /):
-        """The term of the entry at an index where it is certain, else None. O(log of the terms)."""
+        """Returns the term of the entry at an index where it is certain, else None. O(log of the terms)."""
         cdef uint64_t term
         cdef uint64_t index
         if not PyLong_CheckExact(entry_id):
@@ -406,23 +398,23 @@ cdef class State:
         return term if self._terms.find(index, &term) else None
 
     def entry_terms(self, ids):
-        """`entry_term` for a uint64 array of indexes: a uint64 array of its shape, 0 where none is certain."""
+        """Returns `entry_term` of each index of a uint64 array, in one of its shape; 0 where no term is certain."""
         if self.gate > STOPPED:
             self.refuse()
         return self._terms.get_many(ids)
 
     def last_applied(self):
-        """The last applied entry, as a `LogId`; `LogId(0, 0)` when there is none."""
+        """Returns the last applied entry, as a `LogId`; `LogId(0, 0)` when there is none."""
         self._require(stopped_is_fine=True)
         return LogId(self.applied_index, self.applied_term)
 
     def durable(self):
-        """The last applied entry that would survive a power loss now. It never falls."""
+        """Returns the last applied entry that would survive a power loss now. It never falls."""
         self._require(stopped_is_fine=True)
         return LogId(self.durable_index, self.durable_term)
 
     def membership(self):
-        """The newest `config` as `(LogId, bytes)`, or None."""
+        """Returns the newest `config` as `(LogId, bytes)`, or None."""
         cdef const uint8_t *record
         cdef uint64_t place, index
         cdef uint64_t term = 0
@@ -442,17 +434,17 @@ cdef class State:
         return LogId(index, term if certain else None), data
 
     def snapshot_metadata(self):
-        """The metadata of the latest snapshot, or None."""
+        """Returns the metadata of the latest snapshot, or None."""
         self._require(stopped_is_fine=True)
         return self.metadata
 
     # ---- for the machine and for tests -----------------------------------------------------------------
 
     def live_records(self, last_included=None):
-        """The state as of an entry, one record a key: the entry that wrote it, the key, the value.
+        """Returns an iterator over the state as of an entry: for each key the entry that wrote it, the key, the value.
 
-        In the order in which they were written, which is that of snapshots. `last_included`: as `write_snapshot`
-        takes it. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
+        The order is that in which the keys were written, as in snapshots. `last_included` is the same as for
+        `write_snapshot`. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
         """
         records = self._live_records(last_included)
         return ((log_id, key, value) for operation, log_id, key, value in records if operation == "put")
@@ -476,7 +468,7 @@ cdef class State:
         cdef uint64_t index = 0
         cdef uint64_t term = 0
         if last_included is not None:
-            wanted_index, wanted_term = last_included  # this and the next line may run Python code
+            wanted_index, wanted_term = pair_of(last_included, "last_included")  # may run Python code, as the next
             index, term = captured_id(self._log, wanted_index, wanted_term)
         # One step from here to `hold`, in which no Python code runs, unless it raises.
         if self.gate:
@@ -507,6 +499,8 @@ cdef class State:
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
             self.arena = self.mapping.address
+            if self._index.ordered:
+                self._index.order.mapping = self.mapping
         self.readable = self.mapping.mapped
 
     def _let_go(self):
@@ -570,6 +564,8 @@ cdef class State:
         assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, the records' sizes sum up to {live}"
         assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
         index.terms.check()
+        if index.ordered:
+            check_order(index.order)
         assert (index.table, index.terms) == (self._table, self._terms)
         assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
         assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index
@@ -608,5 +604,5 @@ cdef list list_of_bytes(keys):
     cdef list wanted = list(keys)
     for i in range(len(wanted)):
         if type(wanted[i]) is not bytes:
-            wanted[i] = bytes(memoryview(wanted[i]))
+            wanted[i] = bytes_of(wanted[i], "key")
     return wanted

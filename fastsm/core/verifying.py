@@ -10,6 +10,7 @@ from fastsm.core.jobs import Job
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError
 from fastsm.generation import current
+from fastsm.generation.names import CURRENT
 from fastsm.generation.verification import BackgroundVerification, Verification
 
 
@@ -62,7 +63,7 @@ class Verifying:
         with engine._turns:
             engine._require()
             if current.read_current(self._directory) is None:
-                raise CorruptionError(self._directory.path_of(current.CURRENT), None, "CURRENT", "no file")
+                raise CorruptionError(self._directory.path_of(CURRENT), None, "CURRENT", "no file")
             epoch, log, _, _ = engine._standing()
             with storage_errors(log.path, "reading the log"):
                 verification = Verification(log)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LOCK = "LOCK"
 LOCK_PAUSE = 0.02  # seconds between two attempts at a lock that another process holds
 NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS: its locks need a file that is open for writing
+NO_REGULAR_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "another kind of file"}
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems refuse what they cannot do
 PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
 
@@ -81,6 +82,8 @@ class Directory:
     Thread safety: all of it, from any thread; a method that waits for the disk releases the GIL.
     """
 
+    unfinished = False  # a tool fills this directory: see fastsm.generation.unfinished
+
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True, mode: int = 0o700) -> None:
         """Opens the directory at ``path``; ``create`` makes it, with the permissions of ``mode``, when it is missing.
 
@@ -125,13 +128,20 @@ class Directory:
     def lock(self, timeout: float = 0) -> None:
         """Takes the exclusive lock, or raises ``LockedError`` with the holder's process id after ``timeout`` seconds.
 
-        flock, not lockf: it excludes a second opening by this very process, too. The file is never
-        unlinked, since two processes could then lock two files of one name.
+        flock, not lockf: it excludes a second opening by this very process, too. The file is not unlinked, since two
+        processes could then lock two files of one name; where a tool that failed removes the directory that it made,
+        LOCK goes too, and whoever waited for it notices.
         """
         deadline = time.monotonic() + timeout
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
         try:
-            while not self.lock_file(lock):
+            while True:
+                if self.lock_file(lock):
+                    if self.is_named(lock, LOCK):
+                        break
+                    lock.close()  # a tool has removed what it made, LOCK too
+                    lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
+                    continue
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise self._locked_by(lock)
@@ -252,8 +262,9 @@ class Directory:
         try:
             fd = self._open_or_create(name, flags)
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise CorruptionError(self.path_of(name), None, "a regular file", "a symbolic link") from None
+            found = NO_REGULAR_FILE.get(error.errno or 0)
+            if found is not None:
+                raise CorruptionError(self.path_of(name), None, "a regular file", found) from None
             raise
         if not stat.S_ISREG(os.fstat(fd.number).st_mode):
             raise CorruptionError(self.path_of(name), None, "a regular file", "another kind of file")

@@ -1,5 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastsm.disk.hashing cimport load64, xxh64_of_two
+
 # ---- offsets: each derives from the one before; tests/disk/test_format.py computes them again --------------
 
 cdef enum:  # LogHeader
@@ -22,8 +24,9 @@ cdef enum:  # Current
     CURRENT_GENERATION = CURRENT_RESERVED + 4
     CURRENT_IDENTITY = CURRENT_GENERATION + 8
     CURRENT_DURABLE = CURRENT_IDENTITY + 8
-    CURRENT_ZERO = CURRENT_DURABLE + 8
-    CURRENT_CHECKSUM = CURRENT_ZERO + 16
+    CURRENT_LAST_FRAME = CURRENT_DURABLE + 8
+    CURRENT_LAST_CHECKSUM = CURRENT_LAST_FRAME + 8
+    CURRENT_CHECKSUM = CURRENT_LAST_CHECKSUM + 8
     CURRENT_SIZE = CURRENT_CHECKSUM + 8
 
 cdef enum:  # Frame
@@ -31,7 +34,8 @@ cdef enum:  # Frame
     FRAME_LENGTH = FRAME_CHECKSUM + 8
     FRAME_LAG = FRAME_LENGTH + 8
     FRAME_RUN_COUNT = FRAME_LAG + 4
-    FRAME_RUNS = FRAME_RUN_COUNT + 4
+    FRAME_SEAL = FRAME_RUN_COUNT + 4
+    FRAME_RUNS = FRAME_SEAL + 8
     RUN_SIZE = 16
 
 cdef enum:  # Record
@@ -82,8 +86,8 @@ cdef enum:
 cdef enum:  # Finding
     VALID = 0
     NOTHING = 1       # length and checksum are zero: no frame was written here
-    BROKEN = 2        # a header that cannot be, a frame cut short, or a checksum that does not match
-    MALFORMED = 3     # the checksum matches, the content does not add up: nobody's crash, somebody's doing
+    BROKEN = 2        # no header of this log for this place, a frame cut short, or a checksum that does not match
+    MALFORMED = 3     # the checksum matches, the content does not add up: no crash produces this
 
 cdef inline uint64_t align8(uint64_t size) noexcept nogil:
     return (size + 7) & ~<uint64_t>7
@@ -120,29 +124,35 @@ cdef inline uint64_t record_length(const uint8_t *record) noexcept nogil:
 cdef inline uint64_t frame_size(uint64_t run_count, uint64_t record_bytes) noexcept nogil:
     return FRAME_RUNS + run_count * RUN_SIZE + record_bytes
 
+cdef inline uint64_t frame_checksum(const uint8_t *frame) noexcept nogil:
+    return (<const uint64_t *>frame)[0]
+
 cdef inline uint64_t frame_length(const uint8_t *frame) noexcept nogil:
     return (<const uint64_t *>(frame + FRAME_LENGTH))[0]
 
 cdef inline uint32_t frame_run_count(const uint8_t *frame) noexcept nogil:
     return (<const uint32_t *>(frame + FRAME_RUN_COUNT))[0]
 
+cdef inline uint64_t frame_seal(const uint8_t *frame, uint64_t identity, uint64_t offset) noexcept nogil:
+    """Return the seal of a header with these lengths and counts, in the file of an identity, at an offset."""
+    return xxh64_of_two(load64(frame + FRAME_LENGTH), load64(frame + FRAME_LAG), identity ^ offset)
+
 cdef uint8_t *write_record(
     uint8_t *p, uint8_t operation, uint64_t index,
     const uint8_t *key, uint16_t key_size, const uint8_t *value, uint32_t value_size,
 ) noexcept nogil
 
-cdef inline uint8_t *write_run(uint8_t *p, uint64_t last, uint64_t term) noexcept nogil:
-    (<uint64_t *>p)[0] = last
-    (<uint64_t *>p)[1] = term
-    return p + RUN_SIZE
-
-cdef void seal_frame(
+cdef uint64_t seal_frame(
     uint8_t *frame, uint64_t length, uint32_t run_count,
-    uint64_t identity, uint64_t offset, uint64_t watermark,
+    uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
+) noexcept nogil
+
+cdef int look_at_header(
+    const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
 ) noexcept nogil
 
 cdef int look_at_frame(
-    const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
+    const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset, uint64_t previous
 ) noexcept nogil
 
 ctypedef struct Progress:
@@ -155,7 +165,12 @@ cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept no
 
 cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil
 
-cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil
+cdef enum: NO_WATERMARK = 0xFFFFFFFF
+
+cdef inline uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil:
+    """Return the offset below which the log was known durable when the frame was written; 0: not said."""
+    cdef uint32_t lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
+    return 0 if lag == NO_WATERMARK else offset - (<uint64_t>lag << 3)
 
 cdef uint64_t UNKNOWN_TERM
 cdef uint64_t ARENA_LIMIT     # bytes of base and log together; a place in them fits into a slot of the table

@@ -4,14 +4,17 @@ docs/format.md draws the pictures. In short, all integers little-endian, all rec
 
     CURRENT   which generation is in use, and how far its log is known durable
     log       header | frame | frame | … | zeros (preallocated)
-    frame     checksum | length | watermark lag | run count | runs | records
+    frame     checksum | length | watermark lag | run count | seal | runs | records
     run       last index | term
     record    index | value size | key size | operation | 0 | key | value | padding
     snapshot  header | attachment | membership record | runs (first, last, term) | records
     table     header | runs | snapshot metadata | dead map | directory | zeros up to a page | segments
 
-A frame is bound to its place: its checksum is seeded with the log's identity and the frame's own
-offset, so that a frame of another file, or moved within its own, does not match.
+A frame is bound to its place and to all that is before it. The seal is a checksum of the header alone, seeded with
+the log's identity and the frame's own offset: one look tells whether bytes are a header of this log at this place,
+whatever a value holds. The checksum of the rest is seeded with the seal and with the checksum of the frame before, the
+first one's with that of the log's header: so a frame of another file, of another place, or of another history of the
+same file, does not match, and the last frame's checksum stands for the whole file.
 """
 
 import struct
@@ -42,8 +45,6 @@ cdef uint64_t LARGEST = UNKNOWN_TERM - 1
 ARENA_LIMIT = <uint64_t>1 << 39
 cdef uint64_t LARGEST_VALUE = 0x7FFFFFFF
 MAX_TERM = MAX_INDEX = LARGEST
-
-cdef enum: NO_WATERMARK = 0xFFFFFFFF
 
 cdef enum:  # what a session remembers of its last command
     RESULT_LIMIT = 1 << 20   # bytes of its value
@@ -78,6 +79,8 @@ class CurrentFile(NamedTuple):
     generation: int
     identity: int
     durable_offset: int
+    last_frame: int = 0       # the offset of the frame that ends there; 0: there is none, or it is not known
+    last_checksum: int = 0    # of that frame
 
 
 class Sections(NamedTuple):
@@ -106,7 +109,9 @@ class SavedTable(NamedTuple):
     metadata_size: int
     dead_words: int
     frames: int
-    body_checksum: int    # XXH64 of everything behind the header
+    last_frame: int       # the offset of the last of these frames, 0: there is none
+    last_checksum: int    # of that frame, or of the log's header: it stands for base and log up to `log_offset`
+    body_checksum: int    # XXH64 of everything after the header
 
     @property
     def sections(self):
@@ -122,7 +127,7 @@ class SavedTable(NamedTuple):
 # Behind the version, and behind the fields, are reserved zeros.
 LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
-TABLE_STRUCT = struct.Struct("<8sII15Q")
+TABLE_STRUCT = struct.Struct("<8sII17Q")
 TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
 TABLE_PAGE = 65536      # no system has larger pages: segments are mapped
 SEGMENT_BYTES = 8 * 4096 + 64
@@ -133,6 +138,11 @@ def pack_log_head(head):
     return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head))
 
 
+def head_checksum(packed):
+    """Return the checksum that a packed header ends with: what a log's first frame is chained to."""
+    return int.from_bytes(packed[-8:], "little")
+
+
 def pack_saved_table(saved):
     """A saved table's header."""
     return with_checksum(TABLE_STRUCT.pack(TABLE_MAGIC_BYTES, VERSION, 0, *saved))
@@ -140,7 +150,7 @@ def pack_saved_table(saved):
 
 def unpack_saved_table(data, path, size):
     """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
-    saved = SavedTable(*unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 15))
+    saved = SavedTable(*unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 17))
     counts = (saved.runs, saved.metadata_size, saved.dead_words, saved.segments)
     if max(counts) > size or saved.depth > 40 or saved.sections.end != size:
         raise CorruptionError(path, None, "sections that add up to the file's size", f"{size} bytes")
@@ -149,7 +159,7 @@ def unpack_saved_table(data, path, size):
 
 def pack_current(current):
     """The content of CURRENT."""
-    return with_checksum(CURRENT_STRUCT.pack(CURRENT_MAGIC_BYTES, VERSION, 0, *current, 0, 0))
+    return with_checksum(CURRENT_STRUCT.pack(CURRENT_MAGIC_BYTES, VERSION, 0, *current))
 
 
 def unpack_log_head(data, path):
@@ -171,7 +181,7 @@ def unpack_current(data, path):
     """The content of CURRENT; raises `CorruptionError` or `FormatVersionError`."""
     if len(data) != CURRENT_SIZE:
         raise CorruptionError(path, None, f"{CURRENT_SIZE} bytes", f"{len(data)} bytes")
-    return CurrentFile(*unpack(CURRENT_STRUCT, CURRENT_MAGIC_BYTES, data, path, 3))
+    return CurrentFile(*unpack(CURRENT_STRUCT, CURRENT_MAGIC_BYTES, data, path, 5))
 
 
 def with_checksum(bytes head):
@@ -239,8 +249,8 @@ class SnapshotHead(NamedTuple):
 # index, size of the value, size of the key, operation, zero.
 TERM_RUN_STRUCT = struct.Struct("<QQQ")
 RECORD_STRUCT = struct.Struct("<QIHBB")
-# Of a frame: checksum, length, lag of the watermark, number of runs; and one of its runs: last index, term.
-FRAME_STRUCT = struct.Struct("<QQII")
+# Of a frame: checksum, length, lag of the watermark, number of runs, seal; and one of its runs: last index, term.
+FRAME_STRUCT = struct.Struct("<QQIIQ")
 FRAME_RUN_STRUCT = struct.Struct("<QQ")
 OPERATIONS = {
     RECORD_PUT: "put", RECORD_DELETE: "delete", RECORD_CONFIG: "config", RECORD_SNAPSHOT: "snapshot",
@@ -271,7 +281,7 @@ def unpack_frame(buffer, offset):
 
     The watermark is None when the frame does not say; the term of a run of entries that were never seen, too.
     """
-    _, length, lag, count = FRAME_STRUCT.unpack_from(buffer, offset)
+    _, length, lag, count, _ = FRAME_STRUCT.unpack_from(buffer, offset)
     place = offset + FRAME_STRUCT.size
     runs = []
     for _ in range(count):
@@ -359,43 +369,65 @@ cdef uint8_t *write_record(
     return p + size
 
 
-cdef void seal_frame(
+cdef uint64_t seal_frame(
     uint8_t *frame, uint64_t length, uint32_t run_count,
-    uint64_t identity, uint64_t offset, uint64_t watermark,
+    uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
 ) noexcept nogil:
-    """Fills the header of a frame whose runs and records are in place."""
+    """Fill the header of a frame whose runs and records are in place; return its checksum.
+
+    `previous`: the checksum of the frame before it, or of the file's header.
+    """
     cdef uint64_t lag = (offset - watermark) >> 3
+    cdef uint64_t seal, own
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
     (<uint32_t *>(frame + FRAME_LAG))[0] = <uint32_t>lag if lag < NO_WATERMARK else NO_WATERMARK
     (<uint32_t *>(frame + FRAME_RUN_COUNT))[0] = run_count
-    (<uint64_t *>frame)[0] = xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, identity ^ offset)
+    seal = frame_seal(frame, identity, offset)
+    (<uint64_t *>(frame + FRAME_SEAL))[0] = seal
+    own = xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, seal ^ previous)
+    (<uint64_t *>frame)[0] = own
+    return own
 
 
-cdef uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil:
-    """The offset below which the log was known durable when the frame was written; 0: not said."""
-    cdef uint32_t lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
-    return 0 if lag == NO_WATERMARK else offset - (<uint64_t>lag << 3)
-
-
-cdef int look_at_frame(
+cdef int look_at_header(
     const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
 ) noexcept nogil:
-    """VALID, NOTHING or BROKEN: what is at `frame`, `available` bytes before the end of the file. O(length)."""
+    """VALID, NOTHING or BROKEN: whether a header of this file for this place is there, whose length can be believed.
+
+    O(1). `available`: bytes from `frame` on that can be read. The frame may be longer.
+    """
     cdef uint64_t length
     cdef uint32_t lag
     if available < FRAME_RUNS:
         return NOTHING if available == 0 else BROKEN
     length = frame_length(frame)
-    if length == 0 and (<const uint64_t *>frame)[0] == 0:
+    if length == 0 and frame_checksum(frame) == 0:
         return NOTHING
-    if length < FRAME_RUNS or length > available or length & 7:
+    if load64(frame + FRAME_SEAL) != frame_seal(frame, identity, offset):
+        return BROKEN
+    if length < FRAME_RUNS or length > ARENA_LIMIT or length & 7 or frame_size(frame_run_count(frame), 0) > length:
         return BROKEN
     lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
     if lag != NO_WATERMARK and (<uint64_t>lag << 3) > offset - LOG_HEADER_SIZE:
         return BROKEN
-    if frame_size(frame_run_count(frame), 0) > length:
+    return VALID
+
+
+cdef int look_at_frame(
+    const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset, uint64_t previous
+) noexcept nogil:
+    """VALID, NOTHING or BROKEN: what is at `frame`, `available` bytes before the end of the file. O(length).
+
+    `previous`: the checksum of the frame before it, or of the file's header.
+    """
+    cdef int finding = look_at_header(frame, available, identity, offset)
+    cdef uint64_t length
+    if finding != VALID:
+        return finding
+    length = frame_length(frame)
+    if length > available:
         return BROKEN
-    if xxh64(frame + FRAME_LENGTH, length - FRAME_LENGTH, identity ^ offset) != (<const uint64_t *>frame)[0]:
+    if xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, load64(frame + FRAME_SEAL) ^ previous) != frame_checksum(frame):
         return BROKEN
     return VALID
 

@@ -62,4 +62,37 @@ cdef inline uint64_t siphash13(
     return v0 ^ v1 ^ v2 ^ v3
 
 
+cdef extern from *:
+    """
+    #define XXH64_PRIME1 0x9E3779B185EBCA87ULL
+    #define XXH64_PRIME2 0xC2B2AE3D27D4EB4FULL
+    #define XXH64_PRIME3 0x165667B19E3779F9ULL
+    #define XXH64_PRIME4 0x85EBCA77C2B2AE63ULL
+    #define XXH64_PRIME5 0x27D4EB2F165667C5ULL
+    """
+    const uint64_t PRIME1 "XXH64_PRIME1"
+    const uint64_t PRIME2 "XXH64_PRIME2"
+    const uint64_t PRIME3 "XXH64_PRIME3"
+    const uint64_t PRIME4 "XXH64_PRIME4"
+    const uint64_t PRIME5 "XXH64_PRIME5"
+
+
+cdef inline uint64_t xxh64_round(uint64_t lane, uint64_t word) noexcept nogil:
+    return rotate(lane + word * PRIME2, 31) * PRIME1
+
+
+cdef inline uint64_t xxh64_end(uint64_t hashed) noexcept nogil:
+    hashed = (hashed ^ (hashed >> 33)) * PRIME2
+    hashed = (hashed ^ (hashed >> 29)) * PRIME3
+    return hashed ^ (hashed >> 32)
+
+
+cdef inline uint64_t xxh64_of_two(uint64_t first, uint64_t second, uint64_t seed) noexcept nogil:
+    """XXH64 of 16 bytes, given as two words."""
+    cdef uint64_t hashed = seed + PRIME5 + 16
+    hashed = rotate(hashed ^ xxh64_round(0, first), 27) * PRIME1 + PRIME4
+    hashed = rotate(hashed ^ xxh64_round(0, second), 27) * PRIME1 + PRIME4
+    return xxh64_end(hashed)
+
+
 cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept nogil

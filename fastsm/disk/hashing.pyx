@@ -11,24 +11,6 @@ import sys
 if sys.byteorder != "little":
     raise ImportError("fastsm reads and writes its formats in place: it needs a little-endian machine")
 
-cdef extern from *:
-    """
-    #define XXH64_PRIME1 0x9E3779B185EBCA87ULL
-    #define XXH64_PRIME2 0xC2B2AE3D27D4EB4FULL
-    #define XXH64_PRIME3 0x165667B19E3779F9ULL
-    #define XXH64_PRIME4 0x85EBCA77C2B2AE63ULL
-    #define XXH64_PRIME5 0x27D4EB2F165667C5ULL
-    """
-    const uint64_t PRIME1 "XXH64_PRIME1"
-    const uint64_t PRIME2 "XXH64_PRIME2"
-    const uint64_t PRIME3 "XXH64_PRIME3"
-    const uint64_t PRIME4 "XXH64_PRIME4"
-    const uint64_t PRIME5 "XXH64_PRIME5"
-
-
-cdef inline uint64_t xxh64_round(uint64_t lane, uint64_t word) noexcept nogil:
-    return rotate(lane + word * PRIME2, 31) * PRIME1
-
 
 cdef inline uint64_t xxh64_merge(uint64_t hashed, uint64_t lane) noexcept nogil:
     return (hashed ^ xxh64_round(0, lane)) * PRIME1 + PRIME4
@@ -66,9 +48,7 @@ cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept no
     while data < end:
         hashed = rotate(hashed ^ (data[0] * PRIME5), 11) * PRIME1
         data += 1
-    hashed = (hashed ^ (hashed >> 33)) * PRIME2
-    hashed = (hashed ^ (hashed >> 29)) * PRIME3
-    return hashed ^ (hashed >> 32)
+    return xxh64_end(hashed)
 
 
 def siphash(const uint8_t[::1] data, seed0=0, seed1=0):

@@ -9,23 +9,24 @@ Reset, compaction and installing a snapshot are this step, and differ in what th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-import re
+import os
 from dataclasses import dataclass
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, FastsmError
 from fastsm.generation.log import Log, log_name
+from fastsm.generation.names import CURRENT, is_own, number_of, own_names
 from fastsm.generation.saved_table import load_table, table_name
+from fastsm.generation.unfinished import UNFINISHED, is_unfinished, remove_unfinished
 from fastsm.generation.verification import Verification
 from fastsm.lookup.index import Index
 from fastsm.types import LogId, Recovery
 
-CURRENT = "CURRENT"
 READ_ATTEMPTS = 10
 EMPTY_LOG_BYTES = format.LOG_HEADER_BYTES
-NAMES = re.compile(r"(log|base|table)-\d+(\.tmp)?|CURRENT(-\d+)?\.tmp")
 
 logger = logging.getLogger("fastsm")
 
@@ -43,14 +44,17 @@ class Generation:
 
 def open_current(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
     """The directory's state, recovered; a new one in an empty directory. ``verify``: every byte is checked before."""
+    if not directory.unfinished:
+        with storage_errors(directory.path, "removing what a restore or a load left"):
+            remove_unfinished(directory)
     current = read_current(directory)
     if current is None:
         log = create_first(directory)
-        current = format.CurrentFile(log.head.generation, log.head.identity, log.end)
+        current = current_of(log)
     else:
         log = Log.open(directory, current)
     try:
-        opened = recover(log, current.durable_offset, expect_applied, verify)
+        opened = recover(log, current, expect_applied, verify)
         with storage_errors(directory.path, "opening"):
             # Whoever replaced CURRENT may have been killed before this sync, without which it may still be undone.
             directory.sync_directory()
@@ -63,6 +67,11 @@ def open_current(directory: Directory, expect_applied: LogId | None, verify: boo
 
 def open_read_only(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
     """The state as it is now, beside an owner who may go on writing. Nothing is written, nothing is locked."""
+    with storage_errors(directory.path, "looking for an unfinished restore"):
+        if is_unfinished(directory):
+            raise CorruptionError(
+                directory.path_of(UNFINISHED), None, "a state that is whole", "a restore or a load that did not end",
+                "wait for it, or run it again")
     for attempt in range(READ_ATTEMPTS):
         current = read_current(directory)
         if current is None:
@@ -75,21 +84,21 @@ def open_read_only(directory: Directory, expect_applied: LogId | None, verify: b
                 raise
             continue
         try:
-            return recover(log, current.durable_offset, expect_applied, verify)
+            return recover(log, current, expect_applied, verify)
         except BaseException:
             log.close()
             raise
     raise AssertionError("unreachable")
 
 
-def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: bool) -> Generation:
+def recover(log: Log, current: format.CurrentFile, expect_applied: LogId | None, verify: bool) -> Generation:
     """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
     with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
         loaded = load_table(log.directory, log)
-    behind, frames = EMPTY_LOG_BYTES, 0
+    saved, behind = None, EMPTY_LOG_BYTES
     if loaded is not None:
         index, saved = loaded
-        behind, frames = saved.log_offset, saved.frames  # it was saved behind a sync: so far the log is durable
+        behind = saved.log_offset
     else:
         index = Index()
         if log.base is not None:
@@ -98,7 +107,7 @@ def recover(log: Log, known_durable: int, expect_applied: LogId | None, verify: 
     verified = loaded is None and log.base is None  # else there are bytes that nobody looks at
     verify = verify and not verified
     recovery = log.recover(
-        index.terms, max(known_durable, behind), expect_applied, behind=behind, frames=frames, metadata=index.metadata,
+        index.terms, current, expect_applied, saved=saved, metadata=index.metadata,
         verify=(lambda: Verification(log).run()) if verify else None,
     )  # fmt: skip
     verified = verified or verify
@@ -114,20 +123,29 @@ def read_current(directory: Directory) -> format.CurrentFile | None:
         if content is not None:
             return format.unpack_current(content, path)
         # Without CURRENT there may be the first log of a creation that did not finish, and nothing more.
-        for name in directory.names():
-            if NAMES.fullmatch(name) and not name.endswith(".tmp"):
-                fd = directory.open_file(name)
+        first = log_name(first_number(directory))
+        for name in own_names(directory):
+            if not name.endswith(".tmp"):
+                fd = directory.open_file(name, os.O_RDONLY)
                 try:
                     size = directory.size(fd)
                 finally:
                     directory.close_file(fd)
-                if name != log_name(1) or size > EMPTY_LOG_BYTES:
+                if name != first or size > EMPTY_LOG_BYTES:
                     raise CorruptionError(path, None, f"CURRENT, since {name} holds {size} bytes", "no file")
     return None
 
 
+def first_number(directory: Directory) -> int:
+    """The generation of a new directory: 1, or the first of which no file is somebody else's."""
+    taken = {number_of(name) for name in directory.names() if not is_own(directory, name)}
+    return next(number for number in itertools.count(1) if number not in taken)
+
+
 def create_first(directory: Directory) -> Log:
-    log = Log.create(directory, 1)
+    with storage_errors(directory.path, "listing"):
+        number = first_number(directory)
+    log = Log.create(directory, number)
     try:
         with storage_errors(directory.path, "creating the directory's files"):
             directory.sync_parent()
@@ -140,7 +158,9 @@ def create_first(directory: Directory) -> Log:
 
 
 def current_of(log: Log) -> format.CurrentFile:
-    return format.CurrentFile(log.head.generation, log.head.identity, log.end)
+    if not log.last_frame:
+        return format.CurrentFile(log.head.generation, log.head.identity, log.end)
+    return format.CurrentFile(log.head.generation, log.head.identity, log.end, log.last_frame, log.chain)
 
 
 def write_current(directory: Directory, log: Log) -> None:
@@ -209,17 +229,17 @@ def still_current(directory: Directory, log: Log) -> bool:
 
 def remove_generation(directory: Directory, generation: int) -> None:
     """Removes the files of a generation that is not, or not yet, the state."""
-    for name in directory.names():
-        if NAMES.fullmatch(name) and name.removesuffix(".tmp").endswith(f"-{generation}"):
+    for name in list(own_names(directory)):
+        if number_of(name) == generation:
             directory.unlink(name)
 
 
 def remove_others(directory: Directory, generation: int) -> None:
-    """Removes what a crash may have left of other generations."""
+    """Removes what a crash may have left of other generations. Files that others made stay."""
     with storage_errors(directory.path, "listing"):
-        names = directory.names()
+        names = list(own_names(directory))
     for name in names:
-        if NAMES.fullmatch(name) and (name.endswith(".tmp") or not name.endswith(f"-{generation}")):
+        if name.endswith(".tmp") or number_of(name) != generation:
             with storage_errors(directory.path_of(name), "removing"):
                 directory.unlink(name)
             logger.info("%s: removed, it belongs to another generation", directory.path_of(name))

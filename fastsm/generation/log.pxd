@@ -30,11 +30,16 @@ cdef class Log:
     cdef uint64_t settled_end            # pages below are present in the mapping
     cdef uint64_t writeback_end          # the system was told to begin with what lies below
     cdef bint stores                     # small frames go through the mapping
-    cdef bint paced                      # flushes come often: every frame goes by pwrite into zeroed blocks
+    cdef bint paced                      # flushes come often: frames go into blocks that were zeroed before
     cdef int syncing
     cdef readonly uint64_t frames
+    cdef readonly uint64_t last_frame    # where the last of them starts; 0: there is none
+    cdef readonly uint64_t chain         # its checksum, or the header's: what the next frame is chained to
     cdef uint32_t frames_unsynced
     cdef uint64_t suspect_end            # [durable, suspect_end) is written again by the first sync
+    cdef public bint unnoted             # a sync has covered much that was suspect, and no frame says so yet
+    cdef uint64_t known_frame            # a frame starts here, not after the first suspect one,
+    cdef uint64_t known_chain            # and is chained to this checksum
     cdef uint8_t *staging
     cdef uint64_t staging_room
     cdef readonly object poisoned        # the StorageError after which nothing is written, or None
@@ -51,10 +56,14 @@ cdef class Log:
         """Behind each mebibyte or so of the log: makes what follows cheap."""
         return self.settle_piece() if self.end - self.settled_end >= SETTLED_PIECE else 0
 
+    cdef int begin_chain(self, bytes packed_head) except -1
+    cdef int check_suspect(self) except -1
+    cdef bint is_frame(self, uint64_t offset, uint64_t end, uint64_t checksum) noexcept
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
     cdef int write_staged(self, uint64_t length) except -1
     cdef int settle_piece(self) except -1
+    cdef int prepare(self, uint64_t size) except -1
     cdef int grow(self, uint64_t needed) except -1
     cdef int map_up_to(self, uint64_t size) except -1
     cdef uint8_t *reserve_staging(self, uint64_t length) except NULL

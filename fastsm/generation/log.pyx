@@ -3,7 +3,8 @@
 How a frame gets into the file is chosen by the rhythm of flushes (measured: docs/design.md):
 
 - small frames between rare flushes are stored into pages that were populated ahead;
-- large frames, and every frame while flushes come often, go by `pwrite` into prepared blocks.
+- while flushes come often, into as many pages as were written between the last two, which the flush populates;
+- large frames, and what does not fit into those pages, go by `pwrite` into prepared blocks.
 
 Both are read through one mapping, which is coherent with `pwrite`. Nothing counts before its frame is
 whole; nothing counts as durable before a sync that began after it was written has succeeded. When a sync
@@ -22,7 +23,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsm.disk.format cimport (
-    ARENA_LIMIT, FRAME_RUNS, LOG_HEADER_SIZE, VALID, frame_length, frame_run_count, look_at_frame, seal_frame,
+    ARENA_LIMIT, FRAME_RUNS, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, frame_run_count, look_at_frame,
+    look_at_header, seal_frame,
 )
 from fastsm.disk.mapping cimport Mapping, log_start
 from fastsm.generation.recovery cimport Scan
@@ -32,7 +34,7 @@ from fastsm.disk import format
 from fastsm.disk.base import Base
 from fastsm.errors import CorruptionError, NotRunningError, ReadOnlyError, StorageError
 from fastsm.disk.files import PIECE, storage_errors
-from fastsm.generation.recovery import judge_expected, whole_frames_end
+from fastsm.generation.recovery import judge_expected, whole_frames
 from fastsm.types import LogId, Recovery
 
 logger = logging.getLogger("fastsm")
@@ -42,12 +44,14 @@ cdef enum:
     SMALLEST_GROWTH = 256 << 10
     LARGEST_GROWTH = 16 << 20
     SMALLEST_WINDOW = 64 << 10
+    LEAST_PREPARED = 8 << 10
     LARGEST_WINDOW = 512 << 10
     ZEROED_AHEAD = 1 << 20
     STORED_BELOW = 12 << 10      # a larger frame costs less by `pwrite` than the pages that it would be stored into
     PACED_FRAMES = 64            # at most so many frames, and
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     STAGING_KEPT = 1 << 20
+    NOTED_ABOVE = 64 << 10       # bytes that were suspect: fewer are read and written again in no time
     WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
 
 
@@ -76,6 +80,12 @@ cdef class Log:
         self.descriptor = descriptor
         self.window = SMALLEST_WINDOW
         self.end = self.durable = LOG_HEADER_SIZE
+
+    cdef int begin_chain(self, bytes packed_head) except -1:
+        """The first frame is chained to the header's checksum."""
+        self.chain = self.known_chain = format.head_checksum(packed_head)
+        self.known_frame = LOG_HEADER_SIZE
+        return 0
 
     def __dealloc__(self):
         free(self.staging)
@@ -129,7 +139,7 @@ cdef class Log:
                         f"generation {head.generation}, identity {head.identity:#x}")
                 base = Base.open(directory, head)
                 if read_only:
-                    size = whole_frames_end(descriptor, head, path, size)
+                    size = whole_frames(descriptor, head, size)[0]
                 log = Log.adopt(directory, head, descriptor, size, base, read_only)
             except BaseException:
                 directory.close_file(descriptor)
@@ -142,6 +152,7 @@ cdef class Log:
     def adopt(directory, head, descriptor, uint64_t size, base=None, bint read_only=False):
         cdef Log log = Log(directory, head, descriptor, base, read_only)
         log.stores = not read_only and directory.stores_are_safe(descriptor)
+        log.begin_chain(format.pack_log_head(head))
         log.allocated = size
         log.map_up_to(size)
         return log
@@ -174,22 +185,24 @@ cdef class Log:
         self.settle()  # not behind a frame: an error there would be one of a chunk that counts
         if stop > self.allocated:
             self.grow(stop)
-        if self.stores and not self.paced and not self.syncing and length < STORED_BELOW:
+        if self.stores and not self.syncing and length < STORED_BELOW:
             if stop <= self.window_end:
                 return self.address + self.end
-            self.window_end = min(self.allocated, stop + self.window)
-            if self.mapping.populate(self.start + self.end, self.start + self.window_end):
-                self.window = min(2 * self.window, <uint64_t>LARGEST_WINDOW)
-                return self.address + self.end
-        self.window_end = 0
+            if not self.paced:
+                self.window_end = min(self.allocated, stop + self.window)
+                if self.mapping.populate(self.start + self.end, self.start + self.window_end):
+                    self.window = min(2 * self.window, <uint64_t>LARGEST_WINDOW)
+                    return self.address + self.end
+        if stop > self.window_end:
+            self.window_end = 0
         return self.reserve_staging(length)
 
     def has_room(self, uint64_t length):
-        """Whether frames of `length` bytes go into blocks that are there, without asking the disk for anything."""
+        """Whether a frame of `length` bytes goes into pages that are prepared: nothing is asked of the system."""
         cdef uint64_t stop = self.end + length
-        if stop > self.allocated or stop - self.settled_end >= SETTLED_PIECE:
-            return False
-        return not self.paced or stop <= self.zeroed_end
+        return (
+            self.stores and not self.syncing and length < STORED_BELOW
+            and stop <= self.window_end and stop - self.settled_end < SETTLED_PIECE)
 
     cdef uint8_t *reserve_staging(self, uint64_t length) except NULL:
         """Memory to build frames in, aside."""
@@ -204,9 +217,11 @@ cdef class Log:
 
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1:
         """Seals the frame and puts it into the file. It counts from here on; on an error it does not."""
-        seal_frame(frame, length, run_count, self.identity, self.end, self.durable)
+        cdef uint64_t chain = seal_frame(
+            frame, length, run_count, self.identity, self.end, self.durable, self.chain)
         if frame == self.staging:
             self.write_staged(length)
+        self.last_frame, self.chain = self.end, chain
         self.end += length
         self.frames += 1
         self.frames_unsynced += 1
@@ -234,7 +249,8 @@ cdef class Log:
     cdef int write_staged(self, uint64_t length) except -1:
         """Writes the frame that was built aside. No Python code, and so no signal handler, runs once it is written."""
         try:
-            if self.paced and self.end + length > self.zeroed_end:
+            # A frame that ends this rhythm by its size alone is written once: zeros first would double the work.
+            if self.paced and length <= PACED_BYTES and self.end + length > self.zeroed_end:
                 self.zero_ahead(length)
             piece = PyMemoryView_FromMemory(<char *>self.staging, length, PyBUF_READ)
             self.directory.write(self.descriptor, piece, self.end)
@@ -250,10 +266,15 @@ cdef class Log:
         return 0
 
     def zero_ahead(self, uint64_t length):
-        """Writes zeros where the next frames go: a sync is faster over blocks that were written before."""
-        stop = min(self.allocated, self.end + length + ZEROED_AHEAD)
+        """Writes zeros where the next frames go: a sync is faster over blocks that were written before.
+
+        They are stored into these pages, where stores are safe: the pages are in memory, and dirty, anyway.
+        """
+        cdef uint64_t stop = min(self.allocated, self.end + length + ZEROED_AHEAD)
         self.directory.write(self.descriptor, bytes(stop - self.end), self.end)
         self.zeroed_end = stop
+        if self.stores and self.mapping.populate(self.start + self.end, self.start + stop):
+            self.window_end = stop
 
     def void_frame(self):
         """A frame that its caller is told failed must not be found by a recovery: its header is zeroed."""
@@ -337,9 +358,9 @@ cdef class Log:
             if frame_run_count(source + first):
                 self.frames += 1
                 memcpy(frame, source + first, length)
-                seal_frame(
-                    frame, length, frame_run_count(frame), self.identity, self.end + (frame - self.staging),
-                    self.durable)
+                self.last_frame = self.end + (frame - self.staging)
+                self.chain = seal_frame(
+                    frame, length, frame_run_count(frame), self.identity, self.last_frame, self.durable, self.chain)
                 frame += length
             first += length
 
@@ -348,12 +369,16 @@ cdef class Log:
     def sync(self):
         """Makes all that was appended before the call durable; on failure the log is poisoned."""
         cdef uint64_t target = self.end
+        cdef uint64_t written
+        cdef bint prepare
         if self.read_only:
             return
         self.check_writable()
         if target == self.durable:
             return
+        written = target - self.durable
         self.paced = self.frames_unsynced <= PACED_FRAMES and target - self.durable <= PACED_BYTES
+        prepare = self.paced and self.stores and written < self.frames_unsynced * <uint64_t>STORED_BELOW
         self.frames_unsynced = 0
         self.window = min(max(target - self.durable, <uint64_t>SMALLEST_WINDOW), <uint64_t>LARGEST_WINDOW)
         self.window_end = 0
@@ -378,6 +403,24 @@ cdef class Log:
         self.durable = max(self.durable, target)
         self.sync_count += 1
         self.sync_seconds += time.perf_counter() - started
+        if prepare:
+            self.prepare(written + written // 2)
+
+    cdef int prepare(self, uint64_t size) except -1:
+        """Populates zeroed pages for what comes before the next sync, so that the writer neither faults nor asks."""
+        cdef Mapping mapping = self.mapping
+        cdef uint64_t start = self.start
+        cdef uint64_t first = self.end
+        cdef uint64_t stop = min(
+            self.zeroed_end, first + max(<uint64_t>LEAST_PREPARED, min(size, <uint64_t>SMALLEST_WINDOW)))
+        cdef bint populated
+        if mapping is None or stop <= first:
+            return 0
+        with nogil:
+            populated = mapping.populate(start + first, start + stop)
+        if populated and mapping is self.mapping and self.paced and not self.syncing:  # still so: others ran meanwhile
+            self.window_end = stop
+        return 0
 
     def write_suspect(self):
         """Writes again what an earlier life of this log appended, but no sync is known to cover.
@@ -394,12 +437,26 @@ cdef class Log:
         # The last piece was written past the cache before anything could be appended to it (`cut`).
         self.directory.write_past_cache(
             self.descriptor, self.name, self.durable, self.suspect_end - self.suspect_end % PIECE)
-        offset = self.durable
-        while offset < self.suspect_end:  # the cache may have lost them before they were written again
-            if look_at_frame(self.address + offset, self.suspect_end - offset, self.identity, offset) != VALID:
-                raise OSError(errno.EIO, f"the frame at offset {offset} was there, and is not any more")
-            offset += frame_length(self.address + offset)
+        self.check_suspect()
+        # The next frame's watermark says it; where there is much, that is worth a frame of its own.
+        self.unnoted = self.suspect_end - self.durable > NOTED_ABOVE
         self.suspect_end = 0
+
+    cdef int check_suspect(self) except -1:
+        """Raises unless these are still the frames that recovery found: the cache may have lost them meanwhile."""
+        cdef uint64_t offset = self.known_frame
+        cdef uint64_t chain = self.known_chain
+        while offset < self.durable:
+            chain = frame_checksum(self.address + offset)
+            offset += frame_length(self.address + offset)
+        while offset < self.suspect_end:
+            if look_at_frame(
+                self.address + offset, self.suspect_end - offset, self.identity, offset, chain
+            ) != VALID:
+                raise OSError(errno.EIO, f"the frame at offset {offset} was there, and is not any more")
+            chain = frame_checksum(self.address + offset)
+            offset += frame_length(self.address + offset)
+        return 0
 
     cpdef int check_writable(self) except -1:
         """Raises what every write meets after a failed sync, or read-only."""
@@ -431,26 +488,35 @@ cdef class Log:
     # ---- recover ---------------------------------------------------------------------------------------
 
     def recover(
-        self, Terms terms, uint64_t known_durable, expect_applied=None, *, behind=LOG_HEADER_SIZE, frames=0,
-        metadata=None, verify=None,
+        self, Terms terms, current, expect_applied=None, *, saved=None, metadata=None, verify=None,
     ):
-        """Finds the end of the log, adds to `terms`, and cuts a torn tail. Returns a `Recovery`.
+        """Find the end of the log, add to `terms`, and cut a torn tail. Return a `Recovery`.
 
-        `known_durable`: what CURRENT says. The frames before the offset `behind` are not looked at: `terms` and
-        `metadata`, of the newest snapshot, hold what they say. `verify()` may look at more, when the end is known.
+        `current`: what CURRENT says. With a saved table's head, the frames that it covers are not looked at: `terms`
+        and `metadata`, of the newest snapshot, hold what they say. `verify()` may look at more, when the end is known.
         Raises `CorruptionError`; then nothing was touched.
         """
-        cdef Scan scan = Scan(self.mapping, self.allocated, self.head, self.path, terms, behind, frames)
+        cdef Scan scan
+        cdef uint64_t known_durable = current.durable_offset
         cdef uint64_t torn_end
+        if saved is None:
+            scan = Scan(self.mapping, self.allocated, self.head, self.path, terms)
+        else:
+            scan = Scan(
+                self.mapping, self.allocated, self.head, self.path, terms, saved.log_offset, saved.frames,
+                saved.last_frame, saved.last_checksum)
+            known_durable = max(known_durable, <uint64_t>saved.log_offset)  # it was saved after a sync
+        self.known_frame, self.known_chain = scan.end, scan.chain
         scan.whole_frames_only = self.read_only
         started = time.perf_counter()
         scan.read_frames()
         scan.judge_durable(known_durable)
+        self.judge_current(current)
         torn_end = scan.end if self.read_only else scan.look_behind(self.descriptor)
         scan.judge_snapshot(metadata)
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
         self.found(scan.end, scan.watermark)
-        self.frames = scan.frames
+        self.frames, self.last_frame, self.chain = scan.frames, scan.last_frame, scan.chain
         if verify is not None:
             verify()
         if not self.read_only:
@@ -465,6 +531,26 @@ cdef class Log:
         self.end = self.settled_end = self.writeback_end = end
         self.durable = max(durable, <uint64_t>LOG_HEADER_SIZE)
         self.suspect_end = end if end > self.durable else 0
+
+    def judge_current(self, current):
+        """Raise `CorruptionError` unless the frame that CURRENT names is there: the log is of another history then."""
+        if current.last_frame and not self.is_frame(current.last_frame, current.durable_offset, current.last_checksum):
+            raise CorruptionError(
+                self.path, current.last_frame,
+                f"the frame of checksum {current.last_checksum:#018x} up to offset {current.durable_offset}, which "
+                "CURRENT names", "another one: CURRENT and this log are of different histories",
+                "restore both from one copy of the directory")
+
+    cdef bint is_frame(self, uint64_t offset, uint64_t end, uint64_t checksum) noexcept:
+        """Whether the frame at an offset ends where it should, and is that of a checksum: then all before it are, too.
+
+        It is not hashed. O(1).
+        """
+        cdef const uint8_t *frame = self.address + offset
+        return (
+            <uint64_t>LOG_HEADER_SIZE <= offset < self.allocated and not offset & 7
+            and look_at_header(frame, self.allocated - offset, self.identity, offset) == VALID
+            and offset + frame_length(frame) == end and frame_checksum(frame) == checksum)
 
     def damage_at(self, uint64_t place):
         """The error for a record of the arena that says that it is longer than it can be."""
@@ -535,4 +621,7 @@ cdef class Log:
 
     def verification(self):
         """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""
-        return self.descriptor.duplicate(), self.head, self.path, self.end
+        descriptor = self.descriptor.duplicate()
+        cdef uint64_t end = self.end       # in one step with the checksum
+        cdef uint64_t chain = self.chain
+        return descriptor, self.head, self.path, end, chain

@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.disk.format cimport Progress
 from fastsm.disk.mapping cimport Mapping
@@ -18,9 +18,6 @@ cdef class Scan:
     cdef Terms terms
     cdef Progress progress               # the last entry, and the newest snapshot metadata
     cdef readonly uint64_t frames
-    cdef object proven(self, uint64_t offset, uint64_t watermark)
-    cdef object forged(self)
+    cdef readonly uint64_t last_frame    # where the last of them starts; 0: there is none
+    cdef readonly uint64_t chain         # its checksum, or the header's: what the next one is chained to
     cdef int look(self, uint64_t offset) noexcept nogil
-    cdef uint64_t search(
-        self, uint64_t offset, uint64_t stop, uint64_t *torn_end, int64_t *budget) noexcept nogil
-    cdef bint looks_like_frame(self, const uint8_t *p, uint64_t offset, int64_t *budget) noexcept nogil

@@ -1,8 +1,9 @@
 """The saved table: an index put into a file, and mapped back into memory, so that opening reads no log.
 
 Its file is a copy of memory at one moment of a log's life. It is believed only if all of it checks out: its own
-checksum, the log's identity, and that each slot leads into the arena. A table of an earlier moment is as good, since
-a log's frames never change: what came behind it is read from the log.
+checksum, that base and log up to that moment are the bytes that it was made from, and that each slot leads into the
+arena. A table of an earlier moment is as good, since a log's frames never change: what came after it is read from the
+log.
 """
 
 import os
@@ -82,7 +83,7 @@ cdef tuple describe(Log log, Index index):
         saved = format.SavedTable(
             log.head.identity, log.end, log.start, table.seed0, table.seed1, table.count, index.live_bytes,
             index.config_place, table.segment_count, table.depth, len(runs) // format.TERM_RUN_BYTES,
-            len(metadata), count, log.frames, 0)
+            len(metadata), count, log.frames, log.last_frame, log.chain, 0)
         front = b"".join((
             runs, metadata.ljust(saved.sections.dead - saved.sections.metadata, b"\0"),
             (<char *>words)[:8 * count], (<char *>numbers)[:sizeof(uint32_t) << table.depth]))
@@ -173,7 +174,7 @@ cdef object load(directory, descriptor, Log log, path):
         return None
     if not format.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
         return None
-    if not may_be_of(saved, log.start + saved.log_offset):
+    if not is_of_these_frames(log, saved) or not may_be_of(saved, log.start + saved.log_offset):
         return None
     cdef uint64_t stop = log.start + saved.log_offset
     cdef Table table = Table((saved.seed0, saved.seed1))
@@ -204,6 +205,17 @@ cdef object load(directory, descriptor, Log log, path):
     gaps = front[sections.metadata - sections.runs + saved.metadata_size:sections.dead - sections.runs], \
         numbers[sizeof(uint32_t) << table.depth:]
     return None if b"".join(gaps).strip(b"\0") else (index, saved)
+
+
+cdef bint is_of_these_frames(Log log, saved) except -1:
+    """Whether the log's frames up to the table's offset are those that it was made from.
+
+    A log may be restored from an earlier copy, or be a copy itself, and go on differently under the same identity.
+    The last frame's checksum tells: it is chained to all before it, and to the log's header, which names the base.
+    """
+    if saved.last_frame == 0:
+        return saved.log_offset == format.LOG_HEADER_BYTES and saved.last_checksum == log.known_chain
+    return log.is_frame(saved.last_frame, saved.log_offset, saved.last_checksum)
 
 
 cdef bint may_be_of(saved, uint64_t stop) except -1:

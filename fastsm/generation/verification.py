@@ -34,13 +34,13 @@ class Verification:
 
     def run(self, progress: Progress | None = None) -> None:
         """``CorruptionError`` at the first damage, ``StorageError`` when a file cannot be read. Once only."""
-        descriptor, head, path, end = self._log
+        descriptor, head, path, end, chain = self._log
         base_size = 0 if self._base is None else self._base.size
         try:
             if self._base is not None:
                 self._check_base(self._base, progress, base_size + end)
             with storage_errors(path, "reading the log"):
-                verify_file(descriptor, head, path, end, behind(progress, base_size))
+                verify_file(descriptor, head, path, end, chain, behind(progress, base_size))
         finally:
             self.close()
 

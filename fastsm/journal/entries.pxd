@@ -13,6 +13,7 @@ cdef class Entries:
 
     cdef const uint8_t *frame_at(self, size_t position) noexcept nogil
     cdef object entry_at(self, size_t position)
+    cdef uint64_t stop_of(self, uint64_t index, uint64_t count) noexcept
     cdef int reserve(self) except -1
     cdef void push(self, const uint8_t *frame) noexcept
     cdef void start_over(self, uint64_t first) noexcept

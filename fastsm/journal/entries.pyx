@@ -80,16 +80,21 @@ cdef class Entries:
             return None
         return item_term(self.frame_at(index - self.first))
 
+    cdef uint64_t stop_of(self, uint64_t index, uint64_t count) noexcept:
+        """Where a range of at most `count` entries from `index` on ends; `index`, when none of them is there."""
+        cdef uint64_t stop = self.first + self.count
+        if not self.count or not self.first <= index < stop:
+            return index
+        return index + min(count, stop - index)
+
     def entries(self, uint64_t index, uint64_t count, uint64_t most_bytes=UINT64_MAX):
         """At most `count` entries from `index` on, `(command, index, term)`, and no more behind `most_bytes`.
 
         The one with which the sum of their sizes comes to `most_bytes` is the last. O(what is returned).
         """
-        cdef uint64_t stop = min(index + count, self.first + self.count)
+        cdef uint64_t stop = self.stop_of(index, count)
         cdef uint64_t size = 0
         cdef list found = []
-        if not self.count or index < self.first:
-            return found
         while index < stop and size < most_bytes:
             size += item_size(self.frame_at(index - self.first))
             found.append(self.entry_at(index - self.first))
@@ -102,13 +107,11 @@ cdef class Entries:
         Those whose command starts with the byte `mark` are: they are given without it. The others are given as
         `filler`. Ends like `entries`. O(what is returned).
         """
-        cdef uint64_t stop = min(index + count, self.first + self.count)
+        cdef uint64_t stop = self.stop_of(index, count)
         cdef uint64_t size = 0
         cdef const uint8_t *frame
         cdef list found = []
         cdef list others = []
-        if not self.count or index < self.first:
-            return found, others
         while index < stop and size < most_bytes:
             frame = self.frame_at(index - self.first)
             size += item_size(frame)

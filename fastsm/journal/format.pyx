@@ -16,7 +16,7 @@ from fastsm.errors import CorruptionError
 
 SEGMENT_MAGIC_BYTES = b"FASTSM-J"
 SEGMENT_STRUCT = struct.Struct("<8sIIQQ56s")
-STATE_STRUCT = struct.Struct("<QQQQQQQQ")
+STATE_STRUCT = struct.Struct("<QQQQQQQQQ")
 ITEM_DATA_BYTES = ITEM_DATA
 
 
@@ -37,6 +37,7 @@ class SegmentState(NamedTuple):
     previous_end: int       # where the frames of the segment before it end; 0: there is none
     previous_durable: int   # and an offset in it below which they were durable
     last_term: int      # of the last entry, or of the one before the first
+    previous_checksum: int  # of the last frame of the segment before it, which stands for all of that; 0: there is none
 
 
 def pack_segment_head(head):

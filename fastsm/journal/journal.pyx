@@ -13,7 +13,7 @@ import threading
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_length, frame_watermark
+from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_checksum, frame_length, frame_watermark
 from fastsm.journal.format cimport (
     ITEM_BASE, ITEM_COMMIT, ITEM_CUT, ITEM_ENTRY, ITEM_START, ITEM_STATE, ITEM_VOTE,
     item_data, item_index, item_kind, item_size, item_term,
@@ -151,7 +151,8 @@ cdef class Journal(Entries):
         index = max(index, self.first)
         self.drop_from(index)
         self.synced = min(self.synced, index - 1)
-        self.committed = min(self.committed, index - 1)
+        self.committed = min(self.committed, self.last_index)
+        self.written_commit = min(self.written_commit, self.committed)
         for segment in self.segments:
             segment.begin = min(segment.begin, index)
         return 0
@@ -265,6 +266,7 @@ cdef class Journal(Entries):
             first, last, self.current_term, self.current_vote is not None, self.committed,
             0 if old is None else old.end, 0 if old is None else old.durable,
             item_term(self.frame_at(self.count - 1)) if self.count else 0,
+            0 if old is None else old.chain,
         )) + (self.current_vote or "").encode()
 
     cdef int retire(self) except -1:
@@ -357,7 +359,10 @@ cdef class Journal(Entries):
         """Takes over what the frames of a segment say, up to where they end."""
         cdef uint64_t end = LOG_HEADER_SIZE
         cdef uint64_t watermark = 0
-        cdef const uint8_t *frame = segment.frame_of(end)
+        cdef uint64_t frames = 0
+        cdef uint64_t last = 0
+        cdef uint64_t chain = segment.known_chain
+        cdef const uint8_t *frame = segment.frame_of(end, chain)
         while frame != NULL:
             try:
                 sound = self.take_frame(segment, frame, is_first)
@@ -368,18 +373,26 @@ cdef class Journal(Entries):
                     segment.path, end, "a frame that goes on with what is before it",
                     f"one of kind {item_kind(frame)}, index {item_index(frame)}, term {item_term(frame)}")
             watermark = max(watermark, frame_watermark(frame, end))
+            frames += 1
+            last, chain = end, frame_checksum(frame)
             end += frame_length(frame)
-            frame = segment.frame_of(end) if end < segment.allocated else NULL
+            frame = segment.frame_of(end, chain) if end < segment.allocated else NULL
         segment.found(end, watermark)
+        segment.frames, segment.last_frame, segment.chain = frames, last, chain
 
     def continues(self, Segment segment, Segment following):
         """Whether the next segment was begun where this one ends. `CorruptionError` when that was promised."""
-        cdef const uint8_t *frame = following.frame_of(LOG_HEADER_SIZE)
+        cdef const uint8_t *frame = following.frame_of(LOG_HEADER_SIZE, following.known_chain)
         if frame == NULL:
             following.look_behind(LOG_HEADER_SIZE)
             return False
         state = SegmentState(*STATE_STRUCT.unpack(item_data(frame)[:STATE_STRUCT.size]))
         if segment.end == state.previous_end:
+            if segment.chain != state.previous_checksum:
+                raise CorruptionError(
+                    segment.path, segment.last_frame,
+                    f"the frame of checksum {state.previous_checksum:#018x}, which {following.name} goes on from",
+                    "another one: the two segments are of different histories")
             segment.found(segment.end, max(segment.durable, state.previous_durable))
             return True
         if self.durable or not state.previous_durable <= segment.end < state.previous_end:

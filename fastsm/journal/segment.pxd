@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.generation.log cimport Log
 
@@ -9,7 +9,5 @@ cdef class Segment(Log):
     cdef int hold_mapping(self) except -1
     cdef const uint8_t *append(
         self, uint32_t kind, uint64_t index, uint64_t term, const uint8_t *data, uint64_t size) except NULL
-    cdef const uint8_t *frame_of(self, uint64_t offset) except? NULL
+    cdef const uint8_t *frame_of(self, uint64_t offset, uint64_t previous) except? NULL
     cdef uint64_t look_behind(self, uint64_t end) except? 0
-    cdef uint64_t search(
-        self, uint64_t offset, uint64_t stop, uint64_t end, uint64_t *torn_end, int64_t *budget) noexcept nogil

@@ -2,13 +2,9 @@
 
 import os
 
-from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.disk.format cimport (
-    FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_length, frame_watermark, look_at_frame,
-)
-from fastsm.disk.hashing cimport load64
+from fastsm.disk.format cimport LARGE, LOG_HEADER_SIZE, VALID, look_at_frame
 from fastsm.journal.format cimport ITEM_STATE, item_kind, item_length, look_at_item, write_item
 from fastsm.generation.log cimport Log
 
@@ -16,9 +12,7 @@ from fastsm.journal import format as journal_format
 from fastsm.errors import CorruptionError
 from fastsm.disk.files import storage_errors
 from fastsm.journal.format import SegmentHead
-from fastsm.generation.recovery import data_ranges
-
-cdef uint64_t SLICE = 16 << 20    # bytes between two looks at signals
+from fastsm.disk.tail import data_ranges, torn_tail_end
 
 
 def segment_name(number):
@@ -42,6 +36,7 @@ cdef class Segment(Log):
         """The segment in an open file of so many bytes, all of which are mapped."""
         cdef Segment segment = Segment(directory, head, descriptor)
         segment.stores = directory.stores_are_safe(descriptor)
+        segment.begin_chain(journal_format.pack_segment_head(head))
         segment.allocated = size
         segment.map_up_to(size)
         segment.hold_mapping()
@@ -112,10 +107,13 @@ cdef class Segment(Log):
                 raise
         return segment
 
-    cdef const uint8_t *frame_of(self, uint64_t offset) except? NULL:
-        """The valid frame at an offset, or NULL. Raises `CorruptionError` for one whose content makes no sense."""
+    cdef const uint8_t *frame_of(self, uint64_t offset, uint64_t previous) except? NULL:
+        """The valid frame at an offset, chained to the previous one's checksum, or NULL.
+
+        Raises `CorruptionError` for one whose content makes no sense.
+        """
         cdef const uint8_t *frame = self.address + offset
-        if look_at_frame(frame, self.allocated - offset, self.identity, offset) != VALID:
+        if look_at_frame(frame, self.allocated - offset, self.identity, offset, previous) != VALID:
             return NULL
         if look_at_item(frame, self.allocated - offset) != VALID or (
             (item_kind(frame) == ITEM_STATE) != (offset == LOG_HEADER_SIZE)
@@ -130,51 +128,11 @@ cdef class Segment(Log):
         return CorruptionError(self.path, offset, expected, "bytes that are no frame of the journal, or the file's end")
 
     cdef uint64_t look_behind(self, uint64_t end) except? 0:
-        """Where the last byte that is not zero ends behind the last valid frame, at `end`.
+        """Return where the torn tail after the last valid frame, which ends at `end`, ends itself.
 
-        A valid frame there that says that the segment was durable beyond `end` proves corruption.
+        Raises `CorruptionError` when it proves that the segment was durable beyond `end`.
         """
-        cdef uint64_t torn_end = end
-        cdef uint64_t offset, stop, pause
-        cdef int64_t budget = 4 * <int64_t>(self.allocated - end) + (64 << 20)
-        for start, limit in data_ranges(self.descriptor, end, self.allocated):
-            offset, stop = max(end, <uint64_t>start & ~<uint64_t>7), limit
-            while offset < stop:
-                pause = min(stop, offset + SLICE)
-                with nogil:
-                    offset = self.search(offset, pause, end, &torn_end, &budget)
-                PyErr_CheckSignals()
-                if offset < pause:
-                    raise self.corrupt(
-                        end, f"a frame, for the one at offset {offset} says that the segment was durable behind it")
-            if budget < 0:
-                raise self.corrupt(end, "a torn tail, not bytes made to look like many frames that overlap")
-        return torn_end
-
-    cdef uint64_t search(
-        self, uint64_t offset, uint64_t stop, uint64_t end, uint64_t *torn_end, int64_t *budget
-    ) noexcept nogil:
-        """The first valid frame in [offset, stop) whose watermark is beyond `end`, or `stop`."""
-        cdef const uint8_t *frame
-        while offset < stop:
-            frame = self.address + offset
-            if self.allocated - offset < FRAME_RUNS:
-                while offset < stop:
-                    if self.address[offset]:
-                        torn_end[0] = offset + 1
-                    offset += 1
-                return stop
-            if load64(frame):
-                torn_end[0] = offset + 8
-                if (
-                    look_at_item(frame, self.allocated - offset) == VALID
-                    and frame_watermark(frame, offset) > end and budget[0] >= 0
-                ):
-                    budget[0] -= frame_length(frame)
-                    if look_at_frame(frame, self.allocated - offset, self.identity, offset) == VALID:
-                        return offset
-            offset += 8
-        return stop
+        return torn_tail_end(self.descriptor, self.identity, end, self.allocated, self.path)
 
     def finish_recovery(self, uint64_t end, uint64_t durable, uint64_t torn_end):
         """Ends the segment at `end`, for good: nothing torn comes back."""

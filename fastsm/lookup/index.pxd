@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastsm.disk.format cimport RECORD_SESSION, record_key, record_key_size, record_operation
 from fastsm.lookup.dead cimport DeadMap
 from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.order cimport Order
 from fastsm.lookup.table cimport Table, prefetch
 from fastsm.lookup.terms cimport Terms
 from fastsm.disk.walk cimport Walk
@@ -20,6 +21,8 @@ cdef class Index:
     cdef readonly Table sessions           # from the id of a session to the place of its newest record
     cdef readonly Terms terms
     cdef readonly DeadMap dead
+    cdef readonly bint ordered             # there is an order, which has to know of new keys
+    cdef readonly Order order
     cdef readonly uint64_t live_bytes      # of the records that the table leads to
     cdef readonly uint64_t config_place    # of the newest config record, 0: none
     cdef readonly object metadata          # of the newest snapshot that a frame tells of, or None
@@ -40,6 +43,7 @@ cdef class Index:
 
     cdef int set_place(
         self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place) noexcept nogil
+    cdef int begin_order(self, Mapping mapping) except -1
     cdef int take(self, Walk *walk, uint64_t pause) noexcept nogil
     cdef int take_all(self, Walk walk) except -1
     cdef int take_block(self, const uint8_t *arena, const uint8_t **records, uint32_t count) noexcept nogil

@@ -3,6 +3,7 @@ from typing_extensions import Self
 from fastsm.disk.base import Base
 from fastsm.disk.mapping import Mapping
 from fastsm.lookup.dead import DeadMap
+from fastsm.lookup.order import Order
 from fastsm.lookup.table import Table
 from fastsm.lookup.terms import Terms
 from fastsm.types import SnapshotMetadata
@@ -21,6 +22,10 @@ class Index:
     def terms(self) -> Terms: ...
     @property
     def dead(self) -> DeadMap: ...
+    @property
+    def ordered(self) -> bool: ...
+    @property
+    def order(self) -> Order | None: ...
     @property
     def live_bytes(self) -> int: ...
     @property

@@ -3,6 +3,7 @@
     table   from a key to the place of its newest record
     dead    which records are not the newest of their key
     terms   from an entry to its term
+    order   the keys in their order, once somebody has asked for it
 
 `apply` keeps it up to date, record by record. Opening, compaction and installing a snapshot build one from base and
 log, beside whatever is in use.
@@ -185,6 +186,16 @@ cdef class Index:
         if old:
             self.live_bytes -= record_length(arena + old)
             self.dead.mark(old)
+        if self.ordered and operation < RECORD_SESSION:
+            return self.order.note(arena, operation, hashed, place, old)
+        return 0
+
+    cdef int begin_order(self, Mapping mapping) except -1:
+        """From here on there is an order, which is not built yet. Making it may run Python code."""
+        cdef Order order = Order(self.table, self.dead, mapping)
+        if not self.ordered:
+            self.order = order
+            self.ordered = True
         return 0
 
 

@@ -26,6 +26,14 @@ RLE, RESERVED = 1, 3  # types of a block
 BLOCK_LIMIT = 128 << 10
 
 
+def require_compression(name: str) -> None:
+    """Raises what a snapshot of this compression would raise: ``SnapshotError`` where there is no Zstandard."""
+    if name not in ("none", "zstd"):
+        raise ValueError(f'snapshot_compress={name!r}: expected "none" or "zstd"')
+    if name == "zstd":
+        _library()
+
+
 def compress(pieces: Iterable[Buffer], size: int, write: Callable[[bytes], object]) -> int:
     """Makes one frame of the pieces, ``size`` bytes in all, and hands it to ``write`` bit by bit; returns its size.
 

@@ -6,7 +6,6 @@ whoever makes a file can make its checksums. Memory stays bounded whatever the h
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -55,10 +54,6 @@ def open_file(path: str) -> tuple[Descriptor, str]:
                 return folder.open_file(os.path.basename(path), os.O_RDONLY), path
             except CorruptionError as error:
                 raise _no_file(path, error.found) from None
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # a socket
-                    raise _no_file(path, "another kind of file") from None
-                raise
             finally:
                 folder.close()
     except ValueError as error:  # a NUL in the path

@@ -6,12 +6,13 @@ import os
 from typing import TYPE_CHECKING
 
 from fastsm.disk import format
-from fastsm.disk.files import Directory, hides_seam, make_directory, storage_errors
+from fastsm.disk.files import Directory, hides_seam, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
-from fastsm.errors import ChecksumMismatchError, FormatVersionError, LockedError, SnapshotError, SnapshotFormatError
-from fastsm.snapshot.file import SNAPSHOT, Snapshot, check_metadata
-from fastsm.types import SnapshotMetadata
+from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError
+from fastsm.snapshot.file import SNAPSHOT, Snapshot, check_metadata, metadata_of
+from fastsm.snapshot.writer import present_head, put_in_place
+from fastsm.types import LogId, SnapshotMetadata
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -28,20 +29,40 @@ SYNC_EVERY = 16 << 20
 class SnapshotReceiver:
     """Takes the bytes of a snapshot in order, and gives the path of the file once the whole checks out.
 
-    They are kept in ``directory/snapshot.fsm.part``. A new receiver on the same directory goes on behind them, from
-    ``offset``. The directory is made when it is missing.
+    They are kept in ``directory/snapshot.fsm.part``. The directory is made when it is missing.
 
-    Attributes: ``offset``, the next byte that is expected; ``size``, of the whole, None until the header (160 bytes)
-    is there.
+    ``metadata`` is what the sender announces. With it, the receiver goes on with a part of that very snapshot, from
+    ``offset``, and starts over where the part is another's; bytes of another snapshot are refused with its header. When
+    the snapshot is complete in the directory already, it is offered: ``complete`` is true, and :meth:`finish` gives its
+    path. A complete file of an older snapshot is removed when the first byte of the announced one arrives. Without
+    ``metadata`` a receiver goes on with whatever part there is, and the caller has to know whose it is.
 
-    Thread safety: none; one thread at a time. Two receivers of one directory exclude each other: ``LockedError``.
+    A part of fewer bytes than a header (160) tells nobody whose it is: it starts over.
+
+    Attributes: ``offset``, the next byte that is expected; ``size``, of the whole, None until the header is there;
+    ``metadata``, of the snapshot that is being received, as announced or as its header says, None until it is known;
+    ``complete``, whether all bytes are there, so that :meth:`finish` comes next.
+
+    Thread safety: none; one thread at a time. Two receivers of one directory exclude each other: ``LockedError``. In a
+    forked child the receiver is closed; the file and its lock stay the parent's.
     """
 
     @hides_seam
-    def __init__(self, directory: str | os.PathLike[str], *, _files: type[Directory] = Directory) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        metadata: SnapshotMetadata | None = None,
+        *,
+        _files: type[Directory] = Directory,
+    ) -> None:
         self.directory = os.fsdecode(directory)
         self.offset = 0
+        if not (metadata is None or isinstance(metadata, SnapshotMetadata)):
+            raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
+        self._announced = metadata and SnapshotMetadata(LogId(*metadata.last_included), bytes(metadata.checksum))
         self._head: SnapshotHead | None = None
+        self._present: SnapshotHead | None = None  # of the complete file that was there at the opening
+        self._whole: Descriptor | None = None  # that file, when it is the announced snapshot
         self._fd: Descriptor | None = None
         self._finished: SnapshotHead | None = None
         self._synced = 0
@@ -50,8 +71,10 @@ class SnapshotReceiver:
             try:
                 self._open(self._files)
             except BaseException:
+                self._release(self._files, remove=False)
                 self._files.close()
                 raise
+        _receivers.add(self)
 
     def __repr__(self) -> str:
         done = "finished" if self._finished else f"{self.offset} of {self.size or '?'} bytes"
@@ -70,6 +93,17 @@ class SnapshotReceiver:
         return head.file_size if head else None
 
     @property
+    def metadata(self) -> SnapshotMetadata | None:
+        """Of the snapshot that is being received: as announced, or as its header says; None until that is there."""
+        head = self._finished or self._head
+        return self._announced or (metadata_of(head) if head else None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is there; whether they are right is known after :meth:`finish`."""
+        return self.size is not None and self.offset == self.size
+
+    @property
     def progress(self) -> float:
         """The part that is there, from 0.0 to 1.0; 0.0 until the size is known."""
         return self.offset / self.size if self.size else 0.0
@@ -85,9 +119,9 @@ class SnapshotReceiver:
 
         What is there already may come again, if it is the same. A gap, other bytes, or more than the header announces
         are a ``SnapshotError``, and nothing of the piece is taken. A header that cannot be one is a
-        ``SnapshotFormatError`` (``FormatVersionError``) and discards what was received. O(size of the piece). Nothing
-        is durable before :meth:`finish` or :meth:`close`. After a ``StorageError`` for want of room the same piece
-        may come again.
+        ``SnapshotFormatError`` (``FormatVersionError``), the header of another snapshot than announced is a
+        ``ChecksumMismatchError``; both discard what was received. O(size of the piece). Nothing is durable before
+        :meth:`finish` or :meth:`close`. After a ``StorageError`` for want of room the same piece may come again.
         """
         files = self._require()
         data = memoryview(piece).cast("B")
@@ -96,7 +130,7 @@ class SnapshotReceiver:
         if self._finished:
             raise SnapshotError(f"{self.directory}: this snapshot is complete; a new receiver takes the next one")
         with storage_errors(self._path, "receiving a snapshot"):
-            fd = self._fd or self._open(files)
+            fd = self._whole or self._fd or self._open(files)
             if offset > self.offset:
                 raise SnapshotError(f"{self._path}: expected a piece from {self.offset} on, found one from {offset}")
             data = self._without_known(fd, offset, data)
@@ -104,7 +138,8 @@ class SnapshotReceiver:
             if self.size is not None and self.offset + len(data) > self.size:
                 found = self.offset + len(data)
                 raise SnapshotError(f"{self._path}: expected {self.size} bytes in all, found {found}")
-            self._append(files, fd, data)
+            if data:
+                self._append(files, fd, data)
         return self.offset
 
     def _without_known(self, fd: Descriptor, offset: int, data: memoryview) -> memoryview:
@@ -113,8 +148,8 @@ class SnapshotReceiver:
             there = os.pread(fd.number, min(len(data), self.offset - offset, 1 << 20), offset)
             if not there or data[: len(there)] != there:
                 raise SnapshotError(
-                    f"{self._path}: the piece from {offset} on is not what came before; discard() it to start over, "
-                    "or go on with the snapshot that was begun"
+                    f"{self._path}: the piece from {offset} on is not what came before. If the sender has another "
+                    "snapshot now, give its metadata to a new receiver, or discard() to start over"
                 )
             data = data[len(there) :]
             offset += len(there)
@@ -126,12 +161,18 @@ class SnapshotReceiver:
         if self._head is None and self.offset + len(data) >= size:
             start = os.pread(fd.number, min(self.offset, size), 0)
             try:
-                self._head = format.unpack_snapshot_head(start + bytes(data[: size - len(start)]), self._path)
-            except (SnapshotFormatError, FormatVersionError):
+                head = format.unpack_snapshot_head(start + bytes(data[: size - len(start)]), self._path)
+                if self._announced is not None:
+                    check_metadata(self._announced, head, self._path)
+            except (SnapshotError, FormatVersionError):
                 self.discard()
                 raise
+            self._head = head
 
     def _append(self, files: Directory, fd: Descriptor, data: memoryview) -> None:
+        if self._is_older(self._present):
+            files.unlink(SNAPSHOT)
+            self._present = None
         try:
             files.write(fd, data, self.offset)
         except OSError:
@@ -156,66 +197,86 @@ class SnapshotReceiver:
         """The path of the snapshot, complete, checked and durable. Idempotent.
 
         Needs all bytes (else ``SnapshotError``). They are synced, read again, and checked like :meth:`Snapshot.verify`
-        does, and against ``metadata`` when it is given. When they are not right (``ChecksumMismatchError``,
-        ``SnapshotFormatError``, another ``last_included``) they are discarded: the transfer must start over, at
-        offset 0. Then the file gets its name, ``snapshot.fsm``, in place of an older one. O(size).
+        does. When they are not right (``ChecksumMismatchError``, ``SnapshotFormatError``), or not of the snapshot that
+        ``metadata`` names, they are discarded: the transfer must start over, at offset 0. (A receiver that was given
+        another snapshot's metadata when it was made keeps its part.) Then the file gets its name, ``snapshot.fsm``, in
+        place of the one that was there when this receiver was made; a newer one that came since stays, and this is a
+        ``StaleSnapshotError``. O(size).
         """
         files = self._require()
         if self._finished is None:
-            self._finish(files, metadata)
+            with storage_errors(self._path, "receiving a snapshot"):
+                self._finish(files, metadata)
         elif metadata is not None:
             check_metadata(metadata, self._finished, files.path_of(SNAPSHOT))
         return files.path_of(SNAPSHOT)
 
     def _finish(self, files: Directory, metadata: SnapshotMetadata | None) -> None:
-        fd, head = self._fd, self._head
+        fd, head = self._whole or self._fd, self._head
+        if metadata is not None and head is not None:
+            self._check_asked(metadata, head)  # first: the rest of another snapshot is not worth its way
         if fd is None or head is None or self.offset != head.file_size:
             expected = f"{self.size} bytes" if self.size else "a whole snapshot"
             raise SnapshotError(f"{self._path}: expected {expected}, found {self.offset}; write the rest first")
-        with storage_errors(self._path, "receiving a snapshot"):
-            self._sync(files, fd)
-            try:
-                Snapshot(fd, self._path).verify()
-            except (SnapshotFormatError, ChecksumMismatchError):
+        self._sync(files, fd)
+        try:
+            Snapshot(fd, self._path).verify()
+        except SnapshotError:
+            self.discard()
+            raise
+        if self._whole is None:
+            put_in_place(files, PART, LogId(head.last_index, head.last_term), self._present)
+        self._finished = head
+        # The partial file has its name now, or is an empty one that only carried the lock.
+        self._release(files, remove=self._whole is not None)
+        files.sync_directory()
+
+    def _check_asked(self, metadata: SnapshotMetadata, head: SnapshotHead) -> None:
+        """What is here must be the snapshot that the caller wants; a part that nobody announced is discarded if not."""
+        try:
+            check_metadata(metadata, head, self._path)
+        except SnapshotError:
+            if self._announced is None:
                 self.discard()
-                raise
-            if metadata is not None:
-                try:
-                    check_metadata(metadata, head, self._path)
-                except SnapshotError:
-                    self.discard()
-                    raise
-            files.rename(PART, SNAPSHOT)
-            files.sync_directory()
-            self._finished = head
-            self._release(files)
+            raise
 
     def discard(self) -> None:
-        """Removes what was received; a transfer may start over, at offset 0. Nothing when it is finished."""
+        """Removes what was received; a transfer may start over, at offset 0. Nothing when it is finished.
+
+        A complete snapshot that was offered, but not asked for by :meth:`finish`, is removed too.
+        """
         files = self._require()
-        if self._fd is not None:
-            with storage_errors(self._path, "discarding a snapshot"):
-                files.unlink(PART)
-                self._release(files)
-        if self._finished is None:
-            self.offset, self._head, self._synced = 0, None, 0
+        if self._finished is not None:
+            return
+        with storage_errors(self._path, "discarding a snapshot"):
+            if self._whole is not None:
+                files.unlink(SNAPSHOT)
+            self._release(files, remove=True)
+        self.offset, self._head, self._synced = 0, None, 0
 
     def close(self) -> None:
         """Makes what was received durable and gives the directory free, for a receiver that goes on. Idempotent."""
         files, self._files = self._files, None
         if files is None:
             return
+        kept = bool(self.offset) and self._whole is None
         try:
-            if self._fd is not None:
-                with storage_errors(self._path, "receiving a snapshot"):
-                    if self.offset:
+            with storage_errors(self._path, "receiving a snapshot"):
+                try:
+                    if self._fd is not None and kept:
                         files.sync(self._fd)
                         files.sync_directory()
-                    else:
-                        files.unlink(PART)
+                finally:
+                    self._release(files, remove=not kept)
         finally:
-            self._release(files)
             files.close()
+
+    def _leave(self) -> None:
+        """In a forked child: the file is its parent's, and so is the lock, which is not given back here."""
+        self._files = self._whole = None
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            fd.close()
 
     # ---- the file --------------------------------------------------------------------------------------
 
@@ -225,7 +286,7 @@ class SnapshotReceiver:
         return self._files
 
     def _open(self, files: Directory) -> Descriptor:
-        """Opens and locks the partial file, and takes over what is in it."""
+        """Opens and locks the partial file, and takes over what is in it, or the complete file that was announced."""
         while True:
             fd = files.open_file(PART, os.O_RDWR | os.O_CREAT)
             if not files.lock_file(fd):
@@ -233,13 +294,31 @@ class SnapshotReceiver:
             if files.is_named(fd, PART):  # else the one before finished or discarded it meanwhile
                 break
         self._fd = fd
-        self.offset = files.size(fd)
+        self._present = present_head(files)
+        if not self._take_whole(files):
+            self._take_part(files, fd)
         self._synced = self.offset
-        self._head = self._read_head(fd)
-        if self._head is None and self.offset >= format.SNAPSHOT_HEADER_BYTES:
-            self.offset = self._synced = 0
-            files.truncate(fd.number, 0)
         return fd
+
+    def _take_whole(self, files: Directory) -> bool:
+        """Takes the complete file that is there, if it is the announced snapshot, with all its bytes."""
+        head = self._present
+        if head is None or self._announced != metadata_of(head):
+            return False
+        whole = files.open_file(SNAPSHOT, os.O_RDONLY)
+        if files.size(whole) != head.file_size:
+            return False
+        self._whole, self._head, self.offset = whole, head, head.file_size
+        return True
+
+    def _take_part(self, files: Directory, fd: Descriptor) -> None:
+        """Takes what an earlier receiver left of this snapshot; what is of another one, or of none, is cut off."""
+        self.offset = files.size(fd)
+        self._head = self._read_head(fd)
+        another = self._head is not None and self._announced not in (None, metadata_of(self._head))
+        if self.offset and (self._head is None or another):
+            self.offset, self._head = 0, None
+            files.truncate(fd.number, 0)
 
     def _read_head(self, fd: Descriptor) -> SnapshotHead | None:
         """The header of what was received before; None when it is not there, or was lost with the power."""
@@ -249,7 +328,23 @@ class SnapshotReceiver:
             return None
         return head if self.offset <= head.file_size else None
 
-    def _release(self, files: Directory) -> None:
+    def _is_older(self, head: SnapshotHead | None) -> bool:
+        """Whether a complete file's snapshot is older than the announced one."""
+        announced = self._announced
+        return head is not None and announced is not None and metadata_of(head).last_included < announced.last_included
+
+    def _release(self, files: Directory, *, remove: bool) -> None:
+        """Gives the partial file and its lock back."""
+        self._whole = None
         fd, self._fd = self._fd, None
-        if fd is not None:
+        if fd is None:
+            return
+        try:
+            if remove:
+                files.unlink(PART)
+        finally:
+            files.unlock_file(fd)  # closing is not enough while a child that is being started has a copy
             files.close_file(fd)
+
+
+_receivers = left_by_children(SnapshotReceiver._leave)

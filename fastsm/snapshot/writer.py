@@ -10,9 +10,9 @@ import mmap
 import os
 import re
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import blake3
 
@@ -60,9 +60,10 @@ class Source(Protocol):
         """How many of the records that were written are those of sessions."""
 
     def write_records(self, directory: Directory, fd: Descriptor, offset: int, tick: Tick) -> tuple[int, int]:
-        """Writes all records with ``directory.write(fd, buffer, offset)``; returns how many are of keys, and the bytes of all.
+        """Writes all records with ``directory.write(fd, buffer, offset)``.
 
-        Calls ``tick(bytes so far)`` between pieces, which may raise.
+        Returns how many are of keys, and the bytes of all. Calls ``tick(bytes so far)`` between pieces, which may
+        raise.
         """
 
 
@@ -74,8 +75,8 @@ def write_snapshot_file(
 
     The directory is made when it is missing. After any error, or when ``tick`` raises, an older snapshot there is
     untouched and nothing else is left. O(size), most of it without the GIL. Raises ``StorageError``, and
-    ``SnapshotError`` when there is no Zstandard for ``compress="zstd"``, and ``StaleSnapshotError`` when a newer snapshot
-    came there meanwhile.
+    ``SnapshotError`` when there is no Zstandard for ``compress="zstd"``, and ``StaleSnapshotError`` when a newer
+    snapshot came there meanwhile.
     """
     seen = look_at_present(path, files)
     with prepare(path, source, compress=compress, attachment=attachment, tick=tick, files=files, seen=seen) as prepared:
@@ -192,7 +193,7 @@ def look_at_present(path: str | os.PathLike[str], files: type[Directory] = Direc
 
 
 def put_in_place(directory: Directory, name: str, ours: LogId, seen: SnapshotHead | None) -> None:
-    """Renames a whole, synced snapshot as of ``ours`` to ``snapshot.fsm``; ``seen`` had that name when its writing began.
+    """Renames a whole, synced snapshot as of ``ours`` to ``snapshot.fsm``; ``seen`` had that name when work began.
 
     Whoever writes an older snapshot over a newer one that was there before means it. One that came meanwhile was not
     seen: when it is newer it stays, and this is a ``StaleSnapshotError``. The directory is not synced.
@@ -305,6 +306,27 @@ def write_snapshot_into(
         head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
     _finish(directory, fd, head)
     return head
+
+
+class _Sink:
+    """Takes what a state would write to a file, and hands it to a function, or to nobody."""
+
+    def __init__(self, take: Callable[[memoryview], object] = lambda piece: None) -> None:
+        self._take = take
+
+    def write(self, fd: object, data: memoryview, offset: int) -> None:
+        self._take(data)
+
+
+def state_checksum(source: Source, tick: Tick) -> bytes:
+    """The state checksum that a snapshot of ``source`` would carry; nothing is written. O(size), twice over it.
+
+    The first pass counts, since the checksum covers the counts before the records.
+    """
+    parts = _write_state(cast("Directory", _Sink()), cast("Descriptor", None), source, 0, tick)
+    hasher = blake3.blake3(_state_prefix(parts.head(format.CODEC_NONE, 0, parts.size)))
+    _write_state(cast("Directory", _Sink(hasher.update)), cast("Descriptor", None), source, 0, tick)
+    return hasher.digest()
 
 
 def _paced(directory: Directory, fd: Descriptor, start: int, tick: Tick) -> Tick:

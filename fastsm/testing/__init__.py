@@ -21,8 +21,8 @@ except ModuleNotFoundError as _error:
         raise
     raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from _error
 
-# For values beside the messages.
-_RULES = ("commands", "conformance", "snapshots", "storage")
+# So that a failure shows values next to its message.
+_RULES = ("commands", "conformance", "order", "snapshots", "storage", "waiting")
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in _RULES))
 
 from fastsm.testing.conformance import StateMachineConformance  # noqa: E402  # not before that

@@ -69,7 +69,7 @@ class CommandRules:
         batch = fastsm.batch([fastsm.put(b"a", b"1"), fastsm.delete(b"key"), mismatch, fastsm.put(b"b", b"2")])
         absent = fastsm.compare_and_swap(b"a", None, b"free")
         results = apply_commands(state_machine, PUT, batch, absent)
-        assert results == [True, False, True], "the batch did not fail alone"
+        assert results == [True, False, True], "the batch failed, and another entry with it"
         assert state_machine.get(b"key") == b"value", "a batch that did not match deleted a key"
         assert state_machine.get(b"b") is None, "a batch that did not match put a key"
         assert state_machine.get(b"a") == b"free", "an entry saw a batch that did not match"

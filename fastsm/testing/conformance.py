@@ -13,11 +13,13 @@ from fastsm import Entry, LogId, StateMachine
 from fastsm.testing.commands import CommandRules
 from fastsm.testing.helpers import METADATA, PUT, apply_chunks, apply_commands, apply_entries, state_of
 from fastsm.testing.histories import KEYS, History
+from fastsm.testing.order import OrderRules
 from fastsm.testing.snapshots import SnapshotRules
 from fastsm.testing.storage import StorageRules
+from fastsm.testing.waiting import WaitingRules
 
 
-class StateMachineConformance(CommandRules, SnapshotRules, StorageRules):
+class StateMachineConformance(CommandRules, OrderRules, SnapshotRules, StorageRules, WaitingRules):
     """Subclass it, and give a fixture ``state_machine``: an empty, running state machine.
 
     Entries are handed over without gaps. For a state machine that stores, a second fixture, ``reopen``: a
@@ -104,7 +106,7 @@ class StateMachineConformance(CommandRules, SnapshotRules, StorageRules):
         state_machine.save_hard_state()
 
     def test_stop_and_start_keep_the_state(self, state_machine: StateMachine) -> None:
-        """What was applied before ``stop`` is there after ``start``, and applying goes on behind it."""
+        """What was applied before ``stop`` is there after ``start``, and applying goes on from it."""
         apply_commands(state_machine, PUT)
         before = state_of(state_machine)
         state_machine.stop()
@@ -194,7 +196,7 @@ class StateMachineConformance(CommandRules, SnapshotRules, StorageRules):
         swap = (1, 1, fastsm.compare_and_swap(b"n", None, b"1"))
         apply_entries(state_machine, swap)
         results = apply_entries(state_machine, swap, (2, 1, fastsm.compare_and_swap(b"n", b"1", b"2")))
-        assert results == [None, True], "the new entry behind a replayed one did not take effect"
+        assert results == [None, True], "the new entry after a replayed one did not take effect"
         assert state_machine.get(b"n") == b"2", "the value is not what the new entry set"
 
     def test_replayed_commands_are_not_looked_at(self, state_machine: StateMachine) -> None:

@@ -31,7 +31,7 @@ def apply_entries(machine: StateMachine, *entries: Entry | tuple[int, int, bytes
 
 
 def apply_commands(machine: StateMachine, *commands: bytes) -> list[Result]:
-    """Applies one chunk of commands, behind what was applied, in its term (1 for the first)."""
+    """Applies one chunk of commands after the last applied entry, in its term (1 for the first)."""
     index, term = machine.last_applied()
     return apply_entries(machine, *((index + i, term or 1, c) for i, c in enumerate(commands, 1)))
 

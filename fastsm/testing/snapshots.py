@@ -73,7 +73,7 @@ class SnapshotRules:
         reset(state_machine)
         install(state_machine, made, tmp_path / "new")
         assert state_of(state_machine) == before, "the installed state is another than the snapshot was made of"
-        assert apply_commands(state_machine, PUT) == [True], "applying does not go on behind a snapshot"
+        assert apply_commands(state_machine, PUT) == [True], "applying does not go on after a snapshot"
 
     @pytest.mark.parametrize("index", [0, 1, 37, 60, 99])
     def test_a_snapshot_is_exact_as_of_an_earlier_entry(

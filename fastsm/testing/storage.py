@@ -1,4 +1,4 @@
-"""The rules of hard state: what is kept beside the keys, what is forgotten, and what survives."""
+"""The rules of hard state: what is kept in addition to the keys, what is forgotten, and what survives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StorageRules:
         assert state_machine.last_applied() == LogId(4, 2), f"{method}() did not move last_applied()"
         assert state_machine.len() == 1, f"{method}() changed the keys"
         results = apply_entries(state_machine, (4, 2, fastsm.delete(b"key")), (5, 2, fastsm.put(b"other", b"")))
-        assert results == [None, True], "applying does not go on behind the new last_applied()"
+        assert results == [None, True], "applying does not go on after the new last_applied()"
         assert state_machine.get(b"key") == b"value", "an entry that counted as applied was applied"
 
     @pytest.mark.parametrize("method", ["update_last_applied", "persist_last_applied"])

@@ -289,7 +289,7 @@ class Demo:
         result = self.result
         draw = random.Random(result.seed)
         last_chunk = max(result.entries * 3 // 4 // result.chunk, 1)
-        last_piece = draw.randint(1, last_chunk)
+        last_piece = draw.randint(min(self.flush_every + 1, last_chunk), last_chunk)  # some chunks are flushed before
         patience = draw.random()  # in chunks
         self.report(Progress("child", 0, result.entries))
         orders = {

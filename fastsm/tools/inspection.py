@@ -16,9 +16,9 @@ from typing import Any
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.tail import torn_tail_end
 from fastsm.errors import CorruptionError, FastsmError, LockedError, StorageError
-from fastsm.generation.current import CURRENT
-from fastsm.generation.recovery import Scan
+from fastsm.generation.names import CURRENT
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
 from fastsm.tools.records import Run, snapshot_runs
@@ -114,7 +114,7 @@ class DirectoryReport:
         stats = self.stats
         if stats is not None:
             rows += [
-                ("generation", f"{stats.generation}, starts behind {log_id_text(stats.base)}"),
+                ("generation", f"{stats.generation}, its base is as of {log_id_text(stats.base)}"),
                 ("keys", f"{stats.keys:,}"),
                 ("bytes", f"{size_text(stats.live_bytes)} live, {size_text(stats.dead_bytes)} dead"),
                 ("last applied", log_id_text(stats.last_applied)),
@@ -179,7 +179,7 @@ class SnapshotReport:
 # ---- look --------------------------------------------------------------------------------------------
 
 def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport:
-    """What a directory or a snapshot's file holds. O(log), or O(saved table); O(runs) for a snapshot.
+    """Returns what a directory or a snapshot's file holds. O(log), or O(saved table); O(runs) for a snapshot.
 
     Damage found on the way is the report's ``problem``. Raises ``StorageError`` when there is nothing to look at, and
     ``SnapshotFormatError`` for a file that is no snapshot.
@@ -205,12 +205,12 @@ def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport:
 def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:
     head = snapshot.head
     return SnapshotReport(
-        snapshot.path, snapshot.size, snapshot.codec, snapshot.keys, snapshot.sessions, head.records_size, snapshot.metadata,
-        snapshot.state_checksum, head.attachment_size, snapshot_runs(snapshot), snapshot.membership)
+        snapshot.path, snapshot.size, snapshot.codec, snapshot.keys, snapshot.sessions, head.records_size,
+        snapshot.metadata, snapshot.state_checksum, head.attachment_size, snapshot_runs(snapshot), snapshot.membership)
 
 
 def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:
-    """Who has the directory open, and the sizes of its files."""
+    """Returns which process has the directory open, and the sizes of its files."""
     with storage_errors(path, "looking at the directory"):
         directory = Directory(path, create=False)
         try:
@@ -227,9 +227,9 @@ def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:
 
 
 def judge_end(machine: FastStateMachine) -> Recovery:
-    """What recovery would make of what lies behind the frames of a log that nobody has open. O(that).
+    """Returns what recovery would find after the last frame of a log that no process has open. O(bytes there).
 
-    Raises ``CorruptionError`` where it would.
+    Raises ``CorruptionError`` where recovery would.
     """
     log = machine._log
     found = machine.stats().recovery
@@ -237,8 +237,7 @@ def judge_end(machine: FastStateMachine) -> Recovery:
     try:
         with storage_errors(log.path, "reading the log"):
             size = os.fstat(descriptor.number).st_size
-            scan = Scan(log.mapping, max(size, log.end), log.head, log.path, machine._terms, log.end, log.frames)
-            torn = scan.look_behind_by_reading(descriptor) - log.end
+            torn = torn_tail_end(descriptor, log.head.identity, log.end, max(size, log.end), log.path) - log.end
     finally:
         descriptor.close()
     return Recovery(found.clean and not torn, found.frames, found.log_bytes, torn, found.suspect_bytes, found.seconds)
@@ -272,7 +271,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> st
                     raise
                 torn = 0  # an owner has come meanwhile, and appends
             if torn:
-                text += f"; behind it a torn tail of {size_text(torn)}, which opening cuts off"
+                text += f"; after it a torn tail of {size_text(torn)}, which opening cuts off"
     return text
 
 

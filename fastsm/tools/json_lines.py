@@ -2,13 +2,18 @@ r"""States and logs as lines of JSON, and back.
 
 A line is an object. The first says what the lines are; all others say what happened, in order:
 
-    {"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 1], [6, 9, 2]], "keys": 2}
+    {"operation": "state", "last_applied": [9, 2], "end": true, "runs": [[1, 5, 1], [6, 9, 2]], "keys": 2}
     {"operation": "put", "index": 3, "term": 1, "key": "color", "value": "blue"}
     {"operation": "put", "index": 7, "term": 2, "key": "logo", "value_base64": "iVBORw0KGgo="}
+    {"operation": "end", "lines": 2}
 
 ``"log"`` in place of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``session``,
 ``forget``, ``snapshot`` and ``close``. What a session remembers is ``{"operation": "session", "session": 5, "sequence":
 2, "expires": null, "result_base64": "AQ=="}``, next to its index and term.
+``"end": true`` announces the last line, which counts those between: so a dump that was cut short, or from which lines
+were taken, is an error to :func:`load`. Dumps of releases before that mark announce none, and load as they did; but
+where they say how many keys there are, so many there must be.
+
 Bytes that are UTF-8 stand as text, others in Base64, and then the name says so. :func:`load` makes an equal state of
 them, to the last term. It also takes lines that are written by hand: ``{"key": "a", "value": "b"}``.
 """
@@ -22,23 +27,27 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from fastsm.answering import NO_DEADLINE
 from fastsm.command import batch, config, delete, noop, put
-from fastsm.disk.format import is_session_value
+from fastsm.disk.format import MAX_INDEX, is_session_value
 from fastsm.errors import FastsmError
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import open_snapshot
 from fastsm.snapshot.model import State, snapshot_bytes, write_file
 from fastsm.tools.inspection import is_directory
-from fastsm.tools.new_directory import new_directory
+from fastsm.tools.new_state import new_state
 from fastsm.tools.records import Run, log_frames, snapshot_records, snapshot_runs
 from fastsm.types import Entry, LogId
 
 CHUNK_BYTES = 4 << 20
 CHUNK_ENTRIES = 10_000
+CUT = (
+    "the dump was cut short, or lines were taken from it. To load what is left, take the first and the last line away "
+    "as well"
+)
 OF_THE_LOG = ("snapshot", "close")  # they change no state
 
 Line = dict[str, Any]
@@ -60,12 +69,23 @@ class LoadError(FastsmError):
 def dump_state(
     path: str | os.PathLike[str], *, prefix: bytes = b"", as_of: int | None = None
 ) -> Iterator[Line]:
-    """The pairs of a directory's state, or of a snapshot, in the order in which they were written.
+    """The pairs of a directory's state, or of a snapshot, in the order in which they were written, between two marks.
 
     ``prefix``: of the keys. ``as_of``: the state after that entry, where it can still be had. Every byte is checked
     first: O(bytes). Nothing is written, and an owner is not disturbed.
     """
-    path = os.fsdecode(path)
+    return _with_end(_state_lines(os.fsdecode(path), prefix, as_of))
+
+
+def _with_end(lines: Iterator[Line]) -> Iterator[Line]:
+    """The lines, and the mark after the last one. A dump that failed has none."""
+    count = 0
+    for count, line in enumerate(lines):  # noqa: B007  # the first line is not counted
+        yield line
+    yield {"operation": "end", "lines": count}
+
+
+def _state_lines(path: str, prefix: bytes, as_of: int | None) -> Iterator[Line]:
     if not is_directory(path):
         if as_of is not None:
             raise FastsmError(f"{path}: expected a directory for the state as of an entry, found a snapshot")
@@ -91,7 +111,7 @@ def dump_state(
 
 
 def _head(operation: str, last: LogId, runs: list[Run], prefix: bytes, **more: object) -> Line:
-    head: Line = {"operation": operation, "last_applied": list(last)}
+    head: Line = {"operation": operation, "last_applied": list(last), "end": True}
     if not prefix:
         head["runs"] = [list(run) for run in runs]
     return head | (more if not prefix else text_or_base64("prefix", prefix))
@@ -119,14 +139,18 @@ def dump_log(path: str | os.PathLike[str], *, first: int = 0, last: int | None =
     What compaction has put into the base is not there any more: the first line says where the log starts. Every byte
     is checked first: O(bytes). Nothing is written, and an owner is not disturbed.
     """
-    path = os.fsdecode(path)
+    return _with_end(_log_lines(os.fsdecode(path), first, last))
+
+
+def _log_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
     if not is_directory(path):
         raise FastsmError(f"{path}: expected a directory, which has a log, found a snapshot")
     with FastStateMachine(path, read_only=True, verify_on_open="full") as machine:
         base = machine.stats().base
         runs = [Run(*run) for run in machine._terms.runs()]
         whole = first <= base.index + 1 and last is None
-        head: Line = {"operation": "log", "last_applied": list(machine.last_applied()), "base": list(base)}
+        applied = list(machine.last_applied())
+        head: Line = {"operation": "log", "last_applied": applied, "end": True, "base": list(base)}
         yield head | ({"runs": [list(run) for run in runs]} if whole else {"first": first, "last": last})
         for frame in log_frames(machine._log):
             if last is not None and frame.runs and frame.runs[0].first > last:
@@ -177,24 +201,26 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
     """Makes a new directory of lines; returns its last applied entry, and how many entries and keys it holds.
 
     The state is that of the dump, with its indexes, terms and membership, and has the same ``state_checksum``; a dump
-    by prefix or range makes a state of what it holds. The directory is there whole or not at all. Raises
-    ``LoadError`` for lines that are wrong, ``StorageError`` when the directory is not empty. O(bytes).
+    by prefix or range makes a state of what it holds. The state is there whole or not at all. Raises ``LoadError`` for
+    lines that are wrong, that are fewer than the end mark says, or none at all; ``StorageError`` when the directory is
+    not empty. O(bytes).
     """
     head, rest = _split(lines)
     entries = 0
     sessions: dict[int, tuple[int, bytes]] = {}
-    with (
-        new_directory(path) as unfinished,
-        FastStateMachine(unfinished, contiguous=False, auto_compact=False) as machine,
-    ):
+    with new_state(path, contiguous=False, auto_compact=False) as machine:
         for chunk in _chunks(_entries(_without_sessions(rest, sessions), [Run(*run) for run in head.get("runs", ())])):
             entries += len(chunk)
             machine.apply(chunk)
         last = LogId(*head.get("last_applied", machine.last_applied()))
+        if last.index < machine.last_applied().index:
+            raise LoadError(1, f"expected entries up to {last}, as this line says, found {machine.last_applied()}")
         if last.index > machine.last_applied().index:
             machine.update_last_applied(last)
         if sessions:
-            _install_sessions(machine, os.fspath(unfinished), sessions)
+            _install_sessions(machine, machine.path, sessions)
+        if machine.len() != head.get("keys", machine.len()):
+            raise LoadError(1, f"expected {head['keys']} keys, as this line says, found {machine.len()}: {CUT}")
         return machine.last_applied(), entries, machine.len()
 
 
@@ -249,10 +275,10 @@ def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
     parsed = _parsed(lines)
     first = next(parsed, None)
     if first is None:
-        return {}, iter(())
+        raise LoadError(1, "expected a line of a dump, or one written by hand, found none: did the dump fail?")
     number, line = first
     if line.get("operation") not in ("state", "log"):
-        return {}, _chain(first, parsed)
+        return {}, _up_to_end(chain([first], parsed), announced=False)
     for name in ("last_applied", "base"):
         if not _is_numbers(line.get(name, [0, 0]), 2):
             raise LoadError(number, f"expected {name}, [index, term], found {line[name]!r}")
@@ -261,7 +287,26 @@ def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
         raise LoadError(number, "expected runs, each [first index, last index, term]")
     if line.get("base", [0, 0])[0]:
         raise LoadError(number, "this log starts behind a base, so it is no state of its own; load a dump of the state")
-    return line, parsed
+    if not _is_number(line.get("keys", 0)):
+        raise LoadError(number, f"expected a number of keys, found {line['keys']!r}")
+    return line, _up_to_end(parsed, announced=line.get("end") is True)
+
+
+def _up_to_end(lines: Iterator[tuple[int, Line]], *, announced: bool) -> Iterator[tuple[int, Line]]:
+    """The lines before the end mark, which says how many they are; all of them where none is announced."""
+    count = number = 0
+    for number, line in lines:
+        if line.get("operation") != "end":
+            yield number, line
+            count += 1
+            continue
+        if line.get("lines") != count:
+            raise LoadError(number, f"expected {line.get('lines')} lines before this one, found {count}: {CUT}")
+        for after, _ in lines:
+            raise LoadError(after, "expected nothing after the end mark, found a line: load one dump at a time")
+        return
+    if announced:
+        raise LoadError(number + 1, f"expected the end mark, found the end of the input: {CUT}")
 
 
 def _is_numbers(value: object, count: int) -> bool:
@@ -269,12 +314,7 @@ def _is_numbers(value: object, count: int) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < 1 << 63
-
-
-def _chain(first: tuple[int, Line], rest: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, Line]]:
-    yield first
-    yield from rest
+    return type(value) is int and 0 <= value <= MAX_INDEX
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
@@ -283,7 +323,7 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
             continue
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of lists in lists, thousands deep
             raise LoadError(number, f"expected an object of JSON: {error}") from None
         if not isinstance(line, dict):
             raise LoadError(number, f"expected an object of JSON, found {type(line).__name__}")
@@ -322,8 +362,8 @@ def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[LogId, list[b
         nonlocal last
         number, line = item
         found = line.get("index", last.index + 1), line.get("term", last.term)
-        if not all(map(_is_number, found)) or found < last:
-            raise LoadError(number, f"expected an index and a term not below {tuple(last)}, found {found}")
+        if not all(map(_is_number, found)) or found < last or found[0] == 0:
+            raise LoadError(number, f"expected an index from 1 on and a term, not below {tuple(last)}, found {found}")
         last = LogId(*found)
         return last
 

@@ -1,30 +1,44 @@
-"""The last resort for a directory that cannot be opened: keep what is before the damage, set aside what is behind.
+"""The last resort for a directory that cannot be opened: a new generation of what is whole; the rest is set aside.
 
 Opening a directory never does this: bytes that were durable are gone, so entries that somebody may have been told of
 are lost. A snapshot or another replica is the better way. A torn tail is no damage, opening cuts it by itself.
+
+Every state that an opening refuses is known here:
+
+    CURRENT damaged, lost, or of another log    the log that reaches furthest, with the base that it needs
+    the log's header damaged                    made again from CURRENT and the base, if the frames prove it right
+    a frame damaged, lost or malformed          the frames before it
+    the log lost                                the base alone
+    a snapshot's metadata ahead of the state    all frames, and the metadata that was recorded before
+    the base damaged or lost                    nothing, unless there is another generation: all entries build on it
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fastsm.core.engine import append_metadata
 from fastsm.disk import format
+from fastsm.disk.base import Base, base_name
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.mapping import Descriptor
-from fastsm.errors import CorruptionError, FastsmError
+from fastsm.errors import ChecksumMismatchError, CorruptionError, FastsmError, SnapshotFormatError
 from fastsm.generation import current as generation
-from fastsm.generation.current import CURRENT
 from fastsm.generation.log import Log, log_name
+from fastsm.generation.names import CURRENT, free_generations, number_of, own_names
 from fastsm.generation.recovery import Scan
-from fastsm.generation.saved_table import table_name
-from fastsm.generation.verification import Verification
+from fastsm.generation.unfinished import is_unfinished
+from fastsm.lookup.index import Index
 from fastsm.lookup.terms import Terms
-from fastsm.types import LogId
+from fastsm.snapshot.file import Snapshot, open_snapshot
+from fastsm.types import LogId, SnapshotMetadata
 
 PIECE = 4 << 20
+NO_SNAPSHOT = SnapshotMetadata(LogId(), bytes(32))  # recorded after metadata that is wrong, and says nothing
+BETTER = "restore the directory from a snapshot or a replica"
 
 
 class RepairError(FastsmError):
@@ -35,8 +49,9 @@ class RepairError(FastsmError):
 class Damage:
     """What is wrong with a directory, and what repairing it would cost.
 
-    ``offset``: of the log, from where on it is cut; None when only ``CURRENT`` is written anew. ``kept``: the last
-    entry that is left. ``lost``: the last entry of whole frames behind the damage, as far as any can be found.
+    ``generation``: whose base and log are kept. ``offset``: of that log, up to where it is kept; None: as far as it
+    goes. ``kept``: the last entry that is left. ``cut_bytes``: of the log after the offset. ``lost``: the last entry of
+    whole frames after the damage, as far as any can be found. ``base_alone``: there is no log that can be read.
     """
 
     path: str
@@ -46,53 +61,77 @@ class Damage:
     kept: LogId
     cut_bytes: int
     lost: LogId | None
+    base_alone: bool = False
 
     def __str__(self) -> str:
-        if self.offset is None:
-            return (
-                f"{self.problem}. Repair writes CURRENT anew, for log-{self.generation}, whose frames are whole up to "
-                f"entry {self.kept.index:,}")
-        known = f"entries up to {self.lost.index:,} at least" if self.lost else "how many entries, nobody can tell"
-        return (
-            f"{self.problem}. Repair cuts the log at offset {self.offset:,}: what is left ends with entry "
-            f"{self.kept.index:,} of term {self.kept.term:,}. Lost are {self.cut_bytes:,} bytes, {known}")
+        ends = f"which ends with entry {self.kept.index:,} of term {self.kept.term:,}"
+        if self.base_alone:
+            what, loss = base_name(self.generation), "Lost are all later entries, how many, nobody can tell"
+        elif self.offset is None:
+            what, loss = log_name(self.generation), "No frame is lost"
+        else:
+            known = f"entries up to {self.lost.index:,} at least" if self.lost else "how many entries, nobody can tell"
+            what = f"what is before offset {self.offset:,} of {log_name(self.generation)}"
+            loss = f"Lost are {self.cut_bytes:,} bytes, {known}"
+        return f"{self.problem}. Repair makes a new generation of {what}, {ends}. {loss}"
 
 
 def examine(path: str | os.PathLike[str]) -> Damage | None:
     """What is wrong with a directory that nobody has open; None when opening it is all it needs. O(bytes).
 
-    Nothing is written. Raises ``LockedError``, and ``RepairError`` when no repair can help.
+    Nothing is written. Raises ``LockedError``, and ``RepairError`` when no repair can help, or when the directory is no
+    state's.
     """
     with _Patient(path) as patient:
-        return patient.examine()
+        found = patient.examine()
+        if found is None:
+            return None
+        damage, whole = found
+        whole.close()
+        return damage
 
 
 def repair(path: str | os.PathLike[str]) -> tuple[Damage, str | None] | None:
-    """Repairs a directory; returns what was wrong, and the path of the file that keeps what was cut. None: nothing was.
+    """Repairs a directory; returns what was wrong, and the path of the log as it was before. None: nothing was wrong.
 
-    The cut bytes are durable in their own file before anything is changed. A crash in between leaves the directory as
-    it was, or half repaired: then it is repaired again. Raises as :func:`examine` does.
+    A new generation is made of what is whole, next to the old one, which is set aside under other names: nothing is
+    lost that is there now, and the disk needs room for both. A crash in between leaves the directory as it was, or half
+    repaired: then it is repaired again. Raises as :func:`examine` does.
     """
     with _Patient(path) as patient:
-        damage = patient.examine()
-        if damage is None:
+        found = patient.examine()
+        if found is None:
             return None
-        return damage, patient.treat(damage)
+        damage, whole = found
+        try:
+            return damage, patient.treat(damage, whole)
+        finally:
+            whole.close()
 
 
 class _Patient:
-    """A directory, locked while it is looked at and mended."""
+    """A directory, locked while it is looked at and repaired."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fsdecode(path)
         with storage_errors(self.path, "opening the directory"):
             self.directory = Directory(self.path, create=False)
         try:
+            self.require_state()
             with storage_errors(self.path, "locking the directory"):
                 self.directory.lock()
         except BaseException:
             self.directory.close()
             raise
+
+    def require_state(self) -> None:
+        """Nothing is locked, and so no file is made, where no state is."""
+        with storage_errors(self.path, "looking at the directory"):
+            known = CURRENT in self.directory.names() or any(own_names(self.directory)) or is_unfinished(self.directory)
+        if not known:
+            raise RepairError(
+                f"{self.path}: no state's directory: expected CURRENT or a log, found neither; give the directory that "
+                "a FastStateMachine was opened with")
 
     def __enter__(self) -> _Patient:
         return self
@@ -102,64 +141,146 @@ class _Patient:
 
     # ---- examine ---------------------------------------------------------------------------------------
 
-    def examine(self) -> Damage | None:
-        problem = None
+    def examine(self) -> tuple[Damage, Log] | None:
+        """What is wrong, and the log of which a new generation can be made."""
+        if is_unfinished(self.directory):
+            return None  # the opening removes what is there
+        current = None
         try:
             current = generation.read_current(self.directory)
             if current is None:
                 return None  # a new directory
-        except CorruptionError as error:
-            problem = str(error)
-            current = self.only_log()
-        log = self.open_log(current)
-        try:
-            found = self.examine_log(log, current.durable_offset)
-            if found is None and problem is not None:
-                last = self.last_of(log, self.frames_end(log))
-                return Damage(self.path, problem, current.generation, None, last, 0, None)
-            return found
-        finally:
-            log.close()
-
-    def only_log(self) -> format.CurrentFile:
-        """What CURRENT must have said, when there is but one log that it can have named."""
-        names = [name for name in self.directory.names() if re.fullmatch(r"log-\d+", name)]
-        if len(names) != 1:
-            raise RepairError(
-                f"{self.path}: CURRENT is damaged, and there are {len(names)} logs that it may have named: "
-                "restore the directory from a snapshot or a replica")
-        path = self.directory.path_of(names[0])
-        head = format.unpack_log_head(self.directory.read_file(names[0], format.LOG_HEADER_BYTES) or b"", path)
-        return format.CurrentFile(head.generation, head.identity, format.LOG_HEADER_BYTES)
-
-    def open_log(self, current: format.CurrentFile) -> Log:
-        """The log, mapped whole, and its base checked: without either there is nothing to keep."""
-        try:
             log = Log.open(self.directory, current)
         except CorruptionError as error:
-            raise RepairError(
-                f"{error.path} is damaged at its very start, and all else depends on it: restore the directory from a "
-                f"snapshot or a replica ({error})") from error
+            return self.best_of_all(problem_of(error), current)
         try:
-            Verification(log).run()  # of the log, its header alone: that is how far it is known now
+            self.check_base(log)
+            damage = self.examine_log(log, current)
+            if damage is not None:
+                return damage, log
         except CorruptionError as error:
             log.close()
-            raise RepairError(
-                f"{error.path}: the base, on which all later entries build, is damaged: restore the directory from a "
-                f"snapshot or a replica ({error})") from error
+            return self.best_of_all(problem_of(error), None)
+        except BaseException:
+            log.close()
+            raise
+        log.close()
+        return None
+
+    def check_base(self, log: Log) -> None:
+        """Raises ``CorruptionError`` unless every byte of a log's base is right, and makes sense."""
+        if log.base is None:
+            return
+        try:
+            with Snapshot(log.base.duplicate_descriptor(), log.base.path) as snapshot:
+                snapshot.verify()
+        except (ChecksumMismatchError, SnapshotFormatError) as error:
+            raise CorruptionError(log.base.path, None, "a base whose every byte is right", str(error)) from error
+        Index().read_base(log.mapping, log.base)
+
+    def best_of_all(self, problem: str, current: format.CurrentFile | None) -> tuple[Damage, Log]:
+        """The generation that reaches furthest, of those whose base is whole, and whose log has a header."""
+        best: tuple[tuple[LogId, bool, int], Damage, Log] | None = None
+        reasons = []
+        for head, base_alone in self.heads(current):
+            try:
+                log = self.log_of(head, base_alone)
+            except (CorruptionError, SnapshotFormatError) as error:
+                reasons.append(problem_of(error))
+                continue
+            end = format.LOG_HEADER_BYTES if base_alone else self.frames_end(log)
+            kept = self.last_of(log, end)
+            rank = kept, not base_alone, head.generation
+            if best is not None and rank <= best[0]:
+                log.close()
+                continue
+            cut = 0 if base_alone else max(0, self.used(log) - end)
+            lost = self.last_behind(log, end) if cut else None
+            if best is not None:
+                best[2].close()
+            best = rank, Damage(
+                self.path, problem, head.generation, end if cut else None, kept, cut, lost, base_alone), log
+        if best is None:
+            why = "; ".join(reasons) or "there is no other log, and no base"
+            raise RepairError(f"{problem}. Nothing is left of which a state could be made ({why}): {BETTER}")
+        return best[1], best[2]
+
+    def heads(self, current: format.CurrentFile | None) -> Iterator[tuple[format.LogHead, bool]]:
+        """The header of each log that is there, as it is or as it must have been; then one for each base alone.
+
+        A base whose log says that it is stacked on another one is none of this state.
+        """
+        names = self.directory.names()
+        with_log = set()
+        for number in sorted({number_of(name) or 0 for name in names}):
+            if log_name(number) not in names:
+                continue
+            try:
+                content = self.directory.read_file(log_name(number), format.LOG_HEADER_BYTES) or b""
+                yield format.unpack_log_head(content, self.directory.path_of(log_name(number))), False
+                with_log.add(number)
+            except CorruptionError:
+                if current is not None and current.generation == number:
+                    yield self.head_by_current(current), False
+        for number in sorted({number_of(name) or 0 for name in names} - with_log):
+            head = self.head_by_base(number, int.from_bytes(os.urandom(8), "little"))
+            if head is not None:
+                yield head, True
+
+    def head_by_current(self, current: format.CurrentFile) -> format.LogHead:
+        """The header that a log must have had: CURRENT says whose it is, and its base what it is stacked on."""
+        head = self.head_by_base(current.generation, current.identity)
+        return head or format.LogHead(current.generation, current.identity)
+
+    def head_by_base(self, number: int, identity: int) -> format.LogHead | None:
+        """The header of a log that is stacked on a base; None when there is no base that can be read."""
+        try:
+            with open_snapshot(self.directory.path_of(base_name(number))) as base:
+                last = base.metadata.last_included
+                return format.LogHead(number, identity, last.index, last.term, base.size, base.head.checksum)
+        except FastsmError:
+            return None
+
+    def log_of(self, head: format.LogHead, base_alone: bool) -> Log:
+        """The log with a header, mapped whole, and its base, checked. ``CorruptionError``: it cannot be kept."""
+        name = log_name(head.generation)
+        path = self.directory.path_of(name)
+        base = Base.open(self.directory, head)
+        try:
+            with storage_errors(path, "opening the log"):
+                if base_alone:  # any file will do: nothing of it is read
+                    name = base_name(head.generation)
+                descriptor = self.directory.open_file(name, os.O_RDONLY)
+                size = format.LOG_HEADER_BYTES if base_alone else self.directory.size(descriptor)
+                if size < format.LOG_HEADER_BYTES:
+                    raise CorruptionError(path, None, f"{format.LOG_HEADER_BYTES} bytes", f"{size} bytes")
+                log = Log.adopt(self.directory, head, descriptor, size, base, True)
+        except BaseException:
+            if base is not None:
+                base.close()
+            raise
+        try:
+            self.check_base(log)
+            self.check_frames(log, base_alone)
         except BaseException:
             log.close()
             raise
         return log
 
-    def scan(self, log: Log, size: int, behind: int = format.LOG_HEADER_BYTES) -> Scan:
-        return Scan(log.mapping, size, log.head, log.path, Terms(log.head.base_index), behind, 0)
+    def check_frames(self, log: Log, base_alone: bool) -> None:
+        """A header that was made again is right only if there are frames which belong to it, or nothing at all."""
+        if base_alone or self.frames_end(log) > format.LOG_HEADER_BYTES or not self.used(log) > format.LOG_HEADER_BYTES:
+            return
+        raise CorruptionError(log.path, format.LOG_HEADER_BYTES, "a frame of this log", "bytes that are none")
 
-    def examine_log(self, log: Log, durable_offset: int) -> Damage | None:
-        scan = self.scan(log, log.allocated)
+    def scan(self, log: Log) -> Scan:
+        return Scan(log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index))
+
+    def examine_log(self, log: Log, current: format.CurrentFile) -> Damage | None:
+        scan = self.scan(log)
         try:
             scan.read_frames()
-            scan.judge_durable(durable_offset)
+            scan.judge_durable(current.durable_offset)
             descriptor = log.verification()[0]
             try:
                 scan.look_behind(descriptor)
@@ -168,18 +289,23 @@ class _Patient:
         except CorruptionError as error:
             kept = self.last_of(log, scan.end)
             return Damage(
-                self.path, str(error).partition(";")[0], log.head.generation, scan.end, kept,
+                self.path, problem_of(error), log.head.generation, scan.end, kept,
                 max(0, self.used(log) - scan.end), self.last_behind(log, scan.end))
         try:
             scan.judge_snapshot(None)
         except CorruptionError as error:
-            raise RepairError(f"nothing can be cut to mend this: {error}") from error
+            return Damage(self.path, problem_of(error), log.head.generation, None, scan.last_applied(), 0, None)
+        try:
+            log.judge_current(current)
+        except CorruptionError as error:
+            return Damage(self.path, problem_of(error), log.head.generation, None, scan.last_applied(), 0, None)
         return None
 
     def frames_end(self, log: Log) -> int:
         """Where the whole frames end."""
-        scan = self.scan(log, log.allocated)
-        scan.read_frames()
+        scan = self.scan(log)
+        with contextlib.suppress(CorruptionError):  # a frame whose content does not add up is not whole
+            scan.read_frames()
         return scan.end
 
     def last_of(self, log: Log, end: int) -> LogId:
@@ -194,12 +320,15 @@ class _Patient:
         return last
 
     def last_behind(self, log: Log, offset: int) -> LogId | None:
-        """The last entry of the whole frames behind the damage, if its own length leads to them."""
+        """The last entry of the whole frames after the damage, if its own length and checksum lead to them."""
         buffer = memoryview(log.mapping)[log.start :]
-        length = format.FRAME_STRUCT.unpack_from(buffer, offset)[1] if offset + 24 <= log.allocated else 0
+        if offset + format.FRAME_STRUCT.size > log.allocated:
+            return None
+        checksum, length, *_ = format.FRAME_STRUCT.unpack_from(buffer, offset)
         if length < format.FRAME_STRUCT.size or length % 8 or offset + length > log.allocated:
             return None
-        behind = self.scan(log, log.allocated, offset + length)
+        behind = Scan(
+            log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index), offset + length, chain=checksum)
         with contextlib.suppress(CorruptionError):
             behind.read_frames()
         last = behind.last_applied()
@@ -218,41 +347,103 @@ class _Patient:
 
     # ---- treat -----------------------------------------------------------------------------------------
 
-    def treat(self, damage: Damage) -> str | None:
-        name = log_name(damage.generation)
-        path = self.directory.path_of(name)
-        with storage_errors(path, "repairing"):
-            descriptor = self.directory.open_file(name, os.O_RDWR)
-            try:
-                head = format.unpack_log_head(os.pread(descriptor.number, format.LOG_HEADER_BYTES, 0), path)
-                end = self.directory.size(descriptor) if damage.offset is None else damage.offset
-                kept = None if damage.offset is None else self.keep(descriptor, name, damage)
-                self.directory.unlink(table_name(damage.generation))
-                durable = format.LOG_HEADER_BYTES if damage.offset is None else end
-                current = format.CurrentFile(head.generation, head.identity, durable)
-                self.directory.replace_file(CURRENT, format.pack_current(current))
-                if damage.offset is not None:
-                    self.directory.truncate(descriptor.number, end)
-                    self.directory.sync(descriptor)
-            finally:
-                self.directory.close_file(descriptor)
+    def treat(self, damage: Damage, whole: Log) -> str | None:
+        """Makes the new generation, sets the old one aside, names the new one. Returns where the old log is now."""
+        with storage_errors(self.path, "repairing"):
+            taken = [number_of(name) or 0 for name in self.directory.names()]
+        number = next(free_generations(self.directory, max(taken, default=0) + 1))
+        log = None
+        try:
+            log = self.make(number, damage, whole)
+        except BaseException:
+            with storage_errors(self.path, "removing an unfinished repair"):
+                generation.remove_generation(self.directory, number)
+            raise
+        try:
+            with storage_errors(self.path, "repairing"):
+                kept = self.set_aside(number, damage)
+                self.directory.sync_directory()
+            generation.write_current(self.directory, log)
+        finally:
+            log.close()
         return kept
 
-    def keep(self, source: Descriptor, name: str, damage: Damage) -> str:
-        """Copies what will be cut into a file beside, durably."""
-        assert damage.offset is not None
-        offset, stop = damage.offset, damage.offset + damage.cut_bytes
-        kept = f"{name}.cut-at-{offset}"
-        target = self.directory.create_file(kept)
+    def make(self, number: int, damage: Damage, whole: Log) -> Log:
+        """The new generation, durable with its names."""
+        log = Log.create(self.directory, number, self.copy_base(whole.base, number))
         try:
-            while offset < stop:
-                piece = os.pread(source.number, min(PIECE, stop - offset), offset)
-                if not piece:
-                    break
-                self.directory.write(target, piece, offset - damage.offset)
-                offset += len(piece)
+            end = format.LOG_HEADER_BYTES
+            if not damage.base_alone:
+                end = damage.offset if damage.offset is not None else self.frames_end(whole)
+                log.copy_from(whole, format.LOG_HEADER_BYTES, end)
+            metadata = self.last_metadata(whole, end, damage.kept)
+            if metadata is not None:
+                append_metadata(log, metadata)
+            log.sync()
+            with storage_errors(self.path, "repairing"):
+                self.directory.sync_directory()
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def copy_base(self, base: Base | None, number: int) -> Base | None:
+        """The same base under the name of another generation, synced."""
+        if base is None or base.descriptor is None:
+            return None
+        name = base_name(number)
+        with storage_errors(self.directory.path_of(name), "copying the base"):
+            target = self.directory.create_file(name)
+            self.copy(base.descriptor, target, base.size)
             self.directory.sync(target)
-        finally:
-            self.directory.close_file(target)
-        self.directory.sync_directory()
-        return self.directory.path_of(kept)
+        return Base(self.directory, name, target, base.head)
+
+    def copy(self, source: Descriptor, target: Descriptor, size: int) -> None:
+        offset = 0
+        while offset < size:
+            piece = os.pread(source.number, min(PIECE, size - offset), offset)
+            if not piece:
+                raise CorruptionError(self.path, offset, f"{size} bytes", "the end of the file")
+            offset = self.directory.write_paced(target, piece, offset)
+
+    def last_metadata(self, log: Log, end: int, kept: LogId) -> SnapshotMetadata | None:
+        """The newest metadata of a snapshot that the frames up to ``end`` record, of those that the state reaches."""
+        buffer = memoryview(log.mapping)[log.start :]
+        offset, found = format.LOG_HEADER_BYTES, None
+        while offset < end:
+            offset, _, _, place = format.unpack_frame(buffer, offset)
+            while place < offset:
+                index, operation, _, value, place = format.unpack_record(buffer, place)
+                if format.OPERATIONS[operation] == "snapshot":
+                    found = found or NO_SNAPSHOT
+                    if index <= kept.index:
+                        found = SnapshotMetadata(LogId(index, int.from_bytes(value[:8], "little")), value[8:])
+        return found
+
+    def set_aside(self, number: int, damage: Damage) -> str | None:
+        """Renames what an opening would remove, or take for the state. The table and a base that was copied may go."""
+        kept = None
+        present = self.directory.names()
+        for name in {CURRENT, log_name(damage.generation), *own_names(self.directory)}:
+            if name not in present or number_of(name) == number or name.startswith("table-"):
+                continue
+            if name == base_name(damage.generation):
+                continue
+            aside = self.unused_name(f"{name}.set-aside")
+            self.directory.rename(name, aside)
+            if name == log_name(damage.generation):
+                kept = self.directory.path_of(aside)
+        return kept
+
+    def unused_name(self, name: str) -> str:
+        """A name that no file has: nothing that an earlier repair has kept is replaced."""
+        names, number, unused = set(self.directory.names()), 1, name
+        while unused in names:
+            number += 1
+            unused = f"{name}-{number}"
+        return unused
+
+
+def problem_of(error: Exception) -> str:
+    """What an error says is wrong, without its advice."""
+    return str(error).partition(";")[0]

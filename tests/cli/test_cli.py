@@ -1,7 +1,9 @@
 """The command ``fastsm`` as a user runs it: in processes of its own."""
 
 import contextlib
+import json
 import os
+import pathlib
 import pty
 import re
 import resource
@@ -9,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -309,6 +312,82 @@ def test_what_is_drawn_fits_the_terminal(tmp_path, columns):
     assert r"\x1b[2J" in drawn
 
 
+# ---- streams and permissions ---------------------------------------------------------------------------
+
+@pytest.fixture
+def state(tmp_path):
+    """A small state, and a snapshot of it."""
+    with fastsm.FastStateMachine(tmp_path / "state") as machine:
+        machine.apply([(1, 1, fastsm.put(b"color", b"blue"))])
+        machine.write_snapshot(tmp_path / "snapshots")
+    (tmp_path / "lines").write_text('{"key": "a", "value": "b"}\n')
+    return tmp_path / "state"
+
+
+def each_command(tmp_path, state):
+    """A call of each command that takes a directory, by name."""
+    lines = tmp_path / "lines"
+    return {
+        "inspect": ["inspect", state], "inspect --json": ["inspect", state, "--json"], "verify": ["verify", state],
+        "get": ["get", state, "color"], "scan": ["scan", state], "dump": ["dump", state],
+        "dump --log": ["dump", state, "--log"], "load": ["load", state / "new", lines],
+        "snapshot": ["snapshot", state, tmp_path / "out"],
+        "restore": ["restore", tmp_path / "snapshots", state / "new"],
+        "compact": ["compact", state], "repair": ["repair", state],
+    }
+
+
+NAMES = list(each_command(pathlib.Path(tempfile.gettempdir()), pathlib.Path("state")))
+
+
+@pytest.mark.parametrize("name", ["--version", *NAMES])
+@pytest.mark.parametrize("output", ["closed", "full"])
+def test_an_output_that_takes_nothing_is_one_line(tmp_path, state, name, output):
+    """Closed, or on a full disk: one line on stderr and status 1, and no traceback at the interpreter's end."""
+    target = tmp_path / "made"
+    arguments = {**each_command(tmp_path, state), "--version": ["--version"]}[name]
+    arguments = [target if argument == state / "new" else argument for argument in arguments]
+    redirect = ">&-" if output == "closed" else ">/dev/full"
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {redirect}', "sh", *command(*arguments)], stderr=subprocess.PIPE, text=True,
+        timeout=SECONDS, check=False, cwd=tmp_path,
+    )
+    assert done.returncode == 1, done.stderr
+    assert re.fullmatch("fastsm: standard output: [A-Z][a-z ]+\n", done.stderr)
+
+
+def test_closed_streams_do_not_become_a_state_s_files(tmp_path, state):
+    """With all three closed the files of the state get other numbers, and what is done is done."""
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command("compact", state, "--retain", "0")], timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1
+    with fastsm.FastStateMachine(state) as machine:
+        assert machine.get(b"color") == b"blue"
+        assert machine.stats().base.index == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's place")
+@pytest.mark.parametrize("name", [*NAMES, "bench"])
+def test_a_lack_of_permission_is_one_line(tmp_path, state, name):
+    """Another user's directory: one line that names it, status 1."""
+    os.chmod(tmp_path, 0o711)
+    (tmp_path / "cwd").mkdir(mode=0o777)
+    arguments = each_command(tmp_path, state) | {"bench": ["bench", "--directory", state]}
+    # What the command imports is this user's, so it is imported first: by the same command on a place that is none.
+    nowhere = [str(argument).replace(str(tmp_path), "/dev/null") for argument in arguments[name]]
+    code = (
+        f"import contextlib, io, os, fastsm.cli\nwith contextlib.suppress(SystemExit), "
+        f"contextlib.redirect_stderr(io.StringIO()):\n    fastsm.cli.app({nowhere!r})\n"
+        "os.setegid(65534); os.seteuid(65534)\n" + RUN
+    )
+    done = run(tmp_path, *arguments[name], code=code)
+    assert done.returncode == 1, done.stderr
+    assert re.fullmatch("fastsm: [^\n]*Permission denied[^\n]*\n", done.stderr), done.stderr
+    assert str(tmp_path) in done.stderr
+
+
 # ---- wrong paths --------------------------------------------------------------------------------------
 
 
@@ -330,7 +409,7 @@ NO_STATE = "expected a state directory, found a directory without CURRENT"
 FILE = "expected a state directory, found a file"
 A_SNAPSHOT = "expected a state directory, found a snapshot; `fastsm restore` makes a state directory of it"
 EITHER = ("inspect", "verify", "dump")
-STATE = ("get", "scan", "compact", "repair", "snapshot")
+STATE = ("get", "scan", "count", "compact", "repair", "snapshot")
 WRONG_PATHS = [
     *((name, "nowhere", NOTHING) for name in (*EITHER, *STATE)),
     *((name, "empty", NEITHER) for name in EITHER),
@@ -341,6 +420,40 @@ WRONG_PATHS = [
     ("restore", "empty", "expected a snapshot, found a directory without snapshot.fsm"),
     ("restore", "state", "expected a snapshot, found a state directory; `fastsm snapshot` writes one"),
 ]
+
+
+RANGES = [
+    ([], "a ab b c"),
+    (["a"], "a ab"),
+    (["--prefix", "a"], "a ab"),
+    (["--from", "ab"], "ab b c"),
+    (["--to", "b"], "a ab"),
+    (["--from", "ab", "--to", "c"], "ab b"),
+    (["a", "--from", "aa"], "ab"),
+    (["--from", "YWI=", "--base64"], "ab b c"),
+    (["--from", "x", "--to", "a"], ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "keys"), RANGES, ids=str)
+def test_ranges_are_listed_and_counted(tmp_path, arguments, keys):
+    """`scan` gives the keys of a range in their order, in reverse and up to a limit too; `count` how many they are."""
+    (tmp_path / "cwd").mkdir()
+    with fastsm.FastStateMachine(tmp_path / "cwd" / "state") as machine:
+        machine.apply([(i, 1, fastsm.put(key.encode(), b"")) for i, key in enumerate(["c", "ab", "b", "a"], 1)])
+    expected = keys.split()
+    assert run(tmp_path, "count", "state", *arguments).stdout == f"{len(expected)}\n"
+    for more, found in (([], expected), (["--reverse", "--limit", "2"], expected[::-1][:2])):
+        done = run(tmp_path, "scan", "state", *arguments, *more)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == found
+
+
+def test_a_prefix_is_given_once(tmp_path, places):
+    """PREFIX and --prefix together are wrong arguments."""
+    done = run(tmp_path, "scan", "state", "a", "--prefix", "b")
+    assert done.returncode == 2
+    assert "PREFIX or --prefix" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(("name", "path", "says"), WRONG_PATHS, ids=lambda value: value if len(value) < 20 else "")

@@ -79,18 +79,18 @@ def test_a_damaged_directory_has_status_1_everywhere(run, state):
 
 
 def test_repair_asks_before_it_cuts(run, state):
-    """Without --yes it only tells; with it, it says where the cut bytes are; then there is nothing left to do."""
+    """Without --yes it only tells; with it, it says where the old log is; then there is nothing left to do."""
     log = state / "log-1"
     data = bytearray(log.read_bytes())
     data[150] ^= 1
     log.write_bytes(bytes(data))
     told = run("repair", state)
     assert (told.exit_code, log.read_bytes()) == (1, bytes(data))
-    assert "Repair cuts the log at offset 96" in told.stdout
+    assert "a new generation of what is before offset 96 of log-1" in told.stdout
     assert "--yes" in told.stderr
     done = run("repair", state, "--yes")
     assert done.exit_code == 0
-    assert f"{log}.cut-at-96" in done.stdout
+    assert f"{log}.set-aside" in done.stdout
     assert run("repair", state).stdout == f"{state}: nothing to repair; opening it is enough.\n"
 
 
@@ -118,7 +118,7 @@ def test_scan_in_a_pipe_is_json_lines_sorted_by_key(run, state):
 def test_dump_and_load_are_each_other_reversed(run, state, tmp_path):
     """The second dump is the first; load reads standard input or a file, and refuses a directory that is not empty."""
     text = run("dump", state).stdout
-    assert len(text.splitlines()) == 5
+    assert len(text.splitlines()) == 6
     done = run("load", tmp_path / "new", stdin=text)
     assert done.stdout == f"{tmp_path / 'new'}: 3 keys, 5 entries, entry 5 of term 2.\n"
     assert run("dump", tmp_path / "new").stdout == text
@@ -126,7 +126,7 @@ def test_dump_and_load_are_each_other_reversed(run, state, tmp_path):
     assert run("load", tmp_path / "two", tmp_path / "lines").exit_code == 0
     again = run("load", tmp_path / "new", stdin=text)
     assert again.exit_code == 1
-    assert "name a new directory" in again.stderr
+    assert "name a new or an empty directory" in again.stderr
     wrong = run("load", tmp_path / "three", stdin="{}\n")
     assert wrong.stderr == 'fastsm: line 1: expected "key" or "key_base64", a text\n'
 
@@ -134,7 +134,8 @@ def test_dump_and_load_are_each_other_reversed(run, state, tmp_path):
 def test_dump_of_the_log_by_range(run, state):
     """--from and --to name entries, both included."""
     lines = [json.loads(line) for line in run("dump", state, "--log", "--from", 2, "--to", 3).stdout.splitlines()]
-    assert [(line["operation"], line.get("index")) for line in lines] == [("log", None), ("put", 2), ("put", 3)]
+    assert [(line["operation"], line.get("index")) for line in lines] == [
+        ("log", None), ("put", 2), ("put", 3), ("end", None)]
     assert run("dump", state, "--from", 2).exit_code == 2
     assert run("dump", state, "--log", "--prefix", "a").exit_code == 2
 
@@ -156,7 +157,7 @@ def test_snapshot_and_restore(run, state, tmp_path):
 def test_compact_says_what_it_gave_back(run, state, tmp_path):
     """Sizes before and after; nothing to do is no error; a folder that is no state is."""
     assert "nothing to do" in run("compact", state).stdout
-    assert "starting behind entry 5" in run("compact", state, "--retain", 0).stdout
+    assert "with a base as of entry 5" in run("compact", state, "--retain", 0).stdout
     assert "nothing to do" in run("compact", state, "--retain", 0).stdout
     (tmp_path / "empty").mkdir()
     assert run("compact", tmp_path / "empty").exit_code == 1

@@ -30,7 +30,7 @@ def as_batch(keys: Cells, values: Cells) -> bytes:
 
 
 def arrow(cells: Cells, dtype: str, *, before: bytes = b"", behind: bytes = b"") -> tuple[bytes, np.ndarray]:
-    """The cells as ``(data, offsets)``, with bytes before and behind that belong to none."""
+    """The cells as ``(data, offsets)``, with bytes before and after that belong to none."""
     offsets = np.cumsum([len(before), *(len(cell) for cell in cells)])
     return before + b"".join(cells) + behind, offsets.astype(dtype)
 

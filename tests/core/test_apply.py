@@ -153,7 +153,7 @@ def test_entry_out_of_order_is_an_order_error(
 
 
 def test_gap_is_an_order_error_when_contiguous(machine: FastStateMachine) -> None:
-    """The first entry behind last applied is exactly one above it."""
+    """The first entry after last applied is exactly one above it."""
     machine.apply(puts(1, 3))
     for first in (5, 4 + 2**40, 2**64 - 2):
         with pytest.raises(OrderError, match="expected entry 4"):

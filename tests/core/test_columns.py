@@ -15,6 +15,7 @@ import fastsm
 from fastsm import FastStateMachine
 from support.faulty import memory_directory
 from support.histories import KEYS, History
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 
@@ -115,7 +116,7 @@ def test_columns_are_the_callers(machine: FastStateMachine) -> None:
     data[:] = 0
     values[:] = 0
     assert machine.get(b"nuls") == b"a\x00\x00"
-    machine._check()
+    inside(machine).check()
     machine.verify()
     machine.close()
     assert not values.any()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fastsm
@@ -32,6 +33,7 @@ from fastsm.core.policy import NEVER, Policy
 from fastsm.generation import current as generation
 from support.faulty import crash_copy, frames_of
 from support.histories import KEYS, History, state_of
+from support.inside import inside
 
 
 def disk_bytes(directory: Path) -> int:
@@ -72,12 +74,12 @@ def test_nothing_but_the_space_changes(tmp_path: Path, seed: int, contiguous: bo
         before = machine.stats().generation
         machine.compact(dice.randint(machine.stats().base.index, machine.last_applied().index))
         assert machine.stats().generation >= before
-        machine._check()
+        inside(machine).check()
         assert machine.durable() == machine.last_applied() or machine.stats().generation == before
         copy = crash_copy(tmp_path / str(life - 1), tmp_path / str(life))
         if machine.stats().generation == before:
             with FastStateMachine(copy, contiguous=contiguous) as found:
-                model._metadata = found.snapshot_metadata()  # what was only noted is gone
+                inside(model).metadata = found.snapshot_metadata()  # what was only noted is gone
         machine.close()
         machine = FastStateMachine(copy, contiguous=contiguous)
         for one in (machine, model):
@@ -117,6 +119,35 @@ def test_by_default_retained_entries_stay_in_the_log(
     machine.write_snapshot(tmp_path, (550, 1))
     machine.compact()
     assert machine.stats().base == LogId(500, 1)
+
+
+def test_large_values_are_retained_by_their_bytes(
+    directory: Path, machine_at: Callable[..., FastStateMachine]
+) -> None:
+    """Whichever retains less, ``retain_entries`` or ``retain_bytes``: a hundred large entries do not stay for ever."""
+    machine = machine_at(directory, retain_entries=10_000, retain_bytes=1 << 20, auto_compact=False)
+    for index in range(1, 101):
+        machine.apply([(index, 1, fastsm.put(b"key", bytes([index]) * 100_000))])
+    machine.compact()
+    base = machine.stats().base.index
+    assert 88 <= base <= 92, "ten entries of 100 kB are about a mebibyte"
+    assert disk_bytes(directory) < 6 << 20
+    machine.state_checksum((base, 1))
+    with pytest.raises(SnapshotRangeError):
+        machine.state_checksum((base - 1, 1))
+
+
+def test_up_to_may_be_any_integer(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
+    """An id, a tuple, NumPy's integers; a float is a TypeError and nothing happens."""
+    machine = machine_at(directory)
+    for index in range(1, 6):
+        machine.apply([(index, 1, fastsm.noop())])
+    for up_to, base in ((np.int64(1), 1), ((2, 1), 2), (LogId(3, 1), 3), (np.uint8(4), 4)):
+        machine.compact(up_to)
+        assert machine.stats().base == LogId(base, 1)
+    for wrong in (5.0, "5"):
+        with pytest.raises(TypeError):
+            machine.compact(wrong)  # type: ignore[arg-type]
 
 
 def test_up_to_is_rounded_down_to_the_end_of_a_chunk(
@@ -211,7 +242,7 @@ def test_it_comes_by_itself(directory: Path, machine_at: Callable[..., FastState
     assert machine.stats().generation >= 5
     assert 0 < machine.stats().base.index <= machine.last_applied().index - 100
     assert machine.last_applied().index * 1000 > most
-    machine._check()
+    inside(machine).check()
 
 
 def test_it_can_be_switched_off(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
@@ -295,7 +326,7 @@ def test_an_interrupted_compaction_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         machine.compact(200, progress=interrupt)
     assert sorted(os.listdir(directory)) == ["CURRENT", "LOCK", "log-1"]
-    machine._check()
+    inside(machine).check()
     machine.compact(200)
     assert machine.stats().base == LogId(200, 1)
 
@@ -327,9 +358,9 @@ def test_what_was_carried_over_last_is_known_to_be_durable(
         machine.flush()
 
     monkeypatch.setattr(generation, "prepare_next", prepare_late)
-    prepared = machine._log
+    prepared = inside(machine).log
     machine.compact(100)
-    assert machine._log is not prepared
+    assert inside(machine).log is not prepared
     killed = crash_copy(directory, tmp_path / "killed")
     (log,) = killed.glob("log-*")
     frames = frames_of(log)
@@ -352,7 +383,7 @@ def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch:
     """A log that was replaced gives its room back at once, also after a step that failed, without a collection."""
     machine = FastStateMachine(directory, auto_compact=False, retain_entries=0)
     overwrite(machine, 300)
-    mapping = weakref.ref(machine._log.mapping)
+    mapping = weakref.ref(inside(machine).log.mapping)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -371,3 +402,16 @@ def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch:
     finally:
         gc.enable()
     machine.close()
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint64, np.int8, lambda index: LogId(index, 1), lambda i: (i, 1)])
+def test_compact_takes_any_integer_or_id(tmp_path: Path, kind: Any) -> None:
+    """An index of any integer type, or an id; what is neither is a ``TypeError``."""
+    with FastStateMachine(tmp_path) as machine:
+        for index in range(1, 10):
+            machine.apply([(index, 1, fastsm.put(b"a", b"%d" % index))])
+        machine.compact(kind(5))
+        assert machine.stats().base == LogId(5, 1)
+        for wrong in (5.5, "5", (5.5, 1)):
+            with pytest.raises(TypeError):
+                machine.compact(wrong)

@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 
 import fastsm
-from fastsm import CorruptionError, Entry, FastStateMachine, LogId, OrderError, SnapshotMetadata
+from fastsm import (
+    CorruptionError,
+    Entry,
+    FastStateMachine,
+    LogId,
+    MemoryStateMachine,
+    OrderError,
+    SnapshotFormatError,
+    SnapshotMetadata,
+    SnapshotRangeError,
+)
 from fastsm.core.engine import append_metadata
 from support.faulty import Disk, contents, crash_copy
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 
@@ -199,7 +210,7 @@ def test_newest_metadata_is_what_is_read_back(directory: Path, machine_at: Opene
 
 
 def test_metadata_is_frozen() -> None:
-    """Nobody changes metadata behind the machine's back."""
+    """Metadata is not changed by what its caller does to it afterwards."""
     with pytest.raises(AttributeError):
         metadata(1).checksum = b""
 
@@ -220,12 +231,37 @@ def test_saving_twice_writes_once(machine: FastStateMachine) -> None:
     assert machine.stats().log_bytes == size
 
 
+@pytest.mark.parametrize("kind", ["fast", "model"])
+@pytest.mark.parametrize(
+    ("last", "checksum", "error"),
+    [((3, 1), bytes(32), SnapshotRangeError), ((2, 1), b"short", SnapshotFormatError),
+     ((2, 1), bytes(33), SnapshotFormatError)],
+    ids=["ahead of the state", "a short checksum", "a long checksum"],
+)  # fmt: skip
+def test_what_no_opening_would_take_is_refused_when_it_is_noted(
+    kind: str, last: tuple[int, int], checksum: bytes, error: type[Exception], directory: Path, machine_at: Opener
+) -> None:
+    """Metadata ahead of last applied, or of another form, is refused at the call: the directory opens ever after."""
+    machine = machine_at(directory) if kind == "fast" else MemoryStateMachine()
+    machine.apply([*noop(1), *noop(2)])
+    wrong = SnapshotMetadata(LogId(*last), checksum)
+    for note in (machine.update_last_snapshot_metadata, machine.persist_last_snapshot_metadata):
+        with pytest.raises(error):
+            note(wrong)
+    machine.save_hard_state()
+    assert machine.snapshot_metadata() is None
+    if isinstance(machine, FastStateMachine):
+        machine.close()
+        assert machine_at(directory).last_applied() == LogId(2, 1)
+
+
 def test_state_behind_its_own_metadata_is_corruption(directory: Path, tmp_path: Path) -> None:
     """The host dropped its log up to the snapshot: a state that does not reach it has a hole nothing can fill."""
     machine = FastStateMachine(directory)
     machine.apply(noop(1))
-    append_metadata(machine._log, metadata(5, 2))  # it is refused when it is told, so by another release, or a tool
-    machine._log.sync()
+    # The machine refuses it when it is told, so another release has written it, or a tool.
+    append_metadata(inside(machine).log, metadata(5, 2))
+    inside(machine).log.sync()
     copy = crash_copy(directory, tmp_path / "copy")
     machine.close()
     for path in (directory, copy):

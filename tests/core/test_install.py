@@ -27,13 +27,14 @@ from fastsm import (
 )
 from support.faulty import crash_copy
 from support.histories import KEYS, History, state_of
+from support.inside import inside
 
 FILE = "snapshot.fsm"
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> MemoryStateMachine:
-    """The model behind a history with terms and configs; ``tmp_path / "source"`` holds its snapshot."""
+    """The model after a history with terms and configs; ``tmp_path / "source"`` holds its snapshot."""
     history = History(1, large=False)
     model = MemoryStateMachine()
     for _ in range(60):
@@ -71,7 +72,7 @@ def test_all_is_the_snapshots_afterwards(
         assert follower.snapshot_metadata() == metadata
         assert follower.durable() == follower.last_applied() == metadata.last_included
         assert follower.get(b"old") is None
-        follower._check()
+        inside(follower).check()
         follower.close()
         follower = FastStateMachine(follower.path)
     follower.close()
@@ -79,7 +80,7 @@ def test_all_is_the_snapshots_afterwards(
 
 
 def test_it_goes_on_behind_the_snapshot(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
-    """The next entry is the one behind the last included one; entries up to there are skipped."""
+    """The next entry is the one after the last included one; entries up to there are skipped."""
     follower.install_snapshot(None, tmp_path / "source")
     index, term = source.last_applied()
     replayed = [(index - 1, source.entry_term(index - 1), b"not looked at"), (index, term, b"")]
@@ -160,7 +161,7 @@ def assert_untouched(machine: FastStateMachine, directory: Path) -> None:
     assert machine.last_applied() == LogId(2, 1)
     assert machine.snapshot_metadata() is None
     assert {name for name in os.listdir(directory) if not name.startswith("table")} == {"CURRENT", "LOCK", "log-1"}
-    machine._check()
+    inside(machine).check()
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
@@ -225,7 +226,7 @@ def test_read_only_and_stopped_machines_refuse(
 
 
 def test_coroutines_keep_their_order(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
-    """A chunk behind an install, awaited together with it, is applied behind the snapshot's state."""
+    """A chunk after an install, awaited together with it, is applied after the snapshot's state."""
     metadata = source.snapshot_metadata()
     index, term = source.last_applied()
 

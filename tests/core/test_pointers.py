@@ -18,6 +18,7 @@ import pytest
 
 import fastsm
 from fastsm import Entry, FastStateMachine, LogId
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 COUNT = 2000
@@ -230,10 +231,10 @@ def test_a_coroutine_takes_the_list_at_the_call(machine: FastStateMachine) -> No
         chunk.clear()
         await task
 
-    with machine._turns:
+    with inside(machine).turns:
         thread = threading.Thread(target=asyncio.run, args=(main(),))
         thread.start()
-        while not machine._worker.jobs:
+        while not inside(machine).worker.jobs:
             thread.join(0.001)
     thread.join()
     assert dict(machine.items()) == expected_of(COUNT)
@@ -336,9 +337,9 @@ def test_threads_read_while_the_machine_is_closed(directory: Path, machine_at: O
                 continue
             machine = machines[-1]
             try:
-                repr(machine._log.mapping)
-                repr((machine._index, machine._table, machine._terms))
-                machine._bytes()
+                repr(inside(machine).log.mapping)
+                repr((inside(machine).index, inside(machine).table, inside(machine).terms))
+                inside(machine).bytes()
                 machine.stats()
             except fastsm.NotRunningError:
                 pass

@@ -11,6 +11,7 @@ import errno
 import faulthandler
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,6 +32,7 @@ from fastsm import (
     StorageError,
 )
 from support.faulty import PATIENCE, Call, Disk, in_thread
+from support.inside import inside
 
 Method = Callable[[FastStateMachine, Path], object]
 
@@ -48,6 +50,11 @@ def persist_metadata(machine: FastStateMachine, _: Path) -> None:
     machine.persist_last_snapshot_metadata(SnapshotMetadata(machine.last_applied(), bytes(32)))
 
 
+def wait_for_next(machine: FastStateMachine, _: Path) -> None:
+    with suppress(TimeoutError):
+        machine.wait_applied(machine.last_applied().index + 1, timeout=0)
+
+
 METHODS: dict[str, Method] = {
     "apply": lambda machine, _: machine.apply(next_entry(machine)),
     "apply much": lambda machine, _: machine.apply(next_entry(machine, 1 << 20)),
@@ -59,6 +66,8 @@ METHODS: dict[str, Method] = {
     "clear": lambda machine, _: machine.clear(),
     "compact": lambda machine, _: machine.compact(),
     "snapshot": lambda machine, path: machine.write_snapshot(path / "snapshot"),
+    "checksum": lambda machine, _: machine.state_checksum(),
+    "wait": wait_for_next,
     "install": lambda machine, path: machine.install_snapshot(None, path / "source", allow_older=True),
     "verify": lambda machine, _: machine.verify(),
     "stop": lambda machine, _: machine.stop(),
@@ -69,7 +78,8 @@ METHODS: dict[str, Method] = {
     "stats": lambda machine, _: machine.stats(),
 }
 WRITERS = [
-    name for name in METHODS if name not in ("start", "get", "items", "stats", "flush", "save", "snapshot", "close")
+    name for name in METHODS
+    if name not in ("start", "get", "items", "stats", "flush", "save", "snapshot", "checksum", "close")
 ]
 
 
@@ -101,7 +111,7 @@ def attempt(method: Method, machine: FastStateMachine, path: Path) -> FastsmErro
 
 def reopened(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
     with FastStateMachine(machine.path, verify_on_open="full") as again:
-        again._check()
+        inside(again).check()
         return again.last_applied(), dict(again.items())
 
 
@@ -159,11 +169,11 @@ def check_pair(outer: str, inner: str, sync: Any, at: tuple[str, int], tmp_path:
     attempt(METHODS[outer], machine, tmp_path)
     disk.before = None
     if "close" in (inner if came else "", outer):
-        assert machine._closed(), said
+        assert inside(machine).closed(), said
     last = None
-    if not machine._closed():
+    if not inside(machine).closed():
         machine.start()
-        machine._check()
+        inside(machine).check()
         last = machine.last_applied(), dict(machine.items())
     machine.close()
     machine.close()
@@ -188,7 +198,7 @@ def test_each_method_from_a_handler_while_a_call_waits_for_its_turn(outer: str, 
         errors.append(attempt(METHODS[inner], machine, tmp_path))
 
     def interrupt() -> None:
-        while machine._turns.waiting_count == 0:
+        while inside(machine).turns.waiting_count == 0:
             handling.wait(0.001)
         os.kill(os.getpid(), signal.SIGUSR1)
         assert handling.wait(PATIENCE)
@@ -205,7 +215,7 @@ def test_each_method_from_a_handler_while_a_call_waits_for_its_turn(outer: str, 
     assert (other.error, interrupting.error) == (None, None)
     if inner == "close":
         assert errors == [None]
-        assert machine._closed()
+        assert inside(machine).closed()
         assert isinstance(told, NotRunningError) or outer == "close"
     else:
         assert isinstance(errors[0], ReentryError) or inner not in WRITERS
@@ -257,9 +267,110 @@ def test_callbacks_and_finalizers_may_call_everything(name: str, what: str, tmp_
         chunk.clear()
     if what != "index":
         assert len(outcomes) == 1
-    assert not machine._closed() or name == "close"
+    assert not inside(machine).closed() or name == "close"
     machine.close()
     reopened(machine)
+
+
+PROGRESS: dict[str, Callable[[FastStateMachine, Path, Any], object]] = {
+    "snapshot": lambda machine, path, call: machine.write_snapshot(path / "snapshot", progress=call),
+    "compact": lambda machine, path, call: machine.compact(progress=call),
+    "install": lambda machine, path, call: machine.install_snapshot(None, path / "source", progress=call),
+    "verify": lambda machine, path, call: machine.verify(call),
+}
+
+
+@pytest.mark.parametrize("outer", PROGRESS)
+@pytest.mark.parametrize("inner", METHODS)
+def test_progress_callbacks_may_call_everything(inner: str, outer: str, tmp_path: Path) -> None:
+    """What is told of progress may write, read, compact, reset and close: a typed error or the right result."""
+    outcomes: list[FastsmError | None] = []
+    call = Calling(lambda: outcomes.append(attempt(METHODS[inner], machine, tmp_path)))
+    machine = FastStateMachine(tmp_path / "state", auto_compact=False, retain_entries=0)
+    fill(machine, tmp_path)
+    attempt(lambda machine, path: PROGRESS[outer](machine, path, call), machine, tmp_path)
+    assert len(outcomes) == 1
+    assert inside(machine).closed() == (inner == "close")
+    if inner != "close":
+        machine.start()
+        machine.apply(next_entry(machine))
+        last = machine.last_applied(), dict(machine.items())
+        machine.close()
+        assert reopened(machine) == last
+    machine.close()
+    reopened(machine)
+
+
+@pytest.mark.parametrize("outer", ["apply", "flush", "snapshot", "compact", "install", "clear", "close"])
+@pytest.mark.parametrize("inner", ["apply", "clear", "compact", "checksum", "install", "wait", "stop", "close"])
+def test_trace_functions_may_call_everything(inner: str, outer: str, tmp_path: Path) -> None:
+    """A profiler runs between any two calls of a method; what it calls is refused, or works, and nothing hangs."""
+    events = 0
+    while True:  # at each call of Python code in turn, in strides
+        seen = 0
+        where = tmp_path / f"{outer}-{inner}-{events}"
+        machine = FastStateMachine(where, auto_compact=False, retain_entries=0)
+        fill(machine, tmp_path)
+
+        def traced(frame: Any, event: str, _: object, machine: FastStateMachine = machine, at: int = events) -> None:
+            nonlocal seen
+            if event == "call" and "/fastsm/" in frame.f_code.co_filename:
+                seen += 1
+                if seen - 1 == at:
+                    sys.setprofile(None)
+                    attempt(METHODS[inner], machine, tmp_path)
+
+        sys.setprofile(traced)
+        try:
+            attempt(METHODS[outer], machine, tmp_path)
+        finally:
+            sys.setprofile(None)
+        if "close" in (outer, inner) and seen > events:
+            assert inside(machine).closed()
+        if not inside(machine).closed():
+            machine.start()
+            inside(machine).check()
+        machine.close()
+        machine.close()
+        reopened(machine)
+        if seen <= events:
+            return
+        events += 7
+
+
+def closing(machine: FastStateMachine, seam: str, nth: int) -> Callable[[Call], None]:
+    """Closes a machine twice, on top of the n-th call of the system of a kind that this thread makes."""
+    me, left = threading.get_ident(), nth
+
+    def interrupt(call: Call) -> None:
+        nonlocal left
+        if threading.get_ident() == me and call.method == seam:
+            left -= 1
+            if left == 0:
+                machine.close()
+                machine.close()
+
+    return interrupt
+
+
+@pytest.mark.parametrize("busy", ["apply much", "flush", "compact"])
+def test_close_from_a_handler_frees_everything_whatever_is_under_way(busy: str, tmp_path: Path) -> None:
+    """Files, lock and memory: at each call of the system below it, also when the handler closes twice."""
+    for seam, nth in seams_of(busy, tmp_path):
+        disk = Disk()
+        machine = FastStateMachine(
+            tmp_path / f"{seam}-{nth}", retain_entries=0, auto_compact=False, _files=disk.files)
+        fill(machine, tmp_path)
+        disk.before = closing(machine, seam, nth)
+        attempt(METHODS[busy], machine, tmp_path)
+        disk.before = None
+        assert inside(machine).closed()
+        open_files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+                      if os.path.exists(f"/proc/self/fd/{fd}")]  # fmt: skip
+        assert not [name for name in open_files if name.startswith(machine.path)]
+        with open("/proc/self/maps", encoding="ascii") as maps:
+            assert machine.path not in maps.read()
+        reopened(machine)
 
 
 # ---- forks and threads that cannot be started ---------------------------------------------------------------
@@ -288,7 +399,7 @@ def test_every_call_of_a_forked_child_is_refused_whatever_threads_of_its_parent_
     machine.close()
 
 
-@pytest.mark.parametrize("nth", range(1, 7))
+@pytest.mark.parametrize("nth", range(1, 10))
 def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
     nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,12 +422,24 @@ def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
     machine = FastStateMachine(tmp_path / "state", auto_compact=False)
     failed = 0
 
+    async def told_of_next(machine: FastStateMachine) -> None:
+        index = machine.last_applied().index
+        task = asyncio.ensure_future(machine.wait_applied_async(index + 1))
+        await asyncio.sleep(0)
+        if task.done():
+            return await task  # it failed: nothing is waited for any more
+        machine.apply(next_entry(machine))
+        return await task
+
     async def main() -> None:
         nonlocal failed
         calls: list[Callable[[], Any]] = [
             lambda: machine.apply_chunk(next_entry(machine, 1 << 20)),
             machine.flush_async,
             lambda: machine.generate_snapshot_data(tmp_path / "snapshot", None),
+            machine.state_checksum_async,
+            machine.compact_async,
+            lambda: told_of_next(machine),
             machine.reset,
         ]
         for call in calls:

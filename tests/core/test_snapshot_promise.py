@@ -18,6 +18,7 @@ from fastsm.core import generations
 from fastsm.snapshot.writer import PreparedSnapshot
 from support.faulty import memory_directory
 from support.histories import History, state_of
+from support.inside import inside
 from support.power import Drawn, Platter, Point, QuietDirectory
 from support.simulation import SHELF, kill, shelved
 
@@ -175,9 +176,9 @@ def test_metadata_before_the_rename_is_found(monkeypatch: pytest.MonkeyPatch) ->
 
     def commit_late(prepared: PreparedSnapshot) -> None:
         assert Host.living is not None
-        Host.living._note_metadata(prepared.metadata)
-        Host.living._write_state(True)
-        Host.living._log.sync()
+        inside(Host.living).note_metadata(prepared.metadata)
+        inside(Host.living).write_state(True)
+        inside(Host.living).log.sync()
         commit(prepared)
 
     monkeypatch.setattr(PreparedSnapshot, "commit", commit_late)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import random
 import shutil
@@ -21,10 +23,12 @@ from fastsm import (
     SnapshotError,
     SnapshotMetadata,
     SnapshotRangeError,
+    StorageError,
     open_snapshot,
 )
 from support.faulty import Disk, crash_copy, in_thread, memory_directory
 from support.histories import History
+from support.inside import inside
 
 FILE = "snapshot.fsm"
 
@@ -87,7 +91,7 @@ def replica(
                 machine.close()
                 (path / str(lives - 1)).rename(path / str(lives))
             machine = FastStateMachine(path / str(lives), contiguous=contiguous, retain_entries=0)
-    machine._check()
+    inside(machine).check()
     return machine
 
 
@@ -138,7 +142,7 @@ def test_every_retained_entry_can_be_had_while_compaction_follows_each_chunk() -
             for log_id in dice.sample(applied[-13:], min(len(applied), 4)) + applied[-13:-12]:
                 assert file_of(machine, root / "a", log_id) == file_of(model, root / "b", log_id)
         assert machine.stats().base.index > len(entries) - 40
-        machine._check()
+        inside(machine).check()
 
 
 def test_policy_never_takes_what_is_retained(tmp_path: Path, directory: Path) -> None:
@@ -406,3 +410,29 @@ def test_nobody_waits_while_a_snapshot_gets_its_name(tmp_path: Path) -> None:
         assert written.value.last_included == (1, 1)
         assert machine.snapshot_metadata() is None
         assert machine.last_applied() == (0, 0)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_state_disk_does_not_fail_a_snapshot_on_another(tmp_path: Path, code: int) -> None:
+    """The file is there, and what it holds is durable: the call returns; the next frame that finds room records it."""
+    disk = Disk()
+    with FastStateMachine(tmp_path / "state", _files=disk.files) as machine:
+        machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
+        full = disk.fail("allocate", code, times=float("inf"))
+        index = 1
+        with contextlib.suppress(StorageError):
+            while index < 100_000:
+                machine.apply([(index + 1, 1, fastsm.noop())])
+                index += 1
+        assert full.struck
+        metadata = machine.write_snapshot(tmp_path / "elsewhere")
+        assert metadata.last_included == machine.durable() == (index, 1)
+        assert machine.snapshot_metadata() == metadata
+        machine.update_last_applied((index + 1, 1))
+        with pytest.raises(StorageError):  # this entry is in no frame: a snapshot of it could be all there is
+            machine.write_snapshot(tmp_path / "elsewhere")
+        disk.rules.remove(full)
+        machine.save_hard_state()
+        crash_copy(tmp_path / "state", tmp_path / "copy")
+    with fastsm.open_snapshot(tmp_path / "elsewhere") as snapshot, FastStateMachine(tmp_path / "copy") as machine:
+        assert machine.snapshot_metadata() == snapshot.metadata

@@ -18,6 +18,7 @@ import fastsm
 from fastsm.disk import files
 from fastsm.disk.files import Directory
 from fastsm.errors import LockedError
+from support.inside import inside
 
 KEY = fastsm.put(b"a", b"1")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
@@ -92,7 +93,7 @@ def test_each_listing_opens_the_directory_anew(tmp_path: Path, monkeypatch: pyte
         directory.create_file(name).close()
         directory.names()
     assert directory.names() == ["a", "b"]
-    assert all(descriptor != directory._directory.number and offset == 0 for descriptor, offset in listed)
+    assert all(descriptor != inside(directory).directory.number and offset == 0 for descriptor, offset in listed)
     assert len(listed) == 3
 
 
@@ -140,8 +141,8 @@ def test_a_copy_of_the_lock_elsewhere_does_not_outlive_its_owners_close(tmp_path
     """A child that is just being started may have a copy of the lock's descriptor: the owner unlocks, then closes."""
     directory = Directory(tmp_path)
     directory.lock()
-    assert directory._lock is not None
-    copy = directory._lock.duplicate()
+    assert inside(directory).lock is not None
+    copy = inside(directory).lock.duplicate()
     directory.close()
     Directory(tmp_path).lock()
     copy.close()

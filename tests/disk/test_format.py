@@ -35,9 +35,12 @@ from support.by_hand import (
     TABLE,
     current,
     frame,
+    frame_checksum,
+    head_checksum,
     log_head,
     record,
     run,
+    seal,
     sealed,
 )
 
@@ -79,11 +82,11 @@ def test_sizes_that_others_rely_on() -> None:
     assert struct.calcsize(LOG) == format.LOG_HEADER_BYTES == START
     assert struct.calcsize(CURRENT) == 64
     assert struct.calcsize(SNAPSHOT_HEAD) == format.SNAPSHOT_HEADER_BYTES == 160
-    assert struct.calcsize(TABLE) == format.TABLE_HEADER_BYTES == 144
+    assert struct.calcsize(TABLE) == format.TABLE_HEADER_BYTES == 160
     assert chain_in_source("TERM_RUN_SIZE", "TERM_RUN_SIZE") == [format.TERM_RUN_BYTES] == [24]
     assert format.SEGMENT_BYTES == struct.calcsize("<4096QII56s") == 32_832
     assert chain_in_source("RUN_SIZE", "RUN_SIZE") == [struct.calcsize(RUN)] == [16]
-    assert struct.calcsize(FRAME) == 24
+    assert struct.calcsize(FRAME) == 32
     assert struct.calcsize(RECORD) == 16
 
 
@@ -92,10 +95,13 @@ def test_sizes_that_others_rely_on() -> None:
 HEAD = format.LogHead(
     generation=3, identity=2**64 - 5, base_index=10**12, base_term=77, base_size=4_096, base_checksum=b"\7" * 32
 )
-NAMED = format.CurrentFile(generation=3, identity=2**64 - 5, durable_offset=123_456)
+NAMED = format.CurrentFile(
+    generation=3, identity=2**64 - 5, durable_offset=123_456, last_frame=123_000, last_checksum=2**64 - 9
+)
 SAVED = format.SavedTable(
     identity=IDENTITY, log_offset=200, log_start=131_072, seed0=1, seed1=2**64 - 1, keys=9, live_bytes=300,
-    config_place=160, segments=2, depth=1, runs=3, metadata_size=48, dead_words=5, frames=4, body_checksum=2**63,
+    config_place=160, segments=2, depth=1, runs=3, metadata_size=48, dead_words=5, frames=4, last_frame=150,
+    last_checksum=2**62, body_checksum=2**63,
 )
 TABLE_SIZE = 65_536 + 2 * 32_832
 
@@ -103,7 +109,7 @@ TABLE_SIZE = 65_536 + 2 * 32_832
 def test_headers_are_what_struct_makes() -> None:
     """Packing a header gives the bytes that `struct` and the reference checksum give."""
     assert format.pack_log_head(HEAD) == log_head(HEAD.identity, 3, (10**12, 77), 4_096, b"\7" * 32)
-    assert format.pack_current(NAMED) == current(NAMED.identity, 3, 123_456)
+    assert format.pack_current(NAMED) == current(NAMED.identity, 3, 123_456, 123_000, 2**64 - 9)
     assert format.pack_saved_table(SAVED) == sealed(TABLE, b"FASTSM-T", 0, 0, *SAVED)
 
 
@@ -160,7 +166,7 @@ def test_current_has_one_size() -> None:
 def test_a_foreign_version_is_told_from_damage(version: int) -> None:
     """Another version under a right checksum is a FormatVersionError; under a wrong one it is damage."""
     log = sealed(LOG, b"FASTSM-L", version, 0, 1, 2, 3, 4, 0, bytes(32))
-    named = sealed(CURRENT, b"FASTSM-C", version, 0, 1, 2, 3, bytes(16))
+    named = sealed(CURRENT, b"FASTSM-C", version, 0, 1, 2, 3, 0, 0)
     saved = sealed(TABLE, b"FASTSM-T", version, 0, *SAVED)
     for unpack, packed in ((format.unpack_log_head, log), (format.unpack_current, named), (unpack_table, saved)):
         with pytest.raises(FormatVersionError, match=f"version {version}") as caught:
@@ -181,9 +187,8 @@ def test_reserved_bytes_are_refused() -> None:
     """What must be zero is refused when it is not, even under a right checksum."""
     for packed, unpack, offset in (
         (sealed(LOG, b"FASTSM-L", 0, 1, 1, 2, 3, 4, 0, bytes(32)), format.unpack_log_head, 12),
-        (sealed(CURRENT, b"FASTSM-C", 0, 1, 1, 2, 3, bytes(16)), format.unpack_current, 12),
+        (sealed(CURRENT, b"FASTSM-C", 0, 1, 1, 2, 3, 0, 0), format.unpack_current, 12),
         (sealed(TABLE, b"FASTSM-T", 0, 1, *SAVED), unpack_table, 12),
-        (sealed(CURRENT, b"FASTSM-C", 0, 0, 1, 2, 3, b"\1" + bytes(15)), format.unpack_current, 40),
     ):
         with pytest.raises(CorruptionError) as caught:
             unpack(packed, "file")
@@ -203,10 +208,10 @@ def test_a_base_that_cannot_be_is_corruption(base: tuple[int, int], size: int, o
 
 def test_sections_of_a_saved_table_lie_one_behind_the_other() -> None:
     """Each section starts at a multiple of 8, the segments at one of 65,536, and the last ends the file."""
-    assert SAVED.sections == (144, 216, 264, 304, 65_536, TABLE_SIZE)
-    assert SAVED._replace(metadata_size=0, dead_words=0).sections == (144, 216, 216, 216, 65_536, TABLE_SIZE)
-    assert SAVED._replace(metadata_size=9).sections.dead == 216 + 16
-    assert SAVED._replace(depth=14).sections == (144, 216, 264, 304, 131_072, TABLE_SIZE + 65_536)
+    assert SAVED.sections == (160, 232, 280, 320, 65_536, TABLE_SIZE)
+    assert SAVED._replace(metadata_size=0, dead_words=0).sections == (160, 232, 232, 232, 65_536, TABLE_SIZE)
+    assert SAVED._replace(metadata_size=9).sections.dead == 232 + 16
+    assert SAVED._replace(depth=14).sections == (160, 232, 280, 320, 131_072, TABLE_SIZE + 65_536)
 
 
 @pytest.mark.parametrize("field", ["runs", "metadata_size", "dead_words", "segments", "depth"])
@@ -223,7 +228,7 @@ def test_a_directory_of_another_version_is_left_alone(directory: Path) -> None:
     directory.mkdir()
     for current_version, log_version in ((1, 0), (0, 1)):
         files = {
-            "CURRENT": sealed(CURRENT, b"FASTSM-C", current_version, 0, 1, 2, START, bytes(16)),
+            "CURRENT": sealed(CURRENT, b"FASTSM-C", current_version, 0, 1, 2, START, 0, 0),
             "log-1": sealed(LOG, b"FASTSM-L", log_version, 0, 1, 2, 0, 0, 0, bytes(32)) + b"frames of the future",
         }
         for name, content in files.items():
@@ -268,6 +273,7 @@ def test_frames_are_what_struct_makes(directory: Path) -> None:
     _, _, _, _, identity, *_ = struct.unpack_from(LOG, written)
     expected = log_head(identity)
     durable = len(expected)
+    offset, previous = 0, head_checksum(expected)
     for runs, records, synced in (
         ([run(1, GAP), run(3, 1), run(6, GAP), run(7, 4)],
          record(PUT, 2, b"key", b"value") + record(DELETE, 7, b"k"), False),
@@ -277,17 +283,20 @@ def test_frames_are_what_struct_makes(directory: Path) -> None:
         ([], record(CLOSE, 10), False),
     ):
         offset = len(expected)
-        expected += frame(offset, runs, records, lag=(offset - durable) // 8, identity=identity)
+        expected += frame(
+            offset, runs, records, lag=(offset - durable) // 8, identity=identity, previous=previous)
+        previous = frame_checksum(expected[offset:])
         if synced:
             durable = len(expected)
     assert written == expected
-    assert (directory / "CURRENT").read_bytes() == current(identity, 1, len(expected))
+    assert (directory / "CURRENT").read_bytes() == current(identity, 1, len(expected), offset, previous)
 
 
 def test_a_log_made_by_hand_opens(directory: Path) -> None:
     """Frames made from the page of formats are read: state, terms and last applied."""
     first = frame(START, [run(4, GAP), run(6, 2)], record(PUT, 5, b"a", b"1") + record(PUT, 6, b"b", b""))
-    second = frame(START + len(first), [run(7, 3)], record(DELETE, 7, b"b"), lag=2**32 - 1)
+    second = frame(
+        START + len(first), [run(7, 3)], record(DELETE, 7, b"b"), lag=2**32 - 1, previous=frame_checksum(first))
     write_log(directory, first, second, durable=START + len(first) + len(second))
     with FastStateMachine(directory) as machine:
         assert (machine.get(b"a"), machine.get(b"b")) == (b"1", None)
@@ -350,16 +359,26 @@ def test_content_that_does_not_add_up_is_corruption(
     assert (directory / "log-1").read_bytes() == before
 
 
+
+def sealed_sizes(length: int, lag: int, count: int) -> bytes:
+    """A header alone, under a right seal."""
+    sizes = struct.pack("<QII", length, lag, count)
+    return struct.pack("<Q16sQ", 1, sizes, seal(sizes, IDENTITY, START))
+
+
 NO_FRAME = {
     "a length that is no multiple of 8": frame(START, [], b"1234"),
-    "a length below the header's": struct.pack(FRAME, 1, 16, 0, 0),
-    "a length behind the end of the file": struct.pack(FRAME, 1, 2**63, 0, 0),
-    "the largest length": struct.pack(FRAME, 1, 2**64 - 8, 0, 0),
+    "a length below the header's": sealed_sizes(24, 0, 0),
+    "a length behind the end of the file": sealed_sizes(2**38, 0, 0),
+    "the largest length": sealed_sizes(2**64 - 8, 0, 0),
     "a watermark inside the header": frame(START, [], b"", lag=1),
     "more runs than the frame holds": frame(START, [run(1, 1)], b"", count=2),
     "the largest run count": frame(START, [run(1, 1)], b"", count=2**32 - 1),
     "a frame of another place": frame(START + 8, [run(1, 1)], GOOD),
     "a wrong checksum": b"\xff" + frame(START, [run(1, 1)], GOOD)[1:],
+    "a wrong seal": frame(START, [run(1, 1)], GOOD)[:24] + b"\xff" + frame(START, [run(1, 1)], GOOD)[25:],
+    "a frame of another log": frame(START, [run(1, 1)], GOOD, identity=IDENTITY + 1),
+    "a frame of another history": frame(START, [run(1, 1)], GOOD, previous=1),
     "half a header": frame(START, [run(1, 1)], GOOD)[:20],
     "half a frame": frame(START, [run(1, 1)], GOOD)[:-8],
 }

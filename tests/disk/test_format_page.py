@@ -17,6 +17,7 @@ import fastsm
 import fastsm.core.generations
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
 from support.faulty import crash_copy
+from support.inside import inside
 from support.page_reader import Corrupt, Decoded, check_table, decode_directory, decode_log, decode_snapshot, header
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "format.md"
@@ -220,7 +221,7 @@ def test_page_reads_snapshots(directory: Path, tmp_path: Path, seed: int, compre
             state.metadata = (metadata.last_included, metadata.checksum)
             assert_same(state, model)
         for _ in range(10):
-            last = LogId(*rng.choice(model._seen))
+            last = LogId(*rng.choice(inside(model).seen))
             machine.write_snapshot(tmp_path, last, compress=compress)
             earlier = MemoryStateMachine(contiguous=False)
             earlier.apply([entry for entry in model.applied if entry.index <= last.index])
@@ -256,7 +257,7 @@ def test_printed_example_decodes(directory: Path) -> None:
     assert state.items == {b"color": b"red"}
     assert state.last_applied == (3, 2)
     assert state.runs == [(1, 2, 1), (3, 3, 2)]
-    assert state.frames == [0x60, 0xA8, 0xE8]
+    assert state.frames == [0x60, 0xB0, 0xF8]
     assert state.clean
     snapshot = decode_snapshot((directory / FILE).read_bytes())
     assert (snapshot.items, snapshot.runs, snapshot.places) == (state.items, state.runs, {b"color": 0xD0})

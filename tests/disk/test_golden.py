@@ -73,7 +73,7 @@ def test_golden_state_is_not_changed_by_looking(golden: tuple[Path, dict[str, An
 
 
 def test_golden_state_goes_on(golden: tuple[Path, dict[str, Any]]) -> None:
-    """New entries can be applied behind what a golden directory holds, and both are there afterwards."""
+    """New entries can be applied after what a golden directory holds, and both are there afterwards."""
     directory, expected = golden
     index, term = expected["last_applied"]
     with FastStateMachine(directory, contiguous=False) as machine:

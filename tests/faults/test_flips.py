@@ -25,7 +25,7 @@ SIZE = 8192
 
 @pytest.fixture(scope="module")
 def written() -> Iterator[Path]:
-    """A directory with a snapshot of exactly 8 KiB, and the state that starts behind the same bytes."""
+    """A directory with a snapshot of exactly 8 KiB, and the state that is stacked on the same bytes."""
     with memory_directory() as root:
         machine = FastStateMachine(root / "state", retain_entries=0, _files=QuietDirectory)
         for index in range(1, 21):

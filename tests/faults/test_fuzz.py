@@ -48,7 +48,8 @@ def test_no_input_does_harm(target: str) -> None:
     totals = run_of(target)
     totals.show(endings=True)
     assert totals.deep[target] >= 0.3 * totals.inputs[target] or target == "tables"  # which is mostly not believed
-    assert len(totals.endings[target]) > 3
+    # A table is believed or not; what else may come is told by the log alone.
+    assert len(totals.endings[target]) > (2 if target == "tables" else 3)
 
 
 def test_nearly_every_line_of_the_decoders_runs() -> None:
@@ -139,7 +140,7 @@ def test_a_frame_that_lies_about_its_size_is_no_state(directory: Path, tmp_path:
 
 
 STATE, ENTRY, CUT, START, BASE, VOTE, COMMIT = 7, 1, 2, 3, 4, 5, 6
-EMPTY = (1, 0, 0, 0, 0, 0, 0, 0)
+EMPTY = (1, 0, 0, 0, 0, 0, 0, 0, 0)
 ENTRIES = [(ENTRY, 1, 1, b"one"), (ENTRY, 2, 1, b"two"), (ENTRY, 3, 1, b"three")]
 LARGEST = 2**64 - 1
 
@@ -152,9 +153,9 @@ JOURNALS: dict[str, tuple[tuple[int, ...], list[tuple[int, int, int, bytes]]]] =
     "an entry of the largest number": (EMPTY, [(ENTRY, LARGEST, 1, b"")]),
     "an entry of the largest term": (EMPTY, [(ENTRY, 1, LARGEST, b"")]),
     "a base of the largest number": (EMPTY, [(BASE, LARGEST, 1, b"")]),
-    "a state up to the largest number": ((1, LARGEST, 0, 0, 0, 0, 0, 0), []),
-    "a state that keeps what is behind its end": ((9, 3, 0, 0, 0, 0, 0, 0), ENTRIES),
-    "a state of a vote for what is no text": ((1, 0, 1, 1, 0, 0, 0, 0), []),
+    "a state up to the largest number": ((1, LARGEST, 0, 0, 0, 0, 0, 0, 0), []),
+    "a state that keeps what is behind its end": ((9, 3, 0, 0, 0, 0, 0, 0, 0), ENTRIES),
+    "a state of a vote for what is no text": ((1, 0, 1, 1, 0, 0, 0, 0, 0), []),
 }
 
 
@@ -162,9 +163,11 @@ def write_journal(path: Path, state: tuple[int, ...], items: list[tuple[int, int
     """A journal of one segment, under right checksums."""
     path.mkdir(exist_ok=True)
     content = by_hand.sealed(by_hand.SEGMENT, b"FASTSM-J", 0, 0, 1, by_hand.IDENTITY, bytes(56))
-    for kind, index, term, data in [(STATE, 0, 0, struct.pack("<8Q", *state) + b"\xff" * state[3]), *items]:
+    previous = by_hand.head_checksum(content)
+    for kind, index, term, data in [(STATE, 0, 0, struct.pack("<9Q", *state) + b"\xff" * state[3]), *items]:
         item = struct.pack("<QQII", index, term, len(data), kind) + data
-        content += by_hand.frame(len(content), [], item + bytes(-len(item) % 8))
+        frame = by_hand.frame(len(content), [], item + bytes(-len(item) % 8), previous=previous)
+        content, previous = content + frame, by_hand.frame_checksum(frame)
     (path / "journal-1").write_bytes(content)
 
 
@@ -201,7 +204,7 @@ def test_a_journal_takes_no_entry_that_it_would_not_read_back(directory: Path) -
 
 def test_a_journal_that_was_emptied_may_go_on_anywhere(directory: Path) -> None:
     """A segment that keeps nothing says nothing of the next entry; it was opened, and then not again."""
-    write_journal(directory, (3, 2, 0, 0, 0, 0, 0, 0), [])
+    write_journal(directory, (3, 2, 0, 0, 0, 0, 0, 0, 0), [])
     for _ in range(2):
         journal = Journal(directory)
         if not len(journal):

@@ -20,6 +20,7 @@ import pytest
 import fastsm
 from fastsm import Entry, FastStateMachine, LogId, StorageError
 from support.faulty import Disk, crash_copy
+from support.inside import inside
 from support.permits import ext4, tmpfs
 from support.simulation import kill
 
@@ -72,7 +73,7 @@ def test_a_full_disk_is_an_error_until_there_is_room(mounted: Mounted, stores: b
             filler = fill(disk, leave=(round_ * 24) << 10)
             size = (100, 5_000, 30_000, 200_000)[round_ % 4]
             for _ in range(2_000):
-                before, log_size = state_of(machine), os.path.getsize(machine._log.path)
+                before, log_size = state_of(machine), os.path.getsize(inside(machine).log.path)
                 try:
                     machine.apply(put(index + 1, size))
                 except StorageError as error:
@@ -82,7 +83,7 @@ def test_a_full_disk_is_an_error_until_there_is_room(mounted: Mounted, stores: b
             else:
                 pytest.fail("the disk is never full")
             assert state_of(machine) == before
-            assert os.path.getsize(machine._log.path) == log_size
+            assert os.path.getsize(inside(machine).log.path) == log_size
             copy = crash_copy(disk / "state", tmp_path / f"copy-{round_}")
             with FastStateMachine(copy) as killed:
                 assert state_of(killed) == before
@@ -105,7 +106,7 @@ def test_a_full_disk_is_an_error_until_there_is_room(mounted: Mounted, stores: b
         machine.close()
         filler.unlink()
         with FastStateMachine(disk / "state", verify_on_open="full") as machine:
-            machine._check()
+            inside(machine).check()
             assert state_of(machine) == before
     print(dict(outcomes))
     assert set(outcomes) == {"apply ENOSPC", "snapshot ENOSPC"}
@@ -123,6 +124,34 @@ def test_a_full_disk_from_the_start_is_an_error(tmp_path: Path) -> None:
         filler.unlink()
         with FastStateMachine(disk / "state") as machine:
             assert machine.apply(put(1, 10)) == [True]
+
+
+@pytest.mark.parametrize("mounted", [small_tmpfs, small_ext4], ids=["tmpfs", "ext4"])
+@pytest.mark.parametrize("end", ["closed", "killed", "without LOCK's content"])
+def test_a_directory_on_a_full_disk_can_be_opened(mounted: Mounted, end: str, tmp_path: Path) -> None:
+    """Opening needs no room: everything is there to be read, and a snapshot can be written to another disk."""
+    with mounted(tmp_path) as disk:
+        with FastStateMachine(disk / "state") as machine:
+            for index in range(1, 40):
+                machine.apply(put(index, 500))
+            before = state_of(machine)
+        if end == "killed":
+            machine = FastStateMachine(disk / "state")
+            machine.apply(put(40, 500))
+            before = state_of(machine)
+            kill(machine)
+        elif end != "closed":
+            os.truncate(disk / "state" / "LOCK", 0)
+        fill(disk)
+        machine = FastStateMachine(disk / "state")
+        assert state_of(machine) == before
+        metadata = machine.write_snapshot(tmp_path / "elsewhere")
+        assert metadata.last_included == machine.last_applied() == machine.durable()
+        assert machine.snapshot_metadata() == metadata
+        with suppress(StorageError):
+            machine.close()
+        with FastStateMachine(disk / "state") as machine:
+            assert state_of(machine) == before
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from support.generations import (
     state_of,
 )
 from support.histories import History
+from support.inside import inside
 from support.simulation import kill
 
 FAULTS = [(code, done) for code in (errno.EIO, errno.ENOSPC) for done in (False, True)]
@@ -179,7 +180,7 @@ def judge_running(
     """A machine that runs on, right behind the fault: in the old state, or in the new one if nothing was said."""
     machine = stage.machine
     stage.disk.forget()
-    machine._check()
+    inside(machine).check()
     found = state_of_copy(stage, stage.root.parent)
     assert found in states, here
     if error is None:
@@ -190,7 +191,7 @@ def judge_running(
         assert machine.stats().generation == stage.generation, here
         assert open_files(stage.root) == [name for name in before if str(stage.root) in name], here
         outcome = "went on in the old state"
-    if machine._log.poisoned is None:
+    if inside(machine).log.poisoned is None:
         assert machine.last_applied() == found[0]
         assert machine.apply(stage.next) if found[0] == stage.old[0] else True
         machine.flush()
@@ -210,7 +211,7 @@ def judge_running(
 def poison_is_due(stage: Stage, found: tuple[Any, ...], machine: FastStateMachine) -> bool:
     """Whether what the disk holds is unknown: the log's sync has failed, or CURRENT names the next generation."""
     named = int.from_bytes((stage.root / "state" / "CURRENT").read_bytes()[16:24], "little")
-    return named != stage.generation or "syncing the log" in str(machine._log.poisoned)
+    return named != stage.generation or "syncing the log" in str(inside(machine).log.poisoned)
 
 
 def opens_or_says_why(path: Path, disk: Disk, code: int, state: tuple[Any, ...]) -> bool:

@@ -18,6 +18,7 @@ from fastsm import FastStateMachine, LogId, NotRunningError, SnapshotError, Stor
 from fastsm.generation import current as generation
 from support.faulty import PATIENCE, Disk, in_thread
 from support.histories import History, model_of, state_of
+from support.inside import inside
 
 MachineAt = Callable[..., FastStateMachine]
 Entries = list[tuple[int, int, bytes]]
@@ -69,7 +70,7 @@ def test_a_capture_holds_each_key_once_however_fast_the_same_keys_are_written(di
         try:
             stop = time.monotonic() + 2  # some 20 in thousands of captures were wrong
             while time.monotonic() < stop:
-                capture = machine._capture(None)
+                capture = inside(machine).capture(None)
                 capture.find(lambda: None)
                 keys, _ = capture.write_records(Nowhere, None, 0, lambda done=0: None)
                 assert keys == 5 or capture.last_included.index < 5
@@ -110,7 +111,7 @@ def test_chunks_at_every_step_of_the_work_are_neither_lost_nor_taken_too_early(
             assert other.last_applied() == last
     assert len(chunks) > 40
     for _ in range(2):
-        machine._check()
+        inside(machine).check()
         machine.verify()
         assert state_of(machine) == state_of(model_of(chunks))
         machine.close()
@@ -188,7 +189,7 @@ def test_a_saved_table_that_cannot_be_read_is_not_needed(directory: Path, with_t
 
     with FastStateMachine(directory, _files=Refusing) as machine:
         assert machine.last_applied() == LogId(10, 1)
-        machine._check()
+        inside(machine).check()
 
 
 # ---- failed syncs ----------------------------------------------------------------------------------------
@@ -226,11 +227,11 @@ def test_compaction_does_not_carry_over_a_chunk_whose_sync_failed(directory: Pat
     assert machine.last_applied() == LogId(10, 1)
     with pytest.raises(StorageError, match="poisoned"):
         machine.apply(entries(11, 11))
-    machine._check()
+    inside(machine).check()
     with pytest.raises(StorageError):
         machine.close()
     with FastStateMachine(directory) as machine:
-        machine._check()
+        inside(machine).check()
 
 
 def test_flush_beside_a_close_whose_sync_fails_fails_too(directory: Path) -> None:
@@ -238,12 +239,12 @@ def test_flush_beside_a_close_whose_sync_fails_fails_too(directory: Path) -> Non
     disk = Disk()
     machine = FastStateMachine(directory, _files=disk.files)
     machine.apply(entries(1, 3))
-    mark = machine._mark(False)  # a flush has begun
+    mark = inside(machine).mark(False)  # a flush has begun
     disk.fail("sync")
     with pytest.raises(StorageError):
         machine.close()
     with pytest.raises(StorageError, match="poisoned"):
-        machine._sync_to(mark)  # it goes on
+        inside(machine).sync_to(mark)  # it goes on
 
 
 def test_snapshot_of_a_poisoned_machine_is_refused_before_anything_is_replaced(tmp_path: Path, directory: Path) -> None:
@@ -306,7 +307,7 @@ def test_close_within_a_compaction_ends_it(directory: Path) -> None:
             assert "ended by a close" in str(error)  # noqa: PT017
         calls += 1
         with FastStateMachine(directory) as machine:
-            machine._check()
+            inside(machine).check()
             assert machine.last_applied().index == last + 10
     machine.close()
     assert calls > 3
@@ -328,7 +329,7 @@ def test_close_waits_for_what_it_ends(tmp_path: Path, directory: Path, what: str
     with in_thread(calls[what]) as work:
         gate.wait()
         with in_thread(machine.close) as closing:
-            while not machine._jobs._closed:
+            while not inside(inside(machine).jobs).closed:
                 time.sleep(0.001)
             assert not closing.done
             gate.open()
@@ -349,7 +350,7 @@ def test_close_ends_the_snapshot_of_a_coroutine(tmp_path: Path, directory: Path)
         task = asyncio.create_task(machine.generate_snapshot_data(tmp_path, None))
         await asyncio.to_thread(gate.wait)
         with in_thread(machine.close):
-            while not machine._jobs._closed:
+            while not inside(inside(machine).jobs).closed:
                 await asyncio.sleep(0.001)
             gate.open()
         with pytest.raises(SnapshotError, match="ended by a close"):

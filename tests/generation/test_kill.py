@@ -27,6 +27,7 @@ import fastsm
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, open_snapshot
 from fastsm.disk.files import Directory
 from support.histories import History, state_of
+from support.inside import inside
 
 KILLS_EACH = 20
 ACKNOWLEDGEMENT = struct.Struct("<cIQ")  # what returned, the history's number, the index
@@ -261,7 +262,7 @@ def assert_right(
     Returns its epoch and last applied; ``before`` is what the life before was left with.
     """
     with FastStateMachine(directory) as machine:
-        machine._check()
+        inside(machine).check()
         applied = machine.last_applied()
         epoch = int(machine.get(EPOCH) or -1) if applied.index else None
         if epoch is None:

@@ -3,8 +3,8 @@
 Three subjects, each with a log of 4 KiB:
 
 - *clean*: closed; its CURRENT says how long it is;
-- *expected*: killed behind a flush of everything, and opened by a host that knows what was flushed;
-- *unclean*: killed with chunks behind the last flush, and opened by a host that knows nothing.
+- *expected*: killed after a flush of everything, and opened by a host that knows what was flushed;
+- *unclean*: killed with chunks after the last flush, and opened by a host that knows nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from support.simulation import kill
 SIZE = 4096
 SECTOR = 512
 HEADER = format.LOG_HEADER_BYTES
-FLUSHES = (3, 6)  # behind so many chunks of the unclean subject
+FLUSHES = (3, 6)  # after so many chunks of the unclean subject
 KINDS = ("clean", "expected", "unclean")
 
 
@@ -227,7 +227,7 @@ def test_every_frame_of_another_log(subject: Subject, root: Path, request: pytes
 
 
 def test_every_frame_at_another_place(subject: Subject) -> None:
-    """A frame of this log is not taken where another one belongs, nor twice, nor in the room behind the last."""
+    """A frame of this log is not taken where another one belongs, nor twice, nor in the room after the last."""
     for number, (start, _) in enumerate(subject.frames):
         for other_start, other_stop in subject.frames:
             if other_start == start:
@@ -245,7 +245,7 @@ def test_every_frame_at_another_place(subject: Subject) -> None:
 
 
 def test_frame_of_an_older_generation(root: Path) -> None:
-    """Frames of the log before a reset, at the same offsets, are not taken for frames of the one behind it."""
+    """Frames of the log before a reset, at the same offsets, are not taken for frames of the one after it."""
     chunks = chunks_of(0)
     with FastStateMachine(root / "state") as machine:
         for chunk in chunks[:2]:

@@ -74,7 +74,7 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
 def test_planted_fault_is_found(planted: type[Platter]) -> None:
     """Each of these mistakes leads to a state that must not be, within the stories that are told.
 
-    The twelve that are best known are in `faults/test_planted_bugs.py`.
+    Those that are best known are in `faults/test_planted_bugs.py`.
     """
     with memory_directory() as root:
         assert any(Simulation(seed, root, planted, most_violations=1).run().violations for seed in SEEDS)
@@ -128,7 +128,7 @@ def test_nothing_that_counted_is_gone_after_a_failed_sync(
 def test_flush_behind_a_switch_that_was_not_synced(
     tmp_path: Path, step: str, planted: type[Platter]
 ) -> None:
-    """Killed behind the rename of CURRENT, before its sync: a flush in the next life is believed only with it."""
+    """Killed after the rename of CURRENT, before its sync: a flush in the next life is believed only with it."""
     switched: list[Point] = []
 
     def note(where: str) -> None:

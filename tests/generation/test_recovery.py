@@ -6,8 +6,10 @@ frame knows of, zeros behind them. The *clean* one was closed: CURRENT knows how
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +18,11 @@ import pytest
 import xxhash
 
 import fastsm
-from fastsm import CorruptionError, Entry, FastStateMachine, LogId
+from fastsm import CorruptionError, Entry, FastStateMachine, LogId, StorageError, put
 from fastsm.disk import format
 from support.faulty import Disk, contents, crash_copy, frames_of
 from support.histories import History
+from support.inside import inside
 
 PAGE = 4096
 HEADER = format.LOG_HEADER_BYTES
@@ -102,7 +105,7 @@ def expected_state(chunks: int) -> tuple[LogId, list[bytes | None]]:
 def assert_recovers(directory: Path, chunks: int, **options: object) -> fastsm.Stats:
     """The state is that after so many chunks, and that again after the process was killed once more."""
     with FastStateMachine(directory, **options) as machine:
-        machine._check()
+        inside(machine).check()
         assert (machine.last_applied(), machine.get_many(KEYS)) == expected_state(chunks)
         stats = machine.stats()
         again = crash_copy(directory, directory.with_name("again"))
@@ -414,12 +417,13 @@ def test_large_suspect_range_is_written_again_whole(directory: Path, tmp_path: P
         disk.forget()
         machine.flush()
         position = HEADER
-        for call in disk.calls[:-1]:
+        calls = iter(disk.calls)
+        while (call := next(calls)).method == "write":
             _, data, offset = call.arguments
-            assert (call.method, offset) == ("write", position)
+            assert offset == position
             assert data == subject.piece(offset, offset + len(data))
             position += len(data)
-        assert (position, disk.calls[-1].method) == (subject.end, "sync")
+        assert (position, call.method) == (subject.end, "sync")
 
 
 def test_clean_end_leaves_nothing_suspect(clean: Subject) -> None:
@@ -474,11 +478,70 @@ def test_crash_while_a_directory_is_created_leaves_one_that_opens(directory: Pat
 
 
 def test_files_of_other_generations_are_removed(clean: Subject) -> None:
-    """What a crash left of another generation goes at the next opening; files of others stay."""
-    for name in ("log-2", "log-77", "base-1", "table-1", "CURRENT.tmp", "CURRENT-2.tmp", "log-1.orig", "notes.txt"):
-        (clean.directory / name).write_bytes(b"left over")
-    with FastStateMachine(clean.directory) as machine:
-        assert machine.last_applied() == LogId(9, 3)
-        names = {path.name for path in clean.directory.iterdir()}
-    assert {"log-2", "log-77", "CURRENT.tmp", "CURRENT-2.tmp"} & names == set()
-    assert {"log-1.orig", "notes.txt", "log-1", "CURRENT"} <= names
+    """What a crash left of another generation goes at the next opening: empty, zeros, or with a magic of ours."""
+    removed = ("log-2", "log-77", "base-9", "base-9.tmp", "table-3", "table-3.tmp", "CURRENT.tmp", "CURRENT-2.tmp")
+    for content in (b"", bytes(500), b"FASTSM-L" + bytes(88), b"FASTSM-S" + b"x" * 200, b"FASTSM-T", b"FASTSM-C"):
+        for name in (*removed, "log-1.orig", "notes.txt"):
+            (clean.directory / name).write_bytes(content)
+        with FastStateMachine(clean.directory) as machine:
+            assert machine.last_applied() == LogId(9, 3)
+            names = {path.name for path in clean.directory.iterdir()}
+        assert set(removed) & names == set()
+        assert {"log-1.orig", "notes.txt", "log-1", "CURRENT"} <= names
+
+
+def make_foreign(path: Path, kind: str) -> None:
+    """Something that this library has not made."""
+    if kind == "text":
+        path.write_bytes(b"2026-11-29 12:00 all is well\n" * 50)
+    elif kind == "directory":
+        path.mkdir()
+        (path / "inside").write_bytes(b"x")
+    elif kind == "symbolic link":
+        path.symlink_to("nowhere")
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
+            server.bind(os.path.relpath(path))
+
+
+FOREIGN = ("text", "directory", "symbolic link", "FIFO", "socket")
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_files_that_others_named_like_ours_stay(clean: Subject, kind: str) -> None:
+    """Opening, a reset, a compaction, an install and a failed install pass over them, and take other numbers."""
+    directory = clean.directory
+    foreign = {"log-20261129", "table-7", "base-3", "log-2", "table-4.tmp", "CURRENT-5.tmp", "log-12"}
+    for name in foreign:
+        make_foreign(directory / name, kind)
+    for _ in range(2):
+        with FastStateMachine(directory, retain_entries=0) as machine:
+            last = machine.last_applied().index
+            machine.apply([(last + 1, 3, put(b"key", b"value"))])
+            machine.write_snapshot(directory.parent / "snapshots")
+            machine.compact()
+            with pytest.raises(StorageError):
+                machine.install_snapshot(None, directory.parent / "nowhere")
+            machine.install_snapshot(None, directory.parent / "snapshots")
+            machine.clear()
+            machine.apply([(1, 1, put(b"key", b"value"))])
+            assert machine.stats().generation not in (2, 3, 4, 5, 7, 12)
+        assert foreign <= set(os.listdir(directory))
+    with FastStateMachine(directory) as machine:
+        assert machine.get(b"key") == b"value"
+    assert (directory / "log-20261129").is_symlink() == (kind == "symbolic link")
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_new_directory_may_hold_files_that_others_named_like_ours(tmp_path: Path, kind: str) -> None:
+    """They are no state that lost its CURRENT; the first generation takes the first number that nobody has."""
+    for name in ("log-1", "base-2", "log-20261129"):
+        make_foreign(tmp_path / name, kind)
+    for expected in (0, 1):
+        with FastStateMachine(tmp_path) as machine:
+            assert machine.last_applied().index == expected
+            assert machine.stats().generation == 3
+            machine.apply([(1, 1, put(b"key", b"value"))])
+    assert {"log-1", "base-2", "log-20261129"} <= set(os.listdir(tmp_path))

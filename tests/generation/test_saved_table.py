@@ -15,6 +15,7 @@ from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotM
 from fastsm.disk.format import LOG_HEADER_BYTES
 from support.faulty import crash_copy, memory_directory
 from support.histories import History
+from support.inside import inside
 from support.tables import TableFile
 
 Opener = Callable[..., FastStateMachine]
@@ -28,7 +29,7 @@ def _always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def is_used(machine: FastStateMachine) -> bool:
-    return machine._index.loaded
+    return inside(machine).index.loaded
 
 
 def observed(machine: FastStateMachine) -> dict[str, Any]:
@@ -41,8 +42,8 @@ def observed(machine: FastStateMachine) -> dict[str, Any]:
         "applied": machine.last_applied(),
         "membership": machine.membership(),
         "metadata": machine.snapshot_metadata(),
-        "runs": machine._terms.runs(),
-        "frames": machine._log.frames,
+        "runs": inside(machine).terms.runs(),
+        "frames": inside(machine).log.frames,
         "live_bytes": machine.stats().live_bytes,
         "dead_bytes": machine.stats().dead_bytes,
     }
@@ -198,7 +199,7 @@ def test_a_table_from_a_file_grows_and_shrinks(directory: Path, machine_at: Open
     for life in range(3):
         machine = machine_at(directory)
         assert is_used(machine)
-        machine._check()
+        inside(machine).check()
         index = machine.last_applied().index
         commands = [fastsm.put(b"%d" % i, b"again %d" % life) for i in range(life, MANY, 3)]
         commands += [fastsm.delete(b"%d" % i) for i in range(life, MANY, 5)]
@@ -209,7 +210,7 @@ def test_a_table_from_a_file_grows_and_shrinks(directory: Path, machine_at: Open
             model.apply(chunk)
         assert table_in(directory).read_bytes() == content
         assert list(machine.items()) == model.items()
-        machine._check()
+        inside(machine).check()
         machine.close()
         content = table_in(directory).read_bytes()
     machine = machine_at(directory)
@@ -235,19 +236,19 @@ def test_chosen_keys_rebuild_a_table_from_a_file(directory: Path, machine_at: Op
     keys = [b"%d" % i for i in range(2_000)] + [number.to_bytes(8, "little") for number in numbers]
     machine = machine_at(directory)
     assert is_used(machine)
-    assert machine._table.seed == (0, 0)
+    assert inside(machine).table.seed == (0, 0)
     machine.apply(entries(2, [fastsm.put(key, key) for key in keys[:-18]]))
     machine.apply(entries(2_002, [fastsm.put(key, key) for key in keys[-18:]]))
-    assert machine._table.rebuilds == 1
+    assert inside(machine).table.rebuilds == 1
     for _ in range(2):
         assert machine.get_many(keys) == keys
-        machine._check()
-        seed = machine._table.seed
+        inside(machine).check()
+        seed = inside(machine).table.seed
         assert seed != (0, 0)
         machine.close()
         machine = machine_at(directory)
         assert is_used(machine)
-        assert machine._table.seed == seed
+        assert inside(machine).table.seed == seed
 
 
 # ---- not believed ----------------------------------------------------------------------------------------
@@ -440,5 +441,5 @@ def test_a_table_that_was_not_believed_is_made_again_by_the_next_close(
     (directory / "table-1").unlink()
     for loaded in (False, True):
         with FastStateMachine(directory) as machine:
-            assert machine._index.loaded == loaded
+            assert inside(machine).index.loaded == loaded
             assert machine.get(b"key") == b"value"

@@ -16,6 +16,7 @@ import fastsm.core.generations
 from fastsm import CorruptionError, FastStateMachine, open_snapshot
 from fastsm.disk.format import LOG_HEADER_BYTES
 from support.faulty import contents, crash_copy, memory_directory
+from support.inside import inside
 from support.tables import TableFile, place_of
 
 Opener = Callable[..., FastStateMachine]
@@ -102,14 +103,14 @@ def test_background_verification_poisons_all_calls(tmp_path: Path, state: Path, 
             state = crash_copy(state, tmp_path / "killed")
     path, offset = damage(state, name)
     machine = FastStateMachine(state)
-    machine._verifying.background.wait()
+    inside(machine).verifying.background.wait()
     assert_corrupt(machine, path, offset)
     before = contents(state)
     machine.close()
     assert not machine.is_running()
     assert contents(state) == before
     machine = FastStateMachine(state)
-    machine._verifying.background.wait()
+    inside(machine).verifying.background.wait()
     assert_corrupt(machine, path, offset)
     machine.close()
     table_in(state).unlink()
@@ -140,7 +141,7 @@ def test_damage_found_during_a_stop_stays(state: Path, monkeypatch: pytest.Monke
     path, offset = damage(state, "log")
     machine = FastStateMachine(state, verify_on_open="off")
     found = CorruptionError(str(path), offset, "a valid frame", "none")
-    sync = type(machine)._sync_to
+    sync = inside(type(machine)).sync_to
 
     def report_then_sync(self: FastStateMachine, mark: object) -> None:
         sync(self, mark)  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def test_damage_to_current_is_found(machine: FastStateMachine, directory: Path) 
 
 
 def test_what_was_allocated_ahead_is_nobodys(machine: FastStateMachine, directory: Path) -> None:
-    """Bytes behind the log's end are not part of the state: what is there is no damage."""
+    """Bytes after the log's end are not part of the state: what is there is no damage."""
     path = directory / LOG
     assert path.stat().st_size > machine.stats().log_bytes, "nothing is allocated ahead"
     flip(path, path.stat().st_size - 1)

@@ -257,6 +257,7 @@ def test_an_operation_is_not_done_twice(cluster: Callable[..., Cluster]) -> None
     node, journal = nodes.nodes[0], nodes.nodes[0].journal
     for command, index, term in journal.entries(2, 10):
         if command[0] == 0x47:
+            assert node._fastsm_apply_operation((index, term, fastsm.noop()), command[1:]) is None  # nor is it run
             node._fastsm_apply_single((index, term, fastsm.noop()))
     assert (counter.get(), queue.qsize(), nodes.call(queue.get)) == (1, 1, "b")
 
@@ -336,6 +337,53 @@ def test_a_node_without_the_queue_of_an_entry_stops(cluster: Callable[..., Clust
     nodes.until(lambda: nodes.nodes[1].failure)
     assert "'jobs'" in str(nodes.nodes[1].failure)
     assert nodes.nodes[0].failure is None
+
+
+class OneWay:
+    """A codec that cannot read what it writes, unless it may."""
+
+    may = True
+
+    def encode(self, value: int) -> bytes:
+        return b"%d" % value
+
+    def decode(self, data: bytes) -> int:
+        if not self.may:
+            raise AttributeError("this node has another release of the class")
+        return int(data)
+
+
+def test_an_item_that_only_one_node_cannot_read_stops_that_node(cluster: Callable[..., Cluster]) -> None:
+    """It does not take it for one that cannot be compared: the nodes would differ. One that nobody reads is not put."""
+    codecs = [OneWay(), OneWay()]
+    given = iter(codecs)
+    nodes = cluster(lambda: [FastPriorityQueue(items=next(given))], 2)
+    queue = nodes.batteries[0][0]
+    assert nodes.call(queue.put, 2)
+    codecs[0].may = False
+    with pytest.raises(AttributeError):
+        queue.put(1)
+    codecs[0].may, codecs[1].may = True, False
+    queue.put(1)
+    nodes.until(lambda: nodes.nodes[1].failure)
+    assert "cannot be read" in str(nodes.nodes[1].failure)
+    assert nodes.nodes[0].failure is None
+
+
+MALFORMED = [b"", b"\x01", b"\x01\xff\xff", b"\x07\x01\0\0\0q", b"\x02\x00\x00\x01\x00" + bytes(65536)]
+
+
+@pytest.mark.parametrize("content", MALFORMED, ids=range(len(MALFORMED)))
+def test_a_malformed_operation_changes_nothing(cluster: Callable[..., Cluster], content: bytes) -> None:
+    """Whoever made it: every node passes over it, and the next one works."""
+    nodes = cluster(lambda: [FastCounter()], 2)
+    told: list[Any] = []
+    nodes.nodes[0]._applyCommand(content, lambda *answer: told.append(answer), 0x47)
+    nodes.until(lambda: told)
+    assert nodes.call(nodes.batteries[1][0].inc) == 1
+    nodes.settle()
+    assert {tuple(node.state_machine.items()) for node in nodes.nodes.values()} == {((b"counter\0", b"1"),)}
+    assert [node.failure for node in nodes.nodes.values()] == [None, None]
 
 
 # ---- batteries come and go -------------------------------------------------------------------------------

@@ -172,9 +172,10 @@ def test_a_slow_follower_catches_up_under_load(tmp_path: Path) -> None:
         cluster.check()
 
 
-def test_beside_another_consumer(tmp_path: Path) -> None:
-    """The state of PySyncObj's own structures travels along: through dumps, kills and installs, each entry once."""
-    with running(tmp_path, policy=SMALL, listed=True) as cluster:
+@pytest.mark.parametrize("kind", ["list", "queue"])
+def test_with_consumers(tmp_path: Path, kind: str) -> None:
+    """A ReplList of PySyncObj's, a FastQueue of fastsm's: through dumps, kills and installs, each entry once."""
+    with running(tmp_path, policy=SMALL, listed=kind) as cluster:
         leader = cluster.leader()
         follower = (leader + 1) % 3
         for number in cluster.processes:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pysyncobj")
+
+from pysyncobj.syncobj_admin import executeAdminCommand
 
 from support.twin_nodes import Nodes, twins
 
@@ -195,7 +198,50 @@ def versions(nodes: Nodes) -> None:
         nodes.note("version", nodes.running[number].getCodeVersion())
 
 
-@pytest.mark.parametrize("story", [without_a_majority, versions, what_is_wrong_raises], ids=lambda each: each.__name__)
+def admin(nodes: Nodes, number: int, *arguments: str) -> None:
+    """The tool `syncobj_admin`, asked at a node; of what it says, all but times, files and lengths of logs."""
+    said: list[str] = []
+    command = ["-conn", nodes.addresses[number], *arguments]
+    thread = threading.Thread(target=lambda: said.append(executeAdminCommand(command)))
+    thread.start()
+    nodes.until(lambda: said)
+    thread.join()
+    text = said[0]
+    for other, address in enumerate(nodes.addresses):
+        text = text.replace(address, f"node {other}")
+    passed_over = "uptime", "log_len", "next_node_idx_server"
+    kept = [line for line in sorted(text.split("\n")) if not line.startswith(passed_over)]
+    nodes.note("admin", number, arguments[0], kept)
+
+
+def by_the_admin_tool(nodes: Nodes) -> None:
+    """Every command of it, at the leader and at a follower, what is denied too."""
+    nodes.append(0, "a")
+    admin(nodes, 0, "-status")
+    admin(nodes, 1, "-remove", nodes.addresses[1])  # itself
+    admin(nodes, 1, "-remove", nodes.addresses[2])
+    nodes.members.remove(2)
+    nodes.stop(2)
+    nodes.settle()
+    admin(nodes, 0, "-add", nodes.addresses[1])  # is there
+    admin(nodes, 1, "-add", nodes.addresses[2])
+    nodes.members.append(2)
+    nodes.start(2)
+    nodes.settle()
+    for version in ("2", "1", "0"):
+        admin(nodes, 2, "-set_version", version)
+    nodes.settle()
+    admin(nodes, 1, "-transfer")  # not the leader
+    admin(nodes, 0, "-transfer", nodes.addresses[1])
+    nodes.until(nodes.running[1]._isLeader)
+    nodes.settle()
+    admin(nodes, 1, "-status")
+
+
+STORIES = [without_a_majority, versions, what_is_wrong_raises, by_the_admin_tool]
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda each: each.__name__)
 def test_calls_are_seen_as_in_stock(clusters: Callable[[bool], Nodes], story: Callable[[Nodes], None]) -> None:
     """Fixed stories: answers, exceptions and status are stock's."""
     compared(clusters, story)

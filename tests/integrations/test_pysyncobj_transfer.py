@@ -50,7 +50,7 @@ def shortened(cluster: SimulatedCluster, follower: str) -> bool:
 
 
 def sending(cluster: SimulatedCluster) -> tuple[str, str]:
-    """The leader that sends a snapshot and the follower that gets it, behind the first pieces."""
+    """The leader that sends a snapshot and the follower that gets it, after the first pieces."""
     found: list[tuple[str, str]] = []
 
     def begun() -> bool:

@@ -256,7 +256,7 @@ def test_a_new_segment_that_cannot_be_made_changes_nothing(tmp_path: Path) -> No
 
 
 def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
-    """Behind a clean close each single flipped bit is an error, or all entries, term and vote are there."""
+    """After a clean close each single flipped bit is an error, or all entries, term and vote are there."""
     with memory_directory() as root:
         journal = Journal(root / "j")
         for index in range(1, 6):
@@ -304,7 +304,7 @@ def test_a_missing_segment_is_found(tmp_path: Path) -> None:
 
 
 class Moment(Point):
-    """A point, and which states may be found behind a power loss: those since the last sync that returned."""
+    """A point, and which states may be found after a power loss: those since the last sync that returned."""
 
     def __init__(self, platter: Platter, where: str, history: list[State], synced: int) -> None:
         super().__init__(platter, where)
@@ -390,7 +390,7 @@ def test_planted_faults_are_seen(planted: type[Platter]) -> None:
 
 
 def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
-    """The first sync behind a kill covers what the process before wrote, although the cache has it already."""
+    """The first sync after a kill covers what the process before wrote, although the cache has it already."""
     disk = Disk()
     journal = Journal(tmp_path, durable=True)
     journal.add(b"in doubt", 1, 1)
@@ -405,7 +405,7 @@ def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
 
 
 def test_what_was_found_is_no_work_for_the_first_entry(tmp_path: Path) -> None:
-    """What an earlier life appended is not made present, nor given to the disk, by what is appended behind it."""
+    """What an earlier life appended is not made present, nor given to the disk, by what is appended after it."""
     journal = Journal(tmp_path)
     for index in range(1, 7):
         journal.add(bytes(1_000_000), index, 1)
@@ -447,3 +447,35 @@ def test_a_slice_whose_numbers_remove_entries(tmp_path: Path) -> None:
                 return 0
 
         assert journal[Cutting() : 99] == [(b"command-1", 1, 1), (b"command-2", 2, 1)]
+
+
+def test_the_commit_index_never_passes_the_last_entry(tmp_path: Path) -> None:
+    """What removes entries takes the commit index back with them, in memory and after reopening."""
+    journal = Journal(tmp_path)
+    for index in (5, 6, 7):
+        journal.add(b"", index, 1)
+    journal.set_commit_index(7)
+    journal.write_commit_index()
+    journal.clear()
+    assert (journal.last_index, journal.commit_index) == (0, 0)
+    journal.add(b"new", 1, 2)
+    assert (journal.last_index, journal.commit_index) == (1, 0)
+    journal.set_commit_index(1)
+    journal.write_commit_index()
+    journal.abandon()
+    journal = Journal(tmp_path)
+    assert (journal.last_index, journal.commit_index) == (1, 1)
+    journal.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 2**63, 2**64 - 5, 2**64 - 1])
+@pytest.mark.parametrize("index", [0, 1, 4, 5, 10, 11, 2**64 - 1])
+def test_ranges_of_any_size_end_where_the_entries_do(tmp_path: Path, index: int, count: int) -> None:
+    """A range that reaches beyond the last entry gives what is there; one that starts outside, nothing."""
+    journal = Journal(tmp_path)
+    for each in range(4, 11):
+        journal.add(b"c%d" % each, each, 1)
+    expected = list(range(index, min(index + count, 11))) if 4 <= index <= 10 else []
+    assert [each for _, each, _ in journal.entries(index, count)] == expected
+    assert [each for each, _, _ in journal.marked(index, count, 2**64 - 1, ord("c"), b"")[0]] == expected
+    journal.close()

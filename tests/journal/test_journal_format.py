@@ -20,19 +20,21 @@ def items_of(path: Path) -> Iterator[Item]:
     assert (magic, version, zero, zeros) == (b"FASTSM-J", 0, 0, bytes(56))
     assert path.name == f"journal-{number}"
     assert checksum == xxhash.xxh64_intdigest(content[:88])
-    offset = 96
-    while offset + 24 <= len(content):
-        checksum, length, lag, runs = struct.unpack_from("<QQII", content, offset)
+    offset, previous = 96, checksum
+    while offset + 32 <= len(content):
+        checksum, length, lag, runs, seal = struct.unpack_from("<QQIIQ", content, offset)
         if not length:
             break
         frame = content[offset : offset + length]
-        assert checksum == xxhash.xxh64_intdigest(frame[8:], identity ^ offset)
+        assert seal == xxhash.xxh64_intdigest(frame[8:24], identity ^ offset)
+        assert checksum == xxhash.xxh64_intdigest(frame[32:], seal ^ previous)
+        previous = checksum
         assert runs == 0
         assert 8 * lag <= offset - 96
-        index, term, size, kind = struct.unpack_from("<QQII", frame, 24)
-        assert length == (48 + size + 7) // 8 * 8
-        assert not any(frame[48 + size :])
-        yield kind, index, term, frame[48 : 48 + size]
+        index, term, size, kind = struct.unpack_from("<QQII", frame, 32)
+        assert length == (56 + size + 7) // 8 * 8
+        assert not any(frame[56 + size :])
+        yield kind, index, term, frame[56 : 56 + size]
         offset += length
     assert not any(content[offset:])
 
@@ -52,7 +54,7 @@ def test_items_are_as_the_page_says(tmp_path: Path) -> None:
     journal.clear()
     journal.abandon()
     state, *items = items_of(tmp_path / "journal-1")
-    assert state == (7, 1, 0, struct.pack("<8Q", 1, 0, 0, 0, 0, 0, 0, 0))
+    assert state == (7, 1, 0, struct.pack("<9Q", 1, 0, 0, 0, 0, 0, 0, 0, 0))
     assert items == [
         (1, 1, 1, b"1"), (1, 2, 1, b"2"), (1, 3, 1, b"3"), (5, 1, 2, b"a:1"), (5, 0, 3, b""), (2, 3, 0, b""),
         (3, 2, 0, b""), (6, 2, 0, b""), (4, 9, 4, b"base"), (2, 0, 0, b""),
@@ -71,7 +73,9 @@ def test_a_segment_goes_on_behind_another(tmp_path: Path) -> None:
     journal.abandon()
     first = tmp_path / "journal-1"
     assert [item[:3] for item in items_of(first)] == [(7, 1, 0), (1, 5, 3), (1, 6, 3), (1, 7, 3), (5, 1, 4)]
-    end = 96 + (48 + 64) + 3 * (48 + (1 << 20)) + 56
+    last = 96 + (56 + 72) + 3 * (56 + (1 << 20))
+    end = last + 64
+    (chain,) = struct.unpack_from("<Q", first.read_bytes(), last)
     state, entry = items_of(tmp_path / "journal-2")
-    assert state == (7, 6, 0, struct.pack("<8Q", 6, 7, 4, 1, 6, end, end, 3) + b"b:2")
+    assert state == (7, 6, 0, struct.pack("<9Q", 6, 7, 4, 1, 6, end, end, 3, chain) + b"b:2")
     assert entry == (1, 8, 4, b"8")

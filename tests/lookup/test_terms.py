@@ -146,7 +146,7 @@ def test_gaps_are_unknown_until_both_sides_have_one_term() -> None:
 
 
 def test_terms_behind_a_base() -> None:
-    """An index that starts behind an entry knows nothing of that entry and those before it."""
+    """An index that starts after an entry knows nothing of that entry and those before it."""
     terms = Terms(1_000)
     assert terms.seen == 1_000
     terms.extend(1_003, 9)

@@ -16,6 +16,7 @@ import pytest
 import fastsm
 from fastsm import Entry, FastStateMachine, LockedError, LogId
 from support.faulty import contents
+from support.inside import inside
 
 HOLDER = """
 import fastsm, os, sys, time
@@ -165,7 +166,7 @@ def test_descriptors_are_not_inherited_by_programs_started(directory: Path) -> N
     """A program that the host starts holds neither lock nor log, so that it cannot keep them from the next owner."""
     machine = FastStateMachine(directory)
     try:
-        for held in (machine._directory._directory, machine._directory._lock):
+        for held in (inside(inside(machine).directory).directory, inside(inside(machine).directory).lock):
             assert held is not None
             assert not os.get_inheritable(held.number)
         found = [

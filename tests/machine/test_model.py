@@ -33,6 +33,7 @@ import fastsm.core.generations
 from fastsm import Entry, LogId, MemoryStateMachine, SnapshotMetadata, SnapshotRangeError
 from fastsm.disk.files import Directory
 from support.faulty import PortableDirectory, crash_copy
+from support.inside import inside
 
 STEPS = 10_000
 EXAMPLES, STEPS_EACH = 300, 50
@@ -104,7 +105,7 @@ class Comparison(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "fast"):
             if self.fast.is_running():
-                self.fast._check()
+                inside(self.fast).check()
             self.fast.close()
             del self.fast
             shutil.rmtree(self.root)
@@ -149,7 +150,7 @@ class Comparison(RuleBasedStateMachine):
 
     def compacted(self, generation: int) -> None:
         """Waits for a compaction by itself. The step to a next generation carries everything, too."""
-        while "compact_floor" in self.options and self.fast._is_called_for():
+        while "compact_floor" in self.options and inside(self.fast).is_called_for():
             time.sleep(0.0002)
         if self.fast.stats().generation != generation:
             self.step("compacted")
@@ -350,7 +351,7 @@ class Comparison(RuleBasedStateMachine):
             lambda machine: machine.install_snapshot(metadata if announced else None, path, allow_older=allow_older))
         if error is None:
             self.step("installed")
-            self.seen = list(self.model._seen)
+            self.seen = list(inside(self.model).seen)
             self.carried(metadata=True, synced=True)
         else:
             assert error in (fastsm.StaleSnapshotError, fastsm.OrderError)
@@ -382,7 +383,7 @@ class Comparison(RuleBasedStateMachine):
         self.model.start()
         self.carried(metadata=True, synced=True)
         assert self.fast.stats().recovery.clean
-        if self.fast._index.loaded:
+        if inside(self.fast).index.loaded:
             self.step("opened by a table")
 
     @rule(expect=st.booleans())
@@ -400,11 +401,11 @@ class Comparison(RuleBasedStateMachine):
         shutil.rmtree(before)
         self.fast = fastsm.FastStateMachine(self.path, expect_applied=durable if expect else None, **self.options)
         if self.pending:
-            del self.model._seen[-self.pending :]
+            del inside(self.model).seen[-self.pending :]
             del self.seen[-self.pending :]
             self.pending = 0
         self.model.start()
-        self.model._metadata = self.saved_metadata
+        inside(self.model).metadata = self.saved_metadata
 
     @precondition(lambda self: len(self.seen) > 30)
     @rule()

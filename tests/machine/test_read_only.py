@@ -16,6 +16,7 @@ import fastsm
 from fastsm import CorruptionError, FastStateMachine, LogId, ReadOnlyError, SnapshotMetadata, StorageError
 from support.faulty import crash_copy
 from support.histories import History, model_of, state_of
+from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 
@@ -57,7 +58,7 @@ def test_it_shows_the_state_of_a_closed_directory(directory: Path, machine_at: O
     reader = machine_at(directory, read_only=True)
     assert state_of(reader) == expected
     assert reader.is_running()
-    reader._check()
+    inside(reader).check()
 
 
 def test_it_shows_the_state_at_its_opening_beside_a_living_owner(directory: Path, machine_at: Opener) -> None:
@@ -80,7 +81,7 @@ def test_it_shows_the_state_at_its_opening_beside_a_living_owner(directory: Path
     owner.close()
     assert [state_of(reader) for reader in readers] == expected
     for reader in readers:
-        reader._check()
+        inside(reader).check()
 
 
 def test_several_at_once_do_not_exclude_each_other(closed: Path, machine_at: Opener) -> None:

@@ -91,7 +91,11 @@ STORM = """
         assert len(set(values)) == 1
 
     def scan():
+        if machine._order() is not None and rng.random() < 0.5:
+            machine._order().forget()
         assert len(machine.scan_prefix(b"key-").entries) == len(KEYS)
+        assert machine.count(b"key-", b"key.") == len(KEYS)
+        assert sum(1 for _ in machine.ordered(prefix=b"key-")) == len(KEYS)
 
     def columns():
         machine.columns()
@@ -256,8 +260,12 @@ CTRL_C = """
             machine._check()
     elif name == "scan":
         with FastStateMachine(path) as machine:
-            took = duration(lambda: machine.scan_prefix(b"", limit=1))
-            delay = served(lambda: machine.scan_prefix(b"", limit=1))
+            def scan():
+                machine._ask_for_order()
+                machine._order().forget()
+                machine.scan_prefix(b"", limit=1)
+            took = duration(scan)
+            delay = served(scan)
             assert len(machine.scan_prefix(b"", limit=3).entries) == 3
     else:
         took = duration(recover)

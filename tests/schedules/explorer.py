@@ -29,7 +29,7 @@ from fastsm.disk.files import Directory
 PACKAGE = str(Path(fastsm.__file__).resolve().parent)
 SHARING = tuple(f"{PACKAGE}/{name}" for name in ("core/", "machine.py", "disk/files.py", "generation/current.py"))
 PATIENCE = 20  # seconds until threads count as deadlocked
-GLANCE = 0.0005
+GLANCE = 0.001
 
 
 class Deadlock(Exception):
@@ -121,6 +121,7 @@ class Counter:
             return
         self.seen += 1
         if self.seen - 1 == self._seam:
+            sys.setprofile(None)  # what comes after it needs no count
             called = frame.f_code.co_name if event == "call" else f"{event} {getattr(arg, '__name__', arg)}"
             name = os.path.relpath(frame.f_code.co_filename, PACKAGE)
             self.place = f"{name}:{frame.f_lineno} {called}"
@@ -170,7 +171,8 @@ class Schedule:
         step, outcome = self.steps[number], self.outcomes[number]
         counter = Counter(step.seam, lambda: self._run_next(number + 1))
         self.counters[number] = counter
-        sys.setprofile(counter)
+        if step.seam is not None:
+            sys.setprofile(counter)
         try:
             outcome.value = step.run()
         except BaseException as error:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import copy
 import itertools
-import shutil
+import os
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
+import blake3
 from schedules.explorer import Schedule, Step, Watched
 
 import fastsm
@@ -25,6 +27,7 @@ from fastsm import (
     SnapshotRangeError,
     StorageError,
 )
+from support.inside import inside
 
 OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "full", "retain_entries": 0}
 APPLIED = 10  # entries of the template, 4 of which are in its base
@@ -92,7 +95,7 @@ def statistics(machine: Machine, root: Path) -> Any:
 
 
 def nothing(machine: Machine, root: Path) -> None:
-    machine._require()
+    inside(machine).require()
 
 
 def nothing_at_all(machine: Machine, root: Path) -> None:
@@ -100,7 +103,7 @@ def nothing_at_all(machine: Machine, root: Path) -> None:
 
 
 def close_model(machine: Machine, root: Path) -> None:
-    machine._running = False
+    inside(machine).running = False
 
 
 def membership(machine: Machine, root: Path) -> Any:
@@ -122,29 +125,34 @@ OPERATIONS = {
     "snapshot, coroutine": Operation(snapshot_in_coroutine, is_ended=True),
     "compact": Operation(lambda machine, root: machine.compact(8), nothing, compacts=True, is_ended=True),
     "compact by itself": Operation(
-        lambda machine, root: machine._compact_by_itself(), nothing_at_all, compacts=True, is_ended=True),
+        lambda machine, root: inside(machine).compact_by_itself(), nothing_at_all, compacts=True, is_ended=True),
     "install": Operation(lambda machine, root: machine.install_snapshot(None, root / "other"), replaces=True),
     "reset": Operation(lambda machine, root: machine.clear(), replaces=True),
     "verify": Operation(lambda machine, root: machine.verify(), nothing),
     "stop, start": Operation(restart, ends=True),
     "close": Operation(lambda machine, root: machine.close(), close_model, replaces=True, ends=True),
     "open read-only": Operation(
-        read_only, lambda machine, root: (machine.last_applied(), list(machine._values.items())), sees_files=True),
+        read_only, lambda machine, root: (machine.last_applied(), list(inside(machine).values.items())),
+        sees_files=True),
     "get_many": Operation(lambda machine, root: machine.get_many(KEYS)),
     "scan": Operation(
         lambda machine, root: machine.scan_prefix(b"key"),
         lambda machine, root: fastsm.ScanResult(
             sorted(pair for pair in machine.items() if pair[0].startswith(b"key")), machine.last_applied().index)),
+    "ordered": Operation(lambda machine, root: (
+        machine.scan(b"key-1", limit=2, reverse=True), machine.count(b"key-1"), list(machine.ordered(prefix=b"key")))),
     "items": Operation(lambda machine, root: list(machine.items())),
     "membership": Operation(membership),
     "stats": Operation(statistics, lambda machine, root: (machine.len(), machine.last_applied())),
+    "state checksum": Operation(lambda machine, root: machine.state_checksum(), is_ended=True),
     "get_view": Operation(view, lambda machine, root: machine.get(b"key-0")),
 }  # fmt: skip
 
 SNAPSHOTS = {  # where they are written
     "snapshot": "FastStateMachine-None", "snapshot, older": "FastStateMachine-(8, 1)",
     "snapshot, coroutine": "FastStateMachine-coroutine"}
-READS = ("get_many", "scan", "items", "membership", "stats", "get_view")  # they change nothing: one after another
+READS = (  # they change nothing: one after another
+    "get_many", "scan", "ordered", "items", "membership", "stats", "state checksum", "get_view")
 READ_ALL = "all reads"
 OPERATIONS_AND_READS = OPERATIONS | {
     READ_ALL: Operation(
@@ -154,6 +162,19 @@ SECONDS = [name for name in OPERATIONS_AND_READS if name not in READS]  # each o
 
 
 # ---- the state to begin with -----------------------------------------------------------------------------
+
+class Numbers:
+    """In place of ``os.urandom``: other bytes at each call, the same ones in each schedule, so that files are equal."""
+
+    count = 0
+
+    def __call__(self, size: int) -> bytes:
+        self.count += 1
+        return blake3.blake3(b"%d" % self.count).digest(length=size)
+
+
+NUMBERS = Numbers()
+
 
 class Template:
     """A directory with a base and a log, another replica's snapshot, and the model of the same state."""
@@ -167,16 +188,42 @@ class Template:
             machine.compact()
             for one, entry in itertools.product((machine, self.model), entries(5, APPLIED)):
                 one.apply([entry])  # each a chunk, so that compaction has something to do
+        self.files = {path.name: path.read_bytes() for path in (root / "template").iterdir()}
+        self.found: dict[bytes, Any] = {}  # by the digest of the files
+        (root / "state").mkdir(mode=0o700)
         other = MemoryStateMachine()
         other.apply([*entries(1, APPLIED), (11, 3, fastsm.put(b"key-0", b"theirs")), (12, 3, fastsm.delete(b"key-2"))])
         other.write_snapshot(root / "other")
 
     def fresh(self) -> FastStateMachine:
-        for directory in SNAPSHOTS.values():
-            shutil.rmtree(self.root / directory, ignore_errors=True)
-        shutil.rmtree(self.root / "state", ignore_errors=True)
-        shutil.copytree(self.root / "template", self.root / "state")
+        self.fill_state()
+        NUMBERS.count = 0
         return FastStateMachine(self.root / "state", _files=Watched, **OPTIONS)
+
+    def fill_state(self) -> None:
+        """Makes the directory of the state what it is to begin with, and takes all snapshots away."""
+        for directory in SNAPSHOTS.values():
+            with contextlib.suppress(FileNotFoundError):
+                for name in os.listdir(self.root / directory):
+                    os.unlink(self.root / directory / name)
+        state = self.root / "state"
+        for name in os.listdir(state):
+            os.unlink(state / name)
+        for name, content in self.files.items():
+            (state / name).write_bytes(content)
+
+    def reopened(self) -> Any:
+        """What opening finds in the state's directory; equal files are opened once, since many schedules leave them."""
+        digest = blake3.blake3()
+        for path in sorted((self.root / "state").iterdir()):
+            if path.name != "LOCK":
+                digest.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
+        key = digest.digest()
+        if key not in self.found:
+            with FastStateMachine(self.root / "state", **OPTIONS) as machine:
+                inside(machine).check()
+                self.found[key] = state_of(machine)
+        return self.found[key]
 
     @cache  # noqa: B019  # as many as there are pairs
     def expected(self, names: tuple[str, ...]) -> tuple[tuple[Any, ...], Any]:
@@ -189,7 +236,7 @@ class Template:
                 results.append((operation.model or operation.run)(machine, self.root))
             except FastsmError as error:
                 results.append(type(error))
-        machine._running = True
+        inside(machine).running = True
         return tuple(results), state_of(machine)
 
 
@@ -212,7 +259,8 @@ def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> S
     steps = [
         Step(partial(OPERATIONS_AND_READS[name].run, machine, template.root), seam)
         for name, seam in itertools.zip_longest(names, seams)]
-    schedule = Schedule(steps).run()
+    with mock.patch("os.urandom", NUMBERS):
+        schedule = Schedule(steps).run()
     try:
         judge(template, machine, names, schedule)
     except Violation:
@@ -245,12 +293,10 @@ def judge(template: Template, machine: FastStateMachine, names: Sequence[str], s
             raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}, but its file is there")
     state = None
     if machine.is_running():
-        machine._check()
+        inside(machine).check()
         state = state_of(machine)
         machine.close()
-    with FastStateMachine(template.root / "state", **OPTIONS) as reopened:
-        reopened._check()
-        found = state_of(reopened)
+    found = template.reopened()
     if state is not None and found != state:
         raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}: state {state}, reopened {found}")
     if not any(fits(template, ran, order, outcomes, found) for order in itertools.permutations(range(len(ran)))):
@@ -307,8 +353,7 @@ class TellsOnce(Watched):
 
 def explore_one_error(template: Template, names: Sequence[str], seam: int) -> Schedule:
     """One schedule of two that make durable; nothing that either acknowledged may hang on the failed sync."""
-    shutil.rmtree(template.root / "state", ignore_errors=True)
-    shutil.copytree(template.root / "template", template.root / "state")
+    template.fill_state()
     TellsOnce.armed = False
     machine = FastStateMachine(template.root / "state", sync="apply", _files=TellsOnce, **OPTIONS)
     machine.update_last_applied(LogId(APPLIED, 1))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+import fastsm
 from fastsm import SnapshotError, SnapshotFormatError, open_snapshot
 from fastsm.snapshot import codec
 from fastsm.snapshot.writer import write_snapshot_file
@@ -160,3 +161,15 @@ def test_without_the_library_the_error_says_what_to_install(
     with open_snapshot(tmp_path / "zstd") as snapshot, pytest.raises(SnapshotError, match="pip install"):
         snapshot.verify()
     write_snapshot_file(tmp_path / "new", StateSource(some_state()))
+
+
+def test_without_zstandard_opening_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``snapshot_compress="zstd"`` fails at the opening, not at the first snapshot; nothing is made or locked."""
+    def missing() -> None:
+        raise fastsm.SnapshotError("install fastsm[zstd]")
+
+    monkeypatch.setattr(codec, "_library", missing)
+    with pytest.raises(fastsm.SnapshotError, match="install"):
+        fastsm.FastStateMachine(tmp_path / "state", snapshot_compress="zstd")
+    assert not (tmp_path / "state").exists()
+    fastsm.FastStateMachine(tmp_path / "state", snapshot_compress="none").close()

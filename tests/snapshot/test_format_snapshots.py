@@ -27,6 +27,7 @@ from support.by_hand import (
     START,
     current,
     frame,
+    head_checksum,
     log_head,
     record,
     run,
@@ -40,12 +41,16 @@ MEMBERSHIP = record(CONFIG, 5, b"", b"three members")
 WHOLE = snapshot((7, 3), RUNS, RECORDS, membership=MEMBERSHIP, attachment=b"raft's own")
 
 
+def head_after(base: bytes) -> bytes:
+    """The header of a log that is stacked on a base."""
+    return log_head(base=struct.unpack_from("<QQ", base, 16), size=len(base), checksum=base[128:160])
+
+
 def write_base(directory: Path, base: bytes, *frames: bytes, codec: int = 0) -> None:
     """A directory of generation 1 whose log starts behind a base."""
     directory.mkdir()
     (directory / "base-1").write_bytes(base)
-    head = log_head(base=struct.unpack_from("<QQ", base, 16), size=len(base), checksum=base[128:160])
-    (directory / "log-1").write_bytes(head + b"".join(frames))
+    (directory / "log-1").write_bytes(head_after(base) + b"".join(frames))
     (directory / "CURRENT").write_bytes(current(durable=START + sum(map(len, frames))))
 
 
@@ -79,7 +84,8 @@ def test_a_snapshots_header_comes_back(tmp_path: Path) -> None:
 
 def test_a_base_made_by_hand_opens(directory: Path) -> None:
     """The state starts with the base: its keys, terms and membership, its last included entry."""
-    write_base(directory, WHOLE, frame(START, [run(9, 3)], record(PUT, 8, b"b", b"3") + record(DELETE, 9, b"a")))
+    records = record(PUT, 8, b"b", b"3") + record(DELETE, 9, b"a")
+    write_base(directory, WHOLE, frame(START, [run(9, 3)], records, previous=head_checksum(head_after(WHOLE))))
     with FastStateMachine(directory, verify_on_open="full") as machine:
         assert list(machine.items()) == [(b"", b""), (b"b", b"3")]
         assert [machine.entry_term(index) for index in range(11)] == [None, 1, 1, None, *[3] * 6, None]

@@ -93,7 +93,7 @@ def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_read_at_gives_the_file_in_pieces(tmp_path: Path) -> None:
-    """Pieces make up the file; behind its end there is nothing, and nothing before its start."""
+    """Pieces make up the file; after its end there is nothing, and nothing before its start."""
     data = file_of(tmp_path / "file").read_bytes()
     with open_snapshot(tmp_path / "file") as snapshot:
         assert b"".join(snapshot.read_at(at, 100) for at in range(0, len(data), 100)) == data
@@ -176,7 +176,7 @@ def test_a_sparse_file_of_a_tebibyte_is_refused_by_its_sizes(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_no_flipped_byte_goes_unnoticed(tmp_path: Path, compress: str) -> None:
-    """Every byte of an 8 KiB snapshot, flipped, is a typed error; behind the header a wrong checksum."""
+    """Every byte of an 8 KiB snapshot, flipped, is a typed error; after the header a wrong checksum."""
     values = {b"key %d" % i: random.Random(i).randbytes(400) for i in range(18)}
     ids = [LogId(i + 1, 1) for i in range(18)]
     state = State(values, dict(zip(values, ids, strict=True)), None, ids)

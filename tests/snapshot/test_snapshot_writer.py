@@ -26,6 +26,7 @@ from fastsm import (
 from fastsm.disk.files import Directory
 from fastsm.snapshot.writer import prepare, write_snapshot_file
 from support.faulty import Disk, in_thread
+from support.inside import inside
 from support.power import Drawn, Image, Platter, Point
 from support.snapshots import StateSource, check, open_files, some_state
 
@@ -292,11 +293,11 @@ def test_a_newer_snapshot_between_a_capture_and_the_start_of_its_thread_stays(tm
     """A coroutine's point is fixed before a thread is free for it: what the machine names meanwhile is newer."""
     machine = FastStateMachine(tmp_path / "state")
     machine.apply([(1, 1, put(b"a", b"1"))])
-    named, capture = machine._jobs.named, machine._capture((1, 1))
+    taken = inside(machine).snapshots.take(machine, (1, 1))
     machine.apply([(2, 1, put(b"a", b"2"))])
     newer = machine.write_snapshot(tmp_path / "out")
     with pytest.raises(StaleSnapshotError):
-        machine._write_captured(named, capture, tmp_path / "out", None, None)
+        inside(machine).snapshots.write(machine, taken, tmp_path / "out", None, None)
     with open_snapshot(tmp_path / "out") as snapshot:
         assert snapshot.metadata == newer
     assert machine.write_snapshot(tmp_path / "out", (1, 1)).last_included == (1, 1), "this call means it"
@@ -337,9 +338,10 @@ def test_a_forked_child_does_not_keep_a_writer_s_lock(tmp_path: Path) -> None:
     program = (
         "import os, sys\nfrom fastsm.snapshot.writer import prepare\nfrom support.snapshots import *\n"
         "prepared = prepare(sys.argv[1], StateSource(some_state(5)))\n"
+        "ready, tell = os.pipe()\n"
         "child = os.fork()\n"
-        "if child == 0:\n    sys.stdin.read(); os._exit(0)\n"
-        "print('forked', flush=True); os._exit(0)\n"
+        "if child == 0:\n    os.write(tell, b'!'); sys.stdin.read(); os._exit(0)\n"
+        "os.read(ready, 1); print('forked', flush=True); os._exit(0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     with subprocess.Popen(

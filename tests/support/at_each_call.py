@@ -45,6 +45,7 @@ from support.generations import (
     reopen,
     state_of,
 )
+from support.inside import inside
 
 HANGS_AFTER = 20
 CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EDQUOT)
@@ -257,7 +258,7 @@ class Trial:
         self, machine: FastStateMachine, error: tuple[str, Any, str] | None, before: list[str]
     ) -> None:
         states = self.sweep.states
-        machine._check()
+        inside(machine).check()
         state = state_of(machine)
         copy = crash_copy(self.root, self.root.with_name("copy"))
         try:
@@ -265,7 +266,7 @@ class Trial:
         finally:
             shutil.rmtree(copy)
         assert left in states, f"{error}: a crash would leave {left[0]}"
-        poisoned = machine._log.poisoned is not None
+        poisoned = inside(machine).log.poisoned is not None
         if error is None:
             assert state == left == states[-1], "no error, and yet not done"
         elif self.sweep.name == "apply and flush":

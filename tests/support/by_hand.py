@@ -9,12 +9,12 @@ import blake3
 import xxhash
 
 LOG_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q", "Q", "32s", "Q"]
-CURRENT_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "16s", "Q"]
-FRAME_FIELDS = ["Q", "Q", "I", "I"]
+CURRENT_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q", "Q", "Q"]
+FRAME_FIELDS = ["Q", "Q", "I", "I", "Q"]
 RUN_FIELDS = ["Q", "Q"]
 RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
 SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "Q", "8s", "32s"]
-TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQ", "Q"]
+TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQQQ", "Q"]
 
 SEGMENT_FIELDS = ["8s", "I", "I", "Q", "Q", "56s", "Q"]
 
@@ -46,8 +46,10 @@ def log_head(
     return sealed(LOG, b"FASTSM-L", 0, 0, generation, identity, *base, size, checksum)
 
 
-def current(identity: int = IDENTITY, generation: int = 1, durable: int = START) -> bytes:
-    return sealed(CURRENT, b"FASTSM-C", 0, 0, generation, identity, durable, bytes(16))
+def current(
+    identity: int = IDENTITY, generation: int = 1, durable: int = START, last_frame: int = 0, last_checksum: int = 0
+) -> bytes:
+    return sealed(CURRENT, b"FASTSM-C", 0, 0, generation, identity, durable, last_frame, last_checksum)
 
 
 def run(last: int, term: int) -> bytes:
@@ -59,15 +61,50 @@ def record(operation: int, index: int, key: bytes = b"", value: bytes = b"") -> 
     return content + bytes(-len(content) % 8)
 
 
+def seal(sizes: bytes, identity: int, offset: int) -> int:
+    """The seal of a header with this length, lag and run count."""
+    return xxhash.xxh64_intdigest(sizes, identity ^ offset)
+
+
 def frame(
     offset: int, runs: list[bytes], records: bytes, *,
-    lag: int = 0, count: int | None = None, identity: int = IDENTITY,
+    lag: int = 0, count: int | None = None, identity: int = IDENTITY, previous: int | None = None,
 ) -> bytes:
-    """A frame with a right checksum, whatever is in it."""
+    """A frame with a right seal and checksum, whatever is in it.
+
+    ``previous``: the checksum of the frame before it; by default it is the first one after :func:`log_head`.
+    """
     body = b"".join(runs) + records
     length = struct.calcsize(FRAME) + len(body)
-    checked = struct.pack("<QII", length, lag, len(runs) if count is None else count) + body
-    return struct.pack("<Q", xxhash.xxh64_intdigest(checked, identity ^ offset)) + checked
+    sizes = struct.pack("<QII", length, lag, len(runs) if count is None else count)
+    own = seal(sizes, identity, offset)
+    previous = head_checksum(log_head(identity)) if previous is None else previous
+    return struct.pack("<Q16sQ", xxhash.xxh64_intdigest(body, own ^ previous), sizes, own) + body
+
+
+def frame_checksum(frame: bytes) -> int:
+    """What the next frame is chained to."""
+    return int.from_bytes(frame[:8], "little")
+
+
+def head_checksum(head: bytes) -> int:
+    """What the first frame is chained to."""
+    return int.from_bytes(head[-8:], "little")
+
+
+def seal_frames(file: bytearray, identity: int) -> None:
+    """Computes seals and checksums of frames anew, as far as their lengths lead."""
+    offset = START
+    previous = head_checksum(bytes(file[:START]))
+    while offset + 32 <= len(file):
+        (length,) = struct.unpack_from("<Q", file, offset + 8)
+        if not 32 <= length <= len(file) - offset:
+            return
+        own = seal(bytes(file[offset + 8 : offset + 24]), identity, offset)
+        previous = xxhash.xxh64_intdigest(bytes(file[offset + 32 : offset + length]), own ^ previous)
+        struct.pack_into("<Q", file, offset, previous)
+        struct.pack_into("<Q", file, offset + 24, own)
+        offset += length
 
 
 def term_run(first: int, last: int, term: int) -> bytes:

@@ -1,10 +1,10 @@
 """One node of a cluster under test, as a program. `cluster.py` talks to it in JSON lines.
 
-Options: `address`, `partners`, `directory`, `durable`, `policy` (of dumps), `listed` (with a `ReplList` beside the
-state machine), `crash` ("Class.method:before" or ":after": it is killed there), `failing` ("part.method:errno": that
-call of the seam to the system fails), `slow` (seconds that each chunk takes), `acknowledged` (a file for what was),
-`members` (they may change), `raising` (functions of the user's raise, again and again), `clock` (its rate, and seconds
-that it is ahead).
+Options: `address`, `partners`, `directory`, `durable`, `policy` (of dumps), `listed` ("list": a `ReplList` next to the
+state machine; "queue": a `FastQueue` in it), `crash` ("Class.method:before" or ":after": it is killed there), `failing`
+("part.method:errno": that call of the seam to the system fails), `slow` (seconds that each chunk takes), `acknowledged`
+(a file for what was), `members` (they may change), `raising` (functions of the user's raise, again and again), `clock`
+(its rate, and seconds that it is ahead).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pysyncobj.batteries import ReplList
 import fastsm
 from fastsm.disk.files import Directory
 from fastsm.integrations.pysyncobj import DumpPolicy, FastJournal, ReplicatedStateMachine, SubmitError
+from fastsm.integrations.pysyncobj.batteries import FastQueue
 from fastsm.integrations.pysyncobj.places import Places
 
 CLASSES = {
@@ -68,6 +69,16 @@ def failing_files(place: str) -> Any:
     return lambda of: broken if of == part else Directory
 
 
+class Queue(FastQueue):
+    """With the names of a list."""
+
+    def append(self, item: str, **options: Any) -> Any:
+        return self.put(item, **options)
+
+    def rawData(self) -> list[str]:
+        return [self._items.decode(value) for key, value in self._pairs() if key]
+
+
 def set_clock(rate: float, ahead: float) -> None:
     """This process's clocks, PySyncObj's among them, run at another rate and from another time."""
     for module, name in [(time, "time"), (pysyncobj.monotonic, "monotonic")]:
@@ -96,7 +107,8 @@ class Node:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.acknowledged = os.open(options["acknowledged"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self.list = ReplList() if options.get("listed") else None
+        kind = {"list": ReplList, "queue": Queue}.get(options.get("listed"))  # type: ignore[arg-type]
+        self.list: Any = None if kind is None else kind()
         more: dict[str, Any] = {}
         if "failing" in options:
             more["_files"] = failing_files(options["failing"])
@@ -252,7 +264,7 @@ class Node:
             with fastsm.open_snapshot(directory) as snapshot:
                 checksum = snapshot.state_checksum.hex()
         listed = None if self.list is None else list(self.list.rawData())
-        keys = sorted(key.decode() for key, _ in machine.items())
+        keys = sorted(key.decode() for key, _ in machine.items() if not key.startswith(b"queue\0"))
         return {"applied": applied, "keys": keys, "checksum": checksum, "listed": listed}
 
     def call_destroy(self) -> None:

@@ -13,7 +13,8 @@ import fastsm.core.generations
 from fastsm import FastStateMachine
 from fastsm.journal.journal import Journal
 from support import by_hand
-from support.fuzz_targets import Outcome, Target, ending_of, reseal, seal_frames, value
+from support.fuzz_targets import Outcome, Target, ending_of, reseal, value
+from support.inside import inside
 from support.mutation import change_bytes, shuffle_some, sometimes
 from support.power import QuietDirectory
 from support.simulation import kill
@@ -74,7 +75,7 @@ class Tables(Target):
             self.file.write_bytes(self.content)
             return Outcome(True, ending)
         try:
-            believed = machine._index.loaded
+            believed = inside(machine).index.loaded
             if not believed:
                 assert list(machine.items()) == self.state
             else:
@@ -108,17 +109,18 @@ class Journals(Target):
 
     def invent(self, dice: random.Random) -> bytes:
         self.index, self.term = 0, 0
-        segments = [self.segment(dice, 1, (1, 0, 0, 0, 0, 0, 0, 0))]
+        segments = [self.segment(dice, 1, (1, 0, 0, 0, 0, 0, 0, 0, 0))]
         if dice.random() < 0.4:
             end = len(segments[0])
-            state = (1, self.index, self.term, 0, 0, end, dice.choice((96, end)), self.term)
+            last = self.last_checksum(segments[0])
+            state = (1, self.index, self.term, 0, 0, end, dice.choice((96, end)), self.term, last)
             segments.append(self.segment(dice, 2, state))
         return struct.pack("<I", len(segments[0])) + b"".join(segments)
 
     def segment(self, dice: random.Random, number: int, state: tuple[int, ...]) -> bytes:
         voted = sometimes(dice, 0.1, state[3], 2)
         state = tuple(sometimes(dice, 0.02, each) for each in (*state[:3], voted, *state[4:]))
-        items = [self.item(dice, 7, 0, 0, struct.pack("<8Q", *state) + b"node" * voted)]
+        items = [self.item(dice, 7, 0, 0, struct.pack("<9Q", *state) + b"node" * voted)]
         for _ in range(dice.randrange(6)):
             kind = dice.choice((1, 1, 1, 1, 2, 3, 4, 5, 6))
             self.index += kind in (1, 4)
@@ -136,6 +138,17 @@ class Journals(Target):
             content += by_hand.frame(len(content), [], body, lag=lag, identity=number, count=count)
         return content + dice.choice((b"", b"", bytes(64), b"torn"))
 
+    def last_checksum(self, segment: bytes) -> int:
+        """Of its last whole frame, once all are sealed."""
+        sealed, offset, last = bytearray(segment), by_hand.START, 0
+        by_hand.seal_frames(sealed, int.from_bytes(segment[24:32], "little"))
+        while offset + 32 <= len(sealed):
+            (length,) = struct.unpack_from("<Q", sealed, offset + 8)
+            if not 32 <= length <= len(sealed) - offset:
+                break
+            last, offset = offset, offset + length
+        return by_hand.frame_checksum(sealed[last:]) if last else 0
+
     def item(self, dice: random.Random, kind: int, index: int, term: int, data: bytes) -> bytes:
         size = sometimes(dice, 0.02, len(data), 1 << 32)
         head = struct.pack("<QQII", sometimes(dice, 0.03, index), sometimes(dice, 0.03, term), size, kind)
@@ -150,7 +163,7 @@ class Journals(Target):
         for segment in self.split(data):
             changed = bytearray(segment)
             reseal(changed, 88)
-            seal_frames(changed, int.from_bytes(changed[24:32], "little"))
+            by_hand.seal_frames(changed, int.from_bytes(changed[24:32], "little"))
             sealed += changed
         return sealed
 

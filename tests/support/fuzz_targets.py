@@ -25,6 +25,7 @@ import fastsm.snapshot.receiver
 from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, open_snapshot, types
 from fastsm.procedures import Procedure
 from support import by_hand, page_reader, snapshots
+from support.inside import inside
 from support.mutation import change_bytes, pieces_of, shuffle_some, sometimes
 from support.page_reader import Corrupt, Decoded
 from support.power import QuietDirectory
@@ -292,7 +293,7 @@ class Logs(Target):
                 log[56:88] = base[128:160]
         reseal(current, 56)
         reseal(log, 88)
-        seal_frames(log, int.from_bytes(log[24:32], "little"))
+        by_hand.seal_frames(log, int.from_bytes(log[24:32], "little"))
         return bytes(current + data[self.CURRENT : self.FRONT] + base + log)
 
     def run(self, data: bytes, dice: random.Random) -> Outcome:
@@ -319,10 +320,11 @@ class Logs(Target):
     def read_plainly(self, current: bytes, base: bytes, log: bytes) -> Decoded:
         page_reader.demand(len(current) == 64, "size of CURRENT")
         generation, identity = page_reader.header(current, b"FASTSM-C", 64)
-        page_reader.demand(generation == 1 and current[40:56] == bytes(16), "this log, and a zero")
+        page_reader.demand(generation == 1, "this log")
         page_reader.demand(len(log) >= by_hand.START, "a whole header")
         base = base if any(log[48:56]) else b""
-        return page_reader.decode_log(log, generation, identity, *struct.unpack_from("<Q", current, 32), base=base)
+        durable, *last = struct.unpack_from("<QQQ", current, 32)
+        return page_reader.decode_log(log, generation, identity, durable, base=base, last=(last[0], last[1]))
 
     def judge(self, machine: FastStateMachine | None, plain: Decoded | None) -> None:
         """The state is the plain reader's, and goes on."""
@@ -334,9 +336,9 @@ class Logs(Target):
             assert machine.stats().recovery.log_bytes == plain.end
             assert len(plain.frames) == machine.stats().recovery.frames
             index, term = machine.last_applied()
-            if index < LAST and not machine._log.read_only:
+            if index < LAST and not inside(machine).log.read_only:
                 machine.apply([(index + 1, term, fastsm.put(b"more", b"of it"))])
-                machine._check()
+                inside(machine).check()
         finally:
             kill(machine)
 
@@ -345,18 +347,6 @@ def reseal(data: bytearray, at: int) -> None:
     """Computes the checksum of a fixed header anew."""
     if len(data) >= at + 8:
         data[at : at + 8] = struct.pack("<Q", xxhash.xxh64_intdigest(bytes(data[:at])))
-
-
-def seal_frames(log: bytearray, identity: int) -> None:
-    """Computes the checksums of frames anew, as far as their lengths lead."""
-    offset = 96
-    while offset + 24 <= len(log):
-        (length,) = struct.unpack_from("<Q", log, offset + 8)
-        if not 24 <= length <= len(log) - offset:
-            return
-        checked = bytes(log[offset + 8 : offset + length])
-        struct.pack_into("<Q", log, offset, xxhash.xxh64_intdigest(checked, identity ^ offset))
-        offset += length
 
 
 def assert_same(machine: FastStateMachine, plain: Decoded) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from fastsm import FastStateMachine, open_snapshot
 from fastsm.core import generations
 from support.histories import History
+from support.inside import inside
 
 TARGET = "target"  # where snapshots are written
 OTHER = "other"    # another replica's, newer snapshot
@@ -111,7 +112,7 @@ def assert_target_is_whole(root: Path, *, alone: bool) -> Any:
 def reopen(root: Path) -> tuple[Any, ...]:
     """The state as the next process finds it, checked; only files of its generation are left."""
     with FastStateMachine(root / "state", **OPTIONS) as machine:
-        machine._check()
+        inside(machine).check()
         number = machine.stats().generation
         names = {f"log-{number}", f"base-{number}", f"table-{number}", "CURRENT", "LOCK"}
         assert set(os.listdir(root / "state")) <= names

@@ -15,6 +15,7 @@ from pathlib import Path
 import fastsm
 import fastsm.core.generations
 from fastsm import FastsmError, FastStateMachine
+from support.inside import inside
 from support.tables import SEGMENT, TableFile, place_of
 
 NUMBERS = (0, 1, 7, 2**31, 2**32 - 1, 2**36, 2**39 - 8, 2**63, 2**64 - 1)
@@ -57,7 +58,7 @@ def shift(table: TableFile, dice: random.Random) -> None:
 def scribble(table: TableFile, dice: random.Random) -> None:
     for _ in range(dice.randrange(1, 9)):
         at = dice.choice((
-            dice.randrange(144, table.sections.directory + 8), table.sections.segments + dice.randrange(SEGMENT),
+            dice.randrange(160, table.sections.directory + 8), table.sections.segments + dice.randrange(SEGMENT),
         ))
         table.set("B", at, dice.randrange(256))
 
@@ -88,7 +89,7 @@ def use(path: Path, verify: str) -> str:
     except FastsmError as error:
         return type(error).__name__
     keys = [b"%d" % i for i in range(9_000)]
-    if not machine._index.loaded:
+    if not inside(machine).index.loaded:
         right = machine.get_many(keys) == [b"value " + key for key in keys[:7_000]] + [None] * 2_000
         machine.close()
         return "read" if right else "wrong"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +13,9 @@ import xxhash
 GAP = 2**64 - 1
 SAYS_NOTHING = 2**32 - 1
 LOG_HEADER = 96
+FRAME_HEADER = 32
 SNAPSHOT_HEADER = 160
-TABLE_HEADER = 144
+TABLE_HEADER = 160
 ALIGNMENT = 65_536
 SLOTS = 4_096
 SEGMENT = 32_832
@@ -41,6 +41,7 @@ class Decoded:
     known_durable: int = 0
     clean: bool = False
     frames: list[int] = field(default_factory=list)
+    chain: int = 0  # the checksum of the last frame, or of the header
     log_start: int = 0  # in the arena
     places: dict[bytes, int] = field(default_factory=dict)  # of the newest records
     puts: dict[int, int] = field(default_factory=dict)  # from the place of every put record to its size
@@ -82,6 +83,7 @@ LARGEST_VALUE = 2**31 - 1
 LARGEST_KEY = 65_535
 IN_BATCH, IN_BRANCH, CONDITIONS = {1, 2, 3, 4, 7, 9}, {1, 2, 7, 8, 9}, {128, 129, 130}
 NUMBERS = {3: "<I", 7: "<qq", 11: "<I", 12: "<Q", 14: "<Q", 130: "<Q"}  # before the key
+LARGEST_ARENA = 2**39
 
 
 def decode_command(data: bytes) -> Command:
@@ -193,27 +195,29 @@ def decode_directory(path: Path) -> Decoded:
     current = (path / "CURRENT").read_bytes()
     demand(len(current) == 64, "size of CURRENT")
     generation, identity = header(current, b"FASTSM-C", 64)
-    demand(current[40:56] == bytes(16), "a zero")
+    durable, *last = struct.unpack_from("<QQQ", current, 32)
     log = (path / f"log-{generation}").read_bytes()
     (base_size,) = struct.unpack_from("<Q", log, 48)
     base = (path / f"base-{generation}").read_bytes() if base_size else b""
-    state = decode_log(log, generation, identity, *struct.unpack_from("<Q", current, 32), base=base)
+    state = decode_log(log, generation, identity, durable, base=base, last=(last[0], last[1]))
     if (path / f"table-{generation}").exists():
         check_table((path / f"table-{generation}").read_bytes(), log, base)
     return state
 
 
 def decode_log(
-    log: bytes, generation: int, identity: int, durable_offset: int, *, base: bytes = b"", stop: int | None = None
-) -> Decoded:
-    """The state, or only that of the frames up to ``stop``."""
+    log: bytes, generation: int, identity: int, durable_offset: int, *, base: bytes = b"", stop: int | None = None,
+    last: tuple[int, int] = (0, 0),
+) -> Decoded:  # fmt: skip
+    """The state, or only that of the frames up to ``stop``. ``last``: the frame that CURRENT names, if it names one."""
     demand(header(log, b"FASTSM-L", LOG_HEADER) == (generation, identity), "the log that CURRENT names")
     state = decode_base(log, base)
     state.known_durable = durable_offset
-    while state.end != stop and (watermark := valid_frame(log, state.end, identity)) is not None:
+    (state.chain,) = struct.unpack_from("<Q", log, LOG_HEADER - 8)
+    while state.end != stop and (watermark := valid_frame(log, state.end, identity, state.chain)) is not None:
         state.known_durable = max(state.known_durable, watermark)
         state.frames.append(state.end)
-        (length,) = struct.unpack_from("<Q", log, state.end + 8)
+        state.chain, length = struct.unpack_from("<QQ", log, state.end)
         decode_frame(state, log[state.end : state.end + length])
         state.end += length
     if stop is not None:
@@ -222,19 +226,13 @@ def decode_log(
     demand(state.end >= state.known_durable, "durable bytes")
     demand(state.metadata is None or state.metadata[0][0] <= state.last_applied[0], "the entries of the last snapshot")
     for offset in range(state.end, len(log), 8):
-        watermark = valid_frame(log, offset, identity)
-        if watermark is not None and watermark > state.end and makes_sense(log[offset:], state):
-            raise Corrupt("durable bytes, says a later frame")
+        watermark = sealed_header(log, offset, identity)
+        demand(watermark is None or watermark <= state.end, "durable bytes, says a later header")
+    if last[0]:
+        demand(last[0] in state.frames, "the frame that CURRENT names")
+        checksum, length = struct.unpack_from("<QQ", log, last[0])
+        demand((last[0] + length, checksum) == (durable_offset, last[1]), "the history that CURRENT names")
     return state
-
-
-def makes_sense(log: bytes, state: Decoded) -> bool:
-    """Whether a frame might come behind those that led to a state."""
-    try:
-        decode_frame(deepcopy(state), log[: struct.unpack_from("<Q", log, 8)[0]])
-    except Corrupt:
-        return False
-    return True
 
 
 def decode_base(log: bytes, base: bytes) -> Decoded:
@@ -253,18 +251,29 @@ def decode_base(log: bytes, base: bytes) -> Decoded:
     return state
 
 
-def valid_frame(log: bytes, offset: int, identity: int) -> int | None:
-    """The watermark of a valid frame (0 when it says nothing), or None."""
-    left = len(log) - offset
-    if left < 24:
+def sealed_header(log: bytes, offset: int, identity: int) -> int | None:
+    """The watermark of a frame whose header is right (0 when it says nothing), or None."""
+    if len(log) - offset < FRAME_HEADER:
         return None
-    checksum, length, lag, run_count = struct.unpack_from("<QQII", log, offset)
-    if length % 8 or not 24 + 16 * run_count <= length <= left:
+    length, lag, run_count, seal = struct.unpack_from("<QIIQ", log, offset + 8)
+    if length % 8 or not FRAME_HEADER + 16 * run_count <= length <= LARGEST_ARENA:
         return None
     watermark = 0 if lag == SAYS_NOTHING else offset - 8 * lag
     if lag != SAYS_NOTHING and watermark < LOG_HEADER:
         return None
-    if xxhash.xxh64_intdigest(log[offset + 8 : offset + length], identity ^ offset) != checksum:
+    if xxhash.xxh64_intdigest(log[offset + 8 : offset + 24], identity ^ offset) != seal:
+        return None
+    return watermark
+
+
+def valid_frame(log: bytes, offset: int, identity: int, previous: int) -> int | None:
+    """The watermark of a valid frame (0 when it says nothing), or None."""
+    watermark = sealed_header(log, offset, identity)
+    if watermark is None:
+        return None
+    checksum, length, seal = struct.unpack_from("<QQ8xQ", log, offset)
+    content = log[offset + FRAME_HEADER : offset + length]
+    if length > len(log) - offset or xxhash.xxh64_intdigest(content, seal ^ previous) != checksum:
         return None
     return watermark
 
@@ -274,12 +283,12 @@ def decode_frame(state: Decoded, frame: bytes) -> None:
     before = behind = state.last_applied[0]
     gaps = []
     for i in range(run_count):
-        last, term = struct.unpack_from("<QQ", frame, 24 + 16 * i)
+        last, term = struct.unpack_from("<QQ", frame, FRAME_HEADER + 16 * i)
         decode_run(state, behind, last, term)
         demand(term != GAP or i + 1 < run_count, "a gap is not last")
         gaps += [(behind, last)] if term == GAP else []
         behind = last
-    offset = 24 + 16 * run_count
+    offset = FRAME_HEADER + 16 * run_count
     while offset < len(frame):
         record = decode_record(frame[offset:])
         operation, index = record[:2]
@@ -451,12 +460,13 @@ def decode_runs(data: bytes) -> list[Run]:
 def check_table(table: bytes, log: bytes, base: bytes) -> Decoded:
     """Whether a saved table is what the log's frames up to its offset give; the state of these."""
     identity, stop = header(table, b"FASTSM-T", TABLE_HEADER)
-    start, *seed, keys, live, config, segments, depth, run_count, metadata_size, words, frames, checksum = (
-        struct.unpack_from("<13Q", table, 32))  # fmt: skip
+    start, *seed, keys, live, config, segments, depth, run_count = struct.unpack_from("<9Q", table, 32)
+    metadata_size, words, frames, last, chain, checksum = struct.unpack_from("<6Q", table, 104)
     demand(xxhash.xxh64_intdigest(table[TABLE_HEADER:]) == checksum, "checksum of the sections")
     (generation,) = struct.unpack_from("<Q", log, 16)
     state = decode_log(log, generation, identity, 0, base=base, stop=stop)
     demand(start == state.log_start, "where the log starts")
+    demand((last, chain) == (state.frames[-1] if state.frames else 0, state.chain), "the bytes that it was made from")
     demand((keys, frames, config) == (len(state.items), len(state.frames), state.config_place), "counts")
     demand(live == sum(state.puts[place] for place in state.places.values()), "the live records' sizes")
     parts = Sections(table, TABLE_HEADER)

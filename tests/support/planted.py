@@ -60,7 +60,7 @@ class CutNotSynced(Platter):
 
 
 class NotWrittenAgain(Platter):
-    """The first flush behind an unclean end trusts the cache: what is there is not written again."""
+    """The first flush after an unclean end trusts the cache: what is there is not written again."""
 
     def write(self, fd: int, data: Any, offset: int) -> None:
         content = bytes(data)

@@ -89,7 +89,7 @@ class File:
         self.versions = [image] if self.live != image or still_lost else []
 
     def lose(self) -> None:
-        """A sync has failed: what was to be written is called clean. (Pages behind a truncation are nobody's.)"""
+        """A sync has failed: what was to be written is called clean. (Pages after a truncation are nobody's.)"""
         live = self.look()
         for number in range(live.pages):
             if live.page(number) != self.kept.page(number):
@@ -232,7 +232,7 @@ class Drawn(NamedTuple):
     renamed: bool  # some change of names that had not been synced was lost
 
     def build(self, path: Path, *, holes: bool = True) -> None:
-        """Makes the directory; `holes`: zeros behind the content take no blocks."""
+        """Makes the directory; `holes`: zeros after the content take no blocks."""
         path.mkdir(exist_ok=True)
         for found in path.rglob("*"):
             if found.is_file() and str(found.relative_to(path)) not in self.files and found.name != LOCK:

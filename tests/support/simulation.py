@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fastsm import Entry, FastsmError, FastStateMachine, LogId, StorageError, open_snapshot
 from fastsm.core import generations
+from support.inside import inside
 from support.power import Drawn, Platter, Point, QuietDirectory
 from support.stories import Operation, Source, Story
 
@@ -178,7 +179,8 @@ class Life:
             thread.start()
             thread.join()
 
-        self.platter.during_sync = apply_next_to_it
+        if self.story.sync != "apply":  # such a chunk would wait for this very sync
+            self.platter.during_sync = apply_next_to_it
         try:
             machine.flush()
         finally:
@@ -205,8 +207,8 @@ def shelved(path: Path) -> LogId | None:
 
 def kill(machine: FastStateMachine) -> None:
     """Leaves a machine as a killed process would: nothing more is written; descriptors and lock are gone."""
-    machine._worker.abandon()
-    machine._release()
+    inside(machine).worker.abandon()
+    inside(machine).release()
 
 
 class Simulation:
@@ -338,7 +340,7 @@ class Simulation:
             )
             try:
                 self.counts["by a saved table"] += any(name.startswith("table-") for name in drawn.files)
-                self.counts["behind a base"] += machine._log.base is not None
+                self.counts["behind a base"] += inside(machine).log.base is not None
                 positions.append(story.find(machine, moment.lower, moment.upper))
                 if positions[-1] is None:
                     where = story.find(machine, 0, story.last)
@@ -346,7 +348,7 @@ class Simulation:
                         f"{machine!r}, which is position {where}; expected {moment.lower} to {moment.upper}"
                     )
                 if self.random.random() < 0.05:
-                    machine._check()
+                    inside(machine).check()
                     machine.verify()
                     machine.close()
             finally:

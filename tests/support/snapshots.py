@@ -14,6 +14,7 @@ import blake3
 import fastsm
 from fastsm import LogId, MemoryStateMachine, open_snapshot
 from fastsm.snapshot.model import CONFIG, PUT, State, record, runs_of, snapshot_bytes
+from support.inside import inside
 
 # Where each field of the header is, by the page of formats.
 FIELDS = {
@@ -37,7 +38,7 @@ def some_state(keys: int = 20, *, membership: bool = True, seed: int = 1) -> Sta
         key = b"key %d" % rng.randrange(2 * keys)
         command = fastsm.delete(key) if rng.random() < 0.1 else fastsm.put(key, rng.randbytes(rng.randrange(60)))
         machine.apply([(index, term, command)])
-    return machine._state_as_of(machine.last_applied())
+    return inside(machine).state_as_of(machine.last_applied())
 
 
 class StateSource:

@@ -12,6 +12,7 @@ import numpy as np
 import fastsm
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
 from support.histories import KEYS, History
+from support.inside import inside
 
 RHYTHMS = (0.02, 0.08, 0.5)  # how often there is a flush: rarely enough for stores, often enough for pwrite
 LARGE = 70 << 10  # a value whose frame is written aside
@@ -188,7 +189,7 @@ class Story:
         self._models.append(
             (
                 model.last_applied(), model.len(), model.get_many(KEYS), model.membership(),
-                model.snapshot_metadata(), [tuple(seen) for seen in model._seen],
+                model.snapshot_metadata(), [tuple(seen) for seen in inside(model).seen],
             )
         )  # fmt: skip
 
@@ -268,7 +269,7 @@ class Story:
 
     def _seen(self) -> list[LogId]:
         """The entries that a snapshot, or the next base, may be as of."""
-        return [log_id for log_id in self._model._seen if log_id.index >= self._base]
+        return [log_id for log_id in inside(self._model).seen if log_id.index >= self._base]
 
     def _snapshot(self) -> None:
         """Its metadata is recorded if it is newer than what is known, and its checksum may be any."""

@@ -17,7 +17,7 @@ PLACE_BITS = 36
 
 
 class TableFile:
-    """The content of a saved table: ``saved`` is its header, ``body`` what is behind that."""
+    """The content of a saved table: ``saved`` is its header, ``body`` what is after that."""
 
     def __init__(self, path: Path) -> None:
         content = path.read_bytes()
@@ -30,7 +30,7 @@ class TableFile:
         self.saved = self.saved._replace(**fields)
 
     def set(self, layout: str, offset: int, *values: int) -> None:
-        """Packs numbers into the file at an offset behind the header."""
+        """Packs numbers into the file at an offset after the header."""
         struct.pack_into("<" + layout, self.body, offset - format.TABLE_HEADER_BYTES, *values)
 
     def get(self, layout: str, offset: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ pytest runs the suite on them when it is given this file by name; each class fai
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +54,8 @@ class StoringStateMachine(MemoryStateMachine):
         self._disk.update(self._stored())
 
     def _stored(self) -> dict[str, Any]:
-        stored = {name: getattr(self, name).copy() for name in ("_values", "_writers", "_outcomes", "_seen", "_base", "_sessions")}
+        names = ("_values", "_writers", "_outcomes", "_seen", "_base", "_sessions")
+        stored = {name: getattr(self, name).copy() for name in names}
         return {**stored, "_metadata": self._metadata, "_membership": self._membership}
 
     def clear(self) -> None:
@@ -665,6 +667,113 @@ class SnapshotsWhenStopped(MemoryStateMachine):
             return super().write_snapshot(*arguments, **options)
         finally:
             self._running = running
+
+
+# ---- beyond the trait ----------------------------------------------------------------------------------
+
+
+@found_by("what_is_applied_is_not_waited_for")
+class WaitsForTheNextEntry(MemoryStateMachine):
+    def wait_applied(self, index: int, timeout: float | None = None) -> None:
+        super().wait_applied(index + 1, timeout)
+
+
+@found_by("what_is_not_applied_in_time_is_a_timeout")
+class TimesOutInSilence(MemoryStateMachine):
+    def wait_applied(self, index: int, timeout: float | None = None) -> None:
+        with contextlib.suppress(TimeoutError):
+            super().wait_applied(index, timeout)
+
+
+@found_by("a_wait_ends_when_the_entry_is_applied")
+class EndsWaitsWithAnyEntry(MemoryStateMachine):
+    def _tell_waiting(self) -> None:
+        for waiting in self._waiting:
+            waiting.tell()
+
+
+@found_by("a_stop_ends_a_wait", "a_reset_ends_a_wait")
+class EndsWaitsAsIfApplied(MemoryStateMachine):
+    def _end_waiting(self, error: Any) -> None:
+        for waiting in self._waiting:
+            waiting.tell()
+
+
+@found_by("the_state_checksum_is_a_function_of_the_entries")
+class ChecksumsCountChunks(MemoryStateMachine):
+    chunks = 0
+
+    def apply(self, chunk: Any) -> list[bool | None]:
+        self.chunks += 1
+        return super().apply(chunk)
+
+    def state_checksum(self, last_included: Any = None) -> Any:
+        log_id, checksum = super().state_checksum(last_included)
+        return log_id, checksum + bytes([self.chunks % 256])
+
+
+@found_by("the_state_checksum_writes_and_records_nothing")
+class ChecksumsOfThePresentOnly(MemoryStateMachine):
+    def state_checksum(self, last_included: Any = None) -> Any:
+        log_id, _ = super().state_checksum(last_included)
+        return log_id, super().state_checksum()[1]
+
+
+@found_by("a_scan_gives_the_range_in_order")
+class ScansTheEndToo(MemoryStateMachine):
+    def scan(self, start: Any = None, end: Any = None, **options: Any) -> Any:
+        return super().scan(start, None if end is None else end + b"\x00", **options)
+
+
+@found_by("a_scan_gives_the_range_in_order", "ordered_stays_at_its_moment")
+class SortsByLength(MemoryStateMachine):
+    def _range(self, start: Any, end: Any, prefix: Any, reverse: bool = False) -> Any:
+        found = super()._range(start, end, prefix)
+        return sorted(found, key=lambda pair: (len(pair[0]), pair), reverse=bool(reverse))
+
+
+@found_by("a_limit_cuts_a_scan")
+class TakesAnyLimit(MemoryStateMachine):
+    def scan(self, *bounds: Any, limit: Any = None, **options: Any) -> Any:
+        return super().scan(*bounds, limit=None if limit is None or limit < 0 else limit, **options)
+
+
+@found_by("a_prefix_is_scanned_in_pages")
+class StartsAtTheLastKeyAgain(MemoryStateMachine):
+    def scan_prefix(self, prefix: Any, *, limit: Any = None, start_after: Any = None) -> Any:
+        if start_after is None:
+            return super().scan_prefix(prefix, limit=limit)
+        return super().scan_prefix(prefix, limit=limit, start_after=start_after + b"\x00")
+
+
+@found_by("a_count_is_that_of_the_scan")
+class CountsAllKeys(MemoryStateMachine):
+    def count(self, *bounds: Any, **options: Any) -> int:
+        super().count(*bounds, **options)
+        return self.len()
+
+
+@found_by("ordered_stays_at_its_moment")
+class OrderedIsAtTheFirstStep(MemoryStateMachine):
+    def ordered(self, *bounds: Any, **options: Any) -> Any:
+        self._require()
+        return (pair for _ in (0,) for pair in self._range(*(bounds or (None, None)), None, **options))
+
+
+@found_by("a_stopped_one_reads_nothing_in_order")
+class ScansWhenStopped(MemoryStateMachine):
+    def scan(self, *bounds: Any, **options: Any) -> Any:
+        running, self._running = self._running, True
+        try:
+            return super().scan(*bounds, **options)
+        finally:
+            self._running = running
+
+
+@found_by("ordered_reads_follow_a_random_history")
+class ScansEmptyValuesNot(MemoryStateMachine):
+    def _range(self, *bounds: Any, **options: Any) -> Any:
+        return [pair for pair in super()._range(*bounds, **options) if pair[1]]
 
 
 def suite_on(wrong: type[MemoryStateMachine]) -> type:

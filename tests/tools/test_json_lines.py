@@ -67,13 +67,14 @@ def test_the_first_line_says_what_the_others_are(directory, machine_at):
         machine.apply([(1, 1, fastsm.put("grün".encode(), b"\xff")), (2, 3, fastsm.delete(b"x\x1b[2J"))])
         machine.apply([(3, 3, fastsm.config(b"nodes"))])
     assert [json.loads(line) for line in dumped(json_lines.dump_state(directory))] == [
-        {"operation": "state", "last_applied": [3, 3], "runs": [[1, 1, 1], [2, 3, 3]], "keys": 1},
+        {"operation": "state", "last_applied": [3, 3], "end": True, "runs": [[1, 1, 1], [2, 3, 3]], "keys": 1},
         {"operation": "put", "index": 1, "term": 1, "key": "grün", "value_base64": "/w=="},
         {"operation": "config", "index": 3, "term": 3, "value": "nodes"},
+        {"operation": "end", "lines": 2},
     ]
     log = dumped(json_lines.dump_log(directory))
     assert json.loads(log[2]) == {"operation": "delete", "index": 2, "term": 3, "key": "x\x1b[2J"}
-    assert json.loads(log[-1]) == {"operation": "close", "index": 3, "term": 3}
+    assert json.loads(log[-2]) == {"operation": "close", "index": 3, "term": 3}
     assert all(line.decode().strip().isprintable() for line in log), "a terminal would obey this"
 
 
@@ -82,7 +83,7 @@ def test_a_dump_by_prefix_holds_those_keys_alone(directory, tmp_path, machine_at
     with machine_at(directory) as machine:
         machine.apply([(1, 1, fastsm.put(b"a/1", b"1")), (2, 1, fastsm.put(b"b/1", b"2")), (3, 1, fastsm.noop())])
     lines = dumped(json_lines.dump_state(directory, prefix=b"b/"))
-    assert json.loads(lines[0]) == {"operation": "state", "last_applied": [3, 1], "prefix": "b/"}
+    assert json.loads(lines[0]) == {"operation": "state", "last_applied": [3, 1], "end": True, "prefix": "b/"}
     assert json_lines.load(tmp_path / "new", lines) == (LogId(3, 1), 1, 1)
 
 
@@ -93,7 +94,7 @@ def test_a_dump_of_a_part_of_the_log(filled):
     first, last = base + 5, base + 40
     part = [json.loads(line) for line in dumped(json_lines.dump_log(filled, first=first, last=last))]
     assert part[0]["first"] == first
-    assert part[1:] == [line for line in whole[1:] if first <= line["index"] <= last]
+    assert part[1:-1] == [line for line in whole[1:-1] if first <= line["index"] <= last]
     with pytest.raises(json_lines.LoadError, match="line 1: this log starts behind a base"):
         json_lines.load(filled.parent / "no", dumped(json_lines.dump_log(filled)))
 
@@ -105,8 +106,9 @@ def test_a_dump_as_of_an_earlier_entry(directory, machine_at):
         machine.apply([(6, 2, fastsm.put(b"k", b"6"))])
         machine.compact(5)
         machine.apply([(i, 2, fastsm.put(b"k", b"%d" % i)) for i in range(7, 10)])
-    head, line = dumped(json_lines.dump_state(directory, as_of=8))
-    assert json.loads(head) == {"operation": "state", "last_applied": [8, 2], "runs": [[1, 5, 1], [6, 8, 2]]}
+    head, line, _ = dumped(json_lines.dump_state(directory, as_of=8))
+    assert json.loads(head)["runs"] == [[1, 5, 1], [6, 8, 2]]
+    assert json.loads(head)["last_applied"] == [8, 2]
     assert json.loads(line)["value"] == "8"
     with pytest.raises(SnapshotRangeError):
         dumped(json_lines.dump_state(directory, as_of=3))
@@ -141,6 +143,21 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
         ([b'{"index": "5", "key": "a", "value": ""}'], "line 1: expected an index"),
         ([b'{"operation": "state", "last_applied": 7}'], "line 1: expected last_applied"),
         ([b'{"operation": "state", "runs": [[1, 2]]}'], "line 1: expected runs"),
+        ([b'{"operation": "state", "keys": true}'], "line 1: expected a number of keys"),
+        ([b"[" * 100_000], "line 1: expected an object of JSON"),
+        ([b'{"a":' * 100_000], "line 1: expected an object of JSON"),
+        ([b'{"index": ' + b"9" * 5000 + b"}"], "line 1: expected an object of JSON"),
+        ([b'{"index": true, "key": "a", "value": ""}'], "line 1: expected an index"),
+        ([b'{"index": 18446744073709551615, "key": "a", "value": ""}'], "line 1: expected an index"),
+        ([b'{"index": 0, "key": "a", "value": ""}'], "line 1: expected an index from 1 on"),
+        (
+            [b'{"operation": "state", "last_applied": [1, 1]}', b'{"index": 5, "key": "a", "value": ""}'],
+            "line 1: expected entries up to",
+        ),
+        ([], "line 1: expected a line of a dump"),
+        ([b"\n", b"  \n"], "line 1: expected a line of a dump"),
+        ([b'{"key": "a", "value": ""}', b'{"operation": "end", "lines": 2}'], "line 2: expected 2 lines before this"),
+        ([b'{"operation": "end", "lines": 0}', b'{"key": "a", "value": ""}'], "line 2: expected nothing after the end"),
     ],
 )
 def test_wrong_lines_leave_no_directory(tmp_path, lines, says):
@@ -162,6 +179,56 @@ def test_terms_that_fall_are_refused(tmp_path):
 def test_a_directory_that_is_not_empty_is_not_loaded_into(filled):
     """What is there stays."""
     before = sorted(path.name for path in filled.iterdir())
-    with pytest.raises(StorageError, match="name a new directory"):
+    with pytest.raises(StorageError, match="name a new or an empty directory"):
         json_lines.load(filled, [b'{"key": "a", "value": "1"}'])
     assert sorted(path.name for path in filled.iterdir()) == before
+
+
+# ---- dumps that were cut, indexes that are large -------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["state", "prefix", "as of", "log", "snapshot"])
+def test_a_dump_cut_at_any_line_is_an_error_and_makes_nothing(tmp_path, machine_at, kind):
+    """Whatever of it is missing at the end, or in the middle: a ``LoadError``, and no directory."""
+    with machine_at(tmp_path / "a") as machine:
+        machine.apply([(i, 1, fastsm.put(b"key %d" % i, b"value")) for i in range(1, 8)])
+        machine.apply([(8, 2, fastsm.delete(b"key 3")), (9, 2, fastsm.config(b"nodes"))])
+        machine.write_snapshot(tmp_path / "snapshots")
+    lines = dumped({
+        "state": lambda: json_lines.dump_state(tmp_path / "a"),
+        "prefix": lambda: json_lines.dump_state(tmp_path / "a", prefix=b"key"),
+        "as of": lambda: json_lines.dump_state(tmp_path / "a", as_of=9),
+        "log": lambda: json_lines.dump_log(tmp_path / "a"),
+        "snapshot": lambda: json_lines.dump_state(tmp_path / "snapshots"),
+    }[kind]())
+    for cut in range(len(lines)):
+        with pytest.raises(json_lines.LoadError, match=r"cut short|did the dump fail"):
+            json_lines.load(tmp_path / "new", lines[:cut])
+        assert not (tmp_path / "new").exists()
+    for missing in range(1, len(lines) - 1):
+        with pytest.raises(json_lines.LoadError, match="cut short"):
+            json_lines.load(tmp_path / "new", lines[:missing] + lines[missing + 1 :])
+    json_lines.load(tmp_path / "new", lines)
+
+
+def test_a_dump_of_before_the_end_mark_loads(tmp_path):
+    """It announces no end; but where it says how many keys there are, fewer are an error."""
+    lines = [
+        b'{"operation": "state", "last_applied": [3, 1], "runs": [[1, 3, 1]], "keys": 2}',
+        b'{"operation": "put", "index": 1, "term": 1, "key": "a", "value": "1"}',
+        b'{"operation": "put", "index": 3, "term": 1, "key": "b", "value": "2"}',
+    ]
+    assert json_lines.load(tmp_path / "new", lines) == (LogId(3, 1), 2, 2)
+    with pytest.raises(json_lines.LoadError, match="line 1: expected 2 keys, as this line says, found 1"):
+        json_lines.load(tmp_path / "cut", lines[:2])
+    assert not (tmp_path / "cut").exists()
+
+
+@pytest.mark.parametrize("index", [2**63 - 1, 2**63, 2**64 - 2])
+def test_the_largest_indexes_and_terms_load(tmp_path, machine_at, index):
+    """Whatever a dump writes is taken back: an equal snapshot."""
+    with machine_at(tmp_path / "a", contiguous=False) as machine:
+        machine.apply([(5, 1, fastsm.put(b"a", b"")), (index, 2**64 - 2, fastsm.put(b"b", b""))])
+    json_lines.load(tmp_path / "b", dumped(json_lines.dump_state(tmp_path / "a")))
+    json_lines.load(tmp_path / "c", dumped(json_lines.dump_log(tmp_path / "a")))
+    expected = snapshot_of(tmp_path / "a", tmp_path / "sa")
+    assert snapshot_of(tmp_path / "b", tmp_path / "sb") == snapshot_of(tmp_path / "c", tmp_path / "sc") == expected

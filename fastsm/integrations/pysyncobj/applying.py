@@ -266,6 +266,8 @@ class Applying(Replication):
             return self._SyncObj__doApplyCommand(command)
         try:
             return self._SyncObj__doApplyCommand(command)
+        except operations.NOT_THE_ENTRYS:
+            raise  # the others may well apply it: to pass over it here would make this replica another one
         except Exception as error:
             # Every replica comes by here: to stop or to try again would end the cluster.
             logger.exception("a replicated method raised; its entry is passed over")

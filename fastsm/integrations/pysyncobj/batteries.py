@@ -65,7 +65,7 @@ class _Battery(StateInMachine):
     def _pairs(self) -> list[tuple[bytes, bytes]]:
         """All of it, keys without the prefix, in the order of bytes."""
         size = len(self.prefix)
-        return [(key[size:], value) for key, value in self._machine().scan_prefix(self.prefix).entries]
+        return [(key[size:], value) for key, value in self._machine().scan(prefix=self.prefix).entries]
 
     def _submit(self, command: bytes, options: dict[str, Any], take: Take = _nothing) -> Any:
         """A command of the state machine's."""
@@ -158,11 +158,8 @@ class FastDict(_Battery):
         return default if data is None else self._values.decode(data)
 
     def __len__(self) -> int:
-        """The number of items. O(keys of the state machine)."""
-        return len(self._pairs())
-
-    def __bool__(self) -> bool:
-        return bool(self._machine().scan_prefix(self.prefix, limit=1).entries)
+        """The number of items. O(log n), once the state machine has its keys in order."""
+        return self._machine().count(prefix=self.prefix)
 
     def __contains__(self, key: Any) -> bool:
         return self._key(key) in self._machine()
@@ -218,6 +215,8 @@ class FastCounter(_Battery):
 class FastSet(_Battery):
     """``pysyncobj.batteries.ReplSet``, in fastsm. ``items``: what a :class:`FastDict` takes for keys."""
 
+    ordered = True
+
     def __init__(self, name: str | None = None, *, items: Any = None) -> None:
         super().__init__(name, "set")
         self._items = codec(items, KEYS)
@@ -265,11 +264,8 @@ class FastSet(_Battery):
         return {self._items.decode(key) for key, _ in self._pairs()}
 
     def __len__(self) -> int:
-        """The number of items. O(keys of the state machine)."""
-        return len(self._pairs())
-
-    def __bool__(self) -> bool:
-        return bool(self._machine().scan_prefix(self.prefix, limit=1).entries)
+        """The number of items. O(log n), once the state machine has its keys in order."""
+        return self._machine().count(prefix=self.prefix)
 
     def __contains__(self, item: Any) -> bool:
         return self._key(item) in self._machine()
@@ -348,6 +344,7 @@ class FastPriorityQueue(_AnyQueue):
 
     def put(self, item: Any, **options: Any) -> Any:
         """Adds an item: True, or False where the queue is full. O(log n)."""
+        self._items.decode(self._items.encode(item))  # raises what no node could read, before it is in the log
         return self._put_by(operations.heap_put, item, options)
 
     def get(self, default: Any = None, **options: Any) -> Any:
@@ -357,6 +354,8 @@ class FastPriorityQueue(_AnyQueue):
 
 class _Locks(_Battery):
     """The locks themselves."""
+
+    ordered = True
 
     def __init__(self, autoUnlockTime: float, name: str | None) -> None:
         super().__init__(name, "locks")

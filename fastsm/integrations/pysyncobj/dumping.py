@@ -395,9 +395,7 @@ class Dumping(Applying):
             self._fastsm_receiver = self._fastsm_complete = None
         if self._fastsm_receiver is None:
             places = self._fastsm_places
-            self._fastsm_receiver = SnapshotReceiver(places.incoming, _files=places.files("incoming"))
-            if self._fastsm_arriving != announced:
-                self._fastsm_receiver.discard()  # what a process before this one left may be of another one
+            self._fastsm_receiver = SnapshotReceiver(places.incoming, announced, _files=places.files("incoming"))
             self._fastsm_arriving = announced
         return self._fastsm_receiver
 

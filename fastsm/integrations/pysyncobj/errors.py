@@ -33,7 +33,7 @@ class SubmitError(FastsmError, SyncObjException):  # type: ignore[misc]  # PySyn
     """A command has no result. ``errorCode`` is one of ``pysyncobj.FAIL_REASON``, or ``"Timeout"``, as in PySyncObj.
 
     Behind ``QUEUE_FULL``, ``MISSING_LEADER``, ``NOT_LEADER``, ``REQUEST_DENIED`` and ``DISCARDED`` it was not
-    applied; behind a timeout, ``LEADER_CHANGED`` and ``UNKNOWN_OUTCOME`` it may have been, or may still be.
+    applied; after a timeout, ``LEADER_CHANGED`` and ``UNKNOWN_OUTCOME`` it may have been, or may still be.
     """
 
     def __init__(self, reason: Any) -> None:

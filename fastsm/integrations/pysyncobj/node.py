@@ -136,6 +136,8 @@ class ReplicatedStateMachine(Dumping):
         methods = method_table(type(self), consumers)
         batteries = distinct(consumers)
         options.setdefault("verify_on_open", "full")
+        if any(each.ordered for each in batteries.values()):
+            options.setdefault("ordered", True)
         self._fastsm_durable = durable
         self._fastsm_policy = policy or DumpPolicy()
         self._fastsm_places = Places(directory, _files or (lambda name: Directory))

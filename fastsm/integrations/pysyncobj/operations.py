@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fastsm.command import batch, delete, noop, put
-from fastsm.errors import FastsmError, UnknownCommandError
+from fastsm.errors import CommandError, FastsmError, UnknownCommandError
 from fastsm.integrations.pysyncobj.codecs import Codec
 from fastsm.machine import FastStateMachine
 
 OPERATION = 0x47  # the first byte of an operation's entry
-NOT_THE_ENTRYS = (OSError, MemoryError, RecursionError, ImportError, SystemError, FastsmError)
+NOT_THE_ENTRYS = (OSError, MemoryError, RecursionError, ImportError, SystemError)  # but of this replica alone
 
 _LENGTH = struct.Struct("<I")
 _ENDS = struct.Struct(">QQ")
@@ -55,7 +55,7 @@ class Transaction:
     def scan(self, *, prefix: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
         """Pairs sorted by key; for use before the first write."""
         assert not self._written
-        return list(self._machine.scan_prefix(prefix, limit=limit).entries)
+        return list(self._machine.scan(prefix=prefix, limit=limit).entries)
 
     def command(self) -> bytes:
         """All writes as one command."""
@@ -167,7 +167,15 @@ class _Heap:
     def at(self, place: int) -> tuple[Any, bytes]:
         data = self._transaction.get(self._prefix + _PLACE.pack(place))
         assert data is not None
-        return self._codec.decode(data), data
+        return self.item(data)
+
+    def item(self, data: bytes) -> tuple[Any, bytes]:
+        try:
+            return self._codec.decode(data), data
+        except Exception as error:  # where it was put it could be read
+            raise UnknownCommandError(
+                f"an item of the priority queue {self._prefix[:-1].decode()!r} cannot be read on this node: {error!r}; "
+                "all nodes have the same codec, and the classes of what is pickled") from error
 
     def put(self, place: int, data: bytes) -> None:
         self._transaction.put(self._prefix + _PLACE.pack(place), data)
@@ -208,7 +216,7 @@ def heap_put(transaction: Transaction, prefix: bytes, most: bytes, item: bytes, 
     if int(most) and heap.size >= int(most):
         return False
     heap.resize(heap.size + 1)
-    heap.rise((codec.decode(item), item), heap.size - 1)
+    heap.rise(heap.item(item), heap.size - 1)
     return True
 
 
@@ -287,11 +295,23 @@ def run(content: bytes, machine: FastStateMachine, codecs: dict[bytes, Codec]) -
 
     Raises ``UnknownCommandError`` for one that this node does not have: the others do.
     """
+    try:
+        return _run(content, Transaction(machine), codecs)
+    except CommandError as error:
+        if isinstance(error, UnknownCommandError):
+            raise
+        return Failed(error), noop()
+    except (*NOT_THE_ENTRYS, FastsmError):
+        raise
+    except Exception as error:
+        return Failed(error), noop()  # two items that do not compare, a malformed entry: so it is on every replica
+
+
+def _run(content: bytes, transaction: Transaction, codecs: dict[bytes, Codec]) -> tuple[Any, bytes]:
     function = NUMBERS.get(content[0])
     if function is None:
         raise UnknownCommandError(f"operation {content[0]} of the batteries is of a newer release")
     arguments = list(_arguments(content))
-    transaction = Transaction(machine)
     options: dict[str, Any] = {}
     if function in _WITH_CODEC:
         if arguments[0] not in codecs:
@@ -299,10 +319,5 @@ def run(content: bytes, machine: FastStateMachine, codecs: dict[bytes, Codec]) -
                 f"an entry is for the priority queue {arguments[0][:-1].decode()!r}, which this node does not have; "
                 "all nodes have the same batteries")
         options["codec"] = codecs[arguments[0]]
-    try:
-        answer = function(transaction, *arguments, **options)
-    except NOT_THE_ENTRYS:
-        raise  # this replica's trouble, not the entry's
-    except Exception as error:
-        answer = Failed(error)  # such as two items that do not compare: so it is on every replica
+    answer = function(transaction, *arguments, **options)
     return answer, noop() if isinstance(answer, Failed) else transaction.command()

@@ -28,6 +28,7 @@ class StateInMachine(SyncObjConsumer):  # type: ignore[misc]  # PySyncObj has no
 
     prefix = b""  # of its keys
     codec: Codec | None = None  # for what is compared while entries are applied
+    ordered = False  # whether entries ask for keys in order: a tick is not the time to bring all of them into it
 
     def _serialize(self) -> None:
         return None

@@ -1,0 +1,127 @@
+"""Opening a machine: its options, its directory, and how it is opened and closed off the event loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator
+from typing import Any, Generic, Protocol, TypeVar
+
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.errors import FastsmError, StorageError
+from fastsm.event_loops import call, start
+from fastsm.generation import current
+from fastsm.snapshot.codec import require_compression
+from fastsm.types import LogId
+
+logger = logging.getLogger("fastsm")
+
+
+def check_options(
+    sync: str, verify_on_open: str, compress: str, sizes: tuple[float, ...], lock_timeout: float, mode: int
+) -> None:
+    """Raises a ``ValueError`` for the options of a machine that cannot be."""
+    if sync not in ("flush", "apply"):
+        raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
+    if verify_on_open not in ("full", "background", "off"):
+        raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
+    require_compression(compress)
+    if not min(sizes) >= 0:  # NaN, too
+        raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
+    if not lock_timeout >= 0:
+        raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
+    if mode & 0o700 != 0o700 or mode & ~0o777:
+        raise ValueError(f"mode={mode:#o}: expected permissions that let the owner in, such as 0o700 or 0o770")
+
+
+def recover(
+    directory: Directory, read_only: bool, expected: LogId | None, verify: bool, lock_timeout: float
+) -> current.Generation:
+    """Locks a directory, unless it is only read, and recovers the state in it."""
+    if read_only:
+        return current.open_read_only(directory, expected, verify)
+    with storage_errors(directory.path, "locking the directory"):
+        directory.lock(lock_timeout)
+    return current.open_current(directory, expected, verify)
+
+
+class Closes(Protocol):
+    """What :class:`Opening` opens."""
+
+    def close(self) -> None: ...
+
+
+M = TypeVar("M", bound=Closes)
+
+
+class Opening(Generic[M]):
+    """A machine that will be opened on a thread of its own, when this is awaited or entered; once.
+
+    As a context manager it closes the machine at its end, off the event loop as well. Where the wait is cancelled,
+    the machine is closed once it is open: nothing keeps the directory locked.
+    """
+
+    __slots__ = ("_begun", "_machine", "_open")
+
+    def __init__(self, open_machine: Callable[[], M]) -> None:
+        self._open = open_machine
+        self._begun = False
+        self._machine: M | None = None
+
+    def __await__(self) -> Generator[Any, None, M]:
+        return self._opened().__await__()
+
+    async def _opened(self) -> M:
+        if self._begun:
+            raise RuntimeError("this machine was opened already: call open_async() again")
+        self._begun = True
+        machine: M | None = None
+        wanted = True
+
+        def open_it() -> M:
+            nonlocal machine
+            machine = self._open()
+            if not wanted:
+                machine.close()
+            return machine
+
+        future, _ = call(open_it)
+        try:
+            return await future
+        except BaseException:
+            wanted = False  # before the look: either the thread sees it, or its machine is there
+            if machine is not None:
+                close_unwanted(machine)
+            raise
+
+    async def __aenter__(self) -> M:
+        self._machine = await self
+        return self._machine
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._machine is not None
+        await close_off_loop(self._machine)
+
+
+async def close_off_loop(machine: Closes) -> None:
+    """Closes a machine on a thread of its own; on the event loop where no thread can be had."""
+    try:
+        future, _ = call(machine.close)
+    except StorageError:
+        machine.close()
+        return
+    await future
+
+
+def close_unwanted(machine: Closes) -> None:
+    """Closes a machine that nobody waits for any more, on a thread of its own if there is one."""
+
+    def close() -> None:
+        try:
+            machine.close()
+        except FastsmError as error:
+            logger.warning("a machine whose opening was cancelled was closed with an error: %s", error)
+
+    try:
+        start(close)
+    except StorageError:
+        close()

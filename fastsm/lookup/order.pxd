@@ -1,0 +1,83 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastsm.disk.format cimport RECORD_PUT
+from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.dead cimport DeadMap
+from fastsm.lookup.sorting cimport Sorting
+from fastsm.lookup.table cimport Table
+from fastsm.lookup.tree cimport Node
+
+cdef enum:
+    FEW_NEW = 256             # new keys that a reader takes in at once, under the GIL
+    LOOKS = 4096              # entries that a reader looks at in one go, under the GIL
+
+
+cdef class Order:
+    # Invariant: once `built`, each key of the table has exactly one place of one of its records in tree and `fresh`
+    # together, or a place in both of them. Keys that were deleted may have one, too.
+    cdef Table table
+    cdef DeadMap dead
+    cdef Mapping mapping                # what all places lead into; renewed when the log outgrows it
+    cdef Node *root
+    cdef readonly uint64_t entries      # places in the tree
+    cdef readonly bint built
+    cdef bint recording                 # new keys are noted
+    cdef uint64_t *fresh                # places of new keys, as they came
+    cdef size_t fresh_count, fresh_room
+    cdef size_t absorbed                # the first of them, which the tree has already, but one being built may not
+    cdef uint64_t builder               # number of the build that goes on, 0: none does
+    cdef uint64_t builds                # so many were begun
+    cdef uint64_t version               # of tree and `fresh` together: changes when places move from one to the other
+    cdef void **moments                 # of readers who are not through: borrowed references
+    cdef size_t moment_count, moment_room
+    cdef uint64_t *gone                 # places that `collect` found to be of deleted keys
+    cdef size_t gone_count
+    cdef readonly uint64_t comparisons  # of keys
+    cdef readonly uint64_t looks        # entries that readers looked at
+    cdef object lock                    # one at a time does large work; a courtesy: `builder` and `version` decide
+    cdef unsigned long worker           # the thread that has it
+
+    cdef inline size_t waiting(self) noexcept:
+        """How many places of new keys the tree does not have yet."""
+        return self.fresh_count - self.absorbed
+
+    cdef inline int note(
+        self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place, uint64_t old
+    ) noexcept nogil:
+        """Takes note of a change of the table. -1 without memory, unless room was reserved."""
+        if old == 0:
+            return self.note_new(place) if operation == RECORD_PUT and self.recording else 0
+        if self.moment_count:
+            self.tell_readers(arena, hashed, old)
+        return 0
+
+    cdef inline int note_new(self, uint64_t place) noexcept nogil:
+        if self.fresh_count == self.fresh_room and self.make_room(1) < 0:
+            return -1
+        self.fresh[self.fresh_count] = place
+        self.fresh_count += 1
+        return 0
+
+    cdef int make_room(self, size_t more) noexcept nogil
+    cdef int reserve(self, size_t new_keys, size_t changes) except -1
+    cdef void tell_readers(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil
+    cdef bint is_behind(self) noexcept
+    cdef bint has_garbage(self) noexcept
+    cdef int catch_up(self, tick) except -1
+    cdef int build(self, tick) except -1
+    cdef int end_build(self) except -1
+    cdef bint gather(self, Sorting sorting, uint64_t builder, tick) except -1
+    cdef int merge(self, tick) except -1
+    cdef int absorb(self) except -1
+    cdef void take_off(self, size_t count) noexcept
+    cdef void drop(self) noexcept
+    cdef int add_moment(self, void *moment) except -1
+    cdef void remove_moment(self, void *moment) noexcept
+
+
+cdef class Moment:
+    # Invariant: `end` is the place behind the last record of the moment, and `notes` leads from each key that was
+    # overwritten or deleted since to its record of the moment.
+    cdef uint64_t end
+    cdef Table notes
+    cdef bint lost                      # there was no memory for a note

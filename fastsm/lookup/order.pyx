@@ -1,0 +1,415 @@
+"""The order of the keys: a tree of places, kept up at the readers' cost.
+
+A key's entry is the place of any of its records: the dead map says whether that is the newest, and the table knows the
+newest otherwise. So overwrites and deletes cost nothing here; only new keys are noted, one store each, and sorted into
+the tree when somebody reads, or on a thread when many have come. A reader who finds an entry of an older record puts
+the newest in its place, and takes off entries of deleted keys.
+
+    from the table, without the GIL    ─►  sorted  ─►  tree      when the order is first asked for
+    new keys, noted by apply           ─►  sorted  ─►  tree      before each read: a few at once, many without the GIL
+
+A view is the tree at a moment, and the end of the records of that moment. While it is open, apply notes for each key
+that it overwrites or deletes which record was the newest: the only thing that the view could not find out.
+"""
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memmove
+
+from _thread import allocate_lock
+
+from fastsm.disk.format cimport record_key, record_key_size
+from fastsm.lookup.sorting cimport Item, Sorter, begin_sort, go_on_sorting, sorted_places
+from fastsm.lookup.table cimport FAILED, SEGMENT_SLOTS, Segment, place_of
+from fastsm.lookup.tree cimport Work, hold, release, tree_bytes
+from fastsm.lookup.tree_changes cimport insert
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept
+
+cdef enum:
+    GATHERED = 16             # segments of the table that are read in one go: some tenths of a millisecond
+    BATCH = 1 << 13           # places that are inserted between two looks at signals
+    MANY_NEW = 1 << 13        # new keys, and this share of the tree: a thread sorts them in
+    SHARE_OF_TREE = 64
+    GARBAGE = 1 << 16         # entries of deleted keys that are left alone, and as many as keys
+
+
+@cython.no_gc  # it refers to nothing that could refer to it
+cdef class Order:
+    """The keys of a table in their order.
+
+    Thread safety: `note` by one writer at a time; all else under the GIL. What is long gives it up in
+    between, and looks afterwards whether its result is still wanted. A tree that is held never changes.
+    """
+
+    def __cinit__(self, Table table, DeadMap dead, Mapping mapping):
+        self.table = table
+        self.dead = dead
+        self.mapping = mapping
+        self.lock = allocate_lock()
+        self.gone = <uint64_t *>malloc(LOOKS * sizeof(uint64_t))
+        if self.gone == NULL:
+            raise MemoryError("no memory to keep keys in order")
+
+    def __dealloc__(self):
+        free(self.fresh)
+        free(self.moments)
+        free(self.gone)
+        with nogil:
+            release(self.root)
+
+    def __repr__(self):
+        state = f"{self.entries} entries" if self.built else "not built"
+        return f"<Order: {state}, {self.waiting()} new>"
+
+    @property
+    def size(self):
+        """Bytes of memory that it takes. O(leaves)."""
+        return tree_bytes(self.root) + (self.fresh_room + LOOKS) * sizeof(uint64_t)
+
+    @property
+    def fresh_keys(self):
+        """How many new keys are noted, but not in the tree."""
+        return self.waiting()
+
+    @property
+    def open_views(self):
+        """How many readers are not through with their moment."""
+        return self.moment_count
+
+    # ---- notes -----------------------------------------------------------------------------------------
+
+    cdef int make_room(self, size_t more) noexcept nogil:
+        cdef size_t room = self.fresh_count + more
+        cdef uint64_t *fresh
+        if room <= self.fresh_room:
+            return 0
+        room += room / 2 + 64
+        fresh = <uint64_t *>realloc(self.fresh, room * sizeof(uint64_t))
+        if fresh == NULL:
+            return -1
+        self.fresh = fresh
+        self.fresh_room = room
+        return 0
+
+    cdef int reserve(self, size_t new_keys, size_t changes) except -1:
+        """Makes sure that notes of as many new keys and changes need no memory."""
+        cdef size_t i
+        if self.recording and self.make_room(new_keys) < 0:
+            raise MemoryError(f"no memory to keep {self.fresh_count + new_keys} new keys in order")
+        for i in range(self.moment_count):
+            reserve_notes(<Moment>self.moments[i], changes)
+        return 0
+
+    cdef void tell_readers(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil:
+        """A record is no longer the newest of its key. Only a table that readers know has views: so the GIL is held."""
+        cdef size_t i
+        with gil:
+            for i in range(self.moment_count):
+                tell_reader(<Moment>self.moments[i], self.table, arena, hashed, old)
+
+    # ---- build and keep up -----------------------------------------------------------------------------
+
+    cdef bint is_behind(self) noexcept:
+        """Whether so much is to be done that the next reader should not have to."""
+        if not self.built or self.builder:
+            return False
+        return self.waiting() > max(<uint64_t>MANY_NEW, self.entries / SHARE_OF_TREE) or self.has_garbage()
+
+    cdef bint has_garbage(self) noexcept:
+        return self.entries > 2 * self.table.count + GARBAGE
+
+    cdef int catch_up(self, tick) except -1:
+        """Does what is long, without the GIL: builds the tree, or sorts many new keys into it.
+
+        Other threads wait here meanwhile. A signal handler that reads on top of it does not: it does the work itself,
+        and the frame below finds it done. It may be done in vain, when others have changed the tree: whoever calls
+        looks again.
+        """
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        cdef bint locked = self.worker != thread
+        if locked:
+            self.lock.acquire()  # in the main thread, signal handlers run meanwhile
+            self.worker = thread
+        try:
+            if not self.built or self.has_garbage():
+                self.build(tick)
+            elif self.waiting() > FEW_NEW:
+                self.merge(tick)
+        finally:
+            if locked:
+                self.worker = 0
+                self.lock.release()
+        return 0
+
+    cdef int build(self, tick) except -1:
+        """Makes a new tree from the table. O(keys log keys + bytes that tell them apart), without the GIL."""
+        cdef Sorting sorting = Sorting()
+        cdef Mapping mapping
+        cdef Work work
+        cdef Node *root = NULL
+        cdef Node *old
+        cdef uint64_t *places
+        cdef uint64_t builder
+        cdef size_t first = 0
+        cdef int failed = 0
+        if not self.built:
+            self.fresh_count = self.absorbed = 0
+        self.recording = True
+        self.builds += 1
+        self.builder = builder = self.builds
+        try:
+            if not self.gather(sorting, builder, tick):
+                return 0
+            mapping = self.mapping  # not before: the log may have outgrown it
+            work.arena = mapping.address
+            work.added = 0
+            places = sorting.sort(mapping.address, tick)
+            work.comparisons = sorting.sorter.steps
+            while first < sorting.count and not failed:
+                with nogil:
+                    failed = insert(&work, &root, places + first, min(sorting.count - first, <size_t>BATCH))
+                first += BATCH
+                PyErr_CheckSignals()
+                if tick is not None:
+                    tick()
+            if failed:
+                raise MemoryError(f"no memory to keep {sorting.count} keys in order")
+        except BaseException:
+            release(root)
+            if self.builder == builder:
+                self.end_build()
+            raise
+        if self.builder != builder:
+            release(root)
+            return 0
+        old, self.root = self.root, root
+        self.entries = work.added
+        self.comparisons += work.comparisons
+        self.built = True
+        self.builder = 0
+        self.absorbed = 0  # the new tree may lack what the old one has taken meanwhile
+        self.version += 1
+        with nogil:
+            release(old)
+        return 0
+
+    cdef int end_build(self) except -1:
+        """A build that comes to nothing: the old tree stays, if there is one."""
+        self.builder = 0
+        self.recording = self.built
+        self.take_off(self.absorbed if self.built else self.fresh_count)
+        self.absorbed = 0
+        return 0
+
+    cdef bint gather(self, Sorting sorting, uint64_t builder, tick) except -1:
+        """Reads the table in pieces, while it goes on changing; False when another build has begun meanwhile.
+
+        New keys are noted from before the first piece on. A split moves keys to a segment behind all others, where they
+        are met again, and sorting leaves one of them.
+        """
+        cdef uint64_t rebuilds = ~self.table.rebuilds
+        cdef uint32_t number = 0
+        cdef uint32_t stop
+        while True:
+            if self.builder != builder:
+                return False
+            if self.table.rebuilds != rebuilds:
+                rebuilds = self.table.rebuilds
+                number = 0
+                sorting.count = 0
+                sorting.reserve(self.table.count + self.table.count / 32 + 64)
+            stop = min(number + GATHERED, self.table.segment_count)
+            if number == stop:
+                return True
+            sorting.reserve(sorting.count + <size_t>(stop - number) * SEGMENT_SLOTS)
+            add_places(self.table, number, stop, sorting)
+            number = stop
+            with nogil:
+                pass
+            PyErr_CheckSignals()
+            if tick is not None:
+                tick()
+
+    cdef int merge(self, tick) except -1:
+        """Sorts the new keys into a copy of the tree, without the GIL, and takes it."""
+        cdef Sorting sorting = Sorting()
+        cdef Mapping mapping
+        cdef Work work
+        cdef Node *root
+        cdef uint64_t *places
+        cdef uint64_t version = self.version
+        cdef uint64_t entries
+        cdef size_t count = self.waiting()
+        cdef size_t first = 0
+        cdef size_t i
+        cdef int failed = 0
+        sorting.reserve(count)
+        if self.version != version or self.waiting() < count or not self.built:
+            return 0
+        for i in range(count):
+            sorting.add(self.fresh[self.absorbed + i])
+        root = self.root
+        hold(root)
+        entries = self.entries
+        mapping = self.mapping
+        work.arena = mapping.address
+        work.added = 0
+        try:
+            places = sorting.sort(mapping.address, tick)
+            work.comparisons = sorting.sorter.steps
+            while first < sorting.count and not failed:
+                with nogil:
+                    failed = insert(&work, &root, places + first, min(sorting.count - first, <size_t>BATCH))
+                first += BATCH
+                PyErr_CheckSignals()
+                if tick is not None:
+                    tick()
+            if failed:
+                raise MemoryError(f"no memory to keep {sorting.count} new keys in order")
+        except BaseException:
+            release(root)
+            raise
+        self.comparisons += work.comparisons
+        if self.version == version:
+            root, self.root = self.root, root
+            self.entries = entries + work.added
+            self.take_off(count)
+        with nogil:
+            release(root)
+        return 0
+
+    cdef int absorb(self) except -1:
+        """Sorts the new keys into the tree at once. Runs no Python code, unless there is no memory."""
+        cdef Item few[FEW_NEW]
+        cdef Item *items = few
+        cdef Sorter sorter
+        cdef Work work
+        cdef size_t count = self.waiting()
+        cdef size_t i
+        cdef int failed
+        if count == 0:
+            return 0
+        if count > FEW_NEW:
+            items = <Item *>malloc(count * sizeof(Item))
+            if items == NULL:
+                raise MemoryError(f"no memory to keep {count} new keys in order")
+        for i in range(count):
+            items[i].place = self.fresh[self.absorbed + i]
+        begin_sort(&sorter, items, count, self.mapping.address, <uint64_t>items)
+        while not go_on_sorting(&sorter, 1 << 30):
+            pass
+        work.arena = self.mapping.address
+        work.comparisons = sorter.steps
+        work.added = 0
+        failed = insert(&work, &self.root, <uint64_t *>items, sorted_places(items, count))
+        if items != few:
+            free(items)
+        self.entries += work.added
+        self.comparisons += work.comparisons
+        if failed:
+            self.drop()
+            raise MemoryError(f"no memory to keep {count} new keys in order: the next read begins anew")
+        self.take_off(count)
+        return 0
+
+    cdef void take_off(self, size_t count) noexcept:
+        """The tree has the first `count` of the new keys; one that is being built may need them again."""
+        self.version += 1
+        if self.builder:
+            self.absorbed += count
+            return
+        self.fresh_count -= count
+        memmove(self.fresh, self.fresh + count, self.fresh_count * sizeof(uint64_t))
+        if self.fresh_count == 0 and self.fresh_room > BATCH:
+            free(self.fresh)
+            self.fresh = NULL
+            self.fresh_room = 0
+
+    cdef void drop(self) noexcept:
+        """There is no tree: the next reader builds one."""
+        self.built = self.recording = False
+        self.entries = self.builder = 0
+        self.fresh_count = self.absorbed = 0
+        self.version += 1
+
+    # ---- readers ---------------------------------------------------------------------------------------
+
+    cdef int add_moment(self, void *moment) except -1:
+        cdef size_t room
+        cdef void **moments
+        if self.moment_count == self.moment_room:
+            room = 2 * self.moment_room + 4
+            moments = <void **>realloc(self.moments, room * sizeof(void *))
+            if moments == NULL:
+                raise MemoryError(f"no memory for {room} iterators")
+            self.moments = moments
+            self.moment_room = room
+        self.moments[self.moment_count] = moment
+        self.moment_count += 1
+        return 0
+
+    cdef void remove_moment(self, void *moment) noexcept:
+        cdef size_t i
+        for i in range(self.moment_count):
+            if self.moments[i] == moment:
+                self.moment_count -= 1
+                self.moments[i] = self.moments[self.moment_count]
+                return
+
+    def forget(self):
+        """Drops the tree: the next read builds another."""
+        cdef Node *root = self.root
+        self.root = NULL
+        self.drop()
+        with nogil:
+            release(root)
+
+
+@cython.no_gc  # it refers to a table alone
+cdef class Moment:
+    """What a reader needs to know of a moment, once other records have become the newest of their keys.
+
+    Thread safety: the order's.
+    """
+
+    def __cinit__(self):
+        self.notes = Table()
+
+
+cdef int reserve_notes(Moment moment, size_t changes) except -1:
+    """Apply does not fail for a reader's sake: the reader does, later."""
+    try:
+        moment.notes.reserve(changes)
+    except MemoryError:
+        moment.lost = True
+    return 0
+
+
+cdef void tell_reader(
+    Moment moment, Table table, const uint8_t *arena, uint64_t hashed, uint64_t old
+) noexcept:
+    """Notes which record was the newest of its key at the moment: only the first change finds such a one."""
+    cdef const uint8_t *record = arena + old
+    cdef Table notes = moment.notes
+    if old >= moment.end or moment.lost:
+        return
+    if notes.seed0 != table.seed0 or notes.seed1 != table.seed1:
+        hashed = notes.hash(record_key(record), record_key_size(record))
+    if notes.put(arena, hashed, record_key(record), record_key_size(record), old) == FAILED:
+        moment.lost = True
+
+
+cdef void add_places(Table table, uint32_t first, uint32_t stop, Sorting sorting) noexcept:
+    """Adds the places in some segments of a table; there is room for all of their slots."""
+    cdef Segment *segment
+    cdef uint32_t number
+    cdef int i
+    for number in range(first, stop):
+        segment = table.segment_at(number)
+        for i in range(SEGMENT_SLOTS):
+            if segment.slots[i]:
+                sorting.add(place_of(segment.slots[i]))

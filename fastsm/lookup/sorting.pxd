@@ -1,0 +1,64 @@
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from fastsm.disk.format cimport record_key, record_key_size
+
+cdef enum:
+    SORT_SLICE = 1 << 17     # steps between two looks at signals: some milliseconds
+    STACK = 128
+
+ctypedef struct Item:
+    # A record to be sorted. Afterwards `place` is 0 where a later record of the same key stands for it.
+    uint64_t head         # eight bytes of its key, as a number
+    uint64_t place
+
+ctypedef struct Span:
+    # Items [first, stop), whose keys agree in their first `depth` bytes.
+    size_t first, stop
+    size_t at             # how far this phase has come
+    size_t less, greater  # while splitting: items below the pivot end here, items above it start here
+    uint64_t pivot
+    uint32_t depth
+    uint32_t shared       # bytes from `depth` on in which the keys looked at agree
+    uint32_t phase
+    uint32_t by_size      # the heads are sizes: equal ones belong to equal keys
+
+ctypedef struct Sorter:
+    Item *items
+    const uint8_t *arena
+    uint64_t dice         # for pivots that nobody can foresee
+    uint64_t steps        # items looked at, keys compared
+    uint32_t height
+    Span spans[STACK]
+
+
+cdef inline int compare_key(const uint8_t *record, const uint8_t *key, size_t size) noexcept nogil:
+    """As `bytes` compare: byte by byte, then the shorter one first."""
+    cdef size_t own = record_key_size(record)
+    cdef int order = memcmp(record_key(record), key, min(own, size))
+    if order:
+        return order
+    return (own > size) - (own < size)
+
+
+cdef inline int compare_places(const uint8_t *arena, uint64_t a, uint64_t b) noexcept nogil:
+    """Compares the keys of two records."""
+    return compare_key(arena + a, record_key(arena + b), record_key_size(arena + b))
+
+
+cdef void begin_sort(Sorter *sorter, Item *items, size_t count, const uint8_t *arena, uint64_t dice) noexcept nogil
+cdef bint go_on_sorting(Sorter *sorter, int64_t steps) noexcept nogil
+cdef size_t sorted_places(Item *items, size_t count) noexcept nogil
+
+
+cdef class Sorting:
+    cdef Item *items
+    cdef size_t count, room
+    cdef Sorter sorter
+    cdef int reserve(self, size_t room) except -1
+    cdef inline void add(self, uint64_t place) noexcept nogil:
+        """Takes a record for which there is room."""
+        self.items[self.count].place = place
+        self.count += 1
+
+    cdef uint64_t *sort(self, const uint8_t *arena, tick) except NULL

@@ -1,0 +1,114 @@
+"""Opening again after each kill: what a first sync has made durable is neither read nor written again."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fastsm
+from fastsm import FastStateMachine, LogId
+from support.faulty import Disk, crash_copy
+from support.inside import inside
+
+Opener = Callable[..., FastStateMachine]
+FRAME_HEADER = 32
+
+
+def killed(path: Path, copy: Path, entries: int) -> Path:
+    """A copy of a state as a kill leaves it: so many entries of a kilobyte, flushed, and no frame that says so."""
+    with FastStateMachine(path, auto_compact=False) as machine:
+        for first in range(1, entries + 1, 100):
+            indexes = range(first, first + 100)
+            machine.apply([(index, 1, fastsm.put(b"key %d" % index, bytes(1000))) for index in indexes])
+        machine.flush()
+        return crash_copy(path, copy)
+
+
+def test_a_first_flush_of_much_saves_a_table_for_the_opening_after_another_kill(tmp_path: Path) -> None:
+    """After a kill the log is read, written again and synced; after the next one nothing of it is."""
+    copy = killed(tmp_path / "state", tmp_path / "first", 5_000)
+    with FastStateMachine(copy, auto_compact=False) as machine:
+        assert machine.stats().recovery.suspect_bytes > 5_000_000
+        machine.flush()
+        size = machine.stats().log_bytes
+        copy = crash_copy(copy, tmp_path / "second")
+    for number in range(3):
+        disk = Disk()
+        with FastStateMachine(copy, auto_compact=False, _files=disk.files) as machine:
+            recovery = machine.stats().recovery
+            assert inside(machine).index.loaded
+            assert (recovery.suspect_bytes, recovery.log_bytes) == (0, size)
+            assert machine.durable() == machine.last_applied() == LogId(5_000, 1)
+            assert machine.get(b"key 5000") == bytes(1000)
+            machine.verify()
+            inside(machine).check()
+            disk.forget()
+            machine.flush()
+            assert [call.method for call in disk.calls if call.method in ("write", "sync")] == []
+            copy = crash_copy(copy, tmp_path / f"again {number}")
+            assert machine.stats().log_bytes == size
+
+
+def test_a_first_flush_of_less_is_noted_in_a_frame(tmp_path: Path) -> None:
+    """What is read in no time needs no table; it is not written again, and the log does not grow with each kill."""
+    copy = killed(tmp_path / "state", tmp_path / "first", 200)
+    sizes = []
+    for number in range(4):
+        with FastStateMachine(copy) as machine:
+            recovery = machine.stats().recovery
+            assert recovery.suspect_bytes == FRAME_HEADER if number else recovery.suspect_bytes > 200_000
+            assert not inside(machine).index.loaded
+            machine.flush()
+            assert machine.durable() == machine.last_applied() == LogId(200, 1)
+            copy = crash_copy(copy, tmp_path / f"again {number}")
+            sizes.append(machine.stats().log_bytes)
+    assert len(set(sizes)) == 1
+
+
+def test_the_note_leaves_what_no_frame_carries_yet(tmp_path: Path) -> None:
+    """An entry without a command that was noted before the flush is in the state, the table and the next opening."""
+    copy = killed(tmp_path / "state", tmp_path / "first", 5_000)
+    with FastStateMachine(copy, auto_compact=False) as machine:
+        machine.update_last_applied((5_001, 2))
+        machine.flush()
+        machine.update_last_applied((5_002, 2))
+        copy = crash_copy(copy, tmp_path / "second")
+    with FastStateMachine(copy) as machine:
+        assert inside(machine).index.loaded
+        assert machine.last_applied() == LogId(5_001, 2)
+        assert (machine.entry_term(5_001), machine.entry_term(5_002)) == (2, None)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_note_without_room_is_no_error(tmp_path: Path, error: int, machine_at: Opener) -> None:
+    """All is durable; the next opening after a kill just takes longer."""
+    copy = killed(tmp_path / "state", tmp_path / "first", 200)
+    disk = Disk()
+    machine = machine_at(copy, _files=disk.files)
+    disk.fail("allocate", error)
+    disk.fail("allocate", error)
+    machine.flush()
+    assert machine.durable() == LogId(200, 1)
+    machine.apply([(201, 1, fastsm.put(b"more", b""))])
+    machine.flush()
+    assert machine.durable() == LogId(201, 1)
+
+
+def test_a_first_sync_that_fails_is_not_noted(tmp_path: Path, machine_at: Opener) -> None:
+    """Nothing says that it was durable: the next opening writes it all again."""
+    copy = killed(tmp_path / "state", tmp_path / "first", 5_000)
+    disk = Disk()
+    machine = machine_at(copy, _files=disk.files)
+    suspect = machine.stats().recovery.suspect_bytes
+    disk.fail("sync")
+    with pytest.raises(fastsm.StorageError):
+        machine.flush()
+    again = crash_copy(copy, tmp_path / "second")
+    with pytest.raises(fastsm.StorageError):
+        machine.close()
+    with FastStateMachine(again) as machine:
+        assert machine.stats().recovery.suspect_bytes == suspect
+        assert not inside(machine).index.loaded

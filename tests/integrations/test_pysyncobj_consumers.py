@@ -1,0 +1,221 @@
+"""State next to the state machine's in a PySyncObj node; its threads, connections and configuration."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pysyncobj")
+
+from pysyncobj import FAIL_REASON, SyncObjException, replicated
+from pysyncobj.batteries import ReplCounter, ReplDict, ReplLockManager
+from pysyncobj.node import Node as PySyncObjNode
+
+import fastsm
+from fastsm.integrations.pysyncobj import (
+    ConsumersChangedError,
+    DumpPolicy,
+    ReplicatedStateMachine,
+    dumping,
+)
+from support.one_node import Answers, MakeNode, answer, nodes_at, threading_call, ticks
+
+
+@pytest.fixture
+def node_at(tmp_path: Path) -> Iterator[MakeNode]:
+    """Makes nodes of a cluster of one each, which the test ticks itself."""
+    with nodes_at(tmp_path) as make:
+        yield make
+
+
+# ---- state next to the state machine's ----------------------------------------------------------------------
+
+
+def test_attributes_of_a_node_without_replicated_methods_are_its_own(node_at: MakeNode) -> None:
+    """They do not travel, whatever they are."""
+
+    class Node(ReplicatedStateMachine):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.lock, self.name = threading.Lock(), "mine"
+
+    node = node_at(Node)
+    ticks(node, node.isReady)
+    assert node._fastsm_attributes() == {}
+    node.put(b"a", b"b")
+    node.forceLogCompaction()
+    ticks(node, lambda: node.dumps)
+    node._fastsm_restore(node._fastsm_attachment())
+    assert node.name == "mine"
+
+
+def test_replicated_attributes_that_cannot_travel_stop_the_node_at_its_start(node_at: MakeNode) -> None:
+    """A class with replicated methods that sets a lock behind PySyncObj's constructor could never dump: it says so."""
+
+    class Node(ReplicatedStateMachine):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.before = threading.Lock()
+            super().__init__(*arguments, **options)
+            self.after = threading.Lock()
+
+        @replicated
+        def method(self) -> None: ...
+
+    node = node_at(Node)
+    ticks(node, lambda: node.failure)
+    assert isinstance(node.failure, TypeError)
+    assert "after" in str(node.failure)
+    assert "before" not in str(node.failure).split("found")[1].split(";")[0]
+
+
+def test_a_consumer_may_be_added_and_not_dropped(node_at: MakeNode) -> None:
+    """One at the end begins empty; one that is gone, or another one in its place, is refused before anything starts."""
+    counter = ReplCounter()
+    node = node_at(consumers=[counter])
+    ticks(node, node.isReady)
+    assert answer(node, counter.add, 5) == (5, FAIL_REASON.SUCCESS)
+    node.forceLogCompaction()
+    ticks(node, lambda: node.dumps)
+    node.destroy()
+    for consumers in ([], [ReplDict()], [ReplDict(), ReplCounter()]):
+        with pytest.raises(ConsumersChangedError, match=r"ReplCounter.*add a consumer at the end"):
+            node_at(consumers=consumers)
+    counter, values = ReplCounter(), ReplDict()
+    node = node_at(consumers=[counter, values])
+    ticks(node, node.isReady)
+    assert counter.get() == 5
+    answer(node, values.set, "a", "b")
+    assert values.get("a") == "b"
+
+
+def test_a_method_added_in_the_middle_is_refused(node_at: MakeNode) -> None:
+    """Entries name methods by numbers: a release in which they mean others does not start."""
+
+    def node_class(*names: str) -> type[ReplicatedStateMachine]:
+        class Node(ReplicatedStateMachine):
+            for name in names:
+                exec(f"@replicated\ndef {name}(self): ...")
+
+        return Node
+
+    node = node_at(node_class("beta"))
+    ticks(node, node.isReady)
+    node.put(b"a", b"b")
+    node.forceLogCompaction()
+    ticks(node, lambda: node.dumps)
+    node.destroy()
+    with pytest.raises(ConsumersChangedError, match="alpha"):
+        node_at(node_class("alpha", "beta"))
+    ticks(node := node_at(node_class("beta", "gamma")), node.isReady)
+
+
+def test_a_lock_manager_is_a_consumer(node_at: MakeNode) -> None:
+    """A consumer that is given by an object that has it."""
+    locks = ReplLockManager(autoUnlockTime=10, selfID="one")
+    try:
+        node = node_at(consumers=[locks])
+        ticks(node, node.isReady)
+        answers = Answers()
+        locks.tryAcquire("lock", callback=answers)
+        ticks(node, lambda: answers)
+        assert answers == [(True, FAIL_REASON.SUCCESS)]
+        node.forceLogCompaction()
+        ticks(node, lambda: node.dumps)
+    finally:
+        locks.destroy()
+
+
+# ---- threads, connections, configuration ---------------------------------------------------------------------
+
+
+def test_a_dump_waits_for_a_thread(node_at: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no thread for it, a dump is put off, not given up, and the node goes on."""
+    node = node_at()
+    ticks(node, node.isReady)
+    answer(node, node.put, b"a", b"b")
+    with monkeypatch.context() as patch:
+        patch.setattr(dumping.threading.Thread, "start", no_thread)
+        node.forceLogCompaction()
+        for _ in range(10):
+            node.doTick(0)
+        assert (node.failure, node.dumps) == (None, 0)
+    node._fastsm_no_thread_before = 0.0
+    ticks(node, lambda: node.dumps == 1)
+
+
+def no_thread(self: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_the_end_of_the_thread_that_made_a_node_ends_the_node(node_at: MakeNode, tmp_path: Path) -> None:
+    """PySyncObj's ticks end with it: failure says so, who waits is told, and the directory is free."""
+    made: list[Any] = []
+    answers, failed = Answers(), threading.Event()
+
+    def make() -> None:
+        made.append(node_at(
+            partners=("127.0.0.1:1",), conf={"autoTick": True, "raftMinTimeout": 0.4, "raftMaxTimeout": 1.4},
+            on_failure=lambda error: failed.set()))
+        made[0].put(b"a", b"b", callback=answers)
+
+    threading_call(make)
+    assert failed.wait(20)
+    made[0]._SyncObj__thread.join(20)
+    assert isinstance(made[0].failure, fastsm.NotRunningError)
+    assert "has ended" in str(made[0].failure)
+    assert answers == [(None, FAIL_REASON.UNKNOWN_OUTCOME)]
+    fastsm.FastStateMachine(tmp_path / "node" / "state").close()
+
+
+def test_an_address_that_cannot_be_bound_ends_the_node(node_at: MakeNode, tmp_path: Path) -> None:
+    """Where PySyncObj gives up its ticks, failure is set and the directory is free."""
+    other = node_at(name="other", conf={"autoTick": True, "raftMinTimeout": 0.4, "raftMaxTimeout": 1.4})
+    other.waitBinded()
+    node = node_at(conf={
+        "autoTick": True, "bindAddress": other.selfNode.address, "maxBindRetries": 1, "raftMinTimeout": 0.4,
+        "raftMaxTimeout": 1.4,
+    })  # fmt: skip
+    node._SyncObj__thread.join(20)
+    assert node.failure is not None
+    with pytest.raises(SyncObjException):
+        node.waitBinded()
+    fastsm.FastStateMachine(tmp_path / "node" / "state").close()
+
+
+def test_read_only_nodes_without_fastsm_are_refused_once(
+    node_at: MakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often they connect there is one line in the log and one entry in `refused`, and no connection kept."""
+    node = node_at(conf={"connectionTimeout": 0.04})
+    transport = node._fastsm_transport
+    for number in range(20):
+        reader, connection = PySyncObjNode(str(number)), FakeConnection()
+        connection.on_end = lambda reader=reader: transport._onReadonlyNodeDisconnected(reader)
+        transport._connections[reader] = connection
+        transport._post = lambda *_: None
+        transport._onReadonlyNodeConnected(reader)
+        ticks(node, lambda: not transport._connections)
+    assert list(transport.refused) == ["readonly"]
+    assert (node.readonlyNodes, transport._silent) == (set(), {})
+    assert caplog.text.count("without fastsm") == 1
+
+
+class FakeConnection:
+    on_end: Callable[[], None]
+
+    def disconnect(self) -> None:
+        self.on_end()
+
+
+def test_a_setting_of_no_effect_is_said_once(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
+    """PySyncObj's settings of dumps are the policy's here: a node for which they were set says which."""
+    node_at(name="usual", policy=DumpPolicy(trailing_entries=5))
+    assert "of no effect" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        node_at(conf={"logCompactionMinEntries": 99, "useFork": False})
+    assert caplog.text.count("conf.logCompactionMinEntries, conf.useFork: set, but of no effect") == 1

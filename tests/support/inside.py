@@ -1,0 +1,46 @@
+"""The one way of tests to what is private: a name inside of the package is here once, whatever tests look at it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# By object; the underscore before each of them is left out.
+NAMES = frozenset({
+    # FastStateMachine: the invariants, and the parts that it is made of
+    "check", "log", "index", "table", "terms", "turns", "worker", "waiters", "jobs", "directory", "verifying",
+    "snapshots",
+    # its steps, for tests that hold one of them up, or leave one out
+    "capture", "closed", "compact_by_itself", "is_called_for", "mark", "note_metadata", "opened", "release", "require",
+    "sync_to", "waiting_for_entries", "write_captured", "write_state", "bytes",
+    # MemoryStateMachine
+    "entries", "metadata", "running", "seen", "state_as_of", "values", "waiting",
+    # Directory; the threads of coroutines
+    "lock", "thread",
+})  # fmt: skip
+
+
+class Inside:
+    """The private names of one object, read and written without their underscore."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Any) -> None:
+        object.__setattr__(self, "of", of)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.of, private(name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.of, private(name), value)
+
+
+def private(name: str) -> str:
+    """The name inside of the package; a name that is not listed above is a mistake, or belongs there."""
+    if name not in NAMES:
+        raise AttributeError(f"{name} is not among the private names that tests look at: see {__name__}")
+    return f"_{name}"
+
+
+def inside(of: Any) -> Any:
+    """The private side of a machine, of one of its parts, or of a class."""
+    return Inside(of)

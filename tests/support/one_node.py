@@ -1,0 +1,81 @@
+"""A PySyncObj node that a test ticks itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pysyncobj import SyncObjConf
+
+from fastsm.integrations.pysyncobj import ReplicatedStateMachine
+from support.cluster import free_ports
+
+MakeNode = Callable[..., Any]
+
+
+@contextmanager
+def nodes_at(tmp_path: Path) -> Iterator[MakeNode]:
+    """Makes nodes of a cluster of one each, which the test ticks itself; they end with the block."""
+    nodes: list[ReplicatedStateMachine] = []
+
+    def make(
+        node: type[ReplicatedStateMachine] = ReplicatedStateMachine, *, partners: tuple[str, ...] = (),
+        name: str = "node", conf: dict[str, Any] | None = None, **options: Any,
+    ) -> ReplicatedStateMachine:
+        address = f"127.0.0.1:{free_ports(1)[0]}"
+        configuration = SyncObjConf(**{
+            "bindAddress": address, "appendEntriesUseBatch": False, "autoTick": False, "raftMinTimeout": 0.02,
+            "raftMaxTimeout": 0.03, "appendEntriesPeriod": 0.005, **(conf or {}),
+        })  # fmt: skip
+        nodes.append(node(address, partners, tmp_path / name, conf=configuration, **options))
+        return nodes[-1]
+
+    try:
+        yield make
+    finally:
+        for node in nodes:
+            node.destroy()
+
+
+def ticks(node: ReplicatedStateMachine, condition: Callable[[], object]) -> None:
+    """Ticks until the condition holds."""
+    for _ in range(5000):
+        if condition():
+            return
+        node.doTick(0.002)
+    raise AssertionError(f"it never came to that: {node.failure!r}")
+
+
+class Answers(list[Any]):
+    """Callbacks' arguments."""
+
+    def __call__(self, result: Any, reason: Any) -> None:
+        self.append((result, reason))
+
+
+def answer(node: ReplicatedStateMachine, call: Callable[..., object], *arguments: Any) -> Any:
+    """What the callback of a call is given."""
+    answers = Answers()
+    call(*arguments, callback=answers)
+    ticks(node, lambda: answers)
+    return answers[0]
+
+
+def threading_call(call: Callable[[], object]) -> None:
+    """Calls in another thread; raises what it raised."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]

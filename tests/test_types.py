@@ -1,0 +1,62 @@
+"""The small values: metadata of a snapshot on the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastsm import FormatVersionError, LogId, SnapshotFormatError, SnapshotMetadata
+
+METADATA = SnapshotMetadata(LogId(7, 2**64 - 2), bytes(range(32)))
+
+
+def test_metadata_comes_back_from_its_bytes() -> None:
+    """Any index, term and checksum, from any buffer; 64 bytes."""
+    for log_id in (LogId(7, 2), LogId(0, 0), LogId(2**64 - 1, 0)):
+        metadata = SnapshotMetadata(log_id, b"x" * 32)
+        data = metadata.to_bytes()
+        assert len(data) == 64
+        assert SnapshotMetadata.from_bytes(data) == SnapshotMetadata.from_bytes(memoryview(bytearray(data))) == metadata
+    assert type(SnapshotMetadata.from_bytes(data).last_included) is LogId
+
+
+def test_the_bytes_are_those_of_the_page_of_formats() -> None:
+    """Magic, version, index, term, checksum, then eight bytes of BLAKE3 over all of them; a test vector."""
+    assert METADATA.to_bytes().hex() == (
+        "46534d4d00000000" "0700000000000000" "feffffffffffffff"
+        "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f" "aecf290194962349"
+    )
+
+
+@pytest.mark.parametrize("bit", range(512))
+def test_a_flipped_bit_is_found(bit: int) -> None:
+    """Whichever of the 512 bits it is: ``SnapshotFormatError``."""
+    data = bytearray(METADATA.to_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(SnapshotFormatError):
+        SnapshotMetadata.from_bytes(data)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 65, 128])
+def test_another_size_is_refused(size: int) -> None:
+    """It says how many bytes were expected and found."""
+    with pytest.raises(SnapshotFormatError, match=f"expected 64 bytes, found {size}"):
+        SnapshotMetadata.from_bytes((METADATA.to_bytes() * 2)[:size])
+
+
+def test_a_later_version_says_so() -> None:
+    """With a right checksum it is another release's: ``FormatVersionError``."""
+    import blake3  # noqa: PLC0415
+
+    fields = bytearray(METADATA.to_bytes()[:56])
+    fields[4] = 9
+    with pytest.raises(FormatVersionError, match="format version 9"):
+        SnapshotMetadata.from_bytes(bytes(fields) + blake3.blake3(fields).digest(length=8))
+
+
+@pytest.mark.parametrize("metadata", [
+    SnapshotMetadata(LogId(1, 1), bytes(31)), SnapshotMetadata(LogId(-1, 1), bytes(32)),
+    SnapshotMetadata(LogId(1, 2**64), bytes(32))])
+def test_what_is_no_metadata_has_no_bytes(metadata: SnapshotMetadata) -> None:
+    """A checksum of another size, or numbers beyond 64 bits, are a ``ValueError``."""
+    with pytest.raises(ValueError, match="expected"):
+        metadata.to_bytes()
