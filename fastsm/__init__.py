@@ -18,6 +18,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
     command                 the bytes that Raft carries
+    answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
         sorting             records, sorted by key
@@ -44,6 +45,8 @@ bytes to files to memory to the machine; each module imports only what stands be
         awaited             who waits for an entry to be applied
         frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
+        view, tx            the state as a chunk sees it under way; the same for a procedure
+        judging             what each entry of a chunk comes to
         ordered             reads in the order of the keys: scans, counts, iterators
         chunk, turns        what is being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
@@ -61,7 +64,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         format, entries     its disk format; where each entry lies
         segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
     machine                 FastStateMachine
-    memory                  MemoryStateMachine, the model
+    memory_tx, memory       MemoryStateMachine, the model
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
@@ -88,6 +91,22 @@ except ModuleNotFoundError as _error:
         'or build in place with `pip install -e ".[cli,test]"`.'
     ) from _error
 
+from fastsm.answering import (
+    MAX_ANSWER_SIZE,
+    absent,
+    add,
+    call,
+    delete_prefix,
+    delete_range,
+    exists,
+    forget,
+    modified_at,
+    once,
+    open_session,
+    read,
+    transaction,
+    value_is,
+)
 from fastsm.command import (
     MAX_COMMAND_SIZE,
     MAX_KEY_SIZE,
@@ -111,6 +130,7 @@ from fastsm.errors import (
     LockedError,
     NotRunningError,
     OrderError,
+    ProcedureError,
     ReadOnlyError,
     ReentryError,
     SnapshotError,
@@ -123,10 +143,11 @@ from fastsm.errors import (
 from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
+from fastsm.procedures import Abort, procedure
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
-from fastsm.types import Entry, LogId, ScanResult, SnapshotMetadata, Stats
+from fastsm.types import Answer, Entry, LogId, ScanResult, SnapshotMetadata, Stats
 
 # A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
 _logging.getLogger("fastsm").addHandler(_logging.NullHandler())
@@ -135,9 +156,12 @@ _logging.getLogger("fastsm").addFilter(_EncodableLines())
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "MAX_ANSWER_SIZE",
     "MAX_COMMAND_SIZE",
     "MAX_KEY_SIZE",
     "MAX_VALUE_SIZE",
+    "Abort",
+    "Answer",
     "ChecksumMismatchError",
     "CommandError",
     "CorruptionError",
@@ -150,6 +174,7 @@ __all__ = [
     "MemoryStateMachine",
     "NotRunningError",
     "OrderError",
+    "ProcedureError",
     "ReadOnlyError",
     "ReentryError",
     "ScanResult",
@@ -164,14 +189,28 @@ __all__ = [
     "Stats",
     "StorageError",
     "UnknownCommandError",
+    "absent",
+    "add",
     "batch",
+    "call",
     "check",
     "compare_and_swap",
     "config",
     "decode",
     "delete",
+    "delete_prefix",
+    "delete_range",
+    "exists",
+    "forget",
+    "modified_at",
     "noop",
+    "once",
+    "open_session",
     "open_snapshot",
+    "procedure",
     "put",
     "put_many",
+    "read",
+    "transaction",
+    "value_is",
 ]

@@ -5,6 +5,9 @@ from cpython.pythread cimport PyThread_get_thread_ident
 import os
 from _thread import allocate_lock, start_new_thread
 
+cdef extern from "Python.h":
+    int PyThreadState_SetAsyncExc(unsigned long thread, object error)
+
 
 cdef class BackgroundCall:
     """Runs `function()` on a new thread; raises `RuntimeError` where none can be had.
@@ -48,6 +51,12 @@ cdef class BackgroundCall:
         if error is not None:
             raise error
         return True
+
+    def interrupt(self):
+        """Raises `KeyboardInterrupt` in the call, at its next step of Python code, unless it is over."""
+        # Whoever is over has unlocked it, under the GIL: so the thread is still there, and no other has its number.
+        if self.over.locked():
+            PyThreadState_SetAsyncExc(self.thread, KeyboardInterrupt)
 
     def is_this_thread(self):
         """Whether it is the caller's own thread."""

@@ -1,4 +1,5 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 cdef enum:
     # What a command does: byte 1 of its encoding. Numbers are for ever.
@@ -7,13 +8,33 @@ cdef enum:
     COMPARE_AND_SWAP = 3
     NOOP = 4
     CONFIG = 5
-    BATCH = 6
+    BATCH = 6              # the kinds below it write keys, or nothing; a chunk of them alone answers True and False
+    ADD = 7
+    READ = 8
+    DELETE_RANGE = 9
+    TRANSACTION = 10
+    CALL = 11
+    OPEN_SESSION = 12
+    ONCE = 13
+    FORGET = 14
+    LAST_KIND = FORGET     # that this release knows
+    VALUE_IS = 128         # conditions of a transaction
+    EXISTS = 129
+    MODIFIED_AT = 130
 
-# No value: `expected=None` and `value=None` of a compare-and-swap.
+cdef enum:  # how the operations of a command belong together
+    SINGLE = 0
+    BATCHED = 1
+    TRANSACTED = 2
+
+# No value: `expected=None` and `value=None` of a compare-and-swap, an open end of a range, an absent value.
 cdef enum: ABSENT = 0xFFFFFFFF
 
+cdef uint64_t NO_DEADLINE     # for "none" where a deadline may stand
+
 ctypedef struct Operation:
-    # One decoded command. The pointers lead into the command's own bytes.
+    # One decoded command. The pointers lead into the command's own bytes. Numbers that a kind has (see `number_at`)
+    # stand right before its key.
     const uint8_t *key
     const uint8_t *value
     const uint8_t *expected
@@ -29,9 +50,20 @@ ctypedef struct Reader:
     size_t size
     size_t offset
     uint32_t left
-    bint batch
+    uint32_t conditions      # of a transaction: as many of these operations are conditions
+    uint32_t first_branch    # as many after them are for when all conditions hold, the rest for when one does not
+    const uint8_t *once      # session, sequence, deadline; NULL where the command is not inside a `once`
+    uint8_t form
+
+cdef inline uint64_t number_at(const uint8_t *place) noexcept nogil:
+    """An integer of 8 bytes, at any alignment."""
+    cdef uint64_t number
+    memcpy(&number, place, 8)
+    return number
 
 # Both give an error code: 0 for none, else what `command_error` turns into an exception.
 cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept nogil
 cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil
 cdef object command_error(int code, const Reader *reader, object index)
+cdef str call_name(const Operation *operation)
+cdef uint32_t call_version(const Operation *operation) noexcept nogil

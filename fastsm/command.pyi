@@ -5,7 +5,22 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, Self
 
-from fastsm.types import Batch, CompareAndSwap, Config, Delete, Noop, Put
+from fastsm.types import (
+    Add,
+    Batch,
+    Call,
+    CompareAndSwap,
+    Config,
+    Delete,
+    DeleteRange,
+    Forget,
+    Noop,
+    Once,
+    OpenSession,
+    Put,
+    Read,
+    Transaction,
+)
 
 MAX_KEY_SIZE: int
 MAX_VALUE_SIZE: int
@@ -44,7 +59,24 @@ def batch(commands: Iterable[Buffer]) -> bytes:
     When a compare-and-swap in it does not match, nothing of it happens. A batch or a config in it is a
     `CommandError`, as is a member that is malformed itself.
     """
-def decode(command: Buffer) -> Put | Delete | CompareAndSwap | Noop | Config | Batch:
+def decode(
+    command: Buffer,
+) -> (
+    Put
+    | Delete
+    | CompareAndSwap
+    | Noop
+    | Config
+    | Batch
+    | Add
+    | Read
+    | DeleteRange
+    | Transaction
+    | Call
+    | OpenSession
+    | Once
+    | Forget
+):
     """Returns what a command says, as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
     Raises `CommandError` or `UnknownCommandError`, exactly where `apply` would.

@@ -24,7 +24,10 @@ from libc.string cimport memcpy, strcmp
 from fastsm.disk.hashing cimport load32
 
 from fastsm.errors import CommandError, UnknownCommandError
-from fastsm.types import Batch, CompareAndSwap, Config, Delete, Noop, Put
+from fastsm.types import (
+    Add, Batch, Call, CompareAndSwap, Config, Delete, DeleteRange, Exists, Forget, ModifiedAt, Noop, Once, OpenSession,
+    Put, Read, Transaction, ValueIs,
+)
 
 cdef extern from *:
     """
@@ -39,10 +42,17 @@ cdef enum:
     HEADER_SIZE = 8
     AHEAD = 16               # cells of a column whose cache misses overlap
     SWAP_HEADER_SIZE = 12    # COMPARE_AND_SWAP: the size of `expected` follows the header
+    ADD_HEADER_SIZE = 24     # ADD: delta and initial value follow the header
+    TRANSACTION_HEADER_SIZE = 16  # TRANSACTION: the numbers of commands in its branches follow the header
+    CALL_HEADER_SIZE = 12    # CALL: the procedure's version follows the header
+    ONCE_HEADER_SIZE = 32    # ONCE: session, sequence and deadline follow the header
 
 cdef size_t KEY_LIMIT = 0xFFFF
 cdef size_t VALUE_LIMIT = 0x7FFFFFFF
 cdef size_t COMMAND_LIMIT = 0xFFFFFFFF
+
+cdef uint64_t NO_DEADLINE = 0xFFFFFFFFFFFFFFFF
+cdef uint64_t LATEST_DEADLINE = 0x7FFFFFFFFFFFFFFF
 
 MAX_KEY_SIZE = KEY_LIMIT
 MAX_VALUE_SIZE = VALUE_LIMIT
@@ -57,6 +67,8 @@ cdef enum:  # error codes
     VALUE_TOO_LARGE
     COMMAND_TOO_LARGE
     NESTED
+    BAD_NUMBER
+    BAD_NAME
 
 
 # ---- decode -----------------------------------------------------------------------------------------
@@ -67,7 +79,8 @@ cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept
     reader.size = size
     reader.offset = 0
     reader.left = 1
-    reader.batch = False
+    reader.form = SINGLE
+    reader.once = NULL
     if size > COMMAND_LIMIT:
         return COMMAND_TOO_LARGE
     if size == 0:
@@ -76,17 +89,79 @@ cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept
         return UNKNOWN_VERSION
     if size < HEADER_SIZE:
         return TOO_SHORT
+    return open_compound(reader) if data[1] >= BATCH else 0
+
+
+cdef int open_compound(Reader *reader) noexcept nogil:
+    """The rest of `open_command` for kinds that may hold others. A command nests once, in `once`, and holds a list."""
+    cdef const uint8_t *data = reader.data
+    cdef size_t size = reader.size
+    cdef uint64_t members
+    if data[1] == ONCE:
+        if size < ONCE_HEADER_SIZE:
+            return TOO_SHORT
+        if data[2] or data[3]:
+            return RESERVED_NOT_ZERO
+        reader.once = data + HEADER_SIZE
+        if number_at(reader.once + 8) == 0 or not is_deadline(number_at(reader.once + 16)):
+            return BAD_NUMBER
+        size -= ONCE_HEADER_SIZE
+        if load32(data + 4) != size:
+            return TOO_SHORT if load32(data + 4) > size else WRONG_SIZE
+        data += ONCE_HEADER_SIZE
+        reader.offset = ONCE_HEADER_SIZE
+        if size == 0:
+            return TOO_SHORT
+        if data[0] != VERSION:
+            return UNKNOWN_VERSION
+        if size < HEADER_SIZE:
+            return TOO_SHORT
+        if data[1] == CONFIG or (OPEN_SESSION <= data[1] <= FORGET):
+            return NESTED
     if data[1] == BATCH:
         if data[2] or data[3]:
             return RESERVED_NOT_ZERO
-        reader.batch = True
-        reader.left = load32(data + 4)
-        reader.offset = HEADER_SIZE
-        if reader.left > (size - HEADER_SIZE) / HEADER_SIZE:
+        reader.form = BATCHED
+        members = load32(data + 4)
+        reader.offset += HEADER_SIZE
+    elif data[1] == TRANSACTION:
+        if size < TRANSACTION_HEADER_SIZE:
             return TOO_SHORT
-        if reader.left == 0 and size != HEADER_SIZE:
-            return WRONG_SIZE
+        if data[2] or data[3]:
+            return RESERVED_NOT_ZERO
+        reader.form = TRANSACTED
+        reader.conditions = load32(data + 4)
+        reader.first_branch = load32(data + 8)
+        members = <uint64_t>reader.conditions + reader.first_branch + load32(data + 12)
+        reader.offset += TRANSACTION_HEADER_SIZE
+    else:
+        return 0
+    if members > (reader.size - reader.offset) / HEADER_SIZE:
+        return TOO_SHORT
+    if members == 0 and reader.offset != reader.size:
+        return WRONG_SIZE
+    reader.left = <uint32_t>members
     return 0
+
+
+cdef inline bint is_deadline(uint64_t number) noexcept nogil:
+    return number <= LATEST_DEADLINE or number == NO_DEADLINE
+
+
+cdef int look_at_member(Reader *reader, uint8_t kind) noexcept nogil:
+    """Whether a command of a known kind may stand where the next operation of a batch or a transaction stands."""
+    if VALUE_IS <= kind <= MODIFIED_AT:
+        if reader.form != TRANSACTED or reader.conditions == 0:
+            return NESTED
+        reader.conditions -= 1
+        return 0
+    if kind > LAST_KIND or kind == 0:
+        return 0  # unknown: the caller says so
+    if reader.form == BATCHED:
+        return 0 if kind <= NOOP or kind == ADD or kind == DELETE_RANGE else NESTED
+    if reader.conditions:
+        return NESTED
+    return 0 if kind == PUT or kind == DELETE or ADD <= kind <= DELETE_RANGE else NESTED
 
 
 cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
@@ -95,6 +170,7 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
     cdef size_t size = reader.size - reader.offset
     cdef size_t value_size, expected_size
     cdef size_t taken = HEADER_SIZE
+    cdef int code
     if size < HEADER_SIZE:
         return TOO_SHORT
     if data[0] != VERSION:
@@ -103,7 +179,7 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
     operation.key_size = data[2] | <uint16_t>data[3] << 8
     operation.value_size = load32(data + 4)
     operation.expected_size = 0
-    if reader.batch and (operation.kind == BATCH or operation.kind == CONFIG):
+    if reader.form and look_at_member(reader, operation.kind):
         return NESTED
     if operation.kind == PUT:
         if operation.value_size > VALUE_LIMIT:
@@ -126,7 +202,9 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
         if operation.value_size > VALUE_LIMIT:
             return VALUE_TOO_LARGE
     else:
-        return UNKNOWN_KIND
+        code = look_at_rarer(operation, data, size, &taken, reader.form == TRANSACTED)
+        if code:
+            return code
     value_size = 0 if operation.value_size == ABSENT else operation.value_size
     expected_size = 0 if operation.expected_size == ABSENT else operation.expected_size
     # Three sizes below 2**31 cannot wrap a size_t.
@@ -140,6 +218,49 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
     if reader.left == 0 and reader.offset != reader.size:
         return WRONG_SIZE
     return 0
+
+
+cdef int look_at_rarer(
+    Operation *operation, const uint8_t *data, size_t size, size_t *taken, bint in_transaction
+) noexcept nogil:
+    """Checks the header of a command that answers, or of a condition; `taken`: what stands before its key."""
+    cdef uint8_t kind = operation.kind
+    if kind == ADD:
+        taken[0] = ADD_HEADER_SIZE
+    elif kind == CALL:
+        taken[0] = CALL_HEADER_SIZE
+    elif kind == OPEN_SESSION or kind == FORGET or (kind == MODIFIED_AT and in_transaction):
+        taken[0] = HEADER_SIZE + 8
+    elif kind != READ and kind != DELETE_RANGE and not (VALUE_IS <= kind <= EXISTS and in_transaction):
+        return UNKNOWN_KIND
+    if size < taken[0]:
+        return TOO_SHORT
+    if kind == CALL or kind == VALUE_IS:
+        if operation.value_size > VALUE_LIMIT and not (kind == VALUE_IS and operation.value_size == ABSENT):
+            return VALUE_TOO_LARGE
+    elif kind == DELETE_RANGE:
+        if operation.value_size > KEY_LIMIT and operation.value_size != ABSENT:
+            return VALUE_TOO_LARGE
+    elif operation.value_size:
+        return RESERVED_NOT_ZERO
+    if (kind == OPEN_SESSION or kind == FORGET) and operation.key_size:
+        return RESERVED_NOT_ZERO
+    if kind == OPEN_SESSION and not is_deadline(number_at(data + HEADER_SIZE)):
+        return BAD_NUMBER
+    return 0
+
+
+cdef str call_name(const Operation *operation):
+    """The name of the procedure that a CALL runs; None where it is no UTF-8."""
+    cdef bytes name = operation.key[:operation.key_size]
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+cdef uint32_t call_version(const Operation *operation) noexcept nogil:
+    return load32(operation.key - 4)
 
 
 cdef object command_error(int code, const Reader *reader, object index):
@@ -157,7 +278,7 @@ cdef object command_error(int code, const Reader *reader, object index):
             "if there is a newer release, upgrade this replica before it goes on", index=index)
     if code == UNKNOWN_KIND:
         return UnknownCommandError(
-            f"{where}: kind {kind}, this release knows kinds {PUT} to {BATCH}; "
+            f"{where}: kind {kind}, this release knows kinds {PUT} to {LAST_KIND}; "
             "upgrade this replica before it goes on", index=index)
     reasons = {
         TOO_SHORT: "it ends before the sizes in its header say",
@@ -165,7 +286,9 @@ cdef object command_error(int code, const Reader *reader, object index):
         RESERVED_NOT_ZERO: "a field that this kind does not use is not zero",
         VALUE_TOO_LARGE: f"a value is larger than {VALUE_LIMIT} bytes",
         COMMAND_TOO_LARGE: f"it is larger than {COMMAND_LIMIT} bytes",
-        NESTED: "a batch holds a batch or a config",
+        NESTED: "it holds a command of a kind that cannot stand there",
+        BAD_NUMBER: "a sequence is below 1, or a deadline beyond 2**63 - 1",
+        BAD_NAME: "the name of a procedure is not UTF-8",
     }
     return CommandError(
         f"{where}: {reasons[code]}; make commands with fastsm.put and its siblings", index=index)
@@ -181,11 +304,38 @@ cdef object describe(const Operation *operation):
         return Noop()
     if operation.kind == CONFIG:
         return Config(operation.value[:operation.value_size])
-    return CompareAndSwap(
-        key,
-        None if operation.expected_size == ABSENT else operation.expected[:operation.expected_size],
-        None if operation.value_size == ABSENT else operation.value[:operation.value_size],
-    )
+    if operation.kind == COMPARE_AND_SWAP:
+        return CompareAndSwap(
+            key, optional(operation.expected, operation.expected_size), optional(operation.value, operation.value_size))
+    return describe_rarer(operation, key)
+
+
+cdef object describe_rarer(const Operation *operation, bytes key):
+    cdef const uint8_t *numbers = operation.key
+    cdef uint8_t kind = operation.kind
+    if kind == ADD:
+        return Add(key, <int64_t>number_at(numbers - 16), <int64_t>number_at(numbers - 8))
+    if kind == READ:
+        return Read(key)
+    if kind == DELETE_RANGE:
+        return DeleteRange(key, optional(operation.value, operation.value_size))
+    if kind == CALL:
+        return Call(call_name(operation), operation.value[:operation.value_size], call_version(operation))
+    if kind == OPEN_SESSION:
+        return OpenSession(deadline_or_none(number_at(numbers - 8)))
+    if kind == FORGET:
+        return Forget(number_at(numbers - 8))
+    if kind == VALUE_IS:
+        return ValueIs(key, optional(operation.value, operation.value_size))
+    return Exists(key) if kind == EXISTS else ModifiedAt(key, number_at(numbers - 8))
+
+
+cdef object optional(const uint8_t *data, uint32_t size):
+    return None if size == ABSENT else data[:size]
+
+
+cdef object deadline_or_none(uint64_t number):
+    return None if number == NO_DEADLINE else number
 
 
 cdef object walk(object command, bint describing):
@@ -194,14 +344,38 @@ cdef object walk(object command, bint describing):
     cdef int code
     cdef bytes data = command if type(command) is bytes else bytes(memoryview(command))
     cdef list found = []
+    cdef size_t conditions = 0
     code = open_command(&reader, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    if code == 0 and reader.form == TRANSACTED:
+        conditions = reader.conditions
     while code == 0 and reader.left:
         code = next_operation(&reader, &operation)
+        if code == 0 and operation.kind == CALL and call_name(&operation) is None:
+            code = BAD_NAME
         if code == 0 and describing:
             found.append(describe(&operation))
     if code:
         raise command_error(code, &reader, None)
-    return Batch(tuple(found)) if reader.batch else found[0] if describing else None
+    if not describing:
+        return None
+    return described(&reader, found, conditions)
+
+
+cdef object described(const Reader *reader, list found, size_t conditions):
+    """The operations of a command, as what holds them together."""
+    cdef size_t stop
+    whole = None
+    if reader.form == BATCHED:
+        whole = Batch(tuple(found))
+    elif reader.form == TRANSACTED:
+        stop = conditions + reader.first_branch
+        whole = Transaction(tuple(found[:conditions]), tuple(found[conditions:stop]), tuple(found[stop:]))
+    else:
+        whole = found[0]
+    if reader.once != NULL:
+        return Once(
+            number_at(reader.once), number_at(reader.once + 8), whole, deadline_or_none(number_at(reader.once + 16)))
+    return whole
 
 
 def decode(command):
@@ -327,8 +501,10 @@ def config(data):
 def batch(commands):
     """Returns the command that does several others in order, each seeing those before it, all or none.
 
-    When a compare-and-swap in it does not match, nothing of it happens. A batch or a config in it is a
-    `CommandError`, as is a member that is malformed itself.
+    When a compare-and-swap in it does not match, or an add in it cannot be done, nothing of it happens. It takes put,
+    delete, compare_and_swap, noop, add, delete_range and delete_prefix; anything else in it is a `CommandError`, as is
+    a member that is malformed itself. With an add or a range in it, it answers `Answer(True, [one value for each])`,
+    or `Answer(False, None, reason)`.
     """
     cdef list members = list(commands)
     cdef size_t size = HEADER_SIZE
@@ -340,8 +516,10 @@ def batch(commands):
             walk(member, False)
         except CommandError as error:
             raise type(error)(f"member {position} of the batch: {error}") from None
-        if member[1] in (BATCH, CONFIG):
-            raise CommandError(f"member {position} of the batch: it is a batch or a config itself")
+        if member[1] > NOOP and member[1] not in (ADD, DELETE_RANGE):
+            raise CommandError(
+                f"member {position} of the batch: expected a put, delete, compare_and_swap, noop, add, delete_range "
+                f"or delete_prefix, found {decode(member)}")
         size += PyBytes_GET_SIZE(member)
     if size > COMMAND_LIMIT:
         raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}")

@@ -77,6 +77,19 @@ class UnknownCommandError(CommandError):
     """A command of a kind or version that this release does not know."""
 
 
+class ProcedureError(FastsmError):
+    """A procedure could not be run here, for a reason that is this replica's, or it used what it must not use.
+
+    ``index`` names the entry and ``name`` the procedure, where they are known; the cause is what was raised. Nothing
+    of the chunk was applied.
+    """
+
+    def __init__(self, message: str, *, index: int | None = None, name: str | None = None) -> None:
+        self.index = index
+        self.name = name
+        super().__init__(message)
+
+
 class CorruptionError(FastsmError):
     """Stored bytes are not what was written. Nothing was cut, and nothing is guessed.
 

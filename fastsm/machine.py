@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsm.arguments import pair_of
@@ -25,8 +25,9 @@ from fastsm.core.waiting import AppliedWaiters, wait_applied
 from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
 from fastsm.errors import StorageError
 from fastsm.generation import current
+from fastsm.procedures import check_calls, registry
 from fastsm.trait import StateMachine
-from fastsm.types import Entry, LogId, SnapshotMetadata, Stats
+from fastsm.types import Entry, LogId, Result, SnapshotMetadata, Stats
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,6 +62,10 @@ class FastStateMachine(Engine, StateMachine):
       without those to execute. With ``0o770`` the users of a group can take turns.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
       ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
+
+    - ``procedures``: functions marked with :func:`fastsm.procedure`, for :func:`fastsm.call`, the same on every
+      replica. ``check_procedures``, for tests, runs each call twice: what the two come to must be equal, else
+      ``ProcedureError``.
 
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``; ``SnapshotError`` where
     ``snapshot_compress="zstd"`` finds no Zstandard. Thread safe. After a failed sync the machine is poisoned: reads go
@@ -101,6 +106,8 @@ class FastStateMachine(Engine, StateMachine):
         mode: int = 0o700,
         snapshot_compress: Literal["none", "zstd"] = "none",
         snapshot_attachment: Attachment = None,
+        procedures: Iterable[Callable[[Any, bytes], Any]] = (),
+        check_procedures: bool = False,
         _files: type[Directory] = Directory,
     ) -> None:
         self._set_status("closed")
@@ -108,6 +115,7 @@ class FastStateMachine(Engine, StateMachine):
         check_options(
             sync, verify_on_open, snapshot_compress, (retain_entries, retain_bytes, compact_ratio, compact_floor),
             lock_timeout, mode)
+        self._set_procedures(registry(procedures), check_procedures)
         self.path = os.fsdecode(directory)
         expected = None if expect_applied is None else LogId(*pair_of(expect_applied, "expect_applied"))
         with storage_errors(self.path, "opening the directory"):
@@ -199,6 +207,7 @@ class FastStateMachine(Engine, StateMachine):
         a write or a sync of this machine, that goes on first, and the machine is closed at its end; an error of that
         close is raised by the next one. A call that waits for its turn below the handler is a ``NotRunningError``.
         """
+        self._refuse_procedure()
         if self._closed():
             error, self._late_error = self._late_error, None
             if error is not None:
@@ -275,7 +284,11 @@ class FastStateMachine(Engine, StateMachine):
 
     # ---- apply and flush -------------------------------------------------------------------------------
 
-    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+    def check(self, command: bytes) -> None:
+        """Raises what :meth:`apply` would raise for this command: as ``fastsm.check``, and for unknown procedures."""
+        check_calls(command, self._procedures())
+
+    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
         """:meth:`apply` for coroutines: in the order in which tasks start, and not on the event loop.
 
         A small chunk is applied at once when nothing is queued. A cancelled call is dropped if it has not begun,

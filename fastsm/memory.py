@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import operator
 import os
+import struct
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
+from fastsm.answering import (
+    BadAnswerError,
+    checked_value,
+    deadline_number,
+    pack_result,
+    pack_session,
+    unpack_result,
+)
 from fastsm.arguments import bytes_of, not_an_entry, pair_of
 from fastsm.command import decode
 from fastsm.disk.format import unpack_snapshot_head
@@ -17,28 +28,60 @@ from fastsm.errors import (
     FastsmError,
     NotRunningError,
     OrderError,
+    ProcedureError,
     SnapshotFormatError,
     SnapshotRangeError,
     StaleSnapshotError,
 )
 from fastsm.event_loops import event_loops
+from fastsm.memory_tx import Outcome, Refused, Tx, Written
+from fastsm.procedures import check_calls, registry, run
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
-from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, Noop, Put, ScanResult, SnapshotMetadata
+from fastsm.types import (
+    Add,
+    Answer,
+    Batch,
+    Call,
+    CompareAndSwap,
+    Config,
+    Delete,
+    DeleteRange,
+    Entry,
+    Exists,
+    Forget,
+    LogId,
+    ModifiedAt,
+    Noop,
+    Once,
+    OpenSession,
+    Put,
+    Read,
+    Result,
+    ScanResult,
+    SnapshotMetadata,
+    Transaction,
+    ValueIs,
+)
 
+ANSWERING = (Add, Read, DeleteRange)
 LARGEST = 2**64 - 2
 
 
 class MemoryStateMachine(StateMachine):
     """A state machine in plain Python: the model that tests compare with, and a stand-in for embedders' tests.
 
-    Nothing is durable; ``flush`` and its siblings only note what would be. Every entry since the last install is
-    kept, and a snapshot replays them. Thread safety: none.
+    Nothing is durable; ``flush`` and its siblings only note what would be. What every entry since the last install
+    wrote is kept, and a snapshot writes it again. Thread safety: none.
     """
 
-    def __init__(self, *, contiguous: bool = True) -> None:
+    def __init__(
+        self, *, contiguous: bool = True, procedures: Iterable[Callable[[Any, bytes], Any]] = ()
+    ) -> None:
         self._contiguous = contiguous
+        self._procedures = registry(procedures)
+        self._caller = 0  # the thread that runs a procedure at this moment
         self._running = True
         self._waiting: list[_Waiting] = []
         self._forget()
@@ -46,8 +89,9 @@ class MemoryStateMachine(StateMachine):
     def _forget(self) -> None:
         self._values: dict[bytes, bytes] = {}  # in the order in which they were written
         self._writers: dict[bytes, LogId] = {}
+        self._sessions: dict[int, tuple[int, bytes]] = {}
         self._base = State()
-        self._entries: list[Entry] = []  # since the base
+        self._outcomes: list[Outcome] = []  # since the base: what was written, whatever the commands had been
         self._seen: list[LogId] = []
         self._durable = LogId()
         self._metadata: SnapshotMetadata | None = None
@@ -70,40 +114,46 @@ class MemoryStateMachine(StateMachine):
         return self._running
 
     def _require(self) -> None:
+        if self._caller and self._caller == get_ident():
+            raise ProcedureError("a procedure called the state machine that runs it: it has its tx alone")
         if not self._running:
             raise NotRunningError("this state machine is stopped: call start() first")
 
     # ---- apply -----------------------------------------------------------------------------------------
 
-    def apply(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+    def apply(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
         """Applies committed entries, all or none."""
         self._require()
         entries = self._check_order(chunk)
-        values, writers = dict(self._values), dict(self._writers)
-        membership = self._membership
-        results: list[bool | None] = []
-        for index, term, command in entries:
-            if index <= self.last_applied().index:
-                results.append(None)
-                continue
-            try:
-                decoded = decode(command)
-            except CommandError as error:
-                raise type(error)(f"entry {index}: {error}", index=index) from None
-            if isinstance(decoded, Config):
-                membership = (LogId(index, term), decoded.data)
-            results.append(self._apply_one(decoded, values))
-            if results[-1]:
-                writers.update({key: LogId(index, term) for key in _written(decoded)})
         new = [entry for entry in entries if entry.index > self.last_applied().index]
+        commands = [self._decode(entry) for entry in new]
+        trial = State(dict(self._values), dict(self._writers), self._membership, sessions=dict(self._sessions))
+        results: list[Result] = [None] * (len(entries) - len(new))
+        outcomes: list[Outcome] = []
+        for entry, command in zip(new, commands, strict=True):
+            several = isinstance(command, (Batch, Transaction, Call, Once))
+            written = Written(trial, LogId(entry.index, entry.term), can_be_taken_back=several)
+            results.append(self._apply_one(command, written))
+            outcomes.append(written.outcome())
         self._seen += [LogId(entry.index, entry.term) for entry in new]
-        self._entries += [entry._replace(command=bytes(entry.command)) for entry in new]
-        self._values, self._writers = values, writers
-        self._membership = membership
+        self._outcomes += outcomes
+        self._values, self._writers, self._membership = trial.values, trial.writers, trial.membership
+        self._sessions = trial.sessions
         self._tell_waiting()
         return results
 
-    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+    def check(self, command: Any) -> None:
+        """Raises what :meth:`apply` would raise for this command."""
+        check_calls(command, self._procedures)
+
+    def _decode(self, entry: Entry) -> Any:
+        try:
+            self.check(entry.command)
+        except CommandError as error:
+            raise type(error)(f"entry {entry.index}: {error}", index=entry.index) from None
+        return decode(entry.command)
+
+    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
         return self.apply(chunk)
 
     def _check_order(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Entry]:
@@ -130,27 +180,99 @@ class MemoryStateMachine(StateMachine):
             entries.append(Entry(*log_id, item[2]))
         return entries
 
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+    def _apply_one(self, command: Any, written: Written) -> bool | Answer:  # noqa: PLR0911  # one for each kind
+        """What an entry comes to. Where that is a refusal, nothing is written."""
+        if isinstance(command, Once):
+            return self._apply_once(command, written)
+        if isinstance(command, OpenSession):
+            session = written.log_id.index
+            written.remember(session, pack_session(0, deadline_number(command.expires), b""))
+            return Answer(True, session)
+        if isinstance(command, Forget):
+            if command.session not in written.state.sessions:
+                return False
+            written.remember(command.session, None)
+            return True
+        if isinstance(command, Call):
+            called = self._procedures[command.name, command.version]
+            with self._calling():
+                answer = run(called, Tx(written), command.payload, written.log_id.index)
+            if not answer.ok:
+                written.take_back()
+            return answer
+        try:
+            if isinstance(command, Transaction):
+                holds = all(_holds(condition, written) for condition in command.conditions)
+                values = [self._do(member, written) for member in (command.then if holds else command.otherwise)]
+                checked_value(values)
+                return Answer(True, values) if holds else Answer(False, values, "mismatch")
+            if isinstance(command, Batch):
+                values = [self._do(member, written) for member in command.commands]
+                if not any(isinstance(member, ANSWERING) for member in command.commands):
+                    return True
+                return Answer(True, checked_value(values))
+            value = checked_value(self._do(command, written))
+            return Answer(True, value) if isinstance(command, ANSWERING) else True
+        except Refused as refused:
+            reason = refused.reason
+        except BadAnswerError:
+            reason = "too large"
+        written.take_back()
+        members = command.commands if isinstance(command, Batch) else (command,)
+        answers = isinstance(command, Transaction) or any(isinstance(member, ANSWERING) for member in members)
+        return Answer(False, None, reason) if answers else False
+
+    def _apply_once(self, command: Once, written: Written) -> bool | Answer:
+        """What was answered, where it was; else what the command inside comes to, which is remembered."""
+        if command.session not in written.state.sessions:
+            return Answer(False, None, "no session")
+        _, known = written.state.sessions[command.session]
+        last, expires = struct.unpack_from("<QQ", known)
+        if command.sequence < last:
+            return Answer(False, None, "stale")
+        if command.sequence == last:
+            return unpack_result(known[16:])
+        result = self._apply_one(command.command, written)
+        packed = pack_result(result)
+        if packed is None:
+            written.take_back()
+            result = Answer(False, None, "too large")
+            packed = pack_result(result)
+            assert packed is not None
+        if command.expires is not None:
+            expires = command.expires
+        written.remember(command.session, pack_session(command.sequence, expires, packed))
+        return result
+
+    def _do(self, command: Any, written: Written) -> Any:
+        """Does what can be done, and gives its value; else raises ``Refused``."""
         if isinstance(command, Put):
-            values.pop(command.key, None)  # what is written is last in order
-            values[command.key] = command.value
+            written.put(command.key, command.value)
         elif isinstance(command, Delete):
-            values.pop(command.key, None)
+            written.put(command.key, None)
         elif isinstance(command, CompareAndSwap):
-            if values.get(command.key) != command.expected:
-                return False
-            values.pop(command.key, None)
-            if command.value is not None:
-                values[command.key] = command.value
-        elif isinstance(command, Batch):
-            trial = dict(values)
-            if not all(self._apply_one(member, trial) for member in command.commands):
-                return False
-            values.clear()
-            values.update(trial)
+            if written.state.values.get(command.key) != command.expected:
+                raise Refused("mismatch")
+            written.put(command.key, command.value)
+        elif isinstance(command, Add):
+            return written.add(command.key, command.delta, command.initial)
+        elif isinstance(command, Read):
+            return written.state.values.get(command.key)
+        elif isinstance(command, DeleteRange):
+            return written.delete_range(command.start, command.end)
+        elif isinstance(command, Config):
+            written.set_membership(command.data)
         else:
-            assert isinstance(command, (Noop, Config))
+            assert isinstance(command, Noop)
         return True
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        self._caller = get_ident()
+        try:
+            yield
+        finally:
+            self._caller = 0
 
     # ---- read ------------------------------------------------------------------------------------------
 
@@ -374,17 +496,13 @@ class MemoryStateMachine(StateMachine):
         return self.state_checksum(last_included)
 
     def _state_as_of(self, last: LogId) -> State:
-        """The base, with the entries up to an id applied to it once more."""
+        """The base, with what the entries up to an id wrote."""
         last = self._check_range(last)
         state = self._base.copy()
-        for index, term, command in self._entries:
-            if index > last.index:
+        for outcome in self._outcomes:
+            if outcome.log_id.index > last.index:
                 break
-            decoded = decode(command)
-            if isinstance(decoded, Config):
-                state.membership = (LogId(index, term), decoded.data)
-            if self._apply_one(decoded, state.values):
-                state.writers.update({key: LogId(index, term) for key in _written(decoded)})
+            outcome.write_to(state)
         state.seen = [seen for seen in self._seen if seen.index <= last.index]
         if last != state.last:
             state.seen.append(last)
@@ -431,9 +549,10 @@ class MemoryStateMachine(StateMachine):
         self._refuse_contradiction(last, state.seen)
         before = self.last_applied().index
         self._base = state.copy()
-        self._entries = []
+        self._outcomes = []
         self._values, self._writers, self._membership, self._seen = (
             state.values, state.writers, state.membership, state.seen)
+        self._sessions = state.sessions
         self._metadata = snapshot.metadata
         self.flush()
         if last.index < before or last.index == 0:
@@ -470,13 +589,14 @@ class _Waiting:
         self.error: FastsmError | None = None
 
 
-def _written(command: object) -> Iterator[bytes]:
-    """The keys that a command sets when it takes effect; a batch may delete some of them again."""
-    if isinstance(command, Put) or (isinstance(command, CompareAndSwap) and command.value is not None):
-        yield command.key
-    elif isinstance(command, Batch):
-        for member in command.commands:
-            yield from _written(member)
+def _holds(condition: object, written: Written) -> bool:
+    assert isinstance(condition, (ValueIs, Exists, ModifiedAt))
+    value = written.state.values.get(condition.key)
+    if isinstance(condition, ValueIs):
+        return value == condition.value
+    if isinstance(condition, Exists):
+        return value is not None
+    return condition.index == (0 if value is None else written.state.writers[condition.key].index)
 
 
 def _checked_limit(limit: int | None) -> int | None:

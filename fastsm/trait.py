@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-from fastsm.types import Entry, LogId, SnapshotMetadata
+from fastsm.types import Entry, LogId, Result, SnapshotMetadata
 
 
 class StateMachine(ABC):
@@ -46,7 +46,7 @@ class StateMachine(ABC):
         """
 
     @abstractmethod
-    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
         """Applies committed entries, all or none; one result for each.
 
         True: it took effect. False: a compare-and-swap or a batch did not match. None: it was applied

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 import struct
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import blake3
 
@@ -50,6 +50,48 @@ class ScanResult(NamedTuple):
 
     entries: list[tuple[bytes, bytes]]
     revision: int
+
+
+class _Answer(NamedTuple):
+    ok: bool
+    value: Any
+    reason: str | None = None
+
+
+class Answer(_Answer):
+    """What an entry answers: whether it took effect, a value, and where it did not, the reason.
+
+    ``bool(answer)`` is ``ok``. ``value`` is None, a bool, an int of 64 bits, bytes, or a list of such values.
+    ``reason``, where ``ok`` is False, is one of "mismatch", "not a number", "overflow", "abort", "failed",
+    "too large", "stale", "no session". All three are the same on every replica.
+
+    ``error``, on this replica only, is the exception behind "failed"; it takes no part in ``==``, ``hash`` or
+    ``repr``, and is not pickled.
+    """
+
+    error: Exception | None = None
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"an Answer is immutable: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"an Answer is immutable: {name} cannot be deleted")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(self)
+
+    @classmethod
+    def failed(cls, error: Exception) -> Answer:
+        """The answer of a procedure that raised ``error``."""
+        answer = cls(False, None, "failed")
+        answer.__dict__["error"] = error
+        return answer
+
+
+Result: TypeAlias = "bool | Answer | None"  # of an entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +190,99 @@ class Config(_Command):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class Add(_Command):
+    """``fastsm.add``, decoded."""
+
+    key: bytes
+    delta: int
+    initial: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Read(_Command):
+    """``fastsm.read``, decoded."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DeleteRange(_Command):
+    """``fastsm.delete_range`` or ``fastsm.delete_prefix``, decoded."""
+
+    start: bytes
+    end: bytes | None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Batch(_Command):
     """``fastsm.batch`` or ``fastsm.put_many``, decoded."""
 
-    commands: tuple[Put | Delete | CompareAndSwap | Noop, ...]
+    commands: tuple[Put | Delete | CompareAndSwap | Noop | Add | DeleteRange, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ValueIs(_Command):
+    """``fastsm.value_is`` or ``fastsm.absent``, decoded."""
+
+    key: bytes
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Exists(_Command):
+    """``fastsm.exists``, decoded."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ModifiedAt(_Command):
+    """``fastsm.modified_at``, decoded."""
+
+    key: bytes
+    index: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Transaction(_Command):
+    """``fastsm.transaction``, decoded."""
+
+    conditions: tuple[ValueIs | Exists | ModifiedAt, ...]
+    then: tuple[Put | Delete | Add | DeleteRange | Read, ...]
+    otherwise: tuple[Put | Delete | Add | DeleteRange | Read, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Call(_Command):
+    """``fastsm.call``, decoded."""
+
+    name: str
+    payload: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class OpenSession(_Command):
+    """``fastsm.open_session``, decoded."""
+
+    expires: int | None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Once(_Command):
+    """``fastsm.once``, decoded."""
+
+    session: int
+    sequence: int
+    command: _Command
+    expires: int | None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Forget(_Command):
+    """``fastsm.forget``, decoded."""
+
+    session: int
 
 
 @dataclass(frozen=True, slots=True)

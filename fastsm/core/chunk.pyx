@@ -1,8 +1,7 @@
 """A chunk under way: decoded, checked, judged, laid out. It changes nothing but itself.
 
-Operations become steps, in order. Only a compare-and-swap needs to know what the steps before it did; a
-chunk that has one keeps its own keys in a small table beside the machine's, and takes back what an entry
-wrote there when the entry does not match.
+Operations become steps, in order. Puts, deletes and no-ops are written as they are. A chunk with any other command is
+judged first, over one view of the state (`judging`, `view`), and what it writes takes the place of its steps.
 """
 
 import operator
@@ -12,19 +11,22 @@ from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memset
+from libc.string cimport memset
 
 from fastsm.command cimport (
-    ABSENT, COMPARE_AND_SWAP, CONFIG, DELETE, NOOP, PUT, Reader, command_error, next_operation, open_command,
+    ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, DELETE_RANGE, NOOP, ONCE, Operation,
+    PUT, Reader, TRANSACTED, TRANSACTION, VALUE_IS,
+    call_name, call_version, command_error, next_operation, open_command,
 )
+from fastsm.core.judging cimport ANSWERS, Judge, LISTS
+from fastsm.core.view cimport View
 from fastsm.disk.format cimport (
-    RECORD_CONFIG, RECORD_DELETE, RECORD_KEY, RECORD_PUT, UNKNOWN_TERM,
-    record_key_size, record_size, record_value_size, write_record,
+    RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM, record_size, write_record,
 )
 from fastsm.lookup.table cimport prefetch
 
 from fastsm.arguments import bytes_of, not_an_entry
-from fastsm.errors import OrderError
+from fastsm.errors import CommandError, OrderError, UnknownCommandError
 from fastsm.types import LogId
 
 cdef extern from "Python.h":
@@ -49,23 +51,26 @@ cdef class Chunk:
     (`hold_entries`) until `forget`.
     """
 
+    def __cinit__(self):
+        self.judgement = Judge()
+
     def __dealloc__(self):
         free(self.steps)
         free(self.outcomes)
-        free(self.pending)
 
     cdef void forget(self) noexcept:
         """Drops what the last chunk left; large scratch memory goes back."""
         self.count = self.entries = 0
         self.converted = None
+        if self.source is not None:
+            self.source = None
+            self.judgement.forget()
         if self.room > KEPT_STEPS:
             free(self.steps)
             free(self.outcomes)
             self.steps = NULL
             self.outcomes = NULL
             self.room = self.outcome_room = 0
-        free(self.pending)
-        self.pending = NULL
 
     # ---- decode ----------------------------------------------------------------------------------------
 
@@ -104,12 +109,14 @@ cdef class Chunk:
                 self.entries = i + 1
                 self.decode_entry(<object>PyTuple_GET_ITEM(items[i], 2), index, table)
         self.entries = count
+        if self.conditional:
+            self.source = entries
         return 0
 
     cdef int begin(self, size_t count) except -1:
         """Room for the outcomes of `count` entries."""
-        self.count = self.puts = 0
-        self.conditional = False
+        self.count = self.puts = self.sessions = 0
+        self.conditional = self.calls = False
         if count > self.outcome_room:
             free(self.outcomes)
             self.outcome_room = 0
@@ -133,6 +140,8 @@ cdef class Chunk:
             self.converted.append(command)
         code = open_command(
             &reader, <const uint8_t *>PyBytes_AS_STRING(command), PyBytes_GET_SIZE(command))
+        if code == 0 and (reader.form > BATCHED or reader.once != NULL):
+            self.add_heads(&reader, index)
         while code == 0 and reader.left:
             if self.count == self.room:
                 self.grow()
@@ -151,16 +160,65 @@ cdef class Chunk:
                 step.record = RECORD_CONFIG
             elif step.operation.kind == NOOP:
                 step.record = 0
-            else:
+            elif step.operation.kind == COMPARE_AND_SWAP:
                 self.conditional = True
                 self.puts += 1
                 step.record = RECORD_DELETE if step.operation.value_size == ABSENT else RECORD_PUT
+            else:
+                self.take_answering(step, reader.form, table)
             if step.record == RECORD_PUT or step.record == RECORD_DELETE:
                 step.hashed = table.hash(step.operation.key, step.operation.key_size)
                 table.prefetch_slot(step.hashed)
             self.count += 1
         if code:
             raise command_error(code, &reader, index)
+        return 0
+
+    cdef int add_heads(self, const Reader *reader, uint64_t index) except -1:
+        """Appends a step for each command that holds others: a `once`; a transaction, with the counts of its parts."""
+        cdef Step *step
+        if reader.once != NULL:
+            self.add_head(ONCE, index).operation.key = reader.once
+        if reader.form == TRANSACTED:
+            step = self.add_head(TRANSACTION, index)
+            step.operation.value_size = reader.conditions
+            step.operation.expected_size = reader.first_branch
+            self.outcomes[step.entry] = ANSWERS
+        return 0
+
+    cdef Step *add_head(self, uint8_t kind, uint64_t index) except NULL:
+        cdef Step *step
+        if self.count == self.room:
+            self.grow()
+        step = &self.steps[self.count]
+        step.operation.kind = kind
+        step.index = index
+        step.entry = self.entries - 1
+        step.record = 0
+        self.count += 1
+        self.conditional = True
+        return step
+
+    cdef int take_answering(self, Step *step, uint8_t form, Table table) except -1:
+        """A command that answers, or a condition."""
+        cdef const Operation *operation = &step.operation
+        self.conditional = True
+        step.record = 0
+        if form != TRANSACTED:
+            self.outcomes[step.entry] = LISTS if form == BATCHED else ANSWERS
+        if operation.kind == CALL:
+            self.calls = True
+            name = call_name(operation)
+            if name is None:
+                raise CommandError(f"entry {step.index}: the name of a procedure is not UTF-8", index=step.index)
+            if (name, call_version(operation)) not in self.judgement.procedures:
+                raise UnknownCommandError(
+                    f"entry {step.index}: a call of procedure {name!r}, version {call_version(operation)}, which this "
+                    "machine was not given: open it with procedures=[…] on every replica before one is proposed",
+                    index=step.index)
+        elif operation.kind < DELETE_RANGE or operation.kind >= VALUE_IS:
+            step.hashed = table.hash(operation.key, operation.key_size)
+            table.prefetch_slot(step.hashed)
         return 0
 
     cdef int grow(self) except -1:
@@ -174,103 +232,23 @@ cdef class Chunk:
 
     # ---- judge -----------------------------------------------------------------------------------------
 
-    cdef int judge(self, Table table, const uint8_t *arena, uint64_t readable) except -1:
-        """Decides each compare-and-swap, and with it its entry: all of an entry's steps count, or none.
-
-        `damaged` is set to the place of a record that cannot be judged by, for it says that it ends behind `readable`.
-        """
-        cdef size_t first = 0
-        cdef size_t stop, i
-        cdef Pending *slot
-        self.damaged = 0
+    cdef int judge(self, Index index, Mapping mapping, uint64_t readable, log) except -1:
+        """Decides what each entry comes to; afterwards the steps are what the chunk writes. May run procedures."""
+        cdef View view = self.judgement.view
+        cdef Step *steps
+        cdef size_t room, i
         if not self.conditional:
             return 0
-        self.open_pending()
-        while first < self.count:
-            stop = first
-            while stop < self.count and self.steps[stop].entry == self.steps[first].entry:
-                stop += 1
-            i = first
-            while i < stop:
-                if self.steps[i].operation.kind == COMPARE_AND_SWAP:
-                    if not self.matches(&self.steps[i], table, arena, readable):
-                        break
-                if self.steps[i].record == RECORD_PUT or self.steps[i].record == RECORD_DELETE:
-                    slot = self.pending_slot(&self.steps[i])
-                    self.steps[i].shadowed = slot.latest
-                    slot.latest = i
-                i += 1
-            if i < stop:
-                self.take_back(first, i, stop)
-            first = stop
+        view.begin(index, mapping, readable, log, self.count)
+        self.judgement.judge(self.steps, self.count, self.outcomes, self.source, index.terms)
+        steps, room = self.steps, self.room
+        self.steps, self.room, self.count = view.writes, view.room, view.count
+        view.writes, view.room, view.count = steps, room, 0
+        self.puts = 0
+        for i in range(self.count):
+            self.puts += self.steps[i].record == RECORD_PUT
+            self.sessions += self.steps[i].record == RECORD_SESSION
         return 0
-
-    cdef void take_back(self, size_t first, size_t failed, size_t stop) noexcept:
-        """Undoes an entry whose step `failed` did not match."""
-        cdef size_t i
-        i = failed
-        while i > first:
-            i -= 1
-            if self.steps[i].record:
-                self.pending_slot(&self.steps[i]).latest = self.steps[i].shadowed
-        for i in range(first, stop):
-            self.steps[i].record = 0
-        self.outcomes[self.steps[first].entry] = REFUSED
-
-    cdef int open_pending(self) except -1:
-        cdef size_t room = 16
-        cdef size_t i
-        if self.count >= 0x7FFFFFFF:
-            raise MemoryError("a chunk with compare-and-swaps has at most 2**31 - 2 operations")
-        while room < 2 * self.count:
-            room *= 2
-        self.pending = <Pending *>malloc(room * sizeof(Pending))
-        if self.pending == NULL:
-            raise MemoryError(f"no memory to judge a chunk of {self.count} operations")
-        for i in range(room):
-            self.pending[i].owner = -1
-        self.pending_mask = room - 1
-        return 0
-
-    cdef Pending *pending_slot(self, Step *step) noexcept nogil:
-        """The slot of the step's key, made when there is none."""
-        cdef size_t i = step.hashed & self.pending_mask
-        cdef Pending *slot = &self.pending[i]
-        while slot.owner >= 0:
-            if slot.hashed == step.hashed and same_key(&self.steps[slot.owner].operation, &step.operation):
-                return slot
-            i = (i + 1) & self.pending_mask
-            slot = &self.pending[i]
-        slot.hashed = step.hashed
-        slot.owner = <int32_t>(step - self.steps)
-        slot.latest = -1
-        return slot
-
-    cdef bint matches(
-        self, Step *step, Table table, const uint8_t *arena, uint64_t readable
-    ) noexcept nogil:
-        """Whether the key's value, as the steps before left it, is what the step expects."""
-        cdef Pending *slot = self.pending_slot(step)
-        cdef uint64_t place
-        cdef const uint8_t *record
-        cdef const uint8_t *value = NULL
-        cdef uint32_t size = ABSENT
-        if slot.latest >= 0:
-            if self.steps[slot.latest].record == RECORD_PUT:
-                value = self.steps[slot.latest].operation.value
-                size = self.steps[slot.latest].operation.value_size
-        else:
-            place = table.find(arena, step.hashed, step.operation.key, step.operation.key_size)
-            if place:
-                record = arena + place
-                value = record + RECORD_KEY + record_key_size(record)
-                size = record_value_size(record)
-                if (value - arena) + <uint64_t>size > readable:
-                    self.damaged = place
-                    return False
-        if size != step.operation.expected_size:
-            return False
-        return size == ABSENT or memcmp(value, step.operation.expected, size) == 0
 
     # ---- write -----------------------------------------------------------------------------------------
 
@@ -282,9 +260,9 @@ cdef class Chunk:
         for i in range(self.count):
             step = &self.steps[i]
             step.place = place
-            if step.record == RECORD_PUT or step.record == RECORD_CONFIG:
+            if step.record == RECORD_PUT or step.record == RECORD_CONFIG or step.record == RECORD_SESSION:
                 place += record_size(step.operation.key_size, step.operation.value_size)
-            elif step.record == RECORD_DELETE:
+            elif step.record:
                 place += record_size(step.operation.key_size, 0)
         self.record_bytes = place - start
 
@@ -296,10 +274,11 @@ cdef class Chunk:
             if step.record:
                 p = write_record(
                     p, step.record, step.index, step.operation.key, step.operation.key_size,
-                    step.operation.value, 0 if step.record == RECORD_DELETE else step.operation.value_size)
+                    step.operation.value,
+                    0 if step.record == RECORD_DELETE else step.operation.value_size)
 
     cdef list results(self):
-        """One of True, False, None for each entry."""
+        """One of True, False, None, or an Answer, for each entry."""
         cdef list results = PyList_New(self.entries)
         cdef object result
         cdef size_t i
@@ -308,6 +287,8 @@ cdef class Chunk:
                 result = True
             elif self.outcomes[i] == REFUSED:
                 result = False
+            elif self.outcomes[i] == ANSWERS:
+                result = self.judgement.answers[i]
             else:
                 result = None
             Py_INCREF(result)
@@ -338,10 +319,6 @@ cdef tuple hold_entries(object chunk):
         Py_INCREF(<object>items[i])
         PyTuple_SET_ITEM(held, i, <object>items[i])
     return held
-
-
-cdef inline bint same_key(const Operation *a, const Operation *b) noexcept nogil:
-    return a.key_size == b.key_size and memcmp(a.key, b.key, a.key_size) == 0
 
 
 cdef inline void look_ahead(PyObject **items, Py_ssize_t i, Py_ssize_t count) noexcept:

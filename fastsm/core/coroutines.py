@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 SMALL_ENTRIES = 64
 SMALL_BYTES = 64 * 1024
+TAKE_LONG = frozenset(range(8, 256))  # kinds of commands that read, look through the keys, or run a procedure
 OVERHEAD = 64  # bytes of a frame or a record, at most, that are no command
 
 
@@ -37,6 +38,8 @@ def room_if_small(chunk: Any) -> int | None:
         return None
     try:
         size = sum(len(entry[2]) for entry in chunk)
+        if any(entry[2][1] in TAKE_LONG for entry in chunk):
+            return None
     except (TypeError, IndexError):
         return 0  # malformed: the error is found at once
     return size + OVERHEAD * (len(chunk) + 1) if size <= SMALL_BYTES else None

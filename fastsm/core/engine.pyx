@@ -8,14 +8,19 @@ Nothing of a chunk is visible before everything about it is certain:
     publish           table, terms, last applied: under the GIL, so that no reader sees half a chunk
 """
 
+import threading
+
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from _thread import start_new_thread
 
 from fastsm.core.awaited cimport REPLACED, Ticket
-from fastsm.core.chunk cimport Chunk, Step, hold_entries, unsigned_slowly
+from fastsm.core.chunk cimport Chunk, hold_entries, unsigned_slowly
+from fastsm.core.view cimport Step
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_size, record_size, write_record,
@@ -28,8 +33,11 @@ from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
 from fastsm.arguments import pair_of
+from fastsm.background import BackgroundCall
 from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
+
+LOOK_SECONDS = 0.1    # between two looks at signals: one that another thread took does not wake the main thread
 
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
@@ -126,13 +134,14 @@ cdef class Engine(Ordered):
         (with `contiguous=False`: any later one).
 
         Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
-        or a batch did not match, None where it was skipped. The chunk is durable on return with `sync="apply"`,
-        otherwise after the next `flush`. Readers see the state before the chunk or after it, never between.
+        or a batch did not match, None where it was skipped, an `Answer` where the command answers. Durable on return
+        with `sync="apply"`, else after the next `flush`. Readers see the state before the chunk or after it, never
+        between.
 
-        Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
-        applied. Thread safe; concurrent calls take turns.
+        Raises `OrderError`, `CommandError`, `ProcedureError`, `StorageError`, `NotRunningError`; then nothing of the
+        chunk was applied. Thread safe; concurrent calls take turns.
         """
-        if self.status:
+        if self.gate:
             self.refuse()  # before the turn, which nobody passes on in a forked child
         cdef tuple entries = hold_entries(chunk)
         self._turns.enter()
@@ -146,7 +155,7 @@ cdef class Engine(Ordered):
 
         None where it would: the turn is not free, each apply is synced, or no pages are prepared for the frame.
         """
-        if self.status:
+        if self.gate:
             self.refuse()
         cdef tuple entries = hold_entries(chunk)
         # One step from here to the turn, in which no other thread runs.
@@ -167,7 +176,7 @@ cdef class Engine(Ordered):
         return self.apply_in_turn(hold_entries(chunk))
 
     cdef list apply_in_turn(self, tuple entries):
-        if self.status:
+        if self.gate:
             self.refuse()
         self._log.require_writable()
         try:
@@ -183,9 +192,10 @@ cdef class Engine(Ordered):
         mark_runs(runs, &mark)
         try:
             chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
-            chunk.judge(self._table, self.arena, self.readable)
-            if chunk.damaged:
-                self.damaged(chunk.damaged)
+            if chunk.calls:
+                self.judge_calls(chunk)
+            else:
+                chunk.judge(self._index, self.mapping, self.readable, self._log)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk)
@@ -200,6 +210,37 @@ cdef class Engine(Ordered):
             if self._index.ordered and not self.order_called and self._index.order.is_behind():
                 self.call_for_order()
         return results
+
+    # ---- procedures ------------------------------------------------------------------------------------
+
+    def _set_procedures(self, procedures, bint twice):
+        """The procedures that `call` can run, by name and version; `twice`: see `check_procedures`."""
+        self.chunk.judgement.procedures = procedures
+        self.chunk.judgement.twice = twice
+
+    def _procedures(self):
+        return self.chunk.judgement.procedures
+
+    cdef int judge_calls(self, Chunk chunk) except -1:
+        """Judges a chunk that runs procedures: never in the main thread, where a signal handler could interrupt one."""
+        if PyThread_get_thread_ident() == threading.main_thread().ident:
+            JudgeElsewhere(self, chunk).wait()
+        else:
+            self.judge_here(chunk)
+        if self.status:
+            self.refuse()  # a procedure may have forked
+        return 0
+
+    cdef int judge_here(self, Chunk chunk) except -1:
+        self.calling = PyThread_get_thread_ident()
+        self.set_gate()
+        try:
+            return chunk.judge(self._index, self.mapping, self.readable, self._log)
+        finally:
+            self.calling = 0
+            self.set_gate()
+
+    # ---- write and publish -----------------------------------------------------------------------------
 
     cdef int call_for_compaction(self) except -1:
         """Starts a thread that compacts; without one, the next chunk calls again. The chunk is applied: nothing raises.
@@ -230,6 +271,8 @@ cdef class Engine(Ordered):
         cdef uint64_t length, place
         cdef uint8_t *frame
         self._table.reserve(chunk.puts)
+        if chunk.sessions:
+            self._index.sessions.reserve(chunk.sessions)
         self._terms.reserve(runs.count)
         place = log.start + log.end + frame_size(runs.count, 0)
         chunk.lay_out(place)
@@ -257,7 +300,7 @@ cdef class Engine(Ordered):
         """Makes a written chunk visible. Runs no Python code, so that it is one step for all readers."""
         cdef size_t first = 0
         cdef size_t stop, i
-        cdef uint64_t rebuilds = self._table.rebuilds
+        cdef uint64_t rebuilds = self._table.rebuilds + self._index.sessions.rebuilds
         cdef Step *step
         while first < chunk.count:
             stop = min(first + BLOCK, chunk.count)
@@ -266,8 +309,8 @@ cdef class Engine(Ordered):
                 step = &chunk.steps[i]
                 if step.record == 0:
                     continue
-                if self._table.rebuilds != rebuilds:
-                    step.hashed = self._table.hash(step.operation.key, step.operation.key_size)
+                if self._table.rebuilds + self._index.sessions.rebuilds != rebuilds:
+                    step.hashed = self._index.hash_of(self.arena + step.place)
                 if self._index.set_place(self.arena, step.record, step.hashed, step.place) < 0:
                     self._log.poison(StorageError(None, "no memory to publish a chunk that is in the log", ""))
                     raise MemoryError("no memory to publish a chunk that is in the log: open the directory again")
@@ -326,7 +369,7 @@ cdef class Engine(Ordered):
         """
         cdef uint64_t wanted = unsigned_slowly(index, "index")
         cdef Ticket ticket = Ticket(wanted, queue, owner)
-        if self.status:
+        if self.gate:
             self.refuse()
         if self.applied_index >= wanted:
             return None
@@ -421,6 +464,43 @@ cdef class Engine(Ordered):
         """After a sync of this log that covered everything up to an entry."""
         if log is self._log and applied.index > self.durable_index:
             self.durable_index, self.durable_term = applied
+
+
+cdef class JudgeElsewhere:
+    """Judges a chunk on a thread of its own, while its caller waits and serves signals."""
+    cdef Engine engine
+    cdef Chunk chunk
+    cdef object error
+
+    def __cinit__(self, Engine engine, Chunk chunk):
+        self.engine, self.chunk = engine, chunk
+
+    def __call__(self):
+        try:
+            self.engine.judge_here(self.chunk)
+        except BaseException as error:
+            self.error = error
+
+    def wait(self):
+        """Returns when all is judged. What a signal handler raises interrupts the procedure, and is raised here."""
+        interruption = None
+        self.chunk.judgement.stopped = False
+        call = BackgroundCall(self)
+        while True:
+            try:
+                if call.wait(LOOK_SECONDS):
+                    break
+                PyErr_CheckSignals()
+            except BaseException as error:
+                interruption = error if interruption is None else interruption
+                self.chunk.judgement.stopped = True
+                call.interrupt()
+        self.chunk.judgement.stopped = False
+        error, self.error = self.error, None
+        if interruption is not None:
+            raise interruption
+        if error is not None:
+            raise error
 
 
 cdef struct RunMark:

@@ -86,7 +86,7 @@ cdef class Ordered(State):
         cdef Index index
         cdef int attempts = 0
         while True:
-            if self.status:
+            if self.gate:
                 self.refuse()
             self.order_wanted = True
             index = self._index
@@ -156,7 +156,7 @@ cdef class Ordered(State):
         cdef bytes low, high
         low, high = range_of(start, end, prefix)
         if is_empty(low, high) or (low is None and high is None):
-            if self.status:
+            if self.gate:
                 self.refuse()
             return 0 if is_empty(low, high) else self._table.count
         order = self.fresh_order()
@@ -190,7 +190,7 @@ cdef class Ordered(State):
         cdef uint64_t revision, readable
         cdef list pairs
         if room == 0 or is_empty(low, high):
-            if self.status:
+            if self.gate:
                 self.refuse()
             return ScanResult([], self.applied_index)
         order = self.fresh_order()
@@ -216,7 +216,7 @@ cdef class Ordered(State):
         cdef OrderedView view = OrderedView.__new__(OrderedView)
         cdef Order order
         if is_empty(low, high):
-            if self.status:
+            if self.gate:
                 self.refuse()
             return pairs
         order = self.fresh_order()

@@ -14,6 +14,7 @@ cdef enum:  # status
     CLOSED = 2
     FORKED = 3
     CORRUPT = 4
+    CALLING = 16              # of the gate: a procedure is running
 
 
 cdef class State:
@@ -34,6 +35,8 @@ cdef class State:
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef Awaited awaited           # who waits for an entry to be applied
     cdef int status
+    cdef int gate                  # what every call looks at first: 0 when it may go on, else `refuse` knows
+    cdef unsigned long calling     # the thread on which procedures run at this moment, or 0
     cdef bint ran                  # when that was found, it was running
     cdef object corruption         # what a verification in the background has found
     cdef bint sync_on_apply
@@ -44,6 +47,7 @@ cdef class State:
     cdef bint metadata_unsaved
 
     cdef int refuse(self) except -1
+    cdef void set_gate(self) noexcept
     cdef object value_at(self, uint64_t place)
     cdef uint64_t dead_bytes(self) noexcept
     cdef int damaged(self, uint64_t place) except -1

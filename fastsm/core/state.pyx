@@ -9,13 +9,15 @@ import operator
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsm.disk.format cimport (
-    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT, UNKNOWN_TERM,
+    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM,
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
@@ -26,7 +28,8 @@ from fastsm.lookup.ranges cimport check_order
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
 from fastsm.arguments import bytes_of, pair_of
-from fastsm.errors import NotRunningError, SnapshotError, SnapshotRangeError
+from fastsm.disk.format import OPERATIONS
+from fastsm.errors import NotRunningError, ProcedureError, SnapshotError, SnapshotRangeError
 from fastsm.types import LogId
 
 cdef extern from "Python.h":
@@ -54,7 +57,7 @@ cdef class State:
     """
 
     def __cinit__(self, *args, **options):
-        self.status = CLOSED
+        self.status = self.gate = CLOSED
         self.awaited = Awaited()
 
     # ---- status ----------------------------------------------------------------------------------------
@@ -63,14 +66,16 @@ cdef class State:
         new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
         if self.status != CORRUPT or new_status > STOPPED:
             self.status = new_status
+            self.set_gate()
         if new_status == STOPPED or new_status == CLOSED:
             self.awaited.end_all(ENDED)
 
     def _run_again(self):
         """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
-        if self.status > STOPPED:
+        if self.gate > STOPPED:
             self.refuse()
         self.status = RUNNING
+        self.set_gate()
 
     def _closed(self):
         return self.status == CLOSED
@@ -82,10 +87,25 @@ cdef class State:
         """Returns True from construction until `stop` or `close`; False in a forked child."""
         return self.status == RUNNING or (self.status == CORRUPT and self.ran)
 
+    cdef void set_gate(self) noexcept:
+        """To be called whenever `status` or `calling` changed."""
+        self.gate = self.status if self.status or not self.calling else CALLING
+
     cdef int refuse(self) except -1:
+        """Raises why the caller may not go on; returns where only a procedure's own thread may not."""
+        if self.calling and self.calling == PyThread_get_thread_ident():
+            raise ProcedureError(
+                "a procedure called the state machine that runs it: it reads and writes through its tx alone")
         if self.status == CORRUPT:
             raise copy.copy(self.corruption)
-        raise NotRunningError(REASONS[self.status])
+        if self.status:
+            raise NotRunningError(REASONS[self.status])
+        return 0
+
+    def _refuse_procedure(self):
+        """Raises `ProcedureError` on the thread of a procedure that this machine runs at this moment."""
+        if self.calling and self.calling == PyThread_get_thread_ident():
+            self.refuse()
 
     def _set_corrupt(self, error):
         """From here on every call but `close` and `is_running` raises this error."""
@@ -93,6 +113,7 @@ cdef class State:
         if self.status <= STOPPED:
             self.ran = self.status == RUNNING
             self.status = CORRUPT
+            self.set_gate()
             self.awaited.end_all(ENDED)
 
     def _set_verified(self, bint verified):
@@ -140,7 +161,7 @@ cdef class State:
         return self.status == CORRUPT
 
     def _require(self, bint stopped_is_fine=False):
-        if self.status and not (stopped_is_fine and self.status == STOPPED):
+        if self.gate and not (stopped_is_fine and self.gate == STOPPED):
             self.refuse()
 
     # ---- read ------------------------------------------------------------------------------------------
@@ -151,7 +172,7 @@ cdef class State:
         cdef uint64_t place
         if type(key) is not bytes:
             key = bytes_of(key, "key")
-        if self.status:
+        if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
         if place == 0:
@@ -181,7 +202,7 @@ cdef class State:
         cdef View view
         if type(key) is not bytes:
             key = bytes_of(key, "key")
-        if self.status:
+        if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
         if place == 0:
@@ -198,7 +219,7 @@ cdef class State:
     def __contains__(self, key):
         if type(key) is not bytes:
             key = bytes_of(key, "key")
-        if self.status:
+        if self.gate:
             self.refuse()
         return self.find_key(<bytes>key) != 0
 
@@ -210,7 +231,7 @@ cdef class State:
         cdef bint certain
         if type(key) is not bytes:
             key = bytes_of(key, "key")
-        if self.status:
+        if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
         if place == 0:
@@ -273,7 +294,7 @@ cdef class State:
         cdef object value
         cdef uint64_t places[BLOCK]
         cdef Py_ssize_t first, count, i
-        if self.status:
+        if self.gate:
             self.refuse()
         for first in range(0, total, BLOCK):
             count = min(total - first, BLOCK)
@@ -304,7 +325,7 @@ cdef class State:
         cdef Mapping mapping
         cdef const uint8_t *record
         cdef Py_ssize_t first, i
-        if self.status:
+        if self.gate:
             self.refuse()
         mapping = self.mapping  # its bytes stay, whatever other threads do from here on
         for first in range(0, count, BLOCK):
@@ -328,7 +349,7 @@ cdef class State:
     cdef Frozen freeze(self):
         """The present state, held still. O(keys), some nanoseconds each under the GIL."""
         cdef Frozen frozen = Frozen.__new__(Frozen)
-        if self.status:
+        if self.gate:
             self.refuse()
         # From here to the return no Python object is made: a collection could let another thread write.
         frozen.reserve(self._table.count)
@@ -368,7 +389,7 @@ cdef class State:
         cdef uint64_t index
         if not PyLong_CheckExact(entry_id):
             entry_id = operator.index(entry_id)
-        if self.status > STOPPED:
+        if self.gate > STOPPED:
             self.refuse()
         index = PyLong_AsUnsignedLongLong(entry_id)
         if index == UNKNOWN_TERM:
@@ -378,7 +399,7 @@ cdef class State:
 
     def entry_terms(self, ids):
         """Returns `entry_term` of each index of a uint64 array, in one of its shape; 0 where no term is certain."""
-        if self.status > STOPPED:
+        if self.gate > STOPPED:
             self.refuse()
         return self._terms.get_many(ids)
 
@@ -425,10 +446,17 @@ cdef class State:
         The order is that in which the keys were written, as in snapshots. `last_included` is the same as for
         `write_snapshot`. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
         """
+        records = self._live_records(last_included)
+        return ((log_id, key, value) for operation, log_id, key, value in records if operation == "put")
+
+    def _live_records(self, last_included):
+        """`live_records` with the operation before each, "put" or "session", and with what sessions remember."""
         cdef Capture capture = self._capture(last_included)
         capture.find(lambda: None)
         terms = capture.index.terms
-        return ((LogId(index, terms.get(index)), key, value) for index, key, value in capture.records())
+        return (
+            (OPERATIONS[operation], LogId(index, terms.get(index)), key, value)
+            for operation, index, key, value in capture.all_records())
 
     def _capture(self, last_included):
         """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none.
@@ -443,7 +471,7 @@ cdef class State:
             wanted_index, wanted_term = pair_of(last_included, "last_included")  # may run Python code, as the next
             index, term = captured_id(self._log, wanted_index, wanted_term)
         # One step from here to `hold`, in which no Python code runs, unless it raises.
-        if self.status:
+        if self.gate:
             self.refuse()
         if last_included is None:
             index, term = self.applied_index, self.applied_term
@@ -494,7 +522,7 @@ cdef class State:
 
     def _figures(self):
         """What `stats` says of state and files, at one moment, as a tuple in the order of its use there."""
-        if self.status > STOPPED:
+        if self.gate > STOPPED:
             self.refuse()
         cdef Log log = self._log
         cdef Table table = self._table
@@ -532,6 +560,7 @@ cdef class State:
             assert record_operation(self.arena + place) == RECORD_PUT
             assert not index.dead.is_dead(place)
             live += record_length(self.arena + place)
+        live += check_sessions(index, self.arena, self._log.start + self._log.end)
         assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, the records' sizes sum up to {live}"
         assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
         index.terms.check()
@@ -541,6 +570,26 @@ cdef class State:
         assert LOG_HEADER_SIZE <= self._log.durable <= self._log.end <= self._log.allocated
         assert self.durable_index <= self.framed_index <= self.applied_index == self.runs.index
         assert self._terms.seen == self.applied_index
+
+
+cdef uint64_t check_sessions(Index index, const uint8_t *arena, uint64_t end) except? 0:
+    """Asserts the invariants of the table of sessions; the sum of the sizes of their records."""
+    cdef uint64_t *places = <uint64_t *>malloc((index.sessions.count + 1) * sizeof(uint64_t))
+    cdef uint64_t total = 0
+    cdef size_t i
+    if places == NULL:
+        raise MemoryError("no memory to check the sessions")
+    try:
+        check_table(index.sessions, arena)
+        index.sessions.gather(places)
+        for i in range(index.sessions.count):
+            assert places[i] < end
+            assert record_operation(arena + places[i]) == RECORD_SESSION
+            assert not index.dead.is_dead(places[i])
+            total += record_length(arena + places[i])
+    finally:
+        free(places)
+    return total
 
 
 cdef tuple captured_id(Log log, index, term):

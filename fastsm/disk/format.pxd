@@ -59,8 +59,9 @@ cdef enum:  # SnapshotHeader
     SNAPSHOT_STATE_CHECKSUM = SNAPSHOT_RECORDS_SIZE + 8
     SNAPSHOT_ATTACHMENT_SIZE = SNAPSHOT_STATE_CHECKSUM + 32
     SNAPSHOT_STORED_SIZE = SNAPSHOT_ATTACHMENT_SIZE + 8
-    SNAPSHOT_ZERO = SNAPSHOT_STORED_SIZE + 8
-    SNAPSHOT_CHECKSUM = SNAPSHOT_ZERO + 16       # of all other bytes of the file
+    SNAPSHOT_SESSIONS = SNAPSHOT_STORED_SIZE + 8
+    SNAPSHOT_ZERO = SNAPSHOT_SESSIONS + 8
+    SNAPSHOT_CHECKSUM = SNAPSHOT_ZERO + 8        # of all other bytes of the file
     SNAPSHOT_HEADER_SIZE = SNAPSHOT_CHECKSUM + 32
     TERM_RUN_SIZE = 24
 
@@ -70,6 +71,12 @@ cdef enum:  # RecordOperation
     RECORD_CONFIG = 3
     RECORD_SNAPSHOT = 4
     RECORD_CLOSE = 5
+    RECORD_SESSION = 6
+    RECORD_FORGET = 7
+
+cdef enum:
+    SESSION_ID_SIZE = 8     # the key of a session's records
+    SESSION_RESULT = 16     # offset in its value, after sequence and deadline
 
 cdef enum:
     LARGE = 64 << 10    # bytes above which work is done without the GIL
@@ -102,6 +109,14 @@ cdef inline uint16_t record_key_size(const uint8_t *record) noexcept nogil:
 
 cdef inline uint8_t record_operation(const uint8_t *record) noexcept nogil:
     return record[RECORD_OPERATION]
+
+cdef inline bint is_of_entry(int operation) noexcept nogil:
+    """Whether a record says what an entry did: the others are hard state."""
+    return operation <= RECORD_CONFIG or operation >= RECORD_SESSION
+
+cdef inline bint may_be_live(int operation) noexcept nogil:
+    """Whether a record is part of the state as long as no later one of its key, or session, follows."""
+    return operation == RECORD_PUT or operation == RECORD_SESSION
 
 cdef inline uint64_t record_length(const uint8_t *record) noexcept nogil:
     return record_size(record_key_size(record), record_value_size(record))

@@ -21,6 +21,9 @@ FRAME_STRUCT: struct.Struct
 FRAME_RUN_STRUCT: struct.Struct
 OPERATIONS: dict[int, str]
 OPERATION_PUT: int
+OPERATION_SESSION: int
+MAX_RESULT_BYTES: int
+MAX_SESSION_VALUE: int
 OPERATION_CONFIG: int
 MAX_RECORD_VALUE: int
 STATE_CHECKSUM_COVERS: slice
@@ -56,6 +59,7 @@ class SnapshotHead(NamedTuple):
     state_checksum: bytes
     attachment_size: int
     stored_size: int
+    sessions: int
     checksum: bytes
     @property
     def state_offset(self) -> int: ...
@@ -108,3 +112,4 @@ def unpack_log_head(data: bytes, path: str) -> LogHead: ...
 def unpack_current(data: bytes, path: str) -> CurrentFile: ...
 def with_checksum(head: bytes) -> bytes: ...
 def unpack(layout: struct.Struct, magic: bytes, data: bytes, path: str, used: int) -> list[int]: ...
+def is_session_value(value: bytes) -> bool: ...

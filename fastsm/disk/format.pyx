@@ -46,6 +46,18 @@ ARENA_LIMIT = <uint64_t>1 << 39
 cdef uint64_t LARGEST_VALUE = 0x7FFFFFFF
 MAX_TERM = MAX_INDEX = LARGEST
 
+cdef enum:  # what a session remembers of its last command
+    RESULT_LIMIT = 1 << 20   # bytes of its value
+    RESULT_ANSWER = 2        # below: False, True; this: an answer that is ok
+    RESULT_REFUSED = 3       # and from here on one for each reason
+    REFUSALS = 8
+    VALUE_INTEGER = 3        # below: None, False, True
+    VALUE_BYTES = 4
+    VALUE_LIST = 5
+    VALUE_DEPTH = 8
+
+cdef uint64_t LATEST_DEADLINE = 0x7FFFFFFFFFFFFFFF
+
 
 # ---- files with one fixed header ----------------------------------------------------------------------
 
@@ -214,6 +226,7 @@ class SnapshotHead(NamedTuple):
     state_checksum: bytes
     attachment_size: int
     stored_size: int          # of the state as it is in the file
+    sessions: int             # each of which has one record
     checksum: bytes
 
     @property
@@ -241,14 +254,17 @@ FRAME_STRUCT = struct.Struct("<QQIIQ")
 FRAME_RUN_STRUCT = struct.Struct("<QQ")
 OPERATIONS = {
     RECORD_PUT: "put", RECORD_DELETE: "delete", RECORD_CONFIG: "config", RECORD_SNAPSHOT: "snapshot",
-    RECORD_CLOSE: "close",
+    RECORD_CLOSE: "close", RECORD_SESSION: "session", RECORD_FORGET: "forget",
 }
 OPERATION_PUT = RECORD_PUT
 OPERATION_CONFIG = RECORD_CONFIG
+OPERATION_SESSION = RECORD_SESSION
+MAX_RESULT_BYTES = RESULT_LIMIT
+MAX_SESSION_VALUE = SESSION_RESULT + 1 + RESULT_LIMIT
 MAX_RECORD_VALUE = LARGEST_VALUE
 STATE_CHECKSUM_COVERS = slice(SNAPSHOT_INDEX, SNAPSHOT_STATE_CHECKSUM)
 CHECKSUM_COVERS = slice(0, SNAPSHOT_CHECKSUM)
-SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQ32sQQ16s32s")
+SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQ32sQQQ8s32s")
 
 
 def unpack_record(buffer, place):
@@ -278,7 +294,7 @@ def unpack_frame(buffer, offset):
 def pack_snapshot_head(head):
     """A snapshot's header: `[16:64]` is what `state_checksum` covers of it, all but the end `checksum`."""
     *fields, own_sum = head
-    return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, *fields, bytes(16), own_sum)
+    return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, *fields, bytes(8), own_sum)
 
 
 def unpack_snapshot_head(data, path, size=None):
@@ -317,16 +333,18 @@ def unpack_snapshot_head(data, path, size=None):
     if head.stored_size > head.state_size + (head.state_size >> 8) + 1024:
         refuse(SNAPSHOT_STORED_SIZE, f"what {head.state_size} bytes may take at most", head.stored_size)
     if head.records_size & 7 or not (
-        head.keys * RECORD_KEY <= head.records_size <= head.keys * <object>record_size(0xFFFF, LARGEST_VALUE)
+        (head.keys + head.sessions) * RECORD_KEY <= head.records_size
+        <= (head.keys + head.sessions) * <object>record_size(0xFFFF, LARGEST_VALUE)
     ):
-        refuse(SNAPSHOT_RECORDS_SIZE, f"the size of whole records for {head.keys} keys", head.records_size)
+        refuse(SNAPSHOT_RECORDS_SIZE, f"the size of whole records for {head.keys} keys and {head.sessions} sessions",
+               head.records_size)
     if head.membership_size & 7 or (
         head.membership_size and not RECORD_KEY <= head.membership_size <= record_size(0, LARGEST_VALUE)
     ):
         refuse(SNAPSHOT_MEMBERSHIP_SIZE, "the size of one record, or 0", head.membership_size)
     if (head.runs == 0) != (head.last_index == 0) or head.runs > min(head.last_index, head.last_term + 1):
         refuse(SNAPSHOT_RUNS, "runs of rising terms up to the last included entry", head.runs)
-    if head.last_index == 0 and (head.last_term or head.keys or head.membership_size):
+    if head.last_index == 0 and (head.last_term or head.keys or head.sessions or head.membership_size):
         refuse(SNAPSHOT_INDEX, "nothing in the state before the first entry",
                (head.last_term, head.keys, head.membership_size))
     return head
@@ -444,7 +462,7 @@ cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept no
         length = record_length(record)
         if length > left or look_at_record(record, length) != VALID:
             return MALFORMED
-        if record_operation(record) <= RECORD_CONFIG:
+        if is_of_entry(record_operation(record)):
             # In the order of the entries, each of which is in a run that is no gap.
             if not (before <= record_index(record) <= progress.last_index):
                 return MALFORMED
@@ -465,15 +483,79 @@ cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil:
     cdef uint64_t value_size = record_value_size(record)
     cdef uint64_t padding = length - RECORD_KEY - key_size - value_size
     cdef int operation = record_operation(record)
-    if not (RECORD_PUT <= operation <= RECORD_CLOSE) or record[RECORD_ZERO]:
+    if not (RECORD_PUT <= operation <= RECORD_FORGET) or record[RECORD_ZERO]:
         return MALFORMED
-    if value_size > LARGEST_VALUE or (key_size and operation > RECORD_DELETE):
+    if value_size > LARGEST_VALUE or (key_size and RECORD_CONFIG <= operation <= RECORD_CLOSE):
         return MALFORMED
     if value_size and (operation == RECORD_DELETE or operation == RECORD_CLOSE):
         return MALFORMED
     if operation == RECORD_SNAPSHOT and value_size < 8:
         return MALFORMED
+    if operation >= RECORD_SESSION and key_size != SESSION_ID_SIZE:
+        return MALFORMED
+    if operation == RECORD_FORGET and value_size:
+        return MALFORMED
+    if operation == RECORD_SESSION and not is_session(record_key(record) + SESSION_ID_SIZE, value_size):
+        return MALFORMED
     # Padding must be zero, or equal states would differ in bytes. Little-endian: it is the word's top.
     if padding and (<const uint64_t *>(record + length - 8))[0] >> (64 - 8 * padding):
         return MALFORMED
     return VALID
+
+
+cdef bint is_session(const uint8_t *value, uint64_t size) noexcept nogil:
+    """Whether it is what a session's record holds: sequence, deadline, and, where the sequence is not 0, a result."""
+    cdef uint64_t sequence
+    cdef uint64_t deadline
+    cdef uint64_t left
+    if size < SESSION_RESULT or size > SESSION_RESULT + 1 + <uint64_t>RESULT_LIMIT:
+        return False
+    memcpy(&sequence, value, 8)
+    memcpy(&deadline, value + 8, 8)
+    if deadline > LATEST_DEADLINE and deadline != <uint64_t>0xFFFFFFFFFFFFFFFF:
+        return False
+    if sequence == 0:
+        return size == SESSION_RESULT
+    if size == SESSION_RESULT or value[SESSION_RESULT] >= RESULT_REFUSED + REFUSALS:
+        return False
+    left = size - SESSION_RESULT - 1
+    if value[SESSION_RESULT] < RESULT_ANSWER:
+        return left == 0
+    return take_value(value + SESSION_RESULT + 1, &left, 0) and left == 0
+
+
+cdef bint take_value(const uint8_t *value, uint64_t *left, int depth) noexcept nogil:
+    """Whether a whole value of an answer is there; `left` becomes what comes after it."""
+    cdef uint64_t start = left[0]
+    cdef uint32_t count
+    if start == 0 or value[0] > VALUE_LIST:
+        return False
+    if value[0] < VALUE_INTEGER:
+        left[0] -= 1
+        return True
+    if value[0] == VALUE_INTEGER:
+        if start < 9:
+            return False
+        left[0] -= 9
+        return True
+    if start < 5:
+        return False
+    memcpy(&count, value + 1, 4)
+    left[0] -= 5
+    if value[0] == VALUE_BYTES:
+        if count > left[0]:
+            return False
+        left[0] -= count
+        return True
+    if depth == VALUE_DEPTH or count > left[0]:
+        return False
+    while count:
+        if not take_value(value + (start - left[0]), left, depth + 1):
+            return False
+        count -= 1
+    return True
+
+
+def is_session_value(bytes value):
+    """Whether these bytes are the value of a session's record, for readers in Python."""
+    return bool(is_session(<const uint8_t *><const char *>value, len(value)))

@@ -41,6 +41,8 @@ def save_table(directory, Log log, Index index, tick):
 
     `tick()` is called between pieces of the work, and may raise. O(slots). Raises OSError.
     """
+    if index.sessions.count:
+        return  # a table has no place for sessions yet: the next opening reads base and log
     name = table_name(log.head.generation)
     saved, front = describe(log, index)
     temporary = f"{name}.tmp"

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastsm.disk.format cimport RECORD_SESSION, record_key, record_key_size, record_operation
 from fastsm.lookup.dead cimport DeadMap
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.order cimport Order
@@ -17,6 +18,7 @@ cdef class Index:
     cdef readonly uint64_t end             # place behind the last frame that is in it
     cdef readonly bint loaded              # from a saved table: no slot of it was made here
     cdef readonly Table table
+    cdef readonly Table sessions           # from the id of a session to the place of its newest record
     cdef readonly Terms terms
     cdef readonly DeadMap dead
     cdef readonly bint ordered             # there is an order, which has to know of new keys
@@ -32,6 +34,12 @@ cdef class Index:
             prefetch(arena + candidate)
             prefetch(arena + candidate + KEY_SPAN)
             self.dead.expect(candidate)
+
+    cdef inline uint64_t hash_of(self, const uint8_t *record) noexcept nogil:
+        """The hash of a record's key, in the table that it belongs to."""
+        if record_operation(record) >= RECORD_SESSION:
+            return self.sessions.hash(record_key(record), record_key_size(record))
+        return self.table.hash(record_key(record), record_key_size(record))
 
     cdef int set_place(
         self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place) noexcept nogil

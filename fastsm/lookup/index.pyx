@@ -15,7 +15,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport (
-    RECORD_CONFIG, RECORD_DELETE, RECORD_KEY, RECORD_PUT, RECORD_SNAPSHOT, VALID,
+    RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION, RECORD_SNAPSHOT, VALID,
+    is_of_entry, may_be_live,
     frame_length, look_at_record, record_index, record_key, record_key_size, record_length, record_operation,
     record_value_size,
 )
@@ -45,6 +46,7 @@ cdef class Index:
 
     def __cinit__(self, Table table=None, Terms terms=None):
         self.table = Table() if table is None else table
+        self.sessions = Table()
         self.terms = Terms() if terms is None else terms
         self.dead = DeadMap()
         self.dead.reserve(1)
@@ -71,10 +73,12 @@ cdef class Index:
         self.read_membership(mapping, base)
         bad = check_records(mapping, base.records_offset, base.size, self.terms)
         if bad:
-            raise CorruptionError(base.path, bad, "a put record of an included entry, in order", "something else")
+            raise CorruptionError(base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
         self.take_all(walk_base(mapping.address, base.records_offset, base.size))
         if self.table.count != base.head.keys:
             raise CorruptionError(base.path, None, f"{base.head.keys} keys", f"{self.table.count}")
+        if self.sessions.count != base.head.sessions:
+            raise CorruptionError(base.path, None, f"{base.head.sessions} sessions", f"{self.sessions.count}")
 
     cdef int read_membership(self, Mapping mapping, base) except -1:
         cdef uint64_t place = base.membership_offset
@@ -129,7 +133,7 @@ cdef class Index:
                 break
             if record_operation(record) == RECORD_SNAPSHOT:
                 self.metadata_place = record - walk.arena
-            elif record_operation(record) <= RECORD_CONFIG:
+            elif is_of_entry(record_operation(record)):
                 records[gathered] = record
                 gathered += 1
                 if gathered == BLOCK:
@@ -143,17 +147,17 @@ cdef class Index:
     cdef int take_block(self, const uint8_t *arena, const uint8_t **records, uint32_t count) noexcept nogil:
         """Takes records with their cache misses overlapping; -1 without memory."""
         cdef uint64_t hashes[BLOCK]
-        cdef uint64_t rebuilds = self.table.rebuilds
+        cdef uint64_t rebuilds = self.table.rebuilds + self.sessions.rebuilds
         cdef uint32_t i
         cdef int failed = 0
         for i in range(count):
-            hashes[i] = self.table.hash(record_key(records[i]), record_key_size(records[i]))
+            hashes[i] = self.hash_of(records[i])
             self.table.prefetch_slot(hashes[i])
         for i in range(count):
             self.expect(arena, hashes[i])
         for i in range(count):
-            if self.table.rebuilds != rebuilds:
-                hashes[i] = self.table.hash(record_key(records[i]), record_key_size(records[i]))
+            if self.table.rebuilds + self.sessions.rebuilds != rebuilds:
+                hashes[i] = self.hash_of(records[i])
             failed |= self.set_place(arena, record_operation(records[i]), hashes[i], records[i] - arena)
         return failed
 
@@ -172,10 +176,17 @@ cdef class Index:
             old = self.table.remove(arena, hashed, record_key(record), record_key_size(record))
         elif operation == RECORD_CONFIG:
             self.config_place = place
+        elif operation == RECORD_SESSION:
+            old = self.sessions.put(arena, hashed, record_key(record), record_key_size(record), place)
+            if old == FAILED:
+                return -1
+            self.live_bytes += record_length(record)
+        elif operation == RECORD_FORGET:
+            old = self.sessions.remove(arena, hashed, record_key(record), record_key_size(record))
         if old:
             self.live_bytes -= record_length(arena + old)
             self.dead.mark(old)
-        if self.ordered:
+        if self.ordered and operation < RECORD_SESSION:
             return self.order.note(arena, operation, hashed, place, old)
         return 0
 
@@ -229,7 +240,7 @@ cdef int check_record(
     length = record_length(record)
     if length > stop - place[0] or look_at_record(record, length) != VALID:
         return -1
-    if record_operation(record) != RECORD_PUT or record_index(record) < before[0]:
+    if not may_be_live(record_operation(record)) or record_index(record) < before[0]:
         return -1
     if not terms.find(record_index(record), &term):
         return -1

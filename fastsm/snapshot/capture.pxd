@@ -33,6 +33,8 @@ cdef class Capture:
     cdef const uint8_t *source
     cdef uint64_t left                       # of the record at `source`
     cdef uint64_t keys
+    cdef readonly uint64_t sessions          # written; `keys` counts the others
+    cdef Table written_sessions              # while reviving
     cdef bint done
     cdef void hold(
         self, Log log, Index index, uint64_t epoch, uint64_t last_index, uint64_t last_term, bint newest) noexcept
@@ -43,5 +45,7 @@ cdef class Capture:
     cdef int revive(self, tick) except -1
     cdef int pass_over(self, Walk *walk, Table written, bint gather, tick) except -1
     cdef bint pass_over_slice(self, Walk *walk, Table written, bint gather, int *failed) noexcept nogil
+    cdef int unmark_all(self, Table written) except -1
+    cdef bint note_session(self, const uint8_t *record, uint64_t place, bint gather) noexcept nogil
     cdef Walk walk(self) noexcept nogil
     cdef uint64_t fill(self, Walk *walk, uint64_t room, uint64_t pause) noexcept nogil

@@ -23,7 +23,7 @@ from libc.string cimport memcpy
 
 from fastsm.lookup.dead cimport is_marked, unmark
 from fastsm.disk.format cimport (
-    FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT,
+    FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION, is_of_entry, may_be_live,
     frame_length, frame_run_count, record_index, record_key, record_key_size, record_length,
     record_operation, record_value_size,
 )
@@ -117,7 +117,7 @@ cdef class Capture:
         self.next_frame = walk.end
         record = next_record(&walk)
         while record != NULL:
-            if record_operation(record) <= RECORD_CONFIG and record_index(record) > self.last_index:
+            if is_of_entry(record_operation(record)) and record_index(record) > self.last_index:
                 self.stop = record - self.arena
                 return
             record = next_record(&walk)
@@ -135,21 +135,27 @@ cdef class Capture:
         cdef Table written = Table()
         cdef Walk behind = walk_frames(self.arena, self.next_frame, self.end)
         cdef Walk before = self.walk()
-        cdef uint64_t *places
-        cdef uint64_t i
+        self.written_sessions = Table()
         behind.place, behind.stop = self.stop, self.next_frame
         self.config_was_later = self.config_place and record_index(self.arena + self.config_place) > self.last_index
         if self.config_was_later:
             self.config_place = self.base_config
         self.pass_over(&behind, written, True, tick)
         self.pass_over(&before, written, False, tick)
-        places = <uint64_t *>malloc((written.count + 1) * sizeof(uint64_t))
+        self.unmark_all(written)
+        self.unmark_all(self.written_sessions)
+        return 0
+
+    cdef int unmark_all(self, Table written) except -1:
+        """Unmarks the last records up to the last included one, of keys or of sessions."""
+        cdef uint64_t *places = <uint64_t *>malloc((written.count + 1) * sizeof(uint64_t))
+        cdef uint64_t i
         if places == NULL:
             raise MemoryError(f"no memory to look at {written.count} keys that later entries wrote")
         with nogil:
             written.gather(places)
             for i in range(written.count):
-                if places[i] < self.stop and record_operation(self.arena + places[i]) == RECORD_PUT:
+                if places[i] < self.stop and may_be_live(record_operation(self.arena + places[i])):
                     unmark(self.dead, places[i])
             free(places)
         return 0
@@ -177,9 +183,14 @@ cdef class Capture:
             place = record - self.arena
             if record_operation(record) == RECORD_CONFIG and self.config_was_later and not gather:
                 self.config_place = place
-            if record_operation(record) > RECORD_DELETE:
+            if RECORD_DELETE < record_operation(record) < RECORD_SESSION:
                 continue
-            if not gather and record_operation(record) == RECORD_PUT and not self.index.dead.is_dead(place):
+            if not gather and may_be_live(record_operation(record)) and not self.index.dead.is_dead(place):
+                continue
+            if record_operation(record) >= RECORD_SESSION:
+                if not self.note_session(record, place, gather):
+                    failed[0] = 1
+                    return False
                 continue
             hashed = written.hash(record_key(record), record_key_size(record))
             if not gather and written.find(self.arena, hashed, record_key(record), record_key_size(record)) == 0:
@@ -188,6 +199,14 @@ cdef class Capture:
                 failed[0] = 1
                 return False
         return True
+
+    cdef bint note_session(self, const uint8_t *record, uint64_t place, bint gather) noexcept nogil:
+        """What `pass_over_slice` does with a record of a session; False without memory."""
+        cdef const uint8_t *key = record_key(record)
+        cdef uint64_t hashed = self.written_sessions.hash(key, record_key_size(record))
+        if not gather and self.written_sessions.find(self.arena, hashed, key, record_key_size(record)) == 0:
+            return True
+        return self.written_sessions.put(self.arena, hashed, key, record_key_size(record), place) != FAILED
 
     cdef Walk walk(self) noexcept nogil:
         """All records up to the last included one."""
@@ -199,22 +218,26 @@ cdef class Capture:
     # ---- read, for tools -------------------------------------------------------------------------------
 
     def records(self):
-        """What is live, one by one: index, key and value, in the order in which `write_records` writes."""
+        """The live keys, one by one: index, key and value, in the order in which `write_records` writes."""
+        return ((index, key, value) for operation, index, key, value in self.all_records() if operation == RECORD_PUT)
+
+    def all_records(self):
+        """What is live, sessions too: operation, index, key and value, in the order of `write_records`."""
         cdef Walk walk = self.walk()
         cdef const uint8_t *record = next_record(&walk)
         cdef const char *key
         while record != NULL:
-            if record_operation(record) == RECORD_PUT and not is_marked(self.dead, record - self.arena):
+            if may_be_live(record_operation(record)) and not is_marked(self.dead, record - self.arena):
                 key = <const char *>record_key(record)
                 yield (
-                    record_index(record), key[:record_key_size(record)],
+                    record_operation(record), record_index(record), key[:record_key_size(record)],
                     key[record_key_size(record):record_key_size(record) + record_value_size(record)])
             record = next_record(&walk)
 
     # ---- write -----------------------------------------------------------------------------------------
 
     def write_records(self, directory, descriptor, uint64_t offset, tick):
-        """Writes what is live to a file, from `offset` on; returns how many records, and how many bytes.
+        """Writes what is live to a file, from `offset` on; returns how many keys, and how many bytes; `sessions` counts on.
 
         O(bytes of the arena); in pieces, behind each of which `tick(bytes so far)` is called.
         """
@@ -225,7 +248,7 @@ cdef class Capture:
         self.piece = <uint8_t *>malloc(room)
         if self.piece == NULL:
             raise MemoryError(f"no memory for pieces of {room} bytes")
-        self.keys = self.left = 0
+        self.keys = self.left = self.sessions = 0
         self.done = False
         while not self.done:
             with nogil:
@@ -259,7 +282,10 @@ cdef class Capture:
             if record == NULL:
                 self.done = True
                 return filled
-            if record_operation(record) == RECORD_PUT and not is_marked(self.dead, record - self.arena):
+            if may_be_live(record_operation(record)) and not is_marked(self.dead, record - self.arena):
                 self.source = record
                 self.left = record_length(record)
-                self.keys += 1
+                if record_operation(record) == RECORD_PUT:
+                    self.keys += 1
+                else:
+                    self.sessions += 1

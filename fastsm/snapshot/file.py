@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
 SNAPSHOT = "snapshot.fsm"
+SESSION_ID_BYTES = 8
 PIECE = 8 << 20  # large, since each read and each sum takes the GIL once
 _WORD = struct.Struct("<Q")
 CODECS = {format.CODEC_NONE: "none", format.CODEC_ZSTD: "zstd"}
@@ -69,8 +70,8 @@ class Snapshot:
     What it says is what the file says: whether that is true is known after :meth:`verify`.
 
     Attributes: ``path``; ``size``, the file's bytes; ``metadata`` (:class:`fastsm.SnapshotMetadata`, from the header);
-    ``state_checksum``, 32 bytes, equal on all replicas at one entry; ``keys``, their number; ``codec``, "none" or
-    "zstd"; ``head``, the header's fields.
+    ``state_checksum``, 32 bytes, equal on all replicas at one entry; ``keys`` and ``sessions``, their numbers;
+    ``codec``, "none" or "zstd"; ``head``, the header's fields.
 
     Thread safety: all of it, from any thread. A call that has begun when the snapshot is closed ends as if it were
     open.
@@ -85,6 +86,7 @@ class Snapshot:
         self.metadata = metadata_of(self.head)
         self.state_checksum = self.head.state_checksum
         self.keys = self.head.keys
+        self.sessions = self.head.sessions
         self.codec = CODECS[self.head.codec]
 
     def __repr__(self) -> str:
@@ -383,13 +385,14 @@ def check_records(
 ) -> None:
     """The records: whole, in order, each of an entry in a run, as many as there are keys."""
     head_size, put, limit = format.RECORD_STRUCT.size, format.OPERATION_PUT, format.MAX_RECORD_VALUE
-    left, before, keys = head.records_size, 0, 0
+    left, before, keys, sessions = head.records_size, 0, 0, 0
     first, last = 1, 0
-    for index, value_size, key_size, operation, zero, padding in _records(stream, head.records_size):
+    for index, value_size, key_size, operation, zero, padding, session in _records(stream, head.records_size):
         size = head_size + key_size + value_size + 7 & ~7
-        if size > left or operation != put or zero or value_size > limit or index < before or padding:
+        known = operation == put or (operation == format.OPERATION_SESSION and format.is_session_value(session))
+        if size > left or not known or zero or value_size > limit or index < before or padding:
             found = f"operation {operation}, index {index}, {size} bytes, padding {padding:#x}"
-            expected = f"a put of index {before} or above, of at most {left} bytes, padded with zeros"
+            expected = f"a key or a session of index {before} or above, of at most {left} bytes, padded with zeros"
             raise bad_state(path, stream.offset, expected, found)
         while index > last:
             first, last, _ = next(runs, (1, 1 << 64, 0))
@@ -397,15 +400,22 @@ def check_records(
             raise bad_state(path, stream.offset, "an entry in a run", f"index {index}")
         left -= size
         before = index
-        keys += 1
-    if keys != head.keys:
-        raise bad_state(path, stream.offset, f"{head.keys} keys", keys)
+        if operation == put:
+            keys += 1
+        else:
+            sessions += 1
+    if (keys, sessions) != (head.keys, head.sessions):
+        expected = f"{head.keys} keys and {head.sessions} sessions"
+        raise bad_state(path, stream.offset, expected, f"{keys} and {sessions}")
     for _ in runs:
         pass
 
 
-def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """The head of each record, and its padding as a number. A record that claims more than is left is the last one."""
+def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, int, int, bytes]]:
+    """The head of each record, its padding as a number, and the value of a session.
+
+    A record that claims more than is left is the last one.
+    """
     head_size, unpack_from, word_at = format.RECORD_STRUCT.size, format.RECORD_STRUCT.unpack_from, _WORD.unpack_from
     while left:
         data, at = stream.window
@@ -419,7 +429,11 @@ def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, i
                 break
             at += size
             left -= size
-            yield index, value_size, key_size, operation, zero, word_at(data, at - 8)[0] >> 8 * (8 - (size - used))
+            padding = word_at(data, at - 8)[0] >> 8 * (8 - (size - used))
+            session = b""
+            if operation == format.OPERATION_SESSION and key_size == SESSION_ID_BYTES:
+                session = bytes(data[at - size + head_size + key_size : at - size + used])
+            yield index, value_size, key_size, operation, zero, padding, session
         stream.go_to(at)
         if not left:
             return
@@ -429,11 +443,17 @@ def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, i
         used = head_size + key_size + value_size
         size = used + 7 & ~7
         padding = 0
+        session = b""
         if size <= left:
-            stream.skip(used - head_size)
+            if (operation, key_size) == (format.OPERATION_SESSION, SESSION_ID_BYTES) and (
+                value_size <= format.MAX_SESSION_VALUE
+            ):
+                session = stream.take(used - head_size)[key_size:]
+            else:
+                stream.skip(used - head_size)
             padding = int.from_bytes(stream.take(size - used), "little")
         left = max(0, left - size)
-        yield index, value_size, key_size, operation, zero, padding
+        yield index, value_size, key_size, operation, zero, padding, session
 
 
 def bad_state(path: str, offset: int, expected: str, found: object) -> SnapshotFormatError:

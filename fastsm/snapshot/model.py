@@ -15,7 +15,7 @@ from fastsm.snapshot.file import SNAPSHOT, Snapshot
 from fastsm.snapshot.writer import present_head, put_in_place, remove_leftovers, temporary_file
 from fastsm.types import LogId, SnapshotMetadata
 
-PUT, CONFIG = 1, 3
+PUT, CONFIG, SESSION = 1, 3, 6
 CODECS = {"none": 0, "zstd": 1}
 
 
@@ -27,9 +27,12 @@ class State:
     writers: dict[bytes, LogId] = field(default_factory=dict)  # of keys that were deleted since, too
     membership: tuple[LogId, bytes] | None = None
     seen: list[LogId] = field(default_factory=list)
+    # Of each session: the index of the entry that wrote its record, and the record's value.
+    sessions: dict[int, tuple[int, bytes]] = field(default_factory=dict)
 
     def copy(self) -> State:
-        return State(dict(self.values), dict(self.writers), self.membership, list(self.seen))
+        return State(
+            dict(self.values), dict(self.writers), self.membership, list(self.seen), dict(self.sessions))
 
     @property
     def last(self) -> LogId:
@@ -51,7 +54,14 @@ def snapshot_bytes(state: State, compress: str, attachment: bytes) -> bytes:
     """The whole file."""
     membership = record(CONFIG, state.membership[0].index, b"", state.membership[1]) if state.membership else b""
     runs = runs_of(state.seen)
-    records = b"".join(record(PUT, state.writers[key].index, key, value) for key, value in state.values.items())
+    # Within an entry what a session remembers comes last, and there is one of it.
+    live = [(state.writers[key].index, 0, PUT, key, value) for key, value in state.values.items()]
+    live += [
+        (index, 1, SESSION, struct.pack("<Q", session), value)
+        for session, (index, value) in state.sessions.items()
+    ]
+    live.sort(key=lambda each: each[:2])
+    records = b"".join(record(operation, index, key, value) for index, _, operation, key, value in live)
     flat = membership + b"".join(struct.pack("<QQQ", *run) for run in runs) + records
     ids = struct.pack("<QQQQQQ", *state.last, len(state.values), len(runs), len(membership), len(records))
     stored = flat
@@ -60,7 +70,8 @@ def snapshot_bytes(state: State, compress: str, attachment: bytes) -> bytes:
         codec.compress([flat] if flat else [], len(flat), parts.append)
         stored = b"".join(parts)
     head = struct.pack("<8sII", b"FASTSM-S", 0, CODECS[compress]) + ids
-    head += blake3.blake3(ids + flat).digest() + struct.pack("<QQ16x", len(attachment), len(stored))
+    sizes = struct.pack("<QQQ8x", len(attachment), len(stored), len(state.sessions))
+    head += blake3.blake3(ids + flat).digest() + sizes
     body = attachment + bytes(-len(attachment) % 8) + stored
     return head + blake3.blake3(head + body).digest() + body
 
@@ -103,8 +114,15 @@ def read_state(snapshot: Snapshot) -> State:
     terms = iter(runs)
     first, last, term = next(terms, (1, 0, 0))
     while at < len(flat):
-        index, value_size, key_size = struct.unpack_from("<QIH", flat, at)
+        index, value_size, key_size, operation = struct.unpack_from("<QIHB", flat, at)
         key = flat[at + 16 : at + 16 + key_size]
+        if operation == SESSION:
+            session = int.from_bytes(key, "little")
+            if session in state.sessions:
+                raise SnapshotFormatError(f"{snapshot.path}: expected one record for session {session}, found two")
+            state.sessions[session] = (index, flat[at + 24 : at + 24 + value_size])
+            at += 16 + key_size + value_size + 7 & ~7
+            continue
         if key in state.values:
             raise SnapshotFormatError(f"{snapshot.path}: expected one record for each key, found two for {key!r}")
         while last < index:

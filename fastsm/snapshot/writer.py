@@ -55,11 +55,15 @@ class Source(Protocol):
     @property
     def runs(self) -> bytes:
         """24 bytes each, ascending."""
+    @property
+    def sessions(self) -> int:
+        """How many of the records that were written are those of sessions."""
 
     def write_records(self, directory: Directory, fd: Descriptor, offset: int, tick: Tick) -> tuple[int, int]:
-        """Writes all records with ``directory.write(fd, buffer, offset)``; returns how many, and their bytes.
+        """Writes all records with ``directory.write(fd, buffer, offset)``.
 
-        Calls ``tick(bytes so far)`` between pieces, which may raise.
+        Returns how many are of keys, and the bytes of all. Calls ``tick(bytes so far)`` between pieces, which may
+        raise.
         """
 
 
@@ -380,6 +384,7 @@ class _Parts(NamedTuple):
     runs: int
     membership_size: int
     records_size: int
+    sessions: int
 
     @property
     def size(self) -> int:
@@ -389,7 +394,7 @@ class _Parts(NamedTuple):
         """The header, without its sums."""
         return SnapshotHead(
             codec, *self.last_included, self.keys, self.runs, self.membership_size, self.records_size,
-            bytes(32), attachment_size, stored_size, bytes(32),
+            bytes(32), attachment_size, stored_size, self.sessions, bytes(32),
         )
 
 
@@ -409,7 +414,8 @@ def _write_state(directory: Directory, fd: Descriptor, source: Source, start: in
     tick()
     keys, size = source.write_records(directory, fd, start + len(membership) + len(runs), tick)
     tick()
-    return _Parts(source.last_included, keys, len(runs) // format.TERM_RUN_BYTES, len(membership), size)
+    return _Parts(
+        source.last_included, keys, len(runs) // format.TERM_RUN_BYTES, len(membership), size, source.sessions)
 
 
 # ---- sums ----------------------------------------------------------------------------------------------

@@ -9,27 +9,28 @@ from typing import Any
 import fastsm
 from fastsm import Entry, LogId, SnapshotMetadata, StateMachine
 from fastsm.testing.histories import KEYS
+from fastsm.types import Result
 
 METADATA = SnapshotMetadata(LogId(1, 1), bytes(range(32)))
 PUT = fastsm.put(b"key", b"value")
 Chunk = Sequence[Entry | tuple[int, int, bytes]]
 
 
-def apply_chunks(machine: StateMachine, *chunks: Chunk) -> list[list[bool | None]]:
+def apply_chunks(machine: StateMachine, *chunks: Chunk) -> list[list[Result]]:
     """Applies chunk after chunk; the results of each."""
 
-    async def apply_all() -> list[list[bool | None]]:
+    async def apply_all() -> list[list[Result]]:
         return [await machine.apply_chunk(chunk) for chunk in chunks]
 
     return asyncio.run(apply_all())
 
 
-def apply_entries(machine: StateMachine, *entries: Entry | tuple[int, int, bytes]) -> list[bool | None]:
+def apply_entries(machine: StateMachine, *entries: Entry | tuple[int, int, bytes]) -> list[Result]:
     """Applies one chunk."""
     return apply_chunks(machine, entries)[0]
 
 
-def apply_commands(machine: StateMachine, *commands: bytes) -> list[bool | None]:
+def apply_commands(machine: StateMachine, *commands: bytes) -> list[Result]:
     """Applies one chunk of commands after the last applied entry, in its term (1 for the first)."""
     index, term = machine.last_applied()
     return apply_entries(machine, *((index + i, term or 1, c) for i, c in enumerate(commands, 1)))

@@ -28,6 +28,7 @@ from fastsm.errors import FastsmError
 from fastsm.machine import FastStateMachine
 from fastsm.tools.demo_history import Model, chunks, digest, file_names, history, read_file, standard_library
 from fastsm.types import Entry, LogId, Recovery
+from fastsm.types import Result as AppliedResult
 from fastsm.units import size_text, time_text
 
 FLUSH_EVERY = 3  # chunks
@@ -129,7 +130,7 @@ class Result:
 
 def apply_chunks(
     machine: FastStateMachine, pieces: Iterable[list[Entry]], flush_every: int, flush_before: float = math.inf
-) -> Iterator[tuple[str, Entry, Work, list[bool | None]]]:
+) -> Iterator[tuple[str, Entry, Work, list[AppliedResult]]]:
     """Applies and flushes; after each, what was done, the last entry it covers, its cost, and the results.
 
     Chunks from number ``flush_before`` on are not flushed.

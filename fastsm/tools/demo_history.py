@@ -183,7 +183,7 @@ def replay(values: dict[bytes, bytes], command: object) -> bool:
                 return False
             assign(values, key, new)
         case Batch(members):
-            before = {m.key: values.get(m.key) for m in members if not isinstance(m, Noop)}
+            before = {m.key: values.get(m.key) for m in members if isinstance(m, (Put, Delete, CompareAndSwap))}
             if not all(replay(values, member) for member in members):
                 for key, old in before.items():
                     assign(values, key, old)

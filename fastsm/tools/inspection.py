@@ -141,6 +141,7 @@ class SnapshotReport:
     size: int
     codec: str
     keys: int
+    sessions: int
     records_bytes: int
     metadata: SnapshotMetadata
     state_checksum: bytes
@@ -153,6 +154,7 @@ class SnapshotReport:
         """The same as plain values, for JSON."""
         return {
             "kind": "snapshot", "path": self.path, "size": self.size, "codec": self.codec, "keys": self.keys,
+            "sessions": self.sessions,
             "live_bytes": self.records_bytes, **(metadata_dict(self.metadata) or {}),
             "state_checksum": self.state_checksum.hex(), "attachment_bytes": self.attachment_bytes,
             "runs": [list(run) for run in self.runs], "membership": membership_dict(self.membership), "problem": None,
@@ -165,6 +167,7 @@ class SnapshotReport:
             ("size", f"{size_text(self.size)}, codec {self.codec}"),
             ("as of", log_id_text(self.metadata.last_included)),
             ("keys", f"{self.keys:,}"),
+            ("sessions", f"{self.sessions:,}"),
             ("bytes", f"{size_text(self.records_bytes)} of records, {size_text(self.attachment_bytes)} of attachment"),
             ("terms", runs_text(self.runs)),
             ("membership", membership_text(self.membership)),
@@ -202,8 +205,8 @@ def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport:
 def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:
     head = snapshot.head
     return SnapshotReport(
-        snapshot.path, snapshot.size, snapshot.codec, snapshot.keys, head.records_size, snapshot.metadata,
-        snapshot.state_checksum, head.attachment_size, snapshot_runs(snapshot), snapshot.membership)
+        snapshot.path, snapshot.size, snapshot.codec, snapshot.keys, snapshot.sessions, head.records_size,
+        snapshot.metadata, snapshot.state_checksum, head.attachment_size, snapshot_runs(snapshot), snapshot.membership)
 
 
 def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:

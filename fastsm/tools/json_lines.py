@@ -7,10 +7,12 @@ A line is an object. The first says what the lines are; all others say what happ
     {"operation": "put", "index": 7, "term": 2, "key": "logo", "value_base64": "iVBORw0KGgo="}
     {"operation": "end", "lines": 2}
 
-``"log"`` in place of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``snapshot``
-and ``close``. ``"end": true`` announces the last line, which counts those between: so a dump that was cut short, or
-from which lines were taken, is an error to :func:`load`. Dumps of releases before that mark announce none, and load as
-they did; but where they say how many keys there are, so many there must be.
+``"log"`` in place of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``session``,
+``forget``, ``snapshot`` and ``close``. What a session remembers is ``{"operation": "session", "session": 5, "sequence":
+2, "expires": null, "result_base64": "AQ=="}``, next to its index and term.
+``"end": true`` announces the last line, which counts those between: so a dump that was cut short, or from which lines
+were taken, is an error to :func:`load`. Dumps of releases before that mark announce none, and load as they did; but
+where they say how many keys there are, so many there must be.
 
 Bytes that are UTF-8 stand as text, others in Base64, and then the name says so. :func:`load` makes an equal state of
 them, to the last term. It also takes lines that are written by hand: ``{"key": "a", "value": "b"}``.
@@ -22,15 +24,19 @@ import base64
 import binascii
 import json
 import os
+import struct
+import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from typing import Any
 
+from fastsm.answering import NO_DEADLINE
 from fastsm.command import batch, config, delete, noop, put
-from fastsm.disk.format import MAX_INDEX
+from fastsm.disk.format import MAX_INDEX, is_session_value
 from fastsm.errors import FastsmError
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import open_snapshot
+from fastsm.snapshot.model import State, snapshot_bytes, write_file
 from fastsm.tools.inspection import is_directory
 from fastsm.tools.new_state import new_state
 from fastsm.tools.records import Run, log_frames, snapshot_records, snapshot_runs
@@ -93,7 +99,7 @@ def _state_lines(path: str, prefix: bytes, as_of: int | None) -> Iterator[Line]:
         last = machine.last_applied()
         if as_of is not None:
             last = LogId(as_of, machine.entry_term(as_of) or 0)
-        records = machine.live_records(last)
+        records = machine._live_records(last)
         runs = [Run(*run) for run in machine._terms.runs()]
         runs = [run._replace(last=min(run.last, last.index)) for run in runs if run.first <= last.index]
         keys = {} if as_of is not None else {"keys": machine.len()}
@@ -112,17 +118,17 @@ def _head(operation: str, last: LogId, runs: list[Run], prefix: bytes, **more: o
 
 
 def _pairs(
-    records: Iterable[tuple[LogId, bytes, bytes]], membership: tuple[LogId, bytes] | None, prefix: bytes
+    records: Iterable[tuple[str, LogId, bytes, bytes]], membership: tuple[LogId, bytes] | None, prefix: bytes
 ) -> Iterator[Line]:
     """Records and membership, by index."""
     if prefix:
         membership = None
-    for log_id, key, value in records:
+    for operation, log_id, key, value in records:
         if membership is not None and membership[0].index < log_id.index:
             yield _line("config", membership[0], b"", membership[1])
             membership = None
-        if key.startswith(prefix):
-            yield _line("put", log_id, key, value)
+        if key.startswith(prefix) if operation == "put" else not prefix:
+            yield _line(operation, log_id, key, value)
     if membership is not None:
         yield _line("config", membership[0], b"", membership[1])
 
@@ -158,9 +164,21 @@ def _line(operation: str, log_id: LogId, key: bytes, value: bytes) -> Line:
     line: Line = {"operation": operation, "index": log_id.index, "term": log_id.term}
     if operation in ("put", "delete"):
         line |= text_or_base64("key", key)
+    if operation in ("session", "forget"):
+        return line | _session_line(key, value)
     if operation == "snapshot":
         return line | {"term": int.from_bytes(value[:8], "little"), "checksum": value[8:].hex()}
     return line | (text_or_base64("value", value) if operation in ("put", "config") else {})
+
+
+def _session_line(key: bytes, value: bytes) -> Line:
+    line: Line = {"session": int.from_bytes(key, "little")}
+    if not value:
+        return line
+    sequence, expires = struct.unpack_from("<QQ", value)
+    result = base64.b64encode(value[16:]).decode("ascii")
+    return line | {
+        "sequence": sequence, "expires": None if expires == NO_DEADLINE else expires, "result_base64": result}
 
 
 def text_or_base64(name: str, data: bytes) -> Line:
@@ -189,8 +207,9 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
     """
     head, rest = _split(lines)
     entries = 0
+    sessions: dict[int, tuple[int, bytes]] = {}
     with new_state(path, contiguous=False, auto_compact=False) as machine:
-        for chunk in _chunks(_entries(rest, [Run(*run) for run in head.get("runs", ())])):
+        for chunk in _chunks(_entries(_without_sessions(rest, sessions), [Run(*run) for run in head.get("runs", ())])):
             entries += len(chunk)
             machine.apply(chunk)
         last = LogId(*head.get("last_applied", machine.last_applied()))
@@ -198,9 +217,57 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
             raise LoadError(1, f"expected entries up to {last}, as this line says, found {machine.last_applied()}")
         if last.index > machine.last_applied().index:
             machine.update_last_applied(last)
+        if sessions:
+            _install_sessions(machine, machine.path, sessions)
         if machine.len() != head.get("keys", machine.len()):
             raise LoadError(1, f"expected {head['keys']} keys, as this line says, found {machine.len()}: {CUT}")
         return machine.last_applied(), entries, machine.len()
+
+
+def _without_sessions(
+    lines: Iterator[tuple[int, Line]], sessions: dict[int, tuple[int, bytes]]
+) -> Iterator[tuple[int, Line]]:
+    """The lines, those of sessions as no-ops of their entries; ``sessions`` becomes what they come to.
+
+    No command makes a session remember what another one answered, so that they are put into a snapshot.
+    """
+    for number, line in lines:
+        operation = line.get("operation")
+        if operation not in ("session", "forget"):
+            yield number, line
+            continue
+        session, index = line.get("session"), line.get("index")
+        if not (isinstance(session, int) and isinstance(index, int) and _is_number(session) and _is_number(index)):
+            raise LoadError(number, "expected the numbers of a session and of its entry")
+        sessions.pop(session, None)
+        if operation == "session":
+            sessions[session] = (index, _session_value(number, line))
+        yield number, line | {"operation": "noop"}
+
+
+def _session_value(number: int, line: Line) -> bytes:
+    sequence, expires = line.get("sequence"), line.get("expires")
+    if not _is_number(sequence) or not (expires is None or _is_number(expires)):
+        raise LoadError(number, "expected a sequence, and a deadline or null in expires")
+    value = struct.pack("<QQ", sequence, NO_DEADLINE if expires is None else expires)
+    value += _bytes(number, line, "result")
+    if not is_session_value(value):
+        raise LoadError(number, "expected the result of a command, as a dump has it")
+    return value
+
+
+def _install_sessions(machine: FastStateMachine, directory: str, sessions: dict[int, tuple[int, bytes]]) -> None:
+    """Gives a machine the sessions, by a snapshot of its state with them. O(bytes), in memory."""
+    state = State(dict(machine.items()), membership=machine.membership(), sessions=sessions)
+    for key in state.values:
+        writer = machine.modified(key)
+        assert writer is not None
+        state.writers[key] = writer
+    for first, last, term in machine._terms.runs():
+        state.seen += [LogId(first, term), LogId(last, term)][first == last :]
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(directory) or ".") as scratch:
+        write_file(scratch, snapshot_bytes(state, "none", b""))
+        machine.install_snapshot(None, scratch)
 
 
 def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
@@ -313,6 +380,8 @@ def _command(number: int, line: Line) -> bytes:
         return delete(_bytes(number, line, "key"))
     if operation == "config":
         return config(_bytes(number, line, "value"))
+    if operation == "noop":
+        return noop()
     raise LoadError(number, f"expected put, delete or config, found operation {operation!r}")
 
 

@@ -20,7 +20,10 @@ class Run(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one command did. ``operation``: put, delete, config, snapshot (its metadata), close (a clean end)."""
+    """What one command did, or hard state.
+
+    ``operation``: put, delete, config, session, forget, snapshot (its metadata), close (a clean end).
+    """
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name
     operation: str
@@ -64,8 +67,8 @@ def snapshot_runs(snapshot: Snapshot) -> list[Run]:
     return [Run(*run) for run in format.TERM_RUN_STRUCT.iter_unpack(flat[start:end])]
 
 
-def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[LogId, bytes, bytes]]:
-    """The entry, the key and the value of each record of a snapshot that was verified, in their order. O(size)."""
+def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[str, LogId, bytes, bytes]]:
+    """Operation, entry, key and value of each record of a snapshot that was verified, in their order. O(size)."""
     runs = iter(snapshot_runs(snapshot))
     run = Run(1, 0, 0)
     skip = snapshot.head.membership_size + format.TERM_RUN_BYTES * snapshot.head.runs
@@ -77,8 +80,8 @@ def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[LogId, bytes, bytes]]
             _, value_size, key_size, _, _ = format.RECORD_STRUCT.unpack_from(data, done)
             if len(data) - done < format.RECORD_STRUCT.size + key_size + value_size + 7 & ~7:
                 break
-            index, _, key, value, done = format.unpack_record(data, done)
+            index, operation, key, value, done = format.unpack_record(data, done)
             while index > run.last:
                 run = next(runs)
-            yield LogId(index, run.term or 0), key, value
+            yield format.OPERATIONS[operation], LogId(index, run.term or 0), key, value
         del data[:done]

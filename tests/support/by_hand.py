@@ -13,7 +13,7 @@ CURRENT_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q", "Q", "Q"]
 FRAME_FIELDS = ["Q", "Q", "I", "I", "Q"]
 RUN_FIELDS = ["Q", "Q"]
 RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
-SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "16s", "32s"]
+SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "Q", "8s", "32s"]
 TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQQQ", "Q"]
 
 SEGMENT_FIELDS = ["8s", "I", "I", "Q", "Q", "56s", "Q"]

@@ -6,6 +6,7 @@ door; and demands a typed error or the plain reader's state. Everything else tha
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import struct
@@ -21,7 +22,8 @@ import fastsm
 import fastsm.snapshot.codec
 import fastsm.snapshot.file
 import fastsm.snapshot.receiver
-from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, open_snapshot
+from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, open_snapshot, types
+from fastsm.procedures import Procedure
 from support import by_hand, page_reader, snapshots
 from support.inside import inside
 from support.mutation import change_bytes, pieces_of, shuffle_some, sometimes
@@ -93,6 +95,21 @@ def value(dice: random.Random) -> bytes:
 
 # ---- commands --------------------------------------------------------------------------------------------
 
+ALONE = (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 14)
+IN_BATCH = (1, 2, 3, 4, 7, 9)
+IN_BRANCH = (1, 2, 7, 8, 9)
+
+
+class Anything(dict):  # type: ignore[type-arg]
+    """Procedures of every name and version."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: tuple[str, int]) -> Procedure:
+        return Procedure(*key, lambda tx, payload: tx.add(payload, 1))
+
+
 class Commands(Target):
     """``decode``, ``check`` and ``apply``."""
 
@@ -103,26 +120,47 @@ class Commands(Target):
         self.machine: FastStateMachine | None = None
 
     def invent(self, dice: random.Random) -> bytes:
-        if dice.random() < 0.6:
-            return self.simple(dice)
-        members = [self.simple(dice) for _ in range(dice.randrange(5))]
-        return self.header(dice, 6, 0, len(members)) + b"".join(members)
+        command = self.listed(dice)
+        if dice.random() < 0.1:
+            deadline = dice.choice((0, 2**63 - 1, 2**63, 2**64 - 1))
+            numbers = struct.pack("<QQQ", dice.randrange(30), dice.randrange(4), deadline)
+            return self.header(dice, 13, 0, len(command)) + numbers + command
+        return command
+
+    def listed(self, dice: random.Random) -> bytes:
+        way = dice.random()
+        if way < 0.5:
+            return self.simple(dice, ALONE)
+        if way < 0.75:
+            members = [self.simple(dice, IN_BATCH) for _ in range(dice.randrange(5))]
+            return self.header(dice, 6, 0, len(members)) + b"".join(members)
+        kinds = ((128, 129, 130), IN_BRANCH, IN_BRANCH)
+        parts = [[self.simple(dice, each) for _ in range(dice.randrange(3))] for each in kinds]
+        counts = struct.pack("<II", sometimes(dice, 0.05, len(parts[1]), 1 << 32), len(parts[2]))
+        return self.header(dice, 10, 0, len(parts[0])) + counts + b"".join(b"".join(part) for part in parts)
 
     def header(self, dice: random.Random, kind: int, key_size: int, size: int) -> bytes:
-        kind = sometimes(dice, 0.03, kind, 9)
+        kind = sometimes(dice, 0.03, kind, 20)
         key_size, size = sometimes(dice, 0.04, key_size, 1 << 16), sometimes(dice, 0.06, size, 1 << 32)
         return struct.pack("<BBHI", dice.random() < 0.02, kind, key_size, size)
 
-    def simple(self, dice: random.Random) -> bytes:
-        kind, key, new, old = dice.randrange(1, 6), value(dice), value(dice), value(dice)
+    def simple(self, dice: random.Random, kinds: tuple[int, ...]) -> bytes:
+        kind, key, new, old = dice.choice(kinds), value(dice), value(dice), value(dice)
+        if dice.random() < 0.02:
+            kind = dice.choice((5, 8, 11, 12, 14, 128))
         if kind == 3:
             size = page_reader.NONE if dice.random() < 0.2 else len(old)
             old = b"" if size == page_reader.NONE else old
             head = self.header(dice, kind, len(key), len(new))
             return head + struct.pack("<I", sometimes(dice, 0.05, size, 1 << 32)) + key + old + new
-        key = key if kind <= 2 else b""
-        new = new if kind in (1, 5) else b""
-        return self.header(dice, kind, len(key), len(new)) + key + new
+        has_key, has_value, may_be_none = page_reader.LAYOUTS[kind]
+        key, new = key if has_key else b"", new if has_value else b""
+        size = len(new)
+        if may_be_none and dice.random() < 0.2:
+            new, size = b"", page_reader.NONE
+        layout = page_reader.NUMBERS.get(kind, "<")
+        numbers = [dice.choice((0, 1, 5, 2**31 - 1)) for _ in layout[1:]]
+        return self.header(dice, kind, len(key), size) + struct.pack(layout, *numbers) + key + new
 
     def run(self, data: bytes, dice: random.Random) -> Outcome:
         ending, decoded = ending_of(lambda: fastsm.decode(data))
@@ -130,12 +168,12 @@ class Commands(Target):
         assert (plain is None) == bool(ending), f"{decoded}, by the page {plain}"
         assert ending_of(lambda: fastsm.check(data))[0] == ending
         if plain is not None:
-            members = decoded.commands if isinstance(decoded, fastsm.types.Batch) else (decoded,)
-            assert [plain_form(member) for member in members] == plain
+            assert plain_form(decoded) == plain
         if self.machine is None or self.machine.last_applied().index > 20_000:
             if self.machine is not None:
                 self.machine.clear()
             self.machine = self.machine or FastStateMachine(self.root / "state", _files=QuietDirectory)
+            self.machine._set_procedures(Anything(), False)
         before = self.machine.last_applied().index
         applied, results = ending_of(lambda: self.machine.apply([(before + 1, 1, data)]))
         assert bool(applied) == bool(ending), (ending, applied)
@@ -147,11 +185,36 @@ class Commands(Target):
             self.machine.close()
 
 
-def plain_form(command: Any) -> page_reader.Command:
-    """A decoded command as the plain reader has it."""
-    kind = 1 + ("Put", "Delete", "CompareAndSwap", "Noop", "Config").index(type(command).__name__)
-    new = command.data if kind == 5 else getattr(command, "value", b"")
-    return kind, getattr(command, "key", b""), getattr(command, "expected", None), new
+KINDS = {
+    types.Put: 1, types.Delete: 2, types.CompareAndSwap: 3, types.Noop: 4, types.Config: 5, types.Batch: 6,
+    types.Add: 7, types.Read: 8, types.DeleteRange: 9, types.Transaction: 10, types.Call: 11, types.OpenSession: 12,
+    types.Once: 13, types.Forget: 14, types.ValueIs: 128, types.Exists: 129, types.ModifiedAt: 130,
+}  # fmt: skip
+
+
+def plain_form(command: Any) -> page_reader.Command:  # noqa: PLR0911  # one for each layout
+    """A decoded command as the plain reader has it: kind, and the fields in the order of the bytes."""
+    kind = KINDS[type(command)]
+    if kind == 6:
+        return kind, [plain_form(member) for member in command.commands]
+    if kind == 10:
+        return kind, *([plain_form(each) for each in part] for part in (
+            command.conditions, command.then, command.otherwise))
+    if kind == 13:
+        return kind, command.session, command.sequence, no_deadline(command.expires), plain_form(command.command)
+    if kind == 12:
+        return kind, no_deadline(command.expires)
+    if kind == 7:
+        return kind, command.delta, command.initial, command.key
+    if kind == 11:
+        return kind, command.version, command.name.encode(), command.payload
+    if kind == 130:
+        return kind, command.index, command.key
+    return kind, *(getattr(command, field.name) for field in dataclasses.fields(command))
+
+
+def no_deadline(expires: int | None) -> int:
+    return page_reader.NO_DEADLINE if expires is None else expires
 
 
 # ---- the log ---------------------------------------------------------------------------------------------

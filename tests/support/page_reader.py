@@ -32,6 +32,7 @@ class Decoded:
     """A state, and how it lies in the arena."""
 
     items: dict[bytes, bytes] = field(default_factory=dict)
+    sessions: dict[int, bytes] = field(default_factory=dict)
     last_applied: tuple[int, int] = (0, 0)
     runs: list[Run] = field(default_factory=list)
     membership: tuple[tuple[int, int], bytes] | None = None
@@ -75,53 +76,117 @@ def header(data: bytes, magic: bytes, size: int) -> tuple[int, int]:
 
 # ---- commands --------------------------------------------------------------------------------------------
 
-Command = tuple[int, bytes, bytes | None, bytes | None]  # kind, key, expected value, new value
+Command = tuple[object, ...]  # kind, then what the page says of it, in the order of its bytes; lists of others
 NONE = 2**32 - 1
+NO_DEADLINE = 2**64 - 1
 LARGEST_VALUE = 2**31 - 1
+LARGEST_KEY = 65_535
+IN_BATCH, IN_BRANCH, CONDITIONS = {1, 2, 3, 4, 7, 9}, {1, 2, 7, 8, 9}, {128, 129, 130}
+NUMBERS = {3: "<I", 7: "<qq", 11: "<I", 12: "<Q", 14: "<Q", 130: "<Q"}  # before the key
 LARGEST_ARENA = 2**39
 
 
-def decode_command(data: bytes) -> list[Command]:
-    """The members of a batch, or the one command that it is."""
-    demand(data[:1] == b"\0", "version")
-    demand(len(data) >= 8, "a whole header")
-    kind, key_size, count = struct.unpack_from("<BHI", data, 1)
-    members: list[Command] = []
-    offset = 0
+def decode_command(data: bytes) -> Command:
+    kind, _ = member_head(data)
+    if kind != 13:
+        return decode_listed(data)
+    size, *numbers = unpack("<IQQQ", data, 4)
+    demand(data[2:4] == bytes(2), "a zero")
+    session, sequence, expires = numbers
+    demand(sequence >= 1, "a sequence from 1 on")
+    demand(expires < 2**63 or expires == NO_DEADLINE, "a deadline")
+    demand(size == len(data) - 32, "nothing after the end")
+    inner, _ = member_head(data[32:])
+    demand(inner not in (5, 12, 13, 14), "a command that may stand in a once")
+    return 13, session, sequence, expires, decode_listed(data[32:])
+
+
+def decode_listed(data: bytes) -> Command:
+    """A command that holds others in lists, or none."""
+    kind, _ = member_head(data)
+    key_size, size = unpack("<HI", data, 2)
     if kind == 6:
         demand(key_size == 0, "a zero")
-        offset = 8
-    while len(members) < (count if kind == 6 else 1):
-        command, size = decode_member(data[offset:])
-        demand(kind != 6 or command[0] != 5, "no config in a batch")
+        members, data = take_members(data[8:], size, IN_BATCH)
+        command: Command = (6, members)
+    elif kind == 10:
+        demand(key_size == 0, "a zero")
+        first, second = unpack("<II", data, 8)
+        demand(size + first + second <= len(data) // 8, "room for as many members")
+        conditions, data = take_members(data[16:], size, CONDITIONS)
+        then, data = take_members(data, first, IN_BRANCH)
+        otherwise, data = take_members(data, second, IN_BRANCH)
+        command = (10, conditions, then, otherwise)
+    else:
+        demand(kind not in CONDITIONS, "a kind")
+        command, size = decode_member(data)
+        data = data[size:]
+    demand(data == b"", "nothing after the end")
+    return command
+
+
+def take_members(data: bytes, count: int, kinds: set[int]) -> tuple[list[Command], bytes]:
+    demand(count <= len(data) // 8, "room for as many members")
+    members = []
+    for _ in range(count):
+        demand(member_head(data)[0] in kinds, "a kind that may stand here")
+        command, size = decode_member(data)
         members.append(command)
-        offset += size
-    demand(offset == len(data), "nothing behind the end")
-    return members
+        data = data[size:]
+    return members, data
+
+
+def unpack(layout: str, data: bytes, offset: int) -> tuple[int, ...]:
+    demand(len(data) >= offset + struct.calcsize(layout), "a whole header")
+    return struct.unpack_from(layout, data, offset)
+
+
+def member_head(data: bytes) -> tuple[int, int]:
+    demand(data[:1] == b"\0", "version")
+    return unpack("<BH", data, 1)
 
 
 def decode_member(data: bytes) -> tuple[Command, int]:
     """The command that the bytes start with, and its size."""
-    demand(data[:1] == b"\0", "version")
-    demand(len(data) >= 8, "a whole header")
-    kind, key_size, size = struct.unpack_from("<BHI", data, 1)
-    demand(1 <= kind <= 5, "a kind")
-    offset, expected_size = 8, 0
-    if kind == 3:
-        demand(len(data) >= 12, "a whole header")
-        (expected_size,) = struct.unpack_from("<I", data, 8)
-        offset = 12
-    for each in (size, expected_size):
-        demand(each <= LARGEST_VALUE or (kind == 3 and each == NONE), "a size within the limits")
-    demand(key_size == 0 or kind <= 3, "no key")
-    demand(size == 0 or kind not in (2, 4), "no value")
+    kind, key_size = member_head(data)
+    (size,) = unpack("<I", data, 4)
+    demand(kind in LAYOUTS, "a kind")
+    numbers = unpack(NUMBERS[kind], data, 8) if kind in NUMBERS else ()
+    offset = 8 + (struct.calcsize(NUMBERS[kind]) if kind in NUMBERS else 0)
+    has_key, has_value, may_be_none = LAYOUTS[kind]
+    demand(has_key or key_size == 0, "no key")
+    demand(has_value or size == 0, "no value")
+    sizes = [*numbers, size] if kind == 3 else [size]
+    for each in sizes:
+        demand(each <= (LARGEST_KEY if kind == 9 else LARGEST_VALUE) or (may_be_none and each == NONE), "a size")
+    demand(kind != 12 or numbers[0] < 2**63 or numbers[0] == NO_DEADLINE, "a deadline")
     key, offset = data[offset : offset + key_size], offset + key_size
     parts: list[bytes | None] = []
-    for each in (expected_size, size):
-        parts.append(None if kind == 3 and each == NONE else data[offset : offset + each])
+    for each in sizes:
+        parts.append(None if may_be_none and each == NONE else data[offset : offset + each])
         offset += 0 if parts[-1] is None else each
     demand(offset <= len(data), "a whole command")
-    return (kind, key, parts[0] if kind == 3 else None, parts[1]), offset
+    if kind == 11:
+        demand(is_text(key), "UTF-8")
+    if kind == 3:
+        return (kind, key, *parts), offset
+    return (kind, *numbers, *([key] if has_key else []), *(parts if has_value else [])), offset
+
+
+LAYOUTS = {  # kind: has a key, has a value, which may be none
+    1: (True, True, False), 2: (True, False, False), 3: (True, True, True), 4: (False, False, False),
+    5: (False, True, False), 7: (True, False, False), 8: (True, False, False), 9: (True, True, True),
+    11: (True, True, False), 12: (False, False, False), 14: (False, False, False), 128: (True, True, True),
+    129: (True, False, False), 130: (True, False, False),
+}  # fmt: skip
+
+
+def is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 # ---- a directory -----------------------------------------------------------------------------------------
@@ -227,7 +292,7 @@ def decode_frame(state: Decoded, frame: bytes) -> None:
     while offset < len(frame):
         record = decode_record(frame[offset:])
         operation, index = record[:2]
-        if operation <= 3:
+        if operation not in (4, 5):
             demand(before < index <= state.last_applied[0], "an index of this frame")
             demand(not any(behind < index <= last for behind, last in gaps), "an index in no gap")
             before = index - 1
@@ -279,8 +344,51 @@ def take_record(state: Decoded, record: tuple[int, int, bytes, bytes, int], plac
     elif operation == 4:
         demand(key == b"" and len(value) >= 8, "a term and a checksum")
         state.metadata = ((index, *struct.unpack_from("<Q", value)), value[8:])
+    elif operation == 5:
+        demand(not key and not value, "no key and no value")
     else:
-        demand(operation == 5 and not key and not value, "a known operation")
+        demand(operation in (6, 7), "a known operation")
+        demand(len(key) == 8, "the id of a session")
+        session = int.from_bytes(key, "little")
+        state.sessions.pop(session, None)
+        if operation == 7:
+            demand(value == b"", "no value")
+        else:
+            check_session(value)
+            state.sessions[session] = value
+            state.puts[place] = size
+            state.places[session] = place
+
+
+def check_session(value: bytes) -> None:
+    demand(16 <= len(value) <= 17 + (1 << 20), "a sequence, a deadline and a result")
+    sequence, deadline = struct.unpack_from("<QQ", value)
+    demand(deadline < 2**63 or deadline == NO_DEADLINE, "a deadline")
+    result = value[16:]
+    demand((sequence == 0) == (result == b""), "a result, from sequence 1 on")
+    if result:
+        demand(result[0] <= 10, "a known result")
+        rest = result[1:] if result[0] < 2 else take_value(result[1:], 0)
+        demand(rest == b"", "nothing after the value")
+
+
+def take_value(data: bytes, depth: int) -> bytes:
+    """What comes after the value that the bytes start with."""
+    demand(data != b"" and data[0] <= 5, "a known value")
+    if data[0] < 3:
+        return data[1:]
+    if data[0] == 3:
+        unpack("<q", data, 1)
+        return data[9:]
+    (count,) = unpack("<I", data, 1)
+    data, kind = data[5:], data[0]
+    demand(count <= len(data), "as many bytes or members")
+    if kind == 4:
+        return data[count:]
+    demand(depth < 8, "lists that are not too deep")
+    for _ in range(count):
+        data = take_value(data, depth + 1)
+    return data
 
 
 # ---- snapshots -------------------------------------------------------------------------------------------
@@ -292,7 +400,8 @@ def decode_snapshot(data: bytes) -> Decoded:
     demand(version == 0, "version")
     keys, run_count, membership_size, records_size = struct.unpack_from("<QQQQ", data, 32)
     attachment_size, stored_size = struct.unpack_from("<QQ", data, 96)
-    demand(data[112:128] == bytes(16), "a zero")
+    (sessions,) = struct.unpack_from("<Q", data, 112)
+    demand(data[120:128] == bytes(8), "a zero")
     demand(blake3.blake3(data[:128] + data[SNAPSHOT_HEADER:]).digest() == data[128:160], "checksum")
     start = SNAPSHOT_HEADER + up_to(attachment_size, 8)
     demand(not any(data[SNAPSHOT_HEADER + attachment_size : start]), "a zero")
@@ -304,19 +413,21 @@ def decode_snapshot(data: bytes) -> Decoded:
     state.last_applied = state.runs[-1][1:] if state.runs else (0, 0)
     demand(state.last_applied == tuple(last), "runs that end with the last included entry")
     records_at = membership_size + 24 * run_count
-    configs = take_records(state, 3, flat[:membership_size], start)
+    configs = take_records(state, (3,), flat[:membership_size], start)
     demand(configs == (membership_size > 0), "one membership, or none")
-    demand(take_records(state, 1, flat[records_at:], start + records_at) == len(state.items) == keys, "a record a key")
+    records = take_records(state, (1, 6), flat[records_at:], start + records_at)
+    demand(len(state.items) == keys and len(state.sessions) == sessions, "as many keys and sessions")
+    demand(records == keys + sessions, "one record for each")
     return state
 
 
-def take_records(state: Decoded, expected: int, data: bytes, place: int) -> int:
-    """Takes records of one operation; how many there were."""
+def take_records(state: Decoded, expected: tuple[int, ...], data: bytes, place: int) -> int:
+    """Takes records of some operations; how many there were."""
     offset = count = before = 0
     while offset < len(data):
         record = decode_record(memoryview(data)[offset:])
         operation, index = record[:2]
-        demand(operation == expected, "an operation")
+        demand(operation in expected, "an operation")
         demand(index >= before and state.term(index) is not None, "indexes in runs, which do not fall")
         take_record(state, record, place + offset)
         offset, count, before = offset + record[-1], count + 1, index

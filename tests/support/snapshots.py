@@ -21,7 +21,7 @@ FIELDS = {
     "magic": (0, "<Q"), "version": (8, "<I"), "codec": (12, "<I"), "last index": (16, "<Q"), "last term": (24, "<Q"),
     "keys": (32, "<Q"), "runs": (40, "<Q"), "membership size": (48, "<Q"), "records size": (56, "<Q"),
     "state checksum": (64, "<Q"), "attachment size": (96, "<Q"), "stored size": (104, "<Q"),
-    "zeros": (112, "<Q"), "more zeros": (120, "<Q"),
+    "sessions": (112, "<Q"), "zeros": (120, "<Q"),
 }
 STATE = 160
 
@@ -45,6 +45,7 @@ class StateSource:
     """A state as the writer wants it."""
 
     estimated_size = 0
+    sessions = 0
 
     def __init__(self, state: State) -> None:
         self.last_included = state.last

@@ -24,6 +24,7 @@ from fastsm import (
     SnapshotFormatError,
     noop,
 )
+from fastsm.memory_tx import Refused, Written
 from fastsm.snapshot.model import State
 from fastsm.testing import StateMachineConformance
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Put
@@ -53,7 +54,8 @@ class StoringStateMachine(MemoryStateMachine):
         self._disk.update(self._stored())
 
     def _stored(self) -> dict[str, Any]:
-        stored = {name: getattr(self, name).copy() for name in ("_values", "_writers", "_entries", "_seen", "_base")}
+        names = ("_values", "_writers", "_outcomes", "_seen", "_base", "_sessions")
+        stored = {name: getattr(self, name).copy() for name in names}
         return {**stored, "_metadata": self._metadata, "_membership": self._membership}
 
     def clear(self) -> None:
@@ -280,76 +282,80 @@ class AcceptsTermsThatFall(MemoryStateMachine):
 
 @found_by("a_later_put_wins", "put_many_is_a_batch_of_puts")
 class FirstPutWins(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+    def _do(self, command: Any, written: Written) -> Any:
         if isinstance(command, Put):
-            values.setdefault(command.key, command.value)
+            if command.key not in written.state.values:
+                super()._do(command, written)
             return True
-        return super()._apply_one(command, values)
+        return super()._do(command, written)
 
 
 @found_by("a_delete_removes_the_key")
 class DeleteOfNothingIsFalse(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
-        missing = isinstance(command, Delete) and command.key not in values
-        return super()._apply_one(command, values) and not missing
+    def _apply_one(self, command: Any, written: Written) -> Any:
+        missing = isinstance(command, Delete) and command.key not in written.state.values
+        return super()._apply_one(command, written) and not missing
 
 
 @found_by("compare_and_swap_sets_what_it_matches")
 class AbsentEqualsEmpty(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
-        if isinstance(command, CompareAndSwap) and not command.expected and not values.get(command.key):
-            command = CompareAndSwap(command.key, values.get(command.key), command.value)
-        return super()._apply_one(command, values)
+    def _do(self, command: Any, written: Written) -> Any:
+        if isinstance(command, CompareAndSwap) and not command.expected and not written.state.values.get(command.key):
+            command = CompareAndSwap(command.key, written.state.values.get(command.key), command.value)
+        return super()._do(command, written)
 
 
 @found_by("compare_and_swap_sets_what_it_matches")
 class ComparesPrefixes(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
-        if isinstance(command, CompareAndSwap) and command.expected and command.key in values:
-            found = values[command.key]
+    def _do(self, command: Any, written: Written) -> Any:
+        if isinstance(command, CompareAndSwap) and command.expected and command.key in written.state.values:
+            found = written.state.values[command.key]
             if found.startswith(command.expected):
                 command = CompareAndSwap(command.key, found, command.value)
-        return super()._apply_one(command, values)
+        return super()._do(command, written)
 
 
 @found_by("compare_and_swap_sets_what_it_matches")
 class SwapToNothingStoresEmpty(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+    def _do(self, command: Any, written: Written) -> Any:
         if isinstance(command, CompareAndSwap) and command.value is None:
             command = CompareAndSwap(command.key, command.expected, b"")
-        return super()._apply_one(command, values)
+        return super()._do(command, written)
 
 
 @found_by("an_entry_sees_those_before_it_in_its_chunk", "chunk_sizes_and_replays_make_no_difference")
 class JudgesByTheStateBeforeTheChunk(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+    def _do(self, command: Any, written: Written) -> Any:
         if isinstance(command, CompareAndSwap) and self._values.get(command.key) != command.expected:
-            return False
-        return super()._apply_one(command, values)
+            raise Refused("mismatch")
+        return super()._do(command, written)
 
 
 @found_by("a_batch_is_done_whole_or_not_at_all", "a_random_history_comes_to_what_a_dict_comes_to")
 class BatchStopsHalfWay(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+    def _apply_one(self, command: Any, written: Written) -> Any:
         if isinstance(command, Batch):
-            return all(self._apply_one(member, values) for member in command.commands)
-        return super()._apply_one(command, values)
+            try:
+                return all(self._do(member, written) for member in command.commands)
+            except Refused:
+                return False
+        return super()._apply_one(command, written)
 
 
 @found_by("a_batch_does_its_commands_in_order")
 class BatchMembersDoNotSeeEachOther(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+    def _apply_one(self, command: Any, written: Written) -> Any:
         if isinstance(command, Batch):
             for member in command.commands:
-                if isinstance(member, CompareAndSwap) and values.get(member.key) != member.expected:
+                if isinstance(member, CompareAndSwap) and written.state.values.get(member.key) != member.expected:
                     return False
-        return super()._apply_one(command, values)
+        return super()._apply_one(command, written)
 
 
 @found_by("an_empty_batch_takes_effect")
 class EmptyBatchIsFalse(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
-        return super()._apply_one(command, values) and command != Batch(())
+    def _apply_one(self, command: Any, written: Written) -> Any:
+        return super()._apply_one(command, written) and command != Batch(())
 
 
 @found_by("noop_and_config_touch_no_key")
@@ -360,10 +366,10 @@ class NoopDoesNotCount(MemoryStateMachine):
 
 @found_by("noop_and_config_touch_no_key")
 class ConfigIsAKey(MemoryStateMachine):
-    def _apply_one(self, command: object, values: dict[bytes, bytes]) -> bool:
+    def _apply_one(self, command: Any, written: Written) -> Any:
         if isinstance(command, Config):
-            values[b"config"] = command.data
-        return super()._apply_one(command, values)
+            written.put(b"config", command.data)
+        return super()._apply_one(command, written)
 
 
 @found_by("a_command_that_is_none_fails_its_chunk")
@@ -565,7 +571,7 @@ class SnapshotsWhatIsThereNow(MemoryStateMachine):
 class SnapshotsKnowOnlyCommands(MemoryStateMachine):
     def _state_as_of(self, last: LogId) -> State:
         state = super()._state_as_of(last)
-        state.seen = [LogId(entry.index, entry.term) for entry in self._entries if entry.index <= last.index]
+        state.seen = [outcome.log_id for outcome in self._outcomes if outcome.log_id.index <= last.index]
         return state
 
 

@@ -1,0 +1,341 @@
+"""Commands that answer, made; and what they answer, as bytes.
+
+A proposer makes these commands as rarely as a network round trip allows, so this is plain Python; ``command`` decodes
+them at C speed. docs/format.md has their layout, and that of stored answers.
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from fastsm.command import MAX_COMMAND_SIZE, MAX_KEY_SIZE, MAX_VALUE_SIZE, check, decode
+from fastsm.disk.format import MAX_RESULT_BYTES
+from fastsm.errors import CommandError
+from fastsm.types import (
+    Add,
+    Answer,
+    Config,
+    Delete,
+    DeleteRange,
+    Forget,
+    Once,
+    OpenSession,
+    Put,
+    Read,
+)
+
+if TYPE_CHECKING:
+    from typing import SupportsIndex
+
+    from typing_extensions import Buffer
+
+MAX_ANSWER_SIZE = 64 << 20
+MAX_ANSWER_DEPTH = 8
+REASONS = ("mismatch", "not a number", "overflow", "abort", "failed", "too large", "stale", "no session")
+
+ADD, READ, DELETE_RANGE, TRANSACTION, CALL, OPEN_SESSION, ONCE, FORGET = range(7, 15)
+VALUE_IS, EXISTS, MODIFIED_AT = 128, 129, 130
+NONE = 2**32 - 1
+NO_DEADLINE = 2**64 - 1
+_HEADER = struct.Struct("<BBHI")
+_IN_BRANCH = (Put, Delete, Add, DeleteRange, Read)
+
+
+# ---- commands ------------------------------------------------------------------------------------------
+
+def add(key: Buffer, delta: SupportsIndex, *, initial: SupportsIndex = 0) -> bytes:
+    """The command that adds ``delta`` to the integer in ``key``, or sets an absent key to ``initial + delta``.
+
+    The value is an integer as text, such as ``b"-42"``, from -2**63 to 2**63 - 1. Answers ``Answer(True, new value)``;
+    refuses with "not a number" where the value is anything else, with "overflow" where the sum leaves that range.
+    Raises ``CommandError`` where ``delta`` or ``initial`` leave it.
+    """
+    name = _bytes(key, "key", MAX_KEY_SIZE)
+    numbers = struct.pack("<qq", _integer(delta, "delta"), _integer(initial, "initial"))
+    return _HEADER.pack(0, ADD, len(name), 0) + numbers + name
+
+
+def read(key: Buffer) -> bytes:
+    """The command that reads a key at its place in the log: it answers ``Answer(True, value or None)``."""
+    name = _bytes(key, "key", MAX_KEY_SIZE)
+    return _HEADER.pack(0, READ, len(name), 0) + name
+
+
+def delete_range(start: Buffer | None, end: Buffer | None) -> bytes:
+    """The command that removes every key with ``start <= key < end``; None is open.
+
+    Answers ``Answer(True, number of keys removed)``.
+    """
+    first = b"" if start is None else _bytes(start, "start", MAX_KEY_SIZE)
+    last = b"" if end is None else _bytes(end, "end", MAX_KEY_SIZE)
+    return _HEADER.pack(0, DELETE_RANGE, len(first), NONE if end is None else len(last)) + first + last
+
+
+def delete_prefix(prefix: Buffer) -> bytes:
+    """The command that removes every key that starts with ``prefix``, as :func:`delete_range` does."""
+    first = _bytes(prefix, "prefix", MAX_KEY_SIZE)
+    return delete_range(first, after_prefix(first))
+
+
+def after_prefix(prefix: bytes) -> bytes | None:
+    """The smallest key above all that start with ``prefix``; None where there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+def value_is(key: Buffer, value: Buffer | None) -> bytes:
+    """The condition that a key has this value; None: that it is absent."""
+    name = _bytes(key, "key", MAX_KEY_SIZE)
+    expected = b"" if value is None else _bytes(value, "value", MAX_VALUE_SIZE)
+    return _HEADER.pack(0, VALUE_IS, len(name), NONE if value is None else len(expected)) + name + expected
+
+
+def exists(key: Buffer) -> bytes:
+    """The condition that a key is there."""
+    name = _bytes(key, "key", MAX_KEY_SIZE)
+    return _HEADER.pack(0, EXISTS, len(name), 0) + name
+
+
+def absent(key: Buffer) -> bytes:
+    """The condition that a key is not there."""
+    return value_is(key, None)
+
+
+def modified_at(key: Buffer, index: SupportsIndex) -> bytes:
+    """The condition that the entry ``index`` was the last one to write a key; 0: that it is absent."""
+    name = _bytes(key, "key", MAX_KEY_SIZE)
+    number = operator.index(index)
+    if not 0 <= number < 2**64 - 1:
+        raise CommandError(f"index {number}: expected 0 to 2**64 - 2")
+    return _HEADER.pack(0, MODIFIED_AT, len(name), 0) + struct.pack("<Q", number) + name
+
+
+def transaction(conditions: Iterable[Buffer], then: Iterable[Buffer], otherwise: Iterable[Buffer] = ()) -> bytes:
+    """The command that does ``then`` when all conditions hold, and else ``otherwise``: in order, all or none.
+
+    Conditions are made by :func:`value_is`, :func:`exists`, :func:`absent` and :func:`modified_at`; a branch takes
+    put, delete, add, delete_range, delete_prefix and read. Answers ``Answer(True, [one value for each of then])``, or
+    ``Answer(False, [… of otherwise], "mismatch")``. An add that cannot be done refuses the whole:
+    ``Answer(False, None, reason)``.
+    """
+    tests = [_copied(each) for each in conditions]
+    branches = [[_copied(each) for each in branch] for branch in (then, otherwise)]
+    for position, test in enumerate(tests):
+        if test[1:2] not in (b"\x80", b"\x81", b"\x82"):
+            raise CommandError(f"condition {position}: expected value_is, exists, absent or modified_at")
+    for name, branch in zip(("then", "otherwise"), branches, strict=True):
+        for position, command in enumerate(branch):
+            decoded = decode(command)
+            if not isinstance(decoded, _IN_BRANCH):
+                raise CommandError(
+                    f"{name}, command {position}: expected a put, delete, add, delete_range, delete_prefix or read, "
+                    f"found {decoded}"
+                )
+    whole = b"".join([
+        _HEADER.pack(0, TRANSACTION, 0, len(tests)), struct.pack("<II", *map(len, branches)), *tests, *branches[0],
+        *branches[1],
+    ])
+    check(whole)
+    return whole
+
+
+def call(name: str, payload: Buffer = b"", *, version: SupportsIndex = 1) -> bytes:
+    """The command that runs a procedure, a function of the embedder's, on every replica; see ``fastsm.procedure``."""
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a str, found {type(name).__name__}")
+    label = encoded_name(name)
+    data = _bytes(payload, "payload", MAX_VALUE_SIZE)
+    number = operator.index(version)
+    if not 0 <= number < 2**32:
+        raise CommandError(f"version {number}: expected 0 to 2**32 - 1")
+    return _HEADER.pack(0, CALL, len(label), len(data)) + struct.pack("<I", number) + label + data
+
+
+def open_session(*, expires: SupportsIndex | None = None) -> bytes:
+    """The command that opens a session; it answers ``Answer(True, id)``, the index of its entry, never used again.
+
+    ``expires`` is a deadline in milliseconds since 1970. It is kept with the session.
+    """
+    return _HEADER.pack(0, OPEN_SESSION, 0, 0) + struct.pack("<Q", deadline_number(expires))
+
+
+def once(
+    session: SupportsIndex, sequence: SupportsIndex, command: Buffer, *, expires: SupportsIndex | None = None
+) -> bytes:
+    """The command that does another one exactly once, however often it is proposed.
+
+    ``session``: what ``open_session`` answered. Sequences rise from 1, with gaps allowed. The last one again gives what
+    was answered, and changes nothing. An older one is ``Answer(False, None, "stale")``, an unknown or forgotten session
+    "no session": neither says whether that command was applied before, so keep one under way for each session. The
+    result is what ``command`` gives, at most 1 MiB, else "too large"; a refusal is remembered too. ``expires`` moves
+    the session's deadline.
+
+    ``command`` is any but config, once, open_session and forget. Raises ``CommandError`` for those, and for a sequence
+    below 1.
+    """
+    inner = _copied(command)
+    numbers = [operator.index(session), operator.index(sequence)]
+    for name, number, first in (("session", numbers[0], 0), ("sequence", numbers[1], 1)):
+        if not first <= number < 2**64:
+            raise CommandError(f"{name} {number}: expected {first} to 2**64 - 1")
+    decoded = decode(inner)
+    if isinstance(decoded, (Config, Once, OpenSession, Forget)):
+        raise CommandError(
+            f"the command in a once: expected any but config, once, open_session and forget, found {decoded}"
+        )
+    if len(inner) > MAX_COMMAND_SIZE - 32:
+        raise CommandError(f"command of {len(inner) + 32} bytes: the limit is {MAX_COMMAND_SIZE}")
+    return _HEADER.pack(0, ONCE, 0, len(inner)) + struct.pack("<QQQ", *numbers, deadline_number(expires)) + inner
+
+
+def forget(session: SupportsIndex) -> bytes:
+    """The command that ends a session and all memory of it: True, or False where there is none."""
+    number = operator.index(session)
+    if not 0 <= number < 2**64:
+        raise CommandError(f"session {number}: expected 0 to 2**64 - 1")
+    return _HEADER.pack(0, FORGET, 0, 0) + struct.pack("<Q", number)
+
+
+def deadline_number(expires: SupportsIndex | None) -> int:
+    """A deadline as commands and records have it."""
+    if expires is None:
+        return NO_DEADLINE
+    number = operator.index(expires)
+    if not 0 <= number < 2**63:
+        raise CommandError(f"expires {number}: expected 0 to 2**63 - 1 milliseconds since 1970")
+    return number
+
+
+def encoded_name(name: str) -> bytes:
+    """The name of a procedure as a command carries it."""
+    try:
+        label = name.encode()
+    except UnicodeEncodeError as error:
+        raise CommandError(f"name {name!r} cannot be written as UTF-8: {error}") from None
+    return _bytes(label, "name", MAX_KEY_SIZE)
+
+
+def _bytes(source: Buffer, name: str, limit: int) -> bytes:
+    if isinstance(source, str):
+        raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
+    view = memoryview(source)
+    if view.nbytes > limit:
+        raise CommandError(f"{name} of {view.nbytes} bytes: the limit is {limit}")
+    return bytes(view)
+
+
+def _copied(command: Buffer) -> bytes:
+    return _bytes(command, "command", MAX_COMMAND_SIZE)
+
+
+def _integer(number: SupportsIndex, name: str) -> int:
+    integer = operator.index(number)
+    if not -(2**63) <= integer < 2**63:
+        raise CommandError(f"{name} {integer}: expected -2**63 to 2**63 - 1")
+    return integer
+
+
+# ---- answers -------------------------------------------------------------------------------------------
+
+class BadAnswerError(ValueError):
+    """A value that no answer may have; ``too_large`` where only its size is wrong."""
+
+    def __init__(self, message: str, *, too_large: bool = False) -> None:
+        self.too_large = too_large
+        super().__init__(message)
+
+
+def checked_value(value: Any) -> Any:
+    """A copy of a value that an answer may have: nobody else holds its lists. Raises ``BadAnswerError``.
+
+    None, a bool, an int of 64 bits, bytes, or a list of these: of exactly these types, since others may say anything.
+    """
+    copied, size = _copy_value(value, 0, MAX_ANSWER_SIZE)
+    if size > MAX_ANSWER_SIZE:
+        raise BadAnswerError(f"an answer of {size} bytes: the limit is {MAX_ANSWER_SIZE}", too_large=True)
+    return copied
+
+
+def _copy_value(value: Any, depth: int, room: int) -> tuple[Any, int]:
+    kind = type(value)
+    if value is None or kind is bool:
+        return value, 1
+    if kind is int:
+        if not -(2**63) <= value < 2**63:
+            raise BadAnswerError(f"{value.bit_length()} bits in an int: an answer takes 64, with the sign")
+        return value, 9
+    if kind is bytes:
+        return value, 5 + len(value)
+    if kind is not list:
+        raise BadAnswerError(f"expected None, a bool, an int, bytes or a list of these, found {kind.__name__}")
+    if depth == MAX_ANSWER_DEPTH:
+        raise BadAnswerError(f"lists in an answer are at most {MAX_ANSWER_DEPTH} deep")
+    total, members = 5, []
+    for each in value:
+        member, size = _copy_value(each, depth + 1, room - total)
+        members.append(member)
+        total += size
+        if total > room:
+            raise BadAnswerError(f"an answer of more than {MAX_ANSWER_SIZE} bytes", too_large=True)
+    return members, total
+
+
+# ---- what a session remembers ----------------------------------------------------------------------------
+
+_FALSE, _TRUE, _OK, _REFUSED = range(4)
+_NOTHING, _INTEGER, _BYTES, _LIST = 0, 3, 4, 5
+
+
+def pack_session(sequence: int, deadline: int, result: bytes) -> bytes:
+    """The value of a session's record."""
+    return struct.pack("<QQ", sequence, deadline) + result
+
+
+def pack_result(result: bool | Answer) -> bytes | None:
+    """What an entry came to, as bytes; None where its value takes more than 1 MiB."""
+    if isinstance(result, bool):
+        return bytes([result])
+    parts = [bytes([_OK if result.reason is None else _REFUSED + REASONS.index(result.reason)])]
+    _pack_value(result.value, parts)
+    packed = b"".join(parts)
+    return None if len(packed) > 1 + MAX_RESULT_BYTES else packed
+
+
+def _pack_value(value: Any, parts: list[bytes]) -> None:
+    if value is None or isinstance(value, bool):
+        parts.append(bytes([_NOTHING if value is None else 1 + value]))
+    elif isinstance(value, int):
+        parts.append(struct.pack("<Bq", _INTEGER, value))
+    elif isinstance(value, bytes):
+        parts += [struct.pack("<BI", _BYTES, len(value)), value]
+    else:
+        parts.append(struct.pack("<BI", _LIST, len(value)))
+        for member in value:
+            _pack_value(member, parts)
+
+
+def unpack_result(data: bytes) -> bool | Answer:
+    """What :func:`pack_result` packed. The bytes were checked when they were read from a file."""
+    if data[0] <= _TRUE:
+        return data[0] == _TRUE
+    value, _ = _unpack_value(data, 1)
+    return Answer(True, value) if data[0] == _OK else Answer(False, value, REASONS[data[0] - _REFUSED])
+
+
+def _unpack_value(data: bytes, at: int) -> tuple[Any, int]:
+    kind, at = data[at], at + 1
+    if kind < _INTEGER:
+        return (None, False, True)[kind], at
+    if kind == _INTEGER:
+        return struct.unpack_from("<q", data, at)[0], at + 8
+    (count,), at = struct.unpack_from("<I", data, at), at + 4
+    if kind == _BYTES:
+        return data[at : at + count], at + count
+    members = []
+    for _ in range(count):
+        member, at = _unpack_value(data, at)
+        members.append(member)
+    return members, at

@@ -1,0 +1,40 @@
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastsm.core.view cimport Step, View
+from fastsm.lookup.terms cimport Terms
+
+cdef enum:  # outcomes of an entry
+    REFUSED = 0
+    APPLIED = 1
+    SKIPPED = 2
+    ANSWERS = 3           # its result is an Answer: before it was judged, one value
+    LISTS = 4             # the same: before it was judged, a list of values
+
+
+cdef class Judge:
+    cdef View view
+    cdef readonly list answers   # of each entry, None where its outcome says all
+    cdef Step *steps             # what the commands of the chunk say
+    cdef uint8_t *outcomes
+    cdef tuple entries           # the chunk
+    cdef Terms terms
+    cdef readonly object procedures  # by name and version
+    cdef bint twice              # each call is run two times, and what they come to is compared
+    cdef object value            # what the last step gave
+    cdef uint64_t value_bytes    # of an answer as it would be stored
+    cdef bint stopped            # somebody interrupted the caller of `apply`
+
+    cdef int judge(self, Step *steps, size_t count, uint8_t *outcomes, tuple entries, Terms terms) except -1
+    cdef void forget(self) noexcept
+    cdef object judge_entry(self, size_t first, size_t stop)
+    cdef object judge_once(self, size_t head, size_t stop)
+    cdef object judge_session(self, Step *step)
+    cdef object judge_list(self, size_t first, size_t stop, uint8_t outcome)
+    cdef object judge_transaction(self, size_t head, size_t stop)
+    cdef int holds(self, const Step *step) except -1
+    cdef int do_step(self, Step *step, bint answering) except -1
+    cdef int take_value(self, const uint8_t *value, uint64_t size) except -1
+    cdef object call(self, Step *step)
+    cdef object run_again(self, Step *step, size_t mark, called, bytes payload, answer)
+    cdef object run_once(self, Step *step, called, bytes payload)
+    cdef list written(self, size_t mark)

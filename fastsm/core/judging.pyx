@@ -1,0 +1,299 @@
+"""What each entry of a chunk comes to, judged in order over one view of the state; all of an entry counts, or nothing.
+
+Chunks of puts, deletes and no-ops alone are never judged: they take effect whatever the state is.
+"""
+
+import operator
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from fastsm.command cimport (
+    ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
+    FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, call_name, call_version, number_at,
+)
+from fastsm.core.tx cimport Tx
+from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE, View
+from fastsm.disk.format cimport SESSION_RESULT
+from fastsm.lookup.terms cimport Terms
+
+from fastsm.answering import MAX_ANSWER_SIZE, REASONS, pack_result, pack_session, unpack_result
+from fastsm.errors import ProcedureError
+from fastsm.procedures import run
+from fastsm.types import Answer, LogId
+
+cdef uint64_t ANSWER_LIMIT = MAX_ANSWER_SIZE
+cdef enum:
+    VALUE_HEAD = 5         # what stands before the bytes of a value, or the members of a list, when stored
+    NUMBER_BYTES = 9
+
+
+cdef class Judge:
+    """Judges one chunk after the other; `view` has what they write.
+
+    Thread safety: used by one writer at a time. Making an object may run a finalizer, and a call runs the embedder's
+    code: neither can change the state, since the writer's turn is taken, nor this chunk, which nobody else holds.
+    """
+
+    def __cinit__(self):
+        self.view = View()
+        self.procedures = {}
+
+    cdef void forget(self) noexcept:
+        self.answers = self.entries = self.terms = self.value = None
+        self.steps = NULL
+        self.outcomes = NULL
+        self.view.forget()
+
+    cdef int judge(self, Step *steps, size_t count, uint8_t *outcomes, tuple entries, Terms terms) except -1:
+        """Sets outcomes, answers, and the writes of the view, which has begun."""
+        cdef size_t first = 0
+        cdef size_t stop
+        cdef uint32_t entry
+        self.steps, self.outcomes, self.entries, self.terms = steps, outcomes, entries, terms
+        self.answers = None
+        while first < count:
+            entry = steps[first].entry
+            stop = first + 1
+            while stop < count and steps[stop].entry == entry:
+                stop += 1
+            result = self.judge_entry(first, stop)
+            if result is True:
+                outcomes[entry] = APPLIED
+            elif result is False:
+                outcomes[entry] = REFUSED
+            else:
+                if self.answers is None:
+                    self.answers = [None] * len(entries)
+                self.answers[entry] = result
+                outcomes[entry] = ANSWERS
+            first = stop
+        return 0
+
+    cdef object judge_entry(self, size_t first, size_t stop):
+        """True, False, or an Answer."""
+        cdef uint8_t kind = self.steps[first].operation.kind
+        if kind == TRANSACTION:
+            return self.judge_transaction(first, stop)
+        if kind == CALL:
+            return self.call(&self.steps[first])
+        if kind == ONCE:
+            return self.judge_once(first, stop)
+        if kind == OPEN_SESSION or kind == FORGET:
+            return self.judge_session(&self.steps[first])
+        return self.judge_list(first, stop, self.outcomes[self.steps[first].entry])
+
+    # ---- sessions --------------------------------------------------------------------------------------
+
+    cdef object judge_session(self, Step *step):
+        """Opens a session, named by its entry, or forgets one."""
+        cdef uint64_t number = number_at(step.operation.key - 8)
+        cdef uint64_t index = step.index
+        cdef Found found
+        if step.operation.kind == OPEN_SESSION:
+            self.view.write_session(index, step.entry, index, pack_session(0, number, b""))
+            return Answer(True, index)
+        self.view.look_at_session(number, &found)
+        if found.size == ABSENT:
+            return False
+        self.view.write_session(index, step.entry, number, None)
+        return True
+
+    cdef object judge_once(self, size_t head, size_t stop):
+        """The steps after `head` are the command inside. What it comes to is remembered together with what it writes."""
+        cdef const uint8_t *numbers = self.steps[head].operation.key
+        cdef uint64_t index = self.steps[head].index
+        cdef uint32_t entry = self.steps[head].entry
+        cdef uint64_t sequence = number_at(numbers + 8)
+        cdef uint64_t deadline = number_at(numbers + 16)
+        cdef uint64_t last
+        cdef size_t mark = self.view.count
+        cdef Found found
+        self.view.look_at_session(number_at(numbers), &found)
+        if found.size == ABSENT:
+            return Answer(False, None, "no session")
+        last = number_at(found.value)
+        if sequence < last:
+            return Answer(False, None, "stale")
+        if sequence == last:
+            return unpack_result(found.value[SESSION_RESULT:found.size])
+        if deadline == NO_DEADLINE:
+            deadline = number_at(found.value + 8)
+        # A batch of nothing has no steps: it takes effect.
+        result = self.judge_entry(head + 1, stop) if head + 1 < stop else True
+        packed = pack_result(result)
+        if packed is None:
+            self.view.take_back(mark)
+            result = Answer(False, None, "too large")
+            packed = pack_result(result)
+        self.view.write_session(index, entry, number_at(numbers), pack_session(sequence, deadline, packed))
+        return result
+
+    # ---- commands --------------------------------------------------------------------------------------
+
+    cdef object judge_list(self, size_t first, size_t stop, uint8_t outcome):
+        """A single command, or the members of a batch: in order, until one cannot be done."""
+        cdef size_t mark = self.view.count
+        cdef size_t i
+        cdef int reason
+        cdef list values = [] if outcome == LISTS else None
+        self.value_bytes = VALUE_HEAD if outcome == LISTS else 0
+        for i in range(first, stop):
+            reason = self.do_step(&self.steps[i], outcome != APPLIED)
+            if reason != DONE:
+                self.view.take_back(mark)
+                return False if outcome == APPLIED else refusal(reason)
+            if values is not None:
+                values.append(self.value)
+        if outcome == APPLIED:
+            return True
+        return Answer(True, self.value if values is None else values)
+
+    cdef object judge_transaction(self, size_t head, size_t stop):
+        """The steps after `head` are conditions, then the commands of one branch, then those of the other."""
+        cdef size_t mark = self.view.count
+        cdef size_t conditions = head + 1 + self.steps[head].operation.value_size
+        cdef size_t i = head + 1
+        cdef int reason
+        cdef list values = []
+        while i < conditions and self.holds(&self.steps[i]):
+            i += 1
+        cdef bint all_hold = i == conditions
+        i = conditions
+        if all_hold:
+            stop = i + self.steps[head].operation.expected_size
+        else:
+            i += self.steps[head].operation.expected_size
+        self.value_bytes = VALUE_HEAD
+        while i < stop:
+            reason = self.do_step(&self.steps[i], True)
+            if reason != DONE:
+                self.view.take_back(mark)
+                return refusal(reason)
+            values.append(self.value)
+            i += 1
+        return Answer(True, values) if all_hold else Answer(False, values, "mismatch")
+
+    cdef int holds(self, const Step *step) except -1:
+        """Whether a condition holds."""
+        cdef const Operation *operation = &step.operation
+        cdef Found found
+        self.view.look(operation.key, operation.key_size, step.hashed, &found)
+        if operation.kind == EXISTS:
+            return found.size != ABSENT
+        if operation.kind == MODIFIED_AT:
+            return found.index == number_at(operation.key - 8)
+        return has_value(&found, operation.value, operation.value_size)
+
+    cdef int do_step(self, Step *step, bint answering) except -1:
+        """DONE, with `value` set where that is asked for, or the reason why the step cannot be done."""
+        cdef Operation *operation = &step.operation
+        cdef Found found
+        cdef int64_t number = 0
+        cdef int reason
+        cdef uint8_t kind = operation.kind
+        if kind == COMPARE_AND_SWAP:
+            self.view.look(operation.key, operation.key_size, step.hashed, &found)
+            if not has_value(&found, operation.expected, operation.expected_size):
+                return MISMATCH
+        if kind == ADD:
+            reason = self.view.add(
+                operation.key, operation.key_size, step.hashed, <int64_t>number_at(operation.key - 16),
+                <int64_t>number_at(operation.key - 8), &number)
+            if reason != DONE:
+                return reason
+            self.view.write_number(step, number)
+            self.value = number
+            self.value_bytes += NUMBER_BYTES
+        elif kind == READ:
+            self.view.look(operation.key, operation.key_size, step.hashed, &found)
+            return self.take_value(found.value, found.size)
+        elif kind == DELETE_RANGE:
+            self.value = self.view.remove_range(
+                step.index, step.entry, operation.key[:operation.key_size],
+                None if operation.value_size == ABSENT else operation.value[:operation.value_size])
+            self.value_bytes += NUMBER_BYTES
+        else:
+            if step.record:
+                self.view.write(step)
+            if answering:
+                self.value = True
+                self.value_bytes += 1
+        return DONE if self.value_bytes <= ANSWER_LIMIT else TOO_LARGE
+
+    cdef int take_value(self, const uint8_t *value, uint64_t size) except -1:
+        if size == ABSENT:
+            self.value = None
+            self.value_bytes += 1
+        else:
+            self.value_bytes += VALUE_HEAD + size
+            if self.value_bytes <= ANSWER_LIMIT:  # else it would be made in vain
+                self.value = PyBytes_FromStringAndSize(<const char *>value, size)
+        return DONE if self.value_bytes <= ANSWER_LIMIT else TOO_LARGE
+
+    # ---- procedures ------------------------------------------------------------------------------------
+
+    cdef object call(self, Step *step):
+        """Runs a procedure, which is there: decoding has looked."""
+        cdef size_t mark = self.view.count
+        cdef size_t values = len(self.view.values)
+        cdef bytes payload = step.operation.value[:step.operation.value_size]
+        called = self.procedures[call_name(&step.operation), call_version(&step.operation)]
+        if self.stopped:
+            raise KeyboardInterrupt
+        answer = self.run_once(step, called, payload)
+        if self.twice:
+            answer = self.run_again(step, mark, called, payload, answer)
+        if not answer.ok:
+            self.view.take_back(mark)
+            del self.view.values[values:]
+        return answer
+
+    cdef object run_once(self, Step *step, called, bytes payload):
+        cdef uint64_t index = step.index
+        cdef Tx tx = Tx(self.view, self.term_of, called, LogId(index, self.term_of(step.entry, 0)), step.entry)
+        try:
+            return run(called, tx, payload, index)
+        finally:
+            tx.view = None  # whatever came between
+
+    cdef object run_again(self, Step *step, size_t mark, called, bytes payload, answer):
+        """For `check_procedures`: takes the call back and runs it once more. `ProcedureError` when it differs."""
+        cdef list first = self.written(mark)
+        cdef uint64_t index = step.index
+        self.view.take_back(mark)
+        again = self.run_once(step, called, payload)
+        if again != answer or self.written(mark) != first:
+            raise ProcedureError(
+                f"entry {index}: procedure {called.name!r}, version {called.version}, came to {answer} and to {again}, "
+                "or wrote something else, when it was run twice: it must depend on nothing but tx and its payload",
+                index=index, name=called.name)
+        return again
+
+    cdef list written(self, size_t mark):
+        """What was written from a mark on, as objects."""
+        cdef list found = []
+        cdef const Operation *operation
+        cdef size_t i
+        for i in range(mark, self.view.count):
+            operation = &self.view.writes[i].operation
+            found.append((
+                self.view.writes[i].record, operation.key[:operation.key_size], operation.value[:operation.value_size]))
+        return found
+
+    def term_of(self, position, uint64_t index):
+        """The term of an entry of this chunk, or, with position -1, of one that was applied before; None: not known."""
+        cdef uint64_t term
+        if position >= 0:
+            return operator.index(self.entries[position][1])
+        return term if self.terms.find(index, &term) else None
+
+
+cdef inline bint has_value(const Found *found, const uint8_t *value, uint32_t size) noexcept nogil:
+    """Whether what was found is a value, or, with size ABSENT, that there is none."""
+    return found.size == size and (size == ABSENT or memcmp(found.value, value, size) == 0)
+
+
+cdef object refusal(int reason):
+    return Answer(False, None, REASONS[reason - 1])

@@ -1,0 +1,17 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastsm.core.view cimport Found, View
+
+
+cdef class Tx:
+    cdef View view               # None: the call is over
+    cdef object terms_of         # from the position of an entry in the chunk, or an index before it, to a term
+    cdef object procedure
+    cdef readonly object entry
+    cdef uint64_t index
+    cdef uint32_t position
+    cdef unsigned long thread
+    cdef object trouble
+
+    cdef int check(self) except -1
+    cdef int look(self, bytes key, Found *found) except -1

@@ -1,0 +1,216 @@
+"""What a procedure is given: the state as its place in the log sees it, to read and to write."""
+
+import operator
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+from fastsm.command cimport ABSENT
+from fastsm.core.view cimport DONE, Found, NOT_A_NUMBER, View
+
+from fastsm.answering import after_prefix
+from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE
+from fastsm.errors import CommandError, ProcedureError
+from fastsm.procedures import is_trouble
+from fastsm.types import LogId
+
+NUMBERS_END = 1 << 63
+
+
+cdef class Tx:
+    """The state for the time of one call, on its own thread: what earlier entries and this call have written.
+
+    Afterwards, and from another thread, every method is a `ProcedureError`. `entry`: the `LogId` of the call's entry.
+
+    Thread safety: none; it refuses other threads.
+    """
+
+    def __cinit__(self, View view, terms_of, procedure, entry, uint32_t position):
+        self.view, self.terms_of, self.procedure = view, terms_of, procedure
+        self.entry = entry
+        self.index = entry[0]
+        self.position = position
+        self.thread = PyThread_get_thread_ident()
+
+    def __repr__(self):
+        return f"<Tx of {self.procedure.name!r} at {tuple(self.entry)}{'' if self.view is not None else ', over'}>"
+
+    def _trouble(self):
+        """What a method raised that is this replica's trouble, even if the procedure caught it; or None."""
+        return self.trouble
+
+    def _end(self):
+        self.view = None
+
+    cdef int check(self) except -1:
+        """Called after all arguments were converted: from here on no code of the procedure runs."""
+        if self.view is None:
+            raise ProcedureError(
+                f"tx of procedure {self.procedure.name!r} at entry {self.index}: the call is over, nothing can be read "
+                "or written through it", index=self.index, name=self.procedure.name)
+        if self.thread != PyThread_get_thread_ident():
+            raise ProcedureError(
+                f"tx of procedure {self.procedure.name!r} at entry {self.index}: only the call's own thread may use it",
+                index=self.index, name=self.procedure.name)
+        return 0
+
+    cdef int look(self, bytes key, Found *found) except -1:
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(key)
+        cdef size_t size = PyBytes_GET_SIZE(key)
+        return self.view.look(data, size, self.view.table.hash(data, size), found)
+
+    # ---- read ------------------------------------------------------------------------------------------
+
+    def get(self, key):
+        """The value of a key, or None."""
+        cdef Found found
+        try:
+            key = taken(key, "key", MAX_KEY_SIZE)
+            self.check()
+            self.look(key, &found)
+            if found.size == ABSENT:
+                return None
+            return PyBytes_FromStringAndSize(<const char *>found.value, found.size)
+        except BaseException as error:
+            raise self._noted(error)
+
+    def modified(self, key):
+        """The entry that last wrote a key, as a `LogId`, or None when the key is not there."""
+        cdef Found found
+        try:
+            key = taken(key, "key", MAX_KEY_SIZE)
+            self.check()
+            self.look(key, &found)
+            if found.size == ABSENT:
+                return None
+            return LogId(found.index, self.terms_of(found.entry, found.index))
+        except BaseException as error:
+            raise self._noted(error)
+
+    def scan(self, start=None, end=None, *, prefix=None, limit=None, reverse=False):
+        """The pairs with `start <= key < end` (None: open), below `prefix`, in the order of their keys. O(keys)."""
+        cdef Found found
+        cdef list pairs = []
+        try:
+            keys = self._keys(start, end, prefix, limit, reverse)
+            for key in keys:
+                self.look(key, &found)
+                if found.size != ABSENT:  # a finalizer may have run between the two
+                    pairs.append((key, PyBytes_FromStringAndSize(<const char *>found.value, found.size)))
+            return pairs
+        except BaseException as error:
+            raise self._noted(error)
+
+    def count(self, start=None, end=None, *, prefix=None):
+        """How many pairs `scan` would give. O(keys)."""
+        try:
+            return len(self._keys(start, end, prefix, None, False))
+        except BaseException as error:
+            raise self._noted(error)
+
+    def _keys(self, start, end, prefix, limit, reverse):
+        first, stop = bounds(start, end, prefix)
+        if limit is not None:
+            limit = operator.index(limit)
+            if limit < 0:
+                raise ValueError(f"limit={limit}: expected 0 or more")
+        reverse = bool(reverse)
+        self.check()
+        keys = self.view.keys_between(first, stop)
+        if reverse:
+            keys.reverse()
+        return keys[:limit]
+
+    # ---- write -----------------------------------------------------------------------------------------
+
+    def put(self, key, value):
+        """Sets a key."""
+        try:
+            key, value = taken(key, "key", MAX_KEY_SIZE), taken(value, "value", MAX_VALUE_SIZE)
+            self.check()
+            self.view.write_bytes(self.index, self.position, key, value)
+        except BaseException as error:
+            raise self._noted(error)
+
+    def delete(self, key):
+        """Removes a key; one that is not there is no error."""
+        try:
+            key = taken(key, "key", MAX_KEY_SIZE)
+            self.check()
+            self.view.write_bytes(self.index, self.position, key, None)
+        except BaseException as error:
+            raise self._noted(error)
+
+    def add(self, key, delta, *, initial=0):
+        """Adds to the integer in a key, as `fastsm.add` does; returns the new one. `ValueError` where it cannot."""
+        cdef bytes data
+        cdef int64_t total = 0
+        cdef int64_t number, first
+        cdef int reason
+        try:
+            data = taken(key, "key", MAX_KEY_SIZE)
+            number, first = integer(delta, "delta"), integer(initial, "initial")
+            self.check()
+            reason = self.view.add(
+                <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data),
+                self.view.table.hash(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
+                number, first, &total)
+            if reason != DONE:
+                raise ValueError("not a number" if reason == NOT_A_NUMBER else "overflow")
+            self.view.write_bytes(self.index, self.position, data, str(total).encode())
+            return total
+        except BaseException as error:
+            raise self._noted(error)
+
+    def delete_range(self, start, end):
+        """Removes the keys with `start <= key < end`, None being open; returns how many. O(keys)."""
+        try:
+            first, stop = bounds(start, end, None)
+            self.check()
+            return self.view.remove_range(self.index, self.position, first, stop)
+        except BaseException as error:
+            raise self._noted(error)
+
+    def delete_prefix(self, prefix):
+        """Removes the keys that start with `prefix`; returns how many. O(keys)."""
+        try:
+            first, stop = bounds(None, None, prefix)
+            self.check()
+            return self.view.remove_range(self.index, self.position, first, stop)
+        except BaseException as error:
+            raise self._noted(error)
+
+    def _noted(self, error):
+        if self.trouble is None and is_trouble(error):
+            self.trouble = error
+        return error
+
+
+cdef bytes taken(object source, str name, size_t limit):
+    if type(source) is not bytes:
+        if isinstance(source, str):
+            raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
+        source = bytes(memoryview(source))
+    if <size_t>PyBytes_GET_SIZE(source) > limit:
+        raise CommandError(f"{name} of {len(source)} bytes: the limit is {limit}")
+    return source
+
+
+cdef object integer(object number, str name):
+    number = operator.index(number)
+    if not -NUMBERS_END <= number < NUMBERS_END:
+        raise CommandError(f"{name} {number}: expected -2**63 to 2**63 - 1")
+    return number
+
+
+cdef tuple bounds(start, end, prefix):
+    """The first key, and the first key after, of a range cut with those below a prefix."""
+    first = b"" if start is None else bytes(memoryview(start))
+    stop = None if end is None else bytes(memoryview(end))
+    if prefix is not None:
+        prefix = bytes(memoryview(prefix))
+        first = max(first, prefix)
+        after = after_prefix(prefix)
+        stop = after if stop is None or (after is not None and after < stop) else stop
+    return first, stop

@@ -1,0 +1,217 @@
+"""The model's pending state: what one entry writes, and what a procedure is given; on dicts, deliberately plain."""
+
+from __future__ import annotations
+
+import operator
+import re
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE
+from fastsm.errors import CommandError, ProcedureError
+from fastsm.procedures import is_trouble
+from fastsm.snapshot.model import State
+from fastsm.types import LogId
+
+NUMBER = re.compile(rb"0|-?[1-9][0-9]*")
+
+
+class Refused(Exception):  # a signal, not an error
+    """An entry that cannot be done, and why."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass
+class Outcome:
+    """What an entry wrote: keys in order, None where one was removed; and the membership that it brought."""
+
+    log_id: LogId
+    writes: list[tuple[bytes, bytes | None]]
+    membership: tuple[LogId, bytes] | None
+    session: tuple[int, bytes | None] | None = None  # what is remembered of it; None: it was forgotten
+
+    def write_to(self, state: State) -> None:
+        """Does it to a state."""
+        for key, value in self.writes:
+            put(state, key, value, self.log_id)
+        if self.membership is not None:
+            state.membership = self.membership
+        if self.session is not None:
+            remember(state, *self.session, self.log_id.index)
+
+
+def put(state: State, key: bytes, value: bytes | None, log_id: LogId) -> None:
+    """Sets or removes a key; what is written is last in order."""
+    state.values.pop(key, None)
+    if value is not None:
+        state.values[key] = value
+        state.writers[key] = log_id
+
+
+def remember(state: State, session: int, value: bytes | None, index: int) -> None:
+    """Sets what is remembered of a session, or forgets it."""
+    if value is None:
+        del state.sessions[session]
+    else:
+        state.sessions[session] = (index, value)
+
+
+class Written:
+    """A state under the hands of one entry. What can be refused after it wrote says so, to be taken back."""
+
+    def __init__(self, state: State, log_id: LogId, *, can_be_taken_back: bool) -> None:
+        self.state = state
+        self.log_id = log_id
+        self._before = state.copy() if can_be_taken_back else None
+        self._writes: list[tuple[bytes, bytes | None]] = []
+        self._membership: tuple[LogId, bytes] | None = None
+        self._session: tuple[int, bytes | None] | None = None
+
+    def take_back(self) -> None:
+        """Makes the state what it was before the entry."""
+        if self._writes:
+            assert self._before is not None
+            self.state.values, self.state.writers = self._before.values, self._before.writers
+            self._before = None
+            self._writes.clear()
+
+    def outcome(self) -> Outcome:
+        """What counts of it."""
+        return Outcome(self.log_id, self._writes, self._membership, self._session)
+
+    def remember(self, session: int, value: bytes | None) -> None:
+        """Sets what is remembered of a session, or forgets it."""
+        remember(self.state, session, value, self.log_id.index)
+        self._session = (session, value)
+
+    def set_membership(self, data: bytes) -> None:
+        """Takes a cluster's membership."""
+        self.state.membership = self._membership = (self.log_id, data)
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Sets a key, or removes it."""
+        put(self.state, key, value, self.log_id)
+        self._writes.append((key, value))
+
+    def add(self, key: bytes, delta: int, initial: int) -> int:
+        """Adds to a number; ``Refused`` where that cannot be."""
+        value = self.state.values.get(key)
+        if value is not None:
+            if not NUMBER.fullmatch(value) or len(value) > 20 or not -(2**63) <= int(value) < 2**63:
+                raise Refused("not a number")
+            initial = int(value)
+        if not -(2**63) <= initial + delta < 2**63:
+            raise Refused("overflow")
+        self.put(key, b"%d" % (initial + delta))
+        return initial + delta
+
+    def keys(self, start: bytes, end: bytes | None) -> list[bytes]:
+        """The keys of a range, in order."""
+        return sorted(key for key in self.state.values if start <= key and (end is None or key < end))
+
+    def delete_range(self, start: bytes, end: bytes | None) -> int:
+        """Removes the keys of a range; how many."""
+        keys = self.keys(start, end)
+        for key in keys:
+            self.put(key, None)
+        return len(keys)
+
+
+class Tx:
+    """What a procedure of the model is given."""
+
+    def __init__(self, written: Written) -> None:
+        self.entry = written.log_id
+        self._written: Written | None = written
+        self._thread = get_ident()
+        self._noted: BaseException | None = None
+
+    def _trouble(self) -> BaseException | None:
+        return self._noted
+
+    def _end(self) -> None:
+        self._written = None
+
+    @property
+    def _pending(self) -> Written:
+        if self._written is None or self._thread != get_ident():
+            error = ProcedureError(f"tx at entry {self.entry.index}: the call is over, or this is another thread")
+            self._noted = self._noted or error
+            raise error
+        return self._written
+
+    def get(self, key: Any) -> bytes | None:
+        """The value of a key, or None."""
+        return self._pending.state.values.get(self._bytes(key, "key", MAX_KEY_SIZE))
+
+    def modified(self, key: Any) -> LogId | None:
+        """The entry that last wrote a key, or None."""
+        key, state = self._bytes(key, "key", MAX_KEY_SIZE), self._pending.state
+        return state.writers[key] if key in state.values else None
+
+    def scan(
+        self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        """The pairs of a range, in order."""
+        first, stop = self._bounds(start, end)
+        below = b"" if prefix is None else bytes(memoryview(prefix))
+        if limit is not None:
+            limit = operator.index(limit)
+            if limit < 0:
+                raise ValueError(f"limit={limit}: expected 0 or more")
+        keys = [key for key in self._pending.keys(first, stop) if key.startswith(below)]
+        return [(key, self._pending.state.values[key]) for key in (keys[::-1] if reverse else keys)[:limit]]
+
+    def count(self, start: Any = None, end: Any = None, *, prefix: Any = None) -> int:
+        """How many pairs there are in a range."""
+        return len(self.scan(start, end, prefix=prefix))
+
+    def put(self, key: Any, value: Any) -> None:
+        """Sets a key."""
+        key, value = self._bytes(key, "key", MAX_KEY_SIZE), self._bytes(value, "value", MAX_VALUE_SIZE)
+        self._pending.put(key, value)
+
+    def delete(self, key: Any) -> None:
+        """Removes a key."""
+        self._pending.put(self._bytes(key, "key", MAX_KEY_SIZE), None)
+
+    def add(self, key: Any, delta: int, *, initial: int = 0) -> int:
+        """Adds to a number; ``ValueError`` where that cannot be."""
+        key, numbers = self._bytes(key, "key", MAX_KEY_SIZE), [operator.index(delta), operator.index(initial)]
+        for number in numbers:
+            if not -(2**63) <= number < 2**63:
+                raise CommandError(f"{number}: expected -2**63 to 2**63 - 1")
+        try:
+            return self._pending.add(key, *numbers)
+        except Refused as refused:
+            raise ValueError(refused.reason) from None
+
+    def delete_range(self, start: Any, end: Any) -> int:
+        """Removes the keys of a range; how many."""
+        return self._pending.delete_range(*self._bounds(start, end))
+
+    def delete_prefix(self, prefix: Any) -> int:
+        """Removes the keys below a prefix; how many."""
+        keys = [key for key, _ in self.scan(prefix=prefix)]
+        for key in keys:
+            self._pending.put(key, None)
+        return len(keys)
+
+    def _bytes(self, source: Any, name: str, limit: int) -> bytes:
+        try:
+            if isinstance(source, str):
+                raise TypeError(f"{name} is a str: encode it first")
+            taken = bytes(memoryview(source))
+        except BaseException as error:
+            self._noted = self._noted or (error if is_trouble(error) else None)
+            raise
+        if len(taken) > limit:
+            raise CommandError(f"{name} of {len(taken)} bytes: the limit is {limit}")
+        return taken
+
+    def _bounds(self, start: Any, end: Any) -> tuple[bytes, bytes | None]:
+        return b"" if start is None else bytes(memoryview(start)), None if end is None else bytes(memoryview(end))

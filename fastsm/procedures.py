@@ -1,0 +1,160 @@
+"""Procedures: functions of the embedder's that run at their place in the log, on every replica; and their rules.
+
+What a procedure comes to must be the same everywhere. So an exception that depends on the entry alone is an answer,
+and one that may depend on this replica (no memory, a disk, an import) ends the whole ``apply``: nothing of it is
+applied here, as if the call had never been.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol, SupportsIndex, TypeVar, overload
+
+from fastsm.answering import BadAnswerError, checked_value, encoded_name
+from fastsm.command import check, decode
+from fastsm.errors import CommandError, FastsmError, ProcedureError, UnknownCommandError
+from fastsm.types import Answer, Call, Once
+
+logger = logging.getLogger("fastsm")
+
+F = TypeVar("F", bound=Callable[..., Any])
+MARK = "__fastsm_procedure__"
+
+
+class Abort(Exception):  # raised to say no, which is an answer
+    """Raised by a procedure to take back all it wrote: its entry gives ``Answer(False, value, "abort")``."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+        super().__init__(value)
+
+
+class Procedure(NamedTuple):
+    """A function under the name and version that commands call it by."""
+
+    name: str
+    version: int
+    function: Callable[[Any, bytes], Any]
+
+
+Registry = dict[tuple[str, int], Procedure]
+
+
+class RunningTx(Protocol):
+    """What :func:`run` needs of the ``tx`` of a call."""
+
+    def _trouble(self) -> BaseException | None: ...
+    def _end(self) -> None: ...
+
+
+@overload
+def procedure(function: F) -> F: ...
+@overload
+def procedure(*, name: str | None = None, version: SupportsIndex = 1) -> Callable[[F], F]: ...
+def procedure(
+    function: Any = None, *, name: str | None = None, version: SupportsIndex = 1
+) -> Any:
+    """Marks a function ``(tx, payload)`` as a procedure that ``fastsm.call`` runs, by default under its own name.
+
+    >>> import fastsm
+    >>> @fastsm.procedure
+    ... def bump(tx, payload):
+    ...     return tx.add(payload, 1)
+    >>> machine = fastsm.MemoryStateMachine(procedures=[bump])
+    >>> machine.apply([(1, 1, fastsm.call("bump", b"visits"))])
+    [Answer(ok=True, value=1, reason=None)]
+    """
+
+    def mark(marked: F) -> F:
+        label = marked.__name__ if name is None else name
+        encoded_name(label)
+        number = operator.index(version)
+        if not 0 <= number < 2**32:
+            raise ValueError(f"version {number}: expected 0 to 2**32 - 1")
+        setattr(marked, MARK, (label, number))
+        return marked
+
+    return mark if function is None else mark(function)
+
+
+def registry(procedures: Iterable[Callable[[Any, bytes], Any]]) -> Registry:
+    """The procedures of a machine, by name and version. ``ValueError`` where two have the same."""
+    found: Registry = {}
+    for function in procedures:
+        marked = getattr(function, MARK, None)
+        if marked is None:
+            raise TypeError(f"{function!r} is no procedure: put @fastsm.procedure above its definition")
+        if marked in found:
+            raise ValueError(f"two procedures {marked[0]!r} of version {marked[1]}: give one another version or name")
+        found[marked] = Procedure(marked[0], marked[1], function)
+    return found
+
+
+def check_calls(command: Any, known: Registry) -> None:
+    """Raises what ``apply`` would raise for a command on a machine that has these procedures."""
+    check(command)
+    decoded: object = decode(command)
+    if isinstance(decoded, Once):
+        decoded = decoded.command
+    if isinstance(decoded, Call) and (decoded.name, decoded.version) not in known:
+        raise UnknownCommandError(
+            f"a call of procedure {decoded.name!r}, version {decoded.version}, which this machine was not given: open "
+            "it with procedures=[…] on every replica before one is proposed"
+        )
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether an exception may be this replica's own, so that it cannot be the answer of an entry."""
+    if not isinstance(error, Exception):
+        return True
+    replicas_own = (OSError, ImportError, SystemError, MemoryError, RecursionError, FastsmError)
+    return isinstance(error, replicas_own) and not isinstance(error, CommandError)
+
+
+def run(called: Procedure, tx: RunningTx, payload: bytes, index: int) -> Answer:
+    """Calls a procedure. What it wrote is for the caller to take back where the answer is not ``ok``.
+
+    Raises ``ProcedureError``, and what is no ``Exception`` as it is.
+    """
+    try:
+        ok, returned = True, called.function(tx, payload)
+    except Abort as abort:
+        ok, returned = False, abort
+    except Exception as error:
+        _refuse_trouble(called, tx._trouble() or error, index)
+        return _failed(called, error, index)
+    finally:
+        tx._end()
+    _refuse_trouble(called, tx._trouble(), index)
+    try:
+        value = checked_value(returned if ok else returned.value)
+    except BadAnswerError as error:
+        return _failed(called, error, index)
+    except Exception as error:  # an abort's value may be a property
+        _refuse_trouble(called, error, index)
+        return _failed(called, error, index)
+    return Answer(True, value) if ok else Answer(False, value, "abort")
+
+
+def _refuse_trouble(called: Procedure, error: BaseException | None, index: int) -> None:
+    if error is None or not is_trouble(error):
+        return
+    if not isinstance(error, Exception):
+        raise error
+    raise ProcedureError(
+        f"entry {index}: procedure {called.name!r}, version {called.version}, could not be run on this replica: "
+        f"{type(error).__name__}; nothing of the chunk was applied. An entry that can never be applied is passed over "
+        "by update_last_applied, on every replica",
+        index=index, name=called.name,
+    ) from error
+
+
+def _failed(called: Procedure, error: Exception, index: int) -> Answer:
+    with suppress(Exception):  # a handler of the log cannot decide what a replica answers
+        logger.warning(
+            "entry %d: procedure %r, version %d, failed", index, called.name, called.version, exc_info=error
+        )
+    return Answer.failed(error)
