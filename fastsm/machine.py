@@ -120,33 +120,37 @@ class FastStateMachine(Engine, StateMachine):
         expected = None if expect_applied is None else LogId(*pair_of(expect_applied, "expect_applied"))
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only, mode=mode)
+        policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
         try:
             opened = recover(self._directory, read_only, expected, verify_on_open == "full", lock_timeout)
             try:
                 self._take(opened, contiguous, sync == "apply")
+                self._jobs = Jobs()
+                self._generations = Generations(
+                    self._directory, self.path, opened.log, policy, self._jobs, clean=opened.recovery.clean)
+                self._verifying = Verifying(self._directory)
+                self._snapshots = Snapshots(
+                    self.path, type(self._directory), self._jobs, self._verifying, snapshot_compress,
+                    snapshot_attachment)
+                self._installing = Installing(self._generations)
+                self._compaction = Compaction(self._generations, self._verifying, policy, retain_entries, retain_bytes)
+                self._worker, self._waiters, self._applied = OrderedWorker(), Waiters(), AppliedWaiters()
+                policy.renew(self, 0)
+                _machines.add(self)
+                self._set_status("running")
+                if ordered:
+                    self._ask_for_order()
+                logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
+                if verify_on_open == "background" and not opened.verified:
+                    self._verifying.start(self)  # last, since from here on any call may say that it has found damage
             except BaseException:
+                self._set_status("closed")
+                _machines.discard(self)
                 opened.log.close()
                 raise
         except BaseException:
             self._directory.close()
             raise
-        policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
-        self._jobs = Jobs()
-        self._generations = Generations(
-            self._directory, self.path, opened.log, policy, self._jobs, clean=opened.recovery.clean)
-        self._verifying = Verifying(self._directory)
-        self._snapshots = Snapshots(
-            self.path, type(self._directory), self._jobs, self._verifying, snapshot_compress, snapshot_attachment)
-        self._installing = Installing(self._generations)
-        self._compaction = Compaction(self._generations, self._verifying, policy, retain_entries, retain_bytes)
-        self._worker, self._waiters, self._applied = OrderedWorker(), Waiters(), AppliedWaiters()
-        policy.renew(self, 0)
-        self._set_status("running")
-        _machines.add(self)
-        self._begin_order(ordered)
-        logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
-        if verify_on_open == "background" and not opened.verified:
-            self._verifying.start(self)  # last, since from here on any call may say that it has found damage
 
     @classmethod
     def open_async(cls, directory: str | os.PathLike[str], **options: Any) -> Opening[Self]:
@@ -163,15 +167,6 @@ class FastStateMachine(Engine, StateMachine):
         self._attach(opened.log, opened.index, commit, opened.durable, contiguous, sync_on_apply)
         self._set_verified(opened.verified)
         self._recovery = opened.recovery
-
-    def _begin_order(self, ordered: bool) -> None:
-        """While opening: builds the order, if it is asked for. Where that is interrupted, nothing is left open."""
-        try:
-            if ordered:
-                self._ask_for_order()
-        except BaseException:
-            self._release()
-            raise
 
     def __repr__(self) -> str:
         if self._corrupt() or not self.is_running():

@@ -22,6 +22,7 @@ from fastsm.disk.format cimport (
 )
 from fastsm.disk.hashing cimport load64
 
+from fastsm.disk.files import storage_errors
 from fastsm.errors import CorruptionError
 
 cdef extern from "<unistd.h>" nogil:
@@ -147,7 +148,8 @@ def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size
 
     Raises `CorruptionError` when the tail proves that bytes after `end` were durable once.
     """
-    tail = search_tail(descriptor, identity, end, size)
+    with storage_errors(path, "searching a torn tail"):
+        tail = search_tail(descriptor, identity, end, size)
     if tail.proof:
         found = os.pread(descriptor, FRAME_RUNS, end).strip(b"\0")
         raise CorruptionError(
