@@ -56,8 +56,10 @@ def config(data: Buffer) -> bytes:
 def batch(commands: Iterable[Buffer]) -> bytes:
     """Returns the command that does several others in order, each seeing those before it, all or none.
 
-    When a compare-and-swap in it does not match, nothing of it happens. A batch or a config in it is a
-    `CommandError`, as is a member that is malformed itself.
+    When a compare-and-swap in it does not match, or an add in it cannot be done, nothing of it happens. It takes put,
+    delete, compare_and_swap, noop, add, delete_range and delete_prefix; anything else in it is a `CommandError`, as is
+    a member that is malformed itself. With an add or a range in it, it answers `Answer(True, [one value for each])`,
+    or `Answer(False, None, reason)`.
     """
 def decode(
     command: Buffer,

@@ -30,6 +30,7 @@ class Engine(Ordered):
         commit: GroupCommit,
         state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None,
     ) -> None: ...
+    def _tell_waiting(self, before: int) -> None: ...
     def _is_called_for(self) -> bool: ...
     def _compact_above(self, dead_bytes: int) -> None: ...
     def apply(self, chunk: Iterable[Entry | tuple[int, int, bytes]]) -> list[Result]:
@@ -40,11 +41,12 @@ class Engine(Ordered):
         (with `contiguous=False`: any later one).
 
         Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
-        or a batch did not match, None where it was skipped. The chunk is durable on return with `sync="apply"`,
-        otherwise after the next `flush`. Readers see the state before the chunk or after it, never between.
+        or a batch did not match, None where it was skipped, an `Answer` where the command answers. Durable on return
+        with `sync="apply"`, else after the next `flush`. Readers see the state before the chunk or after it, never
+        between.
 
-        Raises `OrderError`, `CommandError`, `StorageError`, `NotRunningError`; then nothing of the chunk was
-        applied. Thread safe; concurrent calls take turns.
+        Raises `OrderError`, `CommandError`, `ProcedureError`, `StorageError`, `NotRunningError`; then nothing of the
+        chunk was applied. Thread safe; concurrent calls take turns.
         """
     def _apply_if_free(
         self, chunk: Iterable[Entry | tuple[int, int, bytes]], room: int

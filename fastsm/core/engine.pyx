@@ -91,7 +91,6 @@ cdef class Engine(Ordered):
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """
         cdef RunList runs = self.runs
-        cdef uint64_t before = self.applied_index
         applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
@@ -111,10 +110,13 @@ cdef class Engine(Ordered):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
-        if runs.index == 0 or runs.index < before:
+
+    def _tell_waiting(self, uint64_t before):
+        """After `_switch`: tells those who wait for an entry. `before`: the last one that was applied until then."""
+        if self.applied_index == 0 or self.applied_index < before:
             self.awaited.end_all(REPLACED)
         else:
-            self.awaited.note_applied(runs.index)
+            self.awaited.note_applied(self.applied_index)
 
     def _compact_above(self, dead_bytes):
         """Lets `apply` call for compaction once when more is dead."""

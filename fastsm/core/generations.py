@@ -79,9 +79,11 @@ class Generations:
         self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
         self._clean_end = -1
         name_next = partial(current.name_next, self.directory, old, log)
+        before = engine.last_applied().index
         engine._switch(name_next, log, index, GroupCommit(log, engine._turns), state_of_its_own)
         try:
             engine._set_verified(True)
+            engine._tell_waiting(before)
             old_commit.close()
             if not engine._is_called_for():  # otherwise the compaction that was called for renews it at its end
                 self._policy.renew(engine)

@@ -58,9 +58,10 @@ class WaitingRules:
 
         async def main() -> None:
             waiting = asyncio.ensure_future(wait(2))
+            await asyncio.sleep(0)  # until it waits
             await state_machine.apply_chunk([(1, 1, PUT)])
             await asyncio.sleep(0.01)
-            assert not waiting.done(), "the wait for entry 2 ended behind entry 1"
+            assert not waiting.done(), "the wait for entry 2 ended after entry 1"
             await state_machine.apply_chunk([(2, 1, PUT)])
             assert await told(waiting) is None
 

@@ -11,6 +11,7 @@ import pytest
 import fastsm
 from fastsm import Answer, FastStateMachine, LogId, MemoryStateMachine
 from support.answering import KEYS, PROCEDURES, Commands, same
+from support.inside import inside
 
 FULL = 64 << 20
 
@@ -43,14 +44,14 @@ def test_both_machines_come_to_the_same(directory: Path, tmp_path: Path, seed: i
             chunk = commands.chunk(model.last_applied().index + 1, dice.choice((1, 1, 2, 5, 20)))
             assert fast.apply(chunk) == model.apply(chunk), chunk
             same(fast, model)
-            fast._check()
+            inside(fast).check()
             if round_number % 10 == 5:
                 fast.compact()
             if round_number % 10 == 7:
                 fast.close()
                 fast = FastStateMachine(directory, **options)
             if round_number % 20 == 9:
-                wanted = LogId(*dice.choice(model._seen[-5:]))
+                wanted = LogId(*dice.choice(inside(model).seen[-5:]))
                 sums = [each.write_snapshot(tmp_path / name, wanted) for name, each in (("f", fast), ("m", model))]
                 assert sums[0] == sums[1]
             if round_number % 40 == 39:

@@ -16,6 +16,7 @@ import pytest
 
 import fastsm
 from fastsm import Abort, Answer, FastStateMachine, MemoryStateMachine, ProcedureError, UnknownCommandError
+from support.inside import inside
 
 Machine = FastStateMachine | MemoryStateMachine
 Make = Callable[..., Machine]
@@ -35,7 +36,7 @@ def make(request: pytest.FixtureRequest, directory: Path) -> Iterator[Make]:
 
     yield with_procedures
     for machine in machines:
-        machine._check()  # type: ignore[union-attr]
+        inside(machine).check()  # type: ignore[union-attr]
         machine.close()  # type: ignore[union-attr]
 
 

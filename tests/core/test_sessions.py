@@ -14,6 +14,7 @@ from fastsm import Answer, FastStateMachine, LogId, MemoryStateMachine, open_sna
 from fastsm.disk.format import is_session_value
 from fastsm.tools.json_lines import dump_log, dump_state, line_bytes, load
 from support.answering import PROCEDURES, Commands, same
+from support.inside import inside
 
 Machine = FastStateMachine | MemoryStateMachine
 NO_SESSION, STALE = Answer(False, None, "no session"), Answer(False, None, "stale")
@@ -26,7 +27,7 @@ def machine(request: pytest.FixtureRequest, directory: Path) -> Iterator[Machine
     else:
         with FastStateMachine(directory, procedures=PROCEDURES) as fast:
             yield fast
-            fast._check()
+            inside(fast).check()
 
 
 def apply(machine: Machine, *commands: bytes) -> list[Any]:
@@ -127,7 +128,7 @@ def test_sessions_go_where_the_state_goes(tmp_path: Path, way: str) -> None:
     elif way == "compact":
         machine.compact()
         assert machine.stats().base.index == 6
-        machine._check()
+        inside(machine).check()
         machine.close()
         machine = FastStateMachine(where)
     else:
@@ -145,7 +146,7 @@ def test_sessions_go_where_the_state_goes(tmp_path: Path, way: str) -> None:
             expected = [expected[1], expected[2], expected[0]]
     assert apply(machine, *repetitions) == expected
     assert machine.get(b"n") == b"15"
-    machine._check()
+    inside(machine).check()
     machine.close()
 
 
