@@ -91,9 +91,10 @@ class Compaction:
                 engine._require(True)
                 engine._refuse_moved(epoch, job.what)
                 self._take(engine, log, index, old, carried)
-        except BaseException:
-            self._generations.discard(engine, log, number)
-            raise
+        except BaseException as error:
+            if not self._generations.is_leftover(engine, log, error):
+                self._generations.discard(engine, log, number)
+                raise
         self._generations.end(engine, old, what)
 
     def _last_compacted(self, log: Log, applied: int, up_to: int | None) -> tuple[int, LogId]:

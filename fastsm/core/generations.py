@@ -70,8 +70,8 @@ class Generations:
         log: Log,
         index: Index,
         state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None,
-    ) -> Log:
-        """Takes the step to a prepared generation; see ``Engine._switch``. Returns the old log, for :meth:`end`.
+    ) -> None:
+        """Takes the step to a prepared generation; see ``Engine._switch``. :meth:`end` follows it, for the old log.
 
         The old log is not removed here, since a turn in which a large file is unlinked is long.
         """
@@ -89,15 +89,14 @@ class Generations:
                 self._policy.renew(engine)
         except (StorageError, MemoryError) as error:
             self._note_leftover(error)
-        return old
 
     def end(self, engine: Engine, old: Log, what: str) -> None:
         """After the step: removes the old log, and logs what the step was. Called after the writer's turn.
 
         The caller's job or turn keeps the directory open.
         """
-        before = old.end
         try:
+            before = old.end
             with storage_errors(self.path, "removing the old generation"):
                 old.close()
                 current.remove_generation(self.directory, old.head.generation)
@@ -120,6 +119,13 @@ class Generations:
         if log is None or log is not engine._log:
             current.discard(self.directory, log, number)
 
+    def is_leftover(self, engine: Engine, log: Log | None, error: BaseException) -> bool:
+        """Whether the step was taken, and only what comes after it found no memory: then it is logged, not raised."""
+        if log is not engine._log or not isinstance(error, MemoryError):
+            return False
+        self._note_leftover(error)
+        return True
+
     # ---- reset -----------------------------------------------------------------------------------------
 
     def reset(self, engine: Engine) -> None:
@@ -127,17 +133,18 @@ class Generations:
         engine._require(True)
         engine._log.check_writable()
         number = self.next_number()
-        log = None
+        old, log = engine._log, None
         try:
             log = Log.create(self.directory, number)
             index = Index()
             engine._order_next(index, log.mapping)
             current.prepare_next(self.directory, log)
             with self.jobs.replacing("a reset"):
-                old = self.take(engine, log, index, (LogId(), None))
-        except BaseException:
-            self.discard(engine, log, number)
-            raise
+                self.take(engine, log, index, (LogId(), None))
+        except BaseException as error:
+            if not self.is_leftover(engine, log, error):
+                self.discard(engine, log, number)
+                raise
         self.end(engine, old, "reset")
 
     # ---- the saved table, and the end ------------------------------------------------------------------

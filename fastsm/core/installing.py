@@ -42,13 +42,16 @@ class Installing:
         turn: Turns | nullcontext[None] = nullcontext() if has_turn else engine._turns
         with self._generations.jobs.run("install", of_this_state=False) as job:
             number, log, index, told = self._prepare(engine, job, metadata, path, allow_older, progress)
+            old = engine._log
             try:
                 what = f"installed a snapshot as of {tuple(told.last_included)}"
                 with turn:
-                    old = self._take(engine, job, log, index, told, allow_older)
-            except BaseException:
-                self._generations.discard(engine, log, number)
-                raise
+                    old = engine._log  # by now
+                    self._take(engine, job, log, index, told, allow_older)
+            except BaseException as error:
+                if not self._generations.is_leftover(engine, log, error):
+                    self._generations.discard(engine, log, number)
+                    raise
             self._generations.end(engine, old, what)
 
     def _prepare(
@@ -102,8 +105,8 @@ class Installing:
 
     def _take(
         self, engine: Engine, job: Job, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool
-    ) -> Log:
-        """In the writer's turn: the step, if the snapshot still fits what is applied by now. Returns the old log."""
+    ) -> None:
+        """In the writer's turn: the step, if the snapshot still fits what is applied by now."""
         job.check()
         engine._require()
         engine._log.check_writable()
@@ -111,7 +114,7 @@ class Installing:
             self._refuse_stale(engine, told)
         self._refuse_contradiction(engine, told.last_included, index)
         with self._generations.jobs.replacing("an install"):
-            return self._generations.take(engine, log, index, (told.last_included, told))
+            self._generations.take(engine, log, index, (told.last_included, told))
 
     def _refuse_stale(self, engine: Engine, told: SnapshotMetadata) -> None:
         applied = engine.last_applied()

@@ -247,7 +247,9 @@ cdef class Journal(Entries):
                     ITEM_STATE, first, 0, <const uint8_t *>PyBytes_AS_STRING(state), PyBytes_GET_SIZE(state))
                 if self.durable:
                     segment.sync()
-            except BaseException:
+            except BaseException as error:
+                if segment.end > LOG_HEADER_SIZE and self.newest is not None:
+                    self.newest.poison(error)  # it cannot go on: the next segment says already where it ended
                 if segment is not self.spare:
                     segment.close()
                 raise
@@ -283,13 +285,16 @@ cdef class Journal(Entries):
         """Removes the files of segments that are not needed, when it is durable that they are not. For any thread."""
         if not self.retired or self.newest is None:
             return
-        for segment in list(self.segments):  # in order: what one goes on behind is never torn when it is durable
+        going = list(self.retired)  # what is set aside from here on is replaced by frames that no sync below covers
+        for segment in list(self.segments):  # in order: what one goes on from is never torn when it is durable
             segment.sync()
-        while self.retired:
-            segment = self.retired.pop(0)
+        for segment in going:
             segment.close()
             with storage_errors(segment.path, "removing a segment of the journal"):
                 self.directory.unlink(segment.name)
+                self.directory.sync_directory()  # one after the other: never is there a gap in their numbers
+            if segment in self.retired:  # another thread may have removed it as well
+                self.retired.remove(segment)
 
     # ---- recover ---------------------------------------------------------------------------------------
 
@@ -405,6 +410,9 @@ cdef class Journal(Entries):
         cdef Segment segment = self.segments[position]
         cdef uint64_t torn_end = segment.look_behind(segment.end)
         if segment.end == LOG_HEADER_SIZE:
+            if position == 0 and segment.head.generation > 1:  # those before it went when it was durable
+                raise CorruptionError(
+                    segment.path, LOG_HEADER_SIZE, "a frame that says what the segments before it came to", "none")
             position -= 1  # made ahead, or begun and torn: nobody was promised anything of it
         while len(self.segments) > position + 1:
             left_over = self.segments.pop()

@@ -1,0 +1,144 @@
+"""Segments of the journal come and go: what a failed call, a thread or a damaged byte in between may leave."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastsm import CorruptionError, StorageError
+from fastsm.disk.files import Directory
+from fastsm.journal.journal import Journal
+
+LARGE = bytes(40_000)
+
+
+def files_that(**changes: Callable[..., Any]) -> type[Directory]:
+    """The seam to the system, with some of its calls replaced."""
+    return type("Files", (Directory,), changes)
+
+
+def name_of(fd: Any) -> str:
+    return os.path.basename(os.readlink(f"/proc/self/fd/{int(fd)}"))
+
+
+def filled(path: Path, files: type[Directory] = Directory, *, durable: bool = True, segments: int = 1) -> Journal:
+    """A journal of so many full segments, and a last one that is empty but for one entry."""
+    journal = Journal(path, durable=durable, _files=files)
+    journal.set_vote(7, "me")
+    index = 0
+    for _ in range(segments):
+        for _ in range(30):
+            index += 1
+            journal.add(LARGE, index, 7)
+        journal.sync()
+        journal.rotate()
+    journal.add(b"last", index + 1, 7)
+    journal.sync()
+    return journal
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_after_a_segment_that_could_not_be_synced_nothing_more_is_written(
+    tmp_path: Path, prepared: bool, goes_on: bool
+) -> None:
+    """Its state names where the one before it ended; so that one does not go on either, and what was synced is there."""
+    failing = threading.Event()
+
+    def sync(self: Any, fd: Any) -> None:
+        if failing.is_set() and name_of(fd) == "journal-2" and os.fstat(int(fd)).st_size > 96:
+            raise OSError(errno.EIO, "injected")
+        os.fdatasync(int(fd))
+
+    journal = Journal(tmp_path / "j", durable=True, _files=files_that(sync=sync))
+    for index in range(1, 40):
+        journal.add(LARGE, index, 1)
+    journal.sync()
+    if prepared:
+        journal.prepare()
+    failing.set()
+    with pytest.raises(StorageError):
+        journal.rotate()
+    failing.clear()
+    if goes_on:
+        with pytest.raises(StorageError):
+            journal.add(b"more", 40, 1)
+            journal.sync()
+    journal.abandon()
+    with Journal(tmp_path / "j", durable=True) as journal:
+        assert (journal.first_index, journal.last_index) == (1, 39)
+
+
+def test_a_segment_set_aside_during_a_removal_stays_until_the_next_one(tmp_path: Path) -> None:
+    """What the removal's syncs did not cover replaces nothing yet."""
+    during: list[Callable[[], None]] = []
+
+    def sync(self: Any, fd: Any) -> None:
+        os.fdatasync(int(fd))
+        if during:
+            thread = threading.Thread(target=during.pop())
+            thread.start()
+            thread.join()
+
+    journal = filled(tmp_path / "j", files_that(sync=sync), durable=False, segments=2)
+    journal.truncate_before(31)  # the first one is set aside
+    journal.add(b"next", 62, 7)
+
+    def set_another_aside() -> None:
+        journal.rotate()
+        journal.truncate_before(62)
+
+    during.append(set_another_aside)
+    journal.remove_retired()
+    assert not during
+    assert sorted(os.listdir(tmp_path / "j"))[-3:] == ["journal-2", "journal-3", "journal-4"]
+    journal.remove_retired()
+    assert [name for name in os.listdir(tmp_path / "j") if name.startswith("journal-")] == ["journal-4"]
+    journal.close()
+
+
+def test_segments_go_one_after_the_other(tmp_path: Path) -> None:
+    """A removal that fails is tried again; each is durable before the next one begins: the numbers never have a gap."""
+    calls: list[str] = []
+
+    def unlink(self: Any, name: str) -> None:
+        calls.append(name)
+        if calls.count(name) == 1 and name == "journal-1":
+            raise OSError(errno.EIO, "injected")
+        Directory.unlink(self, name)
+
+    def sync_directory(self: Any) -> None:
+        calls.append("directory")
+        Directory.sync_directory(self)
+
+    journal = filled(tmp_path / "j", files_that(unlink=unlink, sync_directory=sync_directory), segments=2)
+    journal.truncate_before(61)
+    calls.clear()
+    with pytest.raises(StorageError):
+        journal.remove_retired()
+    journal.remove_retired()
+    assert calls == ["journal-1", "journal-1", "directory", "journal-2", "directory"]
+    journal.close()
+    with Journal(tmp_path / "j", durable=True) as journal:
+        assert (journal.first_index, journal.last_index) == (61, 61)
+
+
+def test_a_journal_that_lost_its_beginning_is_no_new_one(tmp_path: Path) -> None:
+    """Damage in the first frame of the only segment that is left: term and vote were there, and are not forgotten."""
+    journal = filled(tmp_path / "j", durable=False)
+    journal.truncate_before(31)
+    journal.remove_retired()
+    journal.abandon()
+    path = tmp_path / "j" / "journal-2"
+    data = bytearray(path.read_bytes())
+    data[96 + 40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError):
+        Journal(tmp_path / "j", durable=False)
+    assert path.read_bytes() == bytes(data)
