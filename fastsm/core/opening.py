@@ -25,7 +25,7 @@ def check_options(
     if verify_on_open not in ("full", "background", "off"):
         raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
     require_compression(compress)
-    if not min(sizes) >= 0:  # NaN, too
+    if not all(size >= 0 for size in sizes):  # NaN, too
         raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
     if not lock_timeout >= 0:
         raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")

@@ -9,7 +9,7 @@ from fastsm.disk import format
 from fastsm.disk.files import Directory, hides_seam, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
-from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError
+from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError, StaleSnapshotError
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, check_metadata, metadata_of
 from fastsm.snapshot.writer import present_head, put_in_place
 from fastsm.types import LogId, SnapshotMetadata
@@ -171,7 +171,9 @@ class SnapshotReceiver:
 
     def _append(self, files: Directory, fd: Descriptor, data: memoryview) -> None:
         if self._is_older(self._present):
-            files.unlink(SNAPSHOT)
+            with files.exclusive():
+                if present_head(files) == self._present:  # else a newer one came meanwhile: it stays
+                    files.unlink(SNAPSHOT)
             self._present = None
         try:
             files.write(fd, data, self.offset)
@@ -226,6 +228,10 @@ class SnapshotReceiver:
             raise
         if self._whole is None:
             put_in_place(files, PART, LogId(head.last_index, head.last_term), self._present)
+        elif not files.is_named(self._whole, SNAPSHOT):
+            raise StaleSnapshotError(
+                f"{files.path_of(SNAPSHOT)}: another snapshot took the place of the one as of "
+                f"{LogId(head.last_index, head.last_term)}, which was complete here; use that, or make a new receiver")
         self._finished = head
         # The partial file has its name now, or is an empty one that only carried the lock.
         self._release(files, remove=self._whole is not None)
@@ -250,7 +256,9 @@ class SnapshotReceiver:
             return
         with storage_errors(self._path, "discarding a snapshot"):
             if self._whole is not None:
-                files.unlink(SNAPSHOT)
+                with files.exclusive():
+                    if files.is_named(self._whole, SNAPSHOT):  # else another one has its name by now
+                        files.unlink(SNAPSHOT)
             self._release(files, remove=True)
         self.offset, self._head, self._synced = 0, None, 0
 

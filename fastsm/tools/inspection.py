@@ -50,12 +50,20 @@ def require_state(path: str | os.PathLike[str]) -> None:
     path = os.fsdecode(path)
     names = names_at(path)
     if names is None:
-        with storage_errors(path, "reading it"), open(path, "rb") as file:
-            snapshot = file.read(8) == format.SNAPSHOT_MAGIC_BYTES
+        snapshot = begins_like_a_snapshot(path)
         raise _wrong(path, f"a state directory, found {A_SNAPSHOT if snapshot else 'a file'}")
     if not any(map(STATE_FILE.fullmatch, names)):
         found = A_SNAPSHOT if SNAPSHOT in names else f"a directory without {CURRENT}"
         raise _wrong(path, f"a state directory, found {found}")
+
+
+def begins_like_a_snapshot(path: str) -> bool:
+    """Whether a regular file has a snapshot's magic; other kinds (a FIFO that waits for its writer) are not read."""
+    with storage_errors(path, "reading it"):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return file.read(8) == format.SNAPSHOT_MAGIC_BYTES
 
 
 def require_snapshot(path: str | os.PathLike[str]) -> None:

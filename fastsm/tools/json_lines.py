@@ -215,7 +215,8 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
         last = LogId(*head.get("last_applied", machine.last_applied()))
         if last.index < machine.last_applied().index:
             raise LoadError(1, f"expected entries up to {last}, as this line says, found {machine.last_applied()}")
-        if last.index > machine.last_applied().index:
+        # A dump that ends early (``last``) is a state as of where it ends: Raft sends what came after.
+        if last.index > machine.last_applied().index and head.get("last") is None:
             machine.update_last_applied(last)
         if sessions:
             _install_sessions(machine, machine.path, sessions)

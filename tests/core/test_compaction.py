@@ -415,3 +415,34 @@ def test_compact_takes_any_integer_or_id(tmp_path: Path, kind: Any) -> None:
         for wrong in (5.5, "5", (5.5, 1)):
             with pytest.raises(TypeError):
                 machine.compact(wrong)
+
+
+def test_a_close_from_a_callback_ends_a_compaction_that_waits_for_its_own(directory: Path) -> None:
+    """Two compactions, one of which waits; the other one's callback closes the machine: all of them come to an end."""
+    machine = FastStateMachine(directory, retain_entries=0, auto_compact=False)
+    for index in range(1, 501):
+        machine.apply([Entry(index, 1, fastsm.put(b"%d" % (index % 50), bytes(1000)))])
+    waits = threading.Event()
+    ended: list[BaseException] = []
+
+    def compact_too() -> None:
+        waits.set()
+        try:
+            machine.compact()
+        except FastsmError as error:
+            ended.append(error)
+
+    other = threading.Thread(target=compact_too)
+
+    def progress(done: int, total: int) -> None:
+        if not waits.is_set():
+            other.start()
+            waits.wait()
+            machine.close()
+
+    with pytest.raises(FastsmError):
+        machine.compact(progress=progress)
+    other.join(60)
+    assert not other.is_alive()
+    assert len(ended) == 1
+    machine.close()

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ def files_that(**changes: Callable[..., Any]) -> type[Directory]:
 
 def name_of(fd: Any) -> str:
     return os.path.basename(os.readlink(f"/proc/self/fd/{int(fd)}"))
+
+
+def segments_in(path: Path) -> list[str]:
+    return sorted(name for name in os.listdir(path) if name.startswith("journal-"))
 
 
 def filled(path: Path, files: type[Directory] = Directory, *, durable: bool = True, segments: int = 1) -> Journal:
@@ -71,7 +76,7 @@ def test_after_a_segment_that_could_not_be_synced_nothing_more_is_written(
             journal.add(b"more", 40, 1)
             journal.sync()
     journal.abandon()
-    with Journal(tmp_path / "j", durable=True) as journal:
+    with closing(Journal(tmp_path / "j", durable=True)) as journal:
         assert (journal.first_index, journal.last_index) == (1, 39)
 
 
@@ -88,28 +93,31 @@ def test_a_segment_set_aside_during_a_removal_stays_until_the_next_one(tmp_path:
 
     journal = filled(tmp_path / "j", files_that(sync=sync), durable=False, segments=2)
     journal.truncate_before(31)  # the first one is set aside
-    journal.add(b"next", 62, 7)
+    for index in range(62, 92):
+        journal.add(LARGE, index, 7)
 
     def set_another_aside() -> None:
         journal.rotate()
-        journal.truncate_before(62)
+        journal.truncate_before(91)
 
     during.append(set_another_aside)
     journal.remove_retired()
     assert not during
-    assert sorted(os.listdir(tmp_path / "j"))[-3:] == ["journal-2", "journal-3", "journal-4"]
+    assert segments_in(tmp_path / "j") == ["journal-2", "journal-3", "journal-4"]
     journal.remove_retired()
-    assert [name for name in os.listdir(tmp_path / "j") if name.startswith("journal-")] == ["journal-4"]
+    assert segments_in(tmp_path / "j") == ["journal-3", "journal-4"]
     journal.close()
 
 
 def test_segments_go_one_after_the_other(tmp_path: Path) -> None:
     """A removal that fails is tried again; each is durable before the next one begins: the numbers never have a gap."""
     calls: list[str] = []
+    failing = threading.Event()
 
     def unlink(self: Any, name: str) -> None:
         calls.append(name)
-        if calls.count(name) == 1 and name == "journal-1":
+        if failing.is_set():
+            failing.clear()
             raise OSError(errno.EIO, "injected")
         Directory.unlink(self, name)
 
@@ -120,12 +128,13 @@ def test_segments_go_one_after_the_other(tmp_path: Path) -> None:
     journal = filled(tmp_path / "j", files_that(unlink=unlink, sync_directory=sync_directory), segments=2)
     journal.truncate_before(61)
     calls.clear()
+    failing.set()
     with pytest.raises(StorageError):
         journal.remove_retired()
     journal.remove_retired()
     assert calls == ["journal-1", "journal-1", "directory", "journal-2", "directory"]
     journal.close()
-    with Journal(tmp_path / "j", durable=True) as journal:
+    with closing(Journal(tmp_path / "j", durable=True)) as journal:
         assert (journal.first_index, journal.last_index) == (61, 61)
 
 

@@ -360,6 +360,18 @@ def test_directory_may_be_given_as_any_path(tmp_path: Path, monkeypatch: pytest.
         assert machine.last_applied() == LogId(1, 1)
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("name", ["retain_entries", "retain_bytes", "compact_ratio", "compact_floor"])
+@pytest.mark.parametrize("value", [-1, NAN])
+def test_sizes_are_0_or_more(name: str, value: float, directory: Path) -> None:
+    """Whichever of the sizes is no size is told before anything is made."""
+    with pytest.raises(ValueError, match="0 or more"):
+        FastStateMachine(directory, **{name: value})
+    assert not directory.exists()
+
+
 @pytest.mark.parametrize("option", [{"sync": "never"}, {"sync": True}, {"verify_on_open": "perhaps"}])
 def test_option_of_unknown_value_is_a_value_error(option: dict[str, Any], directory: Path) -> None:
     """A misspelled option is told before anything is made."""

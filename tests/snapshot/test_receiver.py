@@ -436,6 +436,28 @@ def test_a_newer_snapshot_that_came_meanwhile_stays(tmp_path: Path) -> None:
     assert (tmp_path / "snapshot.fsm").read_bytes() == SNAPSHOTS["newer and larger"]
 
 
+@pytest.mark.parametrize("call", ["finish", "discard", "write"])
+def test_another_snapshot_in_the_place_of_the_offered_one_stays(tmp_path: Path, call: str) -> None:
+    """Another writer puts a newer snapshot there after a receiver has looked: it is neither removed nor handed out."""
+    with fastsm.FastStateMachine(tmp_path / "state") as machine:
+        for index in (1, 2, 3):
+            machine.apply([(index, 1, fastsm.put(b"key", b"%d" % index))])
+        first = machine.write_snapshot(tmp_path / "first", (1, 1))
+        second = machine.write_snapshot(tmp_path / "second", (2, 1))
+        machine.write_snapshot(tmp_path / "in", (1, 1))
+        with SnapshotReceiver(tmp_path / "in", second if call == "write" else first) as receiver:
+            newest = machine.write_snapshot(tmp_path / "in")
+            if call == "finish":
+                with pytest.raises(fastsm.StaleSnapshotError):
+                    receiver.finish()
+            elif call == "discard":
+                receiver.discard()
+            else:
+                receiver.write(0, (tmp_path / "second" / "snapshot.fsm").read_bytes()[:200])
+            with open_snapshot(tmp_path / "in") as snapshot:
+                assert snapshot.metadata == newest
+
+
 def test_the_old_loop_gets_somewhere_too(tmp_path: Path) -> None:
     """Without ``metadata`` at the start, ``finish(metadata)`` discards another's part, however much of it is there."""
     newer = SNAPSHOTS["newer and smaller"]

@@ -232,3 +232,10 @@ def test_the_largest_indexes_and_terms_load(tmp_path, machine_at, index):
     json_lines.load(tmp_path / "c", dumped(json_lines.dump_log(tmp_path / "a")))
     expected = snapshot_of(tmp_path / "a", tmp_path / "sa")
     assert snapshot_of(tmp_path / "b", tmp_path / "sb") == snapshot_of(tmp_path / "c", tmp_path / "sc") == expected
+
+
+def test_a_dump_that_ends_early_is_a_state_as_of_its_end(filled: Path, tmp_path: Path) -> None:
+    """Raft sends what comes after the last entry that is there, not after the last one that was dumped from."""
+    lines = dumped(json_lines.dump_log(filled, last=2))
+    last, _, _ = json_lines.load(tmp_path / "new", lines)
+    assert last.index == 2
