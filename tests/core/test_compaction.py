@@ -21,6 +21,8 @@ import pytest
 import fastsm
 from fastsm import (
     CorruptionError,
+    Entry,
+    FastsmError,
     FastStateMachine,
     LogId,
     MemoryStateMachine,

@@ -14,6 +14,7 @@ import pytest
 
 from fastsm import (
     ChecksumMismatchError,
+    FastStateMachine,
     FormatVersionError,
     LockedError,
     LogId,
@@ -24,6 +25,7 @@ from fastsm import (
     StaleSnapshotError,
     StorageError,
     open_snapshot,
+    put,
 )
 from fastsm.snapshot.model import snapshot_bytes
 from support.faulty import Disk
@@ -439,16 +441,16 @@ def test_a_newer_snapshot_that_came_meanwhile_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call", ["finish", "discard", "write"])
 def test_another_snapshot_in_the_place_of_the_offered_one_stays(tmp_path: Path, call: str) -> None:
     """Another writer puts a newer snapshot there after a receiver has looked: it is neither removed nor handed out."""
-    with fastsm.FastStateMachine(tmp_path / "state") as machine:
+    with FastStateMachine(tmp_path / "state") as machine:
         for index in (1, 2, 3):
-            machine.apply([(index, 1, fastsm.put(b"key", b"%d" % index))])
+            machine.apply([(index, 1, put(b"key", b"%d" % index))])
         first = machine.write_snapshot(tmp_path / "first", (1, 1))
         second = machine.write_snapshot(tmp_path / "second", (2, 1))
         machine.write_snapshot(tmp_path / "in", (1, 1))
         with SnapshotReceiver(tmp_path / "in", second if call == "write" else first) as receiver:
             newest = machine.write_snapshot(tmp_path / "in")
             if call == "finish":
-                with pytest.raises(fastsm.StaleSnapshotError):
+                with pytest.raises(StaleSnapshotError):
                     receiver.finish()
             elif call == "discard":
                 receiver.discard()
