@@ -236,7 +236,7 @@ def test_the_largest_indexes_and_terms_load(tmp_path, machine_at, index):
 
 def test_a_dump_that_ends_early_is_a_state_as_of_its_end(tmp_path: Path) -> None:
     """Raft sends what comes after the last entry that is there, not after the last one that was dumped from."""
-    with FastStateMachine(tmp_path / "state") as machine:
+    with fastsm.FastStateMachine(tmp_path / "state") as machine:
         machine.apply([(index, 1, fastsm.put(b"%d" % index, b"")) for index in range(1, 6)])
     last, entries, keys = json_lines.load(tmp_path / "new", dumped(json_lines.dump_log(tmp_path / "state", last=2)))
     assert (last, entries, keys) == (LogId(2, 1), 2, 2)
