@@ -1,1 +1,5 @@
-class Chunk: ...
+from fastsm.core.judging import Judge
+
+class Chunk:
+    @property
+    def judgement(self) -> Judge: ...

@@ -13,6 +13,13 @@ from fastsm.lookup.index import Index
 from fastsm.procedures import Registry
 from fastsm.types import Entry, LogId, Result, SnapshotMetadata
 
+LOOK_SECONDS: float
+
+class JudgeElsewhere:
+    def __new__(cls, engine: Engine, chunk: object) -> JudgeElsewhere: ...
+    def __call__(self) -> None: ...
+    def wait(self) -> list[bool | Answer | None]: ...
+
 class Engine(Ordered):
     def __new__(cls, *args: Any, **options: Any) -> Self: ...
     @property

@@ -3,6 +3,8 @@ from typing_extensions import Self
 from fastsm.core.turns import Turns
 from fastsm.generation.log import Log
 
+REENTERED: str
+
 class GroupCommit:
     def __new__(cls, log: Log, turns: Turns) -> Self: ...
     @property

@@ -101,7 +101,7 @@ cdef class Judge:
         return True
 
     cdef object judge_once(self, size_t head, size_t stop):
-        """The steps after `head` are the command inside. What it comes to is remembered together with what it writes."""
+        """The steps after `head` are the command inside. What it comes to is remembered with what it writes."""
         cdef const uint8_t *numbers = self.steps[head].operation.key
         cdef uint64_t index = self.steps[head].index
         cdef uint32_t entry = self.steps[head].entry

@@ -14,6 +14,8 @@ from fastsm.types import LogId, SnapshotMetadata
 
 REASONS: dict[int, str]
 
+OPERATIONS: tuple[str, ...]
+
 class State:
     def __new__(cls, *args: Any, **options: Any) -> Self: ...
     @property
@@ -51,7 +53,7 @@ class State:
     def _capture(self, last_included: LogId | tuple[int, int] | None) -> Capture: ...
     def _check(self) -> None: ...
     def _live_records(
-        self, last_included: LogId | tuple[int, int] | None = None
+        self, last_included: LogId | tuple[int, int] | None
     ) -> Iterator[tuple[str, LogId, bytes, bytes]]: ...
     def live_records(
         self, last_included: LogId | tuple[int, int] | None = None

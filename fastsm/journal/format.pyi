@@ -19,6 +19,7 @@ class SegmentState(NamedTuple):
     previous_end: int
     previous_durable: int
     last_term: int
+    previous_checksum: int
 
 def pack_segment_head(head: SegmentHead) -> bytes: ...
 def unpack_segment_head(data: bytes, path: str) -> SegmentHead: ...

@@ -73,7 +73,8 @@ cdef class Index:
         self.read_membership(mapping, base)
         bad = check_records(mapping, base.records_offset, base.size, self.terms)
         if bad:
-            raise CorruptionError(base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
+            raise CorruptionError(
+                base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
         self.take_all(walk_base(mapping.address, base.records_offset, base.size))
         if self.table.count != base.head.keys:
             raise CorruptionError(base.path, None, f"{base.head.keys} keys", f"{self.table.count}")

@@ -237,7 +237,7 @@ cdef class Capture:
     # ---- write -----------------------------------------------------------------------------------------
 
     def write_records(self, directory, descriptor, uint64_t offset, tick):
-        """Writes what is live to a file, from `offset` on; returns how many keys, and how many bytes; `sessions` counts on.
+        """Writes what is live to a file, from `offset` on; returns how many keys and bytes; `sessions` counts on.
 
         O(bytes of the arena); in pieces, behind each of which `tick(bytes so far)` is called.
         """
