@@ -72,7 +72,7 @@ class SqliteStateMachine(fastsm.StateMachine):
 
     # ---- apply -----------------------------------------------------------------------------------------
 
-    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | None]:
+    async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[bool | fastsm.Answer | None]:
         self._require()
         with self._transaction():
             return [self._apply(*entry) for entry in self._in_order(chunk)]
