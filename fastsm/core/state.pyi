@@ -14,7 +14,7 @@ from fastsm.types import LogId, SnapshotMetadata
 
 REASONS: dict[int, str]
 
-OPERATIONS: tuple[str, ...]
+OPERATIONS: dict[int, str]
 
 class State:
     def __new__(cls, *args: Any, **options: Any) -> Self: ...
