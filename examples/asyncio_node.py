@@ -60,7 +60,7 @@ class Node:
         folder.mkdir(exist_ok=True)  # the directory itself is made, its parents are yours
         self.machine = FastStateMachine(folder / "state")
         self.receiver: SnapshotReceiver | None = None
-        self.waiting: dict[int, asyncio.Future[bool | fastsm.Answer | None]] = {}  # proposals, by the index that they got
+        self.waiting: dict[int, asyncio.Future[bool | fastsm.Answer | None]] = {}  # by index
 
     async def run(self) -> None:
         """Apply, answer, flush; a snapshot now and then. Ends when it is cancelled."""

@@ -219,8 +219,9 @@ class Directory:
             try:
                 yield
             finally:
-                with suppress_errors(*NO_DIRECTORY_LOCK, *NO_SUCH_CALL):
-                    self.unlock_file(self._directory)
+                if not self._left:  # a forked child: the lock is its parent's
+                    with suppress_errors(*NO_DIRECTORY_LOCK, *NO_SUCH_CALL):
+                        self.unlock_file(self._directory)
         finally:
             _exclusive.discard(own)
 

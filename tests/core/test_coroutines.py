@@ -243,6 +243,7 @@ def test_small_chunk_runs_inline(directory: Path, machine_at: Opener) -> None:
         assert machine.last_applied() == LogId(2, 1)
         await machine.apply_chunk(put(3, LARGE))
         assert not ends_at_once(machine.apply_chunk(put(4, LARGE)))
+        await machine.wait_applied_async(4)  # nobody awaits the chunk itself
 
     if machine.apply(put(1)) and inside(machine).log.has_room(100):
         machine.clear()

@@ -237,7 +237,7 @@ def test_at_each_call_of_an_opening_a_fault_leaves_everything_as_it_was(
     with memory_directory() as root:
         stage = Stage(template, root / "stage", SCENES["compact"])
         (stage.machine.close if end == "closed" else lambda: kill(stage.machine))()
-        (stage.root / "state" / "log-99").write_bytes(b"left over")
+        (stage.root / "state" / "log-99").write_bytes(b"FASTSM-L left over")
         number = 0
         while failed == number:
             number += 1

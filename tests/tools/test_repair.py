@@ -232,6 +232,8 @@ EVERY: dict[str, tuple[Callable[[Path], object], int | str]] = {
     "the base's last run": (lambda s: changed_base(s, change_last_run), GONE),
     "the base's membership": (lambda s: changed_base(s, change_config), GONE),
     "the base's records": (lambda s: changed_base(s, change_record), GONE),
+    "the base's sessions": (
+        lambda s: changed_base(s, lambda data: data.__setitem__(slice(112, 120), (1).to_bytes(8, "little"))), GONE),
     "the base's keys": (lambda s: changed_base(s, change_key), GONE),
     "base and log are lost": (lambda s: ((s / "base-2").unlink(), (s / "log-2").unlink()), GONE),
 }
