@@ -378,7 +378,7 @@ def test_a_lack_of_permission_is_one_line(tmp_path, state, name):
     # What the command imports is this user's, so it is imported first: by the same command on a place that is none.
     nowhere = [str(argument).replace(str(tmp_path), "/dev/null") for argument in arguments[name]]
     code = (
-        f"import contextlib, io, os, fastsm.cli\nwith contextlib.suppress(SystemExit), "
+        f"import contextlib, io, os, fastsm.cli, fastsm.__main__\nwith contextlib.suppress(SystemExit), "
         f"contextlib.redirect_stderr(io.StringIO()):\n    fastsm.cli.app({nowhere!r})\n"
         "os.setegid(65534); os.seteuid(65534)\n" + RUN
     )
