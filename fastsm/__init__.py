@@ -57,6 +57,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         snapshots           a snapshot is taken
         installing          a snapshot becomes the state
         compaction          the log becomes a base
+        batches             a thread that answers coroutines, many at a time
         waiting             waits until an entry is applied, on threads and event loops
         coroutines          the order of asynchronous calls
         opening, statistics a machine's options, and how it is opened; what it says of itself

@@ -73,8 +73,17 @@ cdef enum:  # error codes
 
 # ---- decode -----------------------------------------------------------------------------------------
 
+cdef inline int header_fault(const uint8_t *data, size_t size) noexcept nogil:
+    if size == 0:
+        return TOO_SHORT
+    if data[0] != VERSION:
+        return UNKNOWN_VERSION
+    return TOO_SHORT if size < HEADER_SIZE else 0
+
+
 cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept nogil:
     """Looks at the first header; what follows is read by `next_operation`, `reader.left` times."""
+    cdef int fault
     reader.data = data
     reader.size = size
     reader.offset = 0
@@ -83,12 +92,9 @@ cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept
     reader.once = NULL
     if size > COMMAND_LIMIT:
         return COMMAND_TOO_LARGE
-    if size == 0:
-        return TOO_SHORT
-    if data[0] != VERSION:
-        return UNKNOWN_VERSION
-    if size < HEADER_SIZE:
-        return TOO_SHORT
+    fault = header_fault(data, size)
+    if fault:
+        return fault
     return open_compound(reader) if data[1] >= BATCH else 0
 
 
@@ -97,6 +103,7 @@ cdef int open_compound(Reader *reader) noexcept nogil:
     cdef const uint8_t *data = reader.data
     cdef size_t size = reader.size
     cdef uint64_t members
+    cdef int fault
     if data[1] == ONCE:
         if size < ONCE_HEADER_SIZE:
             return TOO_SHORT
@@ -110,12 +117,9 @@ cdef int open_compound(Reader *reader) noexcept nogil:
             return TOO_SHORT if load32(data + 4) > size else WRONG_SIZE
         data += ONCE_HEADER_SIZE
         reader.offset = ONCE_HEADER_SIZE
-        if size == 0:
-            return TOO_SHORT
-        if data[0] != VERSION:
-            return UNKNOWN_VERSION
-        if size < HEADER_SIZE:
-            return TOO_SHORT
+        fault = header_fault(data, size)
+        if fault:
+            return fault
         if data[1] == CONFIG or (OPEN_SESSION <= data[1] <= FORGET):
             return NESTED
     if data[1] == BATCH:

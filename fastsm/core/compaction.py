@@ -26,8 +26,6 @@ CATCH_UPS = 8
 
 logger = logging.getLogger("fastsm")
 
-SLICE = 0.01  # seconds between two looks whether another compaction is over
-
 
 class Compaction:
     """Compacts one machine, which is given to each call; one compaction at a time.
@@ -58,15 +56,12 @@ class Compaction:
                 f"{self._generations.path}: cannot compact up to entry {index}: expected one from {base}, the base, to "
                 f"{applied}, last applied")
         engine._turns.check()
-        with self._generations.jobs.run("compaction", None, progress) as job:
-            while not self._one_at_a_time.is_free():  # in slices: a close that the other one waits for ends this one
-                self._one_at_a_time.check()
-                job.check()
-                time.sleep(SLICE)
-            with self._one_at_a_time:
-                job.check()
-                engine._refuse_replaced(epoch, job.what)
-                self._run(engine, job, index)
+        # Checking: a close that the compaction before this one waits for ends this one, too.
+        run = self._generations.jobs.run("compaction", None, progress)
+        with run as job, self._one_at_a_time.checking(job.check):
+            job.check()
+            engine._refuse_replaced(epoch, job.what)
+            self._run(engine, job, index)
 
     def compact_by_itself(self, engine: Engine) -> None:
         """Compacts on a thread that ``apply`` starts, once, when more is dead than the policy bears."""
@@ -99,8 +94,7 @@ class Compaction:
                 engine._refuse_moved(epoch, job.what)
                 self._take(engine, log, index, old, carried)
         except BaseException as error:
-            if not self._generations.is_leftover(engine, log, error):
-                self._generations.discard(engine, log, number)
+            if self._generations.undo(engine, log, number, error):
                 raise
         self._generations.end(engine, old, what)
 

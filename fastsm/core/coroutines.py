@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -16,10 +16,11 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastsm.background import BackgroundCall
+from fastsm.core.batches import BatchThread
 from fastsm.core.engine import Engine
-from fastsm.core.turns import CLOSED, Place, Turns
-from fastsm.errors import NotRunningError, OrderError
-from fastsm.event_loops import call, event_loops, run_all, set_error, set_result, start, tell
+from fastsm.core.turns import Place, Turns
+from fastsm.errors import OrderError
+from fastsm.event_loops import call, event_loops, set_error, set_result, start
 
 if TYPE_CHECKING:
     import asyncio
@@ -140,7 +141,7 @@ class OrderedWorker:
                 finally:
                     self._forget(job)
                     if answer is not None:
-                        answer()  # only now: whoever awaited it finds the turn free, and may apply on the event loop
+                        answer()  # only now: the next chunk finds the turn free, and may be applied on the loop
             del job, answer  # while waiting for the next one, the machine is not held
         turns.keep_no_more()
 
@@ -170,37 +171,30 @@ class OrderedWorker:
                     job.doomed_by = failed
 
 
-class Waiters:
+class Waiters(BatchThread["Flush"]):
     """Flushes of coroutines, on one thread for all of them; and other calls that take long, on one each.
 
-    The thread for flushes takes everyone who waits, syncs once, answers them, and takes those who came meanwhile:
+    The thread for flushes takes all that wait, syncs once, answers them, and takes those that came meanwhile:
     one sync under way, one to come, however many wait. Thread safe.
     """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Flush | None] = SimpleQueue()
-        self._lock = threading.RLock()  # of the first start, `_calls` and `_closed`; its threads never take it
-        self._thread: BackgroundCall | None = None
+        super().__init__()
         self._calls: list[BackgroundCall] = []  # those that ended go with the next one
-        self._closed = False
 
     async def flush(self, function: Callable[[Any], None], mark: Any) -> None:
         """Awaits ``function(mark)``. Marks are ordered as they come: a later one covers those before it, None all."""
         loop = event_loops().get_running_loop()
         one = Flush(loop, loop.create_future(), function, mark)
         with self._lock:
-            if self._closed:
-                raise NotRunningError(CLOSED)
-            if self._thread is None:
-                self._thread = start(self._work)
+            self._start()
             self._queue.put(one)
         await one.future
 
     async def call(self, function: Callable[[], T]) -> T:
         """Awaits ``function()``, on a thread of its own."""
         with self._lock:
-            if self._closed:
-                raise NotRunningError(CLOSED)
+            self._require_open()
             self._calls = [one for one in self._calls if not one.wait(0)]
             future, thread = call(function)
             self._calls.append(thread)
@@ -208,39 +202,22 @@ class Waiters:
 
     def close(self) -> None:
         """Ends the threads once their work is done."""
-        self.abandon()
+        super().close()
         with self._lock:
-            threads = [*self._calls, *filter(None, [self._thread])]
-        for thread in threads:
+            calls = list(self._calls)
+        for thread in calls:
             if not thread.is_this_thread():
                 thread.wait()
 
-    def abandon(self) -> None:
-        """Takes no more work, and waits for nothing."""
-        with self._lock:
-            self._closed = True
-            self._queue.put(None)
-
-    def _work(self) -> None:
-        ended = False
-        while not ended:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            ended = None in batch
-            waiting = [one for one in batch if one is not None and not one.future.cancelled()]
-            answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
-            for one in sorted(waiting, key=Flush.reach, reverse=True):  # the first sync covers all others
-                try:
-                    one.function(one.mark)
-                except BaseException as error:
-                    answer = partial(set_error, one.future, error)
-                else:
-                    answer = partial(set_result, one.future, None)
-                answers.setdefault(one.loop, []).append(answer)
-            for loop, those in answers.items():
-                tell(loop, partial(run_all, those))
-            del batch, waiting, answers  # while waiting for the next ones, the machine is not held
+    def _outcomes(self, batch: list[Flush]) -> Iterator[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]:
+        waiting = [one for one in batch if not one.future.cancelled()]
+        for one in sorted(waiting, key=Flush.reach, reverse=True):  # the first sync covers all others
+            try:
+                one.function(one.mark)
+            except BaseException as error:
+                yield one.loop, partial(set_error, one.future, error)
+            else:
+                yield one.loop, partial(set_result, one.future, None)
 
 
 class Flush:

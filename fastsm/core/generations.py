@@ -119,11 +119,15 @@ class Generations:
         if log is None or log is not engine._log:
             current.discard(self.directory, log, number)
 
-    def is_leftover(self, engine: Engine, log: Log | None, error: BaseException) -> bool:
-        """Whether the step was taken, and only what comes after it found no memory: then it is logged, not raised."""
-        if log is not engine._log or not isinstance(error, MemoryError):
+    def undo(self, engine: Engine, log: Log | None, number: int, error: BaseException) -> bool:
+        """Removes what was prepared of a generation, unless the step was taken; whether the error is to be raised.
+
+        It is not where the step was taken, and only what came after it found no memory: then it is logged.
+        """
+        if log is engine._log and isinstance(error, MemoryError):
+            self._note_leftover(error)
             return False
-        self._note_leftover(error)
+        self.discard(engine, log, number)
         return True
 
     # ---- reset -----------------------------------------------------------------------------------------
@@ -142,8 +146,7 @@ class Generations:
             with self.jobs.replacing("a reset"):
                 self.take(engine, log, index, (LogId(), None))
         except BaseException as error:
-            if not self.is_leftover(engine, log, error):
-                self.discard(engine, log, number)
+            if self.undo(engine, log, number, error):
                 raise
         self.end(engine, old, "reset")
 

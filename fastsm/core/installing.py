@@ -49,8 +49,7 @@ class Installing:
                     old = engine._log  # by now
                     self._take(engine, job, log, index, told, allow_older)
             except BaseException as error:
-                if not self._generations.is_leftover(engine, log, error):
-                    self._generations.discard(engine, log, number)
+                if self._generations.undo(engine, log, number, error):
                     raise
             self._generations.end(engine, old, what)
 

@@ -22,7 +22,7 @@ cdef class Turns:
     cdef bint refusing           # takes no more such places
     cdef list put_off            # (thread, function): what threads do once they hold nothing
     cdef size_t put_off_count
-    cdef int wait(self) except -1
+    cdef int wait(self, check=*) except -1
     cdef int pass_on(self) except -1
     cdef int refuse_own(self, unsigned long thread) except -1
     cdef bint holds(self, unsigned long thread) except -1
@@ -36,13 +36,17 @@ cdef class Turns:
         """Takes the turn, after everyone who came before."""
         if self.taken or self.amid_count:
             self.wait()
+        self.take()
+        return 0
+
+    cdef inline void take(self) noexcept:
+        """Notes that the turn is the caller's, for which it was free or had waited."""
         self.taken = True
         self.owner = PyThread_get_thread_ident()
         self.called = None
-        return 0
 
     cdef inline int leave(self) except -1:
-        """Gives the turn to whoever has waited longest."""
+        """Gives the turn to the thread that has waited longest."""
         self.owner = 0
         if self.waiting_count:
             self.pass_on()

@@ -1,11 +1,11 @@
 """One writer at a time, first come, first served; and no thread that waits for itself.
 
 A signal handler, a finalizer or a callback runs on top of whatever its thread is doing. When that is a write of the
-same machine, a second write would wait for a turn that only the frame below it can give back. So whoever asks for
+same machine, a second write would wait for a turn that only the frame below it can give back. So a thread that asks for
 the turn is refused with `ReentryError`, before anything has changed, while its own thread
 
 - has the turn, or waits for it;
-- is amid a sync or a commit, for which whoever has the turn may wait;
+- is amid a sync or a commit, for which the holder of the turn may wait;
 - serves places of the order that come before.
 
 Closing is never refused: see `step_aside`.
@@ -15,6 +15,7 @@ from _thread import allocate_lock
 
 from fastsm.errors import NotRunningError, ReentryError
 
+CHECK_SECONDS = 0.05  # between two checks while waiting
 CLOSED = "this state machine is closed: open the directory again"
 REENTERED = (
     "this thread is in the middle of a call of this state machine that holds its writers up, or waits for them: a "
@@ -49,8 +50,11 @@ cdef class Turns:
     def __exit__(self, *exc_info):
         self.leave()
 
-    cdef int wait(self) except -1:
-        """Returns when the turn is the caller's: free, or given to it. The caller takes note of that at once."""
+    cdef int wait(self, check=None) except -1:
+        """Returns when the turn is the caller's: free, or given to it. The caller takes note of that at once.
+
+        `check()` is called now and then meanwhile; what it raises ends the waiting, as what a signal handler raises.
+        """
         cdef unsigned long thread = PyThread_get_thread_ident()
         cdef Place place
         self.refuse_own(thread)
@@ -60,7 +64,8 @@ cdef class Turns:
         self.waiting.append(place)
         self.waiting_count += 1
         try:
-            place.gate.acquire()  # in the main thread, signal handlers run meanwhile
+            while not place.gate.acquire(True, -1 if check is None else CHECK_SECONDS):
+                check()  # in the main thread, signal handlers run in between
         except BaseException:
             if place.dropped:
                 pass
@@ -84,6 +89,10 @@ cdef class Turns:
         self.owner = place.thread or self.keeper
         place.gate.release()
         return 0
+
+    def checking(self, check):
+        """A context like the turns themselves, for a wait that something else may have to end: see `wait`."""
+        return Checking(self, check)
 
     # ---- a thread's own calls ----------------------------------------------------------------------------
 
@@ -233,3 +242,21 @@ cdef class WaitedFor:
 
     def __exit__(self, *exc_info):
         self.turns.end()
+
+
+cdef class Checking:
+    """The context of `Turns.checking`."""
+    cdef Turns turns
+    cdef object check
+
+    def __cinit__(self, Turns turns, check):
+        self.turns = turns
+        self.check = check
+
+    def __enter__(self):
+        if self.turns.taken or self.turns.amid_count:
+            self.turns.wait(self.check)
+        self.turns.take()
+
+    def __exit__(self, *exc_info):
+        self.turns.leave()

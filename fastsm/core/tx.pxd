@@ -15,3 +15,4 @@ cdef class Tx:
 
     cdef int check(self) except -1
     cdef int look(self, bytes key, Found *found) except -1
+    cdef bint find(self, key, Found *found) except -1

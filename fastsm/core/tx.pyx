@@ -60,16 +60,20 @@ cdef class Tx:
         cdef size_t size = PyBytes_GET_SIZE(key)
         return self.view.look(data, size, self.view.table.hash(data, size), found)
 
+    cdef bint find(self, key, Found *found) except -1:
+        """Whether a key is there: one that a procedure hands over, checked first."""
+        key = taken(key, "key", MAX_KEY_SIZE)
+        self.check()
+        self.look(key, found)
+        return found.size != ABSENT
+
     # ---- read ------------------------------------------------------------------------------------------
 
     def get(self, key):
         """The value of a key, or None."""
         cdef Found found
         try:
-            key = taken(key, "key", MAX_KEY_SIZE)
-            self.check()
-            self.look(key, &found)
-            if found.size == ABSENT:
+            if not self.find(key, &found):
                 return None
             return PyBytes_FromStringAndSize(<const char *>found.value, found.size)
         except BaseException as error:
@@ -79,10 +83,7 @@ cdef class Tx:
         """The entry that last wrote a key, as a `LogId`, or None when the key is not there."""
         cdef Found found
         try:
-            key = taken(key, "key", MAX_KEY_SIZE)
-            self.check()
-            self.look(key, &found)
-            if found.size == ABSENT:
+            if not self.find(key, &found):
                 return None
             return LogId(found.index, self.terms_of(found.entry, found.index))
         except BaseException as error:

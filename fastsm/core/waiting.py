@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastsm.core.awaited import Ticket
+from fastsm.core.batches import BatchThread
 from fastsm.core.engine import Engine
-from fastsm.core.turns import CLOSED
 from fastsm.errors import NotRunningError, OrderError
-from fastsm.event_loops import event_loops, run_all, set_result, start, tell
+from fastsm.event_loops import event_loops, set_result
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
-
-    from fastsm.background import BackgroundCall
+    from collections.abc import Callable, Iterator
 
 
 def wait_applied(engine: Engine, index: int, timeout: float | None) -> None:
@@ -50,14 +49,8 @@ def judge(engine: Engine, ticket: Ticket) -> None:
     raise NotRunningError(f"the state machine was stopped while entry {ticket.index} was waited for")
 
 
-class AppliedWaiters:
+class AppliedWaiters(BatchThread[Ticket]):
     """Coroutines that wait for entries, however many, with one thread that tells their event loops. Thread safe."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
-        self._lock = threading.RLock()  # of the first start and `_closed`
-        self._thread: BackgroundCall | None = None
-        self._closed = False
 
     async def wait(self, engine: Engine, index: int) -> None:
         """Returns once an entry is applied."""
@@ -73,41 +66,7 @@ class AppliedWaiters:
             engine._wait_no_more(ticket)
         judge(engine, ticket)
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise NotRunningError(CLOSED)
-            if self._thread is None:
-                self._thread = start(self._work)
-
-    def close(self) -> None:
-        """Ends the thread once everybody was told."""
-        self.abandon()
-        if self._thread is not None and not self._thread.is_this_thread():
-            self._thread.wait()
-
-    def abandon(self) -> None:
-        """Takes no more waiters, and waits for nothing."""
-        with self._lock:
-            self._closed = True
-            self._queue.put(None)
-
-    def _work(self) -> None:
-        ended = False
-        while not ended:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
-            for ticket in batch:
-                if ticket is None:
-                    ended = True
-                else:
-                    answers.setdefault(ticket.owner[0], []).append(answer(ticket.owner[1]))
-            for loop, those in answers.items():
-                tell(loop, lambda those=those: run_all(those))  # type: ignore[misc]
-            del batch, answers  # while waiting for the next ones, nothing is held
-
-
-def answer(future: Any) -> Callable[[], None]:
-    return lambda: set_result(future, None)
+    def _outcomes(self, batch: list[Ticket]) -> Iterator[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]:
+        for ticket in batch:
+            loop, future = ticket.owner
+            yield loop, partial(set_result, future, None)

@@ -126,7 +126,7 @@ cdef class Order:
         """Does what is long, without the GIL: builds the tree, or sorts many new keys into it.
 
         Other threads wait here meanwhile. A signal handler that reads on top of it does not: it does the work itself,
-        and the frame below finds it done. It may be done in vain, when others have changed the tree: whoever calls
+        and the frame below finds it done. It may be done in vain, when others have changed the tree: a caller of it
         looks again.
         """
         cdef unsigned long thread = PyThread_get_thread_ident()
@@ -152,10 +152,7 @@ cdef class Order:
         cdef Work work
         cdef Node *root = NULL
         cdef Node *old
-        cdef uint64_t *places
         cdef uint64_t builder
-        cdef size_t first = 0
-        cdef int failed = 0
         if not self.built:
             self.fresh_count = self.absorbed = 0
         self.recording = True
@@ -165,19 +162,7 @@ cdef class Order:
             if not self.gather(sorting, builder, tick):
                 return 0
             mapping = self.mapping  # not before: the log may have outgrown it
-            work.arena = mapping.address
-            work.added = 0
-            places = sorting.sort(mapping.address, tick)
-            work.comparisons = sorting.sorter.steps
-            while first < sorting.count and not failed:
-                with nogil:
-                    failed = insert(&work, &root, places + first, min(sorting.count - first, <size_t>BATCH))
-                first += BATCH
-                PyErr_CheckSignals()
-                if tick is not None:
-                    tick()
-            if failed:
-                raise MemoryError(f"no memory to keep {sorting.count} keys in order")
+            insert_all(sorting, mapping, &work, &root, tick)
         except BaseException:
             release(root)
             if self.builder == builder:
@@ -208,7 +193,7 @@ cdef class Order:
     cdef bint gather(self, Sorting sorting, uint64_t builder, tick) except -1:
         """Reads the table in pieces, while it goes on changing; False when another build has begun meanwhile.
 
-        New keys are noted from before the first piece on. A split moves keys to a segment behind all others, where they
+        New keys are noted from before the first piece on. A split moves keys to a segment after all others, where they
         are met again, and sorting leaves one of them.
         """
         cdef uint64_t rebuilds = ~self.table.rebuilds
@@ -240,13 +225,10 @@ cdef class Order:
         cdef Mapping mapping
         cdef Work work
         cdef Node *root
-        cdef uint64_t *places
         cdef uint64_t version = self.version
         cdef uint64_t entries
         cdef size_t count = self.waiting()
-        cdef size_t first = 0
         cdef size_t i
-        cdef int failed = 0
         sorting.reserve(count)
         if self.version != version or self.waiting() < count or not self.built:
             return 0
@@ -256,20 +238,8 @@ cdef class Order:
         hold(root)
         entries = self.entries
         mapping = self.mapping
-        work.arena = mapping.address
-        work.added = 0
         try:
-            places = sorting.sort(mapping.address, tick)
-            work.comparisons = sorting.sorter.steps
-            while first < sorting.count and not failed:
-                with nogil:
-                    failed = insert(&work, &root, places + first, min(sorting.count - first, <size_t>BATCH))
-                first += BATCH
-                PyErr_CheckSignals()
-                if tick is not None:
-                    tick()
-            if failed:
-                raise MemoryError(f"no memory to keep {sorting.count} new keys in order")
+            insert_all(sorting, mapping, &work, &root, tick)
         except BaseException:
             release(root)
             raise
@@ -378,6 +348,27 @@ cdef class Moment:
 
     def __cinit__(self):
         self.notes = Table()
+
+
+cdef int insert_all(Sorting sorting, Mapping mapping, Work *work, Node **root, tick) except -1:
+    """Sorts what was gathered, and puts it into a tree that only the caller holds; `work` says what it took."""
+    cdef uint64_t *places
+    cdef size_t first = 0
+    cdef int failed = 0
+    work.arena = mapping.address
+    work.added = 0
+    places = sorting.sort(mapping.address, tick)
+    work.comparisons = sorting.sorter.steps
+    while first < sorting.count and not failed:
+        with nogil:
+            failed = insert(work, root, places + first, min(sorting.count - first, <size_t>BATCH))
+        first += BATCH
+        PyErr_CheckSignals()
+        if tick is not None:
+            tick()
+    if failed:
+        raise MemoryError(f"no memory to keep {sorting.count} keys in order")
+    return 0
 
 
 cdef int reserve_notes(Moment moment, size_t changes) except -1:

@@ -28,6 +28,7 @@ from fastsm.integrations.pysyncobj.batteries import (
 )
 from fastsm.integrations.pysyncobj.codecs import KEYS, VALUES
 from support.cluster import free_ports
+from support.twin_nodes import ticked_until
 
 Calls = Callable[[random.Random], tuple[str, tuple[Any, ...]]]
 
@@ -68,12 +69,8 @@ class Cluster:
             self.stop(number)
 
     def until(self, condition: Callable[[], object]) -> None:
-        for _ in range(8000):
-            if condition():
-                return
-            for node in self.nodes.values():
-                node.doTick(0.001)
-        raise AssertionError([node.failure for node in self.nodes.values()])
+        if not ticked_until(condition, self.nodes.values):
+            raise AssertionError([node.failure for node in self.nodes.values()])
 
     def settle(self) -> None:
         self.until(lambda: all(node.isReady() for node in self.nodes.values()) and len({
@@ -375,7 +372,7 @@ MALFORMED = [b"", b"\x01", b"\x01\xff\xff", b"\x07\x01\0\0\0q", b"\x02\x00\x00\x
 
 @pytest.mark.parametrize("content", MALFORMED, ids=range(len(MALFORMED)))
 def test_a_malformed_operation_changes_nothing(cluster: Callable[..., Cluster], content: bytes) -> None:
-    """Whoever made it: every node passes over it, and the next one works."""
+    """No matter who made it: every node passes over it, and the next one works."""
     nodes = cluster(lambda: [FastCounter()], 2)
     told: list[Any] = []
     nodes.nodes[0]._applyCommand(content, lambda *answer: told.append(answer), 0x47)

@@ -19,6 +19,7 @@ from pysyncobj.transport import TCPTransport
 import fastsm
 from fastsm.integrations.pysyncobj import Change, DumpPolicy, FastSyncObj, ReplicatedStateMachine
 from support.cluster import free_ports
+from support.twin_nodes import ticked_until
 
 
 class Counting:
@@ -79,12 +80,8 @@ class Nodes:
             self.stop(node)
 
     def until(self, condition: Callable[[], object]) -> None:
-        for _ in range(8000):
-            if condition():
-                return
-            for node in self.running:
-                node.doTick(0.001)
-        raise AssertionError([getattr(node, "failure", None) for node in self.running])
+        if not ticked_until(condition, lambda: self.running):
+            raise AssertionError([getattr(node, "failure", None) for node in self.running])
 
     def ready(self) -> None:
         self.until(lambda: all(node.isReady() for node in self.running))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,18 @@ from support.cluster import free_ports
 
 COMPARED = ("state", "has_quorum", "partner_nodes_count", "last_applied", "commit_idx", "leader_commit_idx",
             "match_idx_count", "enabled_code_version")  # fmt: skip
+
+
+def ticked_until(
+    condition: Callable[[], object], nodes: Callable[[], Iterable[Any]], *, rounds: int = 8000
+) -> bool:
+    """Ticks nodes in turns until a condition holds; False when it never did."""
+    for _ in range(rounds):
+        if condition():
+            return True
+        for node in list(nodes()):
+            node.doTick(0.001)
+    return False
 
 
 class Items(SyncObjConsumer):  # type: ignore[misc]
@@ -97,13 +109,10 @@ class Nodes:
             self.stop(number)
 
     def until(self, condition: Callable[[], object]) -> None:
-        for _ in range(6000):
-            if condition():
-                return
-            for number, node in list(self.running.items()):
-                if number not in self.paused:
-                    node.doTick(0.001)
-        raise AssertionError([node.getStatus() for node in self.running.values()])
+        if not ticked_until(condition, lambda: [
+            node for number, node in self.running.items() if number not in self.paused
+        ], rounds=6000):  # fmt: skip
+            raise AssertionError([node.getStatus() for node in self.running.values()])
 
     def until_leader(self) -> None:
         """Until all members that run and are not paused follow one of them."""
