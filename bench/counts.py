@@ -54,7 +54,7 @@ operation, _, chunk = name.partition(".")
 work = entries(wanted, {COUNT} + 1)
 chunks = [work[i:i + int(chunk)] for i in range(0, {COUNT}, int(chunk))] if chunk else []
 # Where the heap has got to is chance, and the path of the package moves it: objects as large as a value leave partly
-# used pools behind, so that no `get` has to open a pool of its own.
+# used pools after it, so that no `get` has to open a pool of its own.
 room = [bytes(bytearray(100)) for _ in range(1000)]
 del room[::2]
 before = state()

@@ -54,7 +54,7 @@ cdef class BackgroundCall:
 
     def interrupt(self):
         """Raises `KeyboardInterrupt` in the call, at its next step of Python code, unless it is over."""
-        # Whoever is over has unlocked it, under the GIL: so the thread is still there, and no other has its number.
+        # A call that is over has unlocked it, under the GIL: so the thread is still there, and no other has its number.
         if self.over.locked():
             PyThreadState_SetAsyncExc(self.thread, KeyboardInterrupt)
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def event_loops() -> ModuleType:
-    """asyncio. Whoever awaits has it already; whoever runs on threads is spared its import, a third of all."""
+    """Returns asyncio. Who awaits has it already; who runs on threads is spared its import, a third of all."""
     import asyncio  # noqa: PLC0415 (see above)
 
     return asyncio

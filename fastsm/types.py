@@ -65,7 +65,7 @@ class Answer(_Answer):
     ``reason``, where ``ok`` is False, is one of "mismatch", "not a number", "overflow", "abort", "failed",
     "too large", "stale", "no session". All three are the same on every replica.
 
-    ``error``, on this replica only, is the exception behind "failed"; it takes no part in ``==``, ``hash`` or
+    ``error``, on this replica only, is the exception that led to "failed"; it takes no part in ``==``, ``hash`` or
     ``repr``, and is not pickled.
     """
 

@@ -84,7 +84,7 @@ def told_in_one_line() -> Iterator[None]:
         fail(f"MISMATCH: {error}")
     except (fastsm.FastsmError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            give_up_output()  # whoever read the output is gone
+            give_up_output()  # the reader of the output is gone
             raise typer.Exit(1) from None
         if isinstance(error, OSError) and error.strerror and error.filename:
             fail(f"{os.fsdecode(error.filename)}: {error.strerror}")

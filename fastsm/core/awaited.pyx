@@ -1,4 +1,4 @@
-"""Whoever waits for an entry to be applied: for reads that must not be older than an index.
+"""The queue of those who wait for an entry to be applied: for reads that must not be older than an index.
 
 Writers look at one number, the least index that is waited for. Where it is reached they tell the waiters, without
 running Python code: a chunk that is applied can no longer fail.
@@ -58,7 +58,7 @@ cdef class Awaited:
         return 0
 
     cdef void note_applied(self, uint64_t index) noexcept:
-        """Tells whoever waits for an index up to this one. Where memory fails they are told after a later chunk."""
+        """Tells all who wait for an index up to this one. Where memory fails they are told after a later chunk."""
         cdef Ticket ticket
         while self.least <= index:
             ticket = self.tickets[0]

@@ -299,7 +299,7 @@ cdef class Chunk:
 cdef tuple hold_entries(object chunk):
     """The entries of a chunk as they are now, with their commands: no code that runs later can change or free them.
 
-    An entry is a tuple too, so that whoever holds it holds its command.
+    An entry is a tuple too, so that a reference to it holds its command.
     """
     cdef object entries = PySequence_Fast(chunk, "a chunk is a sequence of entries")
     cdef Py_ssize_t count, i

@@ -399,7 +399,7 @@ cdef class Engine(Ordered):
         if len(checksum) != CHECKSUM_BYTES:
             raise SnapshotFormatError(
                 f"{self._log.path}: expected a snapshot's checksum of {CHECKSUM_BYTES} bytes, found {len(checksum)}")
-        if index > self.applied_index:  # no directory opens whose state is behind its own snapshot
+        if index > self.applied_index:  # no directory opens whose state is older than its own snapshot
             raise SnapshotRangeError(
                 f"{self._log.path}: a snapshot as of {LogId(index, term)} cannot be of this state: last applied is "
                 f"{LogId(self.applied_index, self.applied_term)}; apply the entries, or install the snapshot, first")

@@ -30,7 +30,7 @@ cdef class State:
     cdef const uint8_t *arena
     cdef uint64_t readable         # bytes of the arena: no record reaches beyond, whatever it says
     # Which state this is: the high half counts resets and installs, the low half compactions since. It changes in
-    # the step that changes log, index and last applied, so whoever captured it with them knows whether they hold.
+    # the step that changes log, index and last applied, so a caller that captured it with them knows whether they hold.
     cdef readonly uint64_t _epoch
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef Awaited awaited           # who waits for an entry to be applied

@@ -461,7 +461,7 @@ cdef class State:
     def _capture(self, last_included):
         """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none.
 
-        An id between two terms, where no entry was seen, stands for the entry before it: otherwise whoever installs
+        An id between two terms, where no entry was seen, stands for the entry before it: otherwise one that installs
         the snapshot would know of an entry that its writer never saw.
         """
         cdef Capture capture = Capture.__new__(Capture)

@@ -130,7 +130,7 @@ class Directory:
 
         flock, not lockf: it excludes a second opening by this very process, too. The file is not unlinked, since two
         processes could then lock two files of one name; where a tool that failed removes the directory that it made,
-        LOCK goes too, and whoever waited for it notices.
+        LOCK goes too, and a process that waited for it notices.
         """
         deadline = time.monotonic() + timeout
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
@@ -154,13 +154,13 @@ class Directory:
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         content = f"{self._locked_in}\n{since}\n".encode()
         try:
-            # In place first: whoever is refused at this moment is seldom told of the holder before.
+            # In place first: a process that is refused at this moment is seldom told of the holder before.
             os.pwrite(lock.number, content, 0)
             os.ftruncate(lock.number, len(content))
         except OSError:  # a full disk: flock is the lock, the content only informs, and must not name another process
             with contextlib.suppress(OSError):
                 os.ftruncate(lock.number, 0)
-        # Whoever gave others access to LOCK, which is never replaced, wants them to have it to later files too.
+        # An owner who gave others access to LOCK, which is never replaced, wants them to have it to later files too.
         self._file_mode |= os.fstat(lock.number).st_mode & 0o666
 
     def owner(self) -> LockedError | None:

@@ -1,6 +1,6 @@
 """What lies after the last valid frame of a file: a torn tail, or the proof that durable bytes were lost.
 
-There is one search, for logs and for segments of the journal, whoever opens them. It reads the file, not a mapping, so
+There is one search, for logs and for segments of the journal. It reads the file, not a mapping, so
 that an owner who cuts the file meanwhile, and an error of the disk, are errors and no signals.
 
 A header whose seal matches was written by this file's owner, at this very place. When it says that the file was

@@ -92,13 +92,13 @@ def open_read_only(directory: Directory, expect_applied: LogId | None, verify: b
 
 
 def recover(log: Log, current: format.CurrentFile, expect_applied: LogId | None, verify: bool) -> Generation:
-    """The index of a log and its base: the saved table, if there is one to be believed, and what lies behind it."""
+    """The index of a log and its base: the saved table, if there is one to be believed, and what lies after it."""
     with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
         loaded = load_table(log.directory, log)
-    saved, behind = None, EMPTY_LOG_BYTES
+    saved, read_to = None, EMPTY_LOG_BYTES
     if loaded is not None:
         index, saved = loaded
-        behind = saved.log_offset
+        read_to = saved.log_offset
     else:
         index = Index()
         if log.base is not None:
@@ -111,8 +111,8 @@ def recover(log: Log, current: format.CurrentFile, expect_applied: LogId | None,
         verify=(lambda: Verification(log).run()) if verify else None,
     )  # fmt: skip
     verified = verified or verify
-    index.read_log(log.mapping, behind, log.end)
-    return Generation(log, index, log.last_durable(*start, behind), recovery, verified)
+    index.read_log(log.mapping, read_to, log.end)
+    return Generation(log, index, log.last_durable(*start, read_to), recovery, verified)
 
 
 def read_current(directory: Directory) -> format.CurrentFile | None:
@@ -192,7 +192,7 @@ def write_next(directory: Directory, log: Log) -> None:
 def name_next(directory: Directory, old: Log, log: Log) -> None:
     """The step: names ``log``, which is prepared and synced, in place of ``old``; durable on return.
 
-    On an error before CURRENT is replaced, ``old`` is the state and untouched. On an error behind that, which
+    On an error before CURRENT is replaced, ``old`` is the state and untouched. On an error after that, which
     of the two the disk names is unknown: ``old`` is poisoned.
     """
     try:

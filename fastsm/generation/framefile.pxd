@@ -21,7 +21,7 @@ cdef class FrameFile:
     cdef uint64_t identity
     cdef readonly uint64_t end           # where the next frame goes
     cdef readonly uint64_t durable       # everything below is known to survive a power loss
-    cdef readonly uint64_t allocated     # the file's size: blocks are behind every byte
+    cdef readonly uint64_t allocated     # the file's size: every byte has a block
     cdef uint64_t window_end             # pages of [end, window_end) are populated
     cdef uint64_t window                 # how far ahead to populate
     cdef uint64_t zeroed_end             # blocks of [end, zeroed_end) hold written zeros
@@ -51,7 +51,7 @@ cdef class FrameFile:
         return self.check_writable() if self.read_only or self.poisoned is not None else 0
 
     cdef inline int settle(self) except -1:
-        """Behind each mebibyte or so of the log: makes what follows cheap."""
+        """After each mebibyte or so of the log: makes what follows cheap."""
         return self.settle_piece() if self.end - self.settled_end >= SETTLED_PIECE else 0
 
     cdef int attach(self, bytes packed_head, uint64_t size) except -1

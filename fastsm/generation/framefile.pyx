@@ -88,7 +88,7 @@ cdef class FrameFile:
             self.directory.close_file(descriptor)
 
     def let_go(self):
-        """Behind `close`: drops the mapping, which nobody reads through this log any more."""
+        """After `close`: drops the mapping, which nobody reads through this log any more."""
         _old = self.mapping  # until it is nobody's any more: its end lets other threads run
         self.mapping = None
         self.address = NULL
@@ -102,7 +102,7 @@ cdef class FrameFile:
         """
         cdef uint64_t stop = self.end + length
         self.require_writable()
-        self.settle()  # not behind a frame: an error there would be one of a chunk that counts
+        self.settle()  # not after a frame: an error there would be one of a chunk that counts
         if stop > self.allocated:
             self.grow(stop)
         if self.stores and not self.syncing and length < STORED_BELOW:
@@ -154,7 +154,7 @@ cdef class FrameFile:
     cdef int settle_piece(self) except -1:
         """What was written with `pwrite` becomes present in the mapping, before a read takes a page fault for it.
 
-        And behind much that no sync has covered, the disk works while more is appended, so that a sync is short.
+        And after much that no sync has covered, the disk works while more is appended, so that a sync is short.
         """
         cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
         cdef uint64_t first
@@ -222,7 +222,7 @@ cdef class FrameFile:
     cdef int map_up_to(self, uint64_t size) except -1:
         cdef Mapping mapping
         if self.mapping is None or not self.mapping.fits(size):
-            # Whoever reads through the old mapping keeps it; both show the same pages.
+            # A reader of the old mapping keeps it; both show the same pages.
             mapping = Mapping(self.start + 2 * size, self.read_only)
             self.lay_base(mapping)
             mapping.extend(self.descriptor, size)
@@ -272,7 +272,7 @@ cdef class FrameFile:
         finally:
             self.syncing -= 1
             self.window_end = 0  # the sync has cleaned the pages: a store would be a fault again
-        self.check_writable()  # a sync beside this one may have failed: the system reports an error only once
+        self.check_writable()  # another sync may have failed meanwhile: the system reports an error only once
         self.durable = max(self.durable, target)
         self.sync_count += 1
         self.sync_seconds += time.perf_counter() - started

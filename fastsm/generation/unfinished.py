@@ -2,7 +2,7 @@
 
 A tool that makes a state from something else (a snapshot, a dump) works in the directory itself, so that this may be
 the root of a mounted volume. Before anything else it writes ``UNFINISHED``, and in the end it removes that file.
-Whoever opens the directory after the tool was killed finds the file, removes what is there, and has an empty directory.
+An opening after the tool was killed finds the file, removes what is there, and has an empty directory.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ cdef class Order:
 
 
 cdef class Moment:
-    # Invariant: `end` is the place behind the last record of the moment, and `notes` leads from each key that was
+    # Invariant: `end` is the place after the last record of the moment, and `notes` leads from each key that was
     # overwritten or deleted since to its record of the moment.
     cdef uint64_t end
     cdef Table notes

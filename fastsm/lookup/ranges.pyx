@@ -1,7 +1,7 @@
 """Reads of ranges: of the present tree in one step, or of a view, piece by piece.
 
 An entry whose record is not the newest of its key any more is led on by the table. Where a view is older than what the
-table says, its own notes know. Entries of deleted keys are taken off the tree by whoever finds many of them.
+table says, its own notes know. Entries of deleted keys are taken off the tree by a reader that finds many of them.
 """
 
 cimport cython
@@ -160,7 +160,7 @@ cdef class OrderedView:
         self.finish()
 
     cdef int begin(self, Order order, uint64_t end, bytes low, bytes high, bint reverse) except -1:
-        """Takes the tree, which has all keys. `end`: the place behind the last record. Runs no Python code."""
+        """Takes the tree, which has all keys. `end`: the place after the last record. Runs no Python code."""
         self.moment.notes.seed0, self.moment.notes.seed1 = order.table.seed0, order.table.seed1
         self.moment.end = end
         order.add_moment(<void *>self.moment)

@@ -242,7 +242,7 @@ cdef void part(Sorter *sorter, Span *span) noexcept nogil:
 
 
 cdef int64_t part_ended(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
-    """Equal heads: a key that ends in its head is a prefix of every longer one, the zeros behind it aside."""
+    """Equal heads: a key that ends in its head is a prefix of every longer one, the zeros after it aside."""
     cdef size_t i = span.at
     cdef size_t stop = min(span.stop, i + <size_t>left)
     cdef int64_t steps = <int64_t>(stop - i)

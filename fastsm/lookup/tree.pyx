@@ -3,7 +3,7 @@
 A B+tree without keys: a place leads to its record for ever, and the record has the key. Nodes take no more memory than
 they use, so 8.5 bytes a key wherever new keys come. A node that only one node, or the root's holder, refers to is
 changed in place. One that is shared is copied instead, with the path to it (Driscoll, Sarnak, Sleator, Tarjan, JCSS
-1989): whoever holds a root has the tree as it was, at no cost.
+1989): a reader that holds a root has the tree as it was, at no cost.
 """
 
 from libc.stdlib cimport free, malloc

@@ -1,7 +1,7 @@
 """Changes of a tree of places.
 
 Changes come as batches of sorted places, so that many of them cost little more than a merge. An operation that finds no
-memory leaves no tree at all, and whoever called makes a new one: the tree is derived from the table.
+memory leaves no tree at all, and the caller makes a new one: the tree is derived from the table.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t

@@ -195,7 +195,7 @@ def look_at_present(path: str | os.PathLike[str], files: type[Directory] = Direc
 def put_in_place(directory: Directory, name: str, ours: LogId, seen: SnapshotHead | None) -> None:
     """Renames a whole, synced snapshot as of ``ours`` to ``snapshot.fsm``; ``seen`` had that name when work began.
 
-    Whoever writes an older snapshot over a newer one that was there before means it. One that came meanwhile was not
+    Writing an older snapshot over a newer one that was there before is meant. One that came meanwhile was not
     seen: when it is newer it stays, and this is a ``StaleSnapshotError``. The directory is not synced.
     """
     with directory.exclusive():

@@ -68,7 +68,7 @@ class WaitingRules:
         asyncio.run(main())
 
     def test_a_stop_ends_a_wait(self, state_machine: StateMachine) -> None:
-        """Whoever waits for an entry is told with ``NotRunningError`` when the machine is stopped."""
+        """A caller that waits for an entry is told with ``NotRunningError`` when the machine is stopped."""
         wait = method_of(state_machine, "wait_applied_async")
 
         async def main() -> None:
@@ -80,7 +80,7 @@ class WaitingRules:
         asyncio.run(main())
 
     def test_a_reset_ends_a_wait(self, state_machine: StateMachine) -> None:
-        """Whoever waits for an entry is told with ``OrderError`` when the state is reset."""
+        """A caller that waits for an entry is told with ``OrderError`` when the state is reset."""
         wait = method_of(state_machine, "wait_applied_async")
 
         async def main() -> None:

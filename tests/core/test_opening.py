@@ -109,7 +109,7 @@ def test_errors_of_the_constructor_come_where_it_is_awaited(directory: Path, mac
 
 @pytest.mark.parametrize("when", ["while it opens", "at the last moment"])
 def test_a_cancelled_opening_leaves_no_lock(directory: Path, when: str) -> None:
-    """Whoever cancels the wait gets no machine: it is closed once it is open, and the directory is free."""
+    """A caller that cancels the wait gets no machine: it is closed once it is open, and the directory is free."""
     gate, begun = threading.Event(), threading.Event()
 
     class Slow(FastStateMachine):

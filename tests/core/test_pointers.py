@@ -326,7 +326,7 @@ def test_a_key_changes_the_machine(
 
 @pytest.mark.usefixtures("busy_threads")
 def test_threads_read_while_the_machine_is_closed(directory: Path, machine_at: Opener) -> None:
-    """Whoever reads a closing machine from Python gets a value or ``NotRunningError``, and no part that is gone."""
+    """A read of a closing machine from Python gets a value or ``NotRunningError``, and no part that is gone."""
     machines: list[FastStateMachine] = []
     over = threading.Event()
     wrong: list[BaseException] = []

@@ -202,7 +202,7 @@ def test_a_handler_does_not_wait_for_the_apply_below_it(directory: Path, machine
 
 
 def test_a_machine_that_is_waited_for_in_a_loop_that_ended_goes_on(directory: Path, machine_at: Opener) -> None:
-    """Event loops come and go: a wait that was left behind with its loop harms nobody."""
+    """Event loops come and go: a wait that was abandoned with its loop harms nobody."""
     machine = machine_at(directory)
 
     async def leave() -> None:

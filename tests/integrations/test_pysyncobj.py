@@ -180,7 +180,7 @@ def test_a_restart_goes_on_where_it_was(node_at: MakeNode, durable: bool) -> Non
 
 
 def test_consumers_are_restored_once(node_at: MakeNode) -> None:
-    """A PySyncObj structure beside the state machine is what it was: from the dump, and the entries after it."""
+    """A PySyncObj structure next to the state machine is what it was: from the dump, and the entries after it."""
     counter = ReplCounter()
     node = node_at(consumers=[counter])
     for _ in range(5):

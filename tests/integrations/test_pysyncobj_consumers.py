@@ -55,7 +55,7 @@ def test_attributes_of_a_node_without_replicated_methods_are_its_own(node_at: Ma
 
 
 def test_replicated_attributes_that_cannot_travel_stop_the_node_at_its_start(node_at: MakeNode) -> None:
-    """A class with replicated methods that sets a lock behind PySyncObj's constructor could never dump: it says so."""
+    """A class with replicated methods that sets a lock after PySyncObj's constructor could never dump: it says so."""
 
     class Node(ReplicatedStateMachine):
         def __init__(self, *arguments: Any, **options: Any) -> None:

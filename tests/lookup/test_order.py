@@ -1,4 +1,4 @@
-"""The tree of places behind the ordered reads: any keys, any order of coming, at a cost that is counted."""
+"""The tree of places that ordered reads use: any keys, any order of coming, at a cost that is counted."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def test_an_older_snapshot_never_replaces_a_newer_one_that_came_meanwhile(tmp_pa
 
 
 def test_an_older_snapshot_replaces_a_newer_one_that_was_there_before(tmp_path: Path) -> None:
-    """Whoever writes it there means it: the present file was there when the writing began, changed by nobody since."""
+    """It is meant: the present file was there when the writing began, changed by nobody since."""
     write_snapshot_file(tmp_path, StateSource(some_state(30)))
     older = write_snapshot_file(tmp_path, StateSource(some_state(5)))
     with open_snapshot(tmp_path) as snapshot:

@@ -128,7 +128,7 @@ class Applying(Replication):
     def _applyCommand(self, command: bytes, callback: Any, commandType: int | None = None) -> None:
         """Queues a command of any kind: of ``submit``, of a replicated method, of PySyncObj's own, of another node.
 
-        Whoever waits for it is told once, also when the node ends.
+        A caller that waits for it is told once, also when the node ends.
         """
         if commandType is not None:  # a caller on this node; what another node forwards was checked there
             self._fastsm_require_running()

@@ -40,7 +40,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
 
     def _fastsm_begin_replication(self, journal: FastJournal) -> None:
         self._fastsm_journal = journal
-        self._fastsm_keep_tail = False  # while a message is handled: the entries behind those that it names stay
+        self._fastsm_keep_tail = False  # while a message is handled: the entries after those that it names stay
         self._fastsm_pieces: list[bytes] | None = None  # of an entry that arrives in several messages
         self._fastsm_batch: tuple[Any, dict[str, Any]] = None, {}  # the last one, and what it depended on
 

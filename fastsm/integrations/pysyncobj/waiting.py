@@ -1,6 +1,6 @@
 """Those who wait for the answer to a command, and functions of the user's that PySyncObj calls in its tick.
 
-Whoever waits is told once, whatever becomes of the command and of the node. What a function of the user's raises is
+Each caller is told once, whatever becomes of the command and of the node. What a function of the user's raises is
 logged; it never reaches PySyncObj, which would leave its tick in the middle.
 """
 
