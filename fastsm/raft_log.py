@@ -183,6 +183,8 @@ class RaftLog(LogEngine):
 
     def __del__(self) -> None:
         if not self._is_closed():
-            warnings.warn(f"{self!r} was never closed: what was not synced may be lost", ResourceWarning, 2)
-            self._waiters.abandon()
-            self._abandon()
+            try:
+                warnings.warn(f"{self!r} was never closed: what was not synced may be lost", ResourceWarning, 2)
+            finally:
+                self._waiters.abandon()
+                self._abandon()

@@ -112,8 +112,8 @@ cdef class Segments(Entries):
     def remove_files(self, going):
         """Removes the files of segments that were set aside, once it is durable that they are not needed."""
         for segment in going:
-            segment.close()
             with storage_errors(segment.path, "removing a segment of the log"):
+                segment.close()
                 self.directory.unlink(segment.name)
                 self.directory.sync_directory()  # one after the other: never is there a gap in their numbers
             if segment in self.retired:  # another thread may have removed it as well
