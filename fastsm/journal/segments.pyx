@@ -10,6 +10,7 @@ import os
 import re
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_checksum, frame_length, frame_watermark
@@ -33,6 +34,9 @@ NEWEST = "NEWEST"
 NAMES = re.compile(r"journal-([1-9][0-9]*)")
 LOST = "a file of this directory is gone: restore all of it from a replica"
 cdef uint64_t LARGEST = format.MAX_INDEX
+
+cdef enum:
+    SLICE = 16 << 20         # bytes between two looks at signals: some milliseconds
 
 
 cdef class Segments(Entries):
@@ -270,8 +274,12 @@ cdef class Segments(Entries):
         cdef uint64_t frames = 0
         cdef uint64_t last = 0
         cdef uint64_t chain = segment.known_chain
+        cdef uint64_t pause = SLICE
         cdef const uint8_t *frame = segment.frame_of(end, chain)
         while frame != NULL:
+            if end > pause:
+                PyErr_CheckSignals()
+                pause = end + SLICE
             if not self.take_frame(segment, frame, is_first):
                 raise CorruptionError(
                     segment.path, end, "a frame that goes on with what is before it",
