@@ -63,7 +63,11 @@ bytes to files to memory to the machine; each module imports only what stands be
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
-        segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
+        segment, segments   one file of it; its files, as they come, go and are read back
+        journal             entries, term and vote, in files that are cut at both ends
+        engine              the same for many threads: one writer at a time, one sync for all
+        checking            every byte of it against its checksum
+    raft_log                RaftLog
     machine                 FastStateMachine
     memory_tx, memory       MemoryStateMachine, the model
     integrations            Raft libraries that run on fastsm; imported only when used
@@ -125,6 +129,7 @@ from fastsm.command import (
 from fastsm.errors import (
     ChecksumMismatchError,
     CommandError,
+    CompactedError,
     CorruptionError,
     FastsmError,
     FormatVersionError,
@@ -145,6 +150,7 @@ from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
+from fastsm.raft_log import RaftLog, RaftLogStats
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
@@ -165,6 +171,7 @@ __all__ = [
     "Answer",
     "ChecksumMismatchError",
     "CommandError",
+    "CompactedError",
     "CorruptionError",
     "Entry",
     "FastStateMachine",
@@ -176,6 +183,8 @@ __all__ = [
     "NotRunningError",
     "OrderError",
     "ProcedureError",
+    "RaftLog",
+    "RaftLogStats",
     "ReadOnlyError",
     "ReentryError",
     "ScanResult",

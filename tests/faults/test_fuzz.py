@@ -16,7 +16,7 @@ import pytest
 import fastsm.core.generations
 import fastsm.snapshot.file
 from fastsm import CorruptionError, FastStateMachine, OrderError, SnapshotFormatError
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support import by_hand, snapshots
 from support.faulty import memory_directory
 from support.fuzz_worker import CORPUS, TARGETS, corpus_of

@@ -19,7 +19,7 @@ from snapshot.test_codec import bomb
 
 import fastsm.core.generations
 from fastsm import CorruptionError, FastsmError, FastStateMachine, SnapshotFormatError, SnapshotReceiver, open_snapshot
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support import by_hand, snapshots
 from support.faulty import contents
 from support.inside import inside

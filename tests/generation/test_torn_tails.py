@@ -10,7 +10,7 @@ import pytest
 
 import fastsm
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support import tails
 from support.faulty import crash_copy, frames_of, memory_directory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import xxhash
 
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
 Item = tuple[int, int, int, bytes]  # kind, index, term, data
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import fastsm
 import fastsm.core.generations
 from fastsm import FastStateMachine
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support import by_hand
 from support.fuzz_targets import Outcome, Target, ending_of, reseal, value
 from support.inside import inside
