@@ -27,37 +27,15 @@ class Refused(Exception):  # a signal, not an error
 
 @dataclass
 class Outcome:
-    """What an entry wrote: keys in order, None where one was removed; and the membership that it brought."""
+    """What an entry did to the state, in order: names of the methods of ``State``, with their arguments."""
 
     log_id: LogId
-    writes: list[tuple[bytes, bytes | None]]
-    membership: tuple[LogId, bytes] | None
-    session: tuple[int, bytes | None] | None = None  # what is remembered of it; None: it was forgotten
+    steps: list[tuple[str, tuple[Any, ...]]]
 
     def write_to(self, state: State) -> None:
         """Does it to a state."""
-        for key, value in self.writes:
-            put(state, key, value, self.log_id)
-        if self.membership is not None:
-            state.membership = self.membership
-        if self.session is not None:
-            remember(state, *self.session, self.log_id.index)
-
-
-def put(state: State, key: bytes, value: bytes | None, log_id: LogId) -> None:
-    """Sets or removes a key; what is written is last in order."""
-    state.values.pop(key, None)
-    if value is not None:
-        state.values[key] = value
-        state.writers[key] = log_id
-
-
-def remember(state: State, session: int, value: bytes | None, index: int) -> None:
-    """Sets what is remembered of a session, or forgets it."""
-    if value is None:
-        del state.sessions[session]
-    else:
-        state.sessions[session] = (index, value)
+        for name, arguments in self.steps:
+            getattr(state, name)(self.log_id, *arguments)
 
 
 class Written:
@@ -67,35 +45,44 @@ class Written:
         self.state = state
         self.log_id = log_id
         self._before = state.copy() if can_be_taken_back else None
-        self._writes: list[tuple[bytes, bytes | None]] = []
-        self._membership: tuple[LogId, bytes] | None = None
-        self._session: tuple[int, bytes | None] | None = None
+        self._steps: list[tuple[str, tuple[Any, ...]]] = []
 
     def take_back(self) -> None:
         """Makes the state what it was before the entry."""
-        if self._writes:
+        if self._steps:
             assert self._before is not None
-            self.state.values, self.state.writers = self._before.values, self._before.writers
-            self._before = None
-            self._writes.clear()
+            vars(self.state).update(vars(self._before.copy()))
+            self._steps.clear()
 
     def outcome(self) -> Outcome:
         """What counts of it."""
-        return Outcome(self.log_id, self._writes, self._membership, self._session)
+        return Outcome(self.log_id, self._steps)
 
-    def remember(self, session: int, value: bytes | None) -> None:
-        """Sets what is remembered of a session, or forgets it."""
-        remember(self.state, session, value, self.log_id.index)
-        self._session = (session, value)
+    def _step(self, name: str, *arguments: Any) -> None:
+        getattr(self.state, name)(self.log_id, *arguments)
+        self._steps.append((name, arguments))
+
+    def remember(self, session: int, value: bytes) -> None:
+        """Sets what is remembered of a session."""
+        self._step("remember", session, value)
+
+    def forget(self, session: int) -> bool:
+        """Ends a session; whether there was one."""
+        known = session in self.state.sessions
+        if known:
+            self._step("forget", session)
+        return known
 
     def set_membership(self, data: bytes) -> None:
         """Takes a cluster's membership."""
-        self.state.membership = self._membership = (self.log_id, data)
+        self._step("set_membership", data)
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Sets a key, or removes it."""
-        put(self.state, key, value, self.log_id)
-        self._writes.append((key, value))
+        if value is None:
+            self._step("delete", key)
+        else:
+            self._step("put", key, value)
 
     def add(self, key: bytes, delta: int, initial: int) -> int:
         """Adds to a number; ``Refused`` where that cannot be."""
@@ -151,7 +138,7 @@ class Tx:
     def modified(self, key: Any) -> LogId | None:
         """The entry that last wrote a key, or None."""
         key, state = self._bytes(key, "key", MAX_KEY_SIZE), self._pending.state
-        return state.writers[key] if key in state.values else None
+        return state.writers.get(key)
 
     def scan(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False

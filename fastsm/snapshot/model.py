@@ -24,19 +24,51 @@ class State:
     """A state as of an entry. Values are in the order in which they were written."""
 
     values: dict[bytes, bytes] = field(default_factory=dict)
-    writers: dict[bytes, LogId] = field(default_factory=dict)  # of keys that were deleted since, too
+    writers: dict[bytes, LogId] = field(default_factory=dict)
     membership: tuple[LogId, bytes] | None = None
     seen: list[LogId] = field(default_factory=list)
-    # Of each session: the index of the entry that wrote its record, and the record's value.
-    sessions: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    sessions: dict[int, bytes] = field(default_factory=dict)  # the value of each one's record
+    # The newest record of each kind and key, in the order in which they were written; by the index of its entry.
+    records: dict[tuple[int, bytes], int] = field(default_factory=dict)
 
     def copy(self) -> State:
         return State(
-            dict(self.values), dict(self.writers), self.membership, list(self.seen), dict(self.sessions))
+            dict(self.values), dict(self.writers), self.membership, list(self.seen), dict(self.sessions),
+            dict(self.records))
 
     @property
     def last(self) -> LogId:
         return self.seen[-1] if self.seen else LogId()
+
+    def put(self, log_id: LogId, key: bytes, value: bytes) -> None:
+        """Sets a key; what is written is last in order."""
+        self.delete(log_id, key)
+        self.values[key] = value
+        self.writers[key] = log_id
+        self.records[PUT, key] = log_id.index
+
+    def delete(self, log_id: LogId, key: bytes) -> None:
+        """Removes a key."""
+        del log_id
+        self.values.pop(key, None)
+        self.writers.pop(key, None)
+        self.records.pop((PUT, key), None)
+
+    def remember(self, log_id: LogId, session: int, value: bytes) -> None:
+        """Sets what is remembered of a session."""
+        self.forget(log_id, session)
+        self.sessions[session] = value
+        self.records[SESSION, struct.pack("<Q", session)] = log_id.index
+
+    def forget(self, log_id: LogId, session: int) -> None:
+        """Ends a session."""
+        del log_id
+        self.sessions.pop(session, None)
+        self.records.pop((SESSION, struct.pack("<Q", session)), None)
+
+    def set_membership(self, log_id: LogId, data: bytes) -> None:
+        """Takes a cluster's membership."""
+        self.membership = (log_id, data)
 
 
 def runs_of(seen: list[LogId]) -> list[tuple[int, int, int]]:
@@ -54,14 +86,7 @@ def snapshot_bytes(state: State, compress: str, attachment: bytes) -> bytes:
     """The whole file."""
     membership = record(CONFIG, state.membership[0].index, b"", state.membership[1]) if state.membership else b""
     runs = runs_of(state.seen)
-    # Within an entry what a session remembers comes last, and there is one of it.
-    live = [(state.writers[key].index, 0, PUT, key, value) for key, value in state.values.items()]
-    live += [
-        (index, 1, SESSION, struct.pack("<Q", session), value)
-        for session, (index, value) in state.sessions.items()
-    ]
-    live.sort(key=lambda each: each[:2])
-    records = b"".join(record(operation, index, key, value) for index, _, operation, key, value in live)
+    records = b"".join(_record_of(state, operation, key, index) for (operation, key), index in state.records.items())
     flat = membership + b"".join(struct.pack("<QQQ", *run) for run in runs) + records
     ids = struct.pack("<QQQQQQ", *state.last, len(state.values), len(runs), len(membership), len(records))
     stored = flat
@@ -74,6 +99,12 @@ def snapshot_bytes(state: State, compress: str, attachment: bytes) -> bytes:
     head += blake3.blake3(ids + flat).digest() + sizes
     body = attachment + bytes(-len(attachment) % 8) + stored
     return head + blake3.blake3(head + body).digest() + body
+
+
+def _record_of(state: State, operation: int, key: bytes, index: int) -> bytes:
+    if operation == SESSION:
+        return record(operation, index, key, state.sessions[int.from_bytes(key, "little")])
+    return record(operation, index, key, state.values[key])
 
 
 def record(operation: int, index: int, key: bytes, value: bytes) -> bytes:
@@ -115,19 +146,16 @@ def read_state(snapshot: Snapshot) -> State:
     first, last, term = next(terms, (1, 0, 0))
     while at < len(flat):
         index, value_size, key_size, operation = struct.unpack_from("<QIHB", flat, at)
-        key = flat[at + 16 : at + 16 + key_size]
-        if operation == SESSION:
-            session = int.from_bytes(key, "little")
-            if session in state.sessions:
-                raise SnapshotFormatError(f"{snapshot.path}: expected one record for session {session}, found two")
-            state.sessions[session] = (index, flat[at + 24 : at + 24 + value_size])
-            at += 16 + key_size + value_size + 7 & ~7
-            continue
-        if key in state.values:
-            raise SnapshotFormatError(f"{snapshot.path}: expected one record for each key, found two for {key!r}")
+        key, value = flat[at + 16 : at + 16 + key_size], flat[at + 16 + key_size : at + 16 + key_size + value_size]
+        if (operation, key) in state.records:
+            raise SnapshotFormatError(
+                f"{snapshot.path}: expected one record of operation {operation} for each key, found two for {key!r}")
         while last < index:
             first, last, term = next(terms)
-        state.values[key] = flat[at + 16 + key_size : at + 16 + key_size + value_size]
-        state.writers[key] = LogId(index, term)
+        log_id = LogId(index, term)
+        if operation == SESSION:
+            state.remember(log_id, int.from_bytes(key, "little"), value)
+        else:
+            state.put(log_id, key, value)
         at += 16 + key_size + value_size + 7 & ~7
     return state
