@@ -17,7 +17,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
-    command                 the bytes that Raft carries
+    command, columns        the bytes that Raft carries; many puts of them, made from columns
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
@@ -106,9 +106,12 @@ from fastsm.answering import (
     once,
     open_session,
     read,
+    tick,
+    touch,
     transaction,
     value_is,
 )
+from fastsm.columns import put_many
 from fastsm.command import (
     MAX_COMMAND_SIZE,
     MAX_KEY_SIZE,
@@ -121,7 +124,6 @@ from fastsm.command import (
     delete,
     noop,
     put,
-    put_many,
 )
 from fastsm.errors import (
     ChecksumMismatchError,
@@ -213,6 +215,8 @@ __all__ = [
     "put",
     "put_many",
     "read",
+    "tick",
+    "touch",
     "transaction",
     "value_is",
 ]

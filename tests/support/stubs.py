@@ -13,7 +13,7 @@ from pathlib import Path
 import fastsm
 
 PACKAGE = Path(fastsm.__file__).resolve().parent
-MODULES = ("command", "core.state", "core.ordered", "core.engine")  # those with public names
+MODULES = ("command", "columns", "core.state", "core.ordered", "core.engine")  # those with public names
 CLASSES = ("State", "Ordered", "Engine")  # those that FastStateMachine is made of
 
 
