@@ -19,6 +19,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         walk                the way over the records of base and log
     command, columns        the bytes that Raft carries; many puts of them, made from columns
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
+    clock                   for hosts: when a tick is worth proposing
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
         sorting             records, sorted by key
@@ -111,6 +112,7 @@ from fastsm.answering import (
     transaction,
     value_is,
 )
+from fastsm.clock import Clock
 from fastsm.columns import put_many
 from fastsm.command import (
     MAX_COMMAND_SIZE,
@@ -127,6 +129,7 @@ from fastsm.command import (
 )
 from fastsm.errors import (
     ChecksumMismatchError,
+    ClockJumpError,
     CommandError,
     CorruptionError,
     FastsmError,
@@ -167,6 +170,8 @@ __all__ = [
     "Abort",
     "Answer",
     "ChecksumMismatchError",
+    "Clock",
+    "ClockJumpError",
     "CommandError",
     "CorruptionError",
     "Entry",

@@ -209,6 +209,24 @@ class MemoryStateMachine(StateMachine):
         """The newest ``config``."""
         return self._state.membership
 
+    # ---- time ------------------------------------------------------------------------------------------
+
+    def clock(self) -> int:
+        """What the clock shows, in milliseconds since 1970; 0 before the first tick."""
+        self._require()
+        return self._state.now
+
+    def deadline(self, key: Any, /) -> int | None:
+        """Until when a key lives; None when it has no deadline or is not there."""
+        self._require()
+        return self._state.deadline(bytes_of(key, "key"))
+
+    def next_deadline(self) -> int | None:
+        """The earliest deadline of a key or a session; None when there is none."""
+        self._require()
+        first = [*self._state.deadlines_of_keys()[:1], *self._state.deadlines_of_sessions()[:1]]
+        return min((expires for expires, _ in first), default=None)
+
     # ---- waiting ---------------------------------------------------------------------------------------
 
     def wait_applied(self, index: int, timeout: float | None = None) -> None:

@@ -28,11 +28,14 @@ from fastsm.types import (
     OpenSession,
     Put,
     Read,
+    Tick,
+    Touch,
     Transaction,
     ValueIs,
 )
 
-ANSWERING = (Add, Read, DeleteRange)
+ANSWERING = (Add, Read, DeleteRange, Tick)  # alone
+MAKE_A_BATCH_ANSWER = (Add, DeleteRange, Touch)
 MAY_BE_REFUSED = (Batch, Transaction, Call, Once)  # after something was written
 
 
@@ -70,9 +73,7 @@ class Judge:
         except BadAnswerError:
             reason = "too large"
         written.take_back()
-        members = command.commands if isinstance(command, Batch) else (command,)
-        answers = isinstance(command, Transaction) or any(isinstance(member, ANSWERING) for member in members)
-        return Answer(False, None, reason) if answers else False
+        return Answer(False, None, reason) if _answers(command) else False
 
     def _plain(self, command: Any, written: Written) -> bool | Answer:
         if isinstance(command, Transaction):
@@ -82,11 +83,9 @@ class Judge:
             return Answer(True, values) if holds else Answer(False, values, "mismatch")
         if isinstance(command, Batch):
             values = [self.do(member, written) for member in command.commands]
-            if not any(isinstance(member, ANSWERING) for member in command.commands):
-                return True
-            return Answer(True, checked_value(values))
+            return Answer(True, checked_value(values)) if _answers(command) else True
         value = checked_value(self.do(command, written))
-        return Answer(True, value) if isinstance(command, ANSWERING) else bool(value)
+        return Answer(True, value) if _answers(command) else bool(value)
 
     def _call(self, command: Call, written: Written) -> Answer:
         called = self._procedures[command.name, command.version]
@@ -118,16 +117,20 @@ class Judge:
         written.remember(command.session, pack_session(command.sequence, expires, packed))
         return result
 
-    def do(self, command: Any, written: Written) -> Any:
+    def do(self, command: Any, written: Written) -> Any:  # one case for each kind
         """Does what can be done, and gives its value; else raises ``Refused``."""
         if isinstance(command, Put):
-            written.put(command.key, command.value)
+            written.put(command.key, command.value, command.expires)
         elif isinstance(command, Delete):
             written.put(command.key, None)
         elif isinstance(command, CompareAndSwap):
             if written.state.values.get(command.key) != command.expected:
                 raise Refused("mismatch")
-            written.put(command.key, command.value)
+            written.put(command.key, command.value, command.expires)
+        elif isinstance(command, Touch):
+            return written.touch(command.key, command.expires)
+        elif isinstance(command, Tick):
+            return written.tick(command.now, command.limit)
         elif isinstance(command, Add):
             return written.add(command.key, command.delta, command.initial)
         elif isinstance(command, Read):
@@ -147,6 +150,13 @@ class Judge:
             yield
         finally:
             self._caller = 0
+
+
+def _answers(command: object) -> bool:
+    """Whether an entry gives an ``Answer``, not True or False."""
+    if isinstance(command, Batch):
+        return any(isinstance(member, MAKE_A_BATCH_ANSWER) for member in command.commands)
+    return isinstance(command, (Transaction, *ANSWERING))
 
 
 def _holds(condition: object, written: Written) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
+from fastsm.answering import deadline_number
 from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE
 from fastsm.errors import CommandError, ProcedureError
 from fastsm.procedures import is_trouble
@@ -77,15 +78,33 @@ class Written:
         """Takes a cluster's membership."""
         self._step("set_membership", data)
 
-    def put(self, key: bytes, value: bytes | None) -> None:
+    def put(self, key: bytes, value: bytes | None, expires: int | None = None) -> None:
         """Sets a key, or removes it."""
         if value is None:
             self._step("delete", key)
         else:
-            self._step("put", key, value)
+            self._step("put", key, value, expires)
+
+    def touch(self, key: bytes, expires: int | None) -> bool:
+        """Changes the deadline of a key alone; whether the key is there."""
+        found = key in self.state.values
+        if found:
+            self._step("touch", key, expires)
+        return found
+
+    def tick(self, now: int, limit: int | None) -> int:
+        """Moves the clock, and removes what is due by it; how many."""
+        if now > self.state.now:
+            self._step("set_clock", now)
+        keys = [key for expires, key in self.state.deadlines_of_keys() if expires <= self.state.now]
+        sessions = [session for expires, session in self.state.deadlines_of_sessions() if expires <= self.state.now]
+        due = [("delete", key) for key in keys] + [("forget", session) for session in sessions]
+        for step in due[:limit]:
+            self._step(*step)
+        return len(due[:limit])
 
     def add(self, key: bytes, delta: int, initial: int) -> int:
-        """Adds to a number; ``Refused`` where that cannot be."""
+        """Adds to a number, which keeps its deadline; ``Refused`` where that cannot be."""
         value = self.state.values.get(key)
         if value is not None:
             if not NUMBER.fullmatch(value) or len(value) > 20 or not -(2**63) <= int(value) < 2**63:
@@ -93,7 +112,7 @@ class Written:
             initial = int(value)
         if not -(2**63) <= initial + delta < 2**63:
             raise Refused("overflow")
-        self.put(key, b"%d" % (initial + delta))
+        self.put(key, b"%d" % (initial + delta), self.state.deadline(key))
         return initial + delta
 
     def keys(self, start: bytes, end: bytes | None) -> list[bytes]:
@@ -113,6 +132,7 @@ class Tx:
 
     def __init__(self, written: Written) -> None:
         self.entry = written.log_id
+        self.clock = written.state.now
         self._written: Written | None = written
         self._thread = get_ident()
         self._noted: BaseException | None = None
@@ -140,6 +160,10 @@ class Tx:
         key, state = self._bytes(key, "key", MAX_KEY_SIZE), self._pending.state
         return state.writers.get(key)
 
+    def deadline(self, key: Any) -> int | None:
+        """Until when a key lives, or None."""
+        return self._pending.state.deadline(self._bytes(key, "key", MAX_KEY_SIZE))
+
     def scan(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
     ) -> list[tuple[bytes, bytes]]:
@@ -157,10 +181,15 @@ class Tx:
         """How many pairs there are in a range."""
         return len(self.scan(start, end, prefix=prefix))
 
-    def put(self, key: Any, value: Any) -> None:
-        """Sets a key."""
+    def put(self, key: Any, value: Any, *, expires: Any = None) -> None:
+        """Sets a key, and its deadline."""
         key, value = self._bytes(key, "key", MAX_KEY_SIZE), self._bytes(value, "value", MAX_VALUE_SIZE)
-        self._pending.put(key, value)
+        self._pending.put(key, value, _deadline(expires))
+
+    def touch(self, key: Any, expires: Any) -> bool:
+        """Changes the deadline of a key alone; whether the key is there."""
+        key, expires = self._bytes(key, "key", MAX_KEY_SIZE), _deadline(expires)
+        return self._pending.touch(key, expires)
 
     def delete(self, key: Any) -> None:
         """Removes a key."""
@@ -202,3 +231,7 @@ class Tx:
 
     def _bounds(self, start: Any, end: Any) -> tuple[bytes, bytes | None]:
         return b"" if start is None else bytes(memoryview(start)), None if end is None else bytes(memoryview(end))
+
+
+def _deadline(expires: Any) -> int | None:
+    return None if expires is None else int(deadline_number(expires))

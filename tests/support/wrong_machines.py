@@ -304,8 +304,9 @@ class DeleteOfNothingIsFalse(MemoryStateMachine):
 class AbsentEqualsEmpty(MemoryStateMachine):
     class _judges(Judge):
         def do(self, command: Any, written: Written) -> Any:
-            if isinstance(command, CompareAndSwap) and not command.expected and not written.state.values.get(command.key):
-                command = CompareAndSwap(command.key, written.state.values.get(command.key), command.value)
+            found = written.state.values.get(getattr(command, "key", b""))
+            if isinstance(command, CompareAndSwap) and not command.expected and not found:
+                command = CompareAndSwap(command.key, found, command.value)
             return super().do(command, written)
 
 
