@@ -104,10 +104,10 @@ class ClockJumpError(FastsmError):
         self.max_jump_ms = max_jump_ms
         super().__init__(
             f"this host's clock says {now} ms since 1970, {now - max(clock, deadline)} ms after the state machine's "
-            f"clock ({clock}) and the earliest deadline ({deadline}); expected at most {max_jump_ms}. The state machine's "
-            "clock can never be set back, so set this host's clock right, or hand the leadership to a host whose clock "
-            "is. If it is right (the cluster was down for so long, or deadlines are given in another unit than "
-            "milliseconds), propose fastsm.tick(now) once, or give Clock a larger max_jump_ms"
+            f"clock ({clock}) and the earliest deadline ({deadline}); expected at most {max_jump_ms}. The clock of the "
+            "state machine can never be set back, so set this host's clock right, or hand the leadership to a host "
+            "whose clock is. If it is right (the cluster was down for so long, or deadlines are given in another unit "
+            "than milliseconds), propose fastsm.tick(now) once, or give Clock a larger max_jump_ms"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -214,7 +214,7 @@ class MemoryStateMachine(StateMachine):
     def clock(self) -> int:
         """What the clock shows, in milliseconds since 1970; 0 before the first tick."""
         self._require()
-        return self._state.now
+        return self._state.clock
 
     def deadline(self, key: Any, /) -> int | None:
         """Until when a key lives; None when it has no deadline or is not there."""

@@ -88,16 +88,16 @@ class Written:
     def touch(self, key: bytes, expires: int | None) -> bool:
         """Changes the deadline of a key alone; whether the key is there."""
         found = key in self.state.values
-        if found:
+        if found and self.state.deadline(key) != expires:
             self._step("touch", key, expires)
         return found
 
     def tick(self, now: int, limit: int | None) -> int:
         """Moves the clock, and removes what is due by it; how many."""
-        if now > self.state.now:
+        if now > self.state.clock:
             self._step("set_clock", now)
-        keys = [key for expires, key in self.state.deadlines_of_keys() if expires <= self.state.now]
-        sessions = [session for expires, session in self.state.deadlines_of_sessions() if expires <= self.state.now]
+        keys = [key for expires, key in self.state.deadlines_of_keys() if expires <= self.state.clock]
+        sessions = [session for expires, session in self.state.deadlines_of_sessions() if expires <= self.state.clock]
         due = [("delete", key) for key in keys] + [("forget", session) for session in sessions]
         for step in due[:limit]:
             self._step(*step)
@@ -132,7 +132,7 @@ class Tx:
 
     def __init__(self, written: Written) -> None:
         self.entry = written.log_id
-        self.clock = written.state.now
+        self.clock = written.state.clock
         self._written: Written | None = written
         self._thread = get_ident()
         self._noted: BaseException | None = None

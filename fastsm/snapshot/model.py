@@ -37,7 +37,7 @@ class State:
     membership: tuple[LogId, bytes] | None = None
     seen: list[LogId] = field(default_factory=list)
     sessions: dict[int, bytes] = field(default_factory=dict)  # the value of each one's record
-    clock: tuple[LogId, int] | None = None
+    clock: int = 0  # in milliseconds since 1970
     # In the order in which they were written. A later put or delete of its key overtakes a touch.
     records: dict[tuple[int, bytes], Newest] = field(default_factory=dict)
 
@@ -86,18 +86,14 @@ class State:
 
     def set_clock(self, log_id: LogId, now: int) -> None:
         """Moves the clock."""
-        self.clock = (log_id, now)
+        del log_id
+        self.clock = now
 
     def set_membership(self, log_id: LogId, data: bytes) -> None:
         """Takes a cluster's membership."""
         self.membership = (log_id, data)
 
     # ---- time ------------------------------------------------------------------------------------------
-
-    @property
-    def now(self) -> int:
-        """What the clock shows; 0 before the first tick."""
-        return self.clock[1] if self.clock else 0
 
     def deadline(self, key: bytes) -> int | None:
         """Until when a key lives."""

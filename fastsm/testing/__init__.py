@@ -12,6 +12,8 @@ write one class with one fixture, in a file that pytest finds::
             return MyStateMachine()
 
 For one that stores, a second fixture, ``reopen``, adds the tests of what must survive.
+
+``check_procedure`` finds a procedure that would come to something else on another replica.
 """
 
 try:
@@ -26,5 +28,6 @@ _RULES = ("commands", "conformance", "order", "snapshots", "storage", "waiting")
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in _RULES))
 
 from fastsm.testing.conformance import StateMachineConformance  # noqa: E402  # not before that
+from fastsm.testing.procedures import check_procedure  # noqa: E402
 
-__all__ = ["StateMachineConformance"]
+__all__ = ["StateMachineConformance", "check_procedure"]
