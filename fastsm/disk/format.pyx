@@ -161,7 +161,7 @@ class SavedTable(NamedTuple):
 # Behind the version, and behind the fields, are reserved zeros.
 LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
-TABLE_STRUCT = struct.Struct("<8sII31Q")
+TABLE_STRUCT = struct.Struct("<8sII32Q")
 TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
 TABLE_PAGE = 65536      # no system has larger pages: segments are mapped
 SEGMENT_BYTES = 8 * 4096 + 64
@@ -187,9 +187,9 @@ def pack_saved_table(saved):
 
 def unpack_saved_table(data, path, size):
     """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
-    fields = unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 31)
+    fields = unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 32)
     saved = SavedTable(
-        *fields[:15], SavedPart(*fields[15:20]), SavedPart(*fields[20:25]), SavedPart(*fields[25:30]), fields[30])
+        *fields[:16], SavedPart(*fields[16:21]), SavedPart(*fields[21:26]), SavedPart(*fields[26:31]), fields[31])
     counts = [saved.runs, saved.metadata_size, saved.dead_words, saved.key_deadlines, saved.session_deadlines]
     counts += [part.segments for part in saved.parts]
     depth = max(part.depth for part in saved.parts)
