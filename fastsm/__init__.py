@@ -19,6 +19,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         walk                the way over the records of base and log
     command, columns        the bytes that Raft carries; many puts of them, made from columns
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
+    clock                   for hosts: when a tick is worth proposing
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
         deadlines           what is due next
@@ -66,7 +67,8 @@ bytes to files to memory to the machine; each module imports only what stands be
         format, entries     its disk format; where each entry lies
         segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
     machine                 FastStateMachine
-    memory_tx, memory       MemoryStateMachine, the model
+    memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
+    memory_waiting, memory  who waits for an entry; MemoryStateMachine
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
@@ -111,6 +113,7 @@ from fastsm.answering import (
     transaction,
     value_is,
 )
+from fastsm.clock import Clock
 from fastsm.columns import put_many
 from fastsm.command import (
     MAX_COMMAND_SIZE,
@@ -127,6 +130,7 @@ from fastsm.command import (
 )
 from fastsm.errors import (
     ChecksumMismatchError,
+    ClockJumpError,
     CommandError,
     CorruptionError,
     FastsmError,
@@ -167,6 +171,8 @@ __all__ = [
     "Abort",
     "Answer",
     "ChecksumMismatchError",
+    "Clock",
+    "ClockJumpError",
     "CommandError",
     "CorruptionError",
     "Entry",

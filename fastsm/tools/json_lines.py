@@ -259,16 +259,26 @@ def _session_value(number: int, line: Line) -> bytes:
 
 def _install_sessions(machine: FastStateMachine, directory: str, sessions: dict[int, tuple[int, bytes]]) -> None:
     """Gives a machine the sessions, by a snapshot of its state with them. O(bytes), in memory."""
-    state = State(dict(machine.items()), membership=machine.membership(), sessions=sessions)
-    for key in state.values:
+    state = State(membership=machine.membership())
+    waiting = sorted(sessions.items(), key=lambda item: item[1][0])
+    for key, value in machine.items():
         writer = machine.modified(key)
         assert writer is not None
-        state.writers[key] = writer
+        while waiting and waiting[0][1][0] < writer.index:  # what a session remembers is an entry's last record
+            _remember(state, *waiting.pop(0))
+        state.put(writer, key, value)
+    for each in waiting:
+        _remember(state, *each)
     for first, last, term in machine._terms.runs():
         state.seen += [LogId(first, term), LogId(last, term)][first == last :]
     with tempfile.TemporaryDirectory(dir=os.path.dirname(directory) or ".") as scratch:
         write_file(scratch, snapshot_bytes(state, "none", b""))
         machine.install_snapshot(None, scratch)
+
+
+def _remember(state: State, session: int, record: tuple[int, bytes]) -> None:
+    index, value = record
+    state.remember(LogId(index, 0), session, value)  # the state keeps no terms of sessions
 
 
 def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
