@@ -19,8 +19,7 @@ cdef class Timed(Ordered):
     """
 
     def clock(self):
-        """Returns the clock, in milliseconds since 1970: the latest `now` of the ticks applied; 0 before the first. O(1).
-        """
+        """Returns the clock, in milliseconds since 1970: the latest `now` of all ticks; 0 before the first. O(1)."""
         if self.gate:
             self.refuse()
         return self._index.clock

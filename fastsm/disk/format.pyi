@@ -91,7 +91,7 @@ class Sections(NamedTuple):
 class SavedPart(NamedTuple):
     seed0: int
     seed1: int
-    count: int
+    entries: int
     segments: int
     depth: int
 

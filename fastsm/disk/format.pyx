@@ -101,7 +101,7 @@ class SavedPart(NamedTuple):
     """One of its tables. Without anything in it, it has neither segments nor a directory."""
     seed0: int
     seed1: int
-    count: int
+    entries: int
     segments: int
     depth: int
 

@@ -13,7 +13,7 @@ import os
 from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap as map_memory, munmap,
 )
@@ -271,7 +271,7 @@ cdef bytes read_front(int descriptor, size_t size, saved):
 cdef bint load_part(Table table, part, bytes numbers, int descriptor, uint64_t offset, uint64_t stop) except -1:
     """Lets an empty table take what a saved one holds; False, when that is not sound."""
     if part.segments == 0:
-        return part.count == 0 and part.depth == 0
+        return part.entries == 0 and part.depth == 0
     lay_out(table, descriptor, part.segments, offset)
     return load_segments(table, part, <const uint32_t *><const char *>numbers, stop)
 
@@ -314,7 +314,7 @@ cdef bint may_be_of(saved, uint64_t stop) except -1:
 
 cdef bint part_may_be_of(part, records) except -1:
     return (
-        part.count <= records and part.segments <= 64 + records // 256
+        part.entries <= records and part.segments <= 64 + records // 256
         and 1 << part.depth <= 64 * max(part.segments, 1))
 
 
@@ -371,7 +371,7 @@ cdef bint load_segments(Table table, part, const uint32_t *numbers, uint64_t sto
     if table.segments == NULL:
         raise MemoryError("no memory for a saved table's directory")
     table.segment_count = count
-    table.count = part.count
+    table.count = part.entries
     table.depth = part.depth
     for i in range(entries):
         table.segments[i] = table.segment_at(numbers[i])

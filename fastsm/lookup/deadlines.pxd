@@ -6,7 +6,8 @@ ctypedef struct Due:
 
 
 cdef class Deadlines:
-    # Invariant: none of `items` is due before its parent, which is the one at (i - 1) / 4. Of them `stale` do not count.
+    # Invariant: none of `items` is due before its parent, which is the one at (i - 1) / 4. So many of them are `stale`:
+    # they do not count any more.
     cdef Due *items
     cdef readonly size_t count
     cdef readonly size_t stale

@@ -70,7 +70,7 @@ def snapshot_runs(snapshot: Snapshot) -> list[Run]:
 
 
 def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[str, LogId, bytes, bytes, int | None]]:
-    """Operation, entry, key, value and deadline of each record of a snapshot that was verified, in their order. O(size)."""
+    """Operation, entry, key, value and deadline of each record of a snapshot that was verified, in order. O(size)."""
     runs = iter(snapshot_runs(snapshot))
     run = Run(1, 0, 0)
     skip = snapshot.head.membership_size + format.TERM_RUN_BYTES * snapshot.head.runs
