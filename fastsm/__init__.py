@@ -22,6 +22,7 @@ bytes to files to memory to the machine; each module imports only what stands be
     clock                   for hosts: when a tick is worth proposing
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
+        deadlines           what is due next
         sorting             records, sorted by key
         tree, tree_changes  places in the order of their keys, in a tree that readers may hold; its changes
         order, ranges       the keys in their order: kept up as they come; read, at one moment
@@ -46,9 +47,9 @@ bytes to files to memory to the machine; each module imports only what stands be
         awaited             who waits for an entry to be applied
         frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
+        ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
         view, tx            the state as a chunk sees it under way; the same for a procedure
         judging             what each entry of a chunk comes to
-        ordered             reads in the order of the keys: scans, counts, iterators
         chunk, turns        what is being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
         engine              apply, hard state, the step to a next generation in memory

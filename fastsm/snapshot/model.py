@@ -128,15 +128,15 @@ def snapshot_bytes(state: State, compress: str, attachment: bytes) -> bytes:
     runs = runs_of(state.seen)
     records = b"".join(_record_of(state, operation, key, newest) for (operation, key), newest in state.records.items())
     flat = membership + b"".join(struct.pack("<QQQ", *run) for run in runs) + records
-    ids = struct.pack("<QQQQQQ", *state.last, len(state.values), len(runs), len(membership), len(records))
+    sizes = (len(state.values), len(runs), len(membership), len(records), len(state.sessions))
+    ids = struct.pack("<QQQQQQQQ", *state.last, *sizes, state.clock)
     stored = flat
     if compress == "zstd":
         parts: list[bytes] = []
         codec.compress([flat] if flat else [], len(flat), parts.append)
         stored = b"".join(parts)
     head = struct.pack("<8sII", b"FASTSM-S", 0, CODECS[compress]) + ids
-    sizes = struct.pack("<QQQ8x", len(attachment), len(stored), len(state.sessions))
-    head += blake3.blake3(ids + flat).digest() + sizes
+    head += blake3.blake3(ids + flat).digest() + struct.pack("<QQ", len(attachment), len(stored))
     body = attachment + bytes(-len(attachment) % 8) + stored
     return head + blake3.blake3(head + body).digest() + body
 
@@ -144,13 +144,14 @@ def snapshot_bytes(state: State, compress: str, attachment: bytes) -> bytes:
 def _record_of(state: State, operation: int, key: bytes, newest: Newest) -> bytes:
     if operation == SESSION:
         return record(operation, newest.index, key, state.sessions[int.from_bytes(key, "little")])
-    return record(operation, newest.index, key, state.values[key])
+    value = state.values[key] if operation == PUT else b""
+    return record(operation, newest.index, key, value, newest.expires)
 
 
-def record(operation: int, index: int, key: bytes, value: bytes) -> bytes:
-    """One record, padded."""
-    content = struct.pack("<QIHBB", index, len(value), len(key), operation, 0) + key + value
-    return content + bytes(-len(content) % 8)
+def record(operation: int, index: int, key: bytes, value: bytes, expires: int | None = None) -> bytes:
+    """One record, padded, and its deadline, if it has one."""
+    content = struct.pack("<QIHBB", index, len(value), len(key), operation, expires is not None) + key + value
+    return content + bytes(-len(content) % 8) + (b"" if expires is None else struct.pack("<Q", expires))
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> SnapshotMetadata:
@@ -175,7 +176,7 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> SnapshotMetadata:
 def read_state(snapshot: Snapshot) -> State:
     """The state of a snapshot that was verified."""
     flat = b"".join(bytes(piece) for piece in snapshot.flat_pieces())
-    state = State(membership=snapshot.membership)
+    state = State(membership=snapshot.membership, clock=snapshot.clock)
     at = snapshot.head.membership_size
     runs = list(struct.iter_unpack("<QQQ", flat[at : at + 24 * snapshot.head.runs]))
     for first, last, term in runs:
@@ -185,8 +186,11 @@ def read_state(snapshot: Snapshot) -> State:
     terms = iter(runs)
     first, last, term = next(terms, (1, 0, 0))
     while at < len(flat):
-        index, value_size, key_size, operation = struct.unpack_from("<QIHB", flat, at)
+        index, value_size, key_size, operation, timed = struct.unpack_from("<QIHBB", flat, at)
         key, value = flat[at + 16 : at + 16 + key_size], flat[at + 16 + key_size : at + 16 + key_size + value_size]
+        at += 16 + key_size + value_size + 7 & ~7
+        expires = struct.unpack_from("<Q", flat, at)[0] if timed else None
+        at += 8 * timed
         if (operation, key) in state.records:
             raise SnapshotFormatError(
                 f"{snapshot.path}: expected one record of operation {operation} for each key, found two for {key!r}")
@@ -195,7 +199,10 @@ def read_state(snapshot: Snapshot) -> State:
         log_id = LogId(index, term)
         if operation == SESSION:
             state.remember(log_id, int.from_bytes(key, "little"), value)
+        elif operation == TOUCH:
+            if key not in state.values:
+                raise SnapshotFormatError(f"{snapshot.path}: expected a touch after the put of its key, {key!r}")
+            state.touch(log_id, key, expires)
         else:
-            state.put(log_id, key, value)
-        at += 16 + key_size + value_size + 7 & ~7
+            state.put(log_id, key, value, expires)
     return state
