@@ -105,9 +105,8 @@ class RaftLog(LogEngine):
             raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
         started = time.perf_counter()
         log = Journal(directory, durable=True, lock_timeout=lock_timeout, _files=_files)
-        frames, size, torn, suspect = self._attach(log, SEGMENT_BYTES)
-        self._recovery = Recovery(
-            not torn and not suspect, frames, size, torn, suspect, time.perf_counter() - started)
+        found = self._attach(log, SEGMENT_BYTES)
+        self._recovery = Recovery(*found, time.perf_counter() - started)
         logger.info("%s: open, %s", self.path, self._recovery)
 
     def __repr__(self) -> str:
@@ -184,6 +183,8 @@ class RaftLog(LogEngine):
 
     def __del__(self) -> None:
         if not self._is_closed():
-            warnings.warn(f"{self!r} was never closed: what was not synced may be lost", ResourceWarning, 2)
-            self._waiters.abandon()
-            self._abandon()
+            try:
+                warnings.warn(f"{self!r} was never closed: what was not synced may be lost", ResourceWarning, 2)
+            finally:
+                self._waiters.abandon()
+                self._abandon()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.errors import CorruptionError
+from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation.recovery import whole_frames
 from fastsm.journal.format import NEWEST_BYTES, SegmentHead, pack_segment_head, unpack_newest
 from fastsm.journal.segments import NEWEST
@@ -36,7 +37,9 @@ def check_segments(
     for segment in segments:
         try:
             check_segment(directory, segment, progress and partial(_tell, progress, done, total))
-        except FileNotFoundError:
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
             if is_needed(segment[0]):
                 raise CorruptionError(directory.path_of(segment[0]), None, "a segment", "no file") from None
         done += segment[2]

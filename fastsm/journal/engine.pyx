@@ -17,7 +17,7 @@ from fastsm.core.chunk cimport hold_entries
 from fastsm.core.group_commit cimport GroupCommit
 from fastsm.core.turns cimport Turns
 from fastsm.journal.entries cimport Reading
-from fastsm.journal.format cimport ITEM_ENTRY, Item, item_term
+from fastsm.journal.format cimport ITEM_COMMIT, ITEM_ENTRY, Item, item_kind, item_term
 from fastsm.journal.journal cimport Journal
 from fastsm.journal.segment cimport Segment
 
@@ -88,15 +88,16 @@ cdef class LogEngine:
         self.removing = threading.Lock()
 
     def _attach(self, Journal log, segment_bytes):
-        """Takes what was recovered; returns frames, bytes, torn bytes, and those that no sync is known to cover."""
+        """Takes what was recovered; returns whether the end was clean, frames, bytes, torn bytes, suspect bytes."""
         cdef Segment newest = log.newest
+        cdef bint clean = newest.frames == 1 or item_kind(newest.address + newest.last_frame) == ITEM_COMMIT
         self._log = log
         self.segment_bytes = segment_bytes
         self.commit = GroupCommit(log.newest, self._turns)
         self.durable_term, self.durable_vote = log.current_term, log.current_vote
         self.vote_segment = newest
         return (
-            sum(segment.frames for segment in log.segments), log.size, log.torn_bytes,
+            clean and not log.torn_bytes and newest.durable >= newest.last_frame, sum(segment.frames for segment in log.segments), log.size, log.torn_bytes,
             newest.end - newest.durable if newest.suspect_end else 0)
 
     cdef int require(self) except -1:

@@ -267,16 +267,25 @@ cdef class Journal(Segments):
         self.close_files()
 
     cdef int close_files(self) except -1:
+        """Gives everything back, also where the system refuses to close a file: that is raised at the end."""
         cdef Segment segment
-        _old = self.segments, self.retired, self.newest, self.spare  # until all is changed: their end lets threads run
-        for segment in self.segments + self.retired + [self.spare]:
-            if segment is not None:
-                segment.close()
+        cdef list going = self.segments + self.retired  # until all is changed: their end lets other threads run
+        if self.spare is not None:
+            going.append(self.spare)
         self.start_over(1)
         self.segments, self.retired = [], []
         self.newest = self.spare = None
-        if self.directory is not None:
-            self.directory.close()
+        error = None
+        for segment in going:
+            try:
+                segment.close()
+            except OSError as refused:
+                error = refused
+        with storage_errors(self.path or "", "closing the files of the log"):
+            if self.directory is not None:
+                self.directory.close()
+            if error is not None:
+                raise error
         return 0
 
 

@@ -32,6 +32,7 @@ cdef class Segments(Entries):
     cdef int start_after(self, uint64_t index, uint64_t term) except -1
     cdef int take_base(self, const uint8_t *frame) except -1
     cdef uint64_t last_term(self) noexcept
+    cdef bint is_vote(self, bytes vote) except -1
     cdef bint take_frame(self, Segment segment, const uint8_t *frame, bint is_first) except -1
     cdef bint take_entry(self, const uint8_t *frame, uint64_t index) except -1
     cdef bint take_start(self, uint64_t index, uint64_t term) except -1

@@ -112,8 +112,8 @@ cdef class Segments(Entries):
     def remove_files(self, going):
         """Removes the files of segments that were set aside, once it is durable that they are not needed."""
         for segment in going:
-            segment.close()
             with storage_errors(segment.path, "removing a segment of the log"):
+                segment.close()
                 self.directory.unlink(segment.name)
                 self.directory.sync_directory()  # one after the other: never is there a gap in their numbers
             if segment in self.retired:  # another thread may have removed it as well
@@ -345,6 +345,10 @@ cdef class Segments(Entries):
 
     # ---- what one frame says: False when that makes no sense after those before it --------------------------
 
+    cdef bint is_vote(self, bytes vote) except -1:
+        """Whether this can be the name of a node; None is nobody's."""
+        return True
+
     cdef bint take_frame(self, Segment segment, const uint8_t *frame, bint is_first) except -1:
         cdef uint32_t kind = item_kind(frame)
         cdef uint64_t index = item_index(frame)
@@ -376,6 +380,7 @@ cdef class Segments(Entries):
         elif kind == ITEM_VOTE:
             self.current_term = term
             self.current_vote = item_data(frame)[:item_size(frame)] if index else None
+            return self.is_vote(self.current_vote)
         elif kind == ITEM_COMMIT:
             self.committed = index
         return True
@@ -410,6 +415,8 @@ cdef class Segments(Entries):
         if not 1 <= state.first <= state.last + 1:
             return False
         vote = item_data(frame)[STATE_STRUCT.size:item_size(frame)] if state.voted else None
+        if not self.is_vote(vote):
+            return False
         if is_first:
             self.first = state.last + 1
             self.current_term, self.current_vote = state.term, vote

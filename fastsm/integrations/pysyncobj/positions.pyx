@@ -12,7 +12,7 @@ from fastsm.journal.format cimport ITEM_ENTRY, Item, item_data, item_index, item
 from fastsm.journal.journal cimport Journal
 
 from fastsm.disk import format
-from fastsm.errors import CorruptionError, OrderError
+from fastsm.errors import OrderError
 from fastsm.journal.journal import LARGEST_COMMAND
 
 cdef uint64_t LARGEST = format.MAX_INDEX
@@ -59,12 +59,15 @@ cdef class Positions(Journal):
     @property
     def vote(self):
         """Who was voted for in the current term, or None."""
-        if self.current_vote is None:
-            return None
+        return None if self.current_vote is None else self.current_vote.decode()
+
+    cdef bint is_vote(self, bytes vote) except -1:
         try:
-            return self.current_vote.decode()
+            if vote is not None:
+                vote.decode()
         except UnicodeDecodeError:
-            raise CorruptionError(self.path, None, "a vote for a node's name in UTF-8", self.current_vote) from None
+            return False
+        return True
 
     def __len__(self):
         return self.count
