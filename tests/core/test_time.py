@@ -19,6 +19,11 @@ Opener = Callable[..., FastStateMachine]
 KEYS = [b"", b"\x00", b"a", b"ab", b"b", b"\xff" * 40, *(b"key %d" % i for i in range(6))]
 
 
+@pytest.fixture
+def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
+    return machine_at(directory)
+
+
 def applied(machine: Any, *commands: bytes) -> list[Any]:
     """Applies commands as one chunk after whatever was applied."""
     index, term = machine.last_applied()

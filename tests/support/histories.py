@@ -15,7 +15,8 @@ class History:
     """An endless sequence of chunks that follow one another; equal seeds give equal chunks.
 
     Puts, deletes, compare-and-swaps that match and that do not, batches with and without them, noops and
-    configs, deadlines, touches, ticks and sessions, in terms that rise now and then; with ``contiguous=False`` some indexes are left out.
+    configs, deadlines, touches, ticks and sessions, in terms that rise now and then; with ``contiguous=False`` some
+    indexes are left out.
     """
 
     def __init__(self, seed: int, *, contiguous: bool = True, large: bool = True, after: LogId | None = None):
@@ -43,7 +44,7 @@ class History:
         self.last = LogId(index, term)
         return Entry(index, term, self.command())
 
-    def command(self) -> bytes:
+    def command(self) -> bytes:  # noqa: PLR0911  # one for each kind
         """One command of any kind."""
         kind = self.random.random()
         if kind < 0.05:
