@@ -135,7 +135,7 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
         ([b'{"key": "a", "value": 1}'], 'line 1: expected "value"'),
         ([b'{"key": "a", "key_base64": "", "value": "b"}'], 'line 1: expected "key"'),
         ([b'{"key": "a", "value_base64": "?"}'], "line 1: value_base64: "),
-        ([b'{"operation": "append", "key": "a"}'], "line 1: expected put, delete or config, found operation 'append'"),
+        ([b'{"operation": "append", "key": "a"}'], "line 1: expected put, delete, touch or config, found operation 'append'"),
         (
             [b'{"index": 5, "key": "a", "value": ""}', b'{"index": 4, "key": "a", "value": ""}'],
             "line 2: expected an index",
