@@ -48,7 +48,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
-        view, tx            the state as a chunk sees it under way; the same for a procedure
+        view, expiring, tx  the state as a chunk sees it under way; what a tick does to it; the same for a procedure
         judging             what each entry of a chunk comes to
         chunk, turns        what is being applied; one writer at a time
         group_commit        one sync for all flushes that overlap

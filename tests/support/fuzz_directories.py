@@ -49,13 +49,14 @@ class Tables(Target):
         for _ in range(dice.randrange(1, 4)):
             way = dice.randrange(3)
             if way == 0:
-                field = dice.choice(table.saved._fields)
+                field = dice.choice([name for name in table.saved._fields if name not in ("sessions", "touches")])
                 table.change(**{field: sometimes(dice, 1, getattr(table.saved, field))})
             elif way == 1:
                 at = dice.choice(self.slots)[0]
                 table.set("Q", at, sometimes(dice, 0.5, *table.get("Q", at)) ^ 1 << dice.randrange(36))
             else:
-                section = dice.choice((*table.sections[:4], table.sections.segments + SEGMENT - 64))
+                parts = (table.sections.runs, table.sections.metadata, table.sections.dead, table.sections.directory)
+                section = dice.choice((*parts, table.sections.deadlines, table.sections.segments + SEGMENT - 64))
                 at = section + dice.randrange(64)
                 table.set("B", at, sometimes(dice, 1, *table.get("B", at), 256))
         table.write()

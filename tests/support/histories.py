@@ -85,7 +85,7 @@ class History:
         """One command that answers, which a ``once`` may hold."""
         key, kind = self.random.choice(KEYS), self.random.random()
         if kind < 0.3:
-            return fastsm.add(b"number", self.random.randrange(-9, 99))
+            return fastsm.add(b"key-9", self.random.randrange(-9, 99))
         if kind < 0.6:
             return fastsm.touch(key, self.expires())
         if kind < 0.65:
@@ -94,7 +94,7 @@ class History:
             return fastsm.delete_range(b"key-15", b"key-19")
         members = [fastsm.put(key, self.value(), expires=self.expires()), fastsm.touch(b"key-2", self.expires())]
         if kind < 0.8:
-            return fastsm.batch([*members, fastsm.add(b"number", 1)])
+            return fastsm.batch([*members, fastsm.add(b"key-9", 1)])
         return fastsm.transaction([fastsm.exists(key)], members, [fastsm.put(b"key-3", b"", expires=self.expires())])
 
     def expires(self) -> int | None:
@@ -141,7 +141,7 @@ def state_of(machine: fastsm.FastStateMachine | fastsm.MemoryStateMachine) -> di
         "membership": machine.membership(),
         "clock": machine.clock(),
         "deadlines": [machine.deadline(key) for key in KEYS],
-        "next_deadline": machine.next_deadline(),
+        "next deadline": machine.next_deadline(),
         "terms": [machine.entry_term(index) for index in range(first, applied.index + 3)],
     }
 
