@@ -29,27 +29,43 @@ from fastsm.memory_tx import Refused, Written
 from fastsm.memory_waiting import Waiters
 from fastsm.snapshot.model import State
 from fastsm.testing import StateMachineConformance
+from fastsm.testing.answers import AnswerRules
+from fastsm.testing.calls import CallRules
+from fastsm.testing.deadlines import DeadlineRules
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Put
 
 FAULTS: dict[str, set[str]] = {}  # the name of a wrong class, and tests that must fail
-WRONG: dict[str, type[MemoryStateMachine]] = {}
+Wrong = type[MemoryStateMachine]
+BEYOND_THE_TRAIT = (AnswerRules, CallRules, DeadlineRules)
 
 
-def found_by(*tests: str) -> Callable[[type[MemoryStateMachine]], type[MemoryStateMachine]]:
-    def note(wrong: type[MemoryStateMachine]) -> type[MemoryStateMachine]:
-        FAULTS[wrong.__name__] = {f"test_{test}" for test in tests}
-        WRONG[wrong.__name__] = wrong
-        return wrong
+def collect(*, beyond_the_trait: bool) -> tuple[Callable[..., Callable[[Wrong], Wrong]], Callable[[], dict[str, type]]]:
+    """A decorator that notes wrong machines, and a function that gives the suites on those of this file.
 
-    return note
+    They are of the rules of the trait, or of those of answers, procedures and time: all together take long.
+    """
+    noted: list[Wrong] = []
+
+    def found_by(*tests: str) -> Callable[[Wrong], Wrong]:
+        def note(wrong: Wrong) -> Wrong:
+            FAULTS[wrong.__name__] = {f"test_{test}" for test in tests}
+            noted.append(wrong)
+            return wrong
+
+        return note
+
+    return found_by, lambda: {f"Test{wrong.__name__}": suite_on(wrong, beyond_the_trait) for wrong in noted}
+
+
+found_by, suites = collect(beyond_the_trait=False)
 
 
 class StoringStateMachine(MemoryStateMachine):
     """The model with something like a disk, which outlives it. This one is right."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self._disk: dict[str, Any] = {}
-        super().__init__()
+        super().__init__(**options)
 
     def flush(self) -> None:
         super().flush()
@@ -266,8 +282,8 @@ class IgnoresTheTermOfReplays(MemoryStateMachine):
 
 @found_by("entries_out_of_order_are_refused")
 class AcceptsGaps(MemoryStateMachine):
-    def __init__(self) -> None:
-        super().__init__(contiguous=False)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(contiguous=False, **options)
 
 
 @found_by("entries_out_of_order_are_refused")
@@ -707,8 +723,8 @@ class TimesOutInSilence(MemoryStateMachine):
 
 @found_by("a_wait_ends_when_the_entry_is_applied")
 class EndsWaitsWithAnyEntry(MemoryStateMachine):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._waiters = Waiters(lambda: 99 if self.last_applied().index else 0)
 
 
@@ -719,8 +735,8 @@ class EndsWaitsAsIfApplied(MemoryStateMachine):
             for waiting in self.waiting:
                 waiting.tell()
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._waiters = self.Deaf(lambda: self.last_applied().index)
 
 
@@ -801,22 +817,28 @@ class ScansEmptyValuesNot(MemoryStateMachine):
         return [pair for pair in super()._range(*bounds, **options) if pair[1]]
 
 
-def suite_on(wrong: type[MemoryStateMachine]) -> type:
-    """The suite as a class that pytest collects."""
+def suite_on(wrong: Wrong, beyond_the_trait: bool) -> type:
+    """The suite, or that part of it, as a class that pytest collects."""
 
     class Suite(StateMachineConformance):
         @pytest.fixture
         def state_machine(self) -> MemoryStateMachine:
             return wrong()
 
+        @pytest.fixture
+        def with_procedures(self) -> Any:
+            return lambda procedures: wrong(procedures=procedures)
+
     def reopen(self: object) -> Callable[[StoringStateMachine], StoringStateMachine]:
         return lambda machine: machine.reopen()
 
+    for name in dir(StateMachineConformance):
+        if name.startswith("test_") and beyond_the_trait != any(hasattr(rules, name) for rules in BEYOND_THE_TRAIT):
+            setattr(Suite, name, None)
     if issubclass(wrong, StoringStateMachine):
         Suite.reopen = pytest.fixture(reopen)  # type: ignore[method-assign]
     Suite.__name__ = Suite.__qualname__ = f"Test{wrong.__name__}"
     return Suite
 
 
-for _wrong in WRONG.values():
-    globals()[f"Test{_wrong.__name__}"] = suite_on(_wrong)
+globals().update(suites())
