@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,17 @@ import pytest
 import fastsm
 import fastsm.core.generations
 from fastsm import Answer, Entry, FastStateMachine, LogId, MemoryStateMachine, open_snapshot
+from fastsm.snapshot.model import State
 from support.faulty import crash_copy
 from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 KEYS = [b"", b"\x00", b"a", b"ab", b"b", b"\xff" * 40, *(b"key %d" % i for i in range(6))]
+
+
+@pytest.fixture
+def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
+    return machine_at(directory)
 
 
 def applied(machine: Any, *commands: bytes) -> list[Any]:
@@ -129,6 +136,11 @@ def test_time_is_as_the_model_says(
 ) -> None:
     """Results, deadlines, clock and checksums: now, as of earlier entries, after compactions, kills and installs."""
     monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0 if seed % 2 else 1 << 40)
+    compare(tmp_path, seed, machine_at)
+
+
+def compare(tmp_path: Path, seed: int, machine_at: Opener) -> None:
+    """A random walk of a machine and its model; an ``AssertionError`` where they differ."""
     dice, invented = random.Random(seed), Invented(seed)
     path = tmp_path / "state"
     options = {"procedures": [meddle], "retain_entries": 30}
@@ -172,6 +184,57 @@ def test_time_is_as_the_model_says(
             as_of = LogId(index, machine.entry_term(index) or 0)
             assert machine.state_checksum(as_of) == model.state_checksum(as_of)
     assert machine.state_checksum() == model.state_checksum()
+
+
+class ForgetsInCompactions(FastStateMachine):
+    """A deadline is lost by compaction."""
+
+    compacted = False
+
+    def compact(self, *arguments: Any) -> None:
+        super().compact(*arguments)
+        self.compacted = True
+
+    def deadline(self, key: Any, /) -> int | None:
+        return None if self.compacted else super().deadline(key)
+
+
+def deadline_survives(state: State, log_id: LogId, key: bytes, value: bytes, expires: int | None = None) -> None:
+    """A deadline survives an overwrite without one."""
+    expires = state.deadline(key) if expires is None else expires
+    right["put"](state, log_id, key, value, expires)
+
+
+def by_hash(state: State) -> list[tuple[int, bytes]]:
+    """Equal deadlines are in the order of a hash."""
+    return sorted(right["deadlines_of_keys"](state), key=lambda due: (due[0], hashlib.sha256(due[1]).digest()))
+
+
+def touch_is_a_write(state: State, log_id: LogId, key: bytes, expires: int | None) -> None:
+    """A touch writes the value again."""
+    right["put"](state, log_id, key, state.values[key], expires)
+
+
+right: dict[str, Any] = {name: getattr(State, name) for name in ("put", "deadlines_of_keys", "touch")}
+PLANTED = {"put": deadline_survives, "deadlines_of_keys": by_hash, "touch": touch_is_a_write}
+
+
+@pytest.mark.parametrize("name", [*PLANTED, "compact"])
+def test_planted_faults_are_found(
+    tmp_path: Path, name: str, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walk next to the model finds each of the classic mistakes within some seeds."""
+    opener = machine_at
+    if name == "compact":
+        opener = ForgetsInCompactions
+    else:
+        monkeypatch.setattr(State, name, PLANTED[name])
+    for seed in range(20):
+        try:
+            compare(tmp_path / f"{seed}", seed, opener)
+        except AssertionError:
+            return
+    pytest.fail(f"a fault in {name} was not found")
 
 
 def test_a_saved_table_has_sessions_deadlines_and_clock(
