@@ -2,19 +2,20 @@
 
 Reading order:
 
-    errors           what can go wrong beside fastsm's own errors
+    errors           what can go wrong in addition to fastsm's own errors
     compatibility    the names of PySyncObj that all of this is built on
     codecs           keys and values of the batteries, as bytes
-    changes          which keys an applied entry changed
-    operations       what the batteries do beyond puts and deletes
+    changes          which keys applied entries changed
+    operations       what the batteries do beyond the commands of the state machine: procedures
     journal          PySyncObj's interface of a journal, on fastsm's
     transport        who may join, what leaves when
     replication      entries, from the leader's journal to those of its followers
-    places           a node's directory, and how it is brought together again behind any end
+    places           a node's directory, and how it is brought together again after any end
     waiting          who waits for an answer; functions of the user's that may raise
     configuration    PySyncObj's, without what the node does itself
     replicated       consumers and replicated methods, by the numbers that entries name them by
     applying         committed entries to the state machine, results to those who wait
+    shorthands       a method for each command and each read
     dumping          snapshots: written, sent, installed
     node             ReplicatedStateMachine
     drop_in          FastSyncObj: PySyncObj's own constructor
@@ -28,6 +29,7 @@ from fastsm.integrations.pysyncobj.errors import (
     ConsumersChangedError,
     DivergedError,
     SubmitError,
+    UnreadableItemError,
     UnsupportedVersionError,
 )
 from fastsm.integrations.pysyncobj.journal import FastJournal
@@ -42,5 +44,6 @@ __all__ = [
     "FastSyncObj",
     "ReplicatedStateMachine",
     "SubmitError",
+    "UnreadableItemError",
     "UnsupportedVersionError",
 ]

@@ -15,7 +15,7 @@ from pysyncobj.transport import TCPTransport, TransportNotReadyError
 
 logger = logging.getLogger("fastsm")
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 GREETING = "fastsm"
 READ_ONLY = "readonly"  # in `refused`: all read-only nodes, since each connection has another number
 WITHOUT_FASTSM = "it runs PySyncObj without fastsm, and would pass over every command"

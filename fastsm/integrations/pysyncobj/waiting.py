@@ -1,7 +1,8 @@
 """Those who wait for the answer to a command, and functions of the user's that PySyncObj calls in its tick.
 
 Each caller is told once, whatever becomes of the command and of the node. What a function of the user's raises is
-logged; it never reaches PySyncObj, which would leave its tick in the middle.
+logged, a ``SystemExit`` too; it never reaches PySyncObj, which would leave its tick in the middle, or end its thread.
+Only a ``KeyboardInterrupt`` passes: it is meant for the thread.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Guarded:
     def __call__(self, *arguments: Any) -> None:
         try:
             self._function(*arguments)
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             logger.exception("%r raised; the node goes on", self._function)
 
     def __eq__(self, other: object) -> bool:
@@ -63,7 +66,9 @@ class Pending:
         self._waiting.remove(self)
         try:
             callback(result, reason)
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             logger.exception("a callback raised")
 
     def forget(self) -> None:
