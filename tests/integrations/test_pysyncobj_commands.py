@@ -1,4 +1,4 @@
-"""Commands that answer, through a PySyncObj node: shorthands, procedures, sessions, and what on_change tells of them."""
+"""Commands that answer, through a PySyncObj node: shorthands, procedures, sessions, and what on_change tells."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def test_a_subclass_may_use_every_name_for_something_else(node_at: MakeNode) -> 
         arguments: tuple[Any, ...] = {
             "put": (b"a", b"b"), "compare_and_swap": (b"a", None, b"b"), "batch": ([],), "add": (b"a", 1),
             "transaction": ([], []), "call": ("move", b""), "delete_range": (None, None), "open_session": (),
-            "once": (1, 1, fastsm.noop()), "forget": (1,), "scan": (), "count": (), "ordered": (), "get_many": ([b"a"],),
-            "sync_read": (b"a",), "scan_prefix": (b"a",),
+            "once": (1, 1, fastsm.noop()), "forget": (1,), "scan": (), "count": (), "ordered": (),
+            "get_many": ([b"a"],), "sync_read": (b"a",), "scan_prefix": (b"a",),
         }.get(name, (b"a",))  # fmt: skip
         if name == "sync_read":
             with pytest.raises(SubmitError):

@@ -88,6 +88,7 @@ class SimulatedTransport(FastTransport):
         self.holding = False
         self.refused = {}
         self._held: list[Any] = []
+        self._gathered = None
         self._node, self._own, self._others = node, own, list(others)
         self._ready = True
         self.network.transports[own.id] = self
@@ -99,7 +100,7 @@ class SimulatedTransport(FastTransport):
         Transport._onNodeDisconnected(self, node)
 
     def _onMessageReceived(self, node: Any, message: Any) -> None:
-        Transport._onMessageReceived(self, node, message)
+        self._pass_on(node, message)
 
     def reaches(self, node: Any) -> bool:
         return node.id in self.network.transports

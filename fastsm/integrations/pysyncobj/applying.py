@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -152,8 +152,14 @@ class Applying(Replication):
                 self._fastsm_require_other_thread()
             if callback is not None and not isinstance(callback, Pending):
                 callback = self._fastsm_waiting.add(callback)
-        with contextlib.suppress(BlockingIOError):  # the command is queued, and the pipe is full of calls to wake up
-            super()._applyCommand(command, callback, commandType)
+            command = bytes([commandType]) + command
+        try:
+            self._SyncObj__commandsQueue.put_nowait((command, callback))
+        except queue.Full:
+            self._SyncObj__callErrCallback(FAIL_REASON.QUEUE_FULL, callback)
+        else:
+            if commandType is not None:  # in a message it comes in the tick thread, right before the next tick
+                self._fastsm_wake()
         if isinstance(callback, Pending) and (self._fastsm_failure is not None or self._fastsm_over):
             callback(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it ended meanwhile: nobody else will say so
 

@@ -152,12 +152,14 @@ class Dumping(Applying):
             return False
         if self._SyncObj__forceLogCompaction or self._fastsm_wanted:
             return True
-        # Nodes of one cluster have journals of one length: they need not all dump at once.
+        policy = self._fastsm_policy
+        least = max(policy.journal_bytes, int(policy.ratio * self._fastsm_dump_size))
+        if self._fastsm_journal.newest_size < least or now - self._fastsm_dumped_at < policy.least_seconds:
+            return False
+        # Nodes of one cluster have journals of one length: they need not all dump at the same time.
         own = self._SyncObj__selfNode
         rank = 0 if own is None else self._fastsm_members().index(own.id)
-        policy = self._fastsm_policy
-        least = max(policy.journal_bytes, int(policy.ratio * self._fastsm_dump_size)) * (1 + 0.1 * rank)
-        if self._fastsm_journal.newest_size < least or now - self._fastsm_dumped_at < self._fastsm_policy.least_seconds:
+        if self._fastsm_journal.newest_size < least * (1 + 0.1 * rank):
             return False
         sending = [transfer for transfer in self._fastsm_transfers.values() if now - transfer.began < PATIENCE]
         return not sending or self._fastsm_journal.newest_size > 4 * least
