@@ -56,7 +56,7 @@ def waited_for_a_core() -> float:
 
 
 class Node:
-    """What all variants have in common: ticks are watched, leaders are counted."""
+    """What all variants have in common: ticks are watched (which has a price), leaders are counted."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -67,7 +67,8 @@ class Node:
         )  # fmt: skip
         self.make()
         self.gaps, self.last = (0.0, 0.0), (time.perf_counter(), 0.0)
-        self.sync_obj.addOnTickCallback(self._tick)
+        if options["watched"]:
+            self.sync_obj.addOnTickCallback(self._tick)
         self.writing = False
         self.child_memory = 0
 
@@ -308,8 +309,8 @@ def serve(options: dict[str, Any]) -> None:
 
 
 class Cluster:
-    def __init__(self, variant: str, root: Path) -> None:
-        self.variant, self.root = variant, root
+    def __init__(self, variant: str, root: Path, *, watched: bool = True) -> None:
+        self.variant, self.root, self.watched = variant, root, watched
         sockets = [socket.socket() for _ in range(3)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
@@ -322,7 +323,8 @@ class Cluster:
 
     def start(self, number: int) -> None:
         options = {
-            "variant": self.variant, "address": self.addresses[number], "directory": str(self.root / str(number)),
+            "variant": self.variant, "watched": self.watched, "address": self.addresses[number],
+            "directory": str(self.root / str(number)),
             "partners": [address for address in self.addresses if address != self.addresses[number]],
         }  # fmt: skip
         self.children[number] = subprocess.Popen(

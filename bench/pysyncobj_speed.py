@@ -24,7 +24,7 @@ def workloads() -> Iterator[tuple[str, int, int]]:
 
 def measure_speed(variant: str, root: Path, seconds: float) -> dict[str, float]:
     """One round of one variant, flat: workload, place and figure in each name."""
-    cluster = Cluster(variant, root)
+    cluster = Cluster(variant, root, watched=False)
     found: dict[str, float] = {}
     try:
         cluster.leader()

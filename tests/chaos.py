@@ -25,6 +25,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from support.cluster import Cluster, NodeError, remove_node, running
+from support.depositors import Depositors
 
 POLICY = {"journal_bytes": 2 << 20, "ratio": 0.0, "least_seconds": 0.5, "trailing_entries": 200}
 WINDOWS = (
@@ -42,6 +43,7 @@ class Chaos:
     def __init__(self, cluster: Cluster, dice: random.Random, listed: str | None, members: bool) -> None:
         self.cluster, self.dice, self.listed, self.members = cluster, dice, listed, members
         self.counts: Counter[str] = Counter()
+        self.depositors = Depositors(cluster, dice, threads=1, clients=10)
         self.round = 0
 
     def play_round(self) -> None:
@@ -52,6 +54,7 @@ class Chaos:
                 number, "load", prefix=f"{'list' if self.listed else 'load'}-{self.round}-{number}",
                 window=dice.choice((1, 20, 200)), size=dice.choice((10, 200, 2000)), listed=bool(self.listed),
             )  # fmt: skip
+        self.depositors.start()
         time.sleep(dice.random() * 1.5)
         what = dice.choice((
             self.kill_one, self.kill_leader, self.kill_two, self.kill_all, self.kill_all, self.crash_in_window,
@@ -66,8 +69,11 @@ class Chaos:
         missing = set(range(3)) - set(cluster.processes)
         if missing:
             cluster.start(*missing)
+        self.depositors.stop()
         cluster.wait_ready()
         self.counts["acknowledged"] = cluster.check()
+        self.depositors.check()
+        self.counts |= self.depositors.counts
 
     def kill_one(self) -> None:
         self.cluster.kill(self.dice.randrange(3))
@@ -190,7 +196,8 @@ def main() -> None:
             chaos.play_round()
             print(f"round {chaos.round}: {dict(chaos.counts)}, {cluster.kills} kills", flush=True)
     acknowledged = chaos.counts["acknowledged"]
-    print(f"{chaos.round} rounds, {cluster.kills} kills, {acknowledged} acknowledged writes, 0 lost, 0 doubled")
+    print(f"{chaos.round} rounds, {cluster.kills} kills, {acknowledged} acknowledged writes, 0 lost, 0 doubled; "
+          f"{chaos.counts['commands']} deposits, {chaos.counts['retries']} submitted again, 0 lost, 0 doubled")
 
 
 if __name__ == "__main__":

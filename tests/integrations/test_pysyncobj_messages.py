@@ -177,7 +177,11 @@ def test_many_commands_wake_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) ->
     """Between two looks at the queue the pipe is written to once; what a message brings needs no wake-up at all."""
     pair.settle()
     wakes: list[PipeNotifier] = []
-    monkeypatch.setattr(PipeNotifier, "notify", wakes.append)
+
+    def notify(notifier: PipeNotifier) -> None:
+        wakes.append(notifier)
+
+    monkeypatch.setattr(PipeNotifier, "notify", notify)
     told: list[Any] = []
     for _ in range(3):
         for _ in range(100):
