@@ -12,7 +12,7 @@ Reading order:
     replication      entries, from the leader's journal to those of its followers
     places           a node's directory, and how it is brought together again after any end
     waiting          who waits for an answer; functions of the user's that may raise
-    configuration    PySyncObj's, without what the node does itself
+    configuration    PySyncObj's, without what the node does itself; when a node dumps
     replicated       consumers and replicated methods, by the numbers that entries name them by
     applying         committed entries to the state machine, results to those who wait
     shorthands       a method for each command and each read
@@ -23,8 +23,8 @@ Reading order:
 """
 
 from fastsm.integrations.pysyncobj.changes import Change
+from fastsm.integrations.pysyncobj.configuration import DumpPolicy
 from fastsm.integrations.pysyncobj.drop_in import FastSyncObj
-from fastsm.integrations.pysyncobj.dumping import DumpPolicy
 from fastsm.integrations.pysyncobj.errors import (
     ConsumersChangedError,
     DivergedError,

@@ -17,8 +17,8 @@ from fastsm.disk.files import Directory
 from fastsm.errors import FastsmError, NotRunningError
 from fastsm.integrations.pysyncobj import compatibility
 from fastsm.integrations.pysyncobj.changes import Change
-from fastsm.integrations.pysyncobj.configuration import configuration
-from fastsm.integrations.pysyncobj.dumping import Dumping, DumpPolicy
+from fastsm.integrations.pysyncobj.configuration import DumpPolicy, configuration, policy_of
+from fastsm.integrations.pysyncobj.dumping import Dumping
 from fastsm.integrations.pysyncobj.operations import procedures_of
 from fastsm.integrations.pysyncobj.places import Files, Places, Restart, restart
 from fastsm.integrations.pysyncobj.replicated import consumers_of, distinct, method_table, replicates
@@ -79,7 +79,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
       machine at once.
     - ``consumers``: ``SyncObjConsumer`` objects next to the state machine; their state travels in snapshots, pickled in
       the tick thread. (The batteries of fastsm have theirs in the state machine.)
-    - ``policy``: a :class:`DumpPolicy`.
+    - ``policy``: a :class:`DumpPolicy`; without one, ``conf.logCompaction…`` says when to dump, where it is set.
     - ``on_failure(error)``: called once, in the tick thread, when the node stops because it cannot go on.
     - ``on_change(changes)``: called in the tick thread with a list of :class:`Change` for each chunk that was
       applied, in order, before those who wait for its entries are told; with None when a snapshot of the leader's took
@@ -140,7 +140,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         codecs = {prefix: each.codec for prefix, each in batteries.items() if each.codec is not None}
         options["procedures"] = [*options.get("procedures", ()), *procedures_of(codecs)]
         self._fastsm_durable = durable
-        self._fastsm_policy = policy or DumpPolicy()
+        self._fastsm_policy = policy_of(conf, policy)
         self._fastsm_places = Places(directory, _files or (lambda name: Directory))
         self._fastsm_on_failure = on_failure
         self._fastsm_on_change = None if on_change is None else Guarded(on_change)
