@@ -66,7 +66,7 @@ def policy_of(conf: Any, policy: DumpPolicy | None) -> DumpPolicy:
     if policy is not None:
         if given:
             raise ValueError(
-                f"{', '.join(f'conf.{name}' for name in given)}: set, and policy= is given as well, which says when this "
+                f"{', '.join(f'conf.{name}' for name in given)}: set, and policy= is given as well, which says when a "
                 "node dumps; leave one of the two out")
         return _checked(policy)
     piece = conf.logCompactionBatchSize if "logCompactionBatchSize" in given else DumpPolicy().piece_bytes
