@@ -29,6 +29,7 @@ cdef class Judge:
     cdef object judge_entry(self, size_t first, size_t stop)
     cdef object judge_once(self, size_t head, size_t stop)
     cdef object judge_session(self, Step *step)
+    cdef object judge_tick(self, Step *step)
     cdef object judge_list(self, size_t first, size_t stop, uint8_t outcome)
     cdef object judge_transaction(self, size_t head, size_t stop)
     cdef int holds(self, const Step *step) except -1

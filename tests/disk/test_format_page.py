@@ -221,7 +221,7 @@ def test_page_reads_snapshots(directory: Path, tmp_path: Path, seed: int, compre
             state.metadata = (metadata.last_included, metadata.checksum)
             assert_same(state, model)
         for _ in range(10):
-            last = LogId(*rng.choice(inside(model).seen))
+            last = LogId(*rng.choice(inside(model).state.seen))
             machine.write_snapshot(tmp_path, last, compress=compress)
             earlier = MemoryStateMachine(contiguous=False)
             earlier.apply([entry for entry in model.applied if entry.index <= last.index])

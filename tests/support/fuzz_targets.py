@@ -96,8 +96,8 @@ def value(dice: random.Random) -> bytes:
 # ---- commands --------------------------------------------------------------------------------------------
 
 ALONE = (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 14)
-IN_BATCH = (1, 2, 3, 4, 7, 9)
-IN_BRANCH = (1, 2, 7, 8, 9)
+IN_BATCH = (1, 2, 3, 4, 7, 9, 15, 16, 17)
+IN_BRANCH = (1, 2, 7, 8, 9, 15, 17)
 
 
 class Anything(dict):  # type: ignore[type-arg]
@@ -147,19 +147,21 @@ class Commands(Target):
     def simple(self, dice: random.Random, kinds: tuple[int, ...]) -> bytes:
         kind, key, new, old = dice.choice(kinds), value(dice), value(dice), value(dice)
         if dice.random() < 0.02:
-            kind = dice.choice((5, 8, 11, 12, 14, 128))
-        if kind == 3:
+            kind = dice.choice((5, 8, 11, 12, 14, 18, 128))
+        if kind in (3, 16):
             size = page_reader.NONE if dice.random() < 0.2 else len(old)
             old = b"" if size == page_reader.NONE else old
             head = self.header(dice, kind, len(key), len(new))
-            return head + struct.pack("<I", sometimes(dice, 0.05, size, 1 << 32)) + key + old + new
+            deadline = struct.pack("<Q", some_deadline(dice)) if kind == 16 else b""
+            return head + struct.pack("<I", sometimes(dice, 0.05, size, 1 << 32)) + deadline + key + old + new
         has_key, has_value, may_be_none = page_reader.LAYOUTS[kind]
         key, new = key if has_key else b"", new if has_value else b""
         size = len(new)
         if may_be_none and dice.random() < 0.2:
             new, size = b"", page_reader.NONE
         layout = page_reader.NUMBERS.get(kind, "<")
-        numbers = [dice.choice((0, 1, 5, 2**31 - 1)) for _ in layout[1:]]
+        choose = some_deadline if kind in (12, 15, 17, 18) else lambda dice: dice.choice((0, 1, 5, 2**31 - 1))
+        numbers = [choose(dice) for _ in layout[1:]]
         return self.header(dice, kind, len(key), size) + struct.pack(layout, *numbers) + key + new
 
     def run(self, data: bytes, dice: random.Random) -> Outcome:
@@ -185,16 +187,31 @@ class Commands(Target):
             self.machine.close()
 
 
+def some_deadline(dice: random.Random) -> int:
+    good, bad = (0, 1, 5, 5, 9, 2**31 - 1, 2**63 - 1), (2**63, 2**64 - 1)
+    return dice.choice(good if dice.random() < 0.9 else bad)
+
+
 KINDS = {
     types.Put: 1, types.Delete: 2, types.CompareAndSwap: 3, types.Noop: 4, types.Config: 5, types.Batch: 6,
     types.Add: 7, types.Read: 8, types.DeleteRange: 9, types.Transaction: 10, types.Call: 11, types.OpenSession: 12,
-    types.Once: 13, types.Forget: 14, types.ValueIs: 128, types.Exists: 129, types.ModifiedAt: 130,
+    types.Once: 13, types.Forget: 14, types.Touch: 17, types.Tick: 18,
+    types.ValueIs: 128, types.Exists: 129, types.ModifiedAt: 130,
 }  # fmt: skip
 
 
 def plain_form(command: Any) -> page_reader.Command:  # noqa: PLR0911  # one for each layout
     """A decoded command as the plain reader has it: kind, and the fields in the order of the bytes."""
     kind = KINDS[type(command)]
+    if kind in (1, 3):
+        if command.expires is None:
+            return kind, *(getattr(command, field.name) for field in dataclasses.fields(command)[:-1])
+        values = (command.value,) if kind == 1 else (command.expected, command.value)
+        return (15 if kind == 1 else 16), command.expires, command.key, *values
+    if kind == 17:
+        return kind, no_deadline(command.expires), command.key
+    if kind == 18:
+        return kind, command.now, no_deadline(command.limit)
     if kind == 6:
         return kind, [plain_form(member) for member in command.commands]
     if kind == 10:

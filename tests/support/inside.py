@@ -15,7 +15,7 @@ NAMES = frozenset({
     # the order of keys
     "ask_for_order", "keep_order", "keys_of_range", "order",
     # MemoryStateMachine
-    "entries", "metadata", "running", "seen", "state_as_of", "values", "waiting",
+    "entries", "metadata", "running", "state", "state_as_of",
     # Directory; the threads of coroutines
     "lock", "thread",
 })  # fmt: skip

@@ -81,8 +81,11 @@ NONE = 2**32 - 1
 NO_DEADLINE = 2**64 - 1
 LARGEST_VALUE = 2**31 - 1
 LARGEST_KEY = 65_535
-IN_BATCH, IN_BRANCH, CONDITIONS = {1, 2, 3, 4, 7, 9}, {1, 2, 7, 8, 9}, {128, 129, 130}
-NUMBERS = {3: "<I", 7: "<qq", 11: "<I", 12: "<Q", 14: "<Q", 130: "<Q"}  # before the key
+IN_BATCH, IN_BRANCH = {1, 2, 3, 4, 7, 9, 15, 16, 17}, {1, 2, 7, 8, 9, 15, 17}
+CONDITIONS = {128, 129, 130}
+NUMBERS = {  # before the key
+    3: "<I", 7: "<qq", 11: "<I", 12: "<Q", 14: "<Q", 15: "<Q", 16: "<IQ", 17: "<Q", 18: "<QQ", 130: "<Q",
+}  # fmt: skip
 LARGEST_ARENA = 2**39
 
 
@@ -97,7 +100,7 @@ def decode_command(data: bytes) -> Command:
     demand(expires < 2**63 or expires == NO_DEADLINE, "a deadline")
     demand(size == len(data) - 32, "nothing after the end")
     inner, _ = member_head(data[32:])
-    demand(inner not in (5, 12, 13, 14), "a command that may stand in a once")
+    demand(inner not in (5, 12, 13, 14, 18), "a command that may stand in a once")
     return 13, session, sequence, expires, decode_listed(data[32:])
 
 
@@ -156,10 +159,11 @@ def decode_member(data: bytes) -> tuple[Command, int]:
     has_key, has_value, may_be_none = LAYOUTS[kind]
     demand(has_key or key_size == 0, "no key")
     demand(has_value or size == 0, "no value")
-    sizes = [*numbers, size] if kind == 3 else [size]
+    sizes = [numbers[0], size] if kind in (3, 16) else [size]
     for each in sizes:
         demand(each <= (LARGEST_KEY if kind == 9 else LARGEST_VALUE) or (may_be_none and each == NONE), "a size")
-    demand(kind != 12 or numbers[0] < 2**63 or numbers[0] == NO_DEADLINE, "a deadline")
+    check_deadlines(kind, numbers)
+    demand(kind != 16 or size != NONE, "a value for a deadline")
     key, offset = data[offset : offset + key_size], offset + key_size
     parts: list[bytes | None] = []
     for each in sizes:
@@ -168,16 +172,25 @@ def decode_member(data: bytes) -> tuple[Command, int]:
     demand(offset <= len(data), "a whole command")
     if kind == 11:
         demand(is_text(key), "UTF-8")
-    if kind == 3:
-        return (kind, key, *parts), offset
+    if kind in (3, 16):
+        return (kind, *numbers[1:], key, *parts), offset
     return (kind, *numbers, *([key] if has_key else []), *(parts if has_value else [])), offset
+
+
+def check_deadlines(kind: int, numbers: tuple[int, ...]) -> None:
+    """All that are deadlines or like one; in some kinds there may be none."""
+    deadlines = {12: numbers[:1], 15: numbers[:1], 16: numbers[1:], 17: numbers[:1], 18: numbers}.get(kind, ())
+    for at, each in enumerate(deadlines):
+        may_be_none = kind in (12, 17) or (kind, at) == (18, 1)
+        demand(each < 2**63 or (may_be_none and each == NO_DEADLINE), "a deadline")
 
 
 LAYOUTS = {  # kind: has a key, has a value, which may be none
     1: (True, True, False), 2: (True, False, False), 3: (True, True, True), 4: (False, False, False),
     5: (False, True, False), 7: (True, False, False), 8: (True, False, False), 9: (True, True, True),
-    11: (True, True, False), 12: (False, False, False), 14: (False, False, False), 128: (True, True, True),
-    129: (True, False, False), 130: (True, False, False),
+    11: (True, True, False), 12: (False, False, False), 14: (False, False, False),
+    15: (True, True, False), 16: (True, True, True), 17: (True, False, False), 18: (False, False, False),
+    128: (True, True, True), 129: (True, False, False), 130: (True, False, False),
 }  # fmt: skip
 
 
