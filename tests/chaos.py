@@ -5,9 +5,11 @@
 Each round writes through all nodes, then does one thing at random: kill -9 of one node, of two, of the leader, of all
 at once; a crash in a window between two steps; a clean restart; a directory taken away; nodes that stand still; another
 leader. With `--members` also: a living or dead node is removed and comes back, with its directory or without. With
-`--raising` functions of the user's raise all the time, with `--apart` clocks run at other rates from other times. After
-each round all nodes have equal contents and state checksums, and every acknowledged write, once; no node has stopped by
-itself. At the end it says what it did.
+`--raising` functions of the user's raise all the time, with `--apart` clocks run at other rates from other times. All
+the while clients make deposits in sessions (batches, transactions and procedures in turns), and submit each again until
+they have its answer; keys are written and removed by their prefix, and others expire. After each round all nodes have
+equal contents and state checksums, and every acknowledged write, once; each deposit counts once; what was removed is
+gone; no node has stopped by itself. At the end it says what it did.
 """
 
 from __future__ import annotations

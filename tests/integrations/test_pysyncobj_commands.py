@@ -48,7 +48,7 @@ def ready(node: Any) -> Any:
 
 def test_every_shorthand_gives_what_apply_answers(node_at: MakeNode) -> None:
     """Each gives its callback what a machine answers to the command of the same name, in the same order."""
-    node = ready(node_at(procedures=[move]))
+    node = ready(node_at(procedures=[move], clock=None))
     model = fastsm.MemoryStateMachine(procedures=[move])
     steps: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
         ("put", (b"a", b"1"), {}), ("add", (b"a", 5), {}), ("add", (b"n", 1), {"initial": 9}),
@@ -59,7 +59,9 @@ def test_every_shorthand_gives_what_apply_answers(node_at: MakeNode) -> None:
         ("transaction", ([fastsm.exists(b"a")], [fastsm.noop()][:0], [fastsm.read(b"r2")]), {}),
         ("call", ("move", b"r2>r3"), {}), ("call", ("move", b"r2>r3"), {}), ("call", ("move", b"nonsense"), {}),
         ("delete_range", (b"r", b"r3"), {}), ("delete_prefix", (b"r",), {}), ("delete", (b"n",), {}),
-        ("forget", (77,), {}),
+        ("forget", (77,), {}), ("put", (b"lease", b"1"), {"expires": 100}), ("touch", (b"lease", 200), {}),
+        ("touch", (b"none", 200), {}), ("compare_and_swap", (b"lock", None, b"me"), {"expires": 300}),
+        ("tick", (250,), {}), ("tick", (400,), {"limit": 0}), ("tick", (100,), {}),
     ]  # fmt: skip
     for name, arguments, options in steps:
         answers = Answers()
@@ -117,7 +119,8 @@ def test_a_subclass_may_use_every_name_for_something_else(node_at: MakeNode) -> 
             "put": (b"a", b"b"), "compare_and_swap": (b"a", None, b"b"), "batch": ([],), "add": (b"a", 1),
             "transaction": ([], []), "call": ("move", b""), "delete_range": (None, None), "open_session": (),
             "once": (1, 1, fastsm.noop()), "forget": (1,), "scan": (), "count": (), "ordered": (),
-            "get_many": ([b"a"],), "sync_read": (b"a",), "scan_prefix": (b"a",),
+            "get_many": ([b"a"],), "sync_read": (b"a",), "scan_prefix": (b"a",), "touch": (b"a", 1), "tick": (1,),
+            "next_deadline": (), "clock": (),
         }.get(name, (b"a",))  # fmt: skip
         if name == "sync_read":
             with pytest.raises(SubmitError):
@@ -233,6 +236,75 @@ def test_procedures_of_the_users_and_of_the_batteries_go_together(node_at: MakeN
     node = ready(node_at(procedures=[move], check_procedures=True))
     answer(node, node.put, b"a", b"1")
     assert answer(node, node.call, "move", b"a>b") == (Answer(True, 1), FAIL_REASON.SUCCESS)
+
+
+# ---- time ------------------------------------------------------------------------------------------------
+
+
+class Now:
+    """A host's clock that the test moves; in milliseconds."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __call__(self) -> int:
+        return self.at
+
+    def clock_of(self, machine: Any) -> fastsm.Clock:
+        return fastsm.Clock(machine, interval_ms=1, idle_ms=10**9, now=self)
+
+
+def test_who_leads_ends_what_is_due(node_at: MakeNode) -> None:
+    """By the clock it was given; nothing is proposed while nothing has a deadline, nor before one is due."""
+    now, seen = Now(1000), []
+    node = ready(node_at(clock=now.clock_of, on_change=seen.extend))
+    answer(node, node.put, b"a", b"forever")
+    last = node.journal.last_index
+    for _ in range(50):
+        now.at += 10
+        node.doTick(0.001)
+    assert node.journal.last_index == last
+    node.put(b"lease", b"mine", expires=now.at + 1000)
+    node.put(b"longer", b"mine", expires=now.at + 9000)
+    ticks(node, lambda: node.deadline(b"longer"))
+    assert (node.next_deadline(), node.clock()) == (now.at + 1000, 0)
+    for _ in range(20):
+        node.doTick(0.001)
+    assert node.journal.last_index == last + 2
+    now.at += 1001
+    seen.clear()
+    ticks(node, lambda: node.get(b"lease") is None)
+    assert [(change.key, change.value) for change in seen] == [(b"lease", None)]
+    assert (node.clock(), node.get(b"longer")) == (now.at, b"mine")
+    assert answer(node, node.touch, b"longer", None)[0] is True
+    last = node.journal.last_index
+    now.at += 10**6
+    for _ in range(20):
+        node.doTick(0.001)
+    assert (node.journal.last_index, node.get(b"longer")) == (last, b"mine")
+
+
+def test_a_leader_with_a_clock_that_is_late_does_no_harm(node_at: MakeNode) -> None:
+    """What is due by its own clock ends later; the state's clock never goes back."""
+    now = Now(5000)
+    node = ready(node_at(clock=now.clock_of))
+    answer(node, node.tick, 9000)
+    node.put(b"lease", b"", expires=6000)
+    ticks(node, lambda: node.get(b"lease") is None and node.next_deadline() is None)
+    assert node.clock() == 9000
+
+
+def test_a_leap_is_not_proposed(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
+    """A host whose clock is years ahead would end everything: it says so once, and the node works on."""
+    now = Now(10**12)
+    node = ready(node_at(clock=now.clock_of))
+    answer(node, node.put, b"lease", b"", )
+    answer(node, node.touch, b"lease", 1)
+    node._fastsm_clock._not_before = 0.0
+    for _ in range(20):
+        node.doTick(0.001)
+    assert (node.get(b"lease"), node.clock(), node.failure) == (b"", 0, None)
+    assert caplog.text.count("no tick is proposed") == 1
 
 
 # ---- changes ---------------------------------------------------------------------------------------------

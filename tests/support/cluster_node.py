@@ -81,6 +81,9 @@ class Queue(FastQueue):
 
 def set_clock(rate: float, ahead: float) -> None:
     """This process's clocks, PySyncObj's among them, run at another rate and from another time."""
+    exact = time.time_ns
+    begun = exact()
+    time.time_ns = lambda: begun + int(ahead * 1e9) + int(rate * (exact() - begun))
     for module, name in [(time, "time"), (pysyncobj.monotonic, "monotonic")]:
         original = getattr(module, name)
         begin = original()
@@ -273,6 +276,9 @@ class Node:
                     else:
                         value = os.urandom(size)
                         self.node.compare_and_swap(key.encode(), None, value, callback=answered, timeout=5)
+                        if number % 10 == 5:
+                            expires = time.time_ns() // 10**6 + random.randrange(3000)
+                            self.node.put(f"lease-{key}".encode(), b"", expires=expires, timeout=5)
                         if number % 10 == 0:
                             self._write_and_remove(f"gone-{key}-")
                 except fastsm.NotRunningError:

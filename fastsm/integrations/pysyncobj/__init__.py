@@ -17,6 +17,7 @@ Reading order:
     applying         committed entries to the state machine, results to those who wait
     shorthands       a method for each command and each read
     dumping          snapshots: written, sent, installed
+    ticking          who leads proposes ticks
     node             ReplicatedStateMachine
     drop_in          FastSyncObj: PySyncObj's own constructor
     batteries        FastDict, FastCounter, FastSet, FastQueue, FastPriorityQueue, FastLockManager

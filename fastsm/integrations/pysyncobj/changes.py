@@ -64,7 +64,7 @@ def _changes_from(log: Log, offset: int, terms: dict[int, int]) -> list[Change] 
 
 def _changes_of(buffer: memoryview, place: int, end: int, terms: dict[int, int]) -> Iterator[Change]:
     while place < end:
-        index, operation, key, value, place = format.unpack_record(buffer, place)
+        index, operation, key, value, _, place = format.unpack_record(buffer, place)
         name = format.OPERATIONS[operation]
         if index in terms and name in ("put", "delete"):
             yield Change(index, terms[index], key, value if name == "put" else None)

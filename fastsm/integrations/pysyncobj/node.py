@@ -10,9 +10,11 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pysyncobj import monotonic as time_of
 from pysyncobj.node import Node, TCPNode
 from pysyncobj.transport import TCPTransport, TransportNotReadyError
 
+from fastsm.clock import Clock
 from fastsm.disk.files import Directory
 from fastsm.errors import FastsmError, NotRunningError
 from fastsm.integrations.pysyncobj import compatibility
@@ -20,9 +22,11 @@ from fastsm.integrations.pysyncobj.changes import Change
 from fastsm.integrations.pysyncobj.configuration import DumpPolicy, configuration, policy_of
 from fastsm.integrations.pysyncobj.dumping import Dumping
 from fastsm.integrations.pysyncobj.operations import procedures_of
-from fastsm.integrations.pysyncobj.places import Files, Places, Restart, restart
+from fastsm.integrations.pysyncobj.places import MARK, Files, Places, Restart, restart
 from fastsm.integrations.pysyncobj.replicated import consumers_of, distinct, method_table, replicates
+from fastsm.integrations.pysyncobj.replication import LEADER
 from fastsm.integrations.pysyncobj.shorthands import Shorthands
+from fastsm.integrations.pysyncobj.ticking import LeadersClock, MakeClock
 from fastsm.integrations.pysyncobj.transport import transport_class
 from fastsm.integrations.pysyncobj.waiting import Guarded
 
@@ -84,6 +88,8 @@ class ReplicatedStateMachine(Shorthands, Dumping):
     - ``on_change(changes)``: called in the tick thread with a list of :class:`Change` for each chunk that was
       applied, in order, before those who wait for its entries are told; with None when a snapshot of the leader's took
       the state's place: then all may have changed. What was applied before a restart does not come again.
+    - ``clock``: called with the state machine to make the ``fastsm.Clock`` by which this node proposes ticks while it
+      leads and something has a deadline; None: it proposes none.
     - ``nodeClass``, ``transportClass``: PySyncObj's; the transport is a subclass of ``TCPTransport``.
     - ``options``: of ``FastStateMachine``, such as ``verify_on_open`` ("full" unless given), ``retain_entries``, or
       ``procedures``, which are the same on all nodes: one that meets a call of a procedure that it lacks stops.
@@ -121,6 +127,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         policy: DumpPolicy | None = None,
         on_failure: Callable[[BaseException], object] | None = None,
         on_change: Callable[[list[Change] | None], object] | None = None,
+        clock: MakeClock | None = Clock,
         nodeClass: type[Any] = TCPNode,
         transportClass: type[Any] = TCPTransport,
         _files: Files | None = None,
@@ -154,6 +161,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
                 methods.require(pickle.loads(found.attachment), self._fastsm_places.path)
             self._fastsm_begin_replication(found.journal)
             self._fastsm_begin_applying(found.machine)
+            self._fastsm_clock = None if clock is None else LeadersClock(clock(found.machine))
             self._fastsm_begin_dumping(found.snapshot, found.snapshot_bytes, methods)
             super().__init__(
                 self_address, list(partner_addresses), conf, consumers=consumers, nodeClass=nodeClass,
@@ -192,6 +200,8 @@ class ReplicatedStateMachine(Shorthands, Dumping):
                 self._fastsm_began = True
                 self._fastsm_begin()
             self._fastsm_make_durable()  # nothing is applied that the journal could lose
+            if self._fastsm_clock is not None and self._SyncObj__raftState == LEADER:
+                self._fastsm_propose_tick(self._fastsm_clock)
             super()._onTick(0.0 if self._fastsm_behind else timeToWait)
             self._fastsm_make_durable()
             self._fastsm_waiting.expire()
@@ -222,6 +232,11 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         if self._fastsm_durable:
             self._fastsm_transport.holding = True
             super().addOnTickCallback(self._fastsm_make_durable)
+
+    def _fastsm_propose_tick(self, clock: LeadersClock) -> None:
+        tick = clock.tick(time_of.monotonic())
+        if tick is not None:
+            self._applyCommand(tick, None, MARK)  # where the queue is full the next one does its work
 
     def addOnTickCallback(self, callback: Callable[[], object]) -> None:
         """As in PySyncObj; what the callback raises is logged."""

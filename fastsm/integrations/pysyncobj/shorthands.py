@@ -46,19 +46,30 @@ class Shorthands(Applying):
 
     # ---- commands --------------------------------------------------------------------------------------
 
-    def put(self, key: Buffer, value: Buffer, **options: Unpack[Options]) -> bool | None:
-        """Submits ``fastsm.put``; the keywords are those of :meth:`submit`."""
-        return self._fastsm_say(command.put(key, value), options)
+    def put(
+        self, key: Buffer, value: Buffer, *, expires: int | None = None, **options: Unpack[Options]
+    ) -> bool | None:
+        """Submits ``fastsm.put``; the other keywords are those of :meth:`submit`."""
+        return self._fastsm_say(command.put(key, value, expires=expires), options)
 
     def delete(self, key: Buffer, **options: Unpack[Options]) -> bool | None:
         """Submits ``fastsm.delete``."""
         return self._fastsm_say(command.delete(key), options)
 
     def compare_and_swap(
-        self, key: Buffer, expected: Buffer | None, value: Buffer | None, **options: Unpack[Options]
+        self, key: Buffer, expected: Buffer | None, value: Buffer | None, *, expires: int | None = None,
+        **options: Unpack[Options],
     ) -> bool | None:
         """Submits ``fastsm.compare_and_swap``."""
-        return self._fastsm_say(command.compare_and_swap(key, expected, value), options)
+        return self._fastsm_say(command.compare_and_swap(key, expected, value, expires=expires), options)
+
+    def touch(self, key: Buffer, expires: int | None, **options: Unpack[Options]) -> bool | None:
+        """Submits ``fastsm.touch``: another deadline for a key, or none."""
+        return self._fastsm_say(answering.touch(key, expires), options)
+
+    def tick(self, now: int, *, limit: int | None = None, **options: Unpack[Options]) -> Result:
+        """Submits ``fastsm.tick``. The node that leads does so by itself, unless it was made with ``clock=None``."""
+        return self._fastsm_do(answering.tick(now, limit=limit), options)
 
     def batch(self, members: Iterable[bytes], **options: Unpack[Options]) -> Result:
         """Submits ``fastsm.batch``: all of the commands or none, in one entry."""
@@ -162,6 +173,18 @@ class Shorthands(Applying):
     ) -> Iterator[tuple[bytes, bytes]]:
         """An iterator over the pairs of a range as of the call, however much is applied meanwhile."""
         return self._fastsm_machine.ordered(start, end, prefix=prefix, reverse=reverse)
+
+    def deadline(self, key: Buffer) -> int | None:
+        """The deadline of a key as this node has it, or None."""
+        return self._fastsm_machine.deadline(key)
+
+    def next_deadline(self) -> int | None:
+        """The earliest deadline of keys and sessions as this node has them, or None."""
+        return self._fastsm_machine.next_deadline()
+
+    def clock(self) -> int:
+        """The clock of the state as this node has it, which ticks move; 0 before the first one."""
+        return self._fastsm_machine.clock()
 
     def sync_read(self, key: Buffer, *, timeout: float | None = None) -> bytes | None:
         """The value of a key after a round through the log: everything acknowledged before the call is in it.
