@@ -314,12 +314,16 @@ class Node:
     def call_contents(self) -> dict[str, Any]:
         machine = self.node.state_machine
         machine._check()
-        with tempfile.TemporaryDirectory() as directory:
-            applied = machine.write_snapshot(directory).last_included
-            with fastsm.open_snapshot(directory) as snapshot:
-                checksum = snapshot.state_checksum.hex()
-        listed = None if self.list is None else list(self.list.rawData())
-        keys = sorted(key.decode() for key, _ in machine.items() if not key.startswith(b"queue\0"))
+        while True:
+            entries, revision = machine.scan()
+            listed = None if self.list is None else list(self.list.rawData())
+            with tempfile.TemporaryDirectory() as directory:
+                applied = machine.write_snapshot(directory).last_included
+                with fastsm.open_snapshot(directory) as snapshot:
+                    checksum = snapshot.state_checksum.hex()
+            if applied.index == revision:  # else a tick of the leader's has come in between
+                break
+        keys = [key.decode() for key, _ in entries if not key.startswith(b"queue\0")]
         return {"applied": applied, "keys": keys, "checksum": checksum, "listed": listed}
 
     def call_destroy(self) -> None:
