@@ -381,6 +381,37 @@ def test_changes_that_were_compacted_away(tmp_path: Path, retained: int) -> None
         assert Place(machine).changes(entries) == []
 
 
+def test_the_end_of_a_node_that_leads_is_no_failure(node_at: MakeNode) -> None:
+    """However the end falls between its ticks, among which it proposes some of the clock's own."""
+    for number in range(5):
+        failures: list[BaseException] = []
+        now = Now(10**6)
+        node = node_at(
+            name=f"node-{number}", conf={"autoTick": True, "autoTickPeriod": 0.001}, clock=now.clock_of,
+            on_failure=failures.append)
+        node.put(b"lease", b"", expires=1, sync=True, timeout=20)
+        for _ in range(number * 20):
+            now.at += 10
+            node.put(b"lease", b"", expires=now.at)
+        node.destroy_synchronous()
+        assert failures == []
+
+
+def test_an_error_in_the_clock_of_the_users_stops_nothing(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged once, and nothing expires."""
+
+    def broken() -> int:
+        raise ValueError("the user's own")
+
+    node = ready(node_at(clock=lambda machine: fastsm.Clock(machine, now=broken)))
+    answer(node, node.put, b"lease", b"")
+    answer(node, node.touch, b"lease", 1)
+    for _ in range(20):
+        node.doTick(0.001)
+    assert (node.failure, node.get(b"lease")) == (None, b"")
+    assert caplog.text.count("no tick is proposed") == 1
+
+
 def test_a_snapshot_keeps_sessions(node_at: MakeNode) -> None:
     """After a dump and a restart a repetition is still one."""
     node = ready(node_at(policy=DumpPolicy(trailing_entries=1)))

@@ -224,3 +224,16 @@ def test_what_there_was_no_time_for_wakes_again(pair: Pair) -> None:
     node.conf.appendEntriesPeriod = 0.0
     node._checkCommandsToApply()
     assert node._fastsm_woken
+
+
+def test_a_flood_of_commands_goes_in_pieces(pair: Pair) -> None:
+    """What a follower forwards at once is not one message, which would keep its leader from all else."""
+    pair.settle()
+    pair.posted.clear()
+    told: list[Any] = []
+    for _ in range(3000):
+        pair.nodes[1].put(b"key", bytes(900), callback=lambda *answer: told.append(answer))
+    pair.until(lambda: len(told) == 3000)
+    sizes = [len(message["messages"]) for sender, message in pair.posted if message["type"] == transport.SEVERAL]
+    assert max(sizes) <= transport.MANY
+    assert told == [(True, 0)] * 3000

@@ -34,9 +34,12 @@ LARGEST_COMMAND = 8 << 20  # bytes: beyond, a follower is busy for longer than P
 
 
 class Raised(NamedTuple):
-    """In the place of a replicated method's result: what it raised."""
+    """In the place of a result that there is none of: what was raised. Callers are told ``UNKNOWN_OUTCOME``."""
 
     error: BaseException
+
+
+NOT_APPLIED = Raised(NotRunningError("skipped"))
 
 
 class Denied(Exception):  # never leaves this package
@@ -228,6 +231,8 @@ class Applying(Replication):
             if changes is None or changes:
                 self._fastsm_on_change(changes)
         if self._SyncObj__commandsWaitingCommit:
+            if None in results:  # skipped: the state machine has other entries in their place, of before a power loss
+                results = [NOT_APPLIED if result is None else result for result in results]
             self._fastsm_tell(entries, results)
         self._SyncObj__raftLastApplied = entries[-1][0]
 

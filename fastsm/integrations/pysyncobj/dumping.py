@@ -30,6 +30,7 @@ logger = logging.getLogger("fastsm")
 WINDOW = 1 << 20  # bytes on the way that the follower has not confirmed
 PATIENCE = 60.0  # seconds that a new dump waits for a snapshot to arrive that is being sent
 NO_ROOM_PAUSE = 10.0
+LEAST_PART = 0.6  # of what the policy asks for: some nodes of a cluster dump earlier than others
 
 
 class Work:
@@ -156,12 +157,12 @@ class Dumping(Applying):
             return True
         by_bytes = journal.newest_size / self._fastsm_enough_bytes
         part = by_bytes if policy.entries is None else max(by_bytes, len(journal) / policy.entries)
-        if part < 1:
+        if part < LEAST_PART:
             return False
         # Nodes of one cluster have journals of one length: they need not all dump at the same time.
         own = self._SyncObj__selfNode
         rank = 0 if own is None else self._fastsm_members().index(own.id)
-        return part >= 1 + 0.1 * rank
+        return part >= max(1 - 0.1 * rank, LEAST_PART)
 
     # ---- write -----------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ LARGE = 192 << 10  # bytes of a message that is not compressed: pieces of a snap
 SMALL = 1 << 10  # bytes of a message that are not worth compressing: setting zlib up for them takes 15 µs
 SAMPLE = 4 << 10  # bytes of a message that say whether the rest is worth compressing
 FEW = 4  # entries, in a message that is sent together with others
+MANY = 500  # messages that are sent together at most: a large message keeps its reader from all else
 ALL_EVENTS = POLL_EVENT_TYPE.READ | POLL_EVENT_TYPE.WRITE | POLL_EVENT_TYPE.ERROR
 
 
@@ -148,10 +149,11 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
             self._held.append((node, message))
             return True
         if self._gathered is not None:
-            if is_small(message):
-                self._gathered.setdefault(node, []).append(message)
+            waiting = self._gathered.setdefault(node, [])
+            if is_small(message) and len(waiting) < MANY:
+                waiting.append(message)
                 return True
-            self._post_all(node, self._gathered.pop(node, []))
+            self._post_all(node, self._gathered.pop(node))
         self._post(node, message)
         return self.reaches(node)
 
