@@ -13,8 +13,9 @@ from fastsm.command cimport (
     ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
     FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, call_name, call_version, number_at,
 )
+from fastsm.core.expiring cimport Expiring
 from fastsm.core.tx cimport Tx
-from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE, View
+from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE
 from fastsm.disk.format cimport SESSION_RESULT
 from fastsm.lookup.terms cimport Terms
 
@@ -37,7 +38,7 @@ cdef class Judge:
     """
 
     def __cinit__(self):
-        self.view = View()
+        self.view = Expiring()
         self.procedures = {}
 
     cdef void forget(self) noexcept:

@@ -1,10 +1,11 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastsm.command cimport Operation
+from fastsm.command cimport Operation, number_at
 from fastsm.core.ordered cimport Ordered
 from fastsm.disk.mapping cimport Mapping
-from fastsm.disk.format cimport RECORD_DELETE, RECORD_PUT, RECORD_TOUCH, is_of_session
-from fastsm.lookup.deadlines cimport DueWalk
+from fastsm.disk.format cimport (
+    DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_PUT, RECORD_TOUCH, is_of_session,
+)
 from fastsm.lookup.index cimport Index
 from fastsm.lookup.table cimport Table
 
@@ -22,6 +23,10 @@ ctypedef struct Step:
 cdef inline bint writes_key(int record) noexcept nogil:
     """Whether a record is one of a key, or of a session."""
     return record == RECORD_PUT or record == RECORD_DELETE or record == RECORD_TOUCH or is_of_session(record)
+
+cdef inline uint64_t step_deadline(const Step *step) noexcept nogil:
+    """The deadline that a put, a delete or a touch leaves its key with."""
+    return number_at(step.operation.key - DEADLINE_SIZE) if step.operation.timed else NO_DEADLINE
 
 ctypedef struct Pending:
     # A key that this chunk has written, or wrote and took back.
@@ -46,15 +51,6 @@ cdef enum:  # why an entry is refused: 1 + its position in `answering.REASONS`; 
     TOO_LARGE = 6
 
 
-ctypedef struct DueKey:
-    # A key, or a session, that this chunk has written, and that is due.
-    uint64_t deadline
-    const uint8_t *key
-    uint64_t hashed
-    uint16_t key_size
-    bint by_number        # it is the id of a session
-
-
 cdef class View:
     cdef Ordered owner           # of the state, which this is a view of
     cdef Index index
@@ -74,7 +70,6 @@ cdef class View:
     cdef list in_order           # keys that were written up to `ordered_writes`, sorted; None: no range was looked at
     cdef size_t ordered_writes
     cdef readonly uint64_t clock
-    cdef DueWalk due_keys, due_sessions  # over what was applied before; None: there was no tick
     cdef bint timed              # a key was written with a deadline
     cdef bint session_written
 
@@ -89,12 +84,6 @@ cdef class View:
     cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0
     cdef int check_readable(self, uint64_t place) except -1
     cdef bint touch(self, const Step *step) except -1
-    cdef int tick(self, const Step *step, uint64_t now, uint64_t limit, uint64_t *removed) except -1
-    cdef int move_clock(self, const Step *step, uint64_t now) except -1
-    cdef uint64_t remove_due(self, const Step *step, bint sessions, uint64_t limit) except? 0
-    cdef bint is_due(self, bint sessions, uint64_t place) except -1
-    cdef int gather_due(self, bint sessions, DueKey **found, size_t *count) except -1
-    cdef int remove_key(self, const Step *step, const DueKey *due) except -1
     cdef int add(
         self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total
     ) except -1

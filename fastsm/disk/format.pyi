@@ -99,20 +99,24 @@ class SavedTable(NamedTuple):
     identity: int
     log_offset: int
     log_start: int
+    seed0: int
+    seed1: int
+    keys: int
     live_bytes: int
     config_place: int
-    touch_place: int
-    clock: int
-    clock_place: int
+    segments: int
+    depth: int
     runs: int
     metadata_size: int
     dead_words: int
     frames: int
     last_frame: int
     last_checksum: int
+    clock: int
+    clock_place: int
+    touch_place: int
     key_deadlines: int
     session_deadlines: int
-    keys: SavedPart
     sessions: SavedPart
     touches: SavedPart
     body_checksum: int

@@ -111,20 +111,24 @@ class SavedTable(NamedTuple):
     identity: int         # of the log
     log_offset: int       # where the frames end that it knows of
     log_start: int        # where the log begins in the arena
+    seed0: int
+    seed1: int
+    keys: int
     live_bytes: int
     config_place: int
-    touch_place: int      # of the newest touch, 0: there was none
-    clock: int
-    clock_place: int      # of the newest record of it, 0: there is none in the log
+    segments: int
+    depth: int
     runs: int
     metadata_size: int
     dead_words: int
     frames: int
     last_frame: int       # the offset of the last of these frames, 0: there is none
     last_checksum: int    # of that frame, or of the log's header: it stands for base and log up to `log_offset`
+    clock: int
+    clock_place: int      # of the newest record of it, 0: there is none in the log
+    touch_place: int      # of the newest touch, 0: there was none
     key_deadlines: int
     session_deadlines: int
-    keys: SavedPart
     sessions: SavedPart
     touches: SavedPart
     body_checksum: int    # XXH64 of everything after the header
@@ -132,7 +136,7 @@ class SavedTable(NamedTuple):
     @property
     def parts(self):
         """Its tables."""
-        return self.keys, self.sessions, self.touches
+        return SavedPart(self.seed0, self.seed1, self.keys, self.segments, self.depth), self.sessions, self.touches
 
     @property
     def sections(self):
@@ -180,16 +184,16 @@ def head_checksum(packed):
 
 def pack_saved_table(saved):
     """A saved table's header."""
-    *fields, keys, sessions, touches, body_checksum = saved
+    *fields, sessions, touches, body_checksum = saved
     return with_checksum(TABLE_STRUCT.pack(
-        TABLE_MAGIC_BYTES, VERSION, 0, *fields, *keys, *sessions, *touches, body_checksum))
+        TABLE_MAGIC_BYTES, VERSION, 0, *fields, *sessions, *touches, body_checksum))
 
 
 def unpack_saved_table(data, path, size):
     """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
     fields = unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 32)
     saved = SavedTable(
-        *fields[:16], SavedPart(*fields[16:21]), SavedPart(*fields[21:26]), SavedPart(*fields[26:31]), fields[31])
+        *fields[:21], SavedPart(*fields[21:26]), SavedPart(*fields[26:31]), fields[31])
     counts = [saved.runs, saved.metadata_size, saved.dead_words, saved.key_deadlines, saved.session_deadlines]
     counts += [part.segments for part in saved.parts]
     depth = max(part.depth for part in saved.parts)

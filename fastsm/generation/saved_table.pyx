@@ -89,11 +89,12 @@ cdef tuple describe(Log log, Index index):
         runs = index.terms.pack(index.terms.seen, index.terms.last_term())
         metadata = b"" if index.metadata is None else pack_metadata(index.metadata)
         directories = directory_of(index.table) + directory_of(index.sessions) + directory_of(index.touches)
+        keys = part_of(index.table)
         saved = format.SavedTable(
-            log.head.identity, log.end, log.start, index.live_bytes, index.config_place, index.touch_place,
-            index.clock, index.clock_place, len(runs) // format.TERM_RUN_BYTES, len(metadata), count, log.frames,
-            log.last_frame, log.chain, index.deadlines.count, index.session_deadlines.count,
-            part_of(index.table), part_of(index.sessions), part_of(index.touches), 0)
+            log.head.identity, log.end, log.start, keys.seed0, keys.seed1, keys.entries, index.live_bytes,
+            index.config_place, keys.segments, keys.depth, len(runs) // format.TERM_RUN_BYTES, len(metadata), count,
+            log.frames, log.last_frame, log.chain, index.clock, index.clock_place, index.touch_place,
+            index.deadlines.count, index.session_deadlines.count, part_of(index.sessions), part_of(index.touches), 0)
         front = b"".join((
             runs, metadata.ljust(saved.sections.dead - saved.sections.metadata, b"\0"),
             (<char *>words)[:8 * count], directories, bytes_of_deadlines(index.deadlines),
@@ -217,7 +218,7 @@ cdef object load(directory, descriptor, Log log, path):
         return None
     cdef uint64_t stop = log.start + saved.log_offset
     cdef bytes front = read_front(descriptor.number, size, saved)
-    cdef Index index = Index(Table((saved.keys.seed0, saved.keys.seed1)))
+    cdef Index index = Index(Table((saved.seed0, saved.seed1)))
     cdef bytes words
     if front is None or not index.terms.unpack(front[:format.TERM_RUN_BYTES * saved.runs]):
         return None
@@ -308,7 +309,7 @@ cdef bint may_be_of(saved, uint64_t stop) except -1:
     return (
         saved.dead_words <= (stop >> WORD_BITS) + 1 and max(saved.metadata_size, saved.live_bytes) <= stop
         and max(saved.runs, saved.key_deadlines, saved.session_deadlines) <= records
-        and saved.clock <= format.MAX_DEADLINE and part_may_be_of(saved.keys, records)
+        and saved.clock <= format.MAX_DEADLINE and part_may_be_of(saved.parts[0], records)
         and part_may_be_of(saved.sessions, records) and part_may_be_of(saved.touches, records))
 
 
