@@ -13,7 +13,7 @@ MODULES = [
     *(f"generation.{name}" for name in ("recovery", "framefile", "log", "saved_table")),
     "snapshot.capture",
     *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "turns", "view", "tx", "judging", "chunk",
-                                  "engine", "group_commit")),
+                                  "engine", "group_commit", "jobs")),
     *(f"journal.{name}" for name in ("format", "entries", "segment", "journal")),
 ]
 

@@ -29,7 +29,6 @@ from fastsm.errors import (
     NotRunningError,
     OrderError,
     ProcedureError,
-    SnapshotFormatError,
     SnapshotRangeError,
     StaleSnapshotError,
 )
@@ -63,6 +62,7 @@ from fastsm.types import (
     SnapshotMetadata,
     Transaction,
     ValueIs,
+    checked_metadata,
 )
 
 ANSWERING = (Add, Read, DeleteRange)
@@ -425,8 +425,7 @@ class MemoryStateMachine(StateMachine):
         if not isinstance(metadata, SnapshotMetadata):
             raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
         last = _checked(metadata.last_included)
-        if len(metadata.checksum) != 32:
-            raise SnapshotFormatError(f"expected a checksum of 32 bytes, found {len(metadata.checksum)}")
+        metadata = checked_metadata(metadata, "the state in memory")
         if last.index > self.last_applied().index:
             raise SnapshotRangeError(f"a snapshot as of {last} cannot be of this state, up to {self.last_applied()}")
         self._metadata = metadata
@@ -533,8 +532,8 @@ class MemoryStateMachine(StateMachine):
         ``StaleSnapshotError``; then the old state is whole.
         """
         self._require()
-        if metadata is not None and not isinstance(metadata, SnapshotMetadata):
-            raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
+        if metadata is not None:
+            metadata = checked_metadata(metadata, os.fsdecode(path))
         with open_snapshot(path) as snapshot:
             if metadata is not None:
                 check_metadata(metadata, snapshot.head, snapshot.path)

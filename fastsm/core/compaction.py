@@ -83,6 +83,7 @@ class Compaction:
             return
         number = self._generations.next_number()
         log: Log | None = None
+        interruption = None
         started = time.perf_counter()
         try:
             base = self._write_base(engine, number, last_included, job, epoch)
@@ -94,9 +95,10 @@ class Compaction:
                 engine._refuse_moved(epoch, job.what)
                 self._take(engine, log, index, old, carried)
         except BaseException as error:
-            if self._generations.undo(engine, log, number, error):
-                raise
+            interruption = self._generations.undo(engine, log, number, error)
         self._generations.end(engine, old, what)
+        if interruption is not None:
+            raise interruption
 
     def _last_compacted(self, log: Log, applied: int, up_to: int | None) -> tuple[int, LogId]:
         """Where the last frame ends that goes into the base, and its last entry.

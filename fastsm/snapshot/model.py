@@ -94,7 +94,7 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> SnapshotMetadata:
                 directory.write(temporary.fd, data, 0)
                 directory.sync(temporary.fd)
                 put_in_place(directory, temporary.name, metadata.last_included, seen)
-                temporary.name = SNAPSHOT
+                temporary.name = None  # from here on nobody removes it
             directory.sync_directory()
         finally:
             directory.close()

@@ -12,7 +12,7 @@ from fastsm.disk.mapping import Descriptor
 from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError, StaleSnapshotError
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, check_metadata, metadata_of
 from fastsm.snapshot.writer import present_head, put_in_place
-from fastsm.types import LogId, SnapshotMetadata
+from fastsm.types import LogId, SnapshotMetadata, checked_metadata
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -57,9 +57,7 @@ class SnapshotReceiver:
     ) -> None:
         self.directory = os.fsdecode(directory)
         self.offset = 0
-        if not (metadata is None or isinstance(metadata, SnapshotMetadata)):
-            raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
-        self._announced = metadata and SnapshotMetadata(LogId(*metadata.last_included), bytes(metadata.checksum))
+        self._announced = None if metadata is None else checked_metadata(metadata, self.directory)
         self._head: SnapshotHead | None = None
         self._present: SnapshotHead | None = None  # of the complete file that was there at the opening
         self._whole: Descriptor | None = None  # that file, when it is the announced snapshot
@@ -206,6 +204,8 @@ class SnapshotReceiver:
         ``StaleSnapshotError``. O(size).
         """
         files = self._require()
+        if metadata is not None:
+            metadata = checked_metadata(metadata, self.directory)  # before anything is discarded for not being it
         if self._finished is None:
             with storage_errors(self._path, "receiving a snapshot"):
                 self._finish(files, metadata)

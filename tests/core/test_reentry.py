@@ -11,7 +11,9 @@ import errno
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -460,3 +462,85 @@ def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
     assert starts >= 4
     machine.close()
     assert reopened(machine)[0] == LogId(0, 0)
+
+
+# ---- closes and imports ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", ["thread", "coroutine"])
+def test_two_jobs_whose_callbacks_close_do_not_wait_for_each_other(tmp_path: Path, second: str) -> None:
+    """Each callback's close waits for the other job, except when that one closes, too: both end, and the machine does."""
+    machine = FastStateMachine(tmp_path / "state", retain_entries=0)
+    fill(machine, tmp_path)
+    both = threading.Barrier(2)
+    met: set[int] = set()
+
+    def close(*_: object) -> None:
+        if threading.get_ident() not in met:
+            met.add(threading.get_ident())
+            both.wait(PATIENCE)
+        machine.close()
+
+    def snapshot() -> None:
+        if second == "thread":
+            machine.write_snapshot(tmp_path / "target", progress=close)
+        else:
+            asyncio.run(machine.generate_snapshot_data(tmp_path / "target", progress=close))
+
+    with in_thread(lambda: machine.compact(progress=close)) as first, in_thread(snapshot) as other:
+        pass
+    for outcome in (first, other):
+        assert isinstance(outcome.error, (FastsmError, type(None))), outcome.error
+    assert not machine.is_running()
+    assert reopened(machine)[0] == LogId(20, 1)
+
+
+HALF_IMPORTED = """
+    import faulthandler, importlib.abc, sys
+    import fastsm
+
+    faulthandler.dump_traceback_later(60, exit=True)
+    machine = fastsm.FastStateMachine(sys.argv[1])
+    machine.apply([(index, 1, fastsm.put(b"%d" % index, b"v")) for index in range(1, 10)])
+    calls = {"items": lambda: len(list(machine.items())), "keys": lambda: len(list(machine.keys())),
+             "live_records": lambda: len(list(machine.live_records())), "scan": lambda: len(machine.scan(b"", None)[0]),
+             "columns": lambda: machine.columns(), "get_columns": lambda: machine.get_columns([b"1"]),
+             "entry_terms": lambda: machine.entry_terms([1, 2]),
+             "snapshot": lambda: machine.write_snapshot(sys.argv[1] + "-snapshot", compress="zstd")}
+    found = {}
+
+    class Handler(importlib.abc.MetaPathFinder):
+        # Runs in the middle of the import, as a signal handler would.
+        def find_spec(self, name, path, target=None):
+            if name in ("numpy.linalg", "numpy.lib", "numpy.random", "zstandard.backend_c") and not found:
+                for method, call in calls.items():
+                    try:
+                        found[method] = call()
+                    except fastsm.ReentryError as error:
+                        found[method] = "refused"
+            return None
+
+    sys.meta_path.insert(0, Handler())
+    assert "numpy" not in sys.modules
+    if sys.argv[2] == "numpy":
+        machine.columns()
+        refused = {"columns", "get_columns", "entry_terms"}
+    else:
+        machine.write_snapshot(sys.argv[1] + "-snapshot", compress="zstd")
+        refused = {"snapshot"}
+    assert {name for name, what in found.items() if what == "refused"} == refused, found
+    for method, call in calls.items():
+        assert call() is not None
+        assert method in refused or isinstance(found[method], int) is False or found[method] == call()
+    machine.close()
+    print("fine")
+"""
+
+
+@pytest.mark.parametrize("module", ["numpy", "zstandard"])
+def test_a_call_in_the_middle_of_an_import_is_right_or_refused(tmp_path: Path, module: str) -> None:
+    """A handler that runs while its own thread imports a library that it needs gets a ReentryError, nothing half made."""
+    pytest.importorskip(module)
+    command = [sys.executable, "-c", textwrap.dedent(HALF_IMPORTED), str(tmp_path / "state"), module]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "fine"), ended.stderr
