@@ -126,19 +126,22 @@ class Generations:
         if log is None or log is not engine._log:
             current.discard(self.directory, log, number)
 
-    def undo(self, engine: Engine, log: Log | None, number: int, error: BaseException) -> BaseException | None:
-        """Removes what was prepared of a generation, and raises the error, unless the step was taken.
+    def undo(
+        self, engine: Engine, old: Log, log: Log | None, number: int, error: BaseException, what: str
+    ) -> bool:
+        """Removes what was prepared of a generation, unless the step was taken; whether the error is to be raised.
 
-        Where it was, :meth:`end` follows; returns what is to be raised after that: what a signal handler raised, but
-        not that what came after the step found no memory, which is logged.
+        Where it was taken, what a signal handler raised meanwhile is raised after the old log's end. That what came
+        after the step found no memory is logged, and the end follows.
         """
         if log is None or log is not engine._log:
             current.discard(self.directory, log, number)
-            raise error
-        if not isinstance(error, MemoryError):
-            return error
-        self._note_leftover(error)
-        return None
+            return True
+        if isinstance(error, MemoryError):
+            self._note_leftover(error)
+            return False
+        self.end(engine, old, what)
+        return True
 
     # ---- reset -----------------------------------------------------------------------------------------
 
@@ -148,7 +151,6 @@ class Generations:
         engine._log.check_writable()
         number = self.next_number()
         old, log = engine._log, None
-        interruption = None
         try:
             log = Log.create(self.directory, number)
             index = Index()
@@ -157,10 +159,9 @@ class Generations:
             with self.jobs.replacing("a reset"):
                 self.take(engine, log, index, (LogId(), None))
         except BaseException as error:
-            interruption = self.undo(engine, log, number, error)
+            if self.undo(engine, old, log, number, error, "reset"):
+                raise
         self.end(engine, old, "reset")
-        if interruption is not None:
-            raise interruption
 
     # ---- the saved table, and the end ------------------------------------------------------------------
 

@@ -117,6 +117,17 @@ def reopened(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
         return again.last_applied(), dict(again.items())
 
 
+def acts_for(thread: int, machine: FastStateMachine) -> bool:
+    """Whether the caller's is a thread, or the one that takes the step to a next generation for it."""
+    if threading.get_ident() == thread:
+        return True
+    try:
+        inside(machine).turns.check()
+    except ReentryError:
+        return True
+    return False
+
+
 def seams_of(outer: str, tmp_path: Path) -> list[tuple[str, int]]:
     """The calls of the system that a method makes by its own thread: the first and the last of each kind."""
     disk = Disk()
@@ -125,7 +136,7 @@ def seams_of(outer: str, tmp_path: Path) -> list[tuple[str, int]]:
     fill(machine, tmp_path)
 
     def note(call: Call) -> None:
-        if threading.get_ident() == me and call.method in seen:
+        if call.method in seen and acts_for(me, machine):
             seen[call.method] += 1
 
     disk.before = note
@@ -156,7 +167,7 @@ def check_pair(outer: str, inner: str, sync: Any, at: tuple[str, int], tmp_path:
     me, left, came = threading.get_ident(), [at[1]], []
 
     def interrupt(call: Call) -> None:
-        if threading.get_ident() != me or call.method != at[0] or came:
+        if call.method != at[0] or came or not acts_for(me, machine):
             return
         left[0] -= 1
         if left[0] == 0:
