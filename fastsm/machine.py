@@ -325,9 +325,9 @@ class FastStateMachine(Engine, StateMachine):
             self._require(True)
             mark = self._mark(False)
         if self._sync_to(mark):
-            self._note_durable()
+            self._end_suspicion()
 
-    def _note_durable(self) -> None:
+    def _end_suspicion(self) -> None:
         """Notes what an unclean end had left and a first sync made durable; a handler above a write leaves it to later."""
         held = None
         with suppress(ReentryError), self._turns:

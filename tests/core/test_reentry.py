@@ -357,7 +357,7 @@ def closing(machine: FastStateMachine, seam: str, nth: int) -> Callable[[Call], 
 
     def interrupt(call: Call) -> None:
         nonlocal left
-        if threading.get_ident() == me and call.method == seam:
+        if call.method == seam and acts_for(me, machine):
             left -= 1
             if left == 0:
                 machine.close()
@@ -539,10 +539,10 @@ HALF_IMPORTED = """
     else:
         machine.write_snapshot(sys.argv[1] + "-snapshot", compress="zstd")
         refused = {"snapshot"}
-    assert {name for name, what in found.items() if what == "refused"} == refused, found
+    assert {name for name, what in found.items() if isinstance(what, str)} == refused, found
     for method, call in calls.items():
-        assert call() is not None
-        assert method in refused or isinstance(found[method], int) is False or found[method] == call()
+        again = call()
+        assert not isinstance(again, int) or found[method] == again
     machine.close()
     print("fine")
 """
