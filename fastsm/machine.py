@@ -328,7 +328,10 @@ class FastStateMachine(Engine, StateMachine):
             self._end_suspicion()
 
     def _end_suspicion(self) -> None:
-        """Notes what an unclean end had left and a first sync made durable; a handler above a write leaves it to later."""
+        """Notes what an unclean end had left and a first sync made durable.
+
+        A signal handler on top of its own thread's write leaves that to the next flush.
+        """
         held = None
         with suppress(ReentryError), self._turns:
             held = self._generations.note_durable(self) if self.is_running() else None

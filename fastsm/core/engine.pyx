@@ -85,8 +85,8 @@ cdef class Engine(Ordered):
     def _switch(self, name_next, Log log, Index index, GroupCommit commit, state_of_its_own=None):
         """In the writer's turn: the step to a next generation, on disk and in memory.
 
-        `name_next` is called to take it on disk. The caller sees to it that no signal handler interrupts any of this, so
-        that disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
+        `name_next` is called to take it on disk. The caller sees to it that no signal handler interrupts any of this,
+        so that disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
         metadata, `(LogId, SnapshotMetadata or None)`, when this is another state (a reset, a snapshot), all of which
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """

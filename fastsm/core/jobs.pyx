@@ -1,7 +1,8 @@
 """Snapshots, compactions and installs under way: work next to everything else, which ends before the machine does.
 
 Compiled, because signal handlers run between any two steps of Python code, and one that raises there (Ctrl-C does)
-must not leave a job that never ends, or a lock held: a `close` would wait for it. Between two steps of C code none runs.
+must not leave a job that never ends, or a lock held: a `close` would wait for it. Between two steps of C code none
+runs.
 """
 
 from _thread import RLock, allocate_lock
@@ -19,8 +20,8 @@ Progress = Callable[[int, int], object]  # bytes done, bytes in all
 cdef class Job:
     """One piece of work under way.
 
-    `needs`: the entry as of which it reads, if it does. `of_this_state`: a reset or an install ends it. `done`: bytes of
-    the state that were written, of `total`, as far as is known.
+    `needs`: the entry as of which it reads, if it does. `of_this_state`: a reset or an install ends it. `done`: bytes
+    of the state that were written, of `total`, as far as is known.
     """
     cdef readonly str what
     cdef readonly object needs

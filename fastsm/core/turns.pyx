@@ -106,7 +106,9 @@ cdef class Turns:
         return 0
 
     cdef bint holds(self, unsigned long thread) except -1:
-        return (self.taken and (self.owner == thread or self.borrower == thread)) or (self.amid_count and self.is_amid(thread))
+        if self.taken and (self.owner == thread or self.borrower == thread):
+            return True
+        return self.amid_count and self.is_amid(thread)
 
     cdef bint is_amid(self, unsigned long thread) except -1:
         return self.amid_count and thread in self.amid

@@ -1,8 +1,8 @@
 """Interruptions: a signal handler that raises (Ctrl-C does) between any two steps of Python code of a call.
 
-A profiler raises in place of the handler, at each step in turn: where a function of Python begins, and after each call
-of one in C, which is where the interpreter looks at signals. What was raised is kept, with its traceback and so with all
-frames: nothing may depend on their being freed.
+A profiler raises in place of the handler, at each step in turn: where a function of Python begins, and after each
+call of one in C, which is where the interpreter looks at signals. What was raised is kept, with its traceback and so
+with all frames: nothing may depend on their being freed.
 """
 
 from __future__ import annotations

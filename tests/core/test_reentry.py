@@ -480,7 +480,7 @@ def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
 
 @pytest.mark.parametrize("second", ["thread", "coroutine"])
 def test_two_jobs_whose_callbacks_close_do_not_wait_for_each_other(tmp_path: Path, second: str) -> None:
-    """Each callback's close waits for the other job, except when that one closes, too: both end, and the machine does."""
+    """A callback's close waits for the other job, unless that one closes, too: both end, and so does the machine."""
     machine = FastStateMachine(tmp_path / "state", retain_entries=0)
     fill(machine, tmp_path)
     both = threading.Barrier(2)
@@ -550,7 +550,7 @@ HALF_IMPORTED = """
 
 @pytest.mark.parametrize("module", ["numpy", "zstandard"])
 def test_a_call_in_the_middle_of_an_import_is_right_or_refused(tmp_path: Path, module: str) -> None:
-    """A handler that runs while its own thread imports a library that it needs gets a ReentryError, nothing half made."""
+    """A handler that needs a library that its own thread is importing gets a ReentryError, and nothing half made."""
     pytest.importorskip(module)
     command = [sys.executable, "-c", textwrap.dedent(HALF_IMPORTED), str(tmp_path / "state"), module]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)

@@ -247,7 +247,7 @@ def test_a_failed_sync_ends_the_wait(directory: Path, machine_at: Opener, kind: 
 
 @given(st.lists(st.tuples(st.sampled_from(["wait", "cancel", "apply"]), st.integers(1, 30)), max_size=60))
 def test_waiters_are_told_as_a_model_says(steps: list[tuple[str, int]]) -> None:
-    """Whatever comes in whatever order: those up to the applied index are told, by index and then in order of arrival."""
+    """In whatever order they come: those up to the applied index are told, by index and then by arrival."""
     with memory_directory() as root, FastStateMachine(root / "state", contiguous=False) as machine:
         engine = inside(machine)
         queue: SimpleQueue[Any] = SimpleQueue()

@@ -9,7 +9,7 @@ import pytest
 
 import fastsm
 from fastsm import LogId
-from fastsm.errors import FastsmError, SnapshotRangeError, StorageError
+from fastsm.errors import SnapshotRangeError, StorageError
 from fastsm.tools import json_lines
 from support.histories import History
 
@@ -175,9 +175,9 @@ HEAD = '{"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 1], [6, 9
     ("lines", "wrong"),
     [
         (['{"term": 5, "key": "a", "value": ""}', '{"term": 4, "key": "a", "value": ""}'], 2),
-        (['{"index": 3, "term": 5, "key": "a", "value": ""}', "", '{"index": 3, "term": 6, "key": "b", "value": ""}'], 3),
+        (['{"index": 3, "term": 5, "key": "a", "value": ""}', "", '{"index": 3, "term": 6, "key": "b"}'], 3),
         ([HEAD, '{"index": 3, "term": 2, "key": "a", "value": ""}'], 2),
-        ([HEAD, '{"index": 3, "term": 1, "key": "a", "value": ""}', '{"index": 12, "term": 2, "key": "a", "value": ""}'], 3),
+        ([HEAD, '{"index": 3, "key": "a", "value": ""}', '{"index": 12, "term": 2, "key": "a", "value": ""}'], 3),
         (['{"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 2], [6, 9, 1]]}'], 1),
         (['{"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 1], [5, 9, 2]]}'], 1),
         (['{"operation": "state", "last_applied": [9, 1], "runs": [[1, 5, 1], [6, 9, 2]]}'], 1),
