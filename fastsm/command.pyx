@@ -38,8 +38,6 @@ cdef extern from *:
     Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
 
 cdef enum:
-    VERSION = 0
-    HEADER_SIZE = 8
     AHEAD = 16               # cells of a column whose cache misses overlap
     SWAP_HEADER_SIZE = 12    # COMPARE_AND_SWAP: the size of `expected` follows the header
     ADD_HEADER_SIZE = 24     # ADD: delta and initial value follow the header
@@ -48,8 +46,8 @@ cdef enum:
     ONCE_HEADER_SIZE = 32    # ONCE: session, sequence and deadline follow the header
 
 cdef size_t KEY_LIMIT = 0xFFFF
-cdef size_t VALUE_LIMIT = 0x7FFFFFFF
-cdef size_t COMMAND_LIMIT = 0xFFFFFFFF
+VALUE_LIMIT = 0x7FFFFFFF
+COMMAND_LIMIT = 0xFFFFFFFF
 
 cdef uint64_t NO_DEADLINE = 0xFFFFFFFFFFFFFFFF
 cdef uint64_t LATEST_DEADLINE = 0x7FFFFFFFFFFFFFFF

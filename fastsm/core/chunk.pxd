@@ -1,3 +1,4 @@
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.command cimport Reader
@@ -7,6 +8,17 @@ from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.index cimport Index
 from fastsm.lookup.table cimport Table
 from fastsm.lookup.terms cimport RunList, Terms
+
+
+cdef enum:
+    FEW = 4                      # entries of a list that are held one by one
+
+ctypedef struct Held:
+    # The entries of a chunk as they were at one moment, with a reference to each, or to the tuple of all.
+    PyObject **items
+    Py_ssize_t count
+    PyObject *whole              # NULL: `few` are held
+    PyObject *few[FEW]
 
 
 cdef class Chunk:
@@ -26,7 +38,8 @@ cdef class Chunk:
     cdef list converted          # commands that were not bytes: the steps point into them
 
     cdef int decode(
-        self, tuple entries, Table table, Terms terms, RunList runs, bint contiguous) except -1
+        self, PyObject **items, Py_ssize_t count, Table table, Terms terms, RunList runs, bint contiguous
+    ) except -1
     cdef int decode_entry(self, object command, uint64_t index, Table table) except -1
     cdef int begin(self, size_t count) except -1
     cdef int grow(self) except -1
@@ -40,5 +53,7 @@ cdef class Chunk:
     cdef void forget(self) noexcept
 
 
+cdef int hold(object chunk, Held *held) except -1
+cdef void let_go(Held *held) noexcept
 cdef tuple hold_entries(object chunk)
 cdef uint64_t unsigned_slowly(object item, str what) except? 0xFFFFFFFFFFFFFFFF

@@ -7,8 +7,8 @@ judged first, over one view of the state (`judging`, `view`), and what it writes
 import operator
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.ref cimport Py_INCREF, PyObject
+from cpython.list cimport PyList_CheckExact, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
@@ -16,7 +16,7 @@ from libc.string cimport memset
 from fastsm.command cimport (
     ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, DELETE_RANGE, NOOP, ONCE, Operation,
     PUT, Reader, TRANSACTED, TRANSACTION, VALUE_IS,
-    call_name, call_version, command_error, next_operation, open_command,
+    call_name, call_version, command_error, is_put, next_operation, open_command,
 )
 from fastsm.core.judging cimport ANSWERS, Judge, LISTS
 from fastsm.core.view cimport View
@@ -32,6 +32,7 @@ from fastsm.types import LogId
 cdef extern from "Python.h":
     object PySequence_Fast(object sequence, const char *message)
     PyObject **PySequence_Fast_ITEMS(object sequence)
+    PyObject *PyList_GET_ITEM(object list, Py_ssize_t i)
     Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
     bint PyTuple_Check(PyObject *item)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *item)
@@ -39,6 +40,9 @@ cdef extern from "Python.h":
     bint PyLong_CheckExact(PyObject *item)
     uint64_t PyLong_AsUnsignedLongLong(PyObject *item) noexcept
     void PyErr_Clear() noexcept
+    PyObject *Py_True
+    PyObject *Py_False
+    PyObject *Py_None
 
 cdef enum:
     KEPT_STEPS = 1 << 14      # scratch memory that stays for the next chunk
@@ -48,7 +52,7 @@ cdef class Chunk:
     """Scratch memory of `apply`, used again for each chunk.
 
     Thread safety: used by one writer at a time. Its pointers lead into the commands' own bytes, which the caller holds
-    (`hold_entries`) until `forget`.
+    (`hold`) until `forget`.
     """
 
     def __cinit__(self):
@@ -75,11 +79,9 @@ cdef class Chunk:
     # ---- decode ----------------------------------------------------------------------------------------
 
     cdef int decode(
-        self, tuple entries, Table table, Terms terms, RunList runs, bint contiguous
+        self, PyObject **items, Py_ssize_t count, Table table, Terms terms, RunList runs, bint contiguous
     ) except -1:
         """Checks order and commands of entries that are held; fills steps, outcomes and `runs`."""
-        cdef PyObject **items = PySequence_Fast_ITEMS(entries)
-        cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(entries)
         cdef uint64_t applied = runs.index
         cdef uint64_t index, term, known
         cdef uint64_t before_index = 0
@@ -104,13 +106,14 @@ cdef class Chunk:
                         "this log is not the one that the state was made from", index=index)
                 self.outcomes[i] = SKIPPED
             else:
-                check_next(runs, index, term, contiguous)
+                if term < runs.term or (contiguous and index != runs.index + 1):
+                    raise cannot_follow(runs, index, term)
                 runs.note(index, term)
                 self.entries = i + 1
                 self.decode_entry(<object>PyTuple_GET_ITEM(items[i], 2), index, table)
         self.entries = count
         if self.conditional:
-            self.source = entries
+            self.source = tuple_of(items, count)
         return 0
 
     cdef int begin(self, size_t count) except -1:
@@ -138,6 +141,18 @@ cdef class Chunk:
             if self.converted is None:
                 self.converted = []
             self.converted.append(command)
+        if self.count == self.room:
+            self.grow()
+        step = &self.steps[self.count]
+        if is_put(<const uint8_t *>PyBytes_AS_STRING(command), PyBytes_GET_SIZE(command), &step.operation):
+            step.index = index
+            step.entry = self.entries - 1
+            step.record = RECORD_PUT
+            step.hashed = table.hash(step.operation.key, step.operation.key_size)
+            table.prefetch_slot(step.hashed)
+            self.puts += 1
+            self.count += 1
+            return 0
         code = open_command(
             &reader, <const uint8_t *>PyBytes_AS_STRING(command), PyBytes_GET_SIZE(command))
         if code == 0 and (reader.form > BATCHED or reader.once != NULL):
@@ -280,27 +295,67 @@ cdef class Chunk:
     cdef list results(self):
         """One of True, False, None, or an Answer, for each entry."""
         cdef list results = PyList_New(self.entries)
-        cdef object result
+        cdef PyObject *result
         cdef size_t i
         for i in range(self.entries):
-            if self.outcomes[i] == APPLIED:
-                result = True
-            elif self.outcomes[i] == REFUSED:
-                result = False
-            elif self.outcomes[i] == ANSWERS:
-                result = self.judgement.answers[i]
-            else:
-                result = None
-            Py_INCREF(result)
-            PyList_SET_ITEM(results, i, result)
+            result = Py_True
+            if self.outcomes[i] != APPLIED:
+                if self.outcomes[i] == REFUSED:
+                    result = Py_False
+                elif self.outcomes[i] == ANSWERS:
+                    result = PyList_GET_ITEM(self.judgement.answers, i)
+                else:
+                    result = Py_None
+            Py_INCREF(<object>result)
+            PyList_SET_ITEM(results, i, <object>result)
         return results
 
 
-cdef tuple hold_entries(object chunk):
-    """The entries of a chunk as they are now, with their commands: no code that runs later can change or free them.
+cdef int hold(object chunk, Held *held) except -1:
+    """Takes the entries of a chunk as they are now, until `let_go`: no code that runs later can change or free them.
 
-    An entry is a tuple too, so that a reference to it holds its command.
+    An entry is a tuple, so that a reference to it holds its command. A short list needs no object of its own.
     """
+    cdef Py_ssize_t i
+    cdef tuple entries
+    if PyList_CheckExact(chunk) and PyList_GET_SIZE(chunk) <= FEW:  # no Python code runs from here to the return
+        held.whole = NULL
+        held.items = held.few
+        held.count = PyList_GET_SIZE(chunk)
+        for i in range(held.count):
+            held.few[i] = PyList_GET_ITEM(chunk, i)
+            Py_INCREF(<object>held.few[i])
+        return 0
+    entries = hold_entries(chunk)
+    Py_INCREF(entries)
+    held.whole = <PyObject *>entries
+    held.items = PySequence_Fast_ITEMS(entries)
+    held.count = PySequence_Fast_GET_SIZE(entries)
+    return 0
+
+
+cdef void let_go(Held *held) noexcept:
+    """Gives back what `hold` took. May run finalizers."""
+    cdef Py_ssize_t i
+    if held.whole != NULL:
+        Py_DECREF(<object>held.whole)
+        return
+    for i in range(held.count):
+        Py_DECREF(<object>held.few[i])
+
+
+cdef tuple tuple_of(PyObject **items, Py_ssize_t count):
+    """Held entries as a tuple."""
+    cdef tuple entries = PyTuple_New(count)  # may collect garbage, which cannot reach what is held
+    cdef Py_ssize_t i
+    for i in range(count):
+        Py_INCREF(<object>items[i])
+        PyTuple_SET_ITEM(entries, i, <object>items[i])
+    return entries
+
+
+cdef tuple hold_entries(object chunk):
+    """The entries of a chunk as they are now, as a tuple that nobody changes."""
     cdef object entries = PySequence_Fast(chunk, "a chunk is a sequence of entries")
     cdef Py_ssize_t count, i
     cdef PyObject **items
@@ -352,13 +407,11 @@ cdef uint64_t unsigned_slowly(object item, str what) except? 0xFFFFFFFFFFFFFFFF:
     return number
 
 
-cdef int check_next(RunList runs, uint64_t index, uint64_t term, bint contiguous) except -1:
-    """Whether an entry may follow the last applied one, which `runs` ends with."""
+cdef object cannot_follow(RunList runs, uint64_t index, uint64_t term):
+    """The error for an entry that may not follow the last applied one, which `runs` ends with."""
     if term < runs.term:
-        raise OrderError(
-            f"entry {index} of term {term} behind {LogId(runs.index, runs.term)}: terms never fall", index=index)
-    if contiguous and index != runs.index + 1:
-        raise OrderError(
-            f"entry {index} behind {LogId(runs.index, runs.term)}: expected entry {runs.index + 1}; "
-            "a host that does not hand over every entry opens with contiguous=False", index=index)
-    return 0
+        return OrderError(
+            f"entry {index} of term {term} after {LogId(runs.index, runs.term)}: terms never fall", index=index)
+    return OrderError(
+        f"entry {index} after {LogId(runs.index, runs.term)}: expected entry {runs.index + 1}; "
+        "a host that does not hand over every entry opens with contiguous=False", index=index)

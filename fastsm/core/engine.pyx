@@ -19,7 +19,7 @@ from libc.string cimport memcpy
 from _thread import start_new_thread
 
 from fastsm.core.awaited cimport REPLACED, Ticket
-from fastsm.core.chunk cimport Chunk, hold_entries, unsigned_slowly
+from fastsm.core.chunk cimport Chunk, Held, hold, hold_entries, let_go, unsigned_slowly
 from fastsm.core.view cimport Step
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
@@ -145,12 +145,16 @@ cdef class Engine(Ordered):
         """
         if self.gate:
             self.refuse()  # before the turn, which nobody passes on in a forked child
-        cdef tuple entries = hold_entries(chunk)
-        self._turns.enter()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_in_turn(entries)
+            self._turns.enter()
+            try:
+                return self.apply_in_turn(&held)
+            finally:
+                self._turns.leave()
         finally:
-            self._turns.leave()
+            let_go(&held)
 
     def _apply_if_free(self, chunk, uint64_t room):
         """`apply` of a chunk that takes at most so many bytes of log, where nothing and nobody has to be waited for.
@@ -159,15 +163,19 @@ cdef class Engine(Ordered):
         """
         if self.gate:
             self.refuse()
-        cdef tuple entries = hold_entries(chunk)
-        # One step from here to the turn, in which no other thread runs.
-        if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
-            return None
-        self._turns.enter()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_in_turn(entries)
+            # One step from here to the turn, in which no other thread runs.
+            if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
+                return None
+            self._turns.enter()
+            try:
+                return self.apply_in_turn(&held)
+            finally:
+                self._turns.leave()
         finally:
-            self._turns.leave()
+            let_go(&held)
 
     def _hold(self, chunk):
         """The entries of a chunk as they are now, for a later `_apply_in_turn`."""
@@ -175,43 +183,52 @@ cdef class Engine(Ordered):
 
     def _apply_in_turn(self, chunk):
         """`apply`, for whoever has the writer's turn already."""
-        return self.apply_in_turn(hold_entries(chunk))
-
-    cdef list apply_in_turn(self, tuple entries):
-        if self.gate:
-            self.refuse()
-        self._log.require_writable()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_entries(entries)
+            return self.apply_in_turn(&held)
         finally:
-            self.chunk.forget()
+            let_go(&held)
 
-    cdef list apply_entries(self, tuple entries):
+    cdef list apply_in_turn(self, Held *held):
+        """`held`: the caller's, who lets it go after this."""
         cdef Chunk chunk = self.chunk
         cdef RunList runs = self.runs
         cdef RunMark mark
         cdef list results
+        cdef bint counts = False      # the chunk is in the log
+        if self.gate:
+            self.refuse()
+        self._log.require_writable()
         mark_runs(runs, &mark)
         try:
-            chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
+            chunk.decode(held.items, held.count, self._table, self._terms, runs, self.contiguous)
             if chunk.calls:
                 self.judge_calls(chunk)
-            else:
+            elif chunk.conditional:
                 chunk.judge(self._index, self.mapping, self.readable, self._log)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk)
-        except BaseException:
-            rewind_runs(runs, &mark)
-            raise
-        if runs.index != mark.index:
-            self.publish(chunk)
+            counts = True
+            if runs.index != mark.index:
+                self.publish(chunk)
+                self.tell_of_chunk()
+            return results
+        finally:
+            if not counts:
+                rewind_runs(runs, &mark)
+            chunk.forget()
+
+    cdef inline int tell_of_chunk(self) except -1:
+        """After a chunk was published: whoever waits for its entries, and whoever has to do with what it left."""
+        if self.awaited.least <= self.applied_index:
             self.awaited.note_applied(self.applied_index)
-            if self.dead_bytes() > self.compact_above:
-                self.call_for_compaction()
-            if self._index.ordered and not self.order_called and self._index.order.is_behind():
-                self.call_for_order()
-        return results
+        if self.dead_bytes() > self.compact_above:
+            self.call_for_compaction()
+        if self._index.ordered and not self.order_called and self._index.order.is_behind():
+            self.call_for_order()
+        return 0
 
     # ---- procedures ------------------------------------------------------------------------------------
 
@@ -283,7 +300,8 @@ cdef class Engine(Ordered):
         if self._index.ordered:
             self._index.order.reserve(chunk.puts, chunk.count)
         frame = log.begin_frame(length)
-        self.take_arena()
+        if self.mapping is not log.mapping or self.readable != log.mapping.mapped:
+            self.take_arena()
         self.expect_old(chunk, 0)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE:
@@ -306,7 +324,8 @@ cdef class Engine(Ordered):
         cdef Step *step
         while first < chunk.count:
             stop = min(first + BLOCK, chunk.count)
-            self.expect_old(chunk, stop)
+            if stop < chunk.count:
+                self.expect_old(chunk, stop)
             for i in range(first, stop):
                 step = &chunk.steps[i]
                 if step.record == 0:

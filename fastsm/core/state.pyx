@@ -171,7 +171,7 @@ cdef class State:
         """Returns the value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
-            key = bytes_of(key, "key")
+            return State.get(self, bytes_of(key, "key"))
         if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)

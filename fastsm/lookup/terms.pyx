@@ -44,12 +44,9 @@ cdef class Terms:
         """Bytes of memory."""
         return 3 * self.room * sizeof(uint64_t)
 
-    cdef int reserve(self, size_t more) except -1:
-        """Makes sure that `more` runs can be appended without memory."""
+    cdef int reserve_slowly(self, size_t more) except -1:
         cdef uint64_t *grown
         cdef size_t room = self.room
-        if self.room - self.count >= more:
-            return 0
         while room - self.count < more:
             room = 2 * room + 8
         grown = <uint64_t *>malloc(3 * room * sizeof(uint64_t))
