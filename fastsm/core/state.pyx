@@ -179,6 +179,7 @@ cdef class State:
             return None
         return self.value_at(place)
 
+    @cython.final
     cdef inline object value_at(self, uint64_t place):
         cdef const uint8_t *record = self.arena + place
         cdef uint64_t start = place + RECORD_KEY + record_key_size(record)

@@ -136,28 +136,16 @@ def stores_are_safe(int descriptor):
 def write_at(int descriptor, data, off_t offset):
     """Writes all of a bytes-like object at `offset`; raises OSError. Small pieces keep the GIL."""
     cdef Py_buffer buffer
-    cdef const char *p
-    cdef size_t left
-    cdef ssize_t written
+    cdef int failure
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
     try:
-        p = <const char *>buffer.buf
-        left = buffer.len
-        while left:
-            if left > LARGE:
-                with nogil:
-                    written = pwrite(descriptor, p, left, offset)
-            else:
-                written = pwrite(descriptor, p, left, offset)
-            if written < 0:
-                if errno == EINTR:
-                    continue
-                PyErr_SetFromErrno(OSError)
-            if written == 0:
-                raise OSError(EIO, "the system wrote nothing")
-            p += written
-            left -= written
-            offset += written
+        if buffer.len > LARGE:
+            with nogil:
+                failure = write_all(descriptor, buffer.buf, buffer.len, offset)
+        else:
+            failure = write_all(descriptor, buffer.buf, buffer.len, offset)
+        if failure:
+            raise OSError(failure, os.strerror(failure))
     finally:
         PyBuffer_Release(&buffer)
 
@@ -178,16 +166,41 @@ def pace_writeback(int descriptor, off_t start, off_t stop):
     end would take the disk for itself, and each sync of another file meanwhile would wait for it (RocksDB knows this
     as strict_bytes_per_sync). It makes nothing durable. Raises OSError.
     """
-    cdef int failed = 0
-    cdef off_t size
+    cdef int failure
     with nogil:
-        while start < stop and not failed:
-            size = min(stop - start, <off_t>PACE_PIECE)
-            write_back(descriptor, start, size)
-            start += size
-            failed = start > PACE_WINDOW and await_written(descriptor, start - PACE_WINDOW) < 0
-    if failed and errno != ENOSYS:  # without such a call the sync does it all
-        PyErr_SetFromErrno(OSError)
+        failure = pace(descriptor, start, stop)
+    if failure:
+        raise OSError(failure, os.strerror(failure))
+
+
+cdef int pace(int descriptor, int64_t start, int64_t stop) noexcept nogil:
+    """`pace_writeback`; 0, or the system's error."""
+    cdef off_t size
+    while start < stop:
+        size = min(stop - start, <off_t>PACE_PIECE)
+        write_back(descriptor, start, size)
+        start += size
+        if start > PACE_WINDOW and await_written(descriptor, start - PACE_WINDOW) < 0:
+            return 0 if errno == ENOSYS else errno  # without such a call the sync does it all
+    return 0
+
+
+cdef int write_all(int descriptor, const void *data, size_t size, int64_t offset) noexcept nogil:
+    """Writes all of it; 0, or the system's error."""
+    cdef const char *p = <const char *>data
+    cdef ssize_t written
+    while size:
+        written = pwrite(descriptor, p, size, offset)
+        if written < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        if written == 0:
+            return EIO
+        p += written
+        size -= written
+        offset += written
+    return 0
 
 
 cdef inline size_t page_behind(size_t offset) noexcept nogil:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,12 +40,14 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fastsm.FastSta
 def test_what_is_almost_a_put_is_applied_as_decode_says(machine: fastsm.FastStateMachine, command: bytes) -> None:
     """``apply`` takes a command exactly where ``decode`` does, and refuses it in the same words."""
     index = machine.last_applied().index + 1
+    refusal: fastsm.CommandError | None = None
     try:
         decoded = fastsm.decode(command)
     except fastsm.CommandError as error:
-        with pytest.raises(type(error)) as raised:
+        refusal = error
+    if refusal is not None:
+        with pytest.raises(type(refusal), match=re.escape(str(refusal))):
             machine.apply([(index, 1, command)])
-        assert str(error) in str(raised.value)
         assert machine.last_applied().index == index - 1
         return
     if isinstance(decoded, fastsm.types.Call):
