@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from fastsm.command cimport Reader
 from fastsm.core.judging cimport APPLIED, Judge, REFUSED, SKIPPED
 from fastsm.core.view cimport Step
+from fastsm.disk.hashing cimport Part
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.index cimport Index
 from fastsm.lookup.table cimport Table
@@ -12,6 +13,7 @@ from fastsm.lookup.terms cimport RunList, Terms
 
 cdef enum:
     FEW = 4                      # entries of a list that are held one by one
+    LARGE_VALUE = 4 << 10        # a value of so many bytes is written from where it is
 
 ctypedef struct Held:
     # The entries of a chunk as they were at one moment, with a reference to each, or to the tuple of all.
@@ -35,6 +37,9 @@ cdef class Chunk:
     cdef uint64_t puts
     cdef uint64_t sessions       # records of sessions
     cdef uint64_t record_bytes
+    cdef uint64_t large_bytes    # of large values among them
+    cdef size_t large_values
+    cdef Part *parts             # of a frame whose large values are written from where they are
     cdef list converted          # commands that were not bytes: the steps point into them
 
     cdef int decode(
@@ -49,6 +54,8 @@ cdef class Chunk:
     cdef int judge(self, Index index, Mapping mapping, uint64_t readable, log) except -1
     cdef void lay_out(self, uint64_t place) noexcept nogil
     cdef void write_records(self, uint8_t *p) noexcept nogil
+    cdef int reserve_parts(self) except -1
+    cdef size_t write_around(self, uint8_t *frame, uint8_t *p) noexcept nogil
     cdef list results(self)
     cdef void forget(self) noexcept
 

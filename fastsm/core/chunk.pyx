@@ -10,6 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_CheckExact, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
@@ -22,6 +23,7 @@ from fastsm.core.judging cimport ANSWERS, Judge, LISTS
 from fastsm.core.view cimport View
 from fastsm.disk.format cimport (
     RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM, record_size, write_record,
+    write_record_head,
 )
 from fastsm.lookup.table cimport prefetch
 
@@ -61,11 +63,15 @@ cdef class Chunk:
     def __dealloc__(self):
         free(self.steps)
         free(self.outcomes)
+        free(self.parts)
 
     cdef void forget(self) noexcept:
         """Drops what the last chunk left; large scratch memory goes back."""
         self.count = self.entries = 0
         self.converted = None
+        if self.parts != NULL:
+            free(self.parts)
+            self.parts = NULL
         if self.source is not None:
             self.source = None
             self.judgement.forget()
@@ -268,8 +274,9 @@ cdef class Chunk:
     # ---- write -----------------------------------------------------------------------------------------
 
     cdef void lay_out(self, uint64_t place) noexcept nogil:
-        """Gives each record its place, the first one at `place`; sets `record_bytes`."""
+        """Gives each record its place, the first one at `place`; sets `record_bytes`, and what of it is large values."""
         cdef uint64_t start = place
+        self.large_bytes = self.large_values = 0
         cdef Step *step
         cdef size_t i
         for i in range(self.count):
@@ -277,6 +284,9 @@ cdef class Chunk:
             step.place = place
             if step.record == RECORD_PUT or step.record == RECORD_CONFIG or step.record == RECORD_SESSION:
                 place += record_size(step.operation.key_size, step.operation.value_size)
+                if step.operation.value_size >= LARGE_VALUE:
+                    self.large_bytes += step.operation.value_size
+                    self.large_values += 1
             elif step.record:
                 place += record_size(step.operation.key_size, 0)
         self.record_bytes = place - start
@@ -291,6 +301,43 @@ cdef class Chunk:
                     p, step.record, step.index, step.operation.key, step.operation.key_size,
                     step.operation.value,
                     0 if step.record == RECORD_DELETE else step.operation.value_size)
+
+    cdef int reserve_parts(self) except -1:
+        self.parts = <Part *>malloc((2 * self.large_values + 1) * sizeof(Part))
+        if self.parts == NULL:
+            raise MemoryError(f"no memory for a frame of {self.large_values} large values")
+        return 0
+
+    cdef size_t write_around(self, uint8_t *frame, uint8_t *p) noexcept nogil:
+        """Writes the records of a frame without their large values, which become parts of their own; how many there are.
+
+        `frame` is where it begins, `p` where its records do.
+        """
+        cdef size_t count = 0
+        cdef Step *step
+        cdef size_t i
+        cdef uint32_t value_size
+        cdef uint64_t padding
+        for i in range(self.count):
+            step = &self.steps[i]
+            if step.record == 0:
+                continue
+            value_size = 0 if step.record == RECORD_DELETE else step.operation.value_size
+            if value_size < LARGE_VALUE:
+                p = write_record(
+                    p, step.record, step.index, step.operation.key, step.operation.key_size, step.operation.value,
+                    value_size)
+                continue
+            p = write_record_head(p, step.record, step.index, step.operation.key, step.operation.key_size, value_size)
+            self.parts[count].data, self.parts[count].size = frame, p - frame
+            self.parts[count + 1].data, self.parts[count + 1].size = step.operation.value, value_size
+            count += 2
+            frame = p
+            padding = -(<uint64_t>step.operation.key_size + value_size) & 7
+            memset(p, 0, padding)
+            p += padding
+        self.parts[count].data, self.parts[count].size = frame, p - frame
+        return count + 1 if p > frame else count
 
     cdef list results(self):
         """One of True, False, None, or an Answer, for each entry."""

@@ -43,6 +43,7 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
 cdef enum:
     CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
+    PARTS_FROM = 16 << 10  # bytes of a frame: smaller ones are stored, or cost less than a vector of parts
 
 cdef class Engine(Ordered):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
@@ -288,7 +289,6 @@ cdef class Engine(Ordered):
         cdef Log log = self._log
         cdef RunList runs = self.runs
         cdef uint64_t length, place
-        cdef uint8_t *frame
         self._table.reserve(chunk.puts)
         if chunk.sessions:
             self._index.sessions.reserve(chunk.sessions)
@@ -299,7 +299,21 @@ cdef class Engine(Ordered):
         self._index.dead.reserve(place + length)
         if self._index.ordered:
             self._index.order.reserve(chunk.puts, chunk.count)
-        frame = log.begin_frame(length)
+        if length >= PARTS_FROM and chunk.large_bytes >= length / 2 and log.takes_parts(length):
+            self.write_in_parts(chunk, length)
+        else:
+            self.write_in_one(chunk, length)
+        if self.sync_on_apply:
+            # The system tells of a lost page once: two syncs at the same time could both be believed.
+            self._group_commit.sync_up_to(log.end)
+            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int write_in_one(self, Chunk chunk, uint64_t length) except -1:
+        """Builds the frame in the log's own pages, or aside."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint8_t *frame = log.begin_frame(length)
         if self.mapping is not log.mapping or self.readable != log.mapping.mapped:
             self.take_arena()
         self.expect_old(chunk, 0)
@@ -310,10 +324,21 @@ cdef class Engine(Ordered):
         else:
             chunk.write_records(frame + frame_size(runs.count, 0))
         log.commit_frame(frame, length, runs.count)
-        if self.sync_on_apply:
-            # The system tells of a lost page once: two syncs at the same time could both be believed.
-            self._group_commit.sync_up_to(log.end)
-            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int write_in_parts(self, Chunk chunk, uint64_t length) except -1:
+        """Writes large values from the commands' own bytes: copied once, by the system."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint8_t *frame
+        cdef size_t count
+        chunk.reserve_parts()
+        frame = log.begin_parts(length, length - chunk.large_bytes)
+        self.take_arena()
+        self.expect_old(chunk, 0)
+        memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
+        count = chunk.write_around(frame, frame + frame_size(runs.count, 0))
+        log.commit_parts(chunk.parts, count, length, runs.count)
         return 0
 
     cdef int publish(self, Chunk chunk) except -1:

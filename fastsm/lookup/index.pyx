@@ -115,7 +115,7 @@ cdef class Index:
     cdef int take_all(self, Walk walk) except -1:
         cdef Taking taking = Taking(self)
         taking.walk = walk
-        run_long(taking, no_tick, walk.stop - walk.place)
+        run_long(taking, no_tick, walk.end - walk.place)
         if self.metadata_place:
             self.metadata = read_metadata(walk.arena + self.metadata_place)
             self.metadata_place = 0

@@ -6,12 +6,11 @@ writers left is told from what living ones are at.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import secrets
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import blake3
@@ -19,7 +18,7 @@ import blake3
 from fastsm.disk import format
 from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
-from fastsm.disk.mapping import Descriptor
+from fastsm.disk.mapping import Descriptor, map_file
 from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError, StaleSnapshotError
 from fastsm.long_work import no_tick, run_long
 from fastsm.snapshot import codec
@@ -450,10 +449,6 @@ def _mapped(fd: Descriptor, size: int) -> Iterator[memoryview]:
     if size == 0:
         yield memoryview(b"")
         return
-    mapped = mmap.mmap(fd.number, size, prot=mmap.PROT_READ)
-    try:
-        with memoryview(mapped) as content:
-            yield content
-    finally:
-        with suppress(BufferError):  # an error's traceback may still hold a piece, and the map goes with it
-            mapped.close()
+    # Not a plain `mmap`, which takes the GIL twice more.
+    with memoryview(map_file(fd.number, size)) as content:
+        yield content[:size]
