@@ -16,14 +16,14 @@ from libc.string cimport memset
 
 from fastsm.command cimport (
     ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, DELETE_RANGE, NOOP, ONCE, Operation,
-    PUT, Reader, TRANSACTED, TRANSACTION, VALUE_IS,
-    call_name, call_version, command_error, is_put, next_operation, open_command,
+    PUT, Reader, TOUCH, TRANSACTED, TRANSACTION, VALUE_IS,
+    call_name, call_version, command_error, is_put, next_operation, number_at, open_command,
 )
 from fastsm.core.judging cimport ANSWERS, Judge, LISTS
 from fastsm.core.view cimport View
 from fastsm.disk.format cimport (
-    RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM, record_size, write_record,
-    write_record_head,
+    DEADLINE_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH, UNKNOWN_TERM,
+    record_size, write_deadline, write_record, write_record_head,
 )
 from fastsm.lookup.table cimport prefetch
 
@@ -124,7 +124,7 @@ cdef class Chunk:
 
     cdef int begin(self, size_t count) except -1:
         """Room for the outcomes of `count` entries."""
-        self.count = self.puts = self.sessions = 0
+        self.count = self.puts = self.sessions = self.touches = 0
         self.conditional = self.calls = False
         if count > self.outcome_room:
             free(self.outcomes)
@@ -225,7 +225,7 @@ cdef class Chunk:
         cdef const Operation *operation = &step.operation
         self.conditional = True
         step.record = 0
-        if form != TRANSACTED:
+        if form != TRANSACTED and (form == BATCHED or operation.kind != TOUCH):
             self.outcomes[step.entry] = LISTS if form == BATCHED else ANSWERS
         if operation.kind == CALL:
             self.calls = True
@@ -237,7 +237,7 @@ cdef class Chunk:
                     f"entry {step.index}: a call of procedure {name!r}, version {call_version(operation)}, which this "
                     "machine was not given: open it with procedures=[…] on every replica before one is proposed",
                     index=step.index)
-        elif operation.kind < DELETE_RANGE or operation.kind >= VALUE_IS:
+        elif operation.kind < DELETE_RANGE or operation.kind == TOUCH or operation.kind >= VALUE_IS:
             step.hashed = table.hash(operation.key, operation.key_size)
             table.prefetch_slot(step.hashed)
         return 0
@@ -253,15 +253,15 @@ cdef class Chunk:
 
     # ---- judge -----------------------------------------------------------------------------------------
 
-    cdef int judge(self, Index index, Mapping mapping, uint64_t readable, log) except -1:
+    cdef int judge(self, Ordered owner) except -1:
         """Decides what each entry comes to; afterwards the steps are what the chunk writes. May run procedures."""
         cdef View view = self.judgement.view
         cdef Step *steps
         cdef size_t room, i
         if not self.conditional:
             return 0
-        view.begin(index, mapping, readable, log, self.count)
-        self.judgement.judge(self.steps, self.count, self.outcomes, self.source, index.terms)
+        view.begin(owner, self.count)
+        self.judgement.judge(self.steps, self.count, self.outcomes, self.source, owner._terms)
         steps, room = self.steps, self.room
         self.steps, self.room, self.count = view.writes, view.room, view.count
         view.writes, view.room, view.count = steps, room, 0
@@ -269,27 +269,32 @@ cdef class Chunk:
         for i in range(self.count):
             self.puts += self.steps[i].record == RECORD_PUT
             self.sessions += self.steps[i].record == RECORD_SESSION
+            self.touches += self.steps[i].record == RECORD_TOUCH
         return 0
 
     # ---- write -----------------------------------------------------------------------------------------
 
     cdef void lay_out(self, uint64_t place) noexcept nogil:
-        """Gives each record its place, the first one at `place`; sets `record_bytes`, and what of it is large values."""
+        """Gives each record its place, the first one at `place`; sets `record_bytes`, what of it is large, `deadlines`."""
         cdef uint64_t start = place
+        cdef uint64_t deadlines = 0
         self.large_bytes = self.large_values = 0
         cdef Step *step
         cdef size_t i
         for i in range(self.count):
             step = &self.steps[i]
             step.place = place
-            if step.record == RECORD_PUT or step.record == RECORD_CONFIG or step.record == RECORD_SESSION:
+            if step.record == RECORD_DELETE or step.record == RECORD_FORGET:
+                place += record_size(step.operation.key_size, 0)
+            elif step.record:
                 place += record_size(step.operation.key_size, step.operation.value_size)
-                if step.operation.value_size >= LARGE_VALUE:
+                place += DEADLINE_SIZE * <uint64_t>step.operation.timed
+                deadlines += step.operation.timed
+                if is_large(step):
                     self.large_bytes += step.operation.value_size
                     self.large_values += 1
-            elif step.record:
-                place += record_size(step.operation.key_size, 0)
         self.record_bytes = place - start
+        self.deadlines = deadlines
 
     cdef void write_records(self, uint8_t *p) noexcept nogil:
         cdef Step *step
@@ -297,10 +302,7 @@ cdef class Chunk:
         for i in range(self.count):
             step = &self.steps[i]
             if step.record:
-                p = write_record(
-                    p, step.record, step.index, step.operation.key, step.operation.key_size,
-                    step.operation.value,
-                    0 if step.record == RECORD_DELETE else step.operation.value_size)
+                p = write_step(p, step)
 
     cdef int reserve_parts(self) except -1:
         self.parts = <Part *>malloc((2 * self.large_values + 1) * sizeof(Part))
@@ -323,10 +325,8 @@ cdef class Chunk:
             if step.record == 0:
                 continue
             value_size = 0 if step.record == RECORD_DELETE else step.operation.value_size
-            if value_size < LARGE_VALUE:
-                p = write_record(
-                    p, step.record, step.index, step.operation.key, step.operation.key_size, step.operation.value,
-                    value_size)
+            if not is_large(step):
+                p = write_step(p, step)
                 continue
             p = write_record_head(p, step.record, step.index, step.operation.key, step.operation.key_size, value_size)
             self.parts[count].data, self.parts[count].size = frame, p - frame
@@ -356,6 +356,24 @@ cdef class Chunk:
             Py_INCREF(<object>result)
             PyList_SET_ITEM(results, i, <object>result)
         return results
+
+
+cdef inline bint is_large(const Step *step) noexcept nogil:
+    """Whether its value is written from where it is. What has a deadline after its value is not."""
+    return (
+        step.operation.value_size >= LARGE_VALUE and not step.operation.timed and step.record != RECORD_DELETE
+        and step.record != RECORD_FORGET)
+
+
+cdef inline uint8_t *write_step(uint8_t *p, const Step *step) noexcept nogil:
+    """Writes a step's record; returns where the next one starts."""
+    cdef uint8_t *start = p
+    p = write_record(
+        p, step.record, step.index, step.operation.key, step.operation.key_size, step.operation.value,
+        0 if step.record == RECORD_DELETE else step.operation.value_size)
+    if step.operation.timed:
+        p = write_deadline(start, p, number_at(step.operation.key - DEADLINE_SIZE))
+    return p
 
 
 cdef int hold(object chunk, Held *held) except -1:
