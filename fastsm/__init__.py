@@ -11,6 +11,7 @@ bytes to files to memory to the machine; each module imports only what stands be
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              calls on threads of their own, also where no signal handler interrupts them
     event_loops             the same, awaited
+    long_work               work without the GIL, whose caller waits and serves signals
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit

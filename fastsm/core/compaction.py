@@ -118,7 +118,7 @@ class Compaction:
         if capture.epoch != epoch:
             engine._refuse_moved(epoch, job.what)
         job.total = capture.estimated_size
-        capture.find(job.tick)
+        job.tick()  # who ends it here leaves no file
         name = base_name(number)
         with storage_errors(directory.path_of(name), "writing a base"):
             descriptor = directory.create_file(name)

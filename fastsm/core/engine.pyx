@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 from _thread import start_new_thread
 
 from fastsm.core.awaited cimport REPLACED, Ticket
-from fastsm.core.chunk cimport Chunk, hold_entries, unsigned_slowly
+from fastsm.core.chunk cimport Chunk, Held, hold, hold_entries, let_go, unsigned_slowly
 from fastsm.core.view cimport Step
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
@@ -40,6 +40,7 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
 cdef enum:
     CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
+    PARTS_FROM = 16 << 10  # bytes of a frame: smaller ones are stored, or cost less than a vector of parts
 
 cdef class Engine(Timed):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
@@ -145,12 +146,16 @@ cdef class Engine(Timed):
         """
         if self.gate:
             self.refuse()  # before the turn, which nobody passes on in a forked child
-        cdef tuple entries = hold_entries(chunk)
-        self._turns.enter()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_in_turn(entries)
+            self._turns.enter()
+            try:
+                return self.apply_in_turn(&held)
+            finally:
+                self._turns.leave()
         finally:
-            self._turns.leave()
+            let_go(&held)
 
     def _apply_if_free(self, chunk, uint64_t room):
         """`apply` of a chunk that takes at most so many bytes of log, where nothing and nobody has to be waited for.
@@ -159,15 +164,19 @@ cdef class Engine(Timed):
         """
         if self.gate:
             self.refuse()
-        cdef tuple entries = hold_entries(chunk)
-        # One step from here to the turn, in which no other thread runs.
-        if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
-            return None
-        self._turns.enter()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_in_turn(entries)
+            # One step from here to the turn, in which no other thread runs.
+            if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
+                return None
+            self._turns.enter()
+            try:
+                return self.apply_in_turn(&held)
+            finally:
+                self._turns.leave()
         finally:
-            self._turns.leave()
+            let_go(&held)
 
     def _hold(self, chunk):
         """The entries of a chunk as they are now, for a later `_apply_in_turn`."""
@@ -175,43 +184,52 @@ cdef class Engine(Timed):
 
     def _apply_in_turn(self, chunk):
         """`apply`, for whoever has the writer's turn already."""
-        return self.apply_in_turn(hold_entries(chunk))
-
-    cdef list apply_in_turn(self, tuple entries):
-        if self.gate:
-            self.refuse()
-        self._log.require_writable()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_entries(entries)
+            return self.apply_in_turn(&held)
         finally:
-            self.chunk.forget()
+            let_go(&held)
 
-    cdef list apply_entries(self, tuple entries):
+    cdef list apply_in_turn(self, Held *held):
+        """`held`: the caller's, who lets it go after this."""
         cdef Chunk chunk = self.chunk
         cdef RunList runs = self.runs
         cdef RunMark mark
         cdef list results
+        cdef bint counts = False      # the chunk is in the log
+        if self.gate:
+            self.refuse()
+        self._log.require_writable()
         mark_runs(runs, &mark)
         try:
-            chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
+            chunk.decode(held.items, held.count, self._table, self._terms, runs, self.contiguous)
             if chunk.calls:
                 self.judge_calls(chunk)
-            else:
+            elif chunk.conditional:
                 chunk.judge(self)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk)
-        except BaseException:
-            rewind_runs(runs, &mark)
-            raise
-        if runs.index != mark.index:
-            self.publish(chunk)
+            counts = True
+            if runs.index != mark.index:
+                self.publish(chunk)
+                self.tell_of_chunk()
+            return results
+        finally:
+            if not counts:
+                rewind_runs(runs, &mark)
+            chunk.forget()
+
+    cdef inline int tell_of_chunk(self) except -1:
+        """After a chunk was published: whoever waits for its entries, and whoever has to do with what it left."""
+        if self.awaited.least <= self.applied_index:
             self.awaited.note_applied(self.applied_index)
-            if self.dead_bytes() > self.compact_above:
-                self.call_for_compaction()
-            if self._index.ordered and not self.order_called and self._index.order.is_behind():
-                self.call_for_order()
-        return results
+        if self.dead_bytes() > self.compact_above:
+            self.call_for_compaction()
+        if self._index.ordered and not self.order_called and self._index.order.is_behind():
+            self.call_for_order()
+        return 0
 
     # ---- procedures ------------------------------------------------------------------------------------
 
@@ -276,7 +294,6 @@ cdef class Engine(Timed):
         cdef Log log = self._log
         cdef RunList runs = self.runs
         cdef uint64_t length, place
-        cdef uint8_t *frame
         self._table.reserve(chunk.puts)
         if chunk.sessions:
             self._index.sessions.reserve(chunk.sessions)
@@ -292,8 +309,23 @@ cdef class Engine(Timed):
         self._index.dead.reserve(place + length)
         if self._index.ordered:
             self._index.order.reserve(chunk.puts, chunk.count)
-        frame = log.begin_frame(length)
-        self.take_arena()
+        if length >= PARTS_FROM and chunk.large_bytes >= length / 2 and log.takes_parts(length):
+            self.write_in_parts(chunk, length)
+        else:
+            self.write_in_one(chunk, length)
+        if self.sync_on_apply:
+            # The system tells of a lost page once: two syncs at the same time could both be believed.
+            self._group_commit.sync_up_to(log.end)
+            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int write_in_one(self, Chunk chunk, uint64_t length) except -1:
+        """Builds the frame in the log's own pages, or aside."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint8_t *frame = log.begin_frame(length)
+        if self.mapping is not log.mapping or self.readable != log.mapping.mapped:
+            self.take_arena()
         self.expect_old(chunk, 0)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE:
@@ -302,10 +334,21 @@ cdef class Engine(Timed):
         else:
             chunk.write_records(frame + frame_size(runs.count, 0))
         log.commit_frame(frame, length, runs.count)
-        if self.sync_on_apply:
-            # The system tells of a lost page once: two syncs at the same time could both be believed.
-            self._group_commit.sync_up_to(log.end)
-            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int write_in_parts(self, Chunk chunk, uint64_t length) except -1:
+        """Writes large values from the commands' own bytes: copied once, by the system."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint8_t *frame
+        cdef size_t count
+        chunk.reserve_parts()
+        frame = log.begin_parts(length, length - chunk.large_bytes)
+        self.take_arena()
+        self.expect_old(chunk, 0)
+        memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
+        count = chunk.write_around(frame, frame + frame_size(runs.count, 0))
+        log.commit_parts(chunk.parts, count, length, runs.count)
         return 0
 
     cdef int publish(self, Chunk chunk) except -1:
@@ -316,7 +359,8 @@ cdef class Engine(Timed):
         cdef Step *step
         while first < chunk.count:
             stop = min(first + BLOCK, chunk.count)
-            self.expect_old(chunk, stop)
+            if stop < chunk.count:
+                self.expect_old(chunk, stop)
             for i in range(first, stop):
                 step = &chunk.steps[i]
                 if step.record == 0:

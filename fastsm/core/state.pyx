@@ -173,7 +173,7 @@ cdef class State:
         """Returns the value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
-            key = bytes_of(key, "key")
+            return State.get(self, bytes_of(key, "key"))
         if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -181,6 +181,7 @@ cdef class State:
             return None
         return self.value_at(place)
 
+    @cython.final
     cdef inline object value_at(self, uint64_t place):
         cdef const uint8_t *record = self.arena + place
         cdef uint64_t start = place + RECORD_KEY + record_key_size(record)
