@@ -187,7 +187,7 @@ class RaftLogConformance:
         raft_log.append([Entry(21, 4, b"")])
 
     def test_compaction_across_another_term_drops_everything(self, raft_log: Any) -> None:
-        """The log has an entry of that index and of another term: nothing after it belongs to the snapshot's history."""
+        """The log has an entry of that index and of another term: nothing after it is of the snapshot's history."""
         filled(raft_log, 1, 1, 1, 1).compact(LogId(2, 3))
         assert bounds(raft_log) == (3, 2, 3), "entries of another history are still there after compact((2, 3))"
 
