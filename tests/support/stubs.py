@@ -13,7 +13,9 @@ from pathlib import Path
 import fastsm
 
 PACKAGE = Path(fastsm.__file__).resolve().parent
-MODULES = ("command", "columns", "core.state", "core.ordered", "core.timed", "core.engine", "journal.engine")  # those with public names
+MODULES = (  # those with public names
+    "command", "columns", "core.state", "core.ordered", "core.timed", "core.engine", "journal.engine",
+)  # fmt: skip
 CLASSES = ("State", "Ordered", "Timed", "Engine", "LogEngine")  # what FastStateMachine and RaftLog are made of
 
 
