@@ -66,6 +66,7 @@ cdef class Index:
 
         `CorruptionError` when something does not add up. O(keys), without the GIL.
         """
+        cdef uint64_t records = 0
         for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a hole may pass for many
             size = min(RUNS_PIECE, base.records_offset - offset)
             with storage_errors(base.path, "reading the base"):
@@ -78,7 +79,7 @@ cdef class Index:
                 LogId(self.terms.seen, self.terms.last_term()))
         self.dead.reserve(base.size)
         self.read_membership(mapping, base)
-        bad = check_records(mapping, base.records_offset, base.size, self.terms, &self.base_touches)
+        bad = check_records(mapping, base.records_offset, base.size, self.terms, &self.base_touches, &records)
         if bad:
             raise CorruptionError(
                 base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
@@ -92,6 +93,10 @@ cdef class Index:
             raise CorruptionError(
                 base.path, None, "touches of keys that are there, one for each, after the put",
                 f"{self.base_touches} of them, for {self.touches.count} keys")
+        if records != self.table.count + self.sessions.count + self.touches.count:
+            raise CorruptionError(
+                base.path, None, "one record for each key and for each session",
+                f"{records - self.touches.count} for {self.table.count} keys and {self.sessions.count} sessions")
 
     cdef int read_membership(self, Mapping mapping, base) except -1:
         cdef uint64_t place = base.membership_offset
@@ -347,9 +352,9 @@ cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcep
 
 
 cdef uint64_t check_records(
-    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *touches
+    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *touches, uint64_t *records
 ) except? 0:
-    """The place of the first of a base's records that cannot be, or 0. Counts touches. Without the GIL, in slices."""
+    """The place of the first of a base's records that cannot be, or 0. Counts them, and touches. Without the GIL, in slices."""
     cdef uint64_t place = first
     cdef uint64_t before = 0
     cdef uint64_t pause
@@ -359,6 +364,7 @@ cdef uint64_t check_records(
             pause = min(stop, place + SLICE)
             while place < pause and finding == VALID:
                 touches[0] += stop - place >= RECORD_KEY and record_operation(mapping.address + place) == RECORD_TOUCH
+                records[0] += 1
                 finding = check_record(mapping.address, &place, stop, &before, terms)
         PyErr_CheckSignals()
     return 0 if finding == VALID else place
