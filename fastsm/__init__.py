@@ -6,9 +6,10 @@ bytes to files to memory to the machine; each module imports only what stands be
     errors, units           what can go wrong; numbers for people
     arguments               what callers hand over, taken or refused with advice
     log_lines, streams      lines of the log that any handler can write; standard streams that are closed
+    libraries               other libraries, imported when they are first needed
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
-    background              a call on a thread of its own
+    background              calls on threads of their own, also where no signal handler interrupts them
     event_loops             the same, awaited
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
@@ -65,7 +66,11 @@ bytes to files to memory to the machine; each module imports only what stands be
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
-        segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
+        segment, segments   one file of it; its files, as they come, go and are read back
+        journal             entries, term and vote, in files that are cut at both ends
+        engine              the same for many threads: one writer at a time, one sync for all
+        checking            every byte of it against its checksum
+    raft_log                RaftLog
     machine                 FastStateMachine
     memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
     memory_waiting, memory  who waits for an entry; MemoryStateMachine
@@ -73,6 +78,7 @@ bytes to files to memory to the machine; each module imports only what stands be
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
         records             what files hold, one by one
+        raft_logs           a Raft log, looked at from outside
         inspection          a directory or a snapshot, looked at from outside
         new_state           a state that is there whole or not at all
         json_lines          dump and load
@@ -132,6 +138,7 @@ from fastsm.errors import (
     ChecksumMismatchError,
     ClockJumpError,
     CommandError,
+    CompactedError,
     CorruptionError,
     FastsmError,
     FormatVersionError,
@@ -152,6 +159,7 @@ from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
+from fastsm.raft_log import RaftLog, RaftLogStats
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
@@ -174,6 +182,7 @@ __all__ = [
     "Clock",
     "ClockJumpError",
     "CommandError",
+    "CompactedError",
     "CorruptionError",
     "Entry",
     "FastStateMachine",
@@ -185,6 +194,8 @@ __all__ = [
     "NotRunningError",
     "OrderError",
     "ProcedureError",
+    "RaftLog",
+    "RaftLogStats",
     "ReadOnlyError",
     "ReentryError",
     "ScanResult",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,14 +225,14 @@ def test_planted_faults_are_found(
     tmp_path: Path, name: str, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The walk next to the model finds each of the classic mistakes within some seeds."""
-    opener = machine_at
     if name == "compact":
-        opener = ForgetsInCompactions
+        monkeypatch.setattr(fastsm, "FastStateMachine", ForgetsInCompactions)  # which the fixture makes
     else:
         monkeypatch.setattr(State, name, PLANTED[name])
     for seed in range(20):
+        (tmp_path / f"{seed}").mkdir()
         try:
-            compare(tmp_path / f"{seed}", seed, opener)
+            compare(tmp_path / f"{seed}", seed, machine_at)
         except AssertionError:
             return
     pytest.fail(f"a fault in {name} was not found")
@@ -368,3 +369,46 @@ def test_a_range_in_a_procedure_looks_at_its_own_keys_alone(directory: Path, mac
     assert applied(machine, *(fastsm.call("pop", b"1") for _ in range(100))) == [
         Answer(True, b"%05d" % (10_001 + i)) for i in range(100)]
     assert order.looks - looks < 100 * 300
+
+
+# ---- readers meanwhile -----------------------------------------------------------------------------------
+
+def test_a_reader_between_two_ticks_of_a_chunk_changes_nothing(directory: Path, machine_at: Opener) -> None:
+    """It takes off what is stale, and so moves deadlines, while a procedure runs; the second tick goes on rightly."""
+    machines: list[Any] = []
+
+    @fastsm.procedure
+    def let_others_read(tx: Any, payload: bytes) -> int:
+        reader = threading.Thread(target=machines[0].next_deadline)
+        reader.start()
+        reader.join()
+        return tx.clock
+
+    machines.append(machine_at(directory, procedures=[let_others_read]))
+    model = MemoryStateMachine(procedures=[fastsm.procedure(name="let_others_read")(lambda tx, payload: tx.clock)])
+    for each in (*machines, model):
+        applied(each, *(fastsm.put(b"%d" % i, b"", expires=100 + i * 7 % 90) for i in range(90)))
+        applied(each, *(fastsm.touch(b"%d" % i, 150 + i) for i in range(0, 60, 2)))
+    chunk = [
+        fastsm.tick(130, limit=3), fastsm.call("let_others_read"), fastsm.tick(140, limit=9),
+        fastsm.call("let_others_read"), fastsm.tick(190)]
+    assert applied(machines[0], *chunk) == applied(model, *chunk)
+    inside(machines[0]).check()
+    assert state_of(machines[0]) == state_of(model)
+
+
+def test_a_range_in_a_procedure_does_not_open_the_machine_to_it(directory: Path, machine_at: Opener) -> None:
+    """After a scan through tx a call of the machine on the procedure's thread is refused, as before."""
+    machines: list[FastStateMachine] = []
+
+    @fastsm.procedure
+    def read_past_tx(tx: Any, payload: bytes) -> Any:
+        seen = tx.scan()
+        for call in (machines[0].clock, machines[0].next_deadline, lambda: machines[0].deadline(b"a")):
+            with pytest.raises(fastsm.ProcedureError):
+                call()
+        return [key for key, _ in seen]
+
+    machines.append(machine_at(directory, procedures=[read_past_tx]))
+    applied(machines[0], fastsm.put(b"a", b""))
+    assert applied(machines[0], fastsm.call("read_past_tx")) == [Answer(True, [b"a"])]

@@ -54,7 +54,7 @@ def test_the_file_is_what_the_page_says(tmp_path: Path) -> None:
     """A small state, byte by byte: header, attachment, membership, runs, records in the order of their writing."""
     machine = machine_with(
         (1, 1, put(b"a", b"old")), (2, 1, put(b"b", b"two")), (3, 2, fastsm.config(b"m")), (4, 2, put(b"a", b"")),
-        (5, 2, put(b"c", b"three", expires=9)), (6, 2, fastsm.touch(b"a", 8)), (7, 2, fastsm.touch(b"c", None)),
+        (5, 2, fastsm.put(b"c", b"three", expires=9)), (6, 2, fastsm.touch(b"a", 8)), (7, 2, fastsm.touch(b"c", None)),
         (8, 2, fastsm.tick(7)))
     metadata = machine.write_snapshot(tmp_path, attachment=b"att")
     membership = struct.pack("<QIHBB", 3, 1, 0, 3, 0) + b"m" + bytes(7)
