@@ -67,6 +67,7 @@ cdef class Index:
 
         `CorruptionError` when something does not add up. O(keys), without the GIL.
         """
+        cdef uint64_t records = 0
         for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a hole may pass for many
             size = min(RUNS_PIECE, base.records_offset - offset)
             with storage_errors(base.path, "reading the base"):
@@ -79,7 +80,7 @@ cdef class Index:
                 LogId(self.terms.seen, self.terms.last_term()))
         self.dead.reserve(base.size)
         self.read_membership(mapping, base)
-        bad = check_records(mapping, base.records_offset, base.size, self.terms, &self.base_touches)
+        bad = check_records(mapping, base.records_offset, base.size, self.terms, &self.base_touches, &records)
         if bad:
             raise CorruptionError(
                 base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
@@ -93,6 +94,10 @@ cdef class Index:
             raise CorruptionError(
                 base.path, None, "touches of keys that are there, one for each, after the put",
                 f"{self.base_touches} of them, for {self.touches.count} keys")
+        if records != self.table.count + self.sessions.count + self.touches.count:
+            raise CorruptionError(
+                base.path, None, "one record for each key and for each session",
+                f"{records - self.touches.count} for {self.table.count} keys and {self.sessions.count} sessions")
 
     cdef int read_membership(self, Mapping mapping, base) except -1:
         cdef uint64_t place = base.membership_offset
@@ -365,13 +370,14 @@ cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcep
 
 
 cdef uint64_t check_records(
-    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *touches
+    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *touches, uint64_t *records
 ) except? 0:
-    """The place of the first of a base's records that cannot be, or 0. Counts touches. Without the GIL."""
+    """The place of the first of a base's records that cannot be, or 0. Counts records, and touches. Without the GIL."""
     cdef Checking checking = Checking(mapping, terms)
     checking.place, checking.stop = first, stop
     run_long(checking, no_tick, stop - first)
     touches[0] += checking.touches
+    records[0] += checking.records
     return 0 if checking.finding == VALID else checking.place
 
 
@@ -381,7 +387,7 @@ cdef class Checking:
     cdef Terms terms
     cdef uint64_t place, stop
     cdef uint64_t before     # the index of the record before
-    cdef uint64_t touches
+    cdef uint64_t touches, records
     cdef int finding
 
     def __cinit__(self, Mapping mapping, Terms terms):
@@ -404,6 +410,7 @@ cdef class Checking:
         while self.place < pause and self.finding == VALID:
             self.touches += (
                 self.stop - self.place >= RECORD_KEY and record_operation(arena + self.place) == RECORD_TOUCH)
+            self.records += 1
             self.finding = check_record(arena, &self.place, self.stop, &self.before, self.terms)
         return self.place < self.stop and self.finding == VALID
 
