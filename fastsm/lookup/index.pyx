@@ -14,6 +14,7 @@ import os
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from fastsm.disk.format cimport (
     NO_DEADLINE, RECORD_CLOCK, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION,
@@ -39,7 +40,9 @@ cdef enum:  # what `take` may end with
     PAUSED = 1
     NO_MEMORY = 2
 
-cdef enum: FEW_STALE = 64     # deadlines that are not worth a look at all
+cdef enum:
+    FEW_STALE = 64            # deadlines that are not worth a look at all
+    OPERATIONS = RECORD_CLOCK + 2  # of records, and one for all that are none
 
 
 cdef class Index:
@@ -66,6 +69,8 @@ cdef class Index:
 
         `CorruptionError` when something does not add up. O(keys), without the GIL.
         """
+        cdef uint64_t found[OPERATIONS]
+        memset(found, 0, sizeof(found))
         for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a hole may pass for many
             size = min(RUNS_PIECE, base.records_offset - offset)
             with storage_errors(base.path, "reading the base"):
@@ -78,7 +83,7 @@ cdef class Index:
                 LogId(self.terms.seen, self.terms.last_term()))
         self.dead.reserve(base.size)
         self.read_membership(mapping, base)
-        bad = check_records(mapping, base.records_offset, base.size, self.terms, &self.base_touches)
+        bad = check_records(mapping, base.records_offset, base.size, self.terms, found)
         if bad:
             raise CorruptionError(
                 base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
@@ -88,10 +93,13 @@ cdef class Index:
             raise CorruptionError(base.path, None, f"{base.head.keys} keys", f"{self.table.count}")
         if self.sessions.count != base.head.sessions:
             raise CorruptionError(base.path, None, f"{base.head.sessions} sessions", f"{self.sessions.count}")
-        if self.touches.count != self.base_touches:
-            raise CorruptionError(
-                base.path, None, "touches of keys that are there, one for each, after the put",
-                f"{self.base_touches} of them, for {self.touches.count} keys")
+        self.base_touches = found[RECORD_TOUCH]
+        for what, count, records in (
+            ("key", self.table.count, found[RECORD_PUT]), ("session", self.sessions.count, found[RECORD_SESSION]),
+            ("key that was touched after it was put", self.touches.count, found[RECORD_TOUCH]),
+        ):
+            if count != records:
+                raise CorruptionError(base.path, None, f"one record for each {what}", f"{records} for {count}")
 
     cdef int read_membership(self, Mapping mapping, base) except -1:
         cdef uint64_t place = base.membership_offset
@@ -347,9 +355,12 @@ cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcep
 
 
 cdef uint64_t check_records(
-    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *touches
+    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *found
 ) except? 0:
-    """The place of the first of a base's records that cannot be, or 0. Counts touches. Without the GIL, in slices."""
+    """The place of the first of a base's records that cannot be, or 0; `found`: how many there are of each operation.
+
+    Without the GIL, in slices.
+    """
     cdef uint64_t place = first
     cdef uint64_t before = 0
     cdef uint64_t pause
@@ -358,7 +369,8 @@ cdef uint64_t check_records(
         with nogil:
             pause = min(stop, place + SLICE)
             while place < pause and finding == VALID:
-                touches[0] += stop - place >= RECORD_KEY and record_operation(mapping.address + place) == RECORD_TOUCH
+                if stop - place >= RECORD_KEY:
+                    found[min(record_operation(mapping.address + place), OPERATIONS - 1)] += 1
                 finding = check_record(mapping.address, &place, stop, &before, terms)
         PyErr_CheckSignals()
     return 0 if finding == VALID else place
