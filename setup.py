@@ -14,7 +14,8 @@ MODULES = [
     "snapshot.capture",
     *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring", "tx", "judging", "chunk",
                                   "engine", "group_commit")),
-    *(f"journal.{name}" for name in ("format", "entries", "segment", "journal")),
+    *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "journal", "engine")),
+    "integrations.pysyncobj.positions",
 ]
 
 DIRECTIVES = {

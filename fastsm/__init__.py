@@ -65,7 +65,11 @@ bytes to files to memory to the machine; each module imports only what stands be
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
-        segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
+        segment, segments   one file of it; its files, as they come, go and are read back
+        journal             entries, term and vote, in files that are cut at both ends
+        engine              the same for many threads: one writer at a time, one sync for all
+        checking            every byte of it against its checksum
+    raft_log                RaftLog
     machine                 FastStateMachine
     memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
     memory_waiting, memory  who waits for an entry; MemoryStateMachine
@@ -73,6 +77,7 @@ bytes to files to memory to the machine; each module imports only what stands be
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
         records             what files hold, one by one
+        raft_logs           a Raft log, looked at from outside
         inspection          a directory or a snapshot, looked at from outside
         new_state           a state that is there whole or not at all
         json_lines          dump and load
@@ -132,6 +137,7 @@ from fastsm.errors import (
     ChecksumMismatchError,
     ClockJumpError,
     CommandError,
+    CompactedError,
     CorruptionError,
     FastsmError,
     FormatVersionError,
@@ -152,6 +158,7 @@ from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
+from fastsm.raft_log import RaftLog, RaftLogStats
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
@@ -174,6 +181,7 @@ __all__ = [
     "Clock",
     "ClockJumpError",
     "CommandError",
+    "CompactedError",
     "CorruptionError",
     "Entry",
     "FastStateMachine",
@@ -185,6 +193,8 @@ __all__ = [
     "NotRunningError",
     "OrderError",
     "ProcedureError",
+    "RaftLog",
+    "RaftLogStats",
     "ReadOnlyError",
     "ReentryError",
     "ScanResult",

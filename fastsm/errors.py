@@ -43,7 +43,7 @@ class LockedError(FastsmError):
         self.pid = pid
         self.since = since
         if pid == os.getpid():
-            holder = "this process: close the other FastStateMachine first"
+            holder = "this process: close what has it open first"
         elif pid is None:
             holder = "another process, whose id its lock file does not tell"
         else:
@@ -87,6 +87,14 @@ class ProcedureError(FastsmError):
     def __init__(self, message: str, *, index: int | None = None, name: str | None = None) -> None:
         self.index = index
         self.name = name
+        super().__init__(message)
+
+
+class CompactedError(FastsmError):
+    """What was asked for is not there any more: it was compacted. ``oldest`` is the first index that still is."""
+
+    def __init__(self, message: str, *, oldest: int = 0) -> None:
+        self.oldest = oldest
         super().__init__(message)
 
 

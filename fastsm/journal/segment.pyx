@@ -1,18 +1,32 @@
-"""One file of the journal: frames appended and synced as in a state machine's log, and read back after any end."""
+"""One file of a Raft log: frames appended and synced as in a state machine's log, and read back after any end."""
 
 import os
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.disk.format cimport LARGE, LOG_HEADER_SIZE, VALID, look_at_frame
-from fastsm.journal.format cimport ITEM_STATE, item_kind, item_length, look_at_item, write_item
 from fastsm.generation.framefile cimport FrameFile
+from fastsm.journal.format cimport (
+    ITEM_DATA, ITEM_ENTRY, ITEM_STATE, Item, item_kind, item_length, look_at_item, write_item,
+)
 
+from fastsm.disk import format
+from fastsm.generation.recovery import whole_frames
 from fastsm.journal import format as journal_format
 from fastsm.errors import CorruptionError
 from fastsm.disk.files import storage_errors
 from fastsm.journal.format import SegmentHead
 from fastsm.disk.tail import data_ranges, torn_tail_end
+
+cdef enum:
+    SMALL_FRAME = ITEM_DATA      # of an item without data
+
+
+cdef void write_items(uint8_t *frames, const Item *items, size_t count) noexcept nogil:
+    cdef size_t i
+    for i in range(count):
+        write_item(frames, &items[i])
+        frames += item_length(items[i].size)
 
 
 def segment_name(number):
@@ -21,7 +35,7 @@ def segment_name(number):
 
 
 cdef class Segment(FrameFile):
-    """One file of the journal, open for appending.
+    """One file of a Raft log, open for appending.
 
     `begin` is the least index of an entry that may lie in it.
     """
@@ -32,9 +46,9 @@ cdef class Segment(FrameFile):
         self.mappings = []
 
     @staticmethod
-    def adopt(directory, head, descriptor, uint64_t size):
+    def adopt(directory, head, descriptor, uint64_t size, bint read_only=False):
         """The segment in an open file of so many bytes, all of which are mapped."""
-        cdef Segment segment = Segment(directory, head, descriptor)
+        cdef Segment segment = Segment(directory, head, descriptor, None, read_only)
         segment.attach(journal_format.pack_segment_head(head), size)
         segment.hold_mapping()
         return segment
@@ -43,7 +57,7 @@ cdef class Segment(FrameFile):
     def create(directory, number):
         """A new segment without frames, durable, its name too."""
         head = SegmentHead(number, int.from_bytes(os.urandom(8), "little"))
-        with storage_errors(directory.path_of(segment_name(number)), "creating a segment of the journal"):
+        with storage_errors(directory.path_of(segment_name(number)), "creating a segment of the log"):
             descriptor = directory.create_file(segment_name(number))
             try:
                 directory.write(descriptor, journal_format.pack_segment_head(head), 0)
@@ -61,31 +75,39 @@ cdef class Segment(FrameFile):
             self.mappings.append(self.mapping)
         return 0
 
-    cdef const uint8_t *append(
-        self, uint32_t kind, uint64_t index, uint64_t term, const uint8_t *data, uint64_t size
-    ) except NULL:
-        """Appends a frame; returns where it lies. On an error it does not count."""
+    cdef const uint8_t *append(self, const Item *items, size_t count) except NULL:
+        """Appends frames, all or none; returns where the first one lies. After a crash a prefix of them is there.
+
+        After entries there is always room for one small frame more: on a full disk a log can still be compacted.
+        """
         cdef uint64_t offset = self.end
-        cdef uint64_t length = item_length(size)
-        cdef uint8_t *frame = self.begin_frame(length)
+        cdef uint64_t total = 0
+        cdef size_t i
+        cdef uint8_t *frames
+        for i in range(count):
+            total += item_length(items[i].size)
+        frames = self.begin_frame(total + (SMALL_FRAME if items[0].kind == ITEM_ENTRY else 0))
         self.hold_mapping()
-        if length > LARGE:
+        if total > LARGE:
             with nogil:
-                write_item(frame, kind, index, term, data, <uint32_t>size)
+                write_items(frames, items, count)
         else:
-            write_item(frame, kind, index, term, data, <uint32_t>size)
-        self.commit_frame(frame, length, 0)
+            write_items(frames, items, count)
+        self.commit_frames(frames, total, count)
         return self.address + offset
 
     # ---- recover ---------------------------------------------------------------------------------------
 
     @staticmethod
-    def open(directory, number):
-        """The segment of a number, its header checked; None when its creation was cut short."""
+    def open(directory, number, bint read_only=False):
+        """The segment of a number, its header checked; None when its creation was cut short.
+
+        `read_only`: next to an owner, who may cut the file where its whole frames end, no more than these is mapped.
+        """
         name = segment_name(number)
         path = directory.path_of(name)
-        with storage_errors(path, "opening a segment of the journal"):
-            descriptor = directory.open_file(name)
+        with storage_errors(path, "opening a segment of the log"):
+            descriptor = directory.open_file(name, os.O_RDONLY if read_only else os.O_RDWR)
             try:
                 size = directory.size(descriptor)
                 try:
@@ -98,7 +120,10 @@ cdef class Segment(FrameFile):
                     return None
                 if head.generation != number:
                     raise CorruptionError(path, 16, f"segment {number}", f"segment {head.generation}")
-                segment = Segment.adopt(directory, head, descriptor, size)
+                if read_only:
+                    chain = format.head_checksum(journal_format.pack_segment_head(head))
+                    size, _ = whole_frames(descriptor.number, head, size, None, chain)
+                segment = Segment.adopt(directory, head, descriptor, size, read_only)
             except BaseException:
                 directory.close_file(descriptor)
                 raise
@@ -122,14 +147,20 @@ cdef class Segment(FrameFile):
 
     def corrupt(self, uint64_t offset, expected):
         """The error for what is not right at an offset."""
-        return CorruptionError(self.path, offset, expected, "bytes that are no frame of the journal, or the file's end")
+        return CorruptionError(self.path, offset, expected, "bytes that are no frame of the log, or the file's end")
 
     cdef uint64_t look_behind(self, uint64_t end) except? 0:
         """Return where the torn tail after the last valid frame, which ends at `end`, ends itself.
 
         Raises `CorruptionError` when it proves that the segment was durable beyond `end`.
         """
-        return torn_tail_end(self.descriptor, self.identity, end, self.allocated, self.path)
+        cdef uint64_t size = self.allocated
+        if self.read_only:
+            if self.directory.owner() is not None:
+                return end  # it is being written
+            with storage_errors(self.path, "reading a segment of the log"):
+                size = max(end, <uint64_t>self.directory.size(self.descriptor))
+        return torn_tail_end(self.descriptor, self.identity, end, size, self.path)
 
     def finish_recovery(self, uint64_t end, uint64_t durable, uint64_t torn_end):
         """Ends the segment at `end`, for good: nothing torn comes back."""

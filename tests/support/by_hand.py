@@ -16,6 +16,7 @@ RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
 SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQQQ", "32s", "Q", "Q", "32s"]
 TABLE_FIELDS = ["8s", "I", "I", *(32 * "Q"), "Q"]
 
+NEWEST_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q"]
 SEGMENT_FIELDS = ["8s", "I", "I", "Q", "Q", "56s", "Q"]
 
 LOG = "<" + "".join(LOG_FIELDS)
@@ -25,6 +26,7 @@ RUN = "<" + "".join(RUN_FIELDS)
 RECORD = "<" + "".join(RECORD_FIELDS)
 SNAPSHOT_HEAD = "<" + "".join(SNAPSHOT_FIELDS)
 TABLE = "<" + "".join(TABLE_FIELDS)
+NEWEST = "<" + "".join(NEWEST_FIELDS)
 SEGMENT = "<" + "".join(SEGMENT_FIELDS)
 
 PUT, DELETE, CONFIG, SNAPSHOT, CLOSE, SESSION, FORGET, TOUCH, CLOCK = range(1, 10)
@@ -50,6 +52,10 @@ def current(
     identity: int = IDENTITY, generation: int = 1, durable: int = START, last_frame: int = 0, last_checksum: int = 0
 ) -> bytes:
     return sealed(CURRENT, b"FASTSM-C", 0, 0, generation, identity, durable, last_frame, last_checksum)
+
+
+def newest(number: int, identity: int, given_up: int = 0) -> bytes:
+    return sealed(NEWEST, b"FASTSM-N", 0, 0, number, identity, given_up)
 
 
 def run(last: int, term: int) -> bytes:
