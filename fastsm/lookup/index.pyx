@@ -13,6 +13,7 @@ log, beside whatever is in use.
 import os
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from fastsm.disk.format cimport (
     NO_DEADLINE, RECORD_CLOCK, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION,
@@ -40,7 +41,9 @@ cdef enum:  # what `take` may end with
     PAUSED = 1
     NO_MEMORY = 2
 
-cdef enum: FEW_STALE = 64     # deadlines that are not worth a look at all
+cdef enum:
+    FEW_STALE = 64            # deadlines that are not worth a look at all
+    OPERATIONS = RECORD_CLOCK + 2  # of records, and one for all that are none
 
 
 cdef class Index:
@@ -67,7 +70,8 @@ cdef class Index:
 
         `CorruptionError` when something does not add up. O(keys), without the GIL.
         """
-        cdef uint64_t records = 0
+        cdef uint64_t found[OPERATIONS]
+        memset(found, 0, sizeof(found))
         for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a hole may pass for many
             size = min(RUNS_PIECE, base.records_offset - offset)
             with storage_errors(base.path, "reading the base"):
@@ -80,7 +84,7 @@ cdef class Index:
                 LogId(self.terms.seen, self.terms.last_term()))
         self.dead.reserve(base.size)
         self.read_membership(mapping, base)
-        bad = check_records(mapping, base.records_offset, base.size, self.terms, &self.base_touches, &records)
+        bad = check_records(mapping, base.records_offset, base.size, self.terms, found)
         if bad:
             raise CorruptionError(
                 base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
@@ -90,14 +94,13 @@ cdef class Index:
             raise CorruptionError(base.path, None, f"{base.head.keys} keys", f"{self.table.count}")
         if self.sessions.count != base.head.sessions:
             raise CorruptionError(base.path, None, f"{base.head.sessions} sessions", f"{self.sessions.count}")
-        if self.touches.count != self.base_touches:
-            raise CorruptionError(
-                base.path, None, "touches of keys that are there, one for each, after the put",
-                f"{self.base_touches} of them, for {self.touches.count} keys")
-        if records != self.table.count + self.sessions.count + self.touches.count:
-            raise CorruptionError(
-                base.path, None, "one record for each key and for each session",
-                f"{records - self.touches.count} for {self.table.count} keys and {self.sessions.count} sessions")
+        self.base_touches = found[RECORD_TOUCH]
+        for what, count, records in (
+            ("key", self.table.count, found[RECORD_PUT]), ("session", self.sessions.count, found[RECORD_SESSION]),
+            ("key that was touched after it was put", self.touches.count, found[RECORD_TOUCH]),
+        ):
+            if count != records:
+                raise CorruptionError(base.path, None, f"one record for each {what}", f"{records} for {count}")
 
     cdef int read_membership(self, Mapping mapping, base) except -1:
         cdef uint64_t place = base.membership_offset
@@ -370,14 +373,16 @@ cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcep
 
 
 cdef uint64_t check_records(
-    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *touches, uint64_t *records
+    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *found
 ) except? 0:
-    """The place of the first of a base's records that cannot be, or 0. Counts records, and touches. Without the GIL."""
+    """The place of the first of a base's records that cannot be, or 0; `found`: how many there are of each operation.
+
+    Without the GIL.
+    """
     cdef Checking checking = Checking(mapping, terms)
     checking.place, checking.stop = first, stop
     run_long(checking, no_tick, stop - first)
-    touches[0] += checking.touches
-    records[0] += checking.records
+    memcpy(found, checking.found, sizeof(checking.found))
     return 0 if checking.finding == VALID else checking.place
 
 
@@ -387,7 +392,7 @@ cdef class Checking:
     cdef Terms terms
     cdef uint64_t place, stop
     cdef uint64_t before     # the index of the record before
-    cdef uint64_t touches, records
+    cdef uint64_t found[OPERATIONS]
     cdef int finding
 
     def __cinit__(self, Mapping mapping, Terms terms):
@@ -408,9 +413,8 @@ cdef class Checking:
         cdef uint64_t pause = min(self.stop, self.place + SLICE)
         cdef const uint8_t *arena = self.mapping.address
         while self.place < pause and self.finding == VALID:
-            self.touches += (
-                self.stop - self.place >= RECORD_KEY and record_operation(arena + self.place) == RECORD_TOUCH)
-            self.records += 1
+            if self.stop - self.place >= RECORD_KEY:
+                self.found[min(record_operation(arena + self.place), OPERATIONS - 1)] += 1
             self.finding = check_record(arena, &self.place, self.stop, &self.before, self.terms)
         return self.place < self.stop and self.finding == VALID
 
