@@ -10,10 +10,11 @@ MODULES = [
     *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "sorting", "tree", "tree_changes")),
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),
-    *(f"generation.{name}" for name in ("recovery", "framefile", "log", "saved_table")),
-    "snapshot.capture",
+    *(f"generation.{name}" for name in ("recovery", "framefile", "log", "changes", "saved_table")),
+    "snapshot.capture", "core.watchers",
     *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "turns", "view", "tx", "judging", "chunk",
                                   "engine", "group_commit")),
+    "core.matching",
     *(f"journal.{name}" for name in ("format", "entries", "segment", "journal")),
 ]
 

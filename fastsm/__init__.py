@@ -33,6 +33,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         verification        every byte against its checksum, now or in the background
         saved_table         the index in a file, for opening without reading the log
         unfinished          a directory that a tool fills counts as empty until it is whole
+        changes, watch      the log as a stream of changes; whoever follows it, on threads and event loops
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
         codec, file         Zstandard, within bounds; the file, read
@@ -43,6 +44,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         model               the file by the page of formats alone, for MemoryStateMachine
     core/                   the state, and what changes it
         awaited             who waits for an entry to be applied
+        watchers            who waits for a change
         frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
         view, tx            the state as a chunk sees it under way; the same for a procedure
@@ -59,6 +61,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         compaction          the log becomes a base
         batches             a thread that answers coroutines, many at a time
         waiting             waits until an entry is applied, on threads and event loops
+        matching, watching  which of them a change concerns; the thread that tells them
         coroutines          the order of asynchronous calls
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
@@ -125,6 +128,7 @@ from fastsm.command import (
 from fastsm.errors import (
     ChecksumMismatchError,
     CommandError,
+    CompactedError,
     CorruptionError,
     FastsmError,
     FormatVersionError,
@@ -141,6 +145,7 @@ from fastsm.errors import (
     StorageError,
     UnknownCommandError,
 )
+from fastsm.generation.watch import Watch
 from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
@@ -148,7 +153,7 @@ from fastsm.procedures import Abort, procedure
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
-from fastsm.types import Answer, Entry, LogId, ScanResult, SnapshotMetadata, Stats
+from fastsm.types import Answer, Change, Entry, LogId, Position, ScanResult, SnapshotMetadata, Stats
 
 # A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
 _logging.getLogger("fastsm").addHandler(_logging.NullHandler())
@@ -163,8 +168,10 @@ __all__ = [
     "MAX_VALUE_SIZE",
     "Abort",
     "Answer",
+    "Change",
     "ChecksumMismatchError",
     "CommandError",
+    "CompactedError",
     "CorruptionError",
     "Entry",
     "FastStateMachine",
@@ -175,6 +182,7 @@ __all__ = [
     "MemoryStateMachine",
     "NotRunningError",
     "OrderError",
+    "Position",
     "ProcedureError",
     "ReadOnlyError",
     "ReentryError",
@@ -190,6 +198,7 @@ __all__ = [
     "Stats",
     "StorageError",
     "UnknownCommandError",
+    "Watch",
     "absent",
     "add",
     "batch",

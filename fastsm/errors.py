@@ -90,6 +90,14 @@ class ProcedureError(FastsmError):
         super().__init__(message)
 
 
+class CompactedError(FastsmError):
+    """What was asked for is not there any more: it was compacted. ``oldest`` is the first index that still is."""
+
+    def __init__(self, message: str, *, oldest: int = 1) -> None:
+        self.oldest = oldest
+        super().__init__(message)
+
+
 class CorruptionError(FastsmError):
     """Stored bytes are not what was written. Nothing was cut, and nothing is guessed.
 

@@ -118,6 +118,10 @@ cdef inline bint may_be_live(int operation) noexcept nogil:
     """Whether a record is part of the state as long as no later one of its key, or session, follows."""
     return operation == RECORD_PUT or operation == RECORD_SESSION
 
+cdef inline bint is_change(int operation) noexcept nogil:
+    """Whether a record set or removed a key, which a watch tells."""
+    return operation == RECORD_PUT or operation == RECORD_DELETE
+
 cdef inline uint64_t record_length(const uint8_t *record) noexcept nogil:
     return record_size(record_key_size(record), record_value_size(record))
 
