@@ -68,7 +68,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         format, entries     its disk format; where each entry lies
         segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
     machine                 FastStateMachine
-    memory_tx, memory       MemoryStateMachine, the model
+    memory_tx, memory_watch, memory  MemoryStateMachine, the model
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input

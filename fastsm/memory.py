@@ -35,6 +35,7 @@ from fastsm.errors import (
 )
 from fastsm.event_loops import event_loops
 from fastsm.memory_tx import Outcome, Refused, Tx, Written
+from fastsm.memory_watch import History, MemoryWatch
 from fastsm.procedures import check_calls, registry, run
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
@@ -56,6 +57,7 @@ from fastsm.types import (
     Noop,
     Once,
     OpenSession,
+    Position,
     Put,
     Read,
     Result,
@@ -84,6 +86,8 @@ class MemoryStateMachine(StateMachine):
         self._caller = 0  # the thread that runs a procedure at this moment
         self._running = True
         self._waiting: list[_Waiting] = []
+        self._history = History()
+        self._history.term_of, self._history.require = self.entry_term, self._require
         self._forget()
 
     def _forget(self) -> None:
@@ -96,6 +100,7 @@ class MemoryStateMachine(StateMachine):
         self._durable = LogId()
         self._metadata: SnapshotMetadata | None = None
         self._membership: tuple[LogId, bytes] | None = None
+        self._tell_watches(replaced=True)
 
     def __repr__(self) -> str:
         return f"<MemoryStateMachine: {len(self._values)} keys, applied {tuple(self.last_applied())}>"
@@ -383,7 +388,21 @@ class MemoryStateMachine(StateMachine):
         self._waiting.append(_Waiting(index, tell))
         return self._waiting[-1]
 
+    def watch(self, prefix: Any = b"", *, start: Position | int | None = None, durable: bool = False) -> MemoryWatch:
+        """The changes of all keys below ``prefix``, from a place on: that of a position, an index, or last applied."""
+        self._require()
+        return MemoryWatch(self._history, prefix, start, durable)
+
+    def _tell_watches(self, *, replaced: bool = False) -> None:
+        history = self._history
+        if replaced:
+            history.state = object()
+        history.base, history.outcomes = self._base.last, self._outcomes
+        history.applied, history.durable = self.last_applied(), self._durable
+        history.wake()
+
     def _tell_waiting(self) -> None:
+        self._tell_watches()
         applied = self.last_applied().index
         told = [waiting for waiting in self._waiting if waiting.index <= applied]
         self._waiting = [waiting for waiting in self._waiting if waiting.index > applied]
@@ -391,6 +410,7 @@ class MemoryStateMachine(StateMachine):
             waiting.tell()
 
     def _end_waiting(self, error: FastsmError) -> None:
+        self._tell_watches()
         ended, self._waiting = self._waiting, []
         for waiting in ended:
             waiting.error = error
@@ -443,6 +463,7 @@ class MemoryStateMachine(StateMachine):
 
     def flush(self) -> None:
         self._durable = self.last_applied()
+        self._tell_watches()
 
     async def flush_async(self) -> None:
         self.flush()
@@ -554,6 +575,7 @@ class MemoryStateMachine(StateMachine):
             state.values, state.writers, state.membership, state.seen)
         self._sessions = state.sessions
         self._metadata = snapshot.metadata
+        self._tell_watches(replaced=True)
         self.flush()
         if last.index < before or last.index == 0:
             self._end_waiting(OrderError(f"the state was replaced by an older one, as of {last}"))

@@ -370,6 +370,12 @@ cdef class Changes:
         if whole and result == FOUND:
             with nogil:
                 count_told(&self.draft, &self.wanted)
+        if self.draft.unchecked and self.draft.index == self._source.newest_index:  # no frame carries it yet
+            if self.draft.term == UNKNOWN_TERM:
+                self.draft.term = self._source.newest_term
+            elif self.draft.term != self._source.newest_term:
+                raise self.failure(MISMATCH)
+            self.draft.unchecked = False
         return 0
 
     def failure(self, int result):

@@ -52,7 +52,7 @@ class Watch(Changes):
         amid the changes of an entry: the next read goes on there. Raises ``CompactedError`` where entries are gone,
         ``NotRunningError`` when the machine is stopped or closed, or the watch is closed, also meanwhile.
         """
-        limit, max_bytes, end = _checked(limit, max_bytes, timeout)
+        limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
         self._begin()
         try:
             while True:
@@ -60,7 +60,7 @@ class Watch(Changes):
                 self._look()
                 self._collect(found, limit, max_bytes, False)
                 self._hand_over()
-                if found or not limit or not self._wait_for_change(_left(end)):
+                if found or not limit or not self._wait_for_change(seconds_left(end)):
                     return found
         finally:
             self._end()
@@ -69,7 +69,7 @@ class Watch(Changes):
         self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
     ) -> list[Change]:
         """:meth:`read` for coroutines. Where it is cancelled nothing is lost: the next read gives all of it."""
-        limit, max_bytes, end = _checked(limit, max_bytes, timeout)
+        limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
         self._begin()
         try:
             while True:
@@ -78,7 +78,7 @@ class Watch(Changes):
                 while self._collect(found, limit, max_bytes, True):
                     await event_loops().sleep(0)
                 self._hand_over()
-                if found or not limit or not await self._wait_for_change_async(_left(end)):
+                if found or not limit or not await self._wait_for_change_async(seconds_left(end)):
                     return found
         finally:
             self._end()
@@ -121,8 +121,8 @@ class Watch(Changes):
         """Has whoever waits look again."""
 
 
-def _checked(limit: int, max_bytes: int, timeout: float | None) -> tuple[int, int, float | None]:
-    """The arguments of a read, and when it ends."""
+def checked_read(limit: int, max_bytes: int, timeout: float | None) -> tuple[int, int, float | None]:
+    """Returns the arguments of a read, and when it ends."""
     limit, max_bytes = operator.index(limit), operator.index(max_bytes)
     if limit < 0 or max_bytes < 0:
         raise ValueError(f"limit={limit}, max_bytes={max_bytes}: expected 0 or more")
@@ -132,5 +132,6 @@ def _checked(limit: int, max_bytes: int, timeout: float | None) -> tuple[int, in
     return min(limit, 2**63), min(max_bytes, 2**63), end
 
 
-def _left(end: float | None) -> float | None:
+def seconds_left(end: float | None) -> float | None:
+    """Returns how long a read may still wait."""
     return None if end is None else max(end - time.monotonic(), 0)
