@@ -6,7 +6,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
-    "background", "command",
+    "background", "distinct", "command",
     *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "sorting", "tree", "tree_changes")),
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),

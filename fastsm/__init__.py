@@ -17,6 +17,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
+    distinct                which of many keys come again
     command                 the bytes that Raft carries
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
     lookup/                 indexes in memory

@@ -36,7 +36,9 @@ def put(key: Buffer, value: Buffer) -> bytes:
     Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`.
     """
 def put_many(keys: _Column, values: _Column) -> bytes:
-    """Returns the batch that sets each key of a column to the value in the other one; later pairs win. O(bytes).
+    """Returns the batch that sets each key of a column to the value in the other one. O(bytes).
+
+    Of equal keys the last pair counts, and it alone becomes part of the batch.
 
     A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
     2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer

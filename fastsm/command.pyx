@@ -22,6 +22,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strcmp
 
 from fastsm.disk.hashing cimport load32
+from fastsm.distinct cimport LastOfEqual
 
 from fastsm.errors import CommandError, UnknownCommandError
 from fastsm.types import (
@@ -698,7 +699,9 @@ cdef list copy_ahead(source):
 
 
 def put_many(keys, values):
-    """Returns the batch that sets each key of a column to the value in the other one; later pairs win. O(bytes).
+    """Returns the batch that sets each key of a column to the value in the other one. O(bytes).
+
+    Of equal keys the last pair counts, and it alone becomes part of the batch.
 
     A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
     2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
@@ -713,20 +716,30 @@ def put_many(keys, values):
     cdef Py_ssize_t i
     if key_column.count != value_column.count:
         raise ValueError(f"{key_column.count} keys, but {value_column.count} values")
+    cdef LastOfEqual last = LastOfEqual(key_column.count)
+    cdef Py_ssize_t count = key_column.count
+    cdef Py_ssize_t earlier
     for i in range(key_column.count):
-        key_column.cell(i, &key_size)
+        key = key_column.cell(i, &key_size)
         value_column.cell(i, &value_size)
         if key_size > KEY_LIMIT or value_size > VALUE_LIMIT:
             raise CommandError(
                 f"pair {i}: a key of {key_size} bytes, a value of {value_size} bytes; the limits are {KEY_LIMIT} "
                 f"and {VALUE_LIMIT}")
         size += HEADER_SIZE + key_size + value_size
+        earlier = last.take(i, key, key_size)
+        if earlier >= 0:
+            value_column.cell(earlier, &value_size)
+            size -= HEADER_SIZE + key_size + value_size
+            count -= 1
     if size > COMMAND_LIMIT:
         raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}; make several")
     cdef bytes command = PyBytes_FromStringAndSize(NULL, size)
-    cdef uint8_t *p = write_header(<uint8_t *>PyBytes_AS_STRING(command), BATCH, 0, key_column.count)
+    cdef uint8_t *p = write_header(<uint8_t *>PyBytes_AS_STRING(command), BATCH, 0, count)
     cdef const uint8_t *stop = <const uint8_t *>PyBytes_AS_STRING(command) + size
     for i in range(key_column.count):
+        if last.overruled[i]:
+            continue
         key = key_column.cell(i, &key_size)
         value = value_column.cell(i, &value_size)
         if key_size > KEY_LIMIT or HEADER_SIZE + key_size + value_size > <size_t>(stop - p):

@@ -35,7 +35,7 @@ from fastsm.errors import (
 )
 from fastsm.event_loops import event_loops
 from fastsm.memory_tx import Outcome, Refused, Tx, Written
-from fastsm.memory_watch import History, MemoryWatch
+from fastsm.memory_watch import History, MemoryWatch, Moment
 from fastsm.procedures import check_calls, registry, run
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
@@ -86,8 +86,7 @@ class MemoryStateMachine(StateMachine):
         self._caller = 0  # the thread that runs a procedure at this moment
         self._running = True
         self._waiting: list[_Waiting] = []
-        self._history = History()
-        self._history.term_of, self._history.require = self.entry_term, self._require
+        self._history = History(self._moment, self.entry_term)
         self._forget()
 
     def _forget(self) -> None:
@@ -100,7 +99,7 @@ class MemoryStateMachine(StateMachine):
         self._durable = LogId()
         self._metadata: SnapshotMetadata | None = None
         self._membership: tuple[LogId, bytes] | None = None
-        self._tell_watches(replaced=True)
+        self._end_watches()
 
     def __repr__(self) -> str:
         return f"<MemoryStateMachine: {len(self._values)} keys, applied {tuple(self.last_applied())}>"
@@ -393,16 +392,16 @@ class MemoryStateMachine(StateMachine):
         self._require()
         return MemoryWatch(self._history, prefix, start, durable)
 
-    def _tell_watches(self, *, replaced: bool = False) -> None:
-        history = self._history
-        if replaced:
-            history.state = object()
-        history.base, history.outcomes = self._base.last, self._outcomes
-        history.applied, history.durable = self.last_applied(), self._durable
-        history.wake()
+    def _moment(self) -> Moment:
+        self._require()
+        return Moment(self._base.last, self.last_applied(), self.durable(), self._outcomes)
+
+    def _end_watches(self) -> None:
+        self._history.state = object()
+        self._history.wake()
 
     def _tell_waiting(self) -> None:
-        self._tell_watches()
+        self._history.wake()
         applied = self.last_applied().index
         told = [waiting for waiting in self._waiting if waiting.index <= applied]
         self._waiting = [waiting for waiting in self._waiting if waiting.index > applied]
@@ -410,7 +409,7 @@ class MemoryStateMachine(StateMachine):
             waiting.tell()
 
     def _end_waiting(self, error: FastsmError) -> None:
-        self._tell_watches()
+        self._history.wake()
         ended, self._waiting = self._waiting, []
         for waiting in ended:
             waiting.error = error
@@ -463,7 +462,7 @@ class MemoryStateMachine(StateMachine):
 
     def flush(self) -> None:
         self._durable = self.last_applied()
-        self._tell_watches()
+        self._history.wake()
 
     async def flush_async(self) -> None:
         self.flush()
@@ -575,7 +574,7 @@ class MemoryStateMachine(StateMachine):
             state.values, state.writers, state.membership, state.seen)
         self._sessions = state.sessions
         self._metadata = snapshot.metadata
-        self._tell_watches(replaced=True)
+        self._end_watches()
         self.flush()
         if last.index < before or last.index == 0:
             self._end_waiting(OrderError(f"the state was replaced by an older one, as of {last}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from fastsm.arguments import bytes_of
 from fastsm.errors import CompactedError, NotRunningError, ReentryError
@@ -21,16 +21,22 @@ if TYPE_CHECKING:
 LARGEST = 2**64 - 2
 
 
-class History:
-    """What a watch needs of a model, which sets all of it, and wakes those who wait. Thread safety: none."""
+class Moment(NamedTuple):
+    """A model at one moment: ids of entries, and what each entry since the base wrote."""
 
-    def __init__(self) -> None:
+    base: LogId
+    applied: LogId
+    durable: LogId
+    outcomes: list[Outcome]
+
+
+class History:
+    """What a watch needs of a model: `look`, which raises where it does not run, and the terms. Thread safety: none."""
+
+    def __init__(self, look: Callable[[], Moment], term_of: Callable[[int], int | None]) -> None:
+        self.look = look
+        self.term_of = term_of
         self.state = object()  # another one for each state that is no continuation of the one before
-        self.base = LogId()
-        self.outcomes: list[Outcome] = []  # since the base
-        self.applied = self.durable = LogId()
-        self.term_of: Callable[[int], int | None] = lambda index: None
-        self.require: Callable[[], object] = lambda: None
         self.waiting: list[Callable[[], object]] = []
 
     def wake(self) -> None:
@@ -51,7 +57,8 @@ class MemoryWatch:
         self._reading = self._closed = False
         self._whole = True  # nothing more of the entry of its place is to come
         self._checked = True  # that entry's term
-        self._index, self._term, self._offset = history.applied.index, history.applied.term, 0
+        self._moment = history.look()
+        self._index, self._term, self._offset = *self._moment.applied, 0
         if start is not None:
             self._start_at(start)
         self._look()
@@ -83,35 +90,36 @@ class MemoryWatch:
     # ---- what is there ---------------------------------------------------------------------------------
 
     def _known_term(self) -> int | None:
-        base = self._history.base
+        base = self._moment.base
         return base.term if self._index == base.index else self._history.term_of(self._index)
 
     def _gone(self, what: str) -> NoReturn:
-        raise CompactedError(f"the changes after entry {self._index} are gone: {what}", oldest=self._history.base.index + 1)
+        raise CompactedError(
+            f"the changes after entry {self._index} are gone: {what}", oldest=self._moment.base.index + 1)
 
     def _look(self) -> None:
         """Raises what ends the watch."""
         if self._closed:
             raise NotRunningError("this watch is closed")
-        history = self._history
-        history.require()
-        if self._state is not history.state:
+        self._moment = self._history.look()
+        base, applied = self._moment.base, self._moment.applied
+        if self._state is not self._history.state:
             self._gone("the state was replaced")
-        if self._index < history.base.index:
+        if self._index < base.index:
             self._gone("they are in the base")
-        if not self._checked and self._index <= history.applied.index:
+        if not self._checked and self._index <= applied.index:
             known = self._known_term()
             if self._term not in (None, known):
                 self._gone(f"it is of term {known}")
             self._term, self._checked = known, True
-        if self._index == history.base.index and not self._whole:
+        if self._index == base.index and not self._whole:
             if self._offset:
                 self._gone("the rest of this entry is in the base")
             self._whole = True
 
     def _changes(self) -> Iterator[Change]:
         """All changes of keys below the prefix since the base."""
-        for outcome in self._history.outcomes:
+        for outcome in self._moment.outcomes:
             for key, value in outcome.writes:
                 if key.startswith(self._prefix):
                     yield Change(*outcome.log_id, key, value)
@@ -119,7 +127,7 @@ class MemoryWatch:
     def _take(self, limit: int, max_bytes: int) -> list[Change]:
         """What is to be told next; the place moves."""
         self._look()
-        last = self._history.durable if self._is_durable else self._history.applied
+        last = self._moment.durable if self._is_durable else self._moment.applied
         found: list[Change] = []
         size = number = at = 0
         for change in self._changes():

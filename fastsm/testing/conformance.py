@@ -17,9 +17,10 @@ from fastsm.testing.order import OrderRules
 from fastsm.testing.snapshots import SnapshotRules
 from fastsm.testing.storage import StorageRules
 from fastsm.testing.waiting import WaitingRules
+from fastsm.testing.watching import WatchRules
 
 
-class StateMachineConformance(CommandRules, OrderRules, SnapshotRules, StorageRules, WaitingRules):
+class StateMachineConformance(CommandRules, OrderRules, SnapshotRules, StorageRules, WaitingRules, WatchRules):
     """Subclass it, and give a fixture ``state_machine``: an empty, running state machine.
 
     Entries are handed over without gaps. For a state machine that stores, a second fixture, ``reopen``: a

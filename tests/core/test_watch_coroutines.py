@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def test_a_loop_that_was_closed_is_forgotten(directory: Path, machine_at: Opener
     with pytest.raises(RuntimeError):
         watch.read(timeout=0)  # it is being read, by that task
     del task
+    gc.collect()
     assert len(watch.read(timeout=0)) == 1
 
 
