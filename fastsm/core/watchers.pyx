@@ -194,6 +194,7 @@ cdef class Group:
         waiting.over = True
         if watch.awaited is waiting:  # an exception between two steps of a read may have left it behind
             watch.pass_to(self.reach.index, self.reach.term, self.reach.identity, self.reach.frame)
+            watch.awaited = None
 
     cdef int discard(self, Waiting waiting) except -1:
         """Takes one out, if it is still there."""

@@ -306,7 +306,7 @@ cdef class Changes:
         self.wanted.prefix = <const uint8_t *>PyBytes_AS_STRING(self._prefix)
         self.wanted.prefix_size = PyBytes_GET_SIZE(self._prefix)
         if source.state != self.state:
-            raise self.gone("the state was replaced, by a reset or an install")
+            raise self._gone("the state was replaced, by a reset or an install")
         if self.draft.identity != source.identity or self.draft.index < source.base_index:
             self.find_place()
         return 0
@@ -323,7 +323,7 @@ cdef class Changes:
         cdef Source source = self._source
         cdef Place *draft = &self.draft
         if draft.index < source.base_index:
-            raise self.gone(f"entries up to {source.base_index} were compacted")
+            raise self._gone(f"entries up to {source.base_index} were compacted")
         draft.identity = source.identity
         draft.frame = LOG_HEADER_SIZE
         draft.at = draft.stop = 0
@@ -334,7 +334,7 @@ cdef class Changes:
             draft.term = source.base_term
         draft.unchecked = False
         if draft.term != source.base_term:
-            raise self.gone(f"entry {draft.index} is of term {source.base_term}, not {draft.term}")
+            raise self._gone(f"entry {draft.index} is of term {source.base_term}, not {draft.term}")
         if draft.whole and draft.offset == 0 and source.base_changes != ALL and PyBytes_GET_SIZE(self._prefix) == 0:
             draft.offset = source.base_changes
         if not draft.whole:
@@ -342,11 +342,11 @@ cdef class Changes:
             if draft.offset != source.base_changes and (
                 draft.offset or (PyBytes_GET_SIZE(self._prefix) == 0 and source.base_changes != ALL)
             ):
-                raise self.gone(f"the rest of entry {draft.index} was compacted")
+                raise self._gone(f"the rest of entry {draft.index} was compacted")
             draft.whole = True
         return 0
 
-    def gone(self, str what):
+    def _gone(self, str what):
         cdef uint64_t oldest = self._source.base_index + 1
         return CompactedError(
             f"the changes after entry {self.draft.index} are gone: {what}. The oldest start that works is {oldest}; read "
@@ -366,7 +366,7 @@ cdef class Changes:
             PyErr_CheckSignals()
         self.draft.whole = whole
         if result > PAUSED:
-            raise self.failure(result)
+            raise self._failure(result)
         if whole and result == FOUND:
             with nogil:
                 count_told(&self.draft, &self.wanted)
@@ -374,13 +374,13 @@ cdef class Changes:
             if self.draft.term == UNKNOWN_TERM:
                 self.draft.term = self._source.newest_term
             elif self.draft.term != self._source.newest_term:
-                raise self.failure(MISMATCH)
+                raise self._failure(MISMATCH)
             self.draft.unchecked = False
         return 0
 
-    def failure(self, int result):
+    def _failure(self, int result):
         if result == MISMATCH:
-            return self.gone(f"in this log it is of another term than {self.draft.term}")
+            return self._gone(f"in this log it is of another term than {self.draft.term}")
         return CorruptionError(
             self._source.path, max(self.draft.at, self.draft.frame), "the length of a record or a frame within the log",
             "another one")
@@ -400,7 +400,7 @@ cdef class Changes:
                 break
             PyErr_CheckSignals()
         if result > PAUSED:
-            raise self.failure(result)
+            raise self._failure(result)
         if result == ENDED:
             self.note_ended()
         return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 import time
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastsm.errors import NotRunningError
 from fastsm.event_loops import event_loops
@@ -17,7 +17,8 @@ from fastsm.generation.changes import Changes
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from fastsm.types import Change
+    from fastsm.generation.changes import Source
+    from fastsm.types import Change, Position
 
 LIMIT = 1024
 MAX_BYTES = 16 << 20
@@ -42,6 +43,9 @@ class Watch(Changes):
     """
 
     __slots__ = ()
+
+    def __init__(self, source: Source, prefix: Any, start: Position | int | None) -> None:
+        super().__init__(source, prefix, start)
 
     def read(
         self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None

@@ -51,7 +51,7 @@ class WatchRules:
         """Each change carries its entry's term."""
         watch = watched.watch(start=1)
         apply_entries(watched, (1, 3, PUT), (2, 3, PUT), (3, 5, PUT))
-        assert [change.term for change in watch.read()] == [3, 3, 5], "a change has another term than its entry"
+        assert [change.term for change in watch.read(timeout=0)] == [3, 3, 5], "a change has another term than its entry"
 
     def test_a_watch_tells_its_prefix_alone(self, watched: Any) -> None:
         """Keys below the prefix, the prefix itself among them, and no other ones."""
@@ -75,7 +75,7 @@ class WatchRules:
         apply_commands(watched, *(fastsm.put(b"k", bytes(size)) for size in (9, 9, 50, 9)))
         sizes = [[len(change.value) for change in watch.read(max_bytes=20)] for _ in range(3)]
         assert sizes == [[9, 9], [50], [9]], "max_bytes is not kept"
-        assert watch.read(0) == [], "read(0) gives something"
+        assert watch.read(0, timeout=0) == [], "read(0) gives something"
 
     def test_other_histories_are_refused(self, watched: Any) -> None:
         """A position whose term is not that of its entry is a ``CompactedError``, which says where one can begin."""
@@ -138,13 +138,13 @@ class WatchRules:
             for cancelled in (True, False):
                 waiting = asyncio.ensure_future(watch.read_async())
                 await asyncio.sleep(0.01)
-                apply_commands(watched, fastsm.put(b"other", b""))
+                await watched.apply_chunk([(watched.last_applied().index + 1, 1, fastsm.put(b"other", b""))])
                 await asyncio.sleep(0.01)
                 assert not waiting.done(), "another key ended the wait"
                 if cancelled:
                     waiting.cancel()
                     await asyncio.gather(waiting, return_exceptions=True)
-                apply_commands(watched, PUT)
+                await watched.apply_chunk([(watched.last_applied().index + 1, 1, PUT)])
             changes = await asyncio.wait_for(waiting, PATIENCE)
             changes += await watch.read_async(timeout=0)
             assert len(changes) == 2, "a cancelled wait lost a change, or it was told twice"

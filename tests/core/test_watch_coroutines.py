@@ -117,7 +117,6 @@ def test_a_loop_that_was_closed_is_forgotten(directory: Path, machine_at: Opener
     task = loop.create_task(watch.read_async())
     loop.run_until_complete(until_waiting(machine, 1))
     loop.close()
-    task._log_destroy_pending = False  # type: ignore[attr-defined]  # this is what is tested
 
     async def main() -> None:
         waiting = asyncio.ensure_future(other.read_async())
