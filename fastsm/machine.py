@@ -29,7 +29,7 @@ from fastsm.generation import current
 from fastsm.generation.watch import Watch
 from fastsm.procedures import check_calls, registry
 from fastsm.trait import StateMachine
-from fastsm.types import Entry, LogId, Position, Result, SnapshotMetadata, Stats
+from fastsm.types import Entry, LogId, Result, SnapshotMetadata, Stats
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -345,7 +345,9 @@ class FastStateMachine(Engine, StateMachine):
         """:meth:`wait_applied` for coroutines, however many; a time limit is ``asyncio.wait_for``'s."""
         await self._applied.wait(self, index)
 
-    def watch(self, prefix: Any = b"", *, start: Position | int | None = None, durable: bool = False) -> Watch:
+    def watch(
+        self, prefix: Any = b"", *, start: tuple[int, int | None, int] | int | None = None, durable: bool = False
+    ) -> Watch:
         """Returns the changes of all keys below ``prefix``, as they are applied, from a place in the log on.
 
         Every put and every delete is a ``Change``, also of a key that is not there, in the order in which they took

@@ -57,7 +57,6 @@ from fastsm.types import (
     Noop,
     Once,
     OpenSession,
-    Position,
     Put,
     Read,
     Result,
@@ -387,7 +386,9 @@ class MemoryStateMachine(StateMachine):
         self._waiting.append(_Waiting(index, tell))
         return self._waiting[-1]
 
-    def watch(self, prefix: Any = b"", *, start: Position | int | None = None, durable: bool = False) -> MemoryWatch:
+    def watch(
+        self, prefix: Any = b"", *, start: tuple[int, int | None, int] | int | None = None, durable: bool = False
+    ) -> MemoryWatch:
         """The changes of all keys below ``prefix``, from a place on: that of a position, an index, or last applied."""
         self._require()
         return MemoryWatch(self._history, prefix, start, durable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from fastsm.arguments import bytes_of
@@ -49,7 +50,9 @@ class History:
 class MemoryWatch:
     """The changes of a model's keys below a prefix: what ``fastsm.Watch`` is for a ``FastStateMachine``."""
 
-    def __init__(self, history: History, prefix: Any, start: Position | int | None, durable: bool) -> None:
+    def __init__(
+        self, history: History, prefix: Any, start: tuple[int, int | None, int] | int | None, durable: bool
+    ) -> None:
         self._history = history
         self._prefix = bytes_of(prefix, "prefix")
         self._is_durable = bool(durable)
@@ -58,7 +61,9 @@ class MemoryWatch:
         self._whole = True  # nothing more of the entry of its place is to come
         self._checked = True  # that entry's term
         self._moment = history.look()
-        self._index, self._term, self._offset = *self._moment.applied, 0
+        self._index: int = self._moment.applied.index
+        self._term: int | None = self._moment.applied.term
+        self._offset = 0
         if start is not None:
             self._start_at(start)
         self._look()
@@ -177,7 +182,7 @@ class MemoryWatch:
         try:
             while True:
                 over = asyncio.Event()
-                self._history.waiting.append(lambda over=over: loop.call_soon_threadsafe(over.set))
+                self._history.waiting.append(partial(loop.call_soon_threadsafe, over.set))
                 found = self._take(limit, max_bytes) if limit else []
                 if found or not limit:
                     return found

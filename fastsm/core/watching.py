@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from fastsm.core.engine import Engine
     from fastsm.core.watchers import Waiting, Watchers
-    from fastsm.types import Position
 
 ROUND_SECONDS = 0.001
 
@@ -32,7 +31,8 @@ class MachineWatch(Watch):
     __slots__ = ("_turns", "_watching")
 
     def __init__(
-        self, engine: Engine, watching: Watching, prefix: Any, start: Position | int | None, durable: bool
+        self, engine: Engine, watching: Watching, prefix: Any, start: tuple[int, int | None, int] | int | None,
+        durable: bool,
     ) -> None:
         self._turns = engine._turns
         self._watching = watching

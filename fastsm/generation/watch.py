@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from fastsm.generation.changes import Source
-    from fastsm.types import Change, Position
+    from fastsm.types import Change
 
 LIMIT = 1024
 MAX_BYTES = 16 << 20
@@ -28,9 +28,9 @@ class Watch(Changes):
     """The changes of the keys below a prefix, from a place in the log on: in order, none lost, none twice.
 
     An iterator, on threads and event loops, that waits for what comes; :meth:`read` and :meth:`read_async` take many at
-    a time. It holds no changes, and never holds compaction back: where its entries are gone, ``CompactedError`` says so,
-    from here on. One consumer each: a second read meanwhile is a ``ReentryError``. ``position`` and ``close`` may be
-    used from any thread.
+    a time. It holds no changes, and never holds compaction back: where its entries are gone, that and every later read
+    raises ``CompactedError``. One consumer each: a second read meanwhile is a ``ReentryError``. ``position`` and
+    ``close`` may be used from any thread.
 
     >>> import fastsm, tempfile
     >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine, machine.watch(b"color/") as watch:
@@ -44,7 +44,7 @@ class Watch(Changes):
 
     __slots__ = ()
 
-    def __init__(self, source: Source, prefix: Any, start: Position | int | None) -> None:
+    def __init__(self, source: Source, prefix: Any, start: tuple[int, int | None, int] | int | None) -> None:
         super().__init__(source, prefix, start)
 
     def read(

@@ -51,7 +51,8 @@ class WatchRules:
         """Each change carries its entry's term."""
         watch = watched.watch(start=1)
         apply_entries(watched, (1, 3, PUT), (2, 3, PUT), (3, 5, PUT))
-        assert [change.term for change in watch.read(timeout=0)] == [3, 3, 5], "a change has another term than its entry"
+        terms = [change.term for change in watch.read(timeout=0)]
+        assert terms == [3, 3, 5], "a change has another term than its entry"
 
     def test_a_watch_tells_its_prefix_alone(self, watched: Any) -> None:
         """Keys below the prefix, the prefix itself among them, and no other ones."""
@@ -102,9 +103,9 @@ class WatchRules:
         watch = watched.watch()
         asyncio.run(watched.generate_snapshot_data(tmp_path, watched.last_applied()))
         asyncio.run(watched.apply_snapshot_from_file(watched.snapshot_metadata(), tmp_path))
-        for ended in (lambda: watch.read(timeout=0), lambda: watched.watch(start=2)):
+        for start in (None, 2):
             with pytest.raises(CompactedError) as caught:
-                ended()
+                watch.read(timeout=0) if start is None else watched.watch(start=start)
             assert caught.value.oldest == 3, "oldest is not the smallest start that works"
         watch = watched.watch(start=3)
         apply_commands(watched, fastsm.delete(b"key"))

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ def test_bad_numbers_to_start_at(start: Any, directory: Path, machine_at: Opener
     for one in (machine, MemoryStateMachine()):
         with pytest.raises(ValueError, match="expected"):
             one.watch(start=start)
-        for wrong in ((1, 1), "1", 1.0, (1, 1, 0, 0)):
+        wrongs: list[Any] = [(1, 1), "1", 1.0, (1, 1, 0, 0)]
+        for wrong in wrongs:
             with pytest.raises(TypeError):
                 one.watch(start=wrong)
 
@@ -206,7 +208,7 @@ def test_it_goes_on_from_any_position(directory: Path, machine_at: Opener) -> No
     machine.close()
     machine = machine_at(directory)
     for number, position in enumerate(positions):
-        for start in (position, tuple(position)):
+        for start in (position, (position.index, position.term, position.offset)):
             assert machine.watch(start=start).read(timeout=0) == told[number:]
             assert machine.watch(start=start).position == position
 
@@ -562,7 +564,7 @@ def test_only_those_are_woken_whom_a_change_concerns(directory: Path, machine_at
     prefixes = [b"", b"a", b"ab", b"abc", b"abd", b"b", b"ba", b"c\x00", b"c\xff" * 100]
     consumers = {}
     for prefix in prefixes:
-        consumers[prefix] = Consumer(machine, lambda prefix=prefix: machine.watch(prefix).read(timeout=LONG))
+        consumers[prefix] = Consumer(machine, partial(machine.watch(prefix).read, timeout=LONG))
         while len(inside(machine).watchers) < len(consumers):
             threading.Event().wait(0.001)
     fill(machine, put(b"abc-key", b"1"))
