@@ -13,6 +13,11 @@ from fastsm.generation.log cimport Log
 cdef uint64_t LARGEST = 0xFFFFFFFFFFFFFFFE
 
 
+cdef inline uint64_t known_changes(object changes) except? 0:
+    """As a source has it: ALL where it is not known."""
+    return changes if 0 <= changes < ALL - 1 else ALL
+
+
 cdef class StateSource(Source):
     """The changes of a state: all that are applied, or those that are durable.
 
@@ -53,7 +58,8 @@ cdef class StateSource(Source):
     cdef int take_head(self, Log log) except -1:
         head = log.head
         self.path = log.path
-        self.base_index, self.base_term, self.base_changes = head.base_index, head.base_term, ALL
+        self.base_index, self.base_term = head.base_index, head.base_term
+        self.base_changes = known_changes(head.base_changes - 1 if head.base_size else 0)
         return 0
 
     cpdef bint is_over(self) except -1:

@@ -6,6 +6,8 @@ from fastsm.disk.mapping import Mapping
 from fastsm.errors import FastsmError
 from fastsm.types import Change, LogId, Position
 
+def changes_of(mapping: Mapping | None, stop: int, index: int) -> int | None: ...
+
 class Source:
     @property
     def mapping(self) -> Mapping | None: ...

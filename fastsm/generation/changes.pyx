@@ -173,6 +173,26 @@ cdef void count_told(Place *place, const Wanted *wanted) noexcept nogil:
         place.at += record_length(record)
 
 
+def changes_of(Mapping mapping or None, uint64_t stop, uint64_t index):
+    """Returns how many changes an entry made, in the frames of a log before `stop`; None where that cannot be known."""
+    cdef Place place
+    cdef Wanted wanted
+    cdef uint64_t left = UNKNOWN_TERM
+    cdef int result
+    if mapping is None:
+        return None
+    memset(&place, 0, sizeof(Place))
+    memset(&wanted, 0, sizeof(Wanted))
+    wanted.log, wanted.end, wanted.last = mapping.address + mapping.start, stop, LARGEST
+    wanted.prefix = wanted.log  # of no bytes
+    place.index, place.frame = index, LOG_HEADER_SIZE
+    with nogil:
+        result = enter(&place, &wanted, &left)
+        if result == FOUND:
+            count_told(&place, &wanted)
+    return None if result == DAMAGED else place.offset
+
+
 # ---- where the log is --------------------------------------------------------------------------------
 
 cdef class Source:

@@ -305,6 +305,26 @@ def test_what_was_told_whole_goes_on_after_its_entry_was_compacted(directory: Pa
         part.read()
 
 
+def test_a_position_that_was_told_whole_outlives_compaction_and_restart(directory: Path, machine_at: Opener) -> None:
+    """It is known how many changes the last compacted entry had: a position amid them is refused, that after them not."""
+    machine = machine_at(directory, retain_entries=0)
+    fill(machine, put(b"a", b"1"), batch([put(b"a", b"2"), put(b"b", b"1")]))
+    watch = machine.watch(start=1)
+    positions = [watch.position for _ in iter(lambda: watch.read(1, timeout=0), [])]
+    machine.compact()
+    fresh = machine.watch().position
+    machine.close()
+    machine = machine_at(directory)
+    fill(machine, put(b"c", b"1"))
+    for start in (positions[-1], fresh, Position(2, 1, 2), 3):
+        assert machine.watch(start=start).read() == changes((3, b"c", b"1"))
+    for start in (positions[0], positions[1], Position(2, 1, 0), Position(2, 2, 2)):
+        with pytest.raises(CompactedError) as caught:
+            machine.watch(start=start)
+        assert caught.value.oldest == 3
+    assert machine.watch(b"c", start=Position(2, 1, 0)).read() == changes((3, b"c", b"1"))
+
+
 def test_a_reset_ends_watches_and_an_install_too(tmp_path: Path, directory: Path, machine_at: Opener) -> None:
     """Level with it, too; what was not told before it is gone. A new watch begins after it."""
     machine = machine_at(directory)

@@ -116,6 +116,8 @@ class Comparison(RuleBasedStateMachine):
             except CompactedError as caught:
                 error = caught
             assert error is None or (error.oldest == self.base + 1 and start.index <= self.base)
+            rest = [change for change in self.list if change.index == self.base][start.offset :]
+            assert error is None or start.index < self.base or follower.prefix or rest
 
     @rule(reset=st.booleans())
     def replace(self, reset: bool) -> None:
