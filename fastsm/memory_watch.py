@@ -125,9 +125,9 @@ class MemoryWatch:
     def _changes(self) -> Iterator[Change]:
         """All changes of keys below the prefix since the base."""
         for outcome in self._moment.outcomes:
-            for key, value in outcome.writes:
-                if key.startswith(self._prefix):
-                    yield Change(*outcome.log_id, key, value)
+            for name, arguments in outcome.steps:
+                if name in ("put", "delete") and arguments[0].startswith(self._prefix):
+                    yield Change(*outcome.log_id, arguments[0], arguments[1] if name == "put" else None)
 
     def _take(self, limit: int, max_bytes: int) -> list[Change]:
         """What is to be told next; the place moves."""

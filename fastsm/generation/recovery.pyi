@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from typing_extensions import Self
 
@@ -40,7 +40,8 @@ def judge_expected(
 ) -> None: ...
 def read_piece(descriptor: SupportsIndex, size: int, offset: int) -> bytes: ...
 def whole_frames(
-    descriptor: SupportsIndex, head: LogHead, size: int, progress: Callable[[int, int], None] | None = None
+    descriptor: SupportsIndex, head: Any, size: int,
+    progress: Callable[[int, int], None] | None = None, first_chain: int | None = None,
 ) -> tuple[int, int]: ...
 def verify_file(
     descriptor: SupportsIndex, head: LogHead, path: str, end: int, chain: int,

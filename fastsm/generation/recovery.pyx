@@ -156,8 +156,10 @@ def read_piece(int descriptor, size, offset):
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def whole_frames(int descriptor, head, uint64_t size, progress=None):
+def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain=None):
     """Return where the valid frames of a log end, and the last one's checksum, read from the file, not the mapping.
+
+    `first_chain`: what the first one is chained to, where `head` is not that of a state machine's log.
 
     So it is safe next to an owner who cuts the file, and it sees the disk's errors as errors.
     """
@@ -165,7 +167,8 @@ def whole_frames(int descriptor, head, uint64_t size, progress=None):
     cdef uint64_t offset = LOG_HEADER_SIZE   # of `piece` in the file
     cdef uint64_t left, length
     cdef uint64_t identity = head.identity
-    cdef uint64_t chain = format.head_checksum(format.pack_log_head(head))
+    cdef uint64_t chain = (
+        format.head_checksum(format.pack_log_head(head)) if first_chain is None else first_chain)
     cdef const uint8_t *frame
     cdef uint64_t told = 0                   # to `progress`
     cdef bytes piece = b""
