@@ -82,6 +82,7 @@ bytes to files to memory to the machine; each module imports only what stands be
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
         records             what files hold, one by one
+        raft_logs           a Raft log, looked at from outside
         inspection          a directory or a snapshot, looked at from outside
         new_state           a state that is there whole or not at all
         json_lines          dump and load

@@ -39,7 +39,8 @@ from fastsm.errors import FastsmError
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import open_snapshot
 from fastsm.snapshot.model import State, snapshot_bytes, write_file
-from fastsm.tools.inspection import is_directory
+from fastsm.tools import raft_logs
+from fastsm.tools.inspection import is_directory, is_raft_log
 from fastsm.tools.new_state import new_state
 from fastsm.tools.records import Run, log_frames, snapshot_records, snapshot_runs
 from fastsm.types import Entry, LogId
@@ -88,6 +89,11 @@ def _with_end(lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def _state_lines(path: str, prefix: bytes, as_of: int | None) -> Iterator[Line]:
+    if is_raft_log(path):
+        if prefix or as_of is not None:
+            raise FastsmError(f"{path}: a Raft log has entries, and no state with keys: --from and --to choose among them")
+        yield from _entry_lines(path, 0, None)
+        return
     if not is_directory(path):
         if as_of is not None:
             raise FastsmError(f"{path}: expected a directory for the state as of an entry, found a snapshot")
@@ -147,7 +153,23 @@ def dump_log(path: str | os.PathLike[str], *, first: int = 0, last: int | None =
     return _with_end(_log_lines(os.fsdecode(path), first, last))
 
 
+def _entry_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
+    with raft_logs.opened(path) as log:
+        log.verified(None)
+        facts = log.facts()
+        term, vote = facts["term"], log.vote()
+        head: Line = {"operation": "raft log", "end": True, "term": term}
+        head |= {} if vote is None else text_or_base64("voted_for", vote)
+        yield head | {name: facts[name] for name in ("border_index", "border_term", "first_index", "last_index")}
+        for entry in log.entries(first, last):
+            yield {"operation": "entry", "index": entry.index, "term": entry.term} | text_or_base64(
+                "command", entry.command)
+
+
 def _log_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
+    if is_raft_log(path):
+        yield from _entry_lines(path, first, last)
+        return
     if not is_directory(path):
         raise FastsmError(f"{path}: expected a directory, which has a log, found a snapshot")
     with FastStateMachine(path, read_only=True, verify_on_open="full") as machine:

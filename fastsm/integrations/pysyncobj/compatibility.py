@@ -25,6 +25,8 @@ METHODS = {
         "_onTick": "timeToWait",
         "_doDestroy": "",
         "_applyCommand": "command callback commandType",
+        "_checkCommandsToApply": "",
+        "_SyncObj__callErrCallback": "err callback",
         "_SyncObj__applyLogEntries": "",
         "_SyncObj__doApplyCommand": "command",
         "_SyncObj__onMessageReceived": "node message",
@@ -78,7 +80,7 @@ ATTRIBUTES = {
         "raftMatchIndex", "otherNodes", "readonlyNodes", "connectedNodes", "commandsWaitingCommit", "transport",
         "newAppendEntriesTime", "consumers", "needLoadDumpFile", "leaderCommitIndex", "forceLogCompaction",
         "destroying", "properies", "selfNode", "enabledCodeVersion", "mainThread", "onReadyCalled",
-        "onTickCallbacks", "conf", "lastResponseTime",
+        "onTickCallbacks", "conf", "lastResponseTime", "commandsQueue", "pipeNotifier",
     ),
     pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller"),
 }  # fmt: skip
