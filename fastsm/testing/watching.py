@@ -146,7 +146,8 @@ class WatchRules:
                     waiting.cancel()
                     await asyncio.gather(waiting, return_exceptions=True)
                 await watched.apply_chunk([(watched.last_applied().index + 1, 1, PUT)])
-                changes = await asyncio.wait_for(watch.read_async() if cancelled else waiting, PATIENCE)
+                found = watch.read_async(timeout=0) if cancelled else waiting
+                changes = await asyncio.wait_for(found, PATIENCE)
                 assert len(changes) == 1, "a change was lost by a cancelled wait, or was told twice"
             waiting = asyncio.ensure_future(anext_of(watch))
             await asyncio.sleep(0.01)
