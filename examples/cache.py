@@ -99,7 +99,7 @@ def main(folder: Path, count: int) -> None:
             follower.join(0.001)  # it is on its way
         machine.close()
         follower.join()
-        print(f"{life} life, as of entry {last}: {len(cache.pairs)} pairs, those of the state: {cache.pairs == expected}")
+        print(f"{life} life: {len(cache.pairs)} pairs as of entry {last}; those of the state:", cache.pairs == expected)
     print("after the restart it went on where it was:", cache.rebuilds == 0)
 
 

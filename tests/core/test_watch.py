@@ -306,7 +306,7 @@ def test_what_was_told_whole_goes_on_after_its_entry_was_compacted(directory: Pa
 
 
 def test_a_position_that_was_told_whole_outlives_compaction_and_restart(directory: Path, machine_at: Opener) -> None:
-    """It is known how many changes the last compacted entry had: a position amid them is refused, that after them not."""
+    """It is known how many changes the last compacted entry had: only a position amid them is refused."""
     machine = machine_at(directory, retain_entries=0)
     fill(machine, put(b"a", b"1"), batch([put(b"a", b"2"), put(b"b", b"1")]))
     watch = machine.watch(start=1)
