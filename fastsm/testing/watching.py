@@ -74,7 +74,7 @@ class WatchRules:
         """No more changes than asked for, nor bytes of keys and values; a larger change comes alone."""
         watch = watched.watch()
         apply_commands(watched, *(fastsm.put(b"k", bytes(size)) for size in (9, 9, 50, 9)))
-        sizes = [[len(change.value) for change in watch.read(max_bytes=20)] for _ in range(3)]
+        sizes = [[len(change.value) for change in watch.read(max_bytes=20, timeout=0)] for _ in range(3)]
         assert sizes == [[9, 9], [50], [9]], "max_bytes is not kept"
         assert watch.read(0, timeout=0) == [], "read(0) gives something"
 
