@@ -82,7 +82,7 @@ class GoesOnAfterReplacements(MemoryWatch):
         super()._look()
 
 
-@watched("a_reset_ends_watches", "an_install_ends_watches")
+@watched("other_histories_are_refused", "an_install_ends_watches")
 class SaysTheOldestWrong(MemoryWatch):
     def _gone(self, what: str) -> Any:
         raise CompactedError(what, oldest=self._index)
