@@ -6,9 +6,10 @@ bytes to files to memory to the machine; each module imports only what stands be
     errors, units           what can go wrong; numbers for people
     arguments               what callers hand over, taken or refused with advice
     log_lines, streams      lines of the log that any handler can write; standard streams that are closed
+    libraries               other libraries, imported when they are first needed
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
-    background              a call on a thread of its own
+    background              calls on threads of their own, also where no signal handler interrupts them
     event_loops             the same, awaited
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
