@@ -19,6 +19,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
+    distinct                which of many keys come again
     command, columns        the bytes that Raft carries; many puts of them, made from columns
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
     clock                   for hosts: when a tick is worth proposing
@@ -37,6 +38,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         verification        every byte against its checksum, now or in the background
         saved_table         the index in a file, for opening without reading the log
         unfinished          a directory that a tool fills counts as empty until it is whole
+        changes, watch      the log as a stream of changes; whoever follows it, on threads and event loops
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
         codec, file         Zstandard, within bounds; the file, read
@@ -47,6 +49,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         model               the file by the page of formats alone, for MemoryStateMachine
     core/                   the state, and what changes it
         awaited             who waits for an entry to be applied
+        watchers            who waits for a change
         frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
@@ -63,6 +66,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         compaction          the log becomes a base
         batches             a thread that answers coroutines, many at a time
         waiting             waits until an entry is applied, on threads and event loops
+        matching, watching  which of them a change concerns; the thread that tells them
         coroutines          the order of asynchronous calls
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
@@ -74,7 +78,8 @@ bytes to files to memory to the machine; each module imports only what stands be
     raft_log                RaftLog
     machine                 FastStateMachine
     memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
-    memory_waiting, memory  who waits for an entry; MemoryStateMachine
+    memory_waiting, memory_watch  who waits for an entry; the list of changes, from a place on
+    memory                  MemoryStateMachine
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
@@ -156,6 +161,7 @@ from fastsm.errors import (
     StorageError,
     UnknownCommandError,
 )
+from fastsm.generation.watch import Watch
 from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
@@ -164,7 +170,7 @@ from fastsm.raft_log import RaftLog, RaftLogStats
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
-from fastsm.types import Answer, Entry, LogId, ScanResult, SnapshotMetadata, Stats
+from fastsm.types import Answer, Change, Entry, LogId, Position, ScanResult, SnapshotMetadata, Stats
 
 # A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
 _logging.getLogger("fastsm").addHandler(_logging.NullHandler())
@@ -179,6 +185,7 @@ __all__ = [
     "MAX_VALUE_SIZE",
     "Abort",
     "Answer",
+    "Change",
     "ChecksumMismatchError",
     "Clock",
     "ClockJumpError",
@@ -194,6 +201,7 @@ __all__ = [
     "MemoryStateMachine",
     "NotRunningError",
     "OrderError",
+    "Position",
     "ProcedureError",
     "RaftLog",
     "RaftLogStats",
@@ -211,6 +219,7 @@ __all__ = [
     "Stats",
     "StorageError",
     "UnknownCommandError",
+    "Watch",
     "absent",
     "add",
     "batch",

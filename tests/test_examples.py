@@ -17,6 +17,7 @@ RUNS = [
     ("asyncio_node.py", "5000", "equal to the leader: True"),
     ("threaded_node.py", "2000", "applied: (2000, 1) durable: (2000, 1)"),
     ("numpy_bulk.py", "60000", "out: 60,000 rows"),
+    ("cache.py", "200", "after the restart it went on where it was: True"),
     ("metrics.py", "", "fastsm_last_applied_index 1.0"),
     ("pysyncobj_cluster.py", "1", "lost: 0"),
     ("patroni_store.py", "2", "what is left: {'/config': '2', '/leader': 'another'}"),

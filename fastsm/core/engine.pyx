@@ -20,6 +20,7 @@ from _thread import start_new_thread
 from fastsm.core.awaited cimport REPLACED, Ticket
 from fastsm.core.chunk cimport Chunk, Held, hold, hold_entries, let_go, unsigned_slowly
 from fastsm.core.view cimport Step
+from fastsm.core.watchers cimport Reach
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_size, record_size, write_record,
@@ -92,11 +93,14 @@ cdef class Engine(Timed):
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """
         cdef RunList runs = self.runs
+        cdef uint64_t old_end = self._index.end - self._log.start
+        cdef Reach reach
         applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
             runs = RunList(applied.index, applied.term, applied.index > 0)
-        _old = self._log, self._index  # until all is changed: their end may let another thread run
+        # Until all is changed: their end may let another thread run.
+        old_log, _old, mapping = self._log, self._index, self.mapping
         name_next()
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds
@@ -111,6 +115,11 @@ cdef class Engine(Timed):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
+        if state_of_its_own is not None:
+            self._watchers.wake_all()
+            return
+        reach.index, reach.term, reach.identity, reach.frame = runs.index, runs.term, log.identity, log.end
+        self._watchers.move(mapping, old_log.head.identity, old_end, &reach)
 
     def _tell_waiting(self, uint64_t before):
         """After `_switch`: tells those who wait for an entry. `before`: the last one that was applied until then."""
@@ -225,6 +234,8 @@ cdef class Engine(Timed):
         """After a chunk was published: whoever waits for its entries, and whoever has to do with what it left."""
         if self.awaited.least <= self.applied_index:
             self.awaited.note_applied(self.applied_index)
+        if self._watchers.applied.armed or (self.sync_on_apply and self._watchers.durable.armed):
+            self._watchers.ring()
         if self.dead_bytes() > self.compact_above:
             self.call_for_compaction()
         if self._index.ordered and not self.order_called and self._index.order.is_behind():
@@ -522,6 +533,8 @@ cdef class Engine(Timed):
         """After a sync of this log that covered everything up to an entry."""
         if log is self._log and applied.index > self.durable_index:
             self.durable_index, self.durable_term = applied
+            if self._watchers.durable.armed:
+                self._watchers.ring()
 
 
 cdef class JudgeElsewhere:

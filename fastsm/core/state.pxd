@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.core.awaited cimport Awaited
 from fastsm.core.frozen cimport Frozen
+from fastsm.core.watchers cimport Watchers
 from fastsm.lookup.index cimport BLOCK, Index
 from fastsm.generation.log cimport Log
 from fastsm.disk.mapping cimport Mapping
@@ -35,6 +36,7 @@ cdef class State:
     cdef readonly uint64_t _epoch
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef Awaited awaited           # who waits for an entry to be applied
+    cdef readonly Watchers _watchers    # who waits for a change
     cdef int status
     cdef int gate                  # what every call looks at first: 0 when it may go on, else `refuse` knows
     cdef unsigned long calling     # the thread on which procedures run at this moment, or 0

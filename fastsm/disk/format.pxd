@@ -132,6 +132,10 @@ cdef inline bint is_of_session(int operation) noexcept nogil:
     """Whether a record's key is the id of a session."""
     return operation == RECORD_SESSION or operation == RECORD_FORGET
 
+cdef inline bint is_change(int operation) noexcept nogil:
+    """Whether a record set or removed a key, which a watch tells."""
+    return operation == RECORD_PUT or operation == RECORD_DELETE
+
 cdef inline uint64_t record_length(const uint8_t *record) noexcept nogil:
     return record_size(record_key_size(record), record_value_size(record)) + (<uint64_t>record[RECORD_TIMED] << 3)
 

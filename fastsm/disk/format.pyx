@@ -74,6 +74,7 @@ class LogHead(NamedTuple):
     base_term: int = 0
     base_size: int = 0
     base_checksum: bytes = bytes(32)
+    base_changes: int = 0     # of keys, by the base's last entry, and one more; 0: it is not known how many
 
 
 class CurrentFile(NamedTuple):
@@ -172,9 +173,12 @@ SEGMENT_BYTES = 8 * 4096 + 64
 DUE_BYTES = 16          # a deadline, and a place
 
 
+MOST_CHANGES = 2**31 - 2    # of an entry: more are not told apart
+
+
 def pack_log_head(head):
     """A log's header."""
-    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head))
+    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, head.base_changes, *head[:-1]))
 
 
 def head_checksum(packed):
@@ -209,7 +213,10 @@ def pack_current(current):
 
 def unpack_log_head(data, path):
     """The header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
-    head = LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 6))
+    base_changes, *fields = unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 6, True)
+    head = LogHead(*fields, base_changes)
+    if head.base_size == 0 and base_changes:
+        raise CorruptionError(path, LOG_RESERVED, "zero, since there is no base", base_changes)
     for offset, number, limit in (
         (LOG_BASE_INDEX, head.base_index, LARGEST), (LOG_BASE_TERM, head.base_term, LARGEST),
         (LOG_BASE_SIZE, head.base_size, ARENA_LIMIT),
@@ -233,8 +240,8 @@ def with_checksum(bytes head):
     return head + struct.pack("<Q", checksum(head))
 
 
-def unpack(layout, magic, bytes data, path, used):
-    """The `used` fields behind the version.
+def unpack(layout, magic, bytes data, path, used, bint has_word=False):
+    """The `used` fields behind the version and the word after it, which is the first of them if `has_word`, or zero.
 
     Every version keeps magic, version and checksum where they are, so that damage is told from age.
     """
@@ -249,12 +256,12 @@ def unpack(layout, magic, bytes data, path, used):
         raise CorruptionError(path, layout.size, f"checksum {expected_sum:#018x}", f"{found_sum:#018x}")
     if version != VERSION:
         raise FormatVersionError(path, VERSION, version)
-    if reserved:
+    if reserved and not has_word:
         raise CorruptionError(path, 12, "zero", reserved)
     for i in range(used, len(fields)):
         if fields[i]:
             raise CorruptionError(path, 16 + 8 * i, "zero", fields[i])
-    return fields[:used]
+    return [reserved, *fields[:used]] if has_word else fields[:used]
 
 
 # ---- snapshots ----------------------------------------------------------------------------------------

@@ -42,15 +42,18 @@ cdef class Log(FrameFile):
         self.path = directory.path_of(self.name)
 
     @staticmethod
-    def create(directory, generation, base=None):
-        """A new, empty log behind a base, or behind the empty state. The file is durable on return, its name is not.
+    def create(directory, generation, base=None, changes=None):
+        """Create an empty log on top of a base, or of the empty state. The file is durable on return, its name is not.
 
-        It takes the base, and closes it when it is closed.
+        It takes the base, and closes it when it is closed. `changes`: how many the base's last entry made, if that is
+        known.
         """
         identity = int.from_bytes(os.urandom(8), "little")
         head = format.LogHead(generation, identity)
         if base is not None:
             head = format.LogHead(generation, identity, *base.last_included, base.size, base.head.checksum)
+            if changes is not None:
+                head = head._replace(base_changes=min(changes, format.MOST_CHANGES) + 1)
         name = log_name(generation)
         with storage_errors(directory.path_of(name), "creating the log"):
             descriptor = directory.create_file(name)
