@@ -12,8 +12,8 @@ MODULES = [
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),
     *(f"generation.{name}" for name in ("recovery", "framefile", "log", "saved_table")),
     "snapshot.capture",
-    *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring", "tx", "judging", "chunk",
-                                  "engine", "group_commit")),
+    *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring",
+                                  "tx", "judging", "chunk", "engine", "group_commit", "jobs")),
     *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "journal", "engine")),
     "integrations.pysyncobj.positions",
 ]

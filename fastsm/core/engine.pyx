@@ -11,7 +11,6 @@ Nothing of a chunk is visible before everything about it is certain:
 import threading
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -33,11 +32,9 @@ from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
 from fastsm.arguments import pair_of
-from fastsm.background import BackgroundCall
+from fastsm.background import undisturbed
 from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
-
-LOOK_SECONDS = 0.1    # between two looks at signals: one that another thread took does not wake the main thread
 
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
@@ -79,14 +76,17 @@ cdef class Engine(Timed):
 
     cdef void take_index(self, Log log, Index index) noexcept:
         """Reads go there from here on."""
+        if self._log is not None:
+            self._log.waiters = None
         self._log, self._index, self._table, self._terms = log, index, index.table, index.terms
+        log.waiters = self.awaited
         self.take_arena()
 
     def _switch(self, name_next, Log log, Index index, GroupCommit commit, state_of_its_own=None):
         """In the writer's turn: the step to a next generation, on disk and in memory.
 
-        `name_next` is called to take it on disk. No signal handler runs between its return and ours, so that
-        disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
+        `name_next` is called to take it on disk. The caller sees to it that no signal handler interrupts any of this,
+        so that disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
         metadata, `(LogId, SnapshotMetadata or None)`, when this is another state (a reset, a snapshot), all of which
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """
@@ -226,7 +226,12 @@ cdef class Engine(Timed):
     cdef int judge_calls(self, Chunk chunk) except -1:
         """Judges a chunk that runs procedures: never in the main thread, where a signal handler could interrupt one."""
         if PyThread_get_thread_ident() == threading.main_thread().ident:
-            JudgeElsewhere(self, chunk).wait()
+            elsewhere = JudgeElsewhere(self, chunk)
+            chunk.judgement.stopped = False
+            try:
+                undisturbed(elsewhere, elsewhere.interrupt)
+            finally:
+                chunk.judgement.stopped = False
         else:
             self.judge_here(chunk)
         if self.status:
@@ -372,6 +377,8 @@ cdef class Engine(Timed):
     def _await_applied(self, index, queue, owner, bint blocks):
         """A ticket that `queue` gets once an entry is applied, or cannot be any more. None: it is applied.
 
+        `queue` None: the caller waits for the ticket itself.
+
         `blocks`: the caller's thread will wait for it, so that no frame below may be what has to apply it.
         """
         cdef uint64_t wanted = unsigned_slowly(index, "index")
@@ -382,7 +389,7 @@ cdef class Engine(Timed):
             return None
         self._log.require_writable()
         if blocks:
-            self._turns.check()
+            self._turns.refuse_own(PyThread_get_thread_ident())
         self.awaited.add(ticket)
         return ticket
 
@@ -474,40 +481,19 @@ cdef class Engine(Timed):
 
 
 cdef class JudgeElsewhere:
-    """Judges a chunk on a thread of its own, while its caller waits and serves signals."""
+    """Judges a chunk on a thread of its own. What a signal handler raises meanwhile interrupts the procedure."""
     cdef Engine engine
     cdef Chunk chunk
-    cdef object error
 
     def __cinit__(self, Engine engine, Chunk chunk):
         self.engine, self.chunk = engine, chunk
 
     def __call__(self):
-        try:
-            self.engine.judge_here(self.chunk)
-        except BaseException as error:
-            self.error = error
+        self.engine.judge_here(self.chunk)
 
-    def wait(self):
-        """Returns when all is judged. What a signal handler raises interrupts the procedure, and is raised here."""
-        interruption = None
-        self.chunk.judgement.stopped = False
-        call = BackgroundCall(self)
-        while True:
-            try:
-                if call.wait(LOOK_SECONDS):
-                    break
-                PyErr_CheckSignals()
-            except BaseException as error:
-                interruption = error if interruption is None else interruption
-                self.chunk.judgement.stopped = True
-                call.interrupt()
-        self.chunk.judgement.stopped = False
-        error, self.error = self.error, None
-        if interruption is not None:
-            raise interruption
-        if error is not None:
-            raise error
+    def interrupt(self, call):
+        self.chunk.judgement.stopped = True
+        call.interrupt()
 
 
 cdef struct RunMark:

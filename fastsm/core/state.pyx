@@ -31,6 +31,7 @@ from fastsm.lookup.table cimport check_table, prefetch, same_key
 from fastsm.arguments import bytes_of, pair_of
 from fastsm.disk.format import OPERATIONS
 from fastsm.errors import NotRunningError, ProcedureError, SnapshotError, SnapshotRangeError
+from fastsm.libraries import library
 from fastsm.types import LogId
 
 cdef extern from "Python.h":
@@ -315,8 +316,7 @@ cdef class State:
         longer than `keys`; value i is `data[offsets[i]:offsets[i + 1]]`. `found`: bool, False where a key is absent.
         O(keys).
         """
-        import numpy as np  # not at import time: it would be most of it
-
+        np = library("numpy")  # not at import time: it would be most of it
         cdef list wanted = list_of_bytes(keys)
         cdef Py_ssize_t count = len(wanted)
         places_array = np.zeros(count, dtype=np.uint64)

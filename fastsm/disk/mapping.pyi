@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import SupportsIndex
 
 from typing_extensions import Buffer, Self
@@ -21,6 +22,14 @@ class Descriptor:
     def fileno(self) -> int: ...
     def close(self) -> None: ...
     def duplicate(self) -> Descriptor: ...
+
+class ExclusiveBlock:
+    def __new__(
+        cls, directory: object, descriptor: Descriptor, threads: set[int], unless: tuple[int, ...],
+        refusal: Callable[[], Exception],
+    ) -> Self: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None: ...
 
 class Mapping:
     @property

@@ -3,12 +3,18 @@
 import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from cpython.exc cimport PyErr_SetFromErrno
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from cpython.pythread cimport PyThread_get_thread_ident
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE
 from posix.mman cimport mmap, mprotect, munmap
 from posix.types cimport off_t
 
 from fastsm.disk.format cimport LARGE
+
+cdef extern from "<sys/file.h>" nogil:
+    int LOCK_EX
+    int LOCK_UN
+    int flock(int descriptor, int operation)
 
 cdef extern from * nogil:
     """
@@ -112,6 +118,58 @@ cdef class Descriptor:
         cdef Descriptor other = Descriptor()
         other.number = os.dup(self.number)
         return other
+
+
+cdef class ExclusiveBlock:
+    """A context with an exclusive lock of a file; a thread that is in one is refused by `enter` with `refusal()`.
+
+    `threads`: those that are in one. `unless`: answers with which the system says that it knows no such lock: the block
+    runs without. `directory._left`: the lock is a parent's by now, and not given back. Compiled, so that no signal
+    handler comes between what belongs together.
+    """
+    cdef Descriptor descriptor
+    cdef object directory, refusal
+    cdef set threads
+    cdef tuple unless
+    cdef bint locked
+
+    def __cinit__(self, directory, Descriptor descriptor, set threads, tuple unless, refusal):
+        self.directory = directory
+        self.descriptor = descriptor
+        self.threads = threads
+        self.unless = unless
+        self.refusal = refusal
+
+    def __enter__(self):
+        own = PyThread_get_thread_ident()
+        if own in self.threads:
+            raise self.refusal()
+        self.threads.add(own)
+        try:
+            self.lock()
+        except BaseException:
+            self.threads.discard(own)
+            raise
+
+    cdef int lock(self) except -1:
+        cdef int descriptor = self.descriptor.number
+        cdef int failed
+        while True:
+            with nogil:
+                failed = flock(descriptor, LOCK_EX)
+            if not failed:
+                self.locked = True
+                return 0
+            if errno != EINTR:
+                if errno not in self.unless:
+                    PyErr_SetFromErrno(OSError)
+                return 0
+            PyErr_CheckSignals()
+
+    def __exit__(self, kind, error, traceback):
+        self.threads.discard(PyThread_get_thread_ident())
+        if self.locked and not self.directory._left:
+            flock(self.descriptor.number, LOCK_UN)
 
 
 def open_at(name, int flags, mode=0o600, directory=None):

@@ -41,6 +41,7 @@ cdef class FrameFile:
     cdef uint8_t *staging
     cdef uint64_t staging_room
     cdef readonly object poisoned        # the StorageError after which nothing is written, or None
+    cdef public object waiters           # for what comes into the file: `end_poisoned` tells them; None: nobody
     cdef readonly uint64_t sync_count
     cdef readonly double sync_seconds
 
@@ -56,6 +57,8 @@ cdef class FrameFile:
 
     cdef int attach(self, bytes packed_head, uint64_t size) except -1
     cdef int lay_base(self, Mapping mapping) except -1
+    cdef int ask_sync(self) except -1
+    cdef int repeat_suspect(self) except -1
     cdef int check_suspect(self) except -1
     cdef bint is_frame(self, uint64_t offset, uint64_t end, uint64_t checksum) noexcept
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL

@@ -19,6 +19,7 @@ import logging
 import time
 
 from cpython.buffer cimport PyBUF_READ
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -48,6 +49,7 @@ cdef enum:
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     NOTED_ABOVE = 64 << 10       # bytes that were suspect: fewer are read and written again in no time
     WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
+    CHECKED_PIECE = 16 << 20     # bytes of frames that are checked between two looks at signals
 
 
 cdef uint64_t seal_frames(
@@ -150,8 +152,14 @@ cdef class FrameFile:
 
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1:
         """Seals the frame and puts it into the file. It counts from here on; on an error it does not."""
-        cdef uint64_t chain = seal_frame(
-            frame, length, run_count, self.identity, self.end, self.durable, self.chain)
+        cdef uint64_t chain = self.chain
+        cdef uint64_t end = self.end
+        cdef uint64_t durable = self.durable
+        if length > LARGE:
+            with nogil:
+                chain = seal_frame(frame, length, run_count, self.identity, end, durable, chain)
+        else:
+            chain = seal_frame(frame, length, run_count, self.identity, end, durable, chain)
         if frame == self.staging:
             self.write_staged(length)
         self.last_frame, self.chain = self.end, chain
@@ -298,16 +306,8 @@ cdef class FrameFile:
         started = time.perf_counter()
         try:
             if self.suspect_end:
-                self.write_suspect()
-            self.directory.sync(self.descriptor)
-        except OSError as error:
-            failure = StorageError.wrap(error, self.path, "syncing the log")
-            self.poison(failure)
-            raise failure from error
-        except BaseException as error:
-            # Nobody knows whether the sync went through.
-            self.poison(error)
-            raise
+                self.repeat_suspect()
+            self.ask_sync()
         finally:
             self.syncing -= 1
             self.window_end = 0  # the sync has cleaned the pages: a store would be a fault again
@@ -317,6 +317,29 @@ cdef class FrameFile:
         self.sync_seconds += time.perf_counter() - started
         if prepare:
             self.prepare(written + written // 2)
+
+    cdef int ask_sync(self) except -1:
+        try:
+            self.directory.sync(self.descriptor)
+        except OSError as error:
+            failure = StorageError.wrap(error, self.path, "syncing the log")
+            self.poison(failure)
+            raise failure from error
+        except BaseException as error:
+            # Nobody knows whether the sync went through.
+            self.poison(error)
+            raise
+        return 0
+
+    cdef int repeat_suspect(self) except -1:
+        """Writes the suspect part again. An interruption leaves it suspect: the next sync does it from the start."""
+        try:
+            self.write_suspect()
+        except OSError as error:
+            failure = StorageError.wrap(error, self.path, "writing again what an unclean end had left")
+            self.poison(failure)
+            raise failure from error
+        return 0
 
     cdef int prepare(self, uint64_t size) except -1:
         """Populates zeroed pages for what comes before the next sync, so that the writer neither faults nor asks."""
@@ -355,19 +378,31 @@ cdef class FrameFile:
         self.suspect_end = 0
 
     cdef int check_suspect(self) except -1:
-        """Raises unless these are still the frames that recovery found: the cache may have lost them meanwhile."""
+        """Raises unless these are still the frames that recovery found: the cache may have lost them meanwhile.
+
+        Without the GIL, in pieces, between which signal handlers run.
+        """
+        cdef Mapping mapping = self.mapping  # its pages stay, whatever is appended meanwhile
+        cdef const uint8_t *file = mapping.address + self.start
+        cdef uint64_t durable = self.durable
+        cdef uint64_t end = self.suspect_end
         cdef uint64_t offset = self.known_frame
         cdef uint64_t chain = self.known_chain
-        while offset < self.durable:
-            chain = frame_checksum(self.address + offset)
-            offset += frame_length(self.address + offset)
-        while offset < self.suspect_end:
-            if look_at_frame(
-                self.address + offset, self.suspect_end - offset, self.identity, offset, chain
-            ) != VALID:
+        cdef uint64_t stop
+        cdef bint sound = True
+        while offset < end:
+            stop = offset + CHECKED_PIECE
+            with nogil:
+                while offset < min(stop, end):
+                    if offset >= durable:
+                        sound = look_at_frame(file + offset, end - offset, self.identity, offset, chain) == VALID
+                        if not sound:
+                            break
+                    chain = frame_checksum(file + offset)
+                    offset += frame_length(file + offset)
+            if not sound:
                 raise OSError(errno.EIO, f"the frame at offset {offset} was there, and is not any more")
-            chain = frame_checksum(self.address + offset)
-            offset += frame_length(self.address + offset)
+            PyErr_CheckSignals()
         return 0
 
     cpdef int check_writable(self) except -1:
@@ -387,6 +422,8 @@ cdef class FrameFile:
             told = error.strerror if isinstance(error, StorageError) else f"interrupted: {error!r}"
             # Not the error itself: with its traceback it would keep alive whatever its frames hold.
             self.poisoned = StorageError(getattr(error, "errno", None), told, self.path)
+            if self.waiters is not None:
+                self.waiters.end_poisoned()
             logger.error("%s: poisoned, nothing more is written: %s", self.path, error)
 
     def trim(self):

@@ -283,6 +283,8 @@ cdef class Index:
         cdef const uint8_t *record = arena + place
         if self.dead.is_dead(place):
             return False
+        if place < self.end and place + RECORD_KEY + record_key_size(record) > self.end:
+            return False  # a saved table that lies
         if record_operation(record) != RECORD_PUT or self.touches.count == 0:
             return True
         return self.touches.find(

@@ -14,6 +14,8 @@ from libc.string cimport memcpy
 
 from fastsm.disk.format cimport FRAME_RUNS, UNKNOWN_TERM, frame_run_count
 
+from fastsm.libraries import library
+
 RUN = struct.Struct("<QQQ")
 
 cdef enum:
@@ -218,8 +220,7 @@ cdef class Terms:
     @cython.wraparound(False)
     def get_many(self, ids):
         """The terms of a uint64 array of indexes, of its shape; 0 where none is certain."""
-        import numpy as np  # not at import time: it would be most of it
-
+        np = library("numpy")  # not at import time: it would be most of it
         cdef const uint64_t[::1] wanted = np.ascontiguousarray(ids, dtype=np.uint64).reshape(-1)
         result = np.zeros(wanted.shape[0], dtype=np.uint64)
         cdef uint64_t[::1] terms = result

@@ -19,7 +19,7 @@ from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
 from fastsm.errors import ChecksumMismatchError, CorruptionError, SnapshotError, SnapshotFormatError
 from fastsm.snapshot import codec
-from fastsm.types import LogId, SnapshotMetadata
+from fastsm.types import LogId, SnapshotMetadata, checked_metadata
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -192,8 +192,9 @@ def metadata_of(head: SnapshotHead) -> SnapshotMetadata:
 
 def check_metadata(metadata: SnapshotMetadata, head: SnapshotHead, path: str) -> None:
     """Whether a snapshot is the one that was announced."""
-    compare(path, "checksum as announced", bytes(metadata.checksum), head.checksum)
-    expected, found = LogId(*metadata.last_included), LogId(head.last_index, head.last_term)
+    metadata = checked_metadata(metadata, path)
+    compare(path, "checksum as announced", metadata.checksum, head.checksum)
+    expected, found = metadata.last_included, LogId(head.last_index, head.last_term)
     if expected != found:
         raise SnapshotError(f"{path}: expected a snapshot as of {expected}, found one as of {found}; get the right one")
 

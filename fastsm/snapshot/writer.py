@@ -144,11 +144,11 @@ class PreparedSnapshot:
 
         ``StaleSnapshotError`` when a newer snapshot got the name while this one was written: that one stays.
         """
-        if self._temporary is None:
+        if self._temporary is None or self._temporary.name is None:
             raise ValueError("this snapshot was committed or discarded before")
         with storage_errors(self.path, "writing a snapshot"):
             put_in_place(self._directory, self._temporary.name, self.metadata.last_included, self._seen)
-            self._temporary.name = SNAPSHOT
+            self._temporary.name = None  # from here on nobody removes it
             try:
                 self._directory.sync_directory()
             finally:
@@ -220,11 +220,12 @@ class Temporary:
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         while True:
-            self.name = f"{SNAPSHOT}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
-            self.fd = directory.create_file(self.name)
+            name = f"{SNAPSHOT}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
+            self.name: str | None = name
+            self.fd = directory.create_file(name)
             try:
                 directory.lock_file(self.fd, wait=True)
-                if directory.is_named(self.fd, self.name):
+                if directory.is_named(self.fd, name):
                     _temporaries.add(self)
                     return
             except BaseException:
@@ -234,7 +235,9 @@ class Temporary:
             directory.close_file(self.fd)
 
     def remove(self) -> None:
-        self._directory.unlink(self.name)
+        """Removes the file, unless it was given another name."""
+        if self.name is not None:
+            self._directory.unlink(self.name)
 
     def leave(self) -> None:
         """In a forked child: the file is its parent's."""
@@ -248,12 +251,10 @@ _temporaries = left_by_children(Temporary.leave)
 def temporary_file(directory: Directory) -> Iterator[Temporary]:
     """A temporary file for the block; one that leaves it under another name stays."""
     temporary = Temporary(directory)
-    name = temporary.name
     try:
         yield temporary
     finally:
-        if temporary.name == name:
-            temporary.remove()
+        temporary.remove()
         directory.close_file(temporary.fd)
 
 

@@ -99,7 +99,7 @@ def assemble(last: LogId, runs: list[tuple[int, int, int]], records: list[bytes]
     """A file of any parts, its sizes and sums as they should be, but for the fields that are named."""
     flat = membership + b"".join(struct.pack("<QQQ", *run) for run in runs) + b"".join(records)
     head = struct.pack(
-        "<8sIIQQQQQQ32xQQ48x", b"FASTSM-S", 0, 0, *last, len(records), len(runs), len(membership),
+        "<8sIIQQQQQQ48xQQ32x", b"FASTSM-S", 0, 0, *last, len(records), len(runs), len(membership),
         sum(map(len, records)), 0, len(flat),
     )
     data = head + flat
