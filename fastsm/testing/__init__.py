@@ -29,6 +29,7 @@ except ModuleNotFoundError as _error:
 # So that a failure shows values next to its message.
 _RULES = (
     "answers", "calls", "commands", "conformance", "deadlines", "order", "raft_log", "snapshots", "storage", "waiting",
+    "watching",
 )  # fmt: skip
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in _RULES))
 
