@@ -15,6 +15,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         format              the disk formats: every magic, version, offset and limit
         mapping, files      mapped files; directories, descriptors, syncs and renames
         tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
+        published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
     command                 the bytes that Raft carries
@@ -60,11 +61,16 @@ bytes to files to memory to the machine; each module imports only what stands be
         batches             a thread that answers coroutines, many at a time
         waiting             waits until an entry is applied, on threads and event loops
         coroutines          the order of asynchronous calls
+        moving              a recovered log goes on in another generation, where it cannot be cut
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
         segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
     machine                 FastStateMachine
+    reading/                the state as another process sees it
+        opening             a state that its owner may go on changing, opened from outside
+        following           what was published since is taken, frame by frame
+        reader              Reader
     memory_tx, memory       MemoryStateMachine, the model
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command use
@@ -145,6 +151,7 @@ from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
+from fastsm.reading.reader import Reader
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
@@ -177,6 +184,7 @@ __all__ = [
     "OrderError",
     "ProcedureError",
     "ReadOnlyError",
+    "Reader",
     "ReentryError",
     "ScanResult",
     "Snapshot",

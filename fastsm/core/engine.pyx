@@ -21,6 +21,7 @@ from _thread import start_new_thread
 from fastsm.core.awaited cimport REPLACED, Ticket
 from fastsm.core.chunk cimport Chunk, hold_entries, unsigned_slowly
 from fastsm.core.view cimport Step
+from fastsm.disk.published cimport Publisher
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_size, record_size, write_record,
@@ -51,6 +52,7 @@ cdef class Engine(Ordered):
     """
     cdef readonly Turns _turns
     cdef readonly GroupCommit _group_commit    # of the log
+    cdef Publisher publisher       # tells readers in other processes; None: nobody is told
     cdef Chunk chunk
     cdef bint contiguous
     cdef uint64_t compact_above    # dead bytes beyond which compaction is called for
@@ -76,6 +78,21 @@ cdef class Engine(Ordered):
         self.durable_index, self.durable_term = durable
         self.metadata = index.metadata
         self.metadata_unsaved = False
+
+    def _publish_by(self, Publisher publisher=None):
+        """Tells readers in other processes of the state from here on; None: not any more."""
+        old, self.publisher = self.publisher, publisher
+        if old is not None:
+            old.close()
+        if publisher is not None:
+            self.tell_readers()
+
+    cdef inline void tell_readers(self) noexcept:
+        """Publishes what is applied by now, all of which is in the log. Runs no Python code."""
+        if self.publisher is not None:
+            self.publisher.publish(
+                self._log.identity, self._index.end - self._log.start, self.applied_index, self.applied_term,
+                self.durable_index)
 
     cdef void take_index(self, Log log, Index index) noexcept:
         """Reads go there from here on."""
@@ -110,6 +127,7 @@ cdef class Engine(Ordered):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
+        self.tell_readers()
 
     def _tell_waiting(self, uint64_t before):
         """After `_switch`: tells those who wait for an entry. `before`: the last one that was applied until then."""
@@ -206,6 +224,7 @@ cdef class Engine(Ordered):
             raise
         if runs.index != mark.index:
             self.publish(chunk)
+            self.tell_readers()
             self.awaited.note_applied(self.applied_index)
             if self.dead_bytes() > self.compact_above:
                 self.call_for_compaction()
@@ -362,6 +381,7 @@ cdef class Engine(Ordered):
         runs.note(index, term)
         self.terms_take_runs()
         self.applied_index, self.applied_term = index, term
+        self.tell_readers()
         self.awaited.note_applied(index)
 
     def _await_applied(self, index, queue, owner, bint blocks):
@@ -417,12 +437,14 @@ cdef class Engine(Ordered):
         if metadata is not None:
             self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
+        self.tell_readers()
 
     def _note_durable(self):
         """In the writer's turn: a frame without content, whose watermark says that all before it is durable."""
         append_state(self._log, None, None, False)
         self.take_arena()
         self._index.end = self._log.start + self._log.end
+        self.tell_readers()
 
     def _has_unwritten(self, bint with_metadata):
         """Whether something is applied, or to be saved, that no frame carries."""
@@ -466,6 +488,7 @@ cdef class Engine(Ordered):
         """After a sync of this log that covered everything up to an entry."""
         if log is self._log and applied.index > self.durable_index:
             self.durable_index, self.durable_term = applied
+            self.tell_readers()
 
 
 cdef class JudgeElsewhere:
