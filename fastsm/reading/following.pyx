@@ -70,6 +70,7 @@ cdef class Follower(Ordered):
     cdef readonly object _position   # last applied
     cdef readonly uint64_t _incarnation
     cdef readonly bint _broken       # there was no memory in the middle of a frame: only another table helps
+    cdef uint64_t file_size          # of the log, when it was last looked at
     cdef uint64_t look_at            # when the file's name is looked at again
     # What the owner applied but no frame says yet, an entry without a command, is in the terms until one does.
     cdef bint guessed
@@ -136,6 +137,7 @@ cdef class Follower(Ordered):
         terms.reserve(2)
         _old = self._log, self._index  # until all is changed: their end may let another thread run
         self.guessed = self._broken = False
+        self.file_size = 0
         self._log, self._index, self._table, self._terms = log, index, index.table, index.terms
         self.take_arena()
         self.readable = log.start + log.end
@@ -165,12 +167,12 @@ cdef class Follower(Ordered):
         """Whether another state is a later one of the same history, as far as can be told."""
         cdef uint64_t index_before = self.applied_index
         cdef uint64_t term_before = self.applied_term
-        if applied.index < index_before:
-            return False
-        if applied.index == index_before:
-            return applied.term == term_before
-        if log.base is None and log.head.generation != self._log.head.generation and index_before:
-            return False  # a reset: a compaction makes a base
+        if index_before == 0:
+            return True
+        if log.base is None or log.head.generation <= self._log.head.generation:
+            return False  # a reset, since a compaction makes a base; or another directory, in which numbers rise too
+        if applied.index <= index_before:
+            return applied == (index_before, term_before)
         return index.terms.seen < index_before or index.terms.allows(index_before, term_before)
 
     # ---- frames ----------------------------------------------------------------------------------------
@@ -194,9 +196,7 @@ cdef class Follower(Ordered):
             progress.last_index, progress.last_term = self.framed_index, self.framed_term
             progress.snapshot = NULL
             if finding != VALID or look_inside_frame(frame, &progress) != VALID:
-                raise CorruptionError(
-                    log.path, log.end, f"whole frames up to offset {end}, as its owner has published",
-                    "a frame that is not whole, or is of another history", "restart the owner, or `fastsm verify`")
+                raise not_published(log, end, "a frame that is not whole, or is of another history")
             self.prepare(frame)
             self.take_frame(log, frame, &progress)
             if self._broken:
@@ -220,6 +220,11 @@ cdef class Follower(Ordered):
         """Maps the log up to `end` at least. Its file may end before the mapping does: nobody looks there."""
         cdef uint64_t size = (end + MAPPED_AHEAD + MAPPING_UNIT - 1) & ~<uint64_t>(MAPPING_UNIT - 1)
         cdef uint64_t mapped = log.mapping.mapped
+        if end > self.file_size:
+            with storage_errors(log.path, "looking how long it is"):
+                self.file_size = os.fstat(log.descriptor).st_size
+            if end > self.file_size:
+                raise not_published(log, end, f"a file of {self.file_size} bytes")
         if log.start + end > mapped:
             log.map_up_to(size if log.mapping.fits(size) else end)
             self.take_arena()
@@ -345,6 +350,12 @@ cdef class Follower(Ordered):
             self._index.order.worker = 0
             if self._index.order.builder:
                 self._index.order.end_build()
+
+
+cdef object not_published(Log log, uint64_t end, str found):
+    return CorruptionError(
+        log.path, log.end, f"whole frames up to offset {end}, as its owner has published", found,
+        "restart the owner, or `fastsm verify`")
 
 
 cdef int look(Mapping mapping, Log log, uint64_t end) except -1:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsm.disk.files import Directory, left_by_children, storage_errors
-from fastsm.disk.published import Published
-from fastsm.errors import ReentryError, StorageError
+from fastsm.disk.published import Published, may_have_readers
+from fastsm.errors import CorruptionError, ReentryError, StorageError
 from fastsm.event_loops import call, event_loops
 from fastsm.reading.following import Follower
 from fastsm.reading.opening import Opened, open_directory, open_publication, open_state
@@ -229,13 +229,18 @@ class Reader(Follower):
             return
         publication = self._publication()
         published = None if publication is None else publication.read()
-        if published is None:
-            return
+        if published is None or not may_have_readers(published):
+            return  # what was published before the machine was started anew says nothing of what its disk kept
         if not self._broken and published.identity == self._log.head.identity:
             if published.incarnation == self._incarnation or self._is_continued(published):
                 self._goes_on_in(published.incarnation)
-                self._take_up_to(
-                    published.end, published.applied_index, published.applied_term, published.durable_index)
+                try:
+                    self._take_up_to(
+                        published.end, published.applied_index, published.applied_term, published.durable_index)
+                except CorruptionError:
+                    if self.owner() is not None:
+                        raise
+                    # What an owner has published, and the disk then lost: the next owner will not have it either.
                 return
         try:
             self._reopen()

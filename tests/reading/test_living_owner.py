@@ -1,0 +1,51 @@
+"""Readers next to an owner who is killed again and again: nothing that cannot be is ever seen. See `tests/readers.py`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import readers
+from fastsm import Reader
+
+SECONDS = float(os.environ.get("FASTSM_READERS_SECONDS", "20"))
+
+
+def test_readers_never_see_what_cannot_be(tmp_path: Path) -> None:
+    """No half, lost or doubled chunk, and no step back that is not told, through kills in every step of an owner."""
+    counts, violations = readers.run(SECONDS, readers=4, seed=1, root=tmp_path)
+    print(dict(counts))
+    assert not violations, "\n".join(violations[:5])
+    assert counts["kills"] >= SECONDS / 4
+    assert counts["with news"] >= 5 * SECONDS
+    assert counts["generations"] >= 4 + counts["rebuilt"]
+    assert counts["entries"] >= 100 * SECONDS
+
+
+class Trusting(Reader):
+    """Goes on in the log that it has, whatever the owner says of another one."""
+
+    __slots__ = ()
+
+    def _is_continued(self, published: object) -> bool:
+        return True
+
+
+class Forgetful(readers.Watcher):
+    """A reader that goes back without a word."""
+
+    def open(self) -> None:
+        super().open()
+        self.reader = Trusting(self.path)
+
+    def look(self) -> None:
+        self.reader._rebuilt = 0
+        super().look()
+
+
+def test_a_planted_mistake_is_found(tmp_path: Path) -> None:
+    """A reader that does not say where its state went back is found out."""
+    _, violations = readers.run(5, readers=2, seed=2, root=tmp_path, watcher=Forgetful)
+    assert any("says so" in violation for violation in violations)
