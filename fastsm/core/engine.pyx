@@ -85,6 +85,7 @@ cdef class Engine(Ordered):
         if old is not None:
             old.close()
         if publisher is not None:
+            publisher.begin(self._log.identity, self._index.end - self._log.start, self._log.base is not None)
             self.tell_readers()
 
     cdef inline void tell_readers(self) noexcept:
@@ -108,6 +109,7 @@ cdef class Engine(Ordered):
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """
         cdef RunList runs = self.runs
+        cdef uint64_t before = self.applied_index
         applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
@@ -127,6 +129,8 @@ cdef class Engine(Ordered):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
+        if self.publisher is not None and state_of_its_own is not None:
+            self.publisher.note_state(runs.index == 0 or runs.index < before)
         self.tell_readers()
 
     def _tell_waiting(self, uint64_t before):

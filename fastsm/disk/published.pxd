@@ -24,7 +24,7 @@ cdef enum:  # the file
 
 ctypedef struct Slot:
     uint64_t number          # of the publication; the slot of an even one is the first
-    uint64_t incarnation     # of the owner's opening
+    uint64_t incarnation     # run of the machine, 32 bits; opening, 12; steps back, 10; other states, 10
     uint64_t identity        # of the log
     uint64_t end             # of its published frames
     uint64_t applied_index
@@ -32,6 +32,11 @@ ctypedef struct Slot:
     uint64_t durable_index   # the last applied entry that would survive a power loss
     uint64_t checksum        # of all of these
 
+
+cdef enum:
+    BACK_SHIFT = 10          # in an incarnation
+    OPENING_SHIFT = 20
+    BOOT_SHIFT = 32
 
 cdef inline uint64_t mixed(uint64_t mix, uint64_t field) noexcept nogil:
     mix ^= field
@@ -59,6 +64,7 @@ cdef class Publisher:
     cdef readonly uint64_t incarnation
     cdef readonly bint failed        # the last one could not be written; the next one says it all
 
+    cdef void note_state(self, bint is_back) noexcept
     cdef void write_slot(self, Slot *slot) noexcept
 
     cdef inline void publish(

@@ -38,7 +38,7 @@ assert sizeof(Slot) == SLOT_SIZE
 
 
 class Published(NamedTuple):
-    """One publication. `incarnation`: its high half names the run of the machine, 0 where that is not known."""
+    """One publication. Its incarnation says in which opening it was made, and which state it is of."""
     number: int
     incarnation: int
     identity: int
@@ -46,6 +46,21 @@ class Published(NamedTuple):
     applied_index: int
     applied_term: int
     durable_index: int
+
+    @property
+    def boot(self):
+        """Which run of the machine it was; 0 where that is not known."""
+        return self.incarnation >> BOOT_SHIFT
+
+
+def steps_back(incarnation):
+    """Return how often, up to this incarnation, the state went back to an earlier one; modulo 1,024."""
+    return incarnation >> BACK_SHIFT & 0x3FF
+
+
+def state_number(incarnation):
+    """Return another number for each state that is no continuation of the one before."""
+    return incarnation & 0xFFFFF
 
 
 def boot_number():
@@ -59,8 +74,7 @@ def boot_number():
 
 def may_have_readers(published):
     """Return whether a reader may be alive that has seen this: one that the machine ran before its last start is not."""
-    boot = published.incarnation >> 32
-    return not boot or boot == boot_number()
+    return not published.boot or published.boot == boot_number()
 
 
 cdef bint take_slot(const uint8_t *page, uint64_t which, Slot *found) noexcept nogil:
@@ -137,10 +151,25 @@ cdef class Publisher:
         cdef const Slot *slots = <const Slot *>(&bytes_read[0] + HEADER_SIZE)
         cdef void *page
         self.number = max(slots[0].number, slots[1].number)
-        self.incarnation = boot_number() << 32 | int.from_bytes(os.urandom(4), "little")
         if stores:
             page = mmap(NULL, FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, self.file, 0)
             self.page = NULL if page == MAP_FAILED else <uint8_t *>page  # then it is written
+
+    def begin(self, uint64_t identity, uint64_t end, bint has_base):
+        """Draws the incarnation of this opening, which has recovered a log up to its end."""
+        last = self.last()
+        lost = last is None or last.identity != identity or last.end > end
+        before = int.from_bytes(os.urandom(4), "little") if last is None else last.incarnation
+        opening = ((before >> OPENING_SHIFT) + 1) & 0xFFF
+        self.incarnation = boot_number() << BOOT_SHIFT | opening << OPENING_SHIFT | before & 0xFFFFF
+        if lost:  # frames were, or the owner before was killed in the step to this log, before a word about it
+            self.note_state(not has_base or (last is not None and last.identity == identity))
+
+    cdef void note_state(self, bint is_back) noexcept:
+        """From here on it is another state than before, which is no continuation. `is_back`: an earlier one."""
+        cdef uint64_t shift = BACK_SHIFT if is_back else 0
+        cdef uint64_t mask = <uint64_t>0x3FF << shift
+        self.incarnation = (self.incarnation & ~mask) | ((self.incarnation + (<uint64_t>1 << shift)) & mask)
 
     def last(self):
         """The newest publication in the file, or None."""
@@ -245,6 +274,10 @@ cdef class Publication:
     def forget(self):
         """Whatever the file says is new again."""
         self.seen[0] = self.seen[1] = ~<uint64_t>0
+
+    def is_same(self, Publication other=None):
+        """Whether another one is of the same file."""
+        return other is not None and (other.device, other.inode) == (self.device, self.inode)
 
     def is_at(self, path):
         """Whether this is still the file at a path; one that is not there at the moment is not another."""

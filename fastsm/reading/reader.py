@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsm.disk.files import Directory, left_by_children, storage_errors
-from fastsm.disk.published import Published, may_have_readers
+from fastsm.disk.published import Publication, Published, may_have_readers, steps_back
 from fastsm.errors import CorruptionError, ReentryError, StorageError
 from fastsm.event_loops import call, event_loops
 from fastsm.reading.following import Follower
@@ -288,7 +288,7 @@ class Reader(Follower):
             opened = open_state(directory, publication)
             try:
                 self._order_for(opened)
-                continued = self._opened == 0 or self._continues(opened)
+                continued = self._opened == 0 or self._continues(opened, publication)
                 generation = opened.generation
                 self._show(
                     generation.log, generation.index, opened.applied, opened.durable, generation.verified,
@@ -311,10 +311,17 @@ class Reader(Follower):
             self._want_order()
         self._order_next(opened.generation.index, opened.generation.log.mapping)
 
-    def _continues(self, opened: Opened) -> bool:
+    def _continues(self, opened: Opened, publication: Publication | None) -> bool:
+        """Whether a state goes on from the one that is shown: by its log, its owner's word, or as far as can be told."""
         log, index = opened.generation.log, opened.generation.index
+        before = self._publication()
+        if self._position.index == 0:
+            return True  # there is nothing to go back from
         if log.head.identity == self._log.head.identity and not self._broken:
             return self._is_in(log)
+        if before is not None and before.is_same(publication) and self._incarnation and opened.incarnation:
+            same = steps_back(opened.incarnation) == steps_back(self._incarnation)
+            return same and opened.applied.index >= self._position.index
         return self._is_continued_by(log, index, opened.applied)
 
     # ---- what there is to know -------------------------------------------------------------------------
