@@ -151,7 +151,7 @@ from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
-from fastsm.reading.reader import Reader
+from fastsm.reading.reader import Reader, ReaderStats
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
@@ -185,6 +185,7 @@ __all__ = [
     "ProcedureError",
     "ReadOnlyError",
     "Reader",
+    "ReaderStats",
     "ReentryError",
     "ScanResult",
     "Snapshot",

@@ -183,8 +183,8 @@ def known_frames(int descriptor, head, current):
 def whole_frames(int descriptor, head, uint64_t size, progress=None, known=None):
     """Return where the valid frames of a log end, and the last one's checksum, read from the file, not the mapping.
 
-    `known`: the end and the checksum of frames that need not be looked at.
-    So it is safe next to an owner who cuts the file, and it sees the disk's errors as errors.
+    So it is safe next to an owner who cuts the file, and it sees the disk's errors as errors. `known`: the end and the
+    checksum of frames that need not be looked at.
     """
     if known is None:
         known = LOG_HEADER_SIZE, format.head_checksum(format.pack_log_head(head))

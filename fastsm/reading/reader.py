@@ -199,8 +199,10 @@ class Reader(Follower):
         """Whether a refresh may take long."""
         self._require()
         publication = self._publication()
-        published = None if publication is None else publication.peek()
-        if published is None or not publication.is_news():
+        if publication is None or not publication.is_news():
+            return False
+        published = publication.peek()
+        if published is None:
             return False
         same = (published.identity, published.incarnation) == (self._log.head.identity, self._incarnation)
         return not same or published.end > self._taken_up_to() + LARGE or self._broken
@@ -228,7 +230,9 @@ class Reader(Follower):
             self._reopen()
             return
         publication = self._publication()
-        published = None if publication is None else publication.read()
+        if publication is None:
+            return
+        published = publication.read()
         if published is None or not may_have_readers(published):
             return  # what was published before the machine was started anew says nothing of what its disk kept
         if not self._broken and published.identity == self._log.head.identity:
