@@ -1,8 +1,8 @@
 """A Raft node and four web workers: each worker answers reads by itself, from a ``Reader``, without asking the node.
 
 The node applies entries all the time. The workers answer ``GET /reader/KEY`` from a reader that was made before they
-were forked, and for comparison ``GET /node/KEY`` by asking the node over a socket. Then the node is killed, the reads go
-on, and another node takes over. Needs starlette and uvicorn: ``pip install "fastsm[web]"``.
+were forked, and for comparison ``GET /node/KEY`` by asking the node over a socket. Then the node is killed, the reads
+go on, and another node takes over. Needs starlette and uvicorn: ``pip install "fastsm[web]"``.
 
 Run: ``python examples/web_workers.py [seconds for each measurement]``
 """

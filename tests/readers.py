@@ -178,7 +178,7 @@ class Watcher:
         reader = self.reader
         chain, entries, history, *parts = reader.get_many(KEYS)
         if chain is None or history is None:
-            if found.index or self.history and not told:
+            if found.index or (self.history and not told):
                 self.wrong(f"no chain at {found}")
             self.history, self.at, self.digest = b"", 0, b""
             return
@@ -217,7 +217,7 @@ class Watcher:
         self.violations.append(what)
 
     def report(self, last: LogId) -> dict[str, Any]:
-        """After the last owner has closed. (An entry without a command that no frame says may be lost with an owner.)"""
+        """After the last owner has closed, as of its last entry: an update may have been lost with an owner before."""
         self.look()
         applied, checksum = self.reader.state_checksum(last)
         self.counts["generations"] += self.reader.stats().opened

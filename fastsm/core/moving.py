@@ -52,8 +52,8 @@ def move(directory: Directory, opened: current.Generation) -> current.Generation
         old.close()
         raise
     logger.warning(
-        "%s: what was applied up to here was published further, to offset %d and beyond, and is lost: the state goes on "
-        "in generation %d, so that readers of the old one are not cut off", old.path, old.end, number)
+        "%s: what was applied up to here was published further, to offset %d and beyond, and is lost: the state goes "
+        "on in generation %d, so that readers of the old one are not cut off", old.path, old.end, number)
     old.close()
     try:
         with storage_errors(directory.path, "removing the old generation"):
@@ -65,7 +65,7 @@ def move(directory: Directory, opened: current.Generation) -> current.Generation
 
 
 def copy_base(directory: Directory, number: int, base: Base | None) -> Base | None:
-    """The same base under the name of another generation, synced; its checksum was looked at as far as the old one's."""
+    """The same base under the name of another generation, synced. Its bytes are as sure as they were."""
     if base is None:
         return None
     assert base.descriptor is not None

@@ -73,7 +73,7 @@ def boot_number():
 
 
 def may_have_readers(published):
-    """Return whether a reader may be alive that has seen this: one that the machine ran before its last start is not."""
+    """Return whether a reader may be alive that has seen this: none lives on from before the machine's last start."""
     return not published.boot or published.boot == boot_number()
 
 
@@ -176,7 +176,7 @@ cdef class Publisher:
         return newest_in(os.pread(self.file, FILE_SIZE, 0))
 
     cdef void write_slot(self, Slot *slot) noexcept:
-        """Where stores may lack a block a full disk is an error of this call. The next publication says it all again."""
+        """Where a store may lack a block it is written. What a full disk refuses, the next publication says again."""
         cdef off_t offset = HEADER_SIZE + SLOT_SIZE * (slot.number & 1)
         self.failed = pwrite(self.file, slot, SLOT_SIZE, offset) != SLOT_SIZE
         if not self.failed:

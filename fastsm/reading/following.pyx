@@ -1,7 +1,7 @@
 """What an owner published since is taken, frame by frame: recovery that goes on.
 
 The index is the reader's own, and private; records are read where they are, in the owner's log. Each frame is one step
-under the GIL, as it was for the owner, so that no thread sees half a chunk. No byte beyond the published end is touched.
+under the GIL, as it was for the owner, so that no thread sees half a chunk. No byte after the published end is touched.
 """
 
 import os

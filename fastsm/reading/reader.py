@@ -94,8 +94,8 @@ class Reader(Follower):
 
     - ``ordered``: keeps the keys in order from the start, for ``scan``, ``count`` and ``ordered``; otherwise the first
       of these calls builds the order.
-    - ``wait_for_owner``: seconds to wait for a directory that is not there, or has no state yet, before ``StorageError``
-      (ENOENT).
+    - ``wait_for_owner``: seconds to wait for a directory that is not there, or has no state yet, before a
+      ``StorageError`` (ENOENT).
 
     A reader that is not refreshed keeps its generation's disk space. Memory of its own is the table, some 20 bytes for
     each key; keys and values are shared. Any thread may use it, and one that was made before a fork works in the child.
@@ -235,17 +235,16 @@ class Reader(Follower):
         published = publication.read()
         if published is None or not may_have_readers(published):
             return  # what was published before the machine was started anew says nothing of what its disk kept
-        if not self._broken and published.identity == self._log.head.identity:
-            if published.incarnation == self._incarnation or self._is_continued(published):
-                self._goes_on_in(published.incarnation)
-                try:
-                    self._take_up_to(
-                        published.end, published.applied_index, published.applied_term, published.durable_index)
-                except CorruptionError:
-                    if self.owner() is not None:
-                        raise
-                    # What an owner has published, and the disk then lost: the next owner will not have it either.
-                return
+        if self._is_continued(published):
+            self._goes_on_in(published.incarnation)
+            try:
+                self._take_up_to(
+                    published.end, published.applied_index, published.applied_term, published.durable_index)
+            except CorruptionError:
+                if self.owner() is not None:
+                    raise
+                # What an owner has published, and the disk then lost: the next owner will not have it either.
+            return
         try:
             self._reopen()
         except BaseException:
@@ -270,7 +269,11 @@ class Reader(Follower):
             directory.close()
 
     def _is_continued(self, published: Published) -> bool:
-        """Whether a new owner's log goes on from the frames that were taken here."""
+        """Whether the published log is the one that is read here, and goes on from the frames that were taken."""
+        if self._broken or published.identity != self._log.head.identity:
+            return False
+        if published.incarnation == self._incarnation:
+            return True
         return published.end >= self._taken_up_to() and self._is_still_there()
 
     def _reopen(self) -> None:
@@ -316,7 +319,7 @@ class Reader(Follower):
         self._order_next(opened.generation.index, opened.generation.log.mapping)
 
     def _continues(self, opened: Opened, publication: Publication | None) -> bool:
-        """Whether a state goes on from the one that is shown: by its log, its owner's word, or as far as can be told."""
+        """Whether a state goes on from the one that is shown: by its log, by its owner's word, or by its ids."""
         log, index = opened.generation.log, opened.generation.index
         before = self._publication()
         if self._position.index == 0:

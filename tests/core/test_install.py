@@ -160,7 +160,8 @@ def assert_untouched(machine: FastStateMachine, directory: Path) -> None:
     assert machine.get(b"old") == b"1"
     assert machine.last_applied() == LogId(2, 1)
     assert machine.snapshot_metadata() is None
-    assert {name for name in os.listdir(directory) if not name.startswith("table")} == {"CURRENT", "LOCK", "PUBLISHED", "log-1"}
+    names = {name for name in os.listdir(directory) if not name.startswith("table")}
+    assert names == {"CURRENT", "LOCK", "PUBLISHED", "log-1"}
     inside(machine).check()
 
 

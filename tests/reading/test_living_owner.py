@@ -1,4 +1,4 @@
-"""Readers next to an owner who is killed again and again: nothing that cannot be is ever seen. See `tests/readers.py`."""
+"""Readers next to an owner who is killed again and again never see what cannot be. See `tests/readers.py`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
-import pytest
-
 import readers
+
 from fastsm import Reader
 from fastsm.reading.reader import ReaderStats
 

@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fastsm
 from fastsm import (
     CorruptionError,
     FastStateMachine,
@@ -82,7 +81,9 @@ def everything(state: FastStateMachine | Reader) -> dict[str, Any]:
 
 # ---- the same as the owner ---------------------------------------------------------------------------
 
-STEPS = ("apply", "apply", "apply", "apply", "update", "flush", "compact", "snapshot", "install", "reset", "reopen", "kill")
+STEPS = (
+    "apply", "apply", "apply", "apply", "update", "flush", "compact", "snapshot", "install", "reset", "reopen", "kill",
+)  # fmt: skip
 
 
 class Life:
@@ -180,7 +181,7 @@ def test_the_state_stands_still_between_refreshes(machine: FastStateMachine, rea
 
 
 def test_a_reader_says_what_is_durable(machine: FastStateMachine, reader: Reader) -> None:
-    """`durable` follows the owner's flushes, also those after which nothing is applied; metadata comes with its frame."""
+    """`durable` follows the owner's flushes, also when nothing is applied afterwards; metadata comes with its frame."""
     add(machine, put(b"color", b"red"))
     reader.refresh()
     assert reader.durable().index < 2
@@ -194,7 +195,7 @@ def test_a_reader_says_what_is_durable(machine: FastStateMachine, reader: Reader
 
 
 def test_an_entry_without_a_command_is_seen(machine: FastStateMachine, reader: Reader) -> None:
-    """`update_last_applied` shows before a frame says it, with the term of its entry, and none of those between terms."""
+    """`update_last_applied` shows before a frame says it, with its entry's term, and none for those between terms."""
     machine.update_last_applied((5, 1))
     assert (reader.refresh(), reader.entry_term(3)) == ((5, 1), 1)
     machine.update_last_applied((9, 3))
@@ -268,7 +269,7 @@ def lose_last_frame(path: Path, of: FastStateMachine) -> None:
 
 
 def test_a_log_is_never_cut_below_what_was_published(machine: FastStateMachine, reader: Reader) -> None:
-    """Where recovery finds less than was published, it goes on in another generation: no reader is killed by its map."""
+    """Where recovery finds less than was published, it goes on in another generation: no reader is killed."""
     path = Path(machine.path)
     machine.flush()
     value = b"x" * 100_000
@@ -345,7 +346,7 @@ def test_another_directory_at_the_same_path_is_found(machine: FastStateMachine, 
     os.rename(machine.path, tmp_path / "old")
     with FastStateMachine(machine.path) as owner:
         add(owner, put(b"other", b""))
-        while reader.refresh() and b"other" not in reader:  # noqa: ASYNC110  # a second, as the page says
+        while reader.refresh() and b"other" not in reader:  # a second, as the page says
             reader._await_news(0.1)
         assert everything(reader) == everything(owner)
         assert reader.stats().rebuilt == 1
@@ -493,7 +494,7 @@ def test_a_reader_waits_for_an_owner(tmp_path: Path) -> None:
 # ---- waiting -----------------------------------------------------------------------------------------
 
 def test_waiting_ends_with_the_entry(machine: FastStateMachine, reader: Reader) -> None:
-    """`wait` returns once the entry is there, from a thread and from a coroutine; `TimeoutError` where it does not come."""
+    """`wait` returns once the entry is there, on threads and event loops; `TimeoutError` where it does not come."""
     with pytest.raises(TimeoutError, match="last applied is"):
         reader.wait(2, 0.01)
     with pytest.raises(ValueError, match="timeout"):

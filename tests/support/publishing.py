@@ -36,7 +36,8 @@ def read_page(content: bytes) -> list[dict[str, int]]:
     """The whole slots of a file."""
     assert len(content) == 4096
     assert content[:16] == b"FASTSM-P" + bytes(8)
-    assert not any(content[16:64]) and not any(content[192:])
+    assert not any(content[16:64])
+    assert not any(content[192:])
     found = []
     for at in (64, 128):
         fields = [int.from_bytes(content[at + 8 * i : at + 8 * i + 8], "little") for i in range(8)]
