@@ -107,7 +107,7 @@ class Node:
     async def install(self) -> None:
         assert self.receiver is not None
         with self.receiver as receiver:
-            path = receiver.finish()  # every byte is checked here
+            path = await receiver.finish_async()  # every byte is checked here
         self.receiver = None
         await self.machine.apply_snapshot_from_file(receiver.metadata, path)
 

@@ -18,10 +18,12 @@ bytes to files to memory to the machine; each module imports only what stands be
         published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
-    command                 the bytes that Raft carries
+    command, columns        the bytes that Raft carries; many puts of them, made from columns
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
+    clock                   for hosts: when a tick is worth proposing
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
+        deadlines           what is due next
         sorting             records, sorted by key
         tree, tree_changes  places in the order of their keys, in a tree that readers may hold; its changes
         order, ranges       the keys in their order: kept up as they come; read, at one moment
@@ -46,9 +48,9 @@ bytes to files to memory to the machine; each module imports only what stands be
         awaited             who waits for an entry to be applied
         frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
-        view, tx            the state as a chunk sees it under way; the same for a procedure
+        ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
+        view, expiring, tx  the state as a chunk sees it under way; what a tick does to it; the same for a procedure
         judging             what each entry of a chunk comes to
-        ordered             reads in the order of the keys: scans, counts, iterators
         chunk, turns        what is being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
         engine              apply, hard state, the step to a next generation in memory
@@ -65,13 +67,18 @@ bytes to files to memory to the machine; each module imports only what stands be
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
-        segment, journal    one file of it; entries, term and vote, in files that are cut at both ends
+        segment, segments   one file of it; its files, as they come, go and are read back
+        journal             entries, term and vote, in files that are cut at both ends
+        engine              the same for many threads: one writer at a time, one sync for all
+        checking            every byte of it against its checksum
+    raft_log                RaftLog
     machine                 FastStateMachine
     reading/                the state as another process sees it
         opening             a state that its owner may go on changing, opened from outside
         following           what was published since is taken, frame by frame
         reader              Reader
-    memory_tx, memory       MemoryStateMachine, the model
+    memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
+    memory_waiting, memory  who waits for an entry; MemoryStateMachine
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
@@ -111,9 +118,13 @@ from fastsm.answering import (
     once,
     open_session,
     read,
+    tick,
+    touch,
     transaction,
     value_is,
 )
+from fastsm.clock import Clock
+from fastsm.columns import put_many
 from fastsm.command import (
     MAX_COMMAND_SIZE,
     MAX_KEY_SIZE,
@@ -126,11 +137,12 @@ from fastsm.command import (
     delete,
     noop,
     put,
-    put_many,
 )
 from fastsm.errors import (
     ChecksumMismatchError,
+    ClockJumpError,
     CommandError,
+    CompactedError,
     CorruptionError,
     FastsmError,
     FormatVersionError,
@@ -151,6 +163,7 @@ from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
+from fastsm.raft_log import RaftLog, RaftLogStats
 from fastsm.reading.reader import Reader, ReaderStats
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
@@ -171,7 +184,10 @@ __all__ = [
     "Abort",
     "Answer",
     "ChecksumMismatchError",
+    "Clock",
+    "ClockJumpError",
     "CommandError",
+    "CompactedError",
     "CorruptionError",
     "Entry",
     "FastStateMachine",
@@ -183,6 +199,8 @@ __all__ = [
     "NotRunningError",
     "OrderError",
     "ProcedureError",
+    "RaftLog",
+    "RaftLogStats",
     "ReadOnlyError",
     "Reader",
     "ReaderStats",
@@ -221,6 +239,8 @@ __all__ = [
     "put",
     "put_many",
     "read",
+    "tick",
+    "touch",
     "transaction",
     "value_is",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fastsm.command import MAX_COMMAND_SIZE, MAX_KEY_SIZE, MAX_VALUE_SIZE, check, decode
+from fastsm.command import deadline_number as deadline_number  # noqa: PLC0414  # others take it from here
 from fastsm.disk.format import MAX_RESULT_BYTES
 from fastsm.errors import CommandError
 from fastsm.types import (
@@ -25,6 +26,8 @@ from fastsm.types import (
     OpenSession,
     Put,
     Read,
+    Tick,
+    Touch,
 )
 
 if TYPE_CHECKING:
@@ -37,11 +40,12 @@ MAX_ANSWER_DEPTH = 8
 REASONS = ("mismatch", "not a number", "overflow", "abort", "failed", "too large", "stale", "no session")
 
 ADD, READ, DELETE_RANGE, TRANSACTION, CALL, OPEN_SESSION, ONCE, FORGET = range(7, 15)
+TOUCH, TICK = 17, 18
 VALUE_IS, EXISTS, MODIFIED_AT = 128, 129, 130
 NONE = 2**32 - 1
-NO_DEADLINE = 2**64 - 1
+NO_DEADLINE = NO_LIMIT = 2**64 - 1
 _HEADER = struct.Struct("<BBHI")
-_IN_BRANCH = (Put, Delete, Add, DeleteRange, Read)
+_IN_BRANCH = (Put, Delete, Add, Touch, DeleteRange, Read)
 
 
 # ---- commands ------------------------------------------------------------------------------------------
@@ -78,6 +82,30 @@ def delete_prefix(prefix: Buffer) -> bytes:
     """The command that removes every key that starts with ``prefix``, as :func:`delete_range` does."""
     first = _bytes(prefix, "prefix", MAX_KEY_SIZE)
     return delete_range(first, after_prefix(first))
+
+
+def touch(key: Buffer, expires: SupportsIndex | None) -> bytes:
+    """The command that changes the deadline of a key alone; with ``expires=None`` it removes it.
+
+    ``expires`` is as for :func:`fastsm.put`. The result is True, or False where the key is not there. Neither value nor
+    ``modified`` nor the order of ``items()`` changes, and the value is not written again.
+    """
+    name = _bytes(key, "key", MAX_KEY_SIZE)
+    return _HEADER.pack(0, TOUCH, len(name), 0) + struct.pack("<Q", deadline_number(expires)) + name
+
+
+def tick(now: SupportsIndex, *, limit: SupportsIndex | None = None) -> bytes:
+    """The command that moves the clock to ``now``, if that is later, and then removes what is due by the clock.
+
+    ``now`` is in milliseconds since 1970. Keys go first, in the order of deadline and key, then sessions in that of
+    deadline and id; together at most ``limit`` (None: all; 0: only the clock moves). Answers ``Answer(True, number)``,
+    the number of what was removed. It is an entry of its own: no batch, transaction or ``once`` takes it.
+    """
+    numbers = {"now": operator.index(now), "limit": NO_LIMIT if limit is None else operator.index(limit)}
+    for name, number in numbers.items():
+        if not 0 <= number < 2**63 and not (name == "limit" and limit is None):
+            raise CommandError(f"{name} {number}: expected 0 to 2**63 - 1")
+    return _HEADER.pack(0, TICK, 0, 0) + struct.pack("<QQ", *numbers.values())
 
 
 def after_prefix(prefix: bytes) -> bytes | None:
@@ -117,9 +145,9 @@ def transaction(conditions: Iterable[Buffer], then: Iterable[Buffer], otherwise:
     """The command that does ``then`` when all conditions hold, and else ``otherwise``: in order, all or none.
 
     Conditions are made by :func:`value_is`, :func:`exists`, :func:`absent` and :func:`modified_at`; a branch takes
-    put, delete, add, delete_range, delete_prefix and read. Answers ``Answer(True, [one value for each of then])``, or
-    ``Answer(False, [… of otherwise], "mismatch")``. An add that cannot be done refuses the whole:
-    ``Answer(False, None, reason)``.
+    put, delete, add, touch, delete_range, delete_prefix and read. Answers
+    ``Answer(True, [one value for each of then])``, or ``Answer(False, [… of otherwise], "mismatch")``. An add that
+    cannot be done refuses the whole: ``Answer(False, None, reason)``.
     """
     tests = [_copied(each) for each in conditions]
     branches = [[_copied(each) for each in branch] for branch in (then, otherwise)]
@@ -131,8 +159,8 @@ def transaction(conditions: Iterable[Buffer], then: Iterable[Buffer], otherwise:
             decoded = decode(command)
             if not isinstance(decoded, _IN_BRANCH):
                 raise CommandError(
-                    f"{name}, command {position}: expected a put, delete, add, delete_range, delete_prefix or read, "
-                    f"found {decoded}"
+                    f"{name}, command {position}: expected a put, delete, add, touch, delete_range, delete_prefix or "
+                    f"read, found {decoded}"
                 )
     whole = b"".join([
         _HEADER.pack(0, TRANSACTION, 0, len(tests)), struct.pack("<II", *map(len, branches)), *tests, *branches[0],
@@ -157,7 +185,7 @@ def call(name: str, payload: Buffer = b"", *, version: SupportsIndex = 1) -> byt
 def open_session(*, expires: SupportsIndex | None = None) -> bytes:
     """The command that opens a session; it answers ``Answer(True, id)``, the index of its entry, never used again.
 
-    ``expires`` is a deadline in milliseconds since 1970. It is kept with the session.
+    ``expires`` is a deadline in milliseconds since 1970: a ``tick`` after it removes the session. None: it has none.
     """
     return _HEADER.pack(0, OPEN_SESSION, 0, 0) + struct.pack("<Q", deadline_number(expires))
 
@@ -171,10 +199,10 @@ def once(
     was answered, and changes nothing. An older one is ``Answer(False, None, "stale")``, an unknown or forgotten session
     "no session": neither says whether that command was applied before, so keep one under way for each session. The
     result is what ``command`` gives, at most 1 MiB, else "too large"; a refusal is remembered too. ``expires`` moves
-    the session's deadline.
+    the session's deadline; None leaves it.
 
-    ``command`` is any but config, once, open_session and forget. Raises ``CommandError`` for those, and for a sequence
-    below 1.
+    ``command`` is any but config, once, open_session, forget and tick. Raises ``CommandError`` for those, and for a
+    sequence below 1.
     """
     inner = _copied(command)
     numbers = [operator.index(session), operator.index(sequence)]
@@ -182,9 +210,9 @@ def once(
         if not first <= number < 2**64:
             raise CommandError(f"{name} {number}: expected {first} to 2**64 - 1")
     decoded = decode(inner)
-    if isinstance(decoded, (Config, Once, OpenSession, Forget)):
+    if isinstance(decoded, (Config, Once, OpenSession, Forget, Tick)):
         raise CommandError(
-            f"the command in a once: expected any but config, once, open_session and forget, found {decoded}"
+            f"the command in a once: expected any but config, once, open_session, forget and tick, found {decoded}"
         )
     if len(inner) > MAX_COMMAND_SIZE - 32:
         raise CommandError(f"command of {len(inner) + 32} bytes: the limit is {MAX_COMMAND_SIZE}")
@@ -197,16 +225,6 @@ def forget(session: SupportsIndex) -> bytes:
     if not 0 <= number < 2**64:
         raise CommandError(f"session {number}: expected 0 to 2**64 - 1")
     return _HEADER.pack(0, FORGET, 0, 0) + struct.pack("<Q", number)
-
-
-def deadline_number(expires: SupportsIndex | None) -> int:
-    """A deadline as commands and records have it."""
-    if expires is None:
-        return NO_DEADLINE
-    number = operator.index(expires)
-    if not 0 <= number < 2**63:
-        raise CommandError(f"expires {number}: expected 0 to 2**63 - 1 milliseconds since 1970")
-    return number
 
 
 def encoded_name(name: str) -> bytes:

@@ -17,7 +17,11 @@ cdef enum:
     OPEN_SESSION = 12
     ONCE = 13
     FORGET = 14
-    LAST_KIND = FORGET     # that this release knows
+    PUT_UNTIL = 15         # a put and a compare-and-swap with a deadline: decoded they are those, and `timed`
+    SWAP_UNTIL = 16
+    TOUCH = 17
+    TICK = 18
+    LAST_KIND = TICK       # that this release knows
     VALUE_IS = 128         # conditions of a transaction
     EXISTS = 129
     MODIFIED_AT = 130
@@ -30,6 +34,13 @@ cdef enum:  # how the operations of a command belong together
 # No value: `expected=None` and `value=None` of a compare-and-swap, an open end of a range, an absent value.
 cdef enum: ABSENT = 0xFFFFFFFF
 
+cdef enum:
+    VERSION = 0
+    HEADER_SIZE = 8
+
+cdef size_t KEY_LIMIT
+cdef size_t VALUE_LIMIT
+cdef size_t COMMAND_LIMIT
 cdef uint64_t NO_DEADLINE     # for "none" where a deadline may stand
 
 ctypedef struct Operation:
@@ -42,6 +53,7 @@ ctypedef struct Operation:
     uint32_t expected_size   # ABSENT: the key must not be there
     uint16_t key_size
     uint8_t kind
+    uint8_t timed            # a deadline stands right before the key
 
 ctypedef struct Reader:
     # A command under decoding.
@@ -60,6 +72,14 @@ cdef inline uint64_t number_at(const uint8_t *place) noexcept nogil:
     cdef uint64_t number
     memcpy(&number, place, 8)
     return number
+
+cdef inline uint8_t *write_header(uint8_t *p, uint8_t kind, uint16_t key_size, uint32_t size) noexcept:
+    p[0] = VERSION
+    p[1] = kind
+    memcpy(p + 2, &key_size, 2)
+    memcpy(p + 4, &size, 4)
+    return p + HEADER_SIZE
+
 
 # Both give an error code: 0 for none, else what `command_error` turns into an exception.
 cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept nogil

@@ -1,8 +1,6 @@
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import SupportsIndex
 
-import numpy as np
-import numpy.typing as npt
 from typing_extensions import Buffer, Self
 
 from fastsm.types import (
@@ -19,6 +17,8 @@ from fastsm.types import (
     OpenSession,
     Put,
     Read,
+    Tick,
+    Touch,
     Transaction,
 )
 
@@ -26,28 +26,25 @@ MAX_KEY_SIZE: int
 MAX_VALUE_SIZE: int
 MAX_COMMAND_SIZE: int
 
-_Column: TypeAlias = (
-    Sequence[Buffer] | npt.NDArray[np.bytes_] | npt.NDArray[np.uint8] | tuple[Buffer, npt.NDArray[Any]]
-)
-
-def put(key: Buffer, value: Buffer) -> bytes:
+def deadline_number(expires: SupportsIndex | None) -> int:
+    """A deadline as commands and records have it: milliseconds since 1970; `CommandError` when it is none."""
+def put(key: Buffer, value: Buffer, *, expires: SupportsIndex | None = None) -> bytes:
     """Returns the command that sets `key` to `value` (bytes-like objects). O(size).
 
-    Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`.
-    """
-def put_many(keys: _Column, values: _Column) -> bytes:
-    """Returns the batch that sets each key of a column to the value in the other one; later pairs win. O(bytes).
+    `expires`: the deadline from which on a `tick` removes the key, in milliseconds since 1970, from 0 to 2**63 - 1.
+    Without one the key has none, whatever deadline it had before.
 
-    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
-    2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
-    than the column. Raises `CommandError` over the limits, `ValueError` when the columns differ in length.
+    Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`, and for a deadline out of range.
     """
 def delete(key: Buffer) -> bytes:
     """Returns the command that removes `key`; a key that is not there is no error."""
-def compare_and_swap(key: Buffer, expected: Buffer | None, value: Buffer | None) -> bytes:
+def compare_and_swap(
+    key: Buffer, expected: Buffer | None, value: Buffer | None, *, expires: SupportsIndex | None = None
+) -> bytes:
     """Returns the command that sets `key` to `value` if its value is `expected`.
 
-    `expected=None`: if the key is not there. `value=None`: remove the key on a match.
+    `expected=None`: if the key is not there. `value=None`: remove the key on a match. `expires`: as for `put`; a
+    deadline for `value=None` is a `CommandError`.
     """
 def noop() -> bytes:
     """Returns the command that changes nothing: a new leader's first entry."""
@@ -57,9 +54,9 @@ def batch(commands: Iterable[Buffer]) -> bytes:
     """Returns the command that does several others in order, each seeing those before it, all or none.
 
     When a compare-and-swap in it does not match, or an add in it cannot be done, nothing of it happens. It takes put,
-    delete, compare_and_swap, noop, add, delete_range and delete_prefix; anything else in it is a `CommandError`, as is
-    a member that is malformed itself. With an add or a range in it, it answers `Answer(True, [one value for each])`,
-    or `Answer(False, None, reason)`.
+    delete, compare_and_swap, noop, add, touch, delete_range and delete_prefix; anything else in it is a `CommandError`,
+    as is a member that is malformed itself. With an add, a touch or a range in it, it answers
+    `Answer(True, [one value for each])`, or `Answer(False, None, reason)`.
     """
 def decode(
     command: Buffer,
@@ -78,6 +75,8 @@ def decode(
     | OpenSession
     | Once
     | Forget
+    | Touch
+    | Tick
 ):
     """Returns what a command says, as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
@@ -91,8 +90,3 @@ def check(command: Buffer) -> None:
 
 class Field:
     def __new__(cls, source: Buffer, name: str, limit: int) -> Self: ...
-
-class Column:
-    @property
-    def count(self) -> int: ...
-    def __new__(cls, source: _Column, name: str) -> Self: ...

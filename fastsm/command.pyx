@@ -10,48 +10,33 @@ trusts nothing: each size is checked against what is left before it is used.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport (
-    PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyBuffer_ToContiguous,
-    PyObject_GetBuffer,
-)
-from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.ref cimport Py_INCREF, PyObject
-from cpython.sequence cimport PySequence_Fast
-from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, strcmp
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 from fastsm.disk.hashing cimport load32
+
+import operator
 
 from fastsm.errors import CommandError, UnknownCommandError
 from fastsm.types import (
     Add, Batch, Call, CompareAndSwap, Config, Delete, DeleteRange, Exists, Forget, ModifiedAt, Noop, Once, OpenSession,
-    Put, Read, Transaction, ValueIs,
+    Put, Read, Tick, Touch, Transaction, ValueIs,
 )
 
-cdef extern from *:
-    """
-    #define fastsm_prefetch(address) __builtin_prefetch(address)
-    """
-    void prefetch "fastsm_prefetch"(const void *address) noexcept nogil
-    PyObject **PySequence_Fast_ITEMS(object sequence)
-    Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
-
 cdef enum:
-    VERSION = 0
-    HEADER_SIZE = 8
-    AHEAD = 16               # cells of a column whose cache misses overlap
     SWAP_HEADER_SIZE = 12    # COMPARE_AND_SWAP: the size of `expected` follows the header
+    TICK_HEADER_SIZE = 24    # TICK: the time and the limit follow the header
     ADD_HEADER_SIZE = 24     # ADD: delta and initial value follow the header
     TRANSACTION_HEADER_SIZE = 16  # TRANSACTION: the numbers of commands in its branches follow the header
     CALL_HEADER_SIZE = 12    # CALL: the procedure's version follows the header
     ONCE_HEADER_SIZE = 32    # ONCE: session, sequence and deadline follow the header
 
-cdef size_t KEY_LIMIT = 0xFFFF
-cdef size_t VALUE_LIMIT = 0x7FFFFFFF
-cdef size_t COMMAND_LIMIT = 0xFFFFFFFF
+KEY_LIMIT = 0xFFFF
+VALUE_LIMIT = 0x7FFFFFFF
+COMMAND_LIMIT = 0xFFFFFFFF
 
-cdef uint64_t NO_DEADLINE = 0xFFFFFFFFFFFFFFFF
+NO_DEADLINE = 0xFFFFFFFFFFFFFFFF
 cdef uint64_t LATEST_DEADLINE = 0x7FFFFFFFFFFFFFFF
 
 MAX_KEY_SIZE = KEY_LIMIT
@@ -69,6 +54,7 @@ cdef enum:  # error codes
     NESTED
     BAD_NUMBER
     BAD_NAME
+    NOTHING_TO_EXPIRE
 
 
 # ---- decode -----------------------------------------------------------------------------------------
@@ -120,7 +106,7 @@ cdef int open_compound(Reader *reader) noexcept nogil:
         fault = header_fault(data, size)
         if fault:
             return fault
-        if data[1] == CONFIG or (OPEN_SESSION <= data[1] <= FORGET):
+        if data[1] == CONFIG or OPEN_SESSION <= data[1] <= FORGET or data[1] == TICK:
             return NESTED
     if data[1] == BATCH:
         if data[2] or data[3]:
@@ -162,10 +148,15 @@ cdef int look_at_member(Reader *reader, uint8_t kind) noexcept nogil:
     if kind > LAST_KIND or kind == 0:
         return 0  # unknown: the caller says so
     if reader.form == BATCHED:
-        return 0 if kind <= NOOP or kind == ADD or kind == DELETE_RANGE else NESTED
+        return 0 if in_batch(kind) else NESTED
     if reader.conditions:
         return NESTED
-    return 0 if kind == PUT or kind == DELETE or ADD <= kind <= DELETE_RANGE else NESTED
+    return 0 if kind == PUT or kind == DELETE or ADD <= kind <= DELETE_RANGE or kind == TOUCH else NESTED
+
+
+cdef inline bint in_batch(uint8_t kind) noexcept nogil:
+    """Whether a batch takes commands of a kind; a put and a swap with a deadline count as those without."""
+    return kind <= NOOP or kind == ADD or kind == DELETE_RANGE or kind == TOUCH
 
 
 cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
@@ -183,20 +174,28 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
     operation.key_size = data[2] | <uint16_t>data[3] << 8
     operation.value_size = load32(data + 4)
     operation.expected_size = 0
+    operation.timed = False
+    if PUT_UNTIL <= operation.kind <= SWAP_UNTIL:
+        code = look_at_deadline(operation, data, size, &taken)
+        if code:
+            return code
     if reader.form and look_at_member(reader, operation.kind):
         return NESTED
     if operation.kind == PUT:
         if operation.value_size > VALUE_LIMIT:
             return VALUE_TOO_LARGE
     elif operation.kind == COMPARE_AND_SWAP:
-        if size < SWAP_HEADER_SIZE:
+        if not operation.timed:
+            taken = SWAP_HEADER_SIZE
+        if size < taken:
             return TOO_SHORT
-        taken = SWAP_HEADER_SIZE
         operation.expected_size = load32(data + 8)
         if operation.value_size > VALUE_LIMIT and operation.value_size != ABSENT:
             return VALUE_TOO_LARGE
         if operation.expected_size > VALUE_LIMIT and operation.expected_size != ABSENT:
             return VALUE_TOO_LARGE
+        if operation.timed and operation.value_size == ABSENT:
+            return NOTHING_TO_EXPIRE
     elif operation.kind == DELETE or operation.kind == NOOP:
         if operation.value_size != 0 or (operation.kind == NOOP and operation.key_size != 0):
             return RESERVED_NOT_ZERO
@@ -224,6 +223,20 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
     return 0
 
 
+cdef int look_at_deadline(Operation *operation, const uint8_t *data, size_t size, size_t *taken) noexcept nogil:
+    """A put or a swap with a deadline, which stands right before the key, is from here on one that is `timed`."""
+    if operation.kind == PUT_UNTIL:
+        operation.kind = PUT
+        taken[0] = HEADER_SIZE + 8
+    else:
+        operation.kind = COMPARE_AND_SWAP
+        taken[0] = SWAP_HEADER_SIZE + 8
+    operation.timed = True
+    if size < taken[0]:
+        return TOO_SHORT
+    return 0 if number_at(data + taken[0] - 8) <= LATEST_DEADLINE else BAD_NUMBER
+
+
 cdef int look_at_rarer(
     Operation *operation, const uint8_t *data, size_t size, size_t *taken, bint in_transaction
 ) noexcept nogil:
@@ -233,7 +246,9 @@ cdef int look_at_rarer(
         taken[0] = ADD_HEADER_SIZE
     elif kind == CALL:
         taken[0] = CALL_HEADER_SIZE
-    elif kind == OPEN_SESSION or kind == FORGET or (kind == MODIFIED_AT and in_transaction):
+    elif kind == TICK:
+        taken[0] = TICK_HEADER_SIZE
+    elif kind == OPEN_SESSION or kind == FORGET or kind == TOUCH or (kind == MODIFIED_AT and in_transaction):
         taken[0] = HEADER_SIZE + 8
     elif kind != READ and kind != DELETE_RANGE and not (VALUE_IS <= kind <= EXISTS and in_transaction):
         return UNKNOWN_KIND
@@ -247,9 +262,14 @@ cdef int look_at_rarer(
             return VALUE_TOO_LARGE
     elif operation.value_size:
         return RESERVED_NOT_ZERO
-    if (kind == OPEN_SESSION or kind == FORGET) and operation.key_size:
+    if (kind == OPEN_SESSION or kind == FORGET or kind == TICK) and operation.key_size:
         return RESERVED_NOT_ZERO
-    if kind == OPEN_SESSION and not is_deadline(number_at(data + HEADER_SIZE)):
+    if (kind == OPEN_SESSION or kind == TOUCH) and not is_deadline(number_at(data + HEADER_SIZE)):
+        return BAD_NUMBER
+    operation.timed = kind == TOUCH and number_at(data + HEADER_SIZE) != NO_DEADLINE
+    if kind == TICK and not (
+        number_at(data + HEADER_SIZE) <= LATEST_DEADLINE and is_deadline(number_at(data + HEADER_SIZE + 8))
+    ):
         return BAD_NUMBER
     return 0
 
@@ -291,8 +311,9 @@ cdef object command_error(int code, const Reader *reader, object index):
         VALUE_TOO_LARGE: f"a value is larger than {VALUE_LIMIT} bytes",
         COMMAND_TOO_LARGE: f"it is larger than {COMMAND_LIMIT} bytes",
         NESTED: "it holds a command of a kind that cannot stand there",
-        BAD_NUMBER: "a sequence is below 1, or a deadline beyond 2**63 - 1",
+        BAD_NUMBER: "a sequence is below 1, or a deadline, a time or a limit beyond 2**63 - 1",
         BAD_NAME: "the name of a procedure is not UTF-8",
+        NOTHING_TO_EXPIRE: "a compare-and-swap that removes the key has a deadline",
     }
     return CommandError(
         f"{where}: {reasons[code]}; make commands with fastsm.put and its siblings", index=index)
@@ -301,7 +322,7 @@ cdef object command_error(int code, const Reader *reader, object index):
 cdef object describe(const Operation *operation):
     cdef bytes key = operation.key[:operation.key_size]
     if operation.kind == PUT:
-        return Put(key, operation.value[:operation.value_size])
+        return Put(key, operation.value[:operation.value_size], deadline_of(operation))
     if operation.kind == DELETE:
         return Delete(key)
     if operation.kind == NOOP:
@@ -310,7 +331,8 @@ cdef object describe(const Operation *operation):
         return Config(operation.value[:operation.value_size])
     if operation.kind == COMPARE_AND_SWAP:
         return CompareAndSwap(
-            key, optional(operation.expected, operation.expected_size), optional(operation.value, operation.value_size))
+            key, optional(operation.expected, operation.expected_size), optional(operation.value, operation.value_size),
+            deadline_of(operation))
     return describe_rarer(operation, key)
 
 
@@ -329,6 +351,10 @@ cdef object describe_rarer(const Operation *operation, bytes key):
         return OpenSession(deadline_or_none(number_at(numbers - 8)))
     if kind == FORGET:
         return Forget(number_at(numbers - 8))
+    if kind == TOUCH:
+        return Touch(key, deadline_of(operation))
+    if kind == TICK:
+        return Tick(number_at(numbers - 16), deadline_or_none(number_at(numbers - 8)))
     if kind == VALUE_IS:
         return ValueIs(key, optional(operation.value, operation.value_size))
     return Exists(key) if kind == EXISTS else ModifiedAt(key, number_at(numbers - 8))
@@ -336,6 +362,10 @@ cdef object describe_rarer(const Operation *operation, bytes key):
 
 cdef object optional(const uint8_t *data, uint32_t size):
     return None if size == ABSENT else data[:size]
+
+
+cdef object deadline_of(const Operation *operation):
+    return number_at(operation.key - 8) if operation.timed else None
 
 
 cdef object deadline_or_none(uint64_t number):
@@ -422,35 +452,45 @@ cdef class Field:
             PyBuffer_Release(&self.buffer)
 
 
-cdef inline uint8_t *write_header(uint8_t *p, uint8_t kind, uint16_t key_size, uint32_t size) noexcept:
-    p[0] = VERSION
-    p[1] = kind
-    memcpy(p + 2, &key_size, 2)
-    memcpy(p + 4, &size, 4)
-    return p + HEADER_SIZE
-
-
-cdef bytes encode(uint8_t kind, key, value):
+cdef bytes encode(uint8_t kind, key, value, expires=None):
+    """A command of key and value; with a deadline, of the kind that has one."""
     cdef Field key_field = Field(key, "key", KEY_LIMIT)
     cdef Field value_field = Field(value, "value", VALUE_LIMIT)
-    cdef bytes command = PyBytes_FromStringAndSize(NULL, HEADER_SIZE + key_field.size + value_field.size)
+    cdef size_t extra = 0 if expires is None else 8
+    cdef uint64_t deadline = deadline_number(expires)
+    cdef bytes command = PyBytes_FromStringAndSize(NULL, HEADER_SIZE + extra + key_field.size + value_field.size)
     cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(command)
-    p = write_header(p, kind, key_field.size, value_field.size)
+    p = write_header(p, PUT_UNTIL if extra else kind, key_field.size, value_field.size)
+    memcpy(p, &deadline, extra)
+    p += extra
     memcpy(p, key_field.data, key_field.size)
     memcpy(p + key_field.size, value_field.data, value_field.size)
     return command
 
 
-def put(key, value):
+def deadline_number(expires):
+    """A deadline as commands and records have it: milliseconds since 1970; `CommandError` when it is none."""
+    if expires is None:
+        return NO_DEADLINE
+    number = operator.index(expires)
+    if not 0 <= number <= LATEST_DEADLINE:
+        raise CommandError(f"expires {number}: expected 0 to 2**63 - 1 milliseconds since 1970")
+    return number
+
+
+def put(key, value, *, expires=None):
     """Returns the command that sets `key` to `value` (bytes-like objects). O(size).
 
-    Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`.
+    `expires`: the deadline from which on a `tick` removes the key, in milliseconds since 1970, from 0 to 2**63 - 1.
+    Without one the key has none, whatever deadline it had before.
+
+    Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`, and for a deadline out of range.
     """
     cdef size_t key_size, value_size
     cdef bytes command
     cdef uint8_t *p
-    if type(key) is not bytes or type(value) is not bytes:
-        return encode(PUT, key, value)
+    if type(key) is not bytes or type(value) is not bytes or expires is not None:
+        return encode(PUT, key, value, expires)
     key_size = PyBytes_GET_SIZE(key)
     value_size = PyBytes_GET_SIZE(value)
     if key_size > KEY_LIMIT or value_size > VALUE_LIMIT:
@@ -467,24 +507,30 @@ def delete(key):
     return encode(DELETE, key, b"")
 
 
-def compare_and_swap(key, expected, value):
+def compare_and_swap(key, expected, value, *, expires=None):
     """Returns the command that sets `key` to `value` if its value is `expected`.
 
-    `expected=None`: if the key is not there. `value=None`: remove the key on a match.
+    `expected=None`: if the key is not there. `value=None`: remove the key on a match. `expires`: as for `put`; a
+    deadline for `value=None` is a `CommandError`.
     """
+    if expires is not None and value is None:
+        raise CommandError(f"expires {expires} with value=None: a key that is removed has no deadline")
+    cdef uint64_t deadline = deadline_number(expires)
+    cdef size_t extra = 0 if expires is None else 8
     cdef Field key_field = Field(key, "key", KEY_LIMIT)
     cdef Field expected_field = Field(b"" if expected is None else expected, "expected", VALUE_LIMIT)
     cdef Field value_field = Field(b"" if value is None else value, "value", VALUE_LIMIT)
-    cdef size_t size = SWAP_HEADER_SIZE + key_field.size + expected_field.size + value_field.size
+    cdef size_t size = SWAP_HEADER_SIZE + extra + key_field.size + expected_field.size + value_field.size
     cdef uint32_t expected_size = ABSENT if expected is None else <uint32_t>expected_field.size
     cdef uint32_t value_size = ABSENT if value is None else <uint32_t>value_field.size
     if size > COMMAND_LIMIT:
         raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}")
     cdef bytes command = PyBytes_FromStringAndSize(NULL, size)
     cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(command)
-    p = write_header(p, COMPARE_AND_SWAP, key_field.size, value_size)
+    p = write_header(p, SWAP_UNTIL if extra else COMPARE_AND_SWAP, key_field.size, value_size)
     memcpy(p, &expected_size, 4)
-    p += 4
+    memcpy(p + 4, &deadline, extra)
+    p += 4 + extra
     memcpy(p, key_field.data, key_field.size)
     p += key_field.size
     memcpy(p, expected_field.data, expected_field.size)
@@ -506,9 +552,9 @@ def batch(commands):
     """Returns the command that does several others in order, each seeing those before it, all or none.
 
     When a compare-and-swap in it does not match, or an add in it cannot be done, nothing of it happens. It takes put,
-    delete, compare_and_swap, noop, add, delete_range and delete_prefix; anything else in it is a `CommandError`, as is
-    a member that is malformed itself. With an add or a range in it, it answers `Answer(True, [one value for each])`,
-    or `Answer(False, None, reason)`.
+    delete, compare_and_swap, noop, add, touch, delete_range and delete_prefix; anything else in it is a `CommandError`,
+    as is a member that is malformed itself. With an add, a touch or a range in it, it answers
+    `Answer(True, [one value for each])`, or `Answer(False, None, reason)`.
     """
     cdef list members = list(commands)
     cdef size_t size = HEADER_SIZE
@@ -520,221 +566,13 @@ def batch(commands):
             walk(member, False)
         except CommandError as error:
             raise type(error)(f"member {position} of the batch: {error}") from None
-        if member[1] > NOOP and member[1] not in (ADD, DELETE_RANGE):
+        if not in_batch(member[1]) and member[1] not in (PUT_UNTIL, SWAP_UNTIL):
             raise CommandError(
-                f"member {position} of the batch: expected a put, delete, compare_and_swap, noop, add, delete_range "
-                f"or delete_prefix, found {decode(member)}")
+                f"member {position} of the batch: expected a put, delete, compare_and_swap, noop, add, touch, "
+                f"delete_range or delete_prefix, found {decode(member)}")
         size += PyBytes_GET_SIZE(member)
     if size > COMMAND_LIMIT:
         raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}")
     cdef uint8_t header[HEADER_SIZE]
     write_header(header, BATCH, 0, len(members))
     return header[:HEADER_SIZE] + b"".join(members)
-
-
-# ---- put_many ---------------------------------------------------------------------------------------
-
-cdef class Column:
-    """Cells of bytes: a sequence of bytes-like objects, a NumPy `S` or 2-D uint8 array, or `(data, offsets)`.
-
-    What is read was taken from the source before it is checked, or is locked by its buffer: code that runs between here
-    and the last look (that of the other column, say) cannot lead a pointer astray.
-    """
-    cdef readonly Py_ssize_t count
-    cdef list cells                # a sequence's
-    cdef PyObject **items          # of `cells`, which nobody else knows
-    cdef Py_buffer data            # an array's
-    cdef bint data_held, strips
-    cdef uint8_t *copied           # cells of an array that has gaps, without them
-    cdef int64_t *offsets          # a copy, checked
-    cdef Py_ssize_t width          # of a cell, without offsets
-
-    def __cinit__(self, source, str name):
-        if type(source) is tuple and len(source) == 2 and getattr(source[1], "ndim", 0):
-            self.take_offsets(source[0], source[1], name)
-        elif hasattr(source, "dtype"):
-            self.take_array(source, name)
-        elif isinstance(source, (str, bytes, bytearray, memoryview)):
-            raise TypeError(f"{name}: expected a column of bytes, found one {type(source).__name__}")
-        else:
-            self.cells = copy_ahead(source)
-            self.count = len(self.cells)
-            self.convert_cells()
-            self.items = PySequence_Fast_ITEMS(self.cells)
-
-    def __dealloc__(self):
-        free(self.copied)
-        free(self.offsets)
-        if self.data_held:
-            PyBuffer_Release(&self.data)
-
-    cdef int convert_cells(self) except -1:
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            if type(<object>PySequence_Fast_ITEMS(self.cells)[i]) is not bytes:
-                self.cells[i] = bytes(memoryview(self.cells[i]))
-        return 0
-
-    cdef int take_array(self, source, str name) except -1:
-        expected = "an array of dtype S, or of uint8 in two dimensions"
-        take_buffer(source, &self.data, PyBUF_STRIDES | PyBUF_FORMAT, name, expected)
-        self.data_held = True
-        if self.data.ndim == 1 and is_text(self.data.format):
-            self.width = self.data.itemsize
-            self.strips = True  # NumPy's rule: NULs at the end are padding
-        elif self.data.ndim == 2 and strcmp(self.data.format, b"B") == 0:
-            self.width = self.data.shape[1]
-        else:
-            raise not_a(expected, source, name)
-        self.count = self.data.shape[0]
-        if not PyBuffer_IsContiguous(&self.data, b"C"):
-            self.copied = <uint8_t *>malloc(self.data.len + 1)
-            if self.copied == NULL:
-                raise MemoryError(f"no memory for {self.data.len} bytes of {name}")
-            PyBuffer_ToContiguous(self.copied, &self.data, self.data.len, b"C")
-        return 0
-
-    cdef int take_offsets(self, data, offsets, str name) except -1:
-        cdef Py_buffer taken
-        cdef Py_ssize_t i
-        expected = "offsets as an array of int32 or int64, one longer than the column"
-        take_buffer(data, &self.data, PyBUF_SIMPLE, name, "bytes-like data before its offsets")
-        self.data_held = True
-        take_buffer(offsets, &taken, PyBUF_STRIDES | PyBUF_FORMAT, name, expected)
-        try:
-            if taken.ndim != 1 or taken.shape[0] < 1 or not is_signed(taken.format, taken.itemsize):
-                raise not_a(expected, offsets, name)
-            self.count = taken.shape[0] - 1
-            self.offsets = <int64_t *>malloc(taken.shape[0] * sizeof(int64_t))
-            if self.offsets == NULL:
-                raise MemoryError(f"no memory for {taken.shape[0]} offsets of {name}")
-            for i in range(self.count + 1):
-                self.offsets[i] = read_signed(<const char *>taken.buf + i * taken.strides[0], taken.itemsize)
-        finally:
-            PyBuffer_Release(&taken)
-        for i in range(self.count):
-            if not 0 <= self.offsets[i] <= self.offsets[i + 1] <= self.data.len:
-                raise ValueError(
-                    f"{name}: offsets {i} and {i + 1} are {self.offsets[i]} and {self.offsets[i + 1]}: they must rise "
-                    f"within the {self.data.len} bytes of data")
-        return 0
-
-    cdef inline const uint8_t *cell(self, Py_ssize_t i, size_t *size) noexcept:
-        """Where cell i is, and its size, which is not sure: a thread without the GIL may write to an array."""
-        cdef const uint8_t *start
-        if self.items != NULL:
-            size[0] = PyBytes_GET_SIZE(<object>self.items[i])
-            return <const uint8_t *>PyBytes_AS_STRING(<object>self.items[i])
-        start = <const uint8_t *>self.data.buf if self.copied == NULL else self.copied
-        if self.offsets != NULL:
-            size[0] = self.offsets[i + 1] - self.offsets[i]
-            return start + self.offsets[i]
-        start += i * self.width
-        size[0] = self.width
-        while self.strips and size[0] and start[size[0] - 1] == 0:
-            size[0] -= 1
-        return start
-
-
-cdef int take_buffer(source, Py_buffer *buffer, int flags, str name, str expected) except -1:
-    """The buffer of an array, whatever the array says of itself; `TypeError` when there is none of that kind."""
-    mask = getattr(source, "mask", None)
-    if mask is not None and hasattr(mask, "any") and mask.any():
-        raise TypeError(f"{name}: an array with masked cells, which have no value: fill them first, .filled()")
-    try:
-        PyObject_GetBuffer(source, buffer, flags)
-    except (BufferError, TypeError, ValueError) as error:
-        raise not_a(expected, source, name) from error
-    return 0
-
-
-cdef object not_a(str expected, source, str name):
-    kind = type(source).__name__
-    if hasattr(source, "dtype"):
-        kind = f"{kind} of dtype {source.dtype} in {getattr(source, 'ndim', '?')} dimensions"
-    return TypeError(f"{name}: expected {expected}, found {kind}")
-
-
-cdef bint is_text(const char *format) noexcept:
-    """Whether it is the format of NumPy's `S`: a size, and `s`."""
-    cdef size_t i = 0
-    while b"0" <= format[i] <= b"9":
-        i += 1
-    return format[i] == b"s" and format[i + 1] == 0
-
-
-cdef bint is_signed(const char *format, Py_ssize_t size) noexcept:
-    """Whether it is the format of an int32 or int64, in this machine's order of bytes."""
-    return (size == 4 or size == 8) and format[0] in b"ilq" and format[0] and format[1] == 0
-
-
-cdef int64_t read_signed(const char *p, Py_ssize_t size) noexcept:
-    cdef int32_t narrow
-    cdef int64_t wide
-    if size == 4:
-        memcpy(&narrow, p, 4)
-        return narrow
-    memcpy(&wide, p, 8)
-    return wide
-
-
-cdef list copy_ahead(source):
-    """`list(source)`, with the cache misses of its objects overlapping."""
-    cdef object fast = PySequence_Fast(source, "a column is a sequence of bytes")
-    cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(fast)
-    cdef list copied = PyList_New(count)  # this may collect garbage, and so run code that changes the caller's list
-    cdef PyObject **items = PySequence_Fast_ITEMS(fast)
-    cdef Py_ssize_t i
-    if PySequence_Fast_GET_SIZE(fast) != count:
-        return list(fast)
-    for i in range(count):
-        if i + AHEAD < count:
-            prefetch(items[i + AHEAD])
-            prefetch(<char *>items[i + AHEAD] + 64)
-            prefetch(<char *>items[i + AHEAD] + 128)
-        Py_INCREF(<object>items[i])
-        PyList_SET_ITEM(copied, i, <object>items[i])
-    return copied
-
-
-def put_many(keys, values):
-    """Returns the batch that sets each key of a column to the value in the other one; later pairs win. O(bytes).
-
-    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
-    2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
-    than the column. Raises `CommandError` over the limits, `ValueError` when the columns differ in length.
-    """
-    cdef Column key_column = Column(keys, "keys")
-    cdef Column value_column = Column(values, "values")
-    cdef size_t key_size, value_size
-    cdef size_t size = HEADER_SIZE
-    cdef const uint8_t *key
-    cdef const uint8_t *value
-    cdef Py_ssize_t i
-    if key_column.count != value_column.count:
-        raise ValueError(f"{key_column.count} keys, but {value_column.count} values")
-    for i in range(key_column.count):
-        key_column.cell(i, &key_size)
-        value_column.cell(i, &value_size)
-        if key_size > KEY_LIMIT or value_size > VALUE_LIMIT:
-            raise CommandError(
-                f"pair {i}: a key of {key_size} bytes, a value of {value_size} bytes; the limits are {KEY_LIMIT} "
-                f"and {VALUE_LIMIT}")
-        size += HEADER_SIZE + key_size + value_size
-    if size > COMMAND_LIMIT:
-        raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}; make several")
-    cdef bytes command = PyBytes_FromStringAndSize(NULL, size)
-    cdef uint8_t *p = write_header(<uint8_t *>PyBytes_AS_STRING(command), BATCH, 0, key_column.count)
-    cdef const uint8_t *stop = <const uint8_t *>PyBytes_AS_STRING(command) + size
-    for i in range(key_column.count):
-        key = key_column.cell(i, &key_size)
-        value = value_column.cell(i, &value_size)
-        if key_size > KEY_LIMIT or HEADER_SIZE + key_size + value_size > <size_t>(stop - p):
-            break
-        p = write_header(p, PUT, key_size, value_size)
-        memcpy(p, key, key_size)
-        memcpy(p + key_size, value, value_size)
-        p += key_size + value_size
-    if p != stop:
-        raise ValueError("the columns were changed while they were read: another thread writes to their arrays")
-    return command

@@ -43,7 +43,7 @@ class LockedError(FastsmError):
         self.pid = pid
         self.since = since
         if pid == os.getpid():
-            holder = "this process: close the other FastStateMachine first"
+            holder = "this process: close what has it open first"
         elif pid is None:
             holder = "another process, whose id its lock file does not tell"
         else:
@@ -88,6 +88,38 @@ class ProcedureError(FastsmError):
         self.index = index
         self.name = name
         super().__init__(message)
+
+
+class CompactedError(FastsmError):
+    """What was asked for is not there any more: it was compacted. ``oldest`` is the first index that still is."""
+
+    def __init__(self, message: str, *, oldest: int = 0) -> None:
+        self.oldest = oldest
+        super().__init__(message)
+
+
+class ClockJumpError(FastsmError):
+    """A tick that :class:`fastsm.Clock` does not propose: the clock of the state machine would leap too far.
+
+    ``now`` is this host's time, ``clock`` that of the state machine, ``deadline`` the earliest one, ``max_jump_ms`` the
+    largest leap allowed; all in milliseconds.
+    """
+
+    def __init__(self, now: int, clock: int, deadline: int, max_jump_ms: int) -> None:
+        self.now = now
+        self.clock = clock
+        self.deadline = deadline
+        self.max_jump_ms = max_jump_ms
+        super().__init__(
+            f"this host's clock says {now} ms since 1970, {now - max(clock, deadline)} ms after the state machine's "
+            f"clock ({clock}) and the earliest deadline ({deadline}); expected at most {max_jump_ms}. The clock of the "
+            "state machine can never be set back, so set this host's clock right, or hand the leadership to a host "
+            "whose clock is. If it is right (the cluster was down for so long, or deadlines are given in another unit "
+            "than milliseconds), propose fastsm.tick(now) once, or give Clock a larger max_jump_ms"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.now, self.clock, self.deadline, self.max_jump_ms)
 
 
 class CorruptionError(FastsmError):

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import operator
 import os
-import struct
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import get_ident
-from typing import Any
+from typing import Any, ClassVar
 
-from fastsm.answering import (
-    BadAnswerError,
-    checked_value,
-    deadline_number,
-    pack_result,
-    pack_session,
-    unpack_result,
-)
 from fastsm.arguments import bytes_of, not_an_entry, pair_of
 from fastsm.command import decode
 from fastsm.disk.format import unpack_snapshot_head
 from fastsm.errors import (
     CommandError,
-    FastsmError,
     NotRunningError,
     OrderError,
     ProcedureError,
@@ -33,39 +20,14 @@ from fastsm.errors import (
     SnapshotRangeError,
     StaleSnapshotError,
 )
-from fastsm.event_loops import event_loops
-from fastsm.memory_tx import Outcome, Refused, Tx, Written
-from fastsm.procedures import check_calls, registry, run
+from fastsm.memory_judging import MAY_BE_REFUSED, Judge
+from fastsm.memory_tx import Outcome, Written
+from fastsm.memory_waiting import Waiters
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
-from fastsm.types import (
-    Add,
-    Answer,
-    Batch,
-    Call,
-    CompareAndSwap,
-    Config,
-    Delete,
-    DeleteRange,
-    Entry,
-    Exists,
-    Forget,
-    LogId,
-    ModifiedAt,
-    Noop,
-    Once,
-    OpenSession,
-    Put,
-    Read,
-    Result,
-    ScanResult,
-    SnapshotMetadata,
-    Transaction,
-    ValueIs,
-)
+from fastsm.types import Entry, LogId, Result, ScanResult, SnapshotMetadata
 
-ANSWERING = (Add, Read, DeleteRange)
 LARGEST = 2**64 - 2
 
 
@@ -76,29 +38,26 @@ class MemoryStateMachine(StateMachine):
     wrote is kept, and a snapshot writes it again. Thread safety: none.
     """
 
+    _judges: ClassVar[type[Judge]] = Judge
+
     def __init__(
         self, *, contiguous: bool = True, procedures: Iterable[Callable[[Any, bytes], Any]] = ()
     ) -> None:
         self._contiguous = contiguous
-        self._procedures = registry(procedures)
-        self._caller = 0  # the thread that runs a procedure at this moment
+        self._judge = self._judges(procedures)
         self._running = True
-        self._waiting: list[_Waiting] = []
+        self._waiters = Waiters(lambda: self.last_applied().index)
         self._forget()
 
     def _forget(self) -> None:
-        self._values: dict[bytes, bytes] = {}  # in the order in which they were written
-        self._writers: dict[bytes, LogId] = {}
-        self._sessions: dict[int, tuple[int, bytes]] = {}
+        self._state = State()
         self._base = State()
         self._outcomes: list[Outcome] = []  # since the base: what was written, whatever the commands had been
-        self._seen: list[LogId] = []
         self._durable = LogId()
         self._metadata: SnapshotMetadata | None = None
-        self._membership: tuple[LogId, bytes] | None = None
 
     def __repr__(self) -> str:
-        return f"<MemoryStateMachine: {len(self._values)} keys, applied {tuple(self.last_applied())}>"
+        return f"<MemoryStateMachine: {len(self._state.values)} keys, applied {tuple(self.last_applied())}>"
 
     # ---- life cycle ------------------------------------------------------------------------------------
 
@@ -108,13 +67,13 @@ class MemoryStateMachine(StateMachine):
     def stop(self) -> None:
         self.flush()
         self._running = False
-        self._end_waiting(NotRunningError("this state machine was stopped"))
+        self._waiters.end(NotRunningError("this state machine was stopped"))
 
     def is_running(self) -> bool:
         return self._running
 
     def _require(self) -> None:
-        if self._caller and self._caller == get_ident():
+        if self._judge.is_calling():
             raise ProcedureError("a procedure called the state machine that runs it: it has its tx alone")
         if not self._running:
             raise NotRunningError("this state machine is stopped: call start() first")
@@ -127,24 +86,22 @@ class MemoryStateMachine(StateMachine):
         entries = self._check_order(chunk)
         new = [entry for entry in entries if entry.index > self.last_applied().index]
         commands = [self._decode(entry) for entry in new]
-        trial = State(dict(self._values), dict(self._writers), self._membership, sessions=dict(self._sessions))
+        trial, outcomes = self._state.copy(), []
         results: list[Result] = [None] * (len(entries) - len(new))
-        outcomes: list[Outcome] = []
         for entry, command in zip(new, commands, strict=True):
-            several = isinstance(command, (Batch, Transaction, Call, Once))
-            written = Written(trial, LogId(entry.index, entry.term), can_be_taken_back=several)
-            results.append(self._apply_one(command, written))
+            log_id = LogId(entry.index, entry.term)
+            written = Written(trial, log_id, can_be_taken_back=isinstance(command, MAY_BE_REFUSED))
+            results.append(self._judge.judge(command, written))
+            trial.seen.append(log_id)
             outcomes.append(written.outcome())
-        self._seen += [LogId(entry.index, entry.term) for entry in new]
+        self._state = trial
         self._outcomes += outcomes
-        self._values, self._writers, self._membership = trial.values, trial.writers, trial.membership
-        self._sessions = trial.sessions
-        self._tell_waiting()
+        self._waiters.tell()
         return results
 
     def check(self, command: Any) -> None:
         """Raises what :meth:`apply` would raise for this command."""
-        check_calls(command, self._procedures)
+        self._judge.check(command)
 
     def _decode(self, entry: Entry) -> Any:
         try:
@@ -180,127 +137,33 @@ class MemoryStateMachine(StateMachine):
             entries.append(Entry(*log_id, item[2]))
         return entries
 
-    def _apply_one(self, command: Any, written: Written) -> bool | Answer:  # noqa: PLR0911  # one for each kind
-        """What an entry comes to. Where that is a refusal, nothing is written."""
-        if isinstance(command, Once):
-            return self._apply_once(command, written)
-        if isinstance(command, OpenSession):
-            session = written.log_id.index
-            written.remember(session, pack_session(0, deadline_number(command.expires), b""))
-            return Answer(True, session)
-        if isinstance(command, Forget):
-            if command.session not in written.state.sessions:
-                return False
-            written.remember(command.session, None)
-            return True
-        if isinstance(command, Call):
-            called = self._procedures[command.name, command.version]
-            with self._calling():
-                answer = run(called, Tx(written), command.payload, written.log_id.index)
-            if not answer.ok:
-                written.take_back()
-            return answer
-        try:
-            if isinstance(command, Transaction):
-                holds = all(_holds(condition, written) for condition in command.conditions)
-                values = [self._do(member, written) for member in (command.then if holds else command.otherwise)]
-                checked_value(values)
-                return Answer(True, values) if holds else Answer(False, values, "mismatch")
-            if isinstance(command, Batch):
-                values = [self._do(member, written) for member in command.commands]
-                if not any(isinstance(member, ANSWERING) for member in command.commands):
-                    return True
-                return Answer(True, checked_value(values))
-            value = checked_value(self._do(command, written))
-            return Answer(True, value) if isinstance(command, ANSWERING) else True
-        except Refused as refused:
-            reason = refused.reason
-        except BadAnswerError:
-            reason = "too large"
-        written.take_back()
-        members = command.commands if isinstance(command, Batch) else (command,)
-        answers = isinstance(command, Transaction) or any(isinstance(member, ANSWERING) for member in members)
-        return Answer(False, None, reason) if answers else False
-
-    def _apply_once(self, command: Once, written: Written) -> bool | Answer:
-        """What was answered, where it was; else what the command inside comes to, which is remembered."""
-        if command.session not in written.state.sessions:
-            return Answer(False, None, "no session")
-        _, known = written.state.sessions[command.session]
-        last, expires = struct.unpack_from("<QQ", known)
-        if command.sequence < last:
-            return Answer(False, None, "stale")
-        if command.sequence == last:
-            return unpack_result(known[16:])
-        result = self._apply_one(command.command, written)
-        packed = pack_result(result)
-        if packed is None:
-            written.take_back()
-            result = Answer(False, None, "too large")
-            packed = pack_result(result)
-            assert packed is not None
-        if command.expires is not None:
-            expires = command.expires
-        written.remember(command.session, pack_session(command.sequence, expires, packed))
-        return result
-
-    def _do(self, command: Any, written: Written) -> Any:
-        """Does what can be done, and gives its value; else raises ``Refused``."""
-        if isinstance(command, Put):
-            written.put(command.key, command.value)
-        elif isinstance(command, Delete):
-            written.put(command.key, None)
-        elif isinstance(command, CompareAndSwap):
-            if written.state.values.get(command.key) != command.expected:
-                raise Refused("mismatch")
-            written.put(command.key, command.value)
-        elif isinstance(command, Add):
-            return written.add(command.key, command.delta, command.initial)
-        elif isinstance(command, Read):
-            return written.state.values.get(command.key)
-        elif isinstance(command, DeleteRange):
-            return written.delete_range(command.start, command.end)
-        elif isinstance(command, Config):
-            written.set_membership(command.data)
-        else:
-            assert isinstance(command, Noop)
-        return True
-
-    @contextmanager
-    def _calling(self) -> Iterator[None]:
-        self._caller = get_ident()
-        try:
-            yield
-        finally:
-            self._caller = 0
-
     # ---- read ------------------------------------------------------------------------------------------
 
     def get(self, key: Any, /) -> bytes | None:
         self._require()
-        return self._values.get(bytes_of(key, "key"))
+        return self._state.values.get(bytes_of(key, "key"))
 
     def get_many(self, keys: Sequence[Any]) -> list[bytes | None]:
         """The values of the keys, in their order."""
         return [self.get(key) for key in keys]
 
     def entry_term(self, entry_id: int, /) -> int | None:
-        at = bisect_left(self._seen, (entry_id,))
-        if at == len(self._seen):
+        at = bisect_left(self._state.seen, (entry_id,))
+        if at == len(self._state.seen):
             return None
-        if self._seen[at].index == entry_id:
-            return self._seen[at].term
-        if at and self._seen[at - 1].term == self._seen[at].term:
-            return self._seen[at].term
+        if self._state.seen[at].index == entry_id:
+            return self._state.seen[at].term
+        if at and self._state.seen[at - 1].term == self._state.seen[at].term:
+            return self._state.seen[at].term
         return None
 
     def len(self) -> int:
-        return len(self._values)
+        return len(self._state.values)
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """All pairs, in the order of the entries that last wrote them."""
         self._require()
-        return list(self._values.items())
+        return list(self._state.values.items())
 
     def scan(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
@@ -331,7 +194,7 @@ class MemoryStateMachine(StateMachine):
             for bound, name in ((start, "start"), (end, "end"), (prefix, "prefix")))
         self._require()
         found = [
-            pair for pair in self._values.items()
+            pair for pair in self._state.values.items()
             if (low is None or pair[0] >= low) and (high is None or pair[0] < high)
             and pair[0].startswith(beginning or b"")
         ]  # fmt: skip
@@ -340,12 +203,29 @@ class MemoryStateMachine(StateMachine):
     def modified(self, key: Any, /) -> LogId | None:
         """The entry that last wrote the key; None when it is not there."""
         self._require()
-        key = bytes_of(key, "key")
-        return self._writers[key] if key in self._values else None
+        return self._state.writers.get(bytes_of(key, "key"))
 
     def membership(self) -> tuple[LogId, bytes] | None:
         """The newest ``config``."""
-        return self._membership
+        return self._state.membership
+
+    # ---- time ------------------------------------------------------------------------------------------
+
+    def clock(self) -> int:
+        """What the clock shows, in milliseconds since 1970; 0 before the first tick."""
+        self._require()
+        return self._state.clock
+
+    def deadline(self, key: Any, /) -> int | None:
+        """Until when a key lives; None when it has no deadline or is not there."""
+        self._require()
+        return self._state.deadline(bytes_of(key, "key"))
+
+    def next_deadline(self) -> int | None:
+        """The earliest deadline of a key or a session; None when there is none."""
+        self._require()
+        first = [*self._state.deadlines_of_keys()[:1], *self._state.deadlines_of_sessions()[:1]]
+        return min((expires for expires, _ in first), default=None)
 
     # ---- waiting ---------------------------------------------------------------------------------------
 
@@ -353,48 +233,17 @@ class MemoryStateMachine(StateMachine):
         """Returns once the entry at an index is applied, by another thread."""
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"expected a timeout of 0 or more, found {timeout!r}")
-        over = threading.Event()
-        waiting = self._wait_for(index, over.set)
-        if waiting is not None and not over.wait(timeout):
-            self._waiting = [other for other in self._waiting if other is not waiting]
-            raise TimeoutError(f"entry {index} was not applied within {timeout} s")
-        if waiting is not None and waiting.error is not None:
-            raise waiting.error
+        if not self._is_applied(index):
+            self._waiters.wait(_checked((index, 0)).index, timeout)
 
     async def wait_applied_async(self, index: int) -> None:
         """:meth:`wait_applied` for coroutines."""
-        asyncio = event_loops()
-        loop, over = asyncio.get_running_loop(), asyncio.Event()
-        waiting = self._wait_for(index, lambda: loop.call_soon_threadsafe(over.set))
-        if waiting is None:
-            return
-        try:
-            await over.wait()
-        finally:
-            self._waiting = [other for other in self._waiting if other is not waiting]
-        if waiting.error is not None:
-            raise waiting.error
+        if not self._is_applied(index):
+            await self._waiters.wait_async(_checked((index, 0)).index)
 
-    def _wait_for(self, index: int, tell: Callable[[], object]) -> _Waiting | None:
+    def _is_applied(self, index: int) -> bool:
         self._require()
-        index = _checked((index, 0)).index
-        if index <= self.last_applied().index:
-            return None
-        self._waiting.append(_Waiting(index, tell))
-        return self._waiting[-1]
-
-    def _tell_waiting(self) -> None:
-        applied = self.last_applied().index
-        told = [waiting for waiting in self._waiting if waiting.index <= applied]
-        self._waiting = [waiting for waiting in self._waiting if waiting.index > applied]
-        for waiting in told:
-            waiting.tell()
-
-    def _end_waiting(self, error: FastsmError) -> None:
-        ended, self._waiting = self._waiting, []
-        for waiting in ended:
-            waiting.error = error
-            waiting.tell()
+        return _checked((index, 0)).index <= self.last_applied().index
 
     # ---- hard state ------------------------------------------------------------------------------------
 
@@ -406,11 +255,11 @@ class MemoryStateMachine(StateMachine):
             return
         if log_id.index <= last.index or log_id.term < last.term:
             raise OrderError(f"last applied is {last}, cannot become {log_id}", index=log_id.index)
-        self._seen.append(log_id)
-        self._tell_waiting()
+        self._state.seen.append(log_id)
+        self._waiters.tell()
 
     def last_applied(self) -> LogId:
-        return self._seen[-1] if self._seen else LogId()
+        return self._state.seen[-1] if self._state.seen else LogId()
 
     def persist_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         self.update_last_applied(log_id)
@@ -503,7 +352,7 @@ class MemoryStateMachine(StateMachine):
             if outcome.log_id.index > last.index:
                 break
             outcome.write_to(state)
-        state.seen = [seen for seen in self._seen if seen.index <= last.index]
+        state.seen = [seen for seen in self._state.seen if seen.index <= last.index]
         if last != state.last:
             state.seen.append(last)
         return state
@@ -513,16 +362,16 @@ class MemoryStateMachine(StateMachine):
         base, applied = self._base.last, self.last_applied()
         if not base.index <= last.index <= applied.index:
             raise SnapshotRangeError(f"expected an id from {base} to {applied}, found {last}")
-        at = bisect_left(self._seen, (last.index,))
-        if last.index == base.index or self._seen[at].index == last.index:
-            known = base if last.index == base.index else self._seen[at]
+        at = bisect_left(self._state.seen, (last.index,))
+        if last.index == base.index or self._state.seen[at].index == last.index:
+            known = base if last.index == base.index else self._state.seen[at]
             if last != known:
                 raise SnapshotRangeError(f"expected {known}, found {last}: another term")
             return last
-        before = self._seen[at - 1] if at else LogId()
-        if not before.term <= last.term <= self._seen[at].term:
-            raise SnapshotRangeError(f"{last} cannot be between {before} and {self._seen[at]}: another term")
-        return last if at and before.term == self._seen[at].term else before
+        before = self._state.seen[at - 1] if at else LogId()
+        if not before.term <= last.term <= self._state.seen[at].term:
+            raise SnapshotRangeError(f"{last} cannot be between {before} and {self._state.seen[at]}: another term")
+        return last if at and before.term == self._state.seen[at].term else before
 
     def install_snapshot(
         self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], *, allow_older: bool = False
@@ -550,19 +399,17 @@ class MemoryStateMachine(StateMachine):
         before = self.last_applied().index
         self._base = state.copy()
         self._outcomes = []
-        self._values, self._writers, self._membership, self._seen = (
-            state.values, state.writers, state.membership, state.seen)
-        self._sessions = state.sessions
+        self._state = state
         self._metadata = snapshot.metadata
         self.flush()
         if last.index < before or last.index == 0:
-            self._end_waiting(OrderError(f"the state was replaced by an older one, as of {last}"))
-        self._tell_waiting()
+            self._waiters.end(OrderError(f"the state was replaced by an older one, as of {last}"))
+        self._waiters.tell()
 
     def _refuse_contradiction(self, last: LogId, theirs: list[LogId]) -> None:
         """What ``apply`` refuses of an entry: another term than is known of it, or a falling one."""
         applied = self.last_applied()
-        if not (_fits(last, self._seen) and (last.index <= applied.index or _fits(applied, theirs))):
+        if not (_fits(last, self._state.seen) and (last.index <= applied.index or _fits(applied, theirs))):
             raise OrderError(f"a snapshot as of {last} contradicts {applied}", index=last.index)
 
     async def apply_snapshot_from_file(
@@ -574,29 +421,10 @@ class MemoryStateMachine(StateMachine):
     def clear(self) -> None:
         """Back to the initial empty state."""
         self._forget()
-        self._end_waiting(OrderError("the state was reset"))
+        self._waiters.end(OrderError("the state was reset"))
 
     async def reset(self) -> None:
         self.clear()
-
-
-class _Waiting:
-    """Somebody who waits for an index; ``tell()`` once that is applied, or ``error`` says why it will not be."""
-
-    def __init__(self, index: int, tell: Callable[[], object]) -> None:
-        self.index = index
-        self.tell = tell
-        self.error: FastsmError | None = None
-
-
-def _holds(condition: object, written: Written) -> bool:
-    assert isinstance(condition, (ValueIs, Exists, ModifiedAt))
-    value = written.state.values.get(condition.key)
-    if isinstance(condition, ValueIs):
-        return value == condition.value
-    if isinstance(condition, Exists):
-        return value is not None
-    return condition.index == (0 if value is None else written.state.writers[condition.key].index)
 
 
 def _checked_limit(limit: int | None) -> int | None:

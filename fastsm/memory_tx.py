@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
+from fastsm.answering import deadline_number
 from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE
 from fastsm.errors import CommandError, ProcedureError
 from fastsm.procedures import is_trouble
@@ -27,37 +28,15 @@ class Refused(Exception):  # a signal, not an error
 
 @dataclass
 class Outcome:
-    """What an entry wrote: keys in order, None where one was removed; and the membership that it brought."""
+    """What an entry did to the state, in order: names of the methods of ``State``, with their arguments."""
 
     log_id: LogId
-    writes: list[tuple[bytes, bytes | None]]
-    membership: tuple[LogId, bytes] | None
-    session: tuple[int, bytes | None] | None = None  # what is remembered of it; None: it was forgotten
+    steps: list[tuple[str, tuple[Any, ...]]]
 
     def write_to(self, state: State) -> None:
         """Does it to a state."""
-        for key, value in self.writes:
-            put(state, key, value, self.log_id)
-        if self.membership is not None:
-            state.membership = self.membership
-        if self.session is not None:
-            remember(state, *self.session, self.log_id.index)
-
-
-def put(state: State, key: bytes, value: bytes | None, log_id: LogId) -> None:
-    """Sets or removes a key; what is written is last in order."""
-    state.values.pop(key, None)
-    if value is not None:
-        state.values[key] = value
-        state.writers[key] = log_id
-
-
-def remember(state: State, session: int, value: bytes | None, index: int) -> None:
-    """Sets what is remembered of a session, or forgets it."""
-    if value is None:
-        del state.sessions[session]
-    else:
-        state.sessions[session] = (index, value)
+        for name, arguments in self.steps:
+            getattr(state, name)(self.log_id, *arguments)
 
 
 class Written:
@@ -67,38 +46,65 @@ class Written:
         self.state = state
         self.log_id = log_id
         self._before = state.copy() if can_be_taken_back else None
-        self._writes: list[tuple[bytes, bytes | None]] = []
-        self._membership: tuple[LogId, bytes] | None = None
-        self._session: tuple[int, bytes | None] | None = None
+        self._steps: list[tuple[str, tuple[Any, ...]]] = []
 
     def take_back(self) -> None:
         """Makes the state what it was before the entry."""
-        if self._writes:
+        if self._steps:
             assert self._before is not None
-            self.state.values, self.state.writers = self._before.values, self._before.writers
-            self._before = None
-            self._writes.clear()
+            vars(self.state).update(vars(self._before.copy()))
+            self._steps.clear()
 
     def outcome(self) -> Outcome:
         """What counts of it."""
-        return Outcome(self.log_id, self._writes, self._membership, self._session)
+        return Outcome(self.log_id, self._steps)
 
-    def remember(self, session: int, value: bytes | None) -> None:
-        """Sets what is remembered of a session, or forgets it."""
-        remember(self.state, session, value, self.log_id.index)
-        self._session = (session, value)
+    def _step(self, name: str, *arguments: Any) -> None:
+        getattr(self.state, name)(self.log_id, *arguments)
+        self._steps.append((name, arguments))
+
+    def remember(self, session: int, value: bytes) -> None:
+        """Sets what is remembered of a session."""
+        self._step("remember", session, value)
+
+    def forget(self, session: int) -> bool:
+        """Ends a session; whether there was one."""
+        known = session in self.state.sessions
+        if known:
+            self._step("forget", session)
+        return known
 
     def set_membership(self, data: bytes) -> None:
         """Takes a cluster's membership."""
-        self.state.membership = self._membership = (self.log_id, data)
+        self._step("set_membership", data)
 
-    def put(self, key: bytes, value: bytes | None) -> None:
+    def put(self, key: bytes, value: bytes | None, expires: int | None = None) -> None:
         """Sets a key, or removes it."""
-        put(self.state, key, value, self.log_id)
-        self._writes.append((key, value))
+        if value is None:
+            self._step("delete", key)
+        else:
+            self._step("put", key, value, expires)
+
+    def touch(self, key: bytes, expires: int | None) -> bool:
+        """Changes the deadline of a key alone; whether the key is there."""
+        found = key in self.state.values
+        if found and self.state.deadline(key) != expires:
+            self._step("touch", key, expires)
+        return found
+
+    def tick(self, now: int, limit: int | None) -> int:
+        """Moves the clock, and removes what is due by it; how many."""
+        if now > self.state.clock:
+            self._step("set_clock", now)
+        keys = [key for expires, key in self.state.deadlines_of_keys() if expires <= self.state.clock]
+        sessions = [session for expires, session in self.state.deadlines_of_sessions() if expires <= self.state.clock]
+        due = [("delete", key) for key in keys] + [("forget", session) for session in sessions]
+        for step in due[:limit]:
+            self._step(*step)
+        return len(due[:limit])
 
     def add(self, key: bytes, delta: int, initial: int) -> int:
-        """Adds to a number; ``Refused`` where that cannot be."""
+        """Adds to a number, which keeps its deadline; ``Refused`` where that cannot be."""
         value = self.state.values.get(key)
         if value is not None:
             if not NUMBER.fullmatch(value) or len(value) > 20 or not -(2**63) <= int(value) < 2**63:
@@ -106,7 +112,7 @@ class Written:
             initial = int(value)
         if not -(2**63) <= initial + delta < 2**63:
             raise Refused("overflow")
-        self.put(key, b"%d" % (initial + delta))
+        self.put(key, b"%d" % (initial + delta), self.state.deadline(key))
         return initial + delta
 
     def keys(self, start: bytes, end: bytes | None) -> list[bytes]:
@@ -126,6 +132,7 @@ class Tx:
 
     def __init__(self, written: Written) -> None:
         self.entry = written.log_id
+        self.clock = written.state.clock
         self._written: Written | None = written
         self._thread = get_ident()
         self._noted: BaseException | None = None
@@ -151,7 +158,11 @@ class Tx:
     def modified(self, key: Any) -> LogId | None:
         """The entry that last wrote a key, or None."""
         key, state = self._bytes(key, "key", MAX_KEY_SIZE), self._pending.state
-        return state.writers[key] if key in state.values else None
+        return state.writers.get(key)
+
+    def deadline(self, key: Any) -> int | None:
+        """Until when a key lives, or None."""
+        return self._pending.state.deadline(self._bytes(key, "key", MAX_KEY_SIZE))
 
     def scan(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
@@ -170,10 +181,15 @@ class Tx:
         """How many pairs there are in a range."""
         return len(self.scan(start, end, prefix=prefix))
 
-    def put(self, key: Any, value: Any) -> None:
-        """Sets a key."""
+    def put(self, key: Any, value: Any, *, expires: Any = None) -> None:
+        """Sets a key, and its deadline."""
         key, value = self._bytes(key, "key", MAX_KEY_SIZE), self._bytes(value, "value", MAX_VALUE_SIZE)
-        self._pending.put(key, value)
+        self._pending.put(key, value, _deadline(expires))
+
+    def touch(self, key: Any, expires: Any) -> bool:
+        """Changes the deadline of a key alone; whether the key is there."""
+        key, expires = self._bytes(key, "key", MAX_KEY_SIZE), _deadline(expires)
+        return self._pending.touch(key, expires)
 
     def delete(self, key: Any) -> None:
         """Removes a key."""
@@ -215,3 +231,7 @@ class Tx:
 
     def _bounds(self, start: Any, end: Any) -> tuple[bytes, bytes | None]:
         return b"" if start is None else bytes(memoryview(start)), None if end is None else bytes(memoryview(end))
+
+
+def _deadline(expires: Any) -> int | None:
+    return None if expires is None else int(deadline_number(expires))

@@ -142,13 +142,15 @@ def _wire_sum(fields: bytes) -> bytes:
 
 
 class _Command:
-    """Shared by the decoded commands: a ``repr`` that stays short however large the value is."""
+    """Shared by the decoded commands: a ``repr`` that stays short however large the value is, without defaults."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         fields = ", ".join(
-            f"{name}={_shorten.repr(getattr(self, name))}" for name in self.__dataclass_fields__  # type: ignore[attr-defined]
+            f"{name}={_shorten.repr(getattr(self, name))}"
+            for name, field in self.__dataclass_fields__.items()  # type: ignore[attr-defined]
+            if getattr(self, name) != field.default
         )
         return f"{type(self).__name__}({fields})"
 
@@ -159,6 +161,7 @@ class Put(_Command):
 
     key: bytes
     value: bytes
+    expires: int | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -175,6 +178,7 @@ class CompareAndSwap(_Command):
     key: bytes
     expected: bytes | None
     value: bytes | None
+    expires: int | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -217,7 +221,7 @@ class DeleteRange(_Command):
 class Batch(_Command):
     """``fastsm.batch`` or ``fastsm.put_many``, decoded."""
 
-    commands: tuple[Put | Delete | CompareAndSwap | Noop | Add | DeleteRange, ...]
+    commands: tuple[Put | Delete | CompareAndSwap | Noop | Add | Touch | DeleteRange, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -248,8 +252,8 @@ class Transaction(_Command):
     """``fastsm.transaction``, decoded."""
 
     conditions: tuple[ValueIs | Exists | ModifiedAt, ...]
-    then: tuple[Put | Delete | Add | DeleteRange | Read, ...]
-    otherwise: tuple[Put | Delete | Add | DeleteRange | Read, ...]
+    then: tuple[Put | Delete | Add | Touch | DeleteRange | Read, ...]
+    otherwise: tuple[Put | Delete | Add | Touch | DeleteRange | Read, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -283,6 +287,22 @@ class Forget(_Command):
     """``fastsm.forget``, decoded."""
 
     session: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Touch(_Command):
+    """``fastsm.touch``, decoded."""
+
+    key: bytes
+    expires: int | None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Tick(_Command):
+    """``fastsm.tick``, decoded."""
+
+    now: int
+    limit: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fastsm
 import fastsm.core.generations
 from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support.faulty import memory_directory
 from support.power import QuietDirectory
 

@@ -13,9 +13,11 @@ import pytest
 from fastsm import FastStateMachine, MemoryStateMachine, StateMachine
 from fastsm.testing import StateMachineConformance
 from support.inside import inside
-from support.wrong_machines import FAULTS, StoringStateMachine
+from support.wrong_answers import FAULTS
+from support.wrong_machines import StoringStateMachine
 
-WRONG_MACHINES = Path(__file__).parent / "support" / "wrong_machines.py"
+SUPPORT = Path(__file__).parent / "support"
+WRONG_MACHINES = [SUPPORT / "wrong_machines.py", SUPPORT / "wrong_answers.py"]
 
 
 class FastConformance(StateMachineConformance):
@@ -49,6 +51,15 @@ class FastConformance(StateMachineConformance):
         return close_and_open
 
 
+    @pytest.fixture
+    def with_procedures(self, directory: Path, machines: list[FastStateMachine]) -> Callable[..., FastStateMachine]:
+        def make(procedures: list[Callable[..., object]]) -> FastStateMachine:
+            machines.append(FastStateMachine(directory, sync=self.sync, procedures=procedures))
+            return machines[-1]
+
+        return make
+
+
 class TestFastStateMachine(FastConformance):
     """The suite on ``FastStateMachine``."""
 
@@ -65,6 +76,10 @@ class TestMemoryStateMachine(StateMachineConformance):
     @pytest.fixture
     def state_machine(self) -> MemoryStateMachine:
         return MemoryStateMachine()
+
+    @pytest.fixture
+    def with_procedures(self) -> Callable[..., MemoryStateMachine]:
+        return lambda procedures: MemoryStateMachine(procedures=procedures)
 
 
 class TestStoringStateMachine(StateMachineConformance):
@@ -86,9 +101,9 @@ class TestStoringStateMachine(StateMachineConformance):
 def failed_tests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The names of the tests that each wrong state machine fails, by the name of its class."""
     report = tmp_path_factory.mktemp("suite") / "report.xml"
-    command = [sys.executable, "-m", "pytest", str(WRONG_MACHINES), "-q", "--tb=no", f"--junitxml={report}"]
-    command += ["--import-mode=importlib", "-p", "no:cacheprovider", f"--rootdir={WRONG_MACHINES.parents[1]}"]
-    ended = subprocess.run(command, cwd=report.parent, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "pytest", *map(str, WRONG_MACHINES), "-q", "--tb=no", f"--junitxml={report}"]
+    command += ["--import-mode=importlib", "-p", "no:cacheprovider", f"--rootdir={SUPPORT.parent}"]
+    ended = subprocess.run(command, cwd=report.parent, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout[-2000:] + ended.stderr
     failed: dict[str, set[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):

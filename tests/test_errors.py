@@ -221,7 +221,7 @@ def test_storage_error_is_an_os_error_with_the_systems_errno(code: int, director
     assert caught.value.filename == str(directory / "log-1")
     assert isinstance(caught.value.__cause__, OSError)
     assert not isinstance(caught.value.__cause__, StorageError)
-    with pytest.raises(StorageError, match="close this state machine and open the directory again") as caught:
+    with pytest.raises(StorageError, match="close it and open the directory again") as caught:
         machine.apply([])
     assert (caught.value.errno, caught.value.filename) == (code, str(directory / "log-1"))
     with pytest.raises(StorageError):

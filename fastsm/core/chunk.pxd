@@ -1,10 +1,9 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.command cimport Reader
+from fastsm.core.ordered cimport Ordered
 from fastsm.core.judging cimport APPLIED, Judge, REFUSED, SKIPPED
 from fastsm.core.view cimport Step
-from fastsm.disk.mapping cimport Mapping
-from fastsm.lookup.index cimport Index
 from fastsm.lookup.table cimport Table
 from fastsm.lookup.terms cimport RunList, Terms
 
@@ -22,6 +21,8 @@ cdef class Chunk:
     cdef tuple source            # the entries of a conditional chunk
     cdef uint64_t puts
     cdef uint64_t sessions       # records of sessions
+    cdef uint64_t touches        # records of touches
+    cdef uint64_t deadlines      # that records of keys have
     cdef uint64_t record_bytes
     cdef list converted          # commands that were not bytes: the steps point into them
 
@@ -33,7 +34,7 @@ cdef class Chunk:
     cdef int add_heads(self, const Reader *reader, uint64_t index) except -1
     cdef Step *add_head(self, uint8_t kind, uint64_t index) except NULL
     cdef int take_answering(self, Step *step, uint8_t form, Table table) except -1
-    cdef int judge(self, Index index, Mapping mapping, uint64_t readable, log) except -1
+    cdef int judge(self, Ordered owner) except -1
     cdef void lay_out(self, uint64_t place) noexcept nogil
     cdef void write_records(self, uint8_t *p) noexcept nogil
     cdef list results(self)

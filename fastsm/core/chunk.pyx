@@ -15,13 +15,14 @@ from libc.string cimport memset
 
 from fastsm.command cimport (
     ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, DELETE_RANGE, NOOP, ONCE, Operation,
-    PUT, Reader, TRANSACTED, TRANSACTION, VALUE_IS,
-    call_name, call_version, command_error, next_operation, open_command,
+    PUT, Reader, TOUCH, TRANSACTED, TRANSACTION, VALUE_IS,
+    call_name, call_version, command_error, next_operation, number_at, open_command,
 )
 from fastsm.core.judging cimport ANSWERS, Judge, LISTS
 from fastsm.core.view cimport View
 from fastsm.disk.format cimport (
-    RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM, record_size, write_record,
+    DEADLINE_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH, UNKNOWN_TERM,
+    record_size, write_deadline, write_record,
 )
 from fastsm.lookup.table cimport prefetch
 
@@ -115,7 +116,7 @@ cdef class Chunk:
 
     cdef int begin(self, size_t count) except -1:
         """Room for the outcomes of `count` entries."""
-        self.count = self.puts = self.sessions = 0
+        self.count = self.puts = self.sessions = self.touches = 0
         self.conditional = self.calls = False
         if count > self.outcome_room:
             free(self.outcomes)
@@ -204,7 +205,7 @@ cdef class Chunk:
         cdef const Operation *operation = &step.operation
         self.conditional = True
         step.record = 0
-        if form != TRANSACTED:
+        if form != TRANSACTED and (form == BATCHED or operation.kind != TOUCH):
             self.outcomes[step.entry] = LISTS if form == BATCHED else ANSWERS
         if operation.kind == CALL:
             self.calls = True
@@ -216,7 +217,7 @@ cdef class Chunk:
                     f"entry {step.index}: a call of procedure {name!r}, version {call_version(operation)}, which this "
                     "machine was not given: open it with procedures=[…] on every replica before one is proposed",
                     index=step.index)
-        elif operation.kind < DELETE_RANGE or operation.kind >= VALUE_IS:
+        elif operation.kind < DELETE_RANGE or operation.kind == TOUCH or operation.kind >= VALUE_IS:
             step.hashed = table.hash(operation.key, operation.key_size)
             table.prefetch_slot(step.hashed)
         return 0
@@ -232,15 +233,15 @@ cdef class Chunk:
 
     # ---- judge -----------------------------------------------------------------------------------------
 
-    cdef int judge(self, Index index, Mapping mapping, uint64_t readable, log) except -1:
+    cdef int judge(self, Ordered owner) except -1:
         """Decides what each entry comes to; afterwards the steps are what the chunk writes. May run procedures."""
         cdef View view = self.judgement.view
         cdef Step *steps
         cdef size_t room, i
         if not self.conditional:
             return 0
-        view.begin(index, mapping, readable, log, self.count)
-        self.judgement.judge(self.steps, self.count, self.outcomes, self.source, index.terms)
+        view.begin(owner, self.count)
+        self.judgement.judge(self.steps, self.count, self.outcomes, self.source, owner._terms)
         steps, room = self.steps, self.room
         self.steps, self.room, self.count = view.writes, view.room, view.count
         view.writes, view.room, view.count = steps, room, 0
@@ -248,34 +249,43 @@ cdef class Chunk:
         for i in range(self.count):
             self.puts += self.steps[i].record == RECORD_PUT
             self.sessions += self.steps[i].record == RECORD_SESSION
+            self.touches += self.steps[i].record == RECORD_TOUCH
         return 0
 
     # ---- write -----------------------------------------------------------------------------------------
 
     cdef void lay_out(self, uint64_t place) noexcept nogil:
-        """Gives each record its place, the first one at `place`; sets `record_bytes`."""
+        """Gives each record its place, the first one at `place`; sets `record_bytes` and `deadlines`."""
         cdef uint64_t start = place
+        cdef uint64_t deadlines = 0
         cdef Step *step
         cdef size_t i
         for i in range(self.count):
             step = &self.steps[i]
             step.place = place
-            if step.record == RECORD_PUT or step.record == RECORD_CONFIG or step.record == RECORD_SESSION:
-                place += record_size(step.operation.key_size, step.operation.value_size)
-            elif step.record:
+            if step.record == RECORD_DELETE or step.record == RECORD_FORGET:
                 place += record_size(step.operation.key_size, 0)
+            elif step.record:
+                place += record_size(step.operation.key_size, step.operation.value_size)
+                place += DEADLINE_SIZE * <uint64_t>step.operation.timed
+                deadlines += step.operation.timed
         self.record_bytes = place - start
+        self.deadlines = deadlines
 
     cdef void write_records(self, uint8_t *p) noexcept nogil:
+        cdef uint8_t *start
         cdef Step *step
         cdef size_t i
         for i in range(self.count):
             step = &self.steps[i]
             if step.record:
+                start = p
                 p = write_record(
                     p, step.record, step.index, step.operation.key, step.operation.key_size,
                     step.operation.value,
                     0 if step.record == RECORD_DELETE else step.operation.value_size)
+                if step.operation.timed:
+                    p = write_deadline(start, p, number_at(step.operation.key - DEADLINE_SIZE))
 
     cdef list results(self):
         """One of True, False, None, or an Answer, for each entry."""

@@ -6,7 +6,7 @@ from typing_extensions import Self
 
 from fastsm.core.awaited import Ticket
 from fastsm.core.group_commit import GroupCommit
-from fastsm.core.ordered import Ordered
+from fastsm.core.timed import Timed
 from fastsm.core.turns import Turns
 from fastsm.disk.published import Publisher
 from fastsm.generation.log import Log
@@ -21,7 +21,7 @@ class JudgeElsewhere:
     def __call__(self, *args: Any, **kwargs: Any) -> None: ...
     def wait(self) -> None: ...
 
-class Engine(Ordered):
+class Engine(Timed):
     def __new__(cls, *args: Any, **options: Any) -> Self: ...
     @property
     def _turns(self) -> Turns: ...

@@ -29,7 +29,7 @@ from fastsm.disk.format cimport (
 from fastsm.core.group_commit cimport GroupCommit
 from fastsm.lookup.index cimport BLOCK, Index
 from fastsm.generation.log cimport Log
-from fastsm.core.ordered cimport Ordered
+from fastsm.core.timed cimport Timed
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
@@ -45,7 +45,7 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 cdef enum:
     CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
 
-cdef class Engine(Ordered):
+cdef class Engine(Timed):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
 
     Thread safety: every method, from any thread; writers take turns.
@@ -219,7 +219,7 @@ cdef class Engine(Ordered):
             if chunk.calls:
                 self.judge_calls(chunk)
             else:
-                chunk.judge(self._index, self.mapping, self.readable, self._log)
+                chunk.judge(self)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk)
@@ -260,7 +260,7 @@ cdef class Engine(Ordered):
         self.calling = PyThread_get_thread_ident()
         self.set_gate()
         try:
-            return chunk.judge(self._index, self.mapping, self.readable, self._log)
+            return chunk.judge(self)
         finally:
             self.calling = 0
             self.set_gate()
@@ -298,9 +298,14 @@ cdef class Engine(Ordered):
         self._table.reserve(chunk.puts)
         if chunk.sessions:
             self._index.sessions.reserve(chunk.sessions)
+            self._index.session_deadlines.reserve(chunk.sessions)
+        if chunk.touches:
+            self._index.touches.reserve(chunk.touches)
         self._terms.reserve(runs.count)
         place = log.start + log.end + frame_size(runs.count, 0)
         chunk.lay_out(place)
+        if chunk.deadlines:
+            self._index.deadlines.reserve(chunk.deadlines)
         length = frame_size(runs.count, chunk.record_bytes)
         self._index.dead.reserve(place + length)
         if self._index.ordered:

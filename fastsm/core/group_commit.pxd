@@ -1,9 +1,9 @@
 from fastsm.core.turns cimport Turns
-from fastsm.generation.log cimport Log
+from fastsm.generation.framefile cimport FrameFile
 
 
 cdef class GroupCommit:
-    cdef readonly Log log
+    cdef readonly FrameFile log
     cdef Turns turns
     cdef bint syncing
     cdef bint closed

@@ -9,7 +9,7 @@ from _thread import allocate_lock
 from libc.stdint cimport uint64_t
 
 from fastsm.core.turns cimport PyThread_get_thread_ident, Turns
-from fastsm.generation.log cimport Log
+from fastsm.generation.framefile cimport FrameFile
 
 from fastsm.core.turns import REENTERED
 from fastsm.errors import ReentryError
@@ -23,7 +23,7 @@ cdef class GroupCommit:
     Thread safe.
     """
 
-    def __cinit__(self, Log log, Turns turns):
+    def __cinit__(self, FrameFile log, Turns turns):
         self.log = log
         self.turns = turns
         self.waiting = []

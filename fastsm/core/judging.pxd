@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastsm.core.view cimport Step, View
+from fastsm.core.expiring cimport Expiring
+from fastsm.core.view cimport Step
 from fastsm.lookup.terms cimport Terms
 
 cdef enum:  # outcomes of an entry
@@ -12,7 +13,7 @@ cdef enum:  # outcomes of an entry
 
 
 cdef class Judge:
-    cdef View view
+    cdef Expiring view
     cdef readonly list answers   # of each entry, None where its outcome says all
     cdef Step *steps             # what the commands of the chunk say
     cdef uint8_t *outcomes
@@ -29,6 +30,7 @@ cdef class Judge:
     cdef object judge_entry(self, size_t first, size_t stop)
     cdef object judge_once(self, size_t head, size_t stop)
     cdef object judge_session(self, Step *step)
+    cdef object judge_tick(self, Step *step)
     cdef object judge_list(self, size_t first, size_t stop, uint8_t outcome)
     cdef object judge_transaction(self, size_t head, size_t stop)
     cdef int holds(self, const Step *step) except -1

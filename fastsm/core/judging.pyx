@@ -11,10 +11,11 @@ from libc.string cimport memcmp
 
 from fastsm.command cimport (
     ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
-    FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, call_name, call_version, number_at,
+    FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, call_name, call_version, number_at,
 )
+from fastsm.core.expiring cimport Expiring
 from fastsm.core.tx cimport Tx
-from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE, View
+from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE
 from fastsm.disk.format cimport SESSION_RESULT
 from fastsm.lookup.terms cimport Terms
 
@@ -37,7 +38,7 @@ cdef class Judge:
     """
 
     def __cinit__(self):
-        self.view = View()
+        self.view = Expiring()
         self.procedures = {}
 
     cdef void forget(self) noexcept:
@@ -82,6 +83,10 @@ cdef class Judge:
             return self.judge_once(first, stop)
         if kind == OPEN_SESSION or kind == FORGET:
             return self.judge_session(&self.steps[first])
+        if kind == TICK:
+            return self.judge_tick(&self.steps[first])
+        if kind == TOUCH and self.outcomes[self.steps[first].entry] == APPLIED:
+            return self.view.touch(&self.steps[first])
         return self.judge_list(first, stop, self.outcomes[self.steps[first].entry])
 
     # ---- sessions --------------------------------------------------------------------------------------
@@ -129,6 +134,13 @@ cdef class Judge:
             packed = pack_result(result)
         self.view.write_session(index, entry, number_at(numbers), pack_session(sequence, deadline, packed))
         return result
+
+    cdef object judge_tick(self, Step *step):
+        """Moves the clock, and removes what is due."""
+        cdef const uint8_t *numbers = step.operation.key
+        cdef uint64_t removed = 0
+        self.view.tick(step, number_at(numbers - 16), number_at(numbers - 8), &removed)
+        return Answer(True, removed)
 
     # ---- commands --------------------------------------------------------------------------------------
 
@@ -206,6 +218,9 @@ cdef class Judge:
             self.view.write_number(step, number)
             self.value = number
             self.value_bytes += NUMBER_BYTES
+        elif kind == TOUCH:
+            self.value = self.view.touch(step)
+            self.value_bytes += 1
         elif kind == READ:
             self.view.look(operation.key, operation.key_size, step.hashed, &found)
             return self.take_value(found.value, found.size)
@@ -279,7 +294,8 @@ cdef class Judge:
         for i in range(mark, self.view.count):
             operation = &self.view.writes[i].operation
             found.append((
-                self.view.writes[i].record, operation.key[:operation.key_size], operation.value[:operation.value_size]))
+                self.view.writes[i].record, operation.key[:operation.key_size], operation.value[:operation.value_size],
+                number_at(operation.key - 8) if operation.timed else None))
         return found
 
     def term_of(self, position, uint64_t index):

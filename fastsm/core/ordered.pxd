@@ -35,4 +35,5 @@ cdef class Ordered(State):
     cdef OrderedPairs view_of(self, bytes low, bytes high, bint reverse)
     cdef object scan_range(self, bytes low, bytes high, object limit, bint reverse)
     cdef uint64_t unchecked(self) noexcept
+    cdef OrderedView range_in_turn(self, bytes low, bytes high, bint reverse)
     cdef Places places_of_range(self, bytes low, bytes high)

@@ -228,6 +228,17 @@ cdef class Ordered(State):
         pairs.revision = self.applied_index
         return pairs
 
+    cdef OrderedView range_in_turn(self, bytes low, bytes high, bint reverse):
+        """The places of a range for the writer in its turn, also on the thread of a procedure; None: it is empty."""
+        cdef unsigned long calling = self.calling
+        self.calling = 0
+        self.set_gate()
+        try:
+            return self.view_of(low, high, reverse).view
+        finally:
+            self.calling = calling
+            self.set_gate()
+
     cdef Places places_of_range(self, bytes low, bytes high):
         """The places of the newest records of all keys of a range, in the order of their keys. None is open.
 

@@ -17,13 +17,14 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsm.disk.format cimport (
-    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM,
+    LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_KEY, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH, UNKNOWN_TERM,
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
 from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
 from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.index cimport check_deadlines
 from fastsm.lookup.ranges cimport check_order
 from fastsm.lookup.table cimport check_table, prefetch, same_key
 
@@ -447,16 +448,22 @@ cdef class State:
         `write_snapshot`. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
         """
         records = self._live_records(last_included)
-        return ((log_id, key, value) for operation, log_id, key, value in records if operation == "put")
+        return ((log_id, key, value) for operation, log_id, key, value, _ in records if operation == "put")
 
     def _live_records(self, last_included):
-        """`live_records` with the operation before each, "put" or "session", and with what sessions remember."""
+        """`live_records` with the operation before each, and the deadline after it; with touches and sessions."""
         cdef Capture capture = self._capture(last_included)
         capture.find(lambda: None)
         terms = capture.index.terms
         return (
-            (OPERATIONS[operation], LogId(index, terms.get(index)), key, value)
-            for operation, index, key, value in capture.all_records())
+            (OPERATIONS[operation], LogId(index, terms.get(index)), key, value, deadline)
+            for operation, index, key, value, deadline in capture.all_records())
+
+    def _clock_at(self, last_included):
+        """The clock as of an entry. O(bytes)."""
+        cdef Capture capture = self._capture(last_included)
+        capture.find(lambda: None)
+        return capture.clock
 
     def _capture(self, last_included):
         """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none.
@@ -560,7 +567,9 @@ cdef class State:
             assert record_operation(self.arena + place) == RECORD_PUT
             assert not index.dead.is_dead(place)
             live += record_length(self.arena + place)
-        live += check_sessions(index, self.arena, self._log.start + self._log.end)
+        live += check_others(index, index.sessions, RECORD_SESSION, self.arena, self._log.start + self._log.end)
+        live += check_others(index, index.touches, RECORD_TOUCH, self.arena, self._log.start + self._log.end)
+        check_deadlines(index, self.arena)
         assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, the records' sizes sum up to {live}"
         assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
         index.terms.check()
@@ -572,19 +581,19 @@ cdef class State:
         assert self._terms.seen == self.applied_index
 
 
-cdef uint64_t check_sessions(Index index, const uint8_t *arena, uint64_t end) except? 0:
-    """Asserts the invariants of the table of sessions; the sum of the sizes of their records."""
-    cdef uint64_t *places = <uint64_t *>malloc((index.sessions.count + 1) * sizeof(uint64_t))
+cdef uint64_t check_others(Index index, Table table, int operation, const uint8_t *arena, uint64_t end) except? 0:
+    """Asserts the invariants of the table of sessions, or of touches; the sum of the sizes of their records."""
+    cdef uint64_t *places = <uint64_t *>malloc((table.count + 1) * sizeof(uint64_t))
     cdef uint64_t total = 0
     cdef size_t i
     if places == NULL:
-        raise MemoryError("no memory to check the sessions")
+        raise MemoryError("no memory to check sessions and touches")
     try:
-        check_table(index.sessions, arena)
-        index.sessions.gather(places)
-        for i in range(index.sessions.count):
+        check_table(table, arena)
+        table.gather(places)
+        for i in range(table.count):
             assert places[i] < end
-            assert record_operation(arena + places[i]) == RECORD_SESSION
+            assert record_operation(arena + places[i]) == operation
             assert not index.dead.is_dead(places[i])
             total += record_length(arena + places[i])
     finally:

@@ -16,9 +16,9 @@ from _thread import allocate_lock
 from fastsm.errors import NotRunningError, ReentryError
 
 CHECK_SECONDS = 0.05  # between two checks while waiting
-CLOSED = "this state machine is closed: open the directory again"
+CLOSED = "this state machine or log is closed: open the directory again"
 REENTERED = (
-    "this thread is in the middle of a call of this state machine that holds its writers up, or waits for them: a "
+    "this thread is in the middle of a call of the same object that holds its writers up, or waits for them: a "
     "signal handler, a finalizer or a callback cannot write then. Nothing was changed; do it after that call")
 
 

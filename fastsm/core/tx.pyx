@@ -4,24 +4,27 @@ import operator
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastsm.command cimport ABSENT
-from fastsm.core.view cimport DONE, Found, NOT_A_NUMBER, View
+from fastsm.command cimport ABSENT, NO_DEADLINE
+from fastsm.core.view cimport DONE, Found, NOT_A_NUMBER, Step, View
+from fastsm.disk.format cimport DEADLINE_SIZE
 
 from fastsm.answering import after_prefix
-from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE
+from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE, deadline_number
 from fastsm.errors import CommandError, ProcedureError
 from fastsm.procedures import is_trouble
 from fastsm.types import LogId
 
 NUMBERS_END = 1 << 63
+MOST = NUMBERS_END - 1
 
 
 cdef class Tx:
     """The state for the time of one call, on its own thread: what earlier entries and this call have written.
 
-    Afterwards, and from another thread, every method is a `ProcedureError`. `entry`: the `LogId` of the call's entry.
+    Afterwards, and from another thread, every method is a `ProcedureError`. `entry`: the `LogId` of the call's entry;
+    `clock`: that of the state at this entry, in milliseconds since 1970.
 
     Thread safety: none; it refuses other threads.
     """
@@ -31,6 +34,7 @@ cdef class Tx:
         self.entry = entry
         self.index = entry[0]
         self.position = position
+        self.clock = view.clock
         self.thread = PyThread_get_thread_ident()
 
     def __repr__(self):
@@ -89,8 +93,25 @@ cdef class Tx:
         except BaseException as error:
             raise self._noted(error)
 
+    def deadline(self, key):
+        """The deadline of a key, or None where it has none or is not there."""
+        cdef bytes name
+        cdef uint64_t deadline
+        try:
+            name = taken(key, "key", MAX_KEY_SIZE)
+            self.check()
+            deadline = self.view.deadline(
+                <const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name),
+                self.view.table.hash(<const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)))
+            return None if deadline == NO_DEADLINE else deadline
+        except BaseException as error:
+            raise self._noted(error)
+
     def scan(self, start=None, end=None, *, prefix=None, limit=None, reverse=False):
-        """The pairs with `start <= key < end` (None: open), below `prefix`, in the order of their keys. O(keys)."""
+        """The pairs with `start <= key < end` (None: open), below `prefix`, in the order of their keys.
+
+        O(log keys + results).
+        """
         cdef Found found
         cdef list pairs = []
         try:
@@ -104,7 +125,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def count(self, start=None, end=None, *, prefix=None):
-        """How many pairs `scan` would give. O(keys)."""
+        """How many pairs `scan` would give. O(log keys + results)."""
         try:
             return len(self._keys(start, end, prefix, None, False))
         except BaseException as error:
@@ -116,21 +137,21 @@ cdef class Tx:
             limit = operator.index(limit)
             if limit < 0:
                 raise ValueError(f"limit={limit}: expected 0 or more")
+            limit = min(limit, MOST)
         reverse = bool(reverse)
         self.check()
-        keys = self.view.keys_between(first, stop)
-        if reverse:
-            keys.reverse()
-        return keys[:limit]
+        return self.view.keys_between(first, stop, -1 if limit is None else limit, reverse)
 
     # ---- write -----------------------------------------------------------------------------------------
 
-    def put(self, key, value):
-        """Sets a key."""
+    def put(self, key, value, *, expires=None):
+        """Sets a key, which has the deadline `expires` from here on, or none."""
+        cdef uint64_t deadline
         try:
             key, value = taken(key, "key", MAX_KEY_SIZE), taken(value, "value", MAX_VALUE_SIZE)
+            deadline = deadline_number(expires)
             self.check()
-            self.view.write_bytes(self.index, self.position, key, value)
+            self.view.write_bytes(self.index, self.position, key, value, deadline)
         except BaseException as error:
             raise self._noted(error)
 
@@ -143,11 +164,32 @@ cdef class Tx:
         except BaseException as error:
             raise self._noted(error)
 
+    def touch(self, key, expires):
+        """Changes the deadline of a key alone, or removes it (None); whether the key is there."""
+        cdef bytes name
+        cdef uint64_t deadline
+        cdef Step step
+        try:
+            name = taken(key, "key", MAX_KEY_SIZE)
+            deadline = deadline_number(expires)
+            self.check()
+            step.operation.key_size = <uint16_t>PyBytes_GET_SIZE(name)
+            step.operation.timed = deadline != NO_DEADLINE
+            name = self.view.hold_key(<const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), deadline)
+            step.operation.key = step.operation.value = <const uint8_t *>PyBytes_AS_STRING(name) + DEADLINE_SIZE
+            step.index = self.index
+            step.entry = self.position
+            step.hashed = self.view.table.hash(step.operation.key, step.operation.key_size)
+            return self.view.touch(&step)
+        except BaseException as error:
+            raise self._noted(error)
+
     def add(self, key, delta, *, initial=0):
         """Adds to the integer in a key, as `fastsm.add` does; returns the new one. `ValueError` where it cannot."""
         cdef bytes data
         cdef int64_t total = 0
         cdef int64_t number, first
+        cdef uint64_t deadline
         cdef int reason
         try:
             data = taken(key, "key", MAX_KEY_SIZE)
@@ -159,13 +201,16 @@ cdef class Tx:
                 number, first, &total)
             if reason != DONE:
                 raise ValueError("not a number" if reason == NOT_A_NUMBER else "overflow")
-            self.view.write_bytes(self.index, self.position, data, str(total).encode())
+            deadline = self.view.deadline(
+                <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data),
+                self.view.table.hash(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)))
+            self.view.write_bytes(self.index, self.position, data, str(total).encode(), deadline)
             return total
         except BaseException as error:
             raise self._noted(error)
 
     def delete_range(self, start, end):
-        """Removes the keys with `start <= key < end`, None being open; returns how many. O(keys)."""
+        """Removes the keys with `start <= key < end`, None being open; returns how many. O(log keys + results)."""
         try:
             first, stop = bounds(start, end, None)
             self.check()
@@ -174,7 +219,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def delete_prefix(self, prefix):
-        """Removes the keys that start with `prefix`; returns how many. O(keys)."""
+        """Removes the keys that start with `prefix`; returns how many. O(log keys + results)."""
         try:
             first, stop = bounds(None, None, prefix)
             self.check()

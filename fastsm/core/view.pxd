@@ -1,8 +1,11 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastsm.command cimport Operation
+from fastsm.command cimport Operation, number_at
+from fastsm.core.ordered cimport Ordered
 from fastsm.disk.mapping cimport Mapping
-from fastsm.disk.format cimport RECORD_DELETE, RECORD_PUT
+from fastsm.disk.format cimport (
+    DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_PUT, RECORD_TOUCH, is_of_session,
+)
 from fastsm.lookup.index cimport Index
 from fastsm.lookup.table cimport Table
 
@@ -14,16 +17,22 @@ ctypedef struct Step:
     uint64_t place        # where its record goes
     uint32_t entry        # position of its entry in the chunk
     int32_t shadowed      # of what is written: the write of the same key before it in this chunk, or -1
+    int32_t base          # of a touch: the put or delete of the same key before it in this chunk, or -1
     uint8_t record        # the operation of its record, 0: it leaves none
 
 cdef inline bint writes_key(int record) noexcept nogil:
-    return record == RECORD_PUT or record == RECORD_DELETE
+    """Whether a record is one of a key, or of a session."""
+    return record == RECORD_PUT or record == RECORD_DELETE or record == RECORD_TOUCH or is_of_session(record)
+
+cdef inline uint64_t step_deadline(const Step *step) noexcept nogil:
+    """The deadline that a put, a delete or a touch leaves its key with."""
+    return number_at(step.operation.key - DEADLINE_SIZE) if step.operation.timed else NO_DEADLINE
 
 ctypedef struct Pending:
     # A key that this chunk has written, or wrote and took back.
     const uint8_t *key    # NULL: an empty slot
     uint64_t hashed
-    int32_t latest        # the last write of it, -1: none that counts
+    int32_t latest        # the last write of it, a touch too; -1: none that counts
     uint16_t key_size
     bint session          # it is the id of a session, not a key of the state
 
@@ -43,6 +52,7 @@ cdef enum:  # why an entry is refused: 1 + its position in `answering.REASONS`; 
 
 
 cdef class View:
+    cdef Ordered owner           # of the state, which this is a view of
     cdef Index index
     cdef Table table
     cdef Mapping mapping         # holds the arena
@@ -57,22 +67,35 @@ cdef class View:
     cdef size_t used
     cdef list keys               # bytes objects that slots and writes lead into, for as long as the chunk lasts
     cdef list values             # the same; those of what was taken back are dropped
+    cdef list in_order           # keys that were written up to `ordered_writes`, sorted; None: no range was looked at
+    cdef size_t ordered_writes
+    cdef readonly uint64_t clock
+    cdef bint timed              # a key was written with a deadline
+    cdef bint session_written
 
-    cdef int begin(self, Index index, Mapping mapping, uint64_t readable, log, size_t expected) except -1
+    cdef int begin(self, Ordered owner, size_t expected) except -1
     cdef void forget(self) noexcept
     cdef int look(self, const uint8_t *key, size_t size, uint64_t hashed, Found *found) except -1
     cdef int look_for(
         self, Table table, bint session, const uint8_t *key, size_t size, uint64_t hashed, Found *found) except -1
     cdef int look_at_session(self, uint64_t session, Found *found) except -1
     cdef int write_session(self, uint64_t index, uint32_t entry, uint64_t session, bytes value) except -1
+    cdef int32_t value_write(self, const Pending *slot) noexcept nogil
+    cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0
+    cdef int check_readable(self, uint64_t place) except -1
+    cdef bint touch(self, const Step *step) except -1
     cdef int add(
         self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total
     ) except -1
     cdef int write(self, const Step *step) except -1
     cdef int write_number(self, const Step *step, int64_t number) except -1
     cdef int64_t remove_range(self, uint64_t index, uint32_t entry, bytes start, bytes end) except -1
-    cdef int write_bytes(self, uint64_t index, uint32_t entry, bytes key, bytes value) except -1
+    cdef int write_bytes(
+        self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=*) except -1
+    cdef bytes hold_key(self, const uint8_t *key, size_t size, uint64_t deadline)
     cdef void take_back(self, size_t mark) noexcept
-    cdef list keys_between(self, bytes start, bytes end)
+    cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=*, bint reverse=*)
+    cdef int keep_order(self) except -1
+    cdef list written_between(self, bytes start, bytes end)
     cdef int resize(self, size_t slots) except -1
     cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil

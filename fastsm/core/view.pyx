@@ -5,15 +5,19 @@ read, transaction, ranges, procedures. Writes are steps, in order; each knows th
 entry which is refused is taken back from the end. Nothing here changes the state.
 """
 
+from bisect import bisect_left
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp
 
 from fastsm.command cimport ABSENT
 from fastsm.disk.format cimport (
-    RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION, SESSION_ID_SIZE, may_be_live, record_index,
-    record_key, record_key_size, record_value_size,
+    DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH,
+    SESSION_ID_SIZE, may_be_live, record_deadline, record_index, record_key, record_key_size, record_length,
+    record_value_size,
 )
+from fastsm.lookup.ranges cimport OrderedView
 
 cdef extern from *:
     """
@@ -24,6 +28,8 @@ cdef extern from *:
 cdef enum:
     KEPT_STEPS = 1 << 14      # scratch memory that stays for the next chunk
     SMALLEST = 16
+    PAGE = 64                 # keys of a range that are taken at the same time
+    FEW_NEW = 16              # keys that are sorted in one by one
 
 
 cdef class View:
@@ -37,12 +43,15 @@ cdef class View:
         free(self.writes)
         free(self.slots)
 
-    cdef int begin(self, Index index, Mapping mapping, uint64_t readable, log, size_t expected) except -1:
+    cdef int begin(self, Ordered owner, size_t expected) except -1:
         """Over this state, with room for `expected` writes before it has to grow."""
         cdef size_t slots = SMALLEST
-        self.index, self.table, self.mapping, self.log = index, index.table, mapping, log
-        self.arena = mapping.address
-        self.readable = readable
+        self.owner, self.index, self.table, self.log = owner, owner._index, owner._table, owner._log
+        self.mapping = owner.mapping
+        self.arena = owner.arena
+        self.readable = owner.readable
+        self.clock = self.index.clock
+        self.timed = self.session_written = False
         self.count = self.used = 0
         self.keys, self.values = [], []
         while slots < 2 * expected:
@@ -54,7 +63,8 @@ cdef class View:
         free(self.slots)
         self.slots = NULL
         self.arena = NULL
-        self.index = self.table = self.mapping = self.log = self.keys = self.values = None
+        self.owner = self.index = self.table = self.mapping = self.log = None
+        self.keys = self.values = self.in_order = None
         if self.room > KEPT_STEPS:
             free(self.writes)
             self.writes = NULL
@@ -106,12 +116,13 @@ cdef class View:
         cdef const Step *step
         cdef const uint8_t *record
         cdef uint64_t place
+        cdef int32_t written = self.value_write(slot) if slot.key != NULL else -1
         found.value = NULL
         found.size = ABSENT
         found.index = 0
         found.entry = -1
-        if slot.key != NULL and slot.latest >= 0:
-            step = &self.writes[slot.latest]
+        if written >= 0:
+            step = &self.writes[written]
             found.entry = <int32_t>step.entry
             if may_be_live(step.record):
                 found.value, found.size, found.index = step.operation.value, step.operation.value_size, step.index
@@ -126,6 +137,12 @@ cdef class View:
                 raise self.log.damage_at(place)
         return 0
 
+    cdef int32_t value_write(self, const Pending *slot) noexcept nogil:
+        """The last write of a key that is no touch, or -1."""
+        if slot.latest < 0 or self.writes[slot.latest].record != RECORD_TOUCH:
+            return slot.latest
+        return self.writes[slot.latest].base
+
     cdef int add(
         self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total
     ) except -1:
@@ -136,43 +153,118 @@ cdef class View:
             return NOT_A_NUMBER
         return OVERFLOW if add_overflows(initial, delta, total) else DONE
 
-    cdef list keys_between(self, bytes start, bytes end):
-        """The keys that are there, from `start` to before `end` (None: to the last), in order. O(keys of the state)."""
-        cdef uint64_t *places = <uint64_t *>malloc((self.table.count + 1) * sizeof(uint64_t))
-        cdef uint64_t count = self.table.count
+    # ---- ranges ----------------------------------------------------------------------------------------
+
+    cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=-1, bint reverse=False):
+        """The keys that are there, from `start` to before `end` (None: to the last), in order, or from the end.
+
+        At most so many; -1: all. O(log keys + results + keys of the range that this chunk has written).
+        """
+        cdef uint64_t places[PAGE]
+        cdef list written = self.written_between(start, end)
+        cdef list keys = []
+        cdef OrderedView view = self.owner.range_in_turn(start, end, reverse)
         cdef const uint8_t *record
         cdef Pending *slot
-        cdef list keys = []
-        cdef size_t i
-        if places == NULL:
-            raise MemoryError(f"no memory to look through {count} keys")
-        try:
-            self.table.gather(places)
+        cdef size_t i, room, count
+        cdef Py_ssize_t next_written = 0
+        if reverse:
+            written.reverse()
+        while view is not None and not view.walk.done and (most < 0 or len(keys) < most):
+            room = PAGE if most < 0 else min(<size_t>PAGE, <size_t>(most - len(keys)))
+            count = view.take(places, room)
             for i in range(count):
                 record = self.arena + places[i]
                 if places[i] + RECORD_KEY + record_key_size(record) > self.readable:
                     raise self.log.damage_at(places[i])
-                if not lies_between(record_key(record), record_key_size(record), start, end):
-                    continue
                 if self.used:
                     slot = self.slot_of(
                         False, record_key(record), record_key_size(record),
                         self.table.hash(record_key(record), record_key_size(record)))
-                    if slot.key != NULL and slot.latest >= 0:
-                        continue
-                keys.append(PyBytes_FromStringAndSize(<const char *>record_key(record), record_key_size(record)))
-        finally:
-            free(places)
-        if self.used:
-            for i in range(self.slot_mask + 1):
-                slot = &self.slots[i]
-                if slot.key == NULL or slot.latest < 0 or slot.session:
-                    continue
-                if self.writes[slot.latest].record == RECORD_PUT:
-                    if lies_between(slot.key, slot.key_size, start, end):
-                        keys.append(PyBytes_FromStringAndSize(<const char *>slot.key, slot.key_size))
-        keys.sort()
+                    if slot.key != NULL and self.value_write(slot) >= 0:
+                        continue  # it is among those that were written, or deleted
+                key = PyBytes_FromStringAndSize(<const char *>record_key(record), record_key_size(record))
+                while next_written < len(written) and (written[next_written] < key) != reverse:
+                    keys.append(written[next_written])
+                    next_written += 1
+                keys.append(key)
+        while next_written < len(written) and (most < 0 or len(keys) < most):
+            keys.append(written[next_written])
+            next_written += 1
+        return keys if most < 0 else keys[:most]
+
+    cdef list written_between(self, bytes start, bytes end):
+        """The keys of a range that this chunk has put, and that are there, in order."""
+        cdef list keys = []
+        cdef Pending *slot
+        cdef Py_ssize_t i, stop
+        if self.used == 0:
+            return keys
+        self.keep_order()
+        stop = len(self.in_order) if end is None else bisect_left(self.in_order, end)
+        for i in range(bisect_left(self.in_order, b"" if start is None else start), stop):
+            key = self.in_order[i]
+            slot = self.slot_of(
+                False, <const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key),
+                self.table.hash(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)))
+            if slot.key != NULL and self.value_write(slot) >= 0:
+                if self.writes[self.value_write(slot)].record == RECORD_PUT:
+                    keys.append(key)
         return keys
+
+    cdef int keep_order(self) except -1:
+        """Brings `in_order` up to date with what was written."""
+        cdef const Operation *operation
+        cdef list new = []
+        if self.in_order is None:
+            self.in_order = []
+            self.ordered_writes = 0
+        while self.ordered_writes < self.count:
+            if self.writes[self.ordered_writes].record == RECORD_PUT:
+                operation = &self.writes[self.ordered_writes].operation
+                new.append(PyBytes_FromStringAndSize(<const char *>operation.key, operation.key_size))
+            self.ordered_writes += 1
+        if len(new) > FEW_NEW:
+            self.in_order = sorted(set(self.in_order).union(new))
+            return 0
+        for key in new:
+            i = bisect_left(self.in_order, key)
+            if i == len(self.in_order) or self.in_order[i] != key:
+                self.in_order.insert(i, key)
+        return 0
+
+    # ---- time ------------------------------------------------------------------------------------------
+
+    cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0:
+        """The deadline of a key, NO_DEADLINE: it has none, or is not there."""
+        cdef Pending *slot = self.slot_of(False, key, size, hashed)
+        cdef uint64_t place
+        if slot.key != NULL and slot.latest >= 0:
+            return step_deadline(&self.writes[slot.latest])
+        place = self.table.find(self.arena, hashed, key, <uint16_t>size)
+        if place == 0:
+            return NO_DEADLINE
+        place = self.index.deadline_at(self.arena, place)
+        self.check_readable(place)
+        return record_deadline(self.arena + place)
+
+    cdef int check_readable(self, uint64_t place) except -1:
+        if place + record_length(self.arena + place) > self.readable + 7:
+            raise self.log.damage_at(place)
+        return 0
+
+    cdef bint touch(self, const Step *step) except -1:
+        """Appends a touch where that changes something; whether the key is there."""
+        cdef Step touched = step[0]
+        cdef Found found
+        self.look(step.operation.key, step.operation.key_size, step.hashed, &found)
+        if found.size == ABSENT:
+            return False
+        touched.record = RECORD_TOUCH
+        touched.operation.value_size = 0
+        if self.deadline(step.operation.key, step.operation.key_size, step.hashed) != step_deadline(step):
+            self.write(&touched)
+        return True
 
     # ---- write -----------------------------------------------------------------------------------------
 
@@ -180,7 +272,7 @@ cdef class View:
         """Appends what a step writes; its key and value stay where they are."""
         cdef Pending *slot
         cdef Step *written
-        cdef bint session = step.record >= RECORD_SESSION
+        cdef bint session = is_of_session(step.record)
         cdef size_t room
         if self.count == self.room:
             if self.count >= 0x7FFFFFFF:
@@ -193,7 +285,9 @@ cdef class View:
             self.room = room
         written = &self.writes[self.count]
         written[0] = step[0]
-        if writes_key(step.record) or session:
+        self.timed |= step.operation.timed
+        self.session_written |= session
+        if writes_key(step.record):
             slot = self.slot_of(session, step.operation.key, step.operation.key_size, step.hashed)
             if slot.key == NULL:
                 if 2 * (self.used + 1) > self.slot_mask + 1:
@@ -206,14 +300,26 @@ cdef class View:
                 slot.latest = -1
                 self.used += 1
             written.shadowed = slot.latest
+            written.base = self.value_write(slot)
             slot.latest = <int32_t>self.count
         self.count += 1
         return 0
 
+    cdef bytes hold_key(self, const uint8_t *key, size_t size, uint64_t deadline):
+        """A copy of a key, right after a deadline, that is held for as long as the chunk lasts."""
+        cdef bytes held = PyBytes_FromStringAndSize(<const char *>&deadline, DEADLINE_SIZE) + key[:size]
+        self.keys.append(held)
+        return held
+
     cdef int write_number(self, const Step *step, int64_t number) except -1:
-        """Appends a put of a number as text, under the key of a step."""
+        """Appends a put of a number as text, under the key of a step, which keeps its deadline."""
         cdef Step put = step[0]
         cdef bytes text = number_text(number)
+        cdef uint64_t deadline = self.deadline(step.operation.key, step.operation.key_size, step.hashed)
+        if deadline != NO_DEADLINE:
+            key = self.hold_key(step.operation.key, step.operation.key_size, deadline)
+            put.operation.key = <const uint8_t *>PyBytes_AS_STRING(key) + DEADLINE_SIZE
+            put.operation.timed = True
         self.values.append(text)
         put.operation.value = <const uint8_t *>PyBytes_AS_STRING(text)
         put.operation.value_size = <uint32_t>PyBytes_GET_SIZE(text)
@@ -235,6 +341,7 @@ cdef class View:
         step.operation.key = step.operation.value = <const uint8_t *>PyBytes_AS_STRING(key)
         step.operation.key_size = SESSION_ID_SIZE
         step.operation.value_size = 0
+        step.operation.timed = False
         step.record = RECORD_FORGET
         if value is not None:
             self.values.append(value)
@@ -246,12 +353,18 @@ cdef class View:
         step.hashed = self.index.sessions.hash(step.operation.key, SESSION_ID_SIZE)
         return self.write(&step)
 
-    cdef int write_bytes(self, uint64_t index, uint32_t entry, bytes key, bytes value) except -1:
+    cdef int write_bytes(
+        self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=NO_DEADLINE
+    ) except -1:
         """Appends a put of these objects, which are held, or, with `value` None, a delete."""
         cdef Step step
-        self.keys.append(key)
-        step.operation.key = <const uint8_t *>PyBytes_AS_STRING(key)
         step.operation.key_size = <uint16_t>PyBytes_GET_SIZE(key)
+        step.operation.timed = deadline != NO_DEADLINE
+        if step.operation.timed:
+            key = self.hold_key(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), deadline)
+        else:
+            self.keys.append(key)
+        step.operation.key = <const uint8_t *>PyBytes_AS_STRING(key) + DEADLINE_SIZE * step.operation.timed
         step.operation.value = step.operation.key
         step.operation.value_size = 0
         step.record = RECORD_DELETE
@@ -271,10 +384,11 @@ cdef class View:
         while self.count > mark:
             self.count -= 1
             step = &self.writes[self.count]
-            if writes_key(step.record) or step.record >= RECORD_SESSION:
+            if writes_key(step.record):
                 self.slot_of(
-                    step.record >= RECORD_SESSION, step.operation.key, step.operation.key_size, step.hashed,
+                    is_of_session(step.record), step.operation.key, step.operation.key_size, step.hashed,
                 ).latest = step.shadowed
+        self.ordered_writes = min(self.ordered_writes, self.count)
 
 
 cdef bint parse_number(const uint8_t *text, uint32_t size, int64_t *number) noexcept nogil:
@@ -311,18 +425,3 @@ cdef bytes number_text(int64_t number):
         i -= 1
         text[i] = b"-"
     return PyBytes_FromStringAndSize(<const char *>text + i, 20 - i)
-
-
-cdef bint lies_between(const uint8_t *key, size_t size, bytes start, bytes end) noexcept:
-    if compare(key, size, start) < 0:
-        return False
-    return end is None or compare(key, size, end) < 0
-
-
-cdef int compare(const uint8_t *key, size_t size, bytes other) noexcept:
-    """As `bytes` compare: byte by byte, then the shorter one first."""
-    cdef size_t other_size = PyBytes_GET_SIZE(other)
-    cdef int order = memcmp(key, PyBytes_AS_STRING(other), min(size, other_size))
-    if order:
-        return order
-    return (size > other_size) - (size < other_size)

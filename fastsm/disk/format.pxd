@@ -1,5 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from libc.string cimport memcpy
+
 from fastsm.disk.hashing cimport load64, xxh64_of_two
 
 # ---- offsets: each derives from the one before; tests/disk/test_format.py computes them again --------------
@@ -43,8 +45,8 @@ cdef enum:  # Record
     RECORD_VALUE_SIZE = RECORD_INDEX + 8
     RECORD_KEY_SIZE = RECORD_VALUE_SIZE + 4
     RECORD_OPERATION = RECORD_KEY_SIZE + 2
-    RECORD_ZERO = RECORD_OPERATION + 1
-    RECORD_KEY = RECORD_ZERO + 1
+    RECORD_TIMED = RECORD_OPERATION + 1          # 1: the record ends with a deadline
+    RECORD_KEY = RECORD_TIMED + 1
 
 cdef enum:  # SnapshotHeader
     SNAPSHOT_MAGIC = 0
@@ -56,12 +58,12 @@ cdef enum:  # SnapshotHeader
     SNAPSHOT_RUNS = SNAPSHOT_KEYS + 8
     SNAPSHOT_MEMBERSHIP_SIZE = SNAPSHOT_RUNS + 8
     SNAPSHOT_RECORDS_SIZE = SNAPSHOT_MEMBERSHIP_SIZE + 8
-    SNAPSHOT_STATE_CHECKSUM = SNAPSHOT_RECORDS_SIZE + 8
+    SNAPSHOT_SESSIONS = SNAPSHOT_RECORDS_SIZE + 8
+    SNAPSHOT_CLOCK = SNAPSHOT_SESSIONS + 8
+    SNAPSHOT_STATE_CHECKSUM = SNAPSHOT_CLOCK + 8
     SNAPSHOT_ATTACHMENT_SIZE = SNAPSHOT_STATE_CHECKSUM + 32
     SNAPSHOT_STORED_SIZE = SNAPSHOT_ATTACHMENT_SIZE + 8
-    SNAPSHOT_SESSIONS = SNAPSHOT_STORED_SIZE + 8
-    SNAPSHOT_ZERO = SNAPSHOT_SESSIONS + 8
-    SNAPSHOT_CHECKSUM = SNAPSHOT_ZERO + 8        # of all other bytes of the file
+    SNAPSHOT_CHECKSUM = SNAPSHOT_STORED_SIZE + 8  # of all other bytes of the file
     SNAPSHOT_HEADER_SIZE = SNAPSHOT_CHECKSUM + 32
     TERM_RUN_SIZE = 24
 
@@ -73,10 +75,18 @@ cdef enum:  # RecordOperation
     RECORD_CLOSE = 5
     RECORD_SESSION = 6
     RECORD_FORGET = 7
+    RECORD_TOUCH = 8
+    RECORD_CLOCK = 9
 
 cdef enum:
     SESSION_ID_SIZE = 8     # the key of a session's records
-    SESSION_RESULT = 16     # offset in its value, after sequence and deadline
+    SESSION_DEADLINE = 8    # offset in its value, after the sequence
+    SESSION_RESULT = 16     # and after the deadline
+    DEADLINE_SIZE = 8       # at the end of a record
+    CLOCK_SIZE = 8          # the value of a record of the clock
+
+cdef uint64_t NO_DEADLINE
+cdef uint64_t LATEST_DEADLINE
 
 cdef enum:
     LARGE = 64 << 10    # bytes above which work is done without the GIL
@@ -116,10 +126,28 @@ cdef inline bint is_of_entry(int operation) noexcept nogil:
 
 cdef inline bint may_be_live(int operation) noexcept nogil:
     """Whether a record is part of the state as long as no later one of its key, or session, follows."""
-    return operation == RECORD_PUT or operation == RECORD_SESSION
+    return operation == RECORD_PUT or operation == RECORD_SESSION or operation == RECORD_TOUCH
+
+cdef inline bint is_of_session(int operation) noexcept nogil:
+    """Whether a record's key is the id of a session."""
+    return operation == RECORD_SESSION or operation == RECORD_FORGET
 
 cdef inline uint64_t record_length(const uint8_t *record) noexcept nogil:
-    return record_size(record_key_size(record), record_value_size(record))
+    return record_size(record_key_size(record), record_value_size(record)) + (<uint64_t>record[RECORD_TIMED] << 3)
+
+cdef inline uint64_t record_deadline(const uint8_t *record) noexcept nogil:
+    """The deadline that a put or a touch gives its key, NO_DEADLINE: none."""
+    return load64(record + record_length(record) - DEADLINE_SIZE) if record[RECORD_TIMED] else NO_DEADLINE
+
+cdef inline uint64_t session_deadline(const uint8_t *record) noexcept nogil:
+    """The deadline in a session's record, NO_DEADLINE: none."""
+    return load64(record + RECORD_KEY + SESSION_ID_SIZE + SESSION_DEADLINE)
+
+cdef inline uint8_t *write_deadline(uint8_t *record, uint8_t *p, uint64_t deadline) noexcept nogil:
+    """Gives a record that was just written, and ends at `p`, a deadline; returns where the next one starts."""
+    record[RECORD_TIMED] = 1
+    memcpy(p, &deadline, DEADLINE_SIZE)
+    return p + DEADLINE_SIZE
 
 cdef inline uint64_t frame_size(uint64_t run_count, uint64_t record_bytes) noexcept nogil:
     return FRAME_RUNS + run_count * RUN_SIZE + record_bytes

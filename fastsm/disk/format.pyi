@@ -22,6 +22,8 @@ FRAME_RUN_STRUCT: struct.Struct
 OPERATIONS: dict[int, str]
 OPERATION_PUT: int
 OPERATION_SESSION: int
+OPERATION_TOUCH: int
+MAX_DEADLINE: int
 MAX_RESULT_BYTES: int
 MAX_SESSION_VALUE: int
 OPERATION_CONFIG: int
@@ -56,10 +58,11 @@ class SnapshotHead(NamedTuple):
     runs: int
     membership_size: int
     records_size: int
+    sessions: int
+    clock: int
     state_checksum: bytes
     attachment_size: int
     stored_size: int
-    sessions: int
     checksum: bytes
     @property
     def state_offset(self) -> int: ...
@@ -68,7 +71,8 @@ class SnapshotHead(NamedTuple):
     @property
     def file_size(self) -> int: ...
 
-def unpack_record(buffer: Buffer, place: int) -> tuple[int, int, bytes, bytes, int]: ...
+def unpack_record(buffer: Buffer, place: int) -> tuple[int, int, bytes, bytes, int | None, int]: ...
+def size_of_record(head: Buffer) -> int: ...
 def unpack_frame(
     buffer: Buffer, offset: int
 ) -> tuple[int, int | None, list[tuple[int, int | None]], int]: ...
@@ -78,9 +82,18 @@ class Sections(NamedTuple):
     runs: int
     metadata: int
     dead: int
-    directory: int
-    segments: int
+    directories: tuple[int, ...]
+    deadlines: tuple[int, ...]
+    front_end: int
+    segments: tuple[int, ...]
     end: int
+
+class SavedPart(NamedTuple):
+    seed0: int
+    seed1: int
+    entries: int
+    segments: int
+    depth: int
 
 class SavedTable(NamedTuple):
     identity: int
@@ -99,7 +112,16 @@ class SavedTable(NamedTuple):
     frames: int
     last_frame: int
     last_checksum: int
+    clock: int
+    clock_place: int
+    touch_place: int
+    key_deadlines: int
+    session_deadlines: int
+    sessions: SavedPart
+    touches: SavedPart
     body_checksum: int
+    @property
+    def parts(self) -> tuple[SavedPart, ...]: ...
     @property
     def sections(self) -> Sections: ...
 

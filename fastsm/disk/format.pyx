@@ -6,7 +6,7 @@ docs/format.md draws the pictures. In short, all integers little-endian, all rec
     log       header | frame | frame | … | zeros (preallocated)
     frame     checksum | length | watermark lag | run count | seal | runs | records
     run       last index | term
-    record    index | value size | key size | operation | 0 | key | value | padding
+    record    index | value size | key size | operation | timed | key | value | padding | deadline, if timed
     snapshot  header | attachment | membership record | runs (first, last, term) | records
     table     header | runs | snapshot metadata | dead map | directory | zeros up to a page | segments
 
@@ -56,7 +56,9 @@ cdef enum:  # what a session remembers of its last command
     VALUE_LIST = 5
     VALUE_DEPTH = 8
 
-cdef uint64_t LATEST_DEADLINE = 0x7FFFFFFFFFFFFFFF
+NO_DEADLINE = <uint64_t>0xFFFFFFFFFFFFFFFF
+LATEST_DEADLINE = <uint64_t>0x7FFFFFFFFFFFFFFF
+MAX_DEADLINE = LATEST_DEADLINE
 
 
 # ---- files with one fixed header ----------------------------------------------------------------------
@@ -88,9 +90,20 @@ class Sections(NamedTuple):
     runs: int
     metadata: int
     dead: int
-    directory: int
-    segments: int
+    directories: tuple        # of the tables of keys, sessions and touches
+    deadlines: tuple          # of keys, and of sessions
+    front_end: int            # behind all of these
+    segments: tuple           # of the tables
     end: int
+
+
+class SavedPart(NamedTuple):
+    """One of its tables. Without anything in it, it has neither segments nor a directory."""
+    seed0: int
+    seed1: int
+    entries: int
+    segments: int
+    depth: int
 
 
 class SavedTable(NamedTuple):
@@ -111,7 +124,19 @@ class SavedTable(NamedTuple):
     frames: int
     last_frame: int       # the offset of the last of these frames, 0: there is none
     last_checksum: int    # of that frame, or of the log's header: it stands for base and log up to `log_offset`
+    clock: int
+    clock_place: int      # of the newest record of it, 0: there is none in the log
+    touch_place: int      # of the newest touch, 0: there was none
+    key_deadlines: int
+    session_deadlines: int
+    sessions: SavedPart
+    touches: SavedPart
     body_checksum: int    # XXH64 of everything after the header
+
+    @property
+    def parts(self):
+        """Its tables."""
+        return SavedPart(self.seed0, self.seed1, self.keys, self.segments, self.depth), self.sessions, self.touches
 
     @property
     def sections(self):
@@ -119,18 +144,32 @@ class SavedTable(NamedTuple):
         runs = TABLE_HEADER_BYTES
         metadata = runs + TERM_RUN_SIZE * self.runs
         dead = metadata + align8(self.metadata_size)
-        directory = dead + 8 * self.dead_words
-        segments = (directory + (4 << self.depth) + TABLE_PAGE - 1) // TABLE_PAGE * TABLE_PAGE
-        return Sections(runs, metadata, dead, directory, segments, segments + self.segments * SEGMENT_BYTES)
+        at = dead + 8 * self.dead_words
+        directories, deadlines, segments = [], [], []
+        for part in self.parts:
+            directories.append(at)
+            at += align8(4 << part.depth) if part.segments else 0
+        for count in (self.key_deadlines, self.session_deadlines):
+            deadlines.append(at)
+            at += DUE_BYTES * count
+        front_end = at
+        for part in self.parts:
+            if part.segments:
+                at = (at + TABLE_PAGE - 1) // TABLE_PAGE * TABLE_PAGE
+            segments.append(at)
+            at += part.segments * SEGMENT_BYTES
+        return Sections(
+            runs, metadata, dead, tuple(directories), tuple(deadlines), front_end, tuple(segments), at)
 
 
 # Behind the version, and behind the fields, are reserved zeros.
 LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
-TABLE_STRUCT = struct.Struct("<8sII17Q")
+TABLE_STRUCT = struct.Struct("<8sII32Q")
 TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
 TABLE_PAGE = 65536      # no system has larger pages: segments are mapped
 SEGMENT_BYTES = 8 * 4096 + 64
+DUE_BYTES = 16          # a deadline, and a place
 
 
 def pack_log_head(head):
@@ -145,14 +184,20 @@ def head_checksum(packed):
 
 def pack_saved_table(saved):
     """A saved table's header."""
-    return with_checksum(TABLE_STRUCT.pack(TABLE_MAGIC_BYTES, VERSION, 0, *saved))
+    *fields, sessions, touches, body_checksum = saved
+    return with_checksum(TABLE_STRUCT.pack(
+        TABLE_MAGIC_BYTES, VERSION, 0, *fields, *sessions, *touches, body_checksum))
 
 
 def unpack_saved_table(data, path, size):
     """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
-    saved = SavedTable(*unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 17))
-    counts = (saved.runs, saved.metadata_size, saved.dead_words, saved.segments)
-    if max(counts) > size or saved.depth > 40 or saved.sections.end != size:
+    fields = unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 32)
+    saved = SavedTable(
+        *fields[:21], SavedPart(*fields[21:26]), SavedPart(*fields[26:31]), fields[31])
+    counts = [saved.runs, saved.metadata_size, saved.dead_words, saved.key_deadlines, saved.session_deadlines]
+    counts += [part.segments for part in saved.parts]
+    depth = max(part.depth for part in saved.parts)
+    if max(counts) > size or depth > 40 or saved.sections.end != size:
         raise CorruptionError(path, None, "sections that add up to the file's size", f"{size} bytes")
     return saved
 
@@ -223,10 +268,11 @@ class SnapshotHead(NamedTuple):
     runs: int
     membership_size: int
     records_size: int
+    sessions: int             # each of which has one record
+    clock: int                # 0: before the first tick
     state_checksum: bytes
     attachment_size: int
     stored_size: int          # of the state as it is in the file
-    sessions: int             # each of which has one record
     checksum: bytes
 
     @property
@@ -246,7 +292,7 @@ class SnapshotHead(NamedTuple):
 
 
 # What a state is made of, for readers in Python: first index, last index, term; and the head of a record, which is
-# index, size of the value, size of the key, operation, zero.
+# index, size of the value, size of the key, operation, and 1 where it ends with a deadline.
 TERM_RUN_STRUCT = struct.Struct("<QQQ")
 RECORD_STRUCT = struct.Struct("<QIHBB")
 # Of a frame: checksum, length, lag of the watermark, number of runs, seal; and one of its runs: last index, term.
@@ -255,25 +301,35 @@ FRAME_RUN_STRUCT = struct.Struct("<QQ")
 OPERATIONS = {
     RECORD_PUT: "put", RECORD_DELETE: "delete", RECORD_CONFIG: "config", RECORD_SNAPSHOT: "snapshot",
     RECORD_CLOSE: "close", RECORD_SESSION: "session", RECORD_FORGET: "forget",
+    RECORD_TOUCH: "touch", RECORD_CLOCK: "clock",
 }
 OPERATION_PUT = RECORD_PUT
 OPERATION_CONFIG = RECORD_CONFIG
 OPERATION_SESSION = RECORD_SESSION
+OPERATION_TOUCH = RECORD_TOUCH
 MAX_RESULT_BYTES = RESULT_LIMIT
 MAX_SESSION_VALUE = SESSION_RESULT + 1 + RESULT_LIMIT
 MAX_RECORD_VALUE = LARGEST_VALUE
 STATE_CHECKSUM_COVERS = slice(SNAPSHOT_INDEX, SNAPSHOT_STATE_CHECKSUM)
 CHECKSUM_COVERS = slice(0, SNAPSHOT_CHECKSUM)
-SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQ32sQQQ8s32s")
+SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQQQ32sQQ32s")
 
 
 def unpack_record(buffer, place):
-    """A record in memory that was checked: index, operation, key, value, and where the next one starts."""
-    index, value_size, key_size, operation, _ = RECORD_STRUCT.unpack_from(buffer, place)
+    """A record in memory that was checked: index, operation, key, value, deadline, and where the next one starts."""
+    index, value_size, key_size, operation, timed = RECORD_STRUCT.unpack_from(buffer, place)
     key = place + RECORD_STRUCT.size
     value = key + key_size
     stop = value + value_size
-    return index, operation, bytes(buffer[key:value]), bytes(buffer[value:stop]), stop + 7 & ~7
+    end = place + (stop - place + 7 & ~7) + DEADLINE_SIZE * timed
+    deadline = int.from_bytes(buffer[end - DEADLINE_SIZE:end], "little") if timed else None
+    return index, operation, bytes(buffer[key:value]), bytes(buffer[value:stop]), deadline, end
+
+
+def size_of_record(head):
+    """The size of a record, by its first bytes."""
+    _, value_size, key_size, _, timed = RECORD_STRUCT.unpack_from(head)
+    return (RECORD_STRUCT.size + key_size + value_size + 7 & ~7) + DEADLINE_SIZE * timed
 
 
 def unpack_frame(buffer, offset):
@@ -294,7 +350,7 @@ def unpack_frame(buffer, offset):
 def pack_snapshot_head(head):
     """A snapshot's header: `[16:64]` is what `state_checksum` covers of it, all but the end `checksum`."""
     *fields, own_sum = head
-    return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, *fields, bytes(8), own_sum)
+    return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, *fields, own_sum)
 
 
 def unpack_snapshot_head(data, path, size=None):
@@ -309,7 +365,7 @@ def unpack_snapshot_head(data, path, size=None):
 
     if len(data) < SNAPSHOT_HEADER_SIZE:
         refuse(0, f"a header of {SNAPSHOT_HEADER_SIZE} bytes", f"{len(data)} bytes")
-    magic, version, *fields, zero, own_sum = SNAPSHOT_STRUCT.unpack(data[:SNAPSHOT_HEADER_SIZE])
+    magic, version, *fields, own_sum = SNAPSHOT_STRUCT.unpack(data[:SNAPSHOT_HEADER_SIZE])
     if magic != SNAPSHOT_MAGIC_BYTES:
         refuse(SNAPSHOT_MAGIC, f"magic {SNAPSHOT_MAGIC_BYTES!r}", repr(magic))
     if version != VERSION:
@@ -319,8 +375,8 @@ def unpack_snapshot_head(data, path, size=None):
         refuse(SNAPSHOT_CODEC, f"codec {CODEC_NONE} (none) or {CODEC_ZSTD} (zstd)", head.codec)
     if head.last_index > LARGEST or head.last_term > LARGEST:
         refuse(SNAPSHOT_INDEX, f"an index and a term of at most {LARGEST}", (head.last_index, head.last_term))
-    if any(zero):
-        refuse(SNAPSHOT_ZERO, "zeros", zero)
+    if head.clock > LATEST_DEADLINE:
+        refuse(SNAPSHOT_CLOCK, f"a clock of at most {LATEST_DEADLINE}", head.clock)
     if head.attachment_size > LARGEST_VALUE:
         refuse(SNAPSHOT_ATTACHMENT_SIZE, f"an attachment of at most {LARGEST_VALUE} bytes", head.attachment_size)
     if size is not None and head.file_size != size:
@@ -334,7 +390,7 @@ def unpack_snapshot_head(data, path, size=None):
         refuse(SNAPSHOT_STORED_SIZE, f"what {head.state_size} bytes may take at most", head.stored_size)
     if head.records_size & 7 or not (
         (head.keys + head.sessions) * RECORD_KEY <= head.records_size
-        <= (head.keys + head.sessions) * <object>record_size(0xFFFF, LARGEST_VALUE)
+        <= (2 * head.keys + head.sessions) * <object>(record_size(0xFFFF, LARGEST_VALUE) + DEADLINE_SIZE)
     ):
         refuse(SNAPSHOT_RECORDS_SIZE, f"the size of whole records for {head.keys} keys and {head.sessions} sessions",
                head.records_size)
@@ -344,7 +400,9 @@ def unpack_snapshot_head(data, path, size=None):
         refuse(SNAPSHOT_MEMBERSHIP_SIZE, "the size of one record, or 0", head.membership_size)
     if (head.runs == 0) != (head.last_index == 0) or head.runs > min(head.last_index, head.last_term + 1):
         refuse(SNAPSHOT_RUNS, "runs of rising terms up to the last included entry", head.runs)
-    if head.last_index == 0 and (head.last_term or head.keys or head.sessions or head.membership_size):
+    if head.last_index == 0 and (
+        head.last_term or head.keys or head.sessions or head.membership_size or head.clock
+    ):
         refuse(SNAPSHOT_INDEX, "nothing in the state before the first entry",
                (head.last_term, head.keys, head.membership_size))
     return head
@@ -363,7 +421,7 @@ cdef uint8_t *write_record(
     (<uint32_t *>(p + RECORD_VALUE_SIZE))[0] = value_size
     (<uint16_t *>(p + RECORD_KEY_SIZE))[0] = key_size
     p[RECORD_OPERATION] = operation
-    p[RECORD_ZERO] = 0
+    p[RECORD_TIMED] = 0
     memcpy(p + RECORD_KEY, key, key_size)
     memcpy(p + RECORD_KEY + key_size, value, value_size)
     return p + size
@@ -479,26 +537,40 @@ cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept no
 
 
 cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil:
+    """VALID or MALFORMED: what is at `record`, which is `length` bytes, as its first bytes say."""
     cdef uint64_t key_size = record_key_size(record)
     cdef uint64_t value_size = record_value_size(record)
-    cdef uint64_t padding = length - RECORD_KEY - key_size - value_size
+    cdef uint64_t padding, end
     cdef int operation = record_operation(record)
-    if not (RECORD_PUT <= operation <= RECORD_FORGET) or record[RECORD_ZERO]:
+    if not (RECORD_PUT <= operation <= RECORD_CLOCK):
         return MALFORMED
+    end = record_size(key_size, value_size)
+    padding = end - RECORD_KEY - key_size - value_size
+    if record[RECORD_TIMED]:
+        if record[RECORD_TIMED] > 1 or (operation != RECORD_PUT and operation != RECORD_TOUCH):
+            return MALFORMED
+        if load64(record + end) > LATEST_DEADLINE:
+            return MALFORMED
     if value_size > LARGEST_VALUE or (key_size and RECORD_CONFIG <= operation <= RECORD_CLOSE):
         return MALFORMED
     if value_size and (operation == RECORD_DELETE or operation == RECORD_CLOSE):
         return MALFORMED
     if operation == RECORD_SNAPSHOT and value_size < 8:
         return MALFORMED
-    if operation >= RECORD_SESSION and key_size != SESSION_ID_SIZE:
+    if operation == RECORD_TOUCH and value_size:
+        return MALFORMED
+    if operation == RECORD_CLOCK and (
+        key_size or value_size != CLOCK_SIZE or not 0 < load64(record_key(record)) <= LATEST_DEADLINE
+    ):
+        return MALFORMED
+    if is_of_session(operation) and key_size != SESSION_ID_SIZE:
         return MALFORMED
     if operation == RECORD_FORGET and value_size:
         return MALFORMED
     if operation == RECORD_SESSION and not is_session(record_key(record) + SESSION_ID_SIZE, value_size):
         return MALFORMED
     # Padding must be zero, or equal states would differ in bytes. Little-endian: it is the word's top.
-    if padding and (<const uint64_t *>(record + length - 8))[0] >> (64 - 8 * padding):
+    if padding and (<const uint64_t *>(record + end - 8))[0] >> (64 - 8 * padding):
         return MALFORMED
     return VALID
 
@@ -512,7 +584,7 @@ cdef bint is_session(const uint8_t *value, uint64_t size) noexcept nogil:
         return False
     memcpy(&sequence, value, 8)
     memcpy(&deadline, value + 8, 8)
-    if deadline > LATEST_DEADLINE and deadline != <uint64_t>0xFFFFFFFFFFFFFFFF:
+    if deadline > LATEST_DEADLINE and deadline != NO_DEADLINE:
         return False
     if sequence == 0:
         return size == SESSION_RESULT

@@ -60,6 +60,7 @@ cdef class FrameFile:
     cdef bint is_frame(self, uint64_t offset, uint64_t end, uint64_t checksum) noexcept
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
+    cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1
     cdef int write_staged(self, uint64_t length) except -1
     cdef int settle_piece(self) except -1
     cdef int prepare(self, uint64_t size) except -1

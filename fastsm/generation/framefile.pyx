@@ -24,7 +24,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from fastsm.disk.format cimport (
-    ARENA_LIMIT, FRAME_RUNS, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
+    ARENA_LIMIT, FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
     seal_frame,
 )
 from fastsm.disk.mapping cimport Mapping
@@ -48,6 +48,19 @@ cdef enum:
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     NOTED_ABOVE = 64 << 10       # bytes that were suspect: fewer are read and written again in no time
     WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
+
+
+cdef uint64_t seal_frames(
+    uint8_t *frames, uint64_t total, uint64_t identity, uint64_t offset, uint64_t durable, uint64_t *chain
+) noexcept nogil:
+    """Seals one frame after the other, without runs; returns the offset of the last."""
+    cdef uint64_t done = 0
+    cdef uint64_t length = 0
+    while done < total:
+        length = frame_length(frames + done)
+        chain[0] = seal_frame(frames + done, length, 0, identity, offset + done, durable, chain[0])
+        done += length
+    return offset + total - length
 
 
 cdef class FrameFile:
@@ -144,6 +157,32 @@ cdef class FrameFile:
         self.last_frame, self.chain = self.end, chain
         self.end += length
         self.frames += 1
+        self.frames_unsynced += 1
+        if self.paced and (
+            self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
+        ):
+            self.paced = False
+        return 0
+
+    cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1:
+        """`commit_frame` for several that stand next to each other, their lengths filled in: all of them, or none.
+
+        They are one write, so they count as one in the rhythm of flushes.
+        """
+        cdef uint64_t durable = self.durable
+        cdef uint64_t offset = self.end
+        cdef uint64_t chain = self.chain
+        cdef uint64_t last
+        if total > LARGE:
+            with nogil:
+                last = seal_frames(frames, total, self.identity, offset, durable, &chain)
+        else:
+            last = seal_frames(frames, total, self.identity, offset, durable, &chain)
+        if frames == self.staging:
+            self.write_staged(total)
+        self.last_frame, self.chain = last, chain
+        self.end += total
+        self.frames += count
         self.frames_unsynced += 1
         if self.paced and (
             self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
@@ -340,7 +379,7 @@ cdef class FrameFile:
         raise StorageError(
             self.poisoned.errno,
             f"poisoned: an earlier sync failed ({self.poisoned.strerror}), so what the disk holds is unknown; "
-            "close this state machine and open the directory again", self.path)
+            "close it and open the directory again", self.path)
 
     def poison(self, error):
         """Refuses every write from here on."""

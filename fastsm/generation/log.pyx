@@ -91,7 +91,7 @@ cdef class Log(FrameFile):
                     size = whole_frames(descriptor, head, size)[0]
                 elif read_only:
                     size = min(size, up_to) if up_to else whole_frames(
-                        descriptor, head, size, None, known_frames(descriptor, head, current))[0]
+                        descriptor, head, size, known=known_frames(descriptor, head, current))[0]
                 log = Log.adopt(directory, head, descriptor, size, base, read_only)
             except BaseException:
                 directory.close_file(descriptor)

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from typing_extensions import Self
 
@@ -41,7 +41,8 @@ def judge_expected(
 def read_piece(descriptor: SupportsIndex, size: int, offset: int) -> bytes: ...
 def known_frames(descriptor: SupportsIndex, head: LogHead, current: CurrentFile) -> tuple[int, int]: ...
 def whole_frames(
-    descriptor: SupportsIndex, head: LogHead, size: int, progress: Callable[[int, int], None] | None = None,
+    descriptor: SupportsIndex, head: Any, size: int,
+    progress: Callable[[int, int], None] | None = None, first_chain: int | None = None,
     known: tuple[int, int] | None = None,
 ) -> tuple[int, int]: ...  # fmt: skip
 def verify_file(

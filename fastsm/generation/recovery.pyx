@@ -180,14 +180,18 @@ def known_frames(int descriptor, head, current):
     return current.durable_offset, current.last_checksum
 
 
-def whole_frames(int descriptor, head, uint64_t size, progress=None, known=None):
+def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain=None, known=None):
     """Return where the valid frames of a log end, and the last one's checksum, read from the file, not the mapping.
 
-    So it is safe next to an owner who cuts the file, and it sees the disk's errors as errors. `known`: the end and the
-    checksum of frames that need not be looked at.
+    So it is safe next to an owner who cuts the file, and it sees the disk's errors as errors.
+
+    `first_chain`: what the first one is chained to, where `head` is not that of a state machine's log. `known`: the end
+    and the checksum of frames that need not be looked at.
     """
     if known is None:
-        known = LOG_HEADER_SIZE, format.head_checksum(format.pack_log_head(head))
+        if first_chain is None:
+            first_chain = format.head_checksum(format.pack_log_head(head))
+        known = LOG_HEADER_SIZE, first_chain
     cdef uint64_t end = known[0]
     cdef uint64_t offset = end   # of `piece` in the file
     cdef uint64_t left, length

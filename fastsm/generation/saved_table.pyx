@@ -1,5 +1,7 @@
 """The saved table: an index put into a file, and mapped back into memory, so that opening reads no log.
 
+It holds what the index holds: the tables of keys, sessions and touches, deadlines, the dead map, terms and the clock.
+
 Its file is a copy of memory at one moment of a log's life. It is believed only if all of it checks out: its own
 checksum, that base and log up to that moment are the bytes that it was made from, and that each slot leads into the
 arena. A table of an earlier moment is as good, since a log's frames never change: what came after it is read from the
@@ -11,14 +13,17 @@ import os
 from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap as map_memory, munmap,
 )
 
 from fastsm.lookup.dead cimport WORD_BITS
-from fastsm.disk.format cimport RECORD_CONFIG, RECORD_KEY, VALID, look_at_record, record_length, record_operation
+from fastsm.disk.format cimport (
+    RECORD_CLOCK, RECORD_CONFIG, RECORD_KEY, RECORD_TOUCH, VALID, look_at_record, record_length, record_operation,
+)
 from fastsm.disk.hashing cimport xxh64
+from fastsm.lookup.deadlines cimport Deadlines, Due
 from fastsm.lookup.index cimport Index
 from fastsm.generation.log cimport Log
 from fastsm.disk.mapping cimport Mapping
@@ -41,15 +46,15 @@ def save_table(directory, Log log, Index index, tick):
 
     `tick()` is called between pieces of the work, and may raise. O(slots). Raises OSError.
     """
-    if index.sessions.count:
-        return  # a table has no place for sessions yet: the next opening reads base and log
     name = table_name(log.head.generation)
     saved, front = describe(log, index)
     temporary = f"{name}.tmp"
     descriptor = directory.create_file(temporary)
     try:
         directory.write(descriptor, front, format.TABLE_HEADER_BYTES)
-        write_segments(directory, descriptor, index.table, saved.sections.segments, tick)
+        for table, part, offset in zip(tables_of(index), saved.parts, saved.sections.segments, strict=True):
+            if part.segments:
+                write_segments(directory, descriptor, table, offset, tick)
         saved = saved._replace(body_checksum=checksum_of(descriptor.number, saved.sections.end))
         directory.write(descriptor, format.pack_saved_table(saved), 0)
         directory.sync(descriptor)
@@ -62,34 +67,69 @@ def save_table(directory, Log log, Index index, tick):
     directory.sync_directory()
 
 
+cdef tuple tables_of(Index index):
+    """The tables, in the order of the file."""
+    return index.table, index.sessions, index.touches
+
+
 cdef tuple describe(Log log, Index index):
     """The header, and what lies between it and the segments."""
-    cdef Table table = index.table
     cdef uint64_t count = 0
-    cdef uint32_t i
+    cdef uint64_t i
     cdef uint64_t *words = index.dead.copy(index.end)
-    cdef uint32_t *numbers = <uint32_t *>malloc(sizeof(uint32_t) << table.depth)
-    if words == NULL or numbers == NULL:
-        free(words)
-        free(numbers)
+    cdef bytes directories
+    if words == NULL:
         raise MemoryError("no memory to save the table")
     try:
         for i in range((index.end >> WORD_BITS) + 1):
             if words[i]:
                 count = i + 1
-        number_segments(table, numbers)
+        index.drop_stale(log.mapping.address, index.deadlines)
+        index.drop_stale(log.mapping.address, index.session_deadlines)
         runs = index.terms.pack(index.terms.seen, index.terms.last_term())
         metadata = b"" if index.metadata is None else pack_metadata(index.metadata)
+        directories = directory_of(index.table) + directory_of(index.sessions) + directory_of(index.touches)
+        keys = part_of(index.table)
         saved = format.SavedTable(
-            log.head.identity, log.end, log.start, table.seed0, table.seed1, table.count, index.live_bytes,
-            index.config_place, table.segment_count, table.depth, len(runs) // format.TERM_RUN_BYTES,
-            len(metadata), count, log.frames, log.last_frame, log.chain, 0)
+            log.head.identity, log.end, log.start, keys.seed0, keys.seed1, keys.entries, index.live_bytes,
+            index.config_place, keys.segments, keys.depth, len(runs) // format.TERM_RUN_BYTES, len(metadata), count,
+            log.frames, log.last_frame, log.chain, index.clock, index.clock_place, index.touch_place,
+            index.deadlines.count, index.session_deadlines.count, part_of(index.sessions), part_of(index.touches), 0)
         front = b"".join((
             runs, metadata.ljust(saved.sections.dead - saved.sections.metadata, b"\0"),
-            (<char *>words)[:8 * count], (<char *>numbers)[:sizeof(uint32_t) << table.depth]))
-        return saved, front.ljust(saved.sections.segments - format.TABLE_HEADER_BYTES, b"\0")
+            (<char *>words)[:8 * count], directories, bytes_of_deadlines(index.deadlines),
+            bytes_of_deadlines(index.session_deadlines)))
+        return saved, front.ljust(min(saved.sections.segments) - format.TABLE_HEADER_BYTES, b"\0")
     finally:
         free(words)
+
+
+cdef object part_of(Table table):
+    """A table in the header."""
+    if table.count == 0:
+        return format.SavedPart(table.seed0, table.seed1, 0, 0, 0)
+    return format.SavedPart(table.seed0, table.seed1, table.count, table.segment_count, table.depth)
+
+
+cdef bytes bytes_of_deadlines(Deadlines deadlines):
+    if deadlines.count == 0:
+        return b""
+    return (<char *>deadlines.items)[:deadlines.count * sizeof(Due)]
+
+
+cdef bytes directory_of(Table table):
+    """For each entry of a table's directory the number of its segment; nothing for a table without anything in it."""
+    cdef size_t size = sizeof(uint32_t) << table.depth
+    cdef uint32_t *numbers
+    if table.count == 0:
+        return b""
+    numbers = <uint32_t *>calloc(1, size + 8)
+    if numbers == NULL:
+        raise MemoryError("no memory to save the table")
+    try:
+        number_segments(table, numbers)
+        return (<char *>numbers)[:(size + 7) & ~<size_t>7]
+    finally:
         free(numbers)
 
 
@@ -177,34 +217,75 @@ cdef object load(directory, descriptor, Log log, path):
     if not is_of_these_frames(log, saved) or not may_be_of(saved, log.start + saved.log_offset):
         return None
     cdef uint64_t stop = log.start + saved.log_offset
-    cdef Table table = Table((saved.seed0, saved.seed1))
-    cdef const uint8_t *file = lay_out(table, descriptor.number, saved)
-    cdef size_t file_size = size
-    cdef uint64_t found
-    with nogil:
-        found = body_checksum(file, file_size)
-    if found != saved.body_checksum:
+    cdef bytes front = read_front(descriptor.number, size, saved)
+    cdef Index index = Index(Table((saved.seed0, saved.seed1)))
+    cdef bytes words
+    if front is None or not index.terms.unpack(front[:format.TERM_RUN_BYTES * saved.runs]):
         return None
-    front = file[sections.runs:sections.segments]
-    cdef Index index = Index(table)
-    cdef bytes numbers = front[sections.directory - sections.runs:]
-    if not index.terms.unpack(front[:format.TERM_RUN_BYTES * saved.runs]):
-        return None
-    if not load_segments(table, saved, <const uint32_t *><const char *>numbers, stop):
-        return None
-    cdef bytes words = front[sections.dead - sections.runs:sections.directory - sections.runs]
-    if saved.config_place and not is_config(log.mapping, saved.config_place, stop):
-        return None
+    index.sessions = Table((saved.sessions.seed0, saved.sessions.seed1))
+    index.touches = Table((saved.touches.seed0, saved.touches.seed1))
+    for table, part, directory_at, offset in zip(
+        tables_of(index), saved.parts, sections.directories, sections.segments, strict=True
+    ):
+        if not load_part(table, part, front[directory_at - sections.runs:], descriptor.number, offset, stop):
+            return None
+    for place, operation in (
+        (saved.config_place, RECORD_CONFIG), (saved.touch_place, RECORD_TOUCH), (saved.clock_place, RECORD_CLOCK),
+    ):
+        if place and not is_record(log.mapping, operation, place, stop):
+            return None
+    words = front[sections.dead - sections.runs:sections.directories[0] - sections.runs]
     index.dead.reserve(stop + 1)
     index.dead.fill(<const uint64_t *><const char *>words, saved.dead_words)
+    if not load_deadlines(index, saved, front, stop):
+        return None
     index.live_bytes, index.config_place, index.end = saved.live_bytes, saved.config_place, stop
+    index.clock, index.clock_place, index.touch_place = saved.clock, saved.clock_place, saved.touch_place
+    index.timed = index.deadlines.count or index.touches.count
     index.loaded = True
     metadata = front[sections.metadata - sections.runs:][:saved.metadata_size]
     if metadata:
         index.metadata = unpack_metadata(metadata)
-    gaps = front[sections.metadata - sections.runs + saved.metadata_size:sections.dead - sections.runs], \
-        numbers[sizeof(uint32_t) << table.depth:]
+    gaps = [
+        front[sections.metadata - sections.runs + saved.metadata_size:sections.dead - sections.runs],
+        front[sections.front_end - sections.runs:]]
+    for part, directory_at in zip(saved.parts, sections.directories, strict=True):
+        used = directory_at - sections.runs + (4 << part.depth if part.segments else 0)
+        gaps.append(front[used:used + (4 if part.segments and part.depth == 0 else 0)])
     return None if b"".join(gaps).strip(b"\0") else (index, saved)
+
+
+cdef bytes read_front(int descriptor, size_t size, saved):
+    """What lies between the header and the segments, once the checksum of all after the header was found right."""
+    cdef void *file = map_file(descriptor, size, size)
+    cdef uint64_t found
+    try:
+        with nogil:
+            found = body_checksum(<const uint8_t *>file, size)
+        if found != saved.body_checksum:
+            return None
+        return (<const char *>file)[saved.sections.runs:min(saved.sections.segments)]
+    finally:
+        munmap(file, size)
+
+
+cdef bint load_part(Table table, part, bytes numbers, int descriptor, uint64_t offset, uint64_t stop) except -1:
+    """Lets an empty table take what a saved one holds; False, when that is not sound."""
+    if part.segments == 0:
+        return part.entries == 0 and part.depth == 0
+    lay_out(table, descriptor, part.segments, offset)
+    return load_segments(table, part, <const uint32_t *><const char *>numbers, stop)
+
+
+cdef bint load_deadlines(Index index, saved, bytes front, uint64_t stop) except -1:
+    """Whether the deadlines are sound; the index takes them."""
+    cdef const uint8_t *data = <const uint8_t *><const char *>front
+    cdef uint64_t runs = saved.sections.runs
+    cdef uint64_t keys, sessions
+    keys, sessions = saved.sections.deadlines
+    if not index.deadlines.take_saved(data + (keys - runs), saved.key_deadlines, stop):
+        return False
+    return index.session_deadlines.take_saved(data + (sessions - runs), saved.session_deadlines, stop)
 
 
 cdef bint is_of_these_frames(Log log, saved) except -1:
@@ -227,20 +308,26 @@ cdef bint may_be_of(saved, uint64_t stop) except -1:
     records = stop // RECORD_KEY
     return (
         saved.dead_words <= (stop >> WORD_BITS) + 1 and max(saved.metadata_size, saved.live_bytes) <= stop
-        and max(saved.runs, saved.keys) <= records
-        and saved.segments <= 64 + records // 256
-        and 1 << saved.depth <= 64 * max(saved.segments, 1))
+        and max(saved.runs, saved.key_deadlines, saved.session_deadlines) <= records
+        and saved.clock <= format.MAX_DEADLINE and part_may_be_of(saved.parts[0], records)
+        and part_may_be_of(saved.sessions, records) and part_may_be_of(saved.touches, records))
 
 
-cdef bint is_config(Mapping mapping, uint64_t place, uint64_t stop) noexcept:
-    """Whether a whole config record is at a place of the arena."""
+cdef bint part_may_be_of(part, records) except -1:
+    return (
+        part.entries <= records and part.segments <= 64 + records // 256
+        and 1 << part.depth <= 64 * max(part.segments, 1))
+
+
+cdef bint is_record(Mapping mapping, int operation, uint64_t place, uint64_t stop) noexcept:
+    """Whether a whole record of an operation is at a place of the arena."""
     cdef const uint8_t *record
     if place & 7 or place > stop - RECORD_KEY:
         return False
     record = mapping.address + place
     if record_length(record) > stop - place:
         return False
-    return record_operation(record) == RECORD_CONFIG and look_at_record(record, record_length(record)) == VALID
+    return record_operation(record) == operation and look_at_record(record, record_length(record)) == VALID
 
 
 def unpack_metadata(data):
@@ -251,36 +338,33 @@ def unpack_metadata(data):
     return SnapshotMetadata(LogId(index, term), data[16:])
 
 
-cdef const uint8_t *lay_out(Table table, int descriptor, saved) except NULL:
-    """Lets an empty table take a file into its memory; where the file starts there."""
-    cdef uint32_t blocks = (saved.segments + SEGMENTS_PER_BLOCK - 1) // SEGMENTS_PER_BLOCK
-    cdef size_t segments = saved.sections.segments
-    cdef size_t room = segments + <size_t>blocks * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
+cdef int lay_out(Table table, int descriptor, uint32_t segments, uint64_t offset) except -1:
+    """Lets an empty table take the segments at an offset of a file into its memory."""
+    cdef uint32_t blocks = (segments + SEGMENTS_PER_BLOCK - 1) // SEGMENTS_PER_BLOCK
+    cdef size_t room = <size_t>blocks * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
     cdef uint32_t i
     table.free_all()
     table.segments = NULL
     table.pool = NULL
     table.segment_count = table.segment_room = table.block_count = table.block_room = 0
-    table.mapped = map_file(descriptor, saved.sections.end, room)
+    table.mapped = map_file(descriptor, <size_t>segments * SEGMENT_SIZE, room, offset)
     table.mapped_size = room
     table.pool = <void **>calloc(blocks + 1, sizeof(void *))
     if table.pool == NULL:
         raise MemoryError("no memory for a saved table's blocks")
     for i in range(blocks):
-        table.pool[i] = <uint8_t *>table.mapped + segments + <size_t>i * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
+        table.pool[i] = <uint8_t *>table.mapped + <size_t>i * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
     table.block_count = table.block_room = table.mapped_blocks = blocks
     table.segment_room = blocks * SEGMENTS_PER_BLOCK
-    return <const uint8_t *>table.mapped
+    return 0
 
 
-cdef bint load_segments(Table table, saved, const uint32_t *numbers, uint64_t stop) except -1:
+cdef bint load_segments(Table table, part, const uint32_t *numbers, uint64_t stop) except -1:
     """Makes the segments that a table has in its memory its own; False, when they are not sound."""
-    cdef uint32_t count = saved.segments
-    cdef size_t entries = <size_t>1 << saved.depth
+    cdef uint32_t count = part.segments
+    cdef size_t entries = <size_t>1 << part.depth
     cdef size_t i
     cdef bint sound
-    if count == 0:
-        return False
     for i in range(entries):
         if numbers[i] >= count:
             return False
@@ -288,8 +372,8 @@ cdef bint load_segments(Table table, saved, const uint32_t *numbers, uint64_t st
     if table.segments == NULL:
         raise MemoryError("no memory for a saved table's directory")
     table.segment_count = count
-    table.count = saved.keys
-    table.depth = saved.depth
+    table.count = part.entries
+    table.depth = part.depth
     for i in range(entries):
         table.segments[i] = table.segment_at(numbers[i])
     with nogil:
@@ -297,12 +381,15 @@ cdef bint load_segments(Table table, saved, const uint32_t *numbers, uint64_t st
     return sound
 
 
-cdef void *map_file(int descriptor, size_t size, size_t room) except NULL:
-    """`room` bytes of memory of our own, the first `size` of which are a copy of the file's, made page by page."""
+cdef void *map_file(int descriptor, size_t size, size_t room, uint64_t offset=0) except NULL:
+    """`room` bytes of memory of our own, the first `size` of which are a copy of the file's, made page by page.
+
+    What of the last page is behind them is as the file has it: zeros.
+    """
     cdef void *memory = map_memory(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
         raise MemoryError("no memory for a saved table")
-    if map_memory(memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, descriptor, 0) == MAP_FAILED:
+    if map_memory(memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, descriptor, offset) == MAP_FAILED:
         munmap(memory, room)
         raise MemoryError("a saved table could not be mapped")
     return memory

@@ -1,181 +1,159 @@
-"""The entries of a journal: where each lies. In memory alone; the bytes are in the mapped files."""
+"""The entries of a Raft log: where each lies. In memory alone; the bytes are in the mapped files."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport UINT64_MAX, uint8_t, uint64_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memmove
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_SET_ITEM
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memmove
 
 from fastsm.journal.format cimport item_data, item_index, item_size, item_term
+
+from fastsm.types import Entry
+
+cdef extern from "Python.h":
+    object PyType_GenericAlloc(type kind, Py_ssize_t count)
+
+cdef type ENTRY = Entry
 
 cdef enum:
     SMALLEST_ROOM = 1024         # entries
 
 
-cdef class Entries:
-    """Entries `first_index` to `last_index` of a Raft log, eight bytes each: a list of `(command, index, term)`.
+cdef object command_of(const uint8_t *frame):
+    """A copy of an entry's command."""
+    return PyBytes_FromStringAndSize(<const char *>item_data(frame), item_size(frame))
 
-    Thread safety: none; one thread at a time.
-    """
 
-    def __cinit__(self, *_, **__):
-        self.frames = NULL
+cdef object entry_of(const uint8_t *frame):
+    """An `Entry`. Its fields are put into a new tuple of that class, without a second tuple to copy them from."""
+    cdef object index = item_index(frame)
+    cdef object term = item_term(frame)
+    cdef object command = command_of(frame)
+    cdef object entry = PyType_GenericAlloc(ENTRY, 3)
+    Py_INCREF(index)
+    PyTuple_SET_ITEM(entry, 0, index)
+    Py_INCREF(term)
+    PyTuple_SET_ITEM(entry, 1, term)
+    Py_INCREF(command)
+    PyTuple_SET_ITEM(entry, 2, command)
+    return entry
+
+
+cdef class Reading:
+    """Entries as they were at one moment, with what their bytes lie in: whatever the log does meanwhile."""
 
     def __dealloc__(self):
         free(self.frames)
 
-    @property
-    def first_index(self):
-        """The index of the first entry; 0 when there is none."""
-        return self.first if self.count else 0
+    cdef list listed(self):
+        """All of them as a list of `Entry`."""
+        cdef list found = []
+        cdef size_t i
+        for i in range(self.count):
+            found.append(entry_of(self.frames[i]))
+        return found
 
-    @property
-    def last_index(self):
-        """The index of the last entry; 0 when there is none."""
-        return self.first + self.count - 1 if self.count else 0
 
-    def __len__(self):
-        return self.count
+cdef class Entries:
+    """Some consecutive entries of a Raft log, eight bytes each.
 
-    def __bool__(self):
-        return True
+    Thread safety: `hold` from any thread; changes from one at a time.
+    """
 
-    def __getitem__(self, item):
-        """`(command, index, term)` at a position from 0 on, or from the end; a slice gives a list. As lists do it."""
-        cdef Py_ssize_t position
-        if isinstance(item, slice):
-            start, stop, step = item.indices(self.count)
-            entries = []
-            for position in range(start, stop, step):
-                if not 0 <= position < <Py_ssize_t>self.count:
-                    break  # the slice's own numbers, or a finalizer, removed entries meanwhile
-                entries.append(self.entry_at(position))
-            return entries
-        position = item
-        if position < 0:
-            position += self.count
-        if not 0 <= position < <Py_ssize_t>self.count:
-            raise IndexError(f"position {item} of {self.count} entries")
-        if position == <Py_ssize_t>self.count - 1:
-            if self.last_entry is None:
-                self.last_entry = self.entry_at(position)
-            return self.last_entry
-        if position == 0:
-            if self.first_entry is None:
-                self.first_entry = self.entry_at(0)
-            return self.first_entry
-        return self.entry_at(position)
+    def __cinit__(self, *_, **__):
+        self.frames = NULL
+        self.first = 1
+        self.segments = []
+
+    def __dealloc__(self):
+        free(self.frames)
 
     cdef const uint8_t *frame_at(self, size_t position) noexcept nogil:
         return self.frames[self.head + position]
 
-    cdef object entry_at(self, size_t position):
-        cdef const uint8_t *frame = self.frame_at(position)
-        return (
-            PyBytes_FromStringAndSize(<const char *>item_data(frame), item_size(frame)), item_index(frame),
-            item_term(frame))
+    cdef uint64_t last(self) noexcept:
+        """The last entry; the one before the first, where there is none."""
+        return self.first + self.count - 1
 
-    def term_at(self, uint64_t index):
-        """The term of an entry, or None when it is not there. O(1)."""
-        if not self.count or not self.first <= index < self.first + self.count:
-            return None
-        return item_term(self.frame_at(index - self.first))
+    cdef Reading hold(self, uint64_t index, uint64_t stop, uint64_t most_bytes):
+        """The entries in [index, stop), as far as they are there, and no more after `most_bytes` of commands.
 
-    cdef uint64_t stop_of(self, uint64_t index, uint64_t count) noexcept:
-        """Where a range of at most `count` entries from `index` on ends; `index`, when none of them is there."""
-        cdef uint64_t stop = self.first + self.count
-        if not self.count or not self.first <= index < stop:
-            return index
-        return index + min(count, stop - index)
-
-    def entries(self, uint64_t index, uint64_t count, uint64_t most_bytes=UINT64_MAX):
-        """At most `count` entries from `index` on, `(command, index, term)`, and no more behind `most_bytes`.
-
-        The one with which the sum of their sizes comes to `most_bytes` is the last. O(what is returned).
+        Those fit into `most_bytes`, but for the first one, which may be larger. O(what is returned).
         """
-        cdef uint64_t stop = self.stop_of(index, count)
+        cdef Reading reading = Reading()
+        cdef list segments = list(self.segments)
         cdef uint64_t size = 0
-        cdef list found = []
-        while index < stop and size < most_bytes:
-            size += item_size(self.frame_at(index - self.first))
-            found.append(self.entry_at(index - self.first))
-            index += 1
-        return found
-
-    def marked(self, uint64_t index, uint64_t count, uint64_t most_bytes, uint8_t mark, bytes filler):
-        """Entries as `(index, term, command)`, for a state machine; and the positions that are not its own.
-
-        Those whose command starts with the byte `mark` are: they are given without it. The others are given as
-        `filler`. Ends like `entries`. O(what is returned).
-        """
-        cdef uint64_t stop = self.stop_of(index, count)
-        cdef uint64_t size = 0
-        cdef const uint8_t *frame
-        cdef list found = []
-        cdef list others = []
-        while index < stop and size < most_bytes:
-            frame = self.frame_at(index - self.first)
-            size += item_size(frame)
-            if item_size(frame) and item_data(frame)[0] == mark:
-                command = PyBytes_FromStringAndSize(<const char *>item_data(frame) + 1, item_size(frame) - 1)
-            else:
-                others.append(len(found))
-                command = filler
-            found.append((index, item_term(frame), command))
-            index += 1
-        return found, others
-
-    def without_marks(self, uint64_t index, uint64_t stop, bytes marks):
-        """The indexes in [index, stop) of entries whose command starts with none of these bytes. O(stop - index)."""
-        cdef list found = []
-        cdef const uint8_t *frame
-        index = max(index, self.first)
+        cdef size_t position, count
+        # From here on to the return no object is made: a collection could run code that changes the log.
+        reading.segments = segments
         stop = min(stop, self.first + self.count)
-        while index < stop:
-            frame = self.frame_at(index - self.first)
-            if not item_size(frame) or item_data(frame)[0] not in marks:
-                found.append(index)
-            index += 1
-        return found
+        if not self.first <= index < stop:
+            return reading
+        position = index - self.first
+        count = stop - index
+        reading.frames = <const uint8_t **>malloc(count * sizeof(uint8_t *))
+        if reading.frames == NULL:
+            raise MemoryError(f"no memory to read {count} entries of the log")
+        memcpy(reading.frames, self.frames + self.head + position, count * sizeof(uint8_t *))
+        reading.count = count
+        if most_bytes == <uint64_t>-1:
+            return reading
+        for position in range(count):
+            size += item_size(reading.frames[position])
+            if size > most_bytes and position:
+                reading.count = position
+                break
+        return reading
 
     # ---- change ----------------------------------------------------------------------------------------
 
-    cdef int reserve(self) except -1:
-        """Room for one more entry: afterwards adding it cannot fail in memory."""
+    cdef int reserve(self, size_t more) except -1:
+        """Room for so many more entries: afterwards adding them cannot fail in memory."""
         cdef size_t room
         cdef const uint8_t **frames
-        if self.head + self.count < self.room:
+        if self.head + self.count + more <= self.room:
             return 0
-        if self.head > self.count:
+        if self.head > self.count and self.count + more <= self.room:
             memmove(self.frames, self.frames + self.head, self.count * sizeof(uint8_t *))
             self.head = 0
             return 0
-        room = max(2 * self.room, <size_t>SMALLEST_ROOM)
+        room = max(2 * self.room, max(self.head + self.count + more, <size_t>SMALLEST_ROOM))
         frames = <const uint8_t **>realloc(self.frames, room * sizeof(uint8_t *))
         if frames == NULL:
-            raise MemoryError(f"no memory for {room} entries of the journal")
+            raise MemoryError(f"no memory for {room} entries of the log")
         self.frames, self.room = frames, room
         return 0
 
     cdef void push(self, const uint8_t *frame) noexcept:
         self.frames[self.head + self.count] = frame
         self.count += 1
+        self.back_changes += 1
+        if self.count == 1:
+            self.front_changes += 1
 
     cdef void start_over(self, uint64_t first) noexcept:
         """Without entries; the next one is `first`."""
         self.first = first
         self.head = self.count = 0
-        self.first_entry = self.last_entry = None
+        self.front_changes += 1
+        self.back_changes += 1
 
     cdef void drop_from(self, uint64_t index) noexcept:
         """Drops the entries from `index` on, which is not before the first."""
         self.count = index - self.first
-        self.last_entry = None
+        self.back_changes += 1
         if not self.count:
-            self.first_entry = None
+            self.head = 0
+            self.front_changes += 1
 
     cdef void drop_before(self, uint64_t index) noexcept:
-        if self.count and index > self.first:
+        """Drops the entries before `index`, which is not behind the next one."""
+        if index > self.first:
             self.head += index - self.first
             self.count -= index - self.first
             self.first = index
-            self.first_entry = None
+            self.front_changes += 1
+            if not self.count:
+                self.head = 0
+                self.back_changes += 1

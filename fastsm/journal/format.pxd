@@ -2,6 +2,14 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport FRAME_RUNS, align8
 
+
+cdef struct Item:
+    uint64_t index
+    uint64_t term
+    const uint8_t *data
+    uint64_t size
+    uint32_t kind
+
 cdef enum:  # JournalFrame: behind the header that all frames have, with no runs
     ITEM_INDEX = FRAME_RUNS
     ITEM_TERM = ITEM_INDEX + 8
@@ -12,12 +20,13 @@ cdef enum:  # JournalFrame: behind the header that all frames have, with no runs
 cdef enum:  # Kind
     ITEM_ENTRY = 1     # the next entry
     ITEM_CUT = 2       # entries from index on are removed
-    ITEM_START = 3     # entries before index are removed
+    ITEM_START = 3     # entries up to index, which is there and of that term, are removed
     ITEM_BASE = 4      # an entry that takes the place of all that were there
     ITEM_VOTE = 5      # the current term, and who was voted for in it
     ITEM_COMMIT = 6    # entries up to index are committed
     ITEM_STATE = 7     # the first frame of a segment: all that the segments before it came to
-    LAST_KIND = 7
+    ITEM_BORDER = 8    # all entries are removed; the next one comes after index, which is of that term
+    LAST_KIND = 8
 
 cdef inline uint64_t item_length(uint64_t size) noexcept nogil:
     return align8(ITEM_DATA + size)
@@ -37,6 +46,5 @@ cdef inline uint32_t item_kind(const uint8_t *frame) noexcept nogil:
 cdef inline const uint8_t *item_data(const uint8_t *frame) noexcept nogil:
     return frame + ITEM_DATA
 
-cdef void write_item(
-    uint8_t *frame, uint32_t kind, uint64_t index, uint64_t term, const uint8_t *data, uint32_t size) noexcept nogil
+cdef void write_item(uint8_t *frame, const Item *item) noexcept nogil
 cdef int look_at_item(const uint8_t *frame, uint64_t available) noexcept nogil

@@ -1,7 +1,7 @@
-"""The journal's disk format, as docs/format.md has it: segments of frames, each of which is one step of a Raft log.
+"""The disk format of a Raft log, as docs/format.md has it: segments of frames, each of which is one step of the log.
 
 A frame has the header that those of a state machine's log have, with no runs, so that it is sealed and checked by
-the same code; behind the header stands one item.
+the same code; after the header stands one item. A small file names the newest segment, so that none is lost unnoticed.
 """
 
 import struct
@@ -9,14 +9,17 @@ from typing import NamedTuple
 
 from libc.string cimport memcpy
 
-from fastsm.disk.format cimport BROKEN, MALFORMED, VALID, frame_length, frame_run_count
+from fastsm.disk.format cimport BROKEN, FRAME_LENGTH, MALFORMED, VALID, frame_length, frame_run_count
 
 from fastsm.disk import format
 from fastsm.errors import CorruptionError
 
 SEGMENT_MAGIC_BYTES = b"FASTSM-J"
 SEGMENT_STRUCT = struct.Struct("<8sIIQQ56s")
-STATE_STRUCT = struct.Struct("<QQQQQQQQQ")
+STATE_STRUCT = struct.Struct("<QQQQQQQQQQ")
+NEWEST_MAGIC_BYTES = b"FASTSM-N"
+NEWEST_STRUCT = struct.Struct("<8sIIQQQ")
+NEWEST_BYTES = NEWEST_STRUCT.size + 8
 ITEM_DATA_BYTES = ITEM_DATA
 
 
@@ -31,12 +34,20 @@ class SegmentState(NamedTuple):
     first: int          # the first entry that is kept
     last: int           # the last entry; first - 1 when there is none
     term: int           # the current term
-    voted: int          # 1: a vote was given in it, to the node whose id follows in UTF-8
+    voted: int          # 1: a vote was given in it, to the node whose id follows
     commit: int
     previous_end: int       # where the frames of the segment before it end; 0: there is none
     previous_durable: int   # and an offset in it below which they were durable
     last_term: int      # of the last entry, or of the one before the first
     previous_checksum: int  # of the last frame of the segment before it, which stands for all of that; 0: there is none
+    border_term: int    # of the entry before the first
+
+
+class Newest(NamedTuple):
+    """Which files there are: none of them is lost unnoticed."""
+    number: int         # of the newest segment that was made
+    identity: int       # the same segment's
+    given_up: int       # segments after it, up to this number, are being removed; 0: none
 
 
 def pack_segment_head(head):
@@ -54,16 +65,29 @@ def unpack_segment_head(data, path):
     return SegmentHead(number, identity)
 
 
-cdef void write_item(
-    uint8_t *frame, uint32_t kind, uint64_t index, uint64_t term, const uint8_t *data, uint32_t size
-) noexcept nogil:
-    """Writes all of a frame but its header, padding included."""
-    (<uint64_t *>(frame + item_length(size) - 8))[0] = 0
-    (<uint64_t *>(frame + ITEM_INDEX))[0] = index
-    (<uint64_t *>(frame + ITEM_TERM))[0] = term
-    (<uint32_t *>(frame + ITEM_SIZE))[0] = size
-    (<uint32_t *>(frame + ITEM_KIND))[0] = kind
-    memcpy(frame + ITEM_DATA, data, size)
+def pack_newest(newest):
+    """The file that names the newest segment."""
+    return format.with_checksum(NEWEST_STRUCT.pack(NEWEST_MAGIC_BYTES, format.VERSION, 0, *newest))
+
+
+def unpack_newest(data, path):
+    """What the file at `path` says; raises `CorruptionError` or `FormatVersionError`."""
+    newest = Newest(*format.unpack(NEWEST_STRUCT, NEWEST_MAGIC_BYTES, data[:NEWEST_BYTES], path, 3))
+    if len(data) > NEWEST_BYTES:
+        raise CorruptionError(path, NEWEST_BYTES, "the end of the file", "more bytes")
+    return newest
+
+
+cdef void write_item(uint8_t *frame, const Item *item) noexcept nogil:
+    """Writes all of a frame but its seal: its length, the item, the padding."""
+    cdef uint64_t length = item_length(item.size)
+    (<uint64_t *>(frame + length - 8))[0] = 0
+    (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
+    (<uint64_t *>(frame + ITEM_INDEX))[0] = item.index
+    (<uint64_t *>(frame + ITEM_TERM))[0] = item.term
+    (<uint32_t *>(frame + ITEM_SIZE))[0] = <uint32_t>item.size
+    (<uint32_t *>(frame + ITEM_KIND))[0] = item.kind
+    memcpy(frame + ITEM_DATA, item.data, item.size)
 
 
 cdef int look_at_item(const uint8_t *frame, uint64_t available) noexcept nogil:

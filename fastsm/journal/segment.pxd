@@ -1,13 +1,13 @@
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.generation.framefile cimport FrameFile
+from fastsm.journal.format cimport Item
 
 
 cdef class Segment(FrameFile):
     cdef public uint64_t begin           # the least index of an entry that may lie in it
     cdef list mappings                   # each that there was, since entries are pointers into them
     cdef int hold_mapping(self) except -1
-    cdef const uint8_t *append(
-        self, uint32_t kind, uint64_t index, uint64_t term, const uint8_t *data, uint64_t size) except NULL
+    cdef const uint8_t *append(self, const Item *items, size_t count) except NULL
     cdef const uint8_t *frame_of(self, uint64_t offset, uint64_t previous) except? NULL
     cdef uint64_t look_behind(self, uint64_t end) except? 0

@@ -1,18 +1,30 @@
-"""One file of the journal: frames appended and synced as in a state machine's log, and read back after any end."""
+"""One file of a Raft log: frames appended and synced as in a state machine's log, and read back after any end."""
 
 import os
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.disk.format cimport LARGE, LOG_HEADER_SIZE, VALID, look_at_frame
-from fastsm.journal.format cimport ITEM_STATE, item_kind, item_length, look_at_item, write_item
 from fastsm.generation.framefile cimport FrameFile
+from fastsm.journal.format cimport (
+    ITEM_DATA, ITEM_ENTRY, ITEM_STATE, Item, item_kind, item_length, look_at_item, write_item,
+)
 
 from fastsm.journal import format as journal_format
 from fastsm.errors import CorruptionError
 from fastsm.disk.files import storage_errors
 from fastsm.journal.format import SegmentHead
 from fastsm.disk.tail import data_ranges, torn_tail_end
+
+cdef enum:
+    SMALL_FRAME = ITEM_DATA      # of an item without data
+
+
+cdef void write_items(uint8_t *frames, const Item *items, size_t count) noexcept nogil:
+    cdef size_t i
+    for i in range(count):
+        write_item(frames, &items[i])
+        frames += item_length(items[i].size)
 
 
 def segment_name(number):
@@ -21,7 +33,7 @@ def segment_name(number):
 
 
 cdef class Segment(FrameFile):
-    """One file of the journal, open for appending.
+    """One file of a Raft log, open for appending.
 
     `begin` is the least index of an entry that may lie in it.
     """
@@ -43,7 +55,7 @@ cdef class Segment(FrameFile):
     def create(directory, number):
         """A new segment without frames, durable, its name too."""
         head = SegmentHead(number, int.from_bytes(os.urandom(8), "little"))
-        with storage_errors(directory.path_of(segment_name(number)), "creating a segment of the journal"):
+        with storage_errors(directory.path_of(segment_name(number)), "creating a segment of the log"):
             descriptor = directory.create_file(segment_name(number))
             try:
                 directory.write(descriptor, journal_format.pack_segment_head(head), 0)
@@ -61,20 +73,25 @@ cdef class Segment(FrameFile):
             self.mappings.append(self.mapping)
         return 0
 
-    cdef const uint8_t *append(
-        self, uint32_t kind, uint64_t index, uint64_t term, const uint8_t *data, uint64_t size
-    ) except NULL:
-        """Appends a frame; returns where it lies. On an error it does not count."""
+    cdef const uint8_t *append(self, const Item *items, size_t count) except NULL:
+        """Appends frames, all or none; returns where the first one lies. After a crash a prefix of them is there.
+
+        After entries there is always room for one small frame more: on a full disk a log can still be compacted.
+        """
         cdef uint64_t offset = self.end
-        cdef uint64_t length = item_length(size)
-        cdef uint8_t *frame = self.begin_frame(length)
+        cdef uint64_t total = 0
+        cdef size_t i
+        cdef uint8_t *frames
+        for i in range(count):
+            total += item_length(items[i].size)
+        frames = self.begin_frame(total + (SMALL_FRAME if items[0].kind == ITEM_ENTRY else 0))
         self.hold_mapping()
-        if length > LARGE:
+        if total > LARGE:
             with nogil:
-                write_item(frame, kind, index, term, data, <uint32_t>size)
+                write_items(frames, items, count)
         else:
-            write_item(frame, kind, index, term, data, <uint32_t>size)
-        self.commit_frame(frame, length, 0)
+            write_items(frames, items, count)
+        self.commit_frames(frames, total, count)
         return self.address + offset
 
     # ---- recover ---------------------------------------------------------------------------------------
@@ -84,7 +101,7 @@ cdef class Segment(FrameFile):
         """The segment of a number, its header checked; None when its creation was cut short."""
         name = segment_name(number)
         path = directory.path_of(name)
-        with storage_errors(path, "opening a segment of the journal"):
+        with storage_errors(path, "opening a segment of the log"):
             descriptor = directory.open_file(name)
             try:
                 size = directory.size(descriptor)
@@ -122,7 +139,7 @@ cdef class Segment(FrameFile):
 
     def corrupt(self, uint64_t offset, expected):
         """The error for what is not right at an offset."""
-        return CorruptionError(self.path, offset, expected, "bytes that are no frame of the journal, or the file's end")
+        return CorruptionError(self.path, offset, expected, "bytes that are no frame of the log, or the file's end")
 
     cdef uint64_t look_behind(self, uint64_t end) except? 0:
         """Return where the torn tail after the last valid frame, which ends at `end`, ends itself.

@@ -1,7 +1,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.disk.format cimport RECORD_SESSION, record_key, record_key_size, record_operation
+from fastsm.disk.format cimport is_of_session, record_key, record_key_size, record_operation
 from fastsm.lookup.dead cimport DeadMap
+from fastsm.lookup.deadlines cimport Deadlines
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.order cimport Order
 from fastsm.lookup.table cimport Table, prefetch
@@ -19,6 +20,14 @@ cdef class Index:
     cdef readonly bint loaded              # from a saved table: no slot of it was made here
     cdef readonly Table table
     cdef readonly Table sessions           # from the id of a session to the place of its newest record
+    cdef readonly Table touches            # from a key to the place of its touch, if it has one since it was put
+    cdef readonly Deadlines deadlines      # of keys
+    cdef readonly Deadlines session_deadlines
+    cdef bint timed                        # there are touches, or deadlines of keys
+    cdef readonly uint64_t clock           # 0: before the first tick
+    cdef readonly uint64_t clock_place     # of the newest record of the clock, 0: none
+    cdef readonly uint64_t touch_place     # of the newest touch, 0: there was none
+    cdef readonly uint64_t base_touches    # records of touches in the base
     cdef readonly Terms terms
     cdef readonly DeadMap dead
     cdef readonly bint ordered             # there is an order, which has to know of new keys
@@ -37,14 +46,26 @@ cdef class Index:
 
     cdef inline uint64_t hash_of(self, const uint8_t *record) noexcept nogil:
         """The hash of a record's key, in the table that it belongs to."""
-        if record_operation(record) >= RECORD_SESSION:
+        if is_of_session(record_operation(record)):
             return self.sessions.hash(record_key(record), record_key_size(record))
         return self.table.hash(record_key(record), record_key_size(record))
 
     cdef int set_place(
         self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place) noexcept nogil
+    cdef int note_put(
+        self, const uint8_t *arena, const uint8_t *record, uint64_t place, uint64_t old) noexcept nogil
+    cdef int note_touch(self, const uint8_t *arena, uint64_t hashed, uint64_t place) noexcept nogil
+    cdef int note_session(self, const uint8_t *arena, const uint8_t *record, uint64_t old) noexcept nogil
+    cdef void end_touch(self, const uint8_t *arena, const uint8_t *record, uint64_t old) noexcept nogil
+    cdef bint counts(self, const uint8_t *arena, uint64_t place) noexcept nogil
+    cdef void drop_many_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil
+    cdef void drop_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil
+    cdef uint64_t next_of(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil
+    cdef uint64_t deadline_at(self, const uint8_t *arena, uint64_t place) noexcept nogil
     cdef int begin_order(self, Mapping mapping) except -1
     cdef int take(self, Walk *walk, uint64_t pause) noexcept nogil
     cdef int take_all(self, Walk walk) except -1
     cdef int take_block(self, const uint8_t *arena, const uint8_t **records, uint32_t count) noexcept nogil
     cdef int read_membership(self, Mapping mapping, base) except -1
+
+cdef int check_deadlines(Index index, const uint8_t *arena) except -1

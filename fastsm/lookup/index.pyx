@@ -1,9 +1,10 @@
 """The index: what leads into an arena, and is a function of the records in it.
 
-    table   from a key to the place of its newest record
-    dead    which records are not the newest of their key
-    terms   from an entry to its term
-    order   the keys in their order, once somebody has asked for it
+    table       from a key to the place of its newest record; others for sessions, and for keys that were touched
+    deadlines   which key, and which session, is due next
+    dead        which records are not the newest of their key
+    terms       from an entry to its term
+    order       the keys in their order, once somebody has asked for it
 
 `apply` keeps it up to date, record by record. Opening, compaction and installing a snapshot build one from base and
 log, beside whatever is in use.
@@ -15,11 +16,12 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport (
-    RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION, RECORD_SNAPSHOT, VALID,
-    is_of_entry, may_be_live,
-    frame_length, look_at_record, record_index, record_key, record_key_size, record_length, record_operation,
-    record_value_size,
+    NO_DEADLINE, RECORD_CLOCK, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION,
+    RECORD_SNAPSHOT, RECORD_TIMED, RECORD_TOUCH, VALID, is_of_entry, may_be_live,
+    frame_length, look_at_record, record_deadline, record_index, record_key, record_key_size, record_length,
+    record_operation, record_value_size, session_deadline,
 )
+from fastsm.disk.hashing cimport load64
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport FAILED
 from fastsm.disk.walk cimport next_record, walk_frames
@@ -37,6 +39,8 @@ cdef enum:  # what `take` may end with
     PAUSED = 1
     NO_MEMORY = 2
 
+cdef enum: FEW_STALE = 64     # deadlines that are not worth a look at all
+
 
 cdef class Index:
     """Table, dead map, terms and counts of an arena.
@@ -47,6 +51,9 @@ cdef class Index:
     def __cinit__(self, Table table=None, Terms terms=None):
         self.table = Table() if table is None else table
         self.sessions = Table()
+        self.touches = Table()
+        self.deadlines = Deadlines()
+        self.session_deadlines = Deadlines(True)
         self.terms = Terms() if terms is None else terms
         self.dead = DeadMap()
         self.dead.reserve(1)
@@ -71,15 +78,20 @@ cdef class Index:
                 LogId(self.terms.seen, self.terms.last_term()))
         self.dead.reserve(base.size)
         self.read_membership(mapping, base)
-        bad = check_records(mapping, base.records_offset, base.size, self.terms)
+        bad = check_records(mapping, base.records_offset, base.size, self.terms, &self.base_touches)
         if bad:
             raise CorruptionError(
                 base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
+        self.clock = base.head.clock
         self.take_all(walk_base(mapping.address, base.records_offset, base.size))
         if self.table.count != base.head.keys:
             raise CorruptionError(base.path, None, f"{base.head.keys} keys", f"{self.table.count}")
         if self.sessions.count != base.head.sessions:
             raise CorruptionError(base.path, None, f"{base.head.sessions} sessions", f"{self.sessions.count}")
+        if self.touches.count != self.base_touches:
+            raise CorruptionError(
+                base.path, None, "touches of keys that are there, one for each, after the put",
+                f"{self.base_touches} of them, for {self.touches.count} keys")
 
     cdef int read_membership(self, Mapping mapping, base) except -1:
         cdef uint64_t place = base.membership_offset
@@ -184,12 +196,129 @@ cdef class Index:
             self.live_bytes += record_length(record)
         elif operation == RECORD_FORGET:
             old = self.sessions.remove(arena, hashed, record_key(record), record_key_size(record))
+        elif operation == RECORD_TOUCH:
+            return self.note_touch(arena, hashed, place)
+        elif operation == RECORD_CLOCK:
+            self.clock = load64(record_key(record))
+            self.clock_place = place
         if old:
             self.live_bytes -= record_length(arena + old)
             self.dead.mark(old)
+        if operation <= RECORD_DELETE:
+            if (self.timed or record[RECORD_TIMED]) and self.note_put(arena, record, place, old) < 0:
+                return -1
+        elif operation == RECORD_SESSION or operation == RECORD_FORGET:
+            if self.note_session(arena, record, old) < 0:
+                return -1
         if self.ordered and operation < RECORD_SESSION:
             return self.order.note(arena, operation, hashed, place, old)
         return 0
+
+    # ---- deadlines -------------------------------------------------------------------------------------
+
+    cdef int note_put(
+        self, const uint8_t *arena, const uint8_t *record, uint64_t place, uint64_t old
+    ) noexcept nogil:
+        """What a put or a delete does to deadlines; `old`: the put that it follows. -1 without memory."""
+        if old:
+            self.end_touch(arena, record, old)
+        if record[RECORD_TIMED] and self.deadlines.push(arena, record_deadline(record), place) < 0:
+            return -1
+        self.drop_many_stale(arena, self.deadlines)
+        self.timed = self.deadlines.count or self.touches.count
+        return 0
+
+    cdef void end_touch(self, const uint8_t *arena, const uint8_t *record, uint64_t old) noexcept nogil:
+        """The deadline of a record's key, from the put `old` or from a touch after it, no longer counts."""
+        cdef uint64_t touch = 0
+        if self.touches.count:
+            touch = self.touches.remove(
+                arena, self.touches.hash(record_key(record), record_key_size(record)), record_key(record),
+                record_key_size(record))
+        if touch:
+            self.live_bytes -= record_length(arena + touch)
+            self.dead.mark(touch)
+            old = touch
+        self.deadlines.stale += arena[old + RECORD_TIMED] != 0
+
+    cdef int note_touch(self, const uint8_t *arena, uint64_t hashed, uint64_t place) noexcept nogil:
+        """Takes the touch of a key that is there; no log of ours has another. -1 without memory."""
+        cdef const uint8_t *record = arena + place
+        cdef const uint8_t *key = record_key(record)
+        cdef uint64_t put = self.table.find(arena, hashed, key, record_key_size(record))
+        cdef uint64_t old
+        self.touch_place = place
+        if put == 0:
+            self.dead.mark(place)
+            return 0
+        old = self.touches.put(
+            arena, self.touches.hash(key, record_key_size(record)), key, record_key_size(record), place)
+        if old == FAILED:
+            return -1
+        self.live_bytes += record_length(record)
+        if old:
+            self.live_bytes -= record_length(arena + old)
+            self.dead.mark(old)
+        self.deadlines.stale += arena[(old if old else put) + RECORD_TIMED] != 0
+        self.timed = True
+        if record[RECORD_TIMED] and self.deadlines.push(arena, record_deadline(record), place) < 0:
+            return -1
+        self.drop_many_stale(arena, self.deadlines)
+        return 0
+
+    cdef int note_session(self, const uint8_t *arena, const uint8_t *record, uint64_t old) noexcept nogil:
+        """What the record of a session does to deadlines; `old`: the one before it. -1 without memory."""
+        cdef uint64_t deadline = NO_DEADLINE
+        if old and session_deadline(arena + old) != NO_DEADLINE:
+            self.session_deadlines.stale += 1
+        if record_operation(record) == RECORD_SESSION:
+            deadline = session_deadline(record)
+        if deadline != NO_DEADLINE and self.session_deadlines.push(arena, deadline, record - arena) < 0:
+            return -1
+        self.drop_many_stale(arena, self.session_deadlines)
+        return 0
+
+    cdef bint counts(self, const uint8_t *arena, uint64_t place) noexcept nogil:
+        """Whether the record at a place says the deadline of its key, or session, still."""
+        cdef const uint8_t *record = arena + place
+        if self.dead.is_dead(place):
+            return False
+        if record_operation(record) != RECORD_PUT or self.touches.count == 0:
+            return True
+        return self.touches.find(
+            arena, self.touches.hash(record_key(record), record_key_size(record)), record_key(record),
+            record_key_size(record)) == 0
+
+    cdef void drop_many_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
+        if deadlines.stale > FEW_STALE and deadlines.stale > deadlines.count / 4:
+            self.drop_stale(arena, deadlines)
+
+    cdef void drop_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
+        """Takes all deadlines out that do not count any more. O(deadlines)."""
+        cdef size_t kept = 0
+        cdef size_t i
+        for i in range(deadlines.count):
+            if self.counts(arena, deadlines.items[i].place):
+                deadlines.items[kept] = deadlines.items[i]
+                kept += 1
+        deadlines.keep(arena, kept)
+
+    cdef uint64_t next_of(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
+        """The earliest deadline of keys, or of sessions, or NO_DEADLINE; those that do not count go from the top."""
+        while deadlines.count and not self.counts(arena, deadlines.items[0].place):
+            deadlines.drop_first(arena)
+            deadlines.stale -= deadlines.stale > 0
+        return deadlines.items[0].deadline if deadlines.count else NO_DEADLINE
+
+    cdef uint64_t deadline_at(self, const uint8_t *arena, uint64_t place) noexcept nogil:
+        """The place of the record that says the deadline of the key whose put is at `place`: a touch's, or its own."""
+        cdef const uint8_t *record = arena + place
+        cdef uint64_t touch = 0
+        if self.touches.count:
+            touch = self.touches.find(
+                arena, self.touches.hash(record_key(record), record_key_size(record)), record_key(record),
+                record_key_size(record))
+        return touch if touch else place
 
     cdef int begin_order(self, Mapping mapping) except -1:
         """From here on there is an order, which is not built yet. Making it may run Python code."""
@@ -215,8 +344,10 @@ cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcep
     return walk
 
 
-cdef uint64_t check_records(Mapping mapping, uint64_t first, uint64_t stop, Terms terms) except? 0:
-    """The place of the first of a base's records that cannot be, or 0. Without the GIL, in slices."""
+cdef uint64_t check_records(
+    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *touches
+) except? 0:
+    """The place of the first of a base's records that cannot be, or 0. Counts touches. Without the GIL, in slices."""
     cdef uint64_t place = first
     cdef uint64_t before = 0
     cdef uint64_t pause
@@ -225,6 +356,7 @@ cdef uint64_t check_records(Mapping mapping, uint64_t first, uint64_t stop, Term
         with nogil:
             pause = min(stop, place + SLICE)
             while place < pause and finding == VALID:
+                touches[0] += stop - place >= RECORD_KEY and record_operation(mapping.address + place) == RECORD_TOUCH
                 finding = check_record(mapping.address, &place, stop, &before, terms)
         PyErr_CheckSignals()
     return 0 if finding == VALID else place
@@ -233,7 +365,7 @@ cdef uint64_t check_records(Mapping mapping, uint64_t first, uint64_t stop, Term
 cdef int check_record(
     const uint8_t *arena, uint64_t *place, uint64_t stop, uint64_t *before, Terms terms
 ) noexcept nogil:
-    """VALID, and `place` moves on, if it is a whole put record whose entry is included, and not before the last."""
+    """VALID, and `place` moves on, if it is a whole record that may be live, of an included entry, in order."""
     cdef const uint8_t *record = arena + place[0]
     cdef uint64_t length, term
     if stop - place[0] < RECORD_KEY:
@@ -248,3 +380,20 @@ cdef int check_record(
     before[0] = record_index(record)
     place[0] += length
     return VALID
+
+
+cdef int check_deadlines(Index index, const uint8_t *arena) except -1:
+    """Asserts the invariants of deadlines. O(deadlines)."""
+    cdef size_t stale = 0
+    cdef size_t i
+    for i in range(index.deadlines.count):
+        stale += not index.counts(arena, index.deadlines.items[i].place)
+        if i:
+            assert not index.deadlines.is_before(arena, &index.deadlines.items[i], &index.deadlines.items[(i - 1) // 4])
+        assert record_deadline(arena + index.deadlines.items[i].place) == index.deadlines.items[i].deadline
+    assert stale == index.deadlines.stale, f"{stale} deadlines are stale, {index.deadlines.stale} were counted"
+    stale = 0
+    for i in range(index.session_deadlines.count):
+        stale += not index.counts(arena, index.session_deadlines.items[i].place)
+    assert stale == index.session_deadlines.stale
+    return 0

@@ -24,7 +24,7 @@ from fastsm.disk.format cimport record_key, record_key_size
 from fastsm.lookup.sorting cimport Item, Sorter, begin_sort, go_on_sorting, sorted_places
 from fastsm.lookup.table cimport FAILED, SEGMENT_SLOTS, Segment, place_of
 from fastsm.lookup.tree cimport Work, hold, release, tree_bytes
-from fastsm.lookup.tree_changes cimport insert
+from fastsm.lookup.tree_changes cimport Children, insert, make_leaves, make_root, release_all
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
@@ -32,6 +32,7 @@ cdef extern from "Python.h":
 cdef enum:
     GATHERED = 16             # segments of the table that are read in one go: some tenths of a millisecond
     BATCH = 1 << 13           # places that are inserted between two looks at signals
+    TREE_PIECE = 1 << 16      # places that are copied between two looks at signals: whole leaves
     MANY_NEW = 1 << 13        # new keys, and this share of the tree: a thread sorts them in
     SHARE_OF_TREE = 64
     GARBAGE = 1 << 16         # entries of deleted keys that are left alone, and as many as keys
@@ -149,7 +150,7 @@ cdef class Order:
         """Makes a new tree from the table. O(keys log keys + bytes that tell them apart), without the GIL."""
         cdef Sorting sorting = Sorting()
         cdef Mapping mapping
-        cdef Work work
+        cdef uint64_t *places
         cdef Node *root = NULL
         cdef Node *old
         cdef uint64_t builder
@@ -162,7 +163,8 @@ cdef class Order:
             if not self.gather(sorting, builder, tick):
                 return 0
             mapping = self.mapping  # not before: the log may have outgrown it
-            insert_all(sorting, mapping, &work, &root, tick)
+            places = sorting.sort(mapping.address, tick)
+            make_tree(places, sorting.count, &root, tick)
         except BaseException:
             release(root)
             if self.builder == builder:
@@ -172,8 +174,8 @@ cdef class Order:
             release(root)
             return 0
         old, self.root = self.root, root
-        self.entries = work.added
-        self.comparisons += work.comparisons
+        self.entries = sorting.count
+        self.comparisons += sorting.sorter.steps
         self.built = True
         self.builder = 0
         self.absorbed = 0  # the new tree may lack what the old one has taken meanwhile
@@ -348,6 +350,31 @@ cdef class Moment:
 
     def __cinit__(self):
         self.notes = Table()
+
+
+cdef int make_tree(const uint64_t *places, size_t count, Node **root, tick) except -1:
+    """A tree of sorted places of different keys, where there was none. O(places); no key is looked at."""
+    cdef Children leaves
+    cdef size_t first = 0
+    cdef int failed = 0
+    leaves.items = NULL
+    leaves.count = leaves.room = 0
+    try:
+        while first < count and not failed:
+            with nogil:
+                failed = make_leaves(places + first, min(count - first, <size_t>TREE_PIECE), &leaves)
+            first += TREE_PIECE
+            PyErr_CheckSignals()
+            if tick is not None:
+                tick()
+    except BaseException:
+        release_all(&leaves)
+        raise
+    if failed:
+        release_all(&leaves)
+    elif make_root(&leaves, 0, root) == 0:
+        return 0
+    raise MemoryError(f"no memory to keep {count} keys in order")
 
 
 cdef int insert_all(Sorting sorting, Mapping mapping, Work *work, Node **root, tick) except -1:

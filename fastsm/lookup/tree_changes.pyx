@@ -15,11 +15,6 @@ from fastsm.lookup.tree cimport (
     new_node, node_size, places_in, release,
 )
 
-ctypedef struct Children:
-    # Nodes that will be the children of one, or of several.
-    Child *items
-    size_t count, room
-
 
 cdef int reserve(Children *children, size_t more) noexcept nogil:
     cdef Child *items
@@ -209,7 +204,7 @@ cdef void insert_one(Work *work, Node *leaf, uint64_t place) noexcept nogil:
 
 
 cdef int make_leaves(const uint64_t *places, size_t count, Children *out) noexcept nogil:
-    """Leaves of places, as even as can be, with room for a few more each."""
+    """Adds leaves of sorted places, as even as can be, with room for a few more each. -1 without memory."""
     cdef size_t pieces = (count + LEAF_ROOM - 1) / LEAF_ROOM
     cdef size_t first = 0
     cdef size_t piece, size
@@ -309,7 +304,6 @@ cdef int change_root(
 ) noexcept nogil:
     """Changes a tree whose root is ours to give away. -1 without memory: then there is no tree."""
     cdef Children list
-    cdef Children upper
     cdef Node *node = root[0]
     cdef uint32_t level = 0
     cdef int failed = 0
@@ -325,14 +319,25 @@ cdef int change_root(
     elif not removing:
         work.added += <int64_t>count
         failed = make_leaves(places, count, &list)
+    if failed:
+        release_all(&list)
+        return -1
+    return make_root(&list, level, root)
+
+
+cdef int make_root(Children *list, uint32_t level, Node **root) noexcept nogil:
+    """Makes a tree of nodes of a level, and takes them over. -1 without memory: then they are released."""
+    cdef Children upper
+    cdef Node *node
+    cdef int failed = 0
     while not failed and list.count > 1:
         level += 1
         upper.items = NULL
         upper.count = upper.room = 0
-        failed = pack(&list, level, &upper)
-        list = upper
+        failed = pack(list, level, &upper)
+        list[0] = upper
     if failed or level >= DEEPEST:
-        release_all(&list)
+        release_all(list)
         return -1
     node = list.items[0].node if list.count else NULL
     free(list.items)

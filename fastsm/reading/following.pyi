@@ -1,10 +1,10 @@
-from fastsm.core.ordered import Ordered
+from fastsm.core.timed import Timed
 from fastsm.disk.published import Publication
 from fastsm.generation.log import Log
 from fastsm.lookup.index import Index
 from fastsm.types import LogId
 
-class Follower(Ordered):
+class Follower(Timed):
     @property
     def _position(self) -> LogId: ...
     @property

@@ -11,10 +11,10 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.core.ordered cimport Ordered
 from fastsm.core.state cimport CORRUPT, RUNNING
+from fastsm.core.timed cimport Timed
 from fastsm.disk.format cimport (
-    FRAME_RUNS, LARGE, Progress, RECORD_PUT, RECORD_SESSION, UNKNOWN_TERM, VALID,
+    FRAME_RUNS, LARGE, Progress, RECORD_PUT, RECORD_SESSION, RECORD_TIMED, RECORD_TOUCH, UNKNOWN_TERM, VALID,
     frame_checksum, frame_length, frame_run_count, look_at_frame, look_at_header, look_inside_frame, record_operation,
 )
 from fastsm.disk.mapping cimport Mapping
@@ -61,7 +61,7 @@ cdef uint64_t LOOK_INTERVAL = 1_000_000_000    # nanoseconds between two looks a
 cdef uint64_t EVERYTHING = 0xFFFFFFFFFFFFFFFF
 
 
-cdef class Follower(Ordered):
+cdef class Follower(Timed):
     """The compiled half of `Reader`: a state, and how it takes frames.
 
     Thread safety: reads from any thread; what is not a read, by whoever follows (see `Reader`).
@@ -241,15 +241,24 @@ cdef class Follower(Ordered):
         cdef const uint8_t *record = next_record(&walk)
         cdef uint64_t puts = 0
         cdef uint64_t sessions = 0
+        cdef uint64_t touches = 0
+        cdef uint64_t deadlines = 0
         cdef uint64_t records = 0
         while record != NULL:
             puts += record_operation(record) == RECORD_PUT
             sessions += record_operation(record) == RECORD_SESSION
+            touches += record_operation(record) == RECORD_TOUCH
+            deadlines += record[RECORD_TIMED]
             records += 1
             record = next_record(&walk)
         self._table.reserve(puts)
         if sessions:
             self._index.sessions.reserve(sessions)
+            self._index.session_deadlines.reserve(sessions)
+        if touches:
+            self._index.touches.reserve(touches)
+        if deadlines:
+            self._index.deadlines.reserve(deadlines)
         self._terms.reserve(frame_run_count(frame) + 2)
         self._index.dead.reserve(place + length)
         if self._index.ordered:

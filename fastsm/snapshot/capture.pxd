@@ -28,6 +28,11 @@ cdef class Capture:
     cdef uint64_t *dead                      # the copy, [0, stop) of which holds as of the last included entry
     cdef uint64_t base_config, config_place
     cdef bint config_was_later
+    cdef readonly uint64_t clock             # as of the last included entry
+    cdef uint64_t base_clock, clock_place
+    cdef bint clock_was_later
+    cdef bint touched                        # a touch stands in the arena
+    cdef bint touched_behind                 # and one behind the last included entry
     # while writing:
     cdef uint8_t *piece
     cdef const uint8_t *source
@@ -35,6 +40,7 @@ cdef class Capture:
     cdef uint64_t keys
     cdef readonly uint64_t sessions          # written; `keys` counts the others
     cdef Table written_sessions              # while reviving
+    cdef Table written_touches               # keys whose touch later entries may have hidden; the last record up to L
     cdef bint done
     cdef void hold(
         self, Log log, Index index, uint64_t epoch, uint64_t last_index, uint64_t last_term, bint newest) noexcept
@@ -45,7 +51,7 @@ cdef class Capture:
     cdef int revive(self, tick) except -1
     cdef int pass_over(self, Walk *walk, Table written, bint gather, tick) except -1
     cdef bint pass_over_slice(self, Walk *walk, Table written, bint gather, int *failed) noexcept nogil
-    cdef int unmark_all(self, Table written) except -1
-    cdef bint note_session(self, const uint8_t *record, uint64_t place, bint gather) noexcept nogil
+    cdef int unmark_all(self, Table written, bint touches) except -1
+    cdef bint note(self, Table written, const uint8_t *record, uint64_t place, bint gather) noexcept nogil
     cdef Walk walk(self) noexcept nogil
     cdef uint64_t fill(self, Walk *walk, uint64_t room, uint64_t pause) noexcept nogil

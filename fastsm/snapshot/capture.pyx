@@ -13,6 +13,9 @@ for each of them the last record up to L is looked for among the dead. All other
 The map is copied first, and where the index has got to is looked up behind that: so whatever was marked meanwhile
 comes from a frame that pass 1 sees. Of what pass 1 sees, the copy may lack the marks. So pass 2 looks at the map
 itself, which has them all: else it would revive a record whose successor, up to L as well, is not marked in the copy.
+
+A touch is live until a later touch, put or delete of its key. So it is revived where it is the last record of all three
+kinds up to L; a put where it is the last put or delete.
 """
 
 from cpython.buffer cimport PyBUF_READ
@@ -23,10 +26,12 @@ from libc.string cimport memcpy
 
 from fastsm.lookup.dead cimport is_marked, unmark
 from fastsm.disk.format cimport (
-    FRAME_RUNS, LOG_HEADER_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION, is_of_entry, may_be_live,
+    FRAME_RUNS, LOG_HEADER_SIZE, NO_DEADLINE, RECORD_CLOCK, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION,
+    RECORD_TOUCH, is_of_entry, is_of_session, may_be_live, record_deadline,
     frame_length, frame_run_count, record_index, record_key, record_key_size, record_length,
     record_operation, record_value_size,
 )
+from fastsm.disk.hashing cimport load64
 from fastsm.lookup.index cimport Index
 from fastsm.generation.log cimport Log
 from fastsm.lookup.table cimport FAILED, Table
@@ -61,6 +66,7 @@ cdef class Capture:
         self.stop = self.next_frame = index.end
         self.newest = newest
         self.config_place = index.config_place
+        self.clock, self.clock_place = index.clock, index.clock_place
         self.estimated_size = index.live_bytes
 
     cdef int name_id(self) except -1:
@@ -69,6 +75,7 @@ cdef class Capture:
         if base is not None:
             self.base_first, self.base_stop = base.records_offset, base.size
             self.base_config = base.membership_offset
+            self.base_clock = base.head.clock
         self.last_included = LogId(self.last_index, self.last_term)
         self.runs = self.index.terms.pack(self.last_index, self.last_term)
         self.membership = b""
@@ -92,9 +99,11 @@ cdef class Capture:
             raise SnapshotError("the state machine was closed meanwhile")
         self.arena = self.mapping.address
         self.end = self.index.end
+        self.touched = self.index.touch_place > 0
         if not self.newest:
             with nogil:
                 self.find_stop()
+        self.touched_behind = self.touched and self.index.touch_place >= self.stop
         if self.stop < self.end:
             self.revive(tick)
         if self.config_place:
@@ -136,18 +145,24 @@ cdef class Capture:
         cdef Walk behind = walk_frames(self.arena, self.next_frame, self.end)
         cdef Walk before = self.walk()
         self.written_sessions = Table()
+        self.written_touches = Table()
         behind.place, behind.stop = self.stop, self.next_frame
         self.config_was_later = self.config_place and record_index(self.arena + self.config_place) > self.last_index
         if self.config_was_later:
             self.config_place = self.base_config
+        self.clock_was_later = self.clock_place and record_index(self.arena + self.clock_place) > self.last_index
+        if self.clock_was_later:
+            self.clock = self.base_clock
         self.pass_over(&behind, written, True, tick)
         self.pass_over(&before, written, False, tick)
-        self.unmark_all(written)
-        self.unmark_all(self.written_sessions)
+        self.unmark_all(written, False)
+        self.unmark_all(self.written_sessions, False)
+        self.unmark_all(self.written_touches, True)
         return 0
 
-    cdef int unmark_all(self, Table written) except -1:
-        """Unmarks the last records up to the last included one, of keys or of sessions."""
+    cdef int unmark_all(self, Table written, bint touches) except -1:
+        """Unmarks the last records up to the last included one, of keys or of sessions; those that are touches, or not.
+        """
         cdef uint64_t *places = <uint64_t *>malloc((written.count + 1) * sizeof(uint64_t))
         cdef uint64_t i
         if places == NULL:
@@ -155,7 +170,9 @@ cdef class Capture:
         with nogil:
             written.gather(places)
             for i in range(written.count):
-                if places[i] < self.stop and may_be_live(record_operation(self.arena + places[i])):
+                if places[i] >= self.stop or not may_be_live(record_operation(self.arena + places[i])):
+                    continue
+                if (record_operation(self.arena + places[i]) == RECORD_TOUCH) == touches:
                     unmark(self.dead, places[i])
             free(places)
         return 0
@@ -175,38 +192,41 @@ cdef class Capture:
         """Whether there is more. `gather`: every key goes into `written`; else, the last place of those in it."""
         cdef uint64_t pause = walk.place + SLICE
         cdef const uint8_t *record
-        cdef uint64_t place, hashed
+        cdef uint64_t place
+        cdef int operation
+        cdef bint dead, done
         while walk.place < pause:
             record = next_record(walk)
             if record == NULL:
                 return False
             place = record - self.arena
-            if record_operation(record) == RECORD_CONFIG and self.config_was_later and not gather:
+            operation = record_operation(record)
+            if operation == RECORD_CONFIG and self.config_was_later and not gather:
                 self.config_place = place
-            if RECORD_DELETE < record_operation(record) < RECORD_SESSION:
+            if operation == RECORD_CLOCK and self.clock_was_later and not gather:
+                self.clock = load64(record_key(record))
+            if RECORD_DELETE < operation < RECORD_SESSION or operation == RECORD_CLOCK:
                 continue
-            if not gather and may_be_live(record_operation(record)) and not self.index.dead.is_dead(place):
-                continue
-            if record_operation(record) >= RECORD_SESSION:
-                if not self.note_session(record, place, gather):
-                    failed[0] = 1
-                    return False
-                continue
-            hashed = written.hash(record_key(record), record_key_size(record))
-            if not gather and written.find(self.arena, hashed, record_key(record), record_key_size(record)) == 0:
-                continue
-            if written.put(self.arena, hashed, record_key(record), record_key_size(record), place) == FAILED:
+            dead = gather or not may_be_live(operation) or self.index.dead.is_dead(place)
+            if is_of_session(operation):
+                done = not dead or self.note(self.written_sessions, record, place, gather)
+            else:
+                done = operation == RECORD_TOUCH or not dead or self.note(written, record, place, gather)
+                # Where a touch was hidden by a touch, its key's put is not dead, but comes after older touches.
+                if done and self.touched and (dead or (self.touched_behind and operation == RECORD_PUT)):
+                    done = self.note(self.written_touches, record, place, gather)
+            if not done:
                 failed[0] = 1
                 return False
         return True
 
-    cdef bint note_session(self, const uint8_t *record, uint64_t place, bint gather) noexcept nogil:
-        """What `pass_over_slice` does with a record of a session; False without memory."""
+    cdef bint note(self, Table written, const uint8_t *record, uint64_t place, bint gather) noexcept nogil:
+        """What `pass_over_slice` does with a record that may hide others, or be hidden; False without memory."""
         cdef const uint8_t *key = record_key(record)
-        cdef uint64_t hashed = self.written_sessions.hash(key, record_key_size(record))
-        if not gather and self.written_sessions.find(self.arena, hashed, key, record_key_size(record)) == 0:
+        cdef uint64_t hashed = written.hash(key, record_key_size(record))
+        if not gather and written.find(self.arena, hashed, key, record_key_size(record)) == 0:
             return True
-        return self.written_sessions.put(self.arena, hashed, key, record_key_size(record), place) != FAILED
+        return written.put(self.arena, hashed, key, record_key_size(record), place) != FAILED
 
     cdef Walk walk(self) noexcept nogil:
         """All records up to the last included one."""
@@ -219,10 +239,11 @@ cdef class Capture:
 
     def records(self):
         """The live keys, one by one: index, key and value, in the order in which `write_records` writes."""
-        return ((index, key, value) for operation, index, key, value in self.all_records() if operation == RECORD_PUT)
+        return (
+            (index, key, value) for operation, index, key, value, _ in self.all_records() if operation == RECORD_PUT)
 
     def all_records(self):
-        """What is live, sessions too: operation, index, key and value, in the order of `write_records`."""
+        """What is live, of all kinds: operation, index, key, value, deadline; in the order of `write_records`."""
         cdef Walk walk = self.walk()
         cdef const uint8_t *record = next_record(&walk)
         cdef const char *key
@@ -231,7 +252,8 @@ cdef class Capture:
                 key = <const char *>record_key(record)
                 yield (
                     record_operation(record), record_index(record), key[:record_key_size(record)],
-                    key[record_key_size(record):record_key_size(record) + record_value_size(record)])
+                    key[record_key_size(record):record_key_size(record) + record_value_size(record)],
+                    None if record_deadline(record) == NO_DEADLINE else record_deadline(record))
             record = next_record(&walk)
 
     # ---- write -----------------------------------------------------------------------------------------
@@ -285,7 +307,5 @@ cdef class Capture:
             if may_be_live(record_operation(record)) and not is_marked(self.dead, record - self.arena):
                 self.source = record
                 self.left = record_length(record)
-                if record_operation(record) == RECORD_PUT:
-                    self.keys += 1
-                else:
-                    self.sessions += 1
+                self.keys += record_operation(record) == RECORD_PUT
+                self.sessions += record_operation(record) == RECORD_SESSION

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
 SNAPSHOT = "snapshot.fsm"
+LATEST = format.MAX_DEADLINE.to_bytes(8, "big")
 SESSION_ID_BYTES = 8
 PIECE = 8 << 20  # large, since each read and each sum takes the GIL once
 _WORD = struct.Struct("<Q")
@@ -71,7 +72,7 @@ class Snapshot:
 
     Attributes: ``path``; ``size``, the file's bytes; ``metadata`` (:class:`fastsm.SnapshotMetadata`, from the header);
     ``state_checksum``, 32 bytes, equal on all replicas at one entry; ``keys`` and ``sessions``, their numbers;
-    ``codec``, "none" or "zstd"; ``head``, the header's fields.
+    ``clock``, in milliseconds since 1970; ``codec``, "none" or "zstd"; ``head``, the header's fields.
 
     Thread safety: all of it, from any thread. A call that has begun when the snapshot is closed ends as if it were
     open.
@@ -87,6 +88,7 @@ class Snapshot:
         self.state_checksum = self.head.state_checksum
         self.keys = self.head.keys
         self.sessions = self.head.sessions
+        self.clock = self.head.clock
         self.codec = CODECS[self.head.codec]
 
     def __repr__(self) -> str:
@@ -387,12 +389,20 @@ def check_records(
     head_size, put, limit = format.RECORD_STRUCT.size, format.OPERATION_PUT, format.MAX_RECORD_VALUE
     left, before, keys, sessions = head.records_size, 0, 0, 0
     first, last = 1, 0
-    for index, value_size, key_size, operation, zero, padding, session in _records(stream, head.records_size):
-        size = head_size + key_size + value_size + 7 & ~7
-        known = operation == put or (operation == format.OPERATION_SESSION and format.is_session_value(session))
-        if size > left or not known or zero or value_size > limit or index < before or padding:
+    touch, session = format.OPERATION_TOUCH, format.OPERATION_SESSION
+    for index, value_size, key_size, operation, timed, padding, tail in _records(stream, head.records_size):
+        size = (head_size + key_size + value_size + 7 & ~7) + 8 * timed
+        if operation == put:
+            known = not timed or (timed == 1 and tail <= LATEST)
+        elif operation == touch:
+            known = value_size == 0 and (not timed or (timed == 1 and tail <= LATEST))
+        else:
+            known = operation == session and not timed and format.is_session_value(tail)
+        if size > left or not known or value_size > limit or index < before or padding:
             found = f"operation {operation}, index {index}, {size} bytes, padding {padding:#x}"
-            expected = f"a key or a session of index {before} or above, of at most {left} bytes, padded with zeros"
+            expected = (
+                f"a key, a touch or a session of index {before} or above, of at most {left} bytes, padded with zeros"
+            )
             raise bad_state(path, stream.offset, expected, found)
         while index > last:
             first, last, _ = next(runs, (1, 1 << 64, 0))
@@ -402,7 +412,7 @@ def check_records(
         before = index
         if operation == put:
             keys += 1
-        else:
+        elif operation == session:
             sessions += 1
     if (keys, sessions) != (head.keys, head.sessions):
         expected = f"{head.keys} keys and {head.sessions} sessions"
@@ -412,48 +422,55 @@ def check_records(
 
 
 def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, int, int, bytes]]:
-    """The head of each record, its padding as a number, and the value of a session.
+    """The head of each record, its padding as a number, and the value of a session, or the deadline at its end.
+
+    The deadline is big-endian, so that it compares as bytes.
 
     A record that claims more than is left is the last one.
     """
     head_size, unpack_from, word_at = format.RECORD_STRUCT.size, format.RECORD_STRUCT.unpack_from, _WORD.unpack_from
     while left:
         data, at = stream.window
-        index, value_size, key_size, operation, zero = 0, 0, 0, 0, 0
+        index, value_size, key_size, operation, timed = 0, 0, 0, 0, 0
         # Most records lie in one piece.
         while len(data) - at >= head_size <= left:
-            index, value_size, key_size, operation, zero = unpack_from(data, at)
+            index, value_size, key_size, operation, timed = unpack_from(data, at)
             used = head_size + key_size + value_size
-            size = used + 7 & ~7
+            padded = used + 7 & ~7
+            size = padded + 8 * timed
             if at + size > len(data) or size > left:
                 break
             at += size
             left -= size
-            padding = word_at(data, at - 8)[0] >> 8 * (8 - (size - used))
-            session = b""
-            if operation == format.OPERATION_SESSION and key_size == SESSION_ID_BYTES:
-                session = bytes(data[at - size + head_size + key_size : at - size + used])
-            yield index, value_size, key_size, operation, zero, padding, session
+            padding = word_at(data, at - size + padded - 8)[0] >> 8 * (8 - (padded - used))
+            tail = b""
+            if timed:
+                tail = bytes(data[at - size + padded : at - size + padded + 8])[::-1]
+            elif operation == format.OPERATION_SESSION and key_size == SESSION_ID_BYTES:
+                tail = bytes(data[at - size + head_size + key_size : at - size + used])
+            yield index, value_size, key_size, operation, timed, padding, tail
         stream.go_to(at)
         if not left:
             return
         # Sizes are multiples of 8, but the head of a record takes 16 bytes.
         start = stream.take(min(left, head_size)).ljust(head_size, b"\0")
-        index, value_size, key_size, operation, zero = unpack_from(start)
+        index, value_size, key_size, operation, timed = unpack_from(start)
         used = head_size + key_size + value_size
-        size = used + 7 & ~7
+        padded = used + 7 & ~7
+        size = padded + 8 * timed
         padding = 0
-        session = b""
+        tail = b""
         if size <= left:
-            if (operation, key_size) == (format.OPERATION_SESSION, SESSION_ID_BYTES) and (
-                value_size <= format.MAX_SESSION_VALUE
-            ):
-                session = stream.take(used - head_size)[key_size:]
+            kind = (operation, key_size, timed)
+            if kind == (format.OPERATION_SESSION, SESSION_ID_BYTES, 0) and value_size <= format.MAX_SESSION_VALUE:
+                tail = stream.take(used - head_size)[key_size:]
             else:
                 stream.skip(used - head_size)
-            padding = int.from_bytes(stream.take(size - used), "little")
+            padding = int.from_bytes(stream.take(padded - used), "little")
+            if timed:
+                tail = stream.take(8 * timed)[:8][::-1]
         left = max(0, left - size)
-        yield index, value_size, key_size, operation, zero, padding, session
+        yield index, value_size, key_size, operation, timed, padding, tail
 
 
 def bad_state(path: str, offset: int, expected: str, found: object) -> SnapshotFormatError:

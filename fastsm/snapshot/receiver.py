@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastsm.disk import format
@@ -10,12 +11,15 @@ from fastsm.disk.files import Directory, hides_seam, left_by_children, make_dire
 from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
 from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError, StaleSnapshotError
+from fastsm.event_loops import call
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, check_metadata, metadata_of
 from fastsm.snapshot.writer import present_head, put_in_place
 from fastsm.types import LogId, SnapshotMetadata
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
+
+    from fastsm.background import BackgroundCall
 
 PART = f"{SNAPSHOT}.part"
 
@@ -43,8 +47,9 @@ class SnapshotReceiver:
     ``metadata``, of the snapshot that is being received, as announced or as its header says, None until it is known;
     ``complete``, whether all bytes are there, so that :meth:`finish` comes next.
 
-    Thread safety: none; one thread at a time. Two receivers of one directory exclude each other: ``LockedError``. In a
-    forked child the receiver is closed; the file and its lock stay the parent's.
+    Thread safety: none; one thread at a time. While a ``finish_async`` is under way, ``close`` waits for it, and every
+    other call is a ``SnapshotError``. Two receivers of one directory exclude each other: ``LockedError``. In a forked
+    child the receiver is closed; the file and its lock stay the parent's.
     """
 
     @hides_seam
@@ -65,6 +70,7 @@ class SnapshotReceiver:
         self._whole: Descriptor | None = None  # that file, when it is the announced snapshot
         self._fd: Descriptor | None = None
         self._finished: SnapshotHead | None = None
+        self._finishing: BackgroundCall | None = None
         self._synced = 0
         with storage_errors(self.directory, "receiving a snapshot"):
             self._files: Directory | None = make_directory(directory, _files)
@@ -205,7 +211,22 @@ class SnapshotReceiver:
         place of the one that was there when this receiver was made; a newer one that came since stays, and this is a
         ``StaleSnapshotError``. O(size).
         """
+        return self._finish_once(self._require(), metadata)
+
+    async def finish_async(self, metadata: SnapshotMetadata | None = None) -> str:
+        """Awaits :meth:`finish`, on a thread of its own: the event loop goes on while the file is synced and checked.
+
+        Cancelling the await does not stop the work: await it again, or call ``close``, which waits for its end.
+        """
         files = self._require()
+        future, self._finishing = call(partial(self._finish_once, files, metadata))
+        try:
+            return await future
+        finally:
+            if future.done() and not future.cancelled():
+                self._finishing.wait()  # the outcome is here: the thread takes its last step
+
+    def _finish_once(self, files: Directory, metadata: SnapshotMetadata | None) -> str:
         if self._finished is None:
             with storage_errors(self._path, "receiving a snapshot"):
                 self._finish(files, metadata)
@@ -263,7 +284,12 @@ class SnapshotReceiver:
         self.offset, self._head, self._synced = 0, None, 0
 
     def close(self) -> None:
-        """Makes what was received durable and gives the directory free, for a receiver that goes on. Idempotent."""
+        """Makes what was received durable and gives the directory free, for a receiver that goes on. Idempotent.
+
+        Blocks until a ``finish_async`` under way has ended.
+        """
+        if self._finishing is not None:
+            self._finishing.wait()
         files, self._files = self._files, None
         if files is None:
             return
@@ -291,6 +317,8 @@ class SnapshotReceiver:
     def _require(self) -> Directory:
         if self._files is None:
             raise SnapshotError(f"{self.directory}: this receiver was closed; a new one goes on")
+        if self._finishing is not None and not self._finishing.wait(0):
+            raise SnapshotError(f"{self.directory}: finish_async is under way; await its end first")
         return self._files
 
     def _open(self, files: Directory) -> Descriptor:

@@ -58,6 +58,9 @@ class Source(Protocol):
     @property
     def sessions(self) -> int:
         """How many of the records that were written are those of sessions."""
+    @property
+    def clock(self) -> int:
+        """As of that entry."""
 
     def write_records(self, directory: Directory, fd: Descriptor, offset: int, tick: Tick) -> tuple[int, int]:
         """Writes all records with ``directory.write(fd, buffer, offset)``.
@@ -385,6 +388,7 @@ class _Parts(NamedTuple):
     membership_size: int
     records_size: int
     sessions: int
+    clock: int
 
     @property
     def size(self) -> int:
@@ -394,7 +398,7 @@ class _Parts(NamedTuple):
         """The header, without its sums."""
         return SnapshotHead(
             codec, *self.last_included, self.keys, self.runs, self.membership_size, self.records_size,
-            bytes(32), attachment_size, stored_size, self.sessions, bytes(32),
+            self.sessions, self.clock, bytes(32), attachment_size, stored_size, bytes(32),
         )
 
 
@@ -415,7 +419,8 @@ def _write_state(directory: Directory, fd: Descriptor, source: Source, start: in
     keys, size = source.write_records(directory, fd, start + len(membership) + len(runs), tick)
     tick()
     return _Parts(
-        source.last_included, keys, len(runs) // format.TERM_RUN_BYTES, len(membership), size, source.sessions)
+        source.last_included, keys, len(runs) // format.TERM_RUN_BYTES, len(membership), size,
+        source.sessions, source.clock)
 
 
 # ---- sums ----------------------------------------------------------------------------------------------

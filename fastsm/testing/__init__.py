@@ -11,7 +11,10 @@ write one class with one fixture, in a file that pytest finds::
         def state_machine(self):
             return MyStateMachine()
 
-For one that stores, a second fixture, ``reopen``, adds the tests of what must survive.
+For one that stores, a second fixture, ``reopen``, adds the tests of what must survive; for one that runs procedures, a
+third one, ``with_procedures``, adds theirs.
+
+``check_procedure`` finds a procedure that would come to something else on another replica.
 """
 
 try:
@@ -22,9 +25,10 @@ except ModuleNotFoundError as _error:
     raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from _error
 
 # So that a failure shows values next to its message.
-_RULES = ("commands", "conformance", "order", "snapshots", "storage", "waiting")
+_RULES = ("answers", "calls", "commands", "conformance", "deadlines", "order", "snapshots", "storage", "waiting")
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in _RULES))
 
 from fastsm.testing.conformance import StateMachineConformance  # noqa: E402  # not before that
+from fastsm.testing.procedures import check_procedure  # noqa: E402
 
-__all__ = ["StateMachineConformance"]
+__all__ = ["StateMachineConformance", "check_procedure"]

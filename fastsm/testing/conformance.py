@@ -10,7 +10,10 @@ import pytest
 
 import fastsm
 from fastsm import Entry, LogId, StateMachine
+from fastsm.testing.answers import AnswerRules
+from fastsm.testing.calls import CallRules, MakeMachine
 from fastsm.testing.commands import CommandRules
+from fastsm.testing.deadlines import DeadlineRules
 from fastsm.testing.helpers import METADATA, PUT, apply_chunks, apply_commands, apply_entries, state_of
 from fastsm.testing.histories import KEYS, History
 from fastsm.testing.order import OrderRules
@@ -19,12 +22,18 @@ from fastsm.testing.storage import StorageRules
 from fastsm.testing.waiting import WaitingRules
 
 
-class StateMachineConformance(CommandRules, OrderRules, SnapshotRules, StorageRules, WaitingRules):
+class StateMachineConformance(
+    CommandRules, AnswerRules, CallRules, DeadlineRules, OrderRules, SnapshotRules, StorageRules, WaitingRules
+):
     """Subclass it, and give a fixture ``state_machine``: an empty, running state machine.
 
     Entries are handed over without gaps. For a state machine that stores, a second fixture, ``reopen``: a
     function that closes the state machine it is given, opens the same storage again and returns what it opened.
-    Without it the tests of durability are skipped.
+    Without it the tests of durability are skipped. For one that runs procedures, a third one, ``with_procedures``: a
+    function that makes an empty, running state machine with the procedures that it is given.
+
+    What goes beyond the trait is tested where it is there: commands that answer on a state machine with ``check``,
+    time on one with ``clock``, ordered reads on one with ``scan``, waits on one with ``wait_applied``.
     """
 
     @pytest.fixture
@@ -36,6 +45,11 @@ class StateMachineConformance(CommandRules, OrderRules, SnapshotRules, StorageRu
     def reopen(self) -> Callable[[StateMachine], StateMachine]:
         """A function that closes a state machine and opens its storage again."""
         pytest.skip(f"{type(self).__name__} has no fixture reopen: what must survive is not tested")
+
+    @pytest.fixture
+    def with_procedures(self) -> MakeMachine:
+        """A function that makes an empty, running state machine with procedures."""
+        pytest.skip(f"{type(self).__name__} has no fixture with_procedures: procedures are not tested")
 
     # ---- an empty one -----------------------------------------------------------------------------------
 

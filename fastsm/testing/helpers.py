@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 import fastsm
 from fastsm import Entry, LogId, SnapshotMetadata, StateMachine
 from fastsm.testing.histories import KEYS
@@ -46,3 +48,11 @@ def state_of(machine: StateMachine) -> dict[str, Any]:
         "terms": [machine.entry_term(index) for index in range(last.index + 3)],
         "snapshot_metadata": machine.snapshot_metadata(),
     }
+
+
+def needs(machine: StateMachine, *names: str) -> StateMachine:
+    """The machine, if it has these methods beyond the trait; otherwise the test is skipped."""
+    for name in names:
+        if not hasattr(machine, name):
+            pytest.skip(f"{type(machine).__name__} has no {name}")
+    return machine

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from fastsm.disk import format
@@ -101,6 +102,8 @@ class DirectoryReport:
     runs: list[Run] = field(default_factory=list)
     snapshot: SnapshotMetadata | None = None
     membership: tuple[LogId, bytes] | None = None
+    clock: int = 0
+    next_deadline: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -111,6 +114,7 @@ class DirectoryReport:
             found["runs"] = [list(run) for run in self.runs]
             found["snapshot"] = metadata_dict(self.snapshot)
             found["membership"] = membership_dict(self.membership)
+            found["clock"], found["next_deadline"] = self.clock, self.next_deadline
         if self.recovery is not None:
             found["recovery_torn_bytes"] = self.recovery.torn_bytes
             found["recovery_clean"] = self.recovery.clean
@@ -130,6 +134,8 @@ class DirectoryReport:
                 ("terms", runs_text(self.runs)),
                 ("snapshot", metadata_text(self.snapshot)),
                 ("membership", membership_text(self.membership)),
+                ("clock", clock_text(self.clock) if self.clock else "0: no tick yet"),
+                ("due next", "nothing" if self.next_deadline is None else clock_text(self.next_deadline)),
             ]
         rows.append(("files", ", ".join(f"{name} {size_text(size)}" for name, size in self.files.items()) or "none"))
         if self.problem is not None:
@@ -156,13 +162,14 @@ class SnapshotReport:
     attachment_bytes: int
     runs: list[Run]
     membership: tuple[LogId, bytes] | None
+    clock: int
     problem: None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
         return {
             "kind": "snapshot", "path": self.path, "size": self.size, "codec": self.codec, "keys": self.keys,
-            "sessions": self.sessions,
+            "sessions": self.sessions, "clock": self.clock,
             "live_bytes": self.records_bytes, **(metadata_dict(self.metadata) or {}),
             "state_checksum": self.state_checksum.hex(), "attachment_bytes": self.attachment_bytes,
             "runs": [list(run) for run in self.runs], "membership": membership_dict(self.membership), "problem": None,
@@ -176,6 +183,7 @@ class SnapshotReport:
             ("as of", log_id_text(self.metadata.last_included)),
             ("keys", f"{self.keys:,}"),
             ("sessions", f"{self.sessions:,}"),
+            ("clock", clock_text(self.clock) if self.clock else "0: no tick yet"),
             ("bytes", f"{size_text(self.records_bytes)} of records, {size_text(self.attachment_bytes)} of attachment"),
             ("terms", runs_text(self.runs)),
             ("membership", membership_text(self.membership)),
@@ -203,7 +211,7 @@ def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport:
             recovery = stats.recovery if owner is not None else judge_end(machine)
             return DirectoryReport(
                 path, files, owner, None, stats, recovery, [Run(*run) for run in machine._terms.runs()],
-                machine.snapshot_metadata(), machine.membership())
+                machine.snapshot_metadata(), machine.membership(), machine.clock(), machine.next_deadline())
     except StorageError:
         raise
     except FastsmError as error:
@@ -214,7 +222,17 @@ def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:
     head = snapshot.head
     return SnapshotReport(
         snapshot.path, snapshot.size, snapshot.codec, snapshot.keys, snapshot.sessions, head.records_size,
-        snapshot.metadata, snapshot.state_checksum, head.attachment_size, snapshot_runs(snapshot), snapshot.membership)
+        snapshot.metadata, snapshot.state_checksum, head.attachment_size, snapshot_runs(snapshot), snapshot.membership,
+        snapshot.clock)
+
+
+def clock_text(milliseconds: int) -> str:
+    """A time in milliseconds since 1970 for people."""
+    try:
+        moment = datetime.fromtimestamp(0, timezone.utc) + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return f"{milliseconds:,} ms since 1970"
+    return moment.isoformat(sep=" ", timespec="milliseconds").replace("+00:00", " UTC")
 
 
 def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:

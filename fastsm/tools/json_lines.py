@@ -8,7 +8,9 @@ A line is an object. The first says what the lines are; all others say what happ
     {"operation": "end", "lines": 2}
 
 ``"log"`` in place of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``session``,
-``forget``, ``snapshot`` and ``close``. What a session remembers is ``{"operation": "session", "session": 5, "sequence":
+``forget``, ``clock``, ``snapshot`` and ``close``. A put may have a deadline, ``"expires": 5``, and a key may be touched
+after it was put: ``{"operation": "touch", "key": "color", "expires": 9}``, or null. The first line of a state has the
+``clock``, where there was a tick. What a session remembers is ``{"operation": "session", "session": 5, "sequence":
 2, "expires": null, "result_base64": "AQ=="}``, next to its index and term.
 ``"end": true`` announces the last line, which counts those between: so a dump that was cut short, or from which lines
 were taken, is an error to :func:`load`. Dumps of releases before that mark announce none, and load as they did; but
@@ -30,9 +32,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from typing import Any
 
-from fastsm.answering import NO_DEADLINE
+from fastsm.answering import NO_DEADLINE, touch
 from fastsm.command import batch, config, delete, noop, put
-from fastsm.disk.format import MAX_INDEX, is_session_value
+from fastsm.disk.format import MAX_DEADLINE, MAX_INDEX, is_session_value
 from fastsm.errors import FastsmError
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import open_snapshot
@@ -92,7 +94,8 @@ def _state_lines(path: str, prefix: bytes, as_of: int | None) -> Iterator[Line]:
         with open_snapshot(path) as snapshot:
             snapshot.verify()
             last = snapshot.metadata.last_included
-            yield _head("state", last, snapshot_runs(snapshot), prefix, keys=snapshot.keys)
+            more = {"clock": snapshot.clock} if snapshot.clock else {}
+            yield _head("state", last, snapshot_runs(snapshot), prefix, keys=snapshot.keys, **more)
             yield from _pairs(snapshot_records(snapshot), snapshot.membership, prefix)
         return
     with FastStateMachine(path, read_only=True, verify_on_open="full") as machine:
@@ -102,8 +105,9 @@ def _state_lines(path: str, prefix: bytes, as_of: int | None) -> Iterator[Line]:
         records = machine._live_records(last)
         runs = [Run(*run) for run in machine._terms.runs()]
         runs = [run._replace(last=min(run.last, last.index)) for run in runs if run.first <= last.index]
-        keys = {} if as_of is not None else {"keys": machine.len()}
-        yield _head("state", last, runs, prefix, **keys)
+        more = {} if as_of is not None else {"keys": machine.len()}
+        clock = machine._clock_at(last)
+        yield _head("state", last, runs, prefix, **more, **({"clock": clock} if clock else {}))
         membership = machine.membership()
         if membership is not None and membership[0].index > last.index:
             raise FastsmError(f"{path}: the membership as of entry {as_of} is in a snapshot alone: dump one as of it")
@@ -118,17 +122,18 @@ def _head(operation: str, last: LogId, runs: list[Run], prefix: bytes, **more: o
 
 
 def _pairs(
-    records: Iterable[tuple[str, LogId, bytes, bytes]], membership: tuple[LogId, bytes] | None, prefix: bytes
+    records: Iterable[tuple[str, LogId, bytes, bytes, int | None]], membership: tuple[LogId, bytes] | None,
+    prefix: bytes,
 ) -> Iterator[Line]:
     """Records and membership, by index."""
     if prefix:
         membership = None
-    for operation, log_id, key, value in records:
+    for operation, log_id, key, value, expires in records:
         if membership is not None and membership[0].index < log_id.index:
             yield _line("config", membership[0], b"", membership[1])
             membership = None
-        if key.startswith(prefix) if operation == "put" else not prefix:
-            yield _line(operation, log_id, key, value)
+        if key.startswith(prefix) if operation in ("put", "touch") else not prefix:
+            yield _line(operation, log_id, key, value, expires)
     if membership is not None:
         yield _line("config", membership[0], b"", membership[1])
 
@@ -155,15 +160,19 @@ def _log_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
         for frame in log_frames(machine._log):
             if last is not None and frame.runs and frame.runs[0].first > last:
                 return
-            for index, operation, key, value in frame.records:
+            for index, operation, key, value, expires in frame.records:
                 if first <= index and (last is None or index <= last):
-                    yield _line(operation, LogId(index, machine.entry_term(index) or 0), key, value)
+                    yield _line(operation, LogId(index, machine.entry_term(index) or 0), key, value, expires)
 
 
-def _line(operation: str, log_id: LogId, key: bytes, value: bytes) -> Line:
+def _line(operation: str, log_id: LogId, key: bytes, value: bytes, expires: int | None = None) -> Line:
     line: Line = {"operation": operation, "index": log_id.index, "term": log_id.term}
-    if operation in ("put", "delete"):
+    if operation in ("put", "delete", "touch"):
         line |= text_or_base64("key", key)
+    if operation == "clock":
+        return line | {"clock": int.from_bytes(value, "little")}
+    if operation == "touch" or expires is not None:
+        line["expires"] = expires
     if operation in ("session", "forget"):
         return line | _session_line(key, value)
     if operation == "snapshot":
@@ -207,9 +216,9 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
     """
     head, rest = _split(lines)
     entries = 0
-    sessions: dict[int, tuple[int, bytes]] = {}
+    unsaid = _Unsaid(head.get("clock", 0))
     with new_state(path, contiguous=False, auto_compact=False) as machine:
-        for chunk in _chunks(_entries(_without_sessions(rest, sessions), [Run(*run) for run in head.get("runs", ())])):
+        for chunk in _chunks(_entries(_without(unsaid, rest), [Run(*run) for run in head.get("runs", ())])):
             entries += len(chunk)
             machine.apply(chunk)
         last = LogId(*head.get("last_applied", machine.last_applied()))
@@ -218,22 +227,31 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
         # A dump that ends early (``last``) is a state as of where it ends: Raft sends what came after.
         if last.index > machine.last_applied().index and head.get("last") is None:
             machine.update_last_applied(last)
-        if sessions:
-            _install_sessions(machine, machine.path, sessions)
+        if unsaid.sessions or unsaid.clock:
+            _install(machine, machine.path, unsaid)
         if machine.len() != head.get("keys", machine.len()):
             raise LoadError(1, f"expected {head['keys']} keys, as this line says, found {machine.len()}: {CUT}")
         return machine.last_applied(), entries, machine.len()
 
 
-def _without_sessions(
-    lines: Iterator[tuple[int, Line]], sessions: dict[int, tuple[int, bytes]]
-) -> Iterator[tuple[int, Line]]:
-    """The lines, those of sessions as no-ops of their entries; ``sessions`` becomes what they come to.
+class _Unsaid:
+    """What no command can say: what sessions remember, by their ids and entries; the clock without what it removed."""
 
-    No command makes a session remember what another one answered, so that they are put into a snapshot.
-    """
+    def __init__(self, clock: int) -> None:
+        self.sessions: dict[int, tuple[int, bytes]] = {}
+        self.clock = clock
+
+
+def _without(unsaid: _Unsaid, lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, Line]]:
+    """The lines, those of sessions and of the clock as no-ops of their entries; ``unsaid`` takes what they come to."""
+    sessions = unsaid.sessions
     for number, line in lines:
         operation = line.get("operation")
+        if operation == "clock":
+            if not _is_deadline(line.get("clock")):
+                raise LoadError(number, f"expected the clock, in milliseconds since 1970, found {line.get('clock')!r}")
+            unsaid.clock = line["clock"]
+            line = line | {"operation": "noop"}  # noqa: PLW2901  # the same line, as a command
         if operation not in ("session", "forget"):
             yield number, line
             continue
@@ -247,9 +265,9 @@ def _without_sessions(
 
 
 def _session_value(number: int, line: Line) -> bytes:
-    sequence, expires = line.get("sequence"), line.get("expires")
-    if not _is_number(sequence) or not (expires is None or _is_number(expires)):
-        raise LoadError(number, "expected a sequence, and a deadline or null in expires")
+    sequence, expires = line.get("sequence"), _expires(number, line)
+    if not _is_number(sequence):
+        raise LoadError(number, "expected a sequence")
     value = struct.pack("<QQ", sequence, NO_DEADLINE if expires is None else expires)
     value += _bytes(number, line, "result")
     if not is_session_value(value):
@@ -257,18 +275,29 @@ def _session_value(number: int, line: Line) -> bytes:
     return value
 
 
-def _install_sessions(machine: FastStateMachine, directory: str, sessions: dict[int, tuple[int, bytes]]) -> None:
-    """Gives a machine the sessions, by a snapshot of its state with them. O(bytes), in memory."""
-    state = State(dict(machine.items()), membership=machine.membership(), sessions=sessions)
-    for key in state.values:
-        writer = machine.modified(key)
-        assert writer is not None
-        state.writers[key] = writer
+def _install(machine: FastStateMachine, directory: str, unsaid: _Unsaid) -> None:
+    """Gives a machine sessions and clock, by a snapshot of its state with them. O(bytes), in memory."""
+    state = State(membership=machine.membership(), clock=unsaid.clock)
+    waiting = sorted(unsaid.sessions.items(), key=lambda item: item[1][0])
+    for operation, writer, key, value, expires in machine._live_records(None):
+        while waiting and waiting[0][1][0] < writer.index:  # what a session remembers is an entry's last record
+            _remember(state, *waiting.pop(0))
+        if operation == "touch":
+            state.touch(writer, key, expires)
+        else:
+            state.put(writer, key, value, expires)
+    for each in waiting:
+        _remember(state, *each)
     for first, last, term in machine._terms.runs():
         state.seen += [LogId(first, term), LogId(last, term)][first == last :]
     with tempfile.TemporaryDirectory(dir=os.path.dirname(directory) or ".") as scratch:
         write_file(scratch, snapshot_bytes(state, "none", b""))
         machine.install_snapshot(None, scratch)
+
+
+def _remember(state: State, session: int, record: tuple[int, bytes]) -> None:
+    index, value = record
+    state.remember(LogId(index, 0), session, value)  # the state keeps no terms of sessions
 
 
 def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
@@ -288,6 +317,8 @@ def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
         raise LoadError(number, "expected runs, each [first index, last index, term]")
     if line.get("base", [0, 0])[0]:
         raise LoadError(number, "this log starts behind a base, so it is no state of its own; load a dump of the state")
+    if not _is_deadline(line.get("clock", 0)):
+        raise LoadError(number, f"expected a clock, in milliseconds since 1970, found {line['clock']!r}")
     if not _is_number(line.get("keys", 0)):
         raise LoadError(number, f"expected a number of keys, found {line['keys']!r}")
     return line, _up_to_end(parsed, announced=line.get("end") is True)
@@ -312,6 +343,17 @@ def _up_to_end(lines: Iterator[tuple[int, Line]], *, announced: bool) -> Iterato
 
 def _is_numbers(value: object, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(_is_number(part) for part in value)
+
+
+def _is_deadline(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_DEADLINE
+
+
+def _expires(number: int, line: Line) -> int | None:
+    expires: int | None = line.get("expires")
+    if expires is not None and not _is_deadline(expires):
+        raise LoadError(number, f"expected expires, in milliseconds since 1970, or null, found {expires!r}")
+    return expires
 
 
 def _is_number(value: object) -> bool:
@@ -369,21 +411,29 @@ def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[LogId, list[b
         return last
 
     for log_id, group in groupby(lines, place):
-        yield log_id, [_command(*item) for item in group]
+        yield log_id, [command for item in group for command in _commands(*item)]
+
+
+def _commands(number: int, line: Line) -> list[bytes]:
+    """What a line does."""
+    if line.get("operation") != "touch":
+        return [_command(number, line)]
+    # Where a state is loaded, the deadline before may be the same: but a touch that changes nothing leaves no record.
+    key, expires = _bytes(number, line, "key"), _expires(number, line)
+    return [touch(key, 1 if expires is None else None), touch(key, expires)]
 
 
 def _command(number: int, line: Line) -> bytes:
-    """What a line does."""
     operation = line.get("operation", "put")
     if operation == "put":
-        return put(_bytes(number, line, "key"), _bytes(number, line, "value"))
+        return put(_bytes(number, line, "key"), _bytes(number, line, "value"), expires=_expires(number, line))
     if operation == "delete":
         return delete(_bytes(number, line, "key"))
     if operation == "config":
         return config(_bytes(number, line, "value"))
     if operation == "noop":
         return noop()
-    raise LoadError(number, f"expected put, delete or config, found operation {operation!r}")
+    raise LoadError(number, f"expected put, delete, touch or config, found operation {operation!r}")
 
 
 def _bytes(number: int, line: Line, name: str) -> bytes:

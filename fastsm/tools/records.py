@@ -22,13 +22,15 @@ class Run(NamedTuple):
 class Record(NamedTuple):
     """What one command did, or hard state.
 
-    ``operation``: put, delete, config, session, forget, snapshot (its metadata), close (a clean end).
+    ``operation``: put, delete, config, session, forget, touch, clock, snapshot (its metadata), close (a clean end).
+    ``deadline``: that which a put or a touch gives its key.
     """
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name
     operation: str
     key: bytes
     value: bytes
+    deadline: int | None = None
 
 
 class Frame(NamedTuple):
@@ -53,8 +55,8 @@ def log_frames(log: Log) -> Iterator[Frame]:
             last = run_end
         records = []
         while place < end:
-            index, operation, key, value, place = format.unpack_record(buffer, place)
-            records.append(Record(index, format.OPERATIONS[operation], key, value))
+            index, operation, key, value, deadline, place = format.unpack_record(buffer, place)
+            records.append(Record(index, format.OPERATIONS[operation], key, value, deadline))
         yield Frame(offset, end, watermark, tuple(runs), tuple(records))
         offset = end
 
@@ -67,8 +69,8 @@ def snapshot_runs(snapshot: Snapshot) -> list[Run]:
     return [Run(*run) for run in format.TERM_RUN_STRUCT.iter_unpack(flat[start:end])]
 
 
-def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[str, LogId, bytes, bytes]]:
-    """Operation, entry, key and value of each record of a snapshot that was verified, in their order. O(size)."""
+def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[str, LogId, bytes, bytes, int | None]]:
+    """Operation, entry, key, value and deadline of each record of a snapshot that was verified, in order. O(size)."""
     runs = iter(snapshot_runs(snapshot))
     run = Run(1, 0, 0)
     skip = snapshot.head.membership_size + format.TERM_RUN_BYTES * snapshot.head.runs
@@ -77,11 +79,10 @@ def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[str, LogId, bytes, by
         data += piece
         done, skip = min(skip, len(data)), max(0, skip - len(data))
         while len(data) - done >= format.RECORD_STRUCT.size:
-            _, value_size, key_size, _, _ = format.RECORD_STRUCT.unpack_from(data, done)
-            if len(data) - done < format.RECORD_STRUCT.size + key_size + value_size + 7 & ~7:
+            if len(data) - done < format.size_of_record(data[done : done + format.RECORD_STRUCT.size]):
                 break
-            index, operation, key, value, done = format.unpack_record(data, done)
+            index, operation, key, value, deadline, done = format.unpack_record(data, done)
             while index > run.last:
                 run = next(runs)
-            yield format.OPERATIONS[operation], LogId(index, run.term or 0), key, value
+            yield format.OPERATIONS[operation], LogId(index, run.term or 0), key, value, deadline
         del data[:done]

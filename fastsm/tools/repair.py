@@ -413,7 +413,7 @@ class _Patient:
         while offset < end:
             offset, _, _, place = format.unpack_frame(buffer, offset)
             while place < offset:
-                index, operation, _, value, place = format.unpack_record(buffer, place)
+                index, operation, _, value, _, place = format.unpack_record(buffer, place)
                 if format.OPERATIONS[operation] == "snapshot":
                     found = found or NO_SNAPSHOT
                     if index <= kept.index:

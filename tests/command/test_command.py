@@ -31,6 +31,8 @@ from fastsm.types import (
     OpenSession,
     Put,
     Read,
+    Tick,
+    Touch,
     Transaction,
     ValueIs,
 )
@@ -39,6 +41,7 @@ from support.fuzz_targets import plain_form
 
 PUT, DELETE, COMPARE_AND_SWAP, NOOP, CONFIG, BATCH, ADD = range(1, 8)
 READ, DELETE_RANGE, TRANSACTION, CALL, OPEN_SESSION, ONCE, FORGET = range(8, 15)
+PUT_UNTIL, SWAP_UNTIL, TOUCH, TICK = range(15, 19)
 VALUE_IS, EXISTS, MODIFIED_AT = 128, 129, 130
 ABSENT = 0xFFFFFFFF
 
@@ -113,6 +116,44 @@ ENCODINGS = [
         header(ONCE, 0, 16) + struct.pack("<QQQ", 5, 6, 2**63 - 1) + header(BATCH, 0, 1) + header(NOOP),
         Once(5, 6, Batch((Noop(),)), 2**63 - 1),
     ),
+    (
+        fastsm.put(b"key", b"value", expires=2**63 - 1),
+        header(PUT_UNTIL, 3, 5) + struct.pack("<Q", 2**63 - 1) + b"keyvalue", Put(b"key", b"value", 2**63 - 1),
+    ),
+    (fastsm.put(bytearray(b"k"), b"", expires=0), header(PUT_UNTIL, 1) + bytes(8) + b"k", Put(b"k", b"", 0)),
+    (
+        fastsm.compare_and_swap(b"key", b"old", b"newer", expires=7),
+        header(SWAP_UNTIL, 3, 5) + struct.pack("<IQ", 3, 7) + b"keyoldnewer",
+        CompareAndSwap(b"key", b"old", b"newer", 7),
+    ),
+    (
+        fastsm.compare_and_swap(b"key", None, b"", expires=0),
+        header(SWAP_UNTIL, 3, 0) + struct.pack("<IQ", ABSENT, 0) + b"key", CompareAndSwap(b"key", None, b"", 0),
+    ),
+    (fastsm.touch(b"key", 5), header(TOUCH, 3) + struct.pack("<Q", 5) + b"key", Touch(b"key", 5)),
+    (fastsm.touch(b"", None), header(TOUCH) + b"\xff" * 8, Touch(b"", None)),
+    (fastsm.tick(9), header(TICK) + struct.pack("<Q", 9) + b"\xff" * 8, Tick(9, None)),
+    (
+        fastsm.tick(2**63 - 1, limit=2**63 - 1), header(TICK) + struct.pack("<QQ", 2**63 - 1, 2**63 - 1),
+        Tick(2**63 - 1, 2**63 - 1),
+    ),
+    (
+        fastsm.batch([fastsm.put(b"k", b"v", expires=1), fastsm.touch(b"k", 2)]),
+        header(BATCH, 0, 2) + header(PUT_UNTIL, 1, 1) + struct.pack("<Q", 1) + b"kv" + header(TOUCH, 1)
+        + struct.pack("<Q", 2) + b"k",
+        Batch((Put(b"k", b"v", 1), Touch(b"k", 2))),
+    ),
+    (
+        fastsm.transaction([], [fastsm.put(b"k", b"v", expires=1), fastsm.touch(b"k", None)]),
+        header(TRANSACTION) + struct.pack("<II", 2, 0) + header(PUT_UNTIL, 1, 1) + struct.pack("<Q", 1) + b"kv"
+        + header(TOUCH, 1) + b"\xff" * 8 + b"k",
+        Transaction((), (Put(b"k", b"v", 1), Touch(b"k", None)), ()),
+    ),
+    (
+        fastsm.once(1, 1, fastsm.touch(b"k", 2)),
+        header(ONCE, 0, 17) + struct.pack("<QQ", 1, 1) + b"\xff" * 8 + header(TOUCH, 1) + struct.pack("<Q", 2) + b"k",
+        Once(1, 1, Touch(b"k", 2), None),
+    ),
     (fastsm.transaction([], []), header(TRANSACTION) + bytes(8), Transaction((), (), ())),
     (
         fastsm.call("p\u00f6p", b"load", version=3),
@@ -139,23 +180,31 @@ def test_encoding_is_what_the_format_says(made: bytes, expected: bytes, meaning:
 keys = st.binary(max_size=40)
 values = st.binary(max_size=200)
 maybe_values = st.none() | values
+deadlines = st.none() | st.integers(0, 2**63 - 1)
 simple = st.one_of(
-    st.builds(Put, keys, values),
+    st.builds(Put, keys, values, deadlines),
     st.builds(Delete, keys),
     st.builds(CompareAndSwap, keys, maybe_values, maybe_values),
+    st.builds(CompareAndSwap, keys, maybe_values, values, deadlines),
+    st.builds(Touch, keys, deadlines),
     st.just(Noop()),
 )
 batches = st.builds(Batch, st.lists(simple, max_size=6).map(tuple))
-decoded_commands = simple | st.builds(Config, values) | batches
+ticks = st.builds(Tick, st.integers(0, 2**63 - 1), deadlines)
+decoded_commands = simple | st.builds(Config, values) | batches | ticks
 
 
-def encode(meaning: Any) -> bytes:
+def encode(meaning: Any) -> bytes:  # noqa: PLR0911  # one for each kind
     if isinstance(meaning, Put):
-        return fastsm.put(meaning.key, meaning.value)
+        return fastsm.put(meaning.key, meaning.value, expires=meaning.expires)
     if isinstance(meaning, Delete):
         return fastsm.delete(meaning.key)
     if isinstance(meaning, CompareAndSwap):
-        return fastsm.compare_and_swap(meaning.key, meaning.expected, meaning.value)
+        return fastsm.compare_and_swap(meaning.key, meaning.expected, meaning.value, expires=meaning.expires)
+    if isinstance(meaning, Touch):
+        return fastsm.touch(meaning.key, meaning.expires)
+    if isinstance(meaning, Tick):
+        return fastsm.tick(meaning.now, limit=meaning.limit)
     if isinstance(meaning, Noop):
         return fastsm.noop()
     if isinstance(meaning, Config):
@@ -270,6 +319,41 @@ def test_a_command_has_a_limit(too_large: memoryview) -> None:
         fastsm.compare_and_swap(b"", largest, largest)
 
 
+@pytest.mark.parametrize("make", [
+    lambda number: fastsm.put(b"k", b"v", expires=number),
+    lambda number: fastsm.compare_and_swap(b"k", None, b"v", expires=number),
+    lambda number: fastsm.put_many([b"k"], [b"v"], expires=[number]),
+    lambda number: fastsm.put_many([b"k"], [b"v"], expires=np.array([number])),
+    lambda number: fastsm.touch(b"k", number),
+    lambda number: fastsm.open_session(expires=number),
+    lambda number: fastsm.once(1, 1, fastsm.noop(), expires=number),
+    fastsm.tick,
+    lambda number: fastsm.tick(1, limit=number),
+])  # fmt: skip
+def test_deadlines_times_and_limits_are_from_0_to_63_bits(make: Any) -> None:
+    """Beyond them a number is refused where the command is made, and what is no integer is a TypeError."""
+    for number in (0, np.int64(5), 2**63 - 1):
+        fastsm.check(make(number))
+    for number in (-1, 2**63, 2**64 - 1, 2**64):
+        with pytest.raises(CommandError, match=rf"{number}: expected 0 to 2\*\*63 - 1"):
+            make(number)
+    for number in ("5", 5.0, b"5"):
+        with pytest.raises(TypeError):
+            make(number)
+
+
+def test_a_swap_to_nothing_has_no_deadline() -> None:
+    """A key that is removed cannot expire: refused where the command is made."""
+    with pytest.raises(CommandError, match="expires 5 with value=None"):
+        fastsm.compare_and_swap(b"k", b"v", None, expires=5)
+
+
+def test_a_command_prints_its_deadline_only_where_it_has_one() -> None:
+    """What is decoded prints as it was written: without a deadline there is none to see."""
+    assert repr(fastsm.decode(fastsm.put(b"k", b"v"))) == "Put(key=b'k', value=b'v')"
+    assert repr(fastsm.decode(fastsm.put(b"k", b"v", expires=0))) == "Put(key=b'k', value=b'v', expires=0)"
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -309,6 +393,28 @@ MALFORMED = {
     "empty batch with bytes left over": header(BATCH) + header(NOOP),
     "batch in a batch": header(BATCH, 0, 1) + header(BATCH),
     "config in a batch": header(BATCH, 0, 1) + header(CONFIG),
+    "put with half a deadline": header(PUT_UNTIL) + bytes(7),
+    "put with a deadline out of range": header(PUT_UNTIL) + struct.pack("<Q", 2**63),
+    "put with a deadline that is none": header(PUT_UNTIL) + b"\xff" * 8,
+    "put with a deadline and a value cut short": header(PUT_UNTIL, 1, 2) + bytes(8) + b"kv",
+    "swap with half a deadline": header(SWAP_UNTIL) + bytes(11),
+    "swap with a deadline out of range": header(SWAP_UNTIL) + struct.pack("<IQ", 0, 2**63),
+    "swap with a deadline for nothing": header(SWAP_UNTIL, 0, ABSENT) + struct.pack("<IQ", 0, 5),
+    "touch with a value": header(TOUCH, 1, 1) + bytes(8) + b"kv",
+    "touch without a deadline": header(TOUCH, 0) + bytes(7),
+    "touch with a deadline out of range": header(TOUCH) + struct.pack("<Q", 2**64 - 2),
+    "tick with a key": header(TICK, 1) + bytes(16) + b"k",
+    "tick with a value": header(TICK, 0, 1) + bytes(16) + b"v",
+    "tick without a limit": header(TICK) + bytes(15),
+    "tick to a time out of range": header(TICK) + struct.pack("<QQ", 2**63, 0),
+    "tick to no time": header(TICK) + b"\xff" * 16,
+    "tick with a limit out of range": header(TICK) + struct.pack("<QQ", 0, 2**63),
+    "tick in a batch": header(BATCH, 0, 1) + fastsm.tick(1),
+    "tick in a transaction": header(TRANSACTION) + struct.pack("<II", 1, 0) + fastsm.tick(1),
+    "tick in a once": header(ONCE, 0, 24) + struct.pack("<QQQ", 1, 1, 1) + fastsm.tick(1),
+    "swap with a deadline in a transaction":
+        header(TRANSACTION) + struct.pack("<II", 1, 0) + fastsm.compare_and_swap(b"", b"", b"", expires=1),
+    "touch as a condition": header(TRANSACTION, 0, 1) + bytes(8) + fastsm.touch(b"k", 1),
     "member cut short": header(BATCH, 0, 1) + header(PUT, 2, 0) + b"k",
 }
 
@@ -316,10 +422,10 @@ UNKNOWN = {
     "version": header(PUT, 1, 1, version=1) + b"kv",
     "largest version": b"\xff",
     "kind 0": header(0),
-    "kind 15": header(15),
+    "kind 19": header(19),
     "kind 255": header(255, 1, 2) + b"xyz",
     "version of a member": header(BATCH, 0, 1) + header(NOOP, version=1),
-    "kind of a member": header(BATCH, 0, 2) + header(NOOP) + header(15),
+    "kind of a member": header(BATCH, 0, 2) + header(NOOP) + header(19),
     "a condition alone": header(128, 1, 1) + b"kv",
 }
 
@@ -349,7 +455,7 @@ def test_errors_of_commands_are_value_errors() -> None:
     assert issubclass(CommandError, fastsm.FastsmError)
 
 
-@pytest.mark.parametrize("member", [fastsm.batch([]), fastsm.config(b""), b"", header(PUT, 1) + b"kv"])
+@pytest.mark.parametrize("member", [fastsm.batch([]), fastsm.config(b""), fastsm.tick(1), b"", header(PUT, 1) + b"kv"])
 def test_a_batch_refuses_members_where_it_is_made(member: bytes) -> None:
     """A batch, a config or something malformed inside a batch is refused, and the error says which member."""
     with pytest.raises(CommandError, match="member 1 of the batch"):
@@ -359,7 +465,7 @@ def test_a_batch_refuses_members_where_it_is_made(member: bytes) -> None:
 def test_a_batch_refuses_unknown_members_as_unknown() -> None:
     """A member of an unknown kind is an UnknownCommandError where the batch is made, too."""
     with pytest.raises(UnknownCommandError, match="member 0 of the batch"):
-        fastsm.batch([header(15)])
+        fastsm.batch([header(19)])
 
 
 def test_a_batch_takes_any_iterable() -> None:
@@ -403,7 +509,16 @@ def random_command(rng: random.Random, depth: int = 0) -> bytes:  # noqa: PLR091
     def data(limit: int) -> bytes:
         return rng.randbytes(rng.randrange(limit))
 
-    kind = rng.choice((range(1, 15), (1, 2, 3, 7, 9), (1, 2, 7, 9))[depth])
+    kind = rng.choice((range(1, 19), (1, 2, 3, 7, 9, 15, 16, 17), (1, 2, 7, 9, 15, 17))[depth])
+    deadline = rng.choice((0, 5, 2**63 - 1))
+    if kind == PUT_UNTIL:
+        return fastsm.put(data(20), data(80), expires=deadline)
+    if kind == SWAP_UNTIL:
+        return fastsm.compare_and_swap(data(20), rng.choice([None, data(40)]), data(40), expires=deadline)
+    if kind == TOUCH:
+        return fastsm.touch(data(20), rng.choice((None, deadline)))
+    if kind == TICK:
+        return fastsm.tick(deadline, limit=rng.choice((None, 0, 7)))
     if kind == 7:
         return fastsm.add(data(20), rng.randrange(-9, 9), initial=rng.choice((0, 2**63 - 1)))
     if kind == 8:
@@ -448,7 +563,7 @@ def mutate(rng: random.Random, command: bytes) -> bytes:
         elif way == 2:
             data[at:at] = rng.randbytes(rng.randrange(1, 12))
         elif way == 3 and len(data) >= 8:
-            layout, place = rng.choice([("<H", 2), ("<I", 4), ("<I", 8)])
+            layout, place = rng.choice([("<H", 2), ("<I", 4), ("<I", 8), ("<I", 12)])
             number = rng.choice([0, 1, len(data) - 8, len(data) - 7, 255, 2**31 - 1, 2**31, ABSENT])
             if len(data) >= place + 4:
                 struct.pack_into(layout, data, place, number & 0xFFFF if place == 2 else number)

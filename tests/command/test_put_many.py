@@ -416,3 +416,40 @@ def test_an_array_that_a_thread_overwrites_without_the_gil() -> None:
     finally:
         over.set()
         thread.join()
+
+
+# ---- deadlines -----------------------------------------------------------------------------------------
+
+DEADLINES: dict[str, Callable[[list[int]], Any]] = {
+    "a list": list,
+    "a tuple": tuple,
+    "int64": lambda numbers: np.array(numbers, np.int64),
+    "uint64": lambda numbers: np.array(numbers, np.uint64),
+    "with gaps": lambda numbers: np.repeat(np.array(numbers, np.int64), 2)[::2],
+}
+
+
+@pytest.mark.parametrize("form", DEADLINES.values(), ids=DEADLINES.keys())
+def test_a_column_of_deadlines_gives_each_pair_its_own(form: Callable[[list[int]], Any]) -> None:
+    """The batch is that of puts with these deadlines."""
+    numbers = [0, 5, 2**63 - 1]
+    expected = fastsm.batch([fastsm.put(b"k%d" % i, b"v", expires=number) for i, number in enumerate(numbers)])
+    assert fastsm.put_many([b"k0", b"k1", b"k2"], [b"v"] * 3, expires=form(numbers)) == expected
+
+
+def test_where_a_column_of_deadlines_says_none_a_pair_has_none() -> None:
+    """A sequence may hold Nones; without the column all pairs are without."""
+    expected = fastsm.batch([fastsm.put(b"a", b"1"), fastsm.put(b"b", b"2", expires=9)])
+    assert fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=[None, 9]) == expected
+    assert fastsm.put_many([b"a"], [b"1"], expires=None) == fastsm.batch([fastsm.put(b"a", b"1")])
+
+
+def test_a_column_of_deadlines_is_as_long_as_the_others() -> None:
+    """Else it is a ValueError that says both lengths; a deadline that cannot be says where it stands."""
+    with pytest.raises(ValueError, match="2 keys, but 1 deadlines"):
+        fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=[5])
+    with pytest.raises(CommandError, match="deadline 1: expires -1"):
+        fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=[5, -1])
+    for column in (5, b"12", "12", np.zeros((2, 1), np.int64), np.zeros(2)):
+        with pytest.raises(TypeError):
+            fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=column)

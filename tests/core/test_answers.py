@@ -51,7 +51,7 @@ def test_both_machines_come_to_the_same(directory: Path, tmp_path: Path, seed: i
                 fast.close()
                 fast = FastStateMachine(directory, **options)
             if round_number % 20 == 9:
-                wanted = LogId(*dice.choice(inside(model).seen[-5:]))
+                wanted = LogId(*dice.choice(inside(model).state.seen[-5:]))
                 sums = [each.write_snapshot(tmp_path / name, wanted) for name, each in (("f", fast), ("m", model))]
                 assert sums[0] == sums[1]
             if round_number % 40 == 39:

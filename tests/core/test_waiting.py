@@ -41,7 +41,7 @@ def started(function: Callable[[], object]) -> threading.Thread:
 def waiters(machine: Machine) -> int:
     """How many wait now."""
     if isinstance(machine, MemoryStateMachine):
-        return len(inside(machine).waiting)
+        return len(inside(machine).waiters.waiting)
     return int(inside(machine).waiting_for_entries())
 
 

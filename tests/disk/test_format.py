@@ -82,7 +82,7 @@ def test_sizes_that_others_rely_on() -> None:
     assert struct.calcsize(LOG) == format.LOG_HEADER_BYTES == START
     assert struct.calcsize(CURRENT) == 64
     assert struct.calcsize(SNAPSHOT_HEAD) == format.SNAPSHOT_HEADER_BYTES == 160
-    assert struct.calcsize(TABLE) == format.TABLE_HEADER_BYTES == 160
+    assert struct.calcsize(TABLE) == format.TABLE_HEADER_BYTES == 280
     assert chain_in_source("TERM_RUN_SIZE", "TERM_RUN_SIZE") == [format.TERM_RUN_BYTES] == [24]
     assert format.SEGMENT_BYTES == struct.calcsize("<4096QII56s") == 32_832
     assert chain_in_source("RUN_SIZE", "RUN_SIZE") == [struct.calcsize(RUN)] == [16]
@@ -101,16 +101,18 @@ NAMED = format.CurrentFile(
 SAVED = format.SavedTable(
     identity=IDENTITY, log_offset=200, log_start=131_072, seed0=1, seed1=2**64 - 1, keys=9, live_bytes=300,
     config_place=160, segments=2, depth=1, runs=3, metadata_size=48, dead_words=5, frames=4, last_frame=150,
-    last_checksum=2**62, body_checksum=2**63,
+    last_checksum=2**62, clock=77, clock_place=168, touch_place=176, key_deadlines=3, session_deadlines=1,
+    sessions=format.SavedPart(3, 4, 5, 1, 0), touches=format.SavedPart(6, 7, 0, 0, 0), body_checksum=2**63,
 )
-TABLE_SIZE = 65_536 + 2 * 32_832
+TABLE_SIZE = 65_536 + 2 * 65_536 + 32_832  # the second table's segment at the next multiple
 
 
 def test_headers_are_what_struct_makes() -> None:
     """Packing a header gives the bytes that `struct` and the reference checksum give."""
     assert format.pack_log_head(HEAD) == log_head(HEAD.identity, 3, (10**12, 77), 4_096, b"\7" * 32)
     assert format.pack_current(NAMED) == current(NAMED.identity, 3, 123_456, 123_000, 2**64 - 9)
-    assert format.pack_saved_table(SAVED) == sealed(TABLE, b"FASTSM-T", 0, 0, *SAVED)
+    assert format.pack_saved_table(SAVED) == sealed(
+        TABLE, b"FASTSM-T", 0, 0, *SAVED[:-3], *SAVED.sessions, *SAVED.touches, SAVED.body_checksum)
 
 
 def test_headers_come_back() -> None:

@@ -35,6 +35,8 @@ def random_entry(rng: random.Random, index: int, term: int) -> Entry:
     def simple() -> bytes:
         return rng.choice([
             lambda: fastsm.put(key(), value()),
+            lambda: fastsm.put(key(), value(), expires=rng.randrange(1_000)),
+            lambda: fastsm.touch(key(), rng.choice((None, rng.randrange(1_000)))),
             lambda: fastsm.put(key(), b"same"),
             lambda: fastsm.delete(key()),
             lambda: fastsm.compare_and_swap(key(), b"same", value()),
@@ -42,9 +44,16 @@ def random_entry(rng: random.Random, index: int, term: int) -> Entry:
             fastsm.noop,
         ])()
 
-    way = rng.randrange(12)
+    way = rng.randrange(15)
     if way == 0:
         return Entry(index, term, fastsm.config(value()))
+    if way == 12:
+        return Entry(index, term, fastsm.open_session(expires=rng.choice((None, rng.randrange(1_000)))))
+    if way == 13:
+        session = rng.randrange(max(1, index - 40), index + 1)
+        return Entry(index, term, fastsm.once(session, rng.randrange(1, 5), simple(), expires=rng.randrange(1_000)))
+    if way == 14:
+        return Entry(index, term, fastsm.tick(rng.randrange(1_000), limit=rng.randrange(4)))
     if way == 1:
         return Entry(index, term, fastsm.batch([simple() for _ in range(rng.randrange(5))]))
     return Entry(index, term, simple())
@@ -78,6 +87,9 @@ def assert_same(state: Decoded, model: MemoryStateMachine) -> None:
     assert list(state.items.items()) == model.items()
     assert state.last_applied == model.last_applied()
     assert state.membership == model.membership()
+    assert state.clock == model.clock()
+    assert state.deadlines == {key: model.deadline(key) for key in state.items}
+    assert state.sessions == inside(model).state.sessions
     metadata = model.snapshot_metadata()
     assert state.metadata == (metadata and (metadata.last_included, metadata.checksum))
     for index in range(model.last_applied().index + 3):
@@ -221,13 +233,16 @@ def test_page_reads_snapshots(directory: Path, tmp_path: Path, seed: int, compre
             state.metadata = (metadata.last_included, metadata.checksum)
             assert_same(state, model)
         for _ in range(10):
-            last = LogId(*rng.choice(inside(model).seen))
+            last = LogId(*rng.choice(inside(model).state.seen))
             machine.write_snapshot(tmp_path, last, compress=compress)
             earlier = MemoryStateMachine(contiguous=False)
             earlier.apply([entry for entry in model.applied if entry.index <= last.index])
             earlier.update_last_applied(last)
             state = decode_snapshot((tmp_path / FILE).read_bytes())
             assert list(state.items.items()) == earlier.items()
+            assert state.deadlines == {key: earlier.deadline(key) for key in state.items}
+            assert state.sessions == inside(earlier).state.sessions
+            assert state.clock == earlier.clock()
             assert (state.last_applied, state.membership) == (last, earlier.membership())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from support import at_each_call, shim
+from support import at_each_call, order_without_memory, shim
 
 PROGRAM = Path(at_each_call.__file__)
 SOME = ("write_snapshot", "install_snapshot", "compact, table", "clear", "apply and flush", "open, killed")
@@ -57,6 +57,14 @@ def test_each_system_call_that_fails_is_a_typed_error(library: Path) -> None:
 def test_each_allocation_that_fails_is_a_memory_error(library: Path) -> None:
     """The n-th allocation of the compiled modules fails: a `MemoryError`, and the same."""
     assert all(ended.get("MemoryError", 0) >= 2 for ended in outcomes(library, "malloc").values())
+
+
+def test_each_allocation_of_a_read_in_order_that_fails_is_a_memory_error(library: Path) -> None:
+    """The n-th allocation of building, sorting in, walking or noting fails: a `MemoryError` or what is right, and the
+    next read is right.
+    """
+    found: dict[str, dict[str, int]] = shim.run_with(library, Path(order_without_memory.__file__))
+    assert all(ended["MemoryError"] >= 2 for ended in found.values()), found
 
 
 NESTED_FUNCTION = """

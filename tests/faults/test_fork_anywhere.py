@@ -11,7 +11,7 @@ import pytest
 
 import fastsm
 from fastsm import FastStateMachine
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
 POINTS = 50
 PARENT = """
@@ -19,7 +19,7 @@ import os, random, signal, sys, time
 from contextlib import closing
 
 import fastsm
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
 root, ending, points = sys.argv[1], sys.argv[2], int(sys.argv[3])
 parent = os.getpid()
@@ -137,7 +137,7 @@ import os, sys
 from contextlib import closing
 
 import fastsm
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
 root, what = sys.argv[1:]
 

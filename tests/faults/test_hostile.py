@@ -19,7 +19,7 @@ from snapshot.test_codec import bomb
 
 import fastsm.core.generations
 from fastsm import CorruptionError, FastsmError, FastStateMachine, SnapshotFormatError, SnapshotReceiver, open_snapshot
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support import by_hand, snapshots
 from support.faulty import contents
 from support.inside import inside
@@ -104,6 +104,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "base": ("state/base-2", by_hand.SNAPSHOT_FIELDS),
     "table": ("state/table-2", by_hand.TABLE_FIELDS),
     "journal": ("journal/journal-1", by_hand.SEGMENT_FIELDS),
+    "journal's newest": ("journal/NEWEST", by_hand.NEWEST_FIELDS),
     "snapshot": ("snapshot/snapshot.fsm", by_hand.SNAPSHOT_FIELDS),
 }
 
@@ -127,7 +128,7 @@ def fields(layouts: list[str]) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_any_number_in_any_field_is_a_typed_error_or_no_lie(copy: Path, name: str) -> None:
+def test_any_number_in_any_field_is_a_typed_error_or_no_lie(copy: Path, directories: Path, name: str) -> None:
     """Under right checksums: whatever is opened then holds what it held."""
     path, layouts = FILES[name]
     file = copy / path
@@ -140,14 +141,14 @@ def test_any_number_in_any_field_is_a_typed_error_or_no_lie(copy: Path, name: st
             if not 0 <= number < 1 << 8 * width:
                 continue
             lying = content[:at] + number.to_bytes(width, "little") + content[at + width :]
-            if name == "journal":  # which begins anew where nothing is left
+            if name == "journal":  # opening it may cut what no frame is, and begin anew
                 shutil.rmtree(file.parent)
-                file.parent.mkdir()
+                shutil.copytree(directories / "journal", file.parent)
             file.write_bytes(sealed(name, lying, size))
             with little_memory():
                 endings.append(use(copy, name))
     refused = sum(ending != "" for ending in endings)
-    assert len(endings) > 150
+    assert len(endings) > (100 if name == "journal's newest" else 150)
     assert refused > 0.5 * len(endings) or name == "table"
     file.write_bytes(content)
     assert use(copy, name) == ""

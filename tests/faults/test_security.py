@@ -14,7 +14,7 @@ import pytest
 import fastsm
 from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot
 from fastsm.core import generations
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
 CHUNK = [(1, 1, fastsm.put(b"key", b"value"))]
 SECRET = b"nobody's business"

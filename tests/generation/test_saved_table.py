@@ -16,7 +16,7 @@ from fastsm.disk.format import LOG_HEADER_BYTES
 from support.faulty import crash_copy, memory_directory
 from support.histories import History
 from support.inside import inside
-from support.tables import TableFile
+from support.tables import TableFile, sections_of
 
 Opener = Callable[..., FastStateMachine]
 MANY = 7_000  # keys: three segments
@@ -284,7 +284,7 @@ def test_every_flipped_byte_is_noticed() -> None:
             flip(path, offset, 1 << offset % 8)
             assert_read_instead(root / "state", expected, offset)
             flip(path, offset, 1 << offset % 8)
-        for length in (0, 7, 8, 143, 144, 1_000, 65_536, size - 1, size + 1):
+        for length in (0, 7, 8, 279, 280, 1_000, 65_536, size - 1, size + 1):
             content = path.read_bytes()
             path.write_bytes(content[:length].ljust(length, b"\0"))
             assert_read_instead(root / "state", expected, f"{length} bytes")
@@ -336,6 +336,9 @@ def test_a_log_shorter_than_its_table_says_is_corruption(directory: Path) -> Non
         FastStateMachine(directory)
 
 
+HEADER = 280  # of a table
+
+
 def wrong_in_runs(table: TableFile) -> None:
     table.set("Q", table.sections.runs, 0)
 
@@ -355,13 +358,13 @@ def last_slot(table: TableFile) -> int:
 def set_dead(table: TableFile, words: int) -> None:
     """A dead map of so many words, all set."""
     front = 8 * table.saved.dead_words
-    start = table.sections.dead - 144
-    rest = table.body[start + front : table.sections.directory - 144 + (4 << table.saved.depth)]
-    segments = table.body[table.sections.segments - 144 :]
+    start = table.sections.dead - HEADER
+    rest = table.body[start + front : table.sections.directory - HEADER + (4 << table.saved.depth)]
+    segments = table.body[table.sections.segments - HEADER :]
     table.change(dead_words=words)
-    table.sections = table.saved.sections
+    table.sections = sections_of(table.saved)
     table.body[start:] = b"\xff" * (8 * words) + rest
-    table.body += bytes(table.sections.segments - 144 - len(table.body)) + segments
+    table.body += bytes(table.sections.segments - HEADER - len(table.body)) + segments
 
 
 UNSOUND: dict[str, Callable[[TableFile], object]] = {

@@ -13,7 +13,7 @@ import pytest
 
 from fastsm import CorruptionError, FormatVersionError, LockedError, NotRunningError, OrderError, StorageError
 from fastsm.disk.files import Directory
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support.faulty import Disk, memory_directory
 from support.power import Drawn, NoDirectorySync, NoSync, Platter, Point, QuietDirectory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import xxhash
 
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
 Item = tuple[int, int, int, bytes]  # kind, index, term, data
 
@@ -39,6 +39,16 @@ def items_of(path: Path) -> Iterator[Item]:
     assert not any(content[offset:])
 
 
+def newest_of(directory: Path) -> tuple[int, int]:
+    """The number of the newest segment, and of those given up, as NEWEST says; its identity is checked."""
+    content = (directory / "NEWEST").read_bytes()
+    magic, version, zero, number, identity, given_up, checksum = struct.unpack("<8sIIQQQQ", content)
+    assert (magic, version, zero) == (b"FASTSM-N", 0, 0)
+    assert checksum == xxhash.xxh64_intdigest(content[:40])
+    assert (directory / f"journal-{number}").read_bytes()[24:32] == struct.pack("<Q", identity)
+    return number, given_up
+
+
 def test_items_are_as_the_page_says(tmp_path: Path) -> None:
     """Each step of a journal is one item of its kind."""
     journal = Journal(tmp_path)
@@ -52,12 +62,14 @@ def test_items_are_as_the_page_says(tmp_path: Path) -> None:
     journal.write_commit_index()
     journal.rebase(b"base", 9, 4)
     journal.clear()
+    journal.add(b"4", 4, 5)
     journal.abandon()
+    assert newest_of(tmp_path) == (1, 0)
     state, *items = items_of(tmp_path / "journal-1")
-    assert state == (7, 1, 0, struct.pack("<9Q", 1, 0, 0, 0, 0, 0, 0, 0, 0))
+    assert state == (7, 1, 0, struct.pack("<10Q", 1, 0, 0, 0, 0, 0, 0, 0, 0, 0))
     assert items == [
         (1, 1, 1, b"1"), (1, 2, 1, b"2"), (1, 3, 1, b"3"), (5, 1, 2, b"a:1"), (5, 0, 3, b""), (2, 3, 0, b""),
-        (3, 2, 0, b""), (6, 2, 0, b""), (4, 9, 4, b"base"), (2, 0, 0, b""),
+        (3, 1, 1, b""), (6, 2, 0, b""), (4, 9, 4, b"base"), (2, 9, 0, b""), (8, 3, 5, b""), (1, 4, 5, b"4"),
     ]  # fmt: skip
 
 
@@ -72,10 +84,11 @@ def test_a_segment_goes_on_behind_another(tmp_path: Path) -> None:
     journal.add(b"8", 8, 4)
     journal.abandon()
     first = tmp_path / "journal-1"
-    assert [item[:3] for item in items_of(first)] == [(7, 1, 0), (1, 5, 3), (1, 6, 3), (1, 7, 3), (5, 1, 4)]
-    last = 96 + (56 + 72) + 3 * (56 + (1 << 20))
+    assert [item[:3] for item in items_of(first)] == [(7, 1, 0), (8, 4, 3), (1, 5, 3), (1, 6, 3), (1, 7, 3), (5, 1, 4)]
+    last = 96 + (56 + 80) + 56 + 3 * (56 + (1 << 20))
     end = last + 64
     (chain,) = struct.unpack_from("<Q", first.read_bytes(), last)
     state, entry = items_of(tmp_path / "journal-2")
-    assert state == (7, 6, 0, struct.pack("<9Q", 6, 7, 4, 1, 6, end, end, 3, chain) + b"b:2")
+    assert state == (7, 6, 0, struct.pack("<10Q", 6, 7, 4, 1, 6, end, end, 3, chain, 3) + b"b:2")
     assert entry == (1, 8, 4, b"8")
+    assert newest_of(tmp_path) == (2, 0)

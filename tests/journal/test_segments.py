@@ -14,7 +14,7 @@ import pytest
 
 from fastsm import CorruptionError, StorageError
 from fastsm.disk.files import Directory
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
 LARGE = bytes(40_000)
 

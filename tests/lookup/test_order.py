@@ -242,3 +242,52 @@ def test_nothing_is_paid_before_the_order_is_asked_for(directory: Path, machine_
     assert inside(machine).order() is None
     machine.scan(limit=0)
     assert inside(machine).order() is None
+
+
+# ---- the next generation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_compaction_makes_the_order_anew(directory: Path, machine_at: Opener, shape: str) -> None:
+    """Keys in the tree, new ones not sorted in, deleted ones: the next generation has its order before it is taken."""
+    keys = SHAPES[shape]
+    machine = machine_at(directory, auto_compact=False, retain_entries=0)
+    third = len(keys) // 3
+    put_all(machine, keys[:2 * third])
+    machine.scan(limit=1)
+    delete_all(machine, keys[third // 2:third])
+    put_all(machine, keys[2 * third:])
+    before = order_of(machine)
+    assert before.fresh_keys
+    machine.compact()
+    order = order_of(machine)
+    assert order is not before
+    assert order.built
+    inside(machine).check()
+    left = set(keys) - set(keys[third // 2:third]) | set(keys[2 * third:])
+    assert [key for key, _ in machine.ordered()] == sorted(left)
+
+
+def test_what_is_applied_during_a_compaction_is_in_order(directory: Path, machine_at: Opener) -> None:
+    """Keys that are deleted, come again or come first during a compaction, are in the next order, once each."""
+    dice = random.Random(7)
+    keys = SHAPES["random"][:3000]
+    expected = set(keys)
+    machine = machine_at(directory, auto_compact=False, retain_entries=0, ordered=True)
+    put_all(machine, keys)
+
+    def meddle(done: int, total: int) -> None:
+        some = dice.sample(keys, 20)
+        delete_all(machine, some)
+        again = some[:10] + [dice.randbytes(16) for _ in range(10)]
+        put_all(machine, again)
+        delete_all(machine, again[:2])
+        expected.difference_update(some)
+        expected.update(again[2:])
+        if dice.random() < 0.5:
+            machine.scan(again[2], limit=1)  # takes entries of deleted keys off, and sorts new ones in
+
+    for _ in range(3):
+        machine.compact(progress=meddle)
+        inside(machine).check()
+        assert [key for key, _ in machine.ordered()] == sorted(expected)

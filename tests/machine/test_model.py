@@ -351,7 +351,7 @@ class Comparison(RuleBasedStateMachine):
             lambda machine: machine.install_snapshot(metadata if announced else None, path, allow_older=allow_older))
         if error is None:
             self.step("installed")
-            self.seen = list(inside(self.model).seen)
+            self.seen = list(inside(self.model).state.seen)
             self.carried(metadata=True, synced=True)
         else:
             assert error in (fastsm.StaleSnapshotError, fastsm.OrderError)
@@ -401,7 +401,7 @@ class Comparison(RuleBasedStateMachine):
         shutil.rmtree(before)
         self.fast = fastsm.FastStateMachine(self.path, expect_applied=durable if expect else None, **self.options)
         if self.pending:
-            del inside(self.model).seen[-self.pending :]
+            del inside(self.model).state.seen[-self.pending :]
             del self.seen[-self.pending :]
             self.pending = 0
         self.model.start()

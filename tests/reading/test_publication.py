@@ -90,7 +90,7 @@ def schedule(written: Written, *, make: Callable[[Path], Reader] = Reader, **mis
 
 
 def test_each_store_leaves_one_publication_whole(owned: Written) -> None:
-    """A reader who looks between any two stores, or opens then, shows the publication before, in the end the new one."""
+    """A reader who looks between any two stores, or opens then, shows the publication before, or the new one."""
     assert schedule(owned) == []
 
 

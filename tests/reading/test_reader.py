@@ -71,6 +71,7 @@ def everything(state: FastStateMachine | Reader) -> dict[str, Any]:
         "modified": [state.modified(key) for key in KEYS],
         "columns": [column.tobytes() for column in state.columns()],
         "get_columns": [column.tobytes() for column in state.get_columns(KEYS)],
+        "time": (state.clock(), state.next_deadline(), [state.deadline(key) for key in KEYS]),
         "terms": (state.entry_terms(ids).tolist(), [state.entry_term(int(index)) for index in ids]),
         "checksum": state.state_checksum(),
         "scan": (state.scan(b"key-1", b"key-3", reverse=True), state.scan_prefix(b"key-2", limit=3)),

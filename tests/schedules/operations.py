@@ -132,7 +132,7 @@ OPERATIONS = {
     "stop, start": Operation(restart, ends=True),
     "close": Operation(lambda machine, root: machine.close(), close_model, replaces=True, ends=True),
     "open read-only": Operation(
-        read_only, lambda machine, root: (machine.last_applied(), list(inside(machine).values.items())),
+        read_only, lambda machine, root: (machine.last_applied(), list(inside(machine).state.values.items())),
         sees_files=True),
     "get_many": Operation(lambda machine, root: machine.get_many(KEYS)),
     "scan": Operation(

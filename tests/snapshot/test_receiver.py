@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from fastsm import (
     FormatVersionError,
     LockedError,
     LogId,
+    Snapshot,
     SnapshotError,
     SnapshotFormatError,
     SnapshotMetadata,
@@ -521,3 +524,78 @@ def test_a_forked_child_keeps_no_lock(tmp_path: Path, forked_child: list[int], e
         again.finish()
     os.close(reader)
     os.close(writer)
+
+
+def test_finish_on_an_event_loop_leaves_the_loop_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop runs while the file is checked; every other call is refused meanwhile, and works afterwards."""
+    checking, go_on = threading.Event(), threading.Event()
+
+    def held(snapshot: Snapshot) -> None:
+        checking.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(Snapshot, "verify", held)
+
+    async def story() -> str:
+        with SnapshotReceiver(tmp_path) as receiver:
+            feed(receiver)
+            finishing = asyncio.ensure_future(receiver.finish_async())
+            while not checking.is_set():
+                await asyncio.sleep(0.001)
+            for call in (receiver.finish, receiver.discard, lambda: receiver.write(0, b"x")):
+                with pytest.raises(SnapshotError, match="finish_async is under way; await its end first"):
+                    call()
+            with pytest.raises(SnapshotError, match="finish_async is under way"):
+                await receiver.finish_async()
+            go_on.set()
+            path = await finishing
+            assert receiver.finish() == path == await receiver.finish_async()
+        return path
+
+    assert Path(asyncio.run(story())).read_bytes() == DATA
+
+
+def test_a_cancelled_finish_goes_on_and_close_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelling the await stops nothing: when ``close`` returns, the file has its name, and no thread has it open."""
+    checking, go_on, verify = threading.Event(), threading.Event(), Snapshot.verify
+
+    def held(snapshot: Snapshot) -> None:
+        checking.set()
+        assert go_on.wait(60)
+        verify(snapshot)
+
+    monkeypatch.setattr(Snapshot, "verify", held)
+
+    async def story() -> None:
+        with SnapshotReceiver(tmp_path) as receiver:
+            feed(receiver)
+            finishing = asyncio.ensure_future(receiver.finish_async())
+            while not checking.is_set():
+                await asyncio.sleep(0.001)
+            finishing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await finishing
+            go_on.set()
+
+    asyncio.run(story())
+    assert [path.name for path in tmp_path.iterdir() if path.name != "LOCK"] == ["snapshot.fsm"]
+    assert (tmp_path / "snapshot.fsm").read_bytes() == DATA
+
+
+def test_a_finish_that_fails_on_an_event_loop_may_be_tried_again(tmp_path: Path) -> None:
+    """What ``finish`` raises, the await raises; the receiver is as after ``finish``."""
+
+    async def story() -> None:
+        with SnapshotReceiver(tmp_path) as receiver:
+            feed(receiver, stop=len(DATA) - 1)
+            with pytest.raises(SnapshotError, match="write the rest first"):
+                await receiver.finish_async()
+            feed(receiver)
+            await receiver.finish_async()
+        with pytest.raises(SnapshotError, match="was closed"):
+            await receiver.finish_async()
+
+    asyncio.run(story())
+    assert (tmp_path / "snapshot.fsm").read_bytes() == DATA

@@ -177,9 +177,10 @@ def test_a_sparse_file_of_a_tebibyte_is_refused_by_its_sizes(tmp_path: Path) -> 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_no_flipped_byte_goes_unnoticed(tmp_path: Path, compress: str) -> None:
     """Every byte of an 8 KiB snapshot, flipped, is a typed error; after the header a wrong checksum."""
-    values = {b"key %d" % i: random.Random(i).randbytes(400) for i in range(18)}
-    ids = [LogId(i + 1, 1) for i in range(18)]
-    state = State(values, dict(zip(values, ids, strict=True)), None, ids)
+    state = State()
+    for i in range(18):
+        state.seen.append(LogId(i + 1, 1))
+        state.put(state.last, b"key %d" % i, random.Random(i).randbytes(400))
     data = file_of(tmp_path / "file", state, compress).read_bytes()
     assert 7000 < len(data) < 9000
     fd = os.open(tmp_path / "file", os.O_RDWR)

@@ -13,9 +13,10 @@ CURRENT_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q", "Q", "Q"]
 FRAME_FIELDS = ["Q", "Q", "I", "I", "Q"]
 RUN_FIELDS = ["Q", "Q"]
 RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
-SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQ", "32s", "Q", "Q", "Q", "8s", "32s"]
-TABLE_FIELDS = ["8s", "I", "I", *"QQQQQQQQQQQQQQQQQ", "Q"]
+SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQQQ", "32s", "Q", "Q", "32s"]
+TABLE_FIELDS = ["8s", "I", "I", *(32 * "Q"), "Q"]
 
+NEWEST_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q"]
 SEGMENT_FIELDS = ["8s", "I", "I", "Q", "Q", "56s", "Q"]
 
 LOG = "<" + "".join(LOG_FIELDS)
@@ -25,9 +26,10 @@ RUN = "<" + "".join(RUN_FIELDS)
 RECORD = "<" + "".join(RECORD_FIELDS)
 SNAPSHOT_HEAD = "<" + "".join(SNAPSHOT_FIELDS)
 TABLE = "<" + "".join(TABLE_FIELDS)
+NEWEST = "<" + "".join(NEWEST_FIELDS)
 SEGMENT = "<" + "".join(SEGMENT_FIELDS)
 
-PUT, DELETE, CONFIG, SNAPSHOT, CLOSE = range(1, 6)
+PUT, DELETE, CONFIG, SNAPSHOT, CLOSE, SESSION, FORGET, TOUCH, CLOCK = range(1, 10)
 GAP = 2**64 - 1
 IDENTITY = 0x1122334455667788
 START = 96  # of the frames
@@ -52,13 +54,22 @@ def current(
     return sealed(CURRENT, b"FASTSM-C", 0, 0, generation, identity, durable, last_frame, last_checksum)
 
 
+def newest(number: int, identity: int, given_up: int = 0) -> bytes:
+    return sealed(NEWEST, b"FASTSM-N", 0, 0, number, identity, given_up)
+
+
 def run(last: int, term: int) -> bytes:
     return struct.pack(RUN, last, term)
 
 
-def record(operation: int, index: int, key: bytes = b"", value: bytes = b"") -> bytes:
-    content = struct.pack(RECORD, index, len(value), len(key), operation, 0) + key + value
-    return content + bytes(-len(content) % 8)
+def record(
+    operation: int, index: int, key: bytes = b"", value: bytes = b"", expires: int | None = None,
+    timed: int | None = None,
+) -> bytes:
+    """A record; ``timed``: what its byte 15 says of the deadline, by default the truth."""
+    timed = int(expires is not None) if timed is None else timed
+    content = struct.pack(RECORD, index, len(value), len(key), operation, timed) + key + value
+    return content + bytes(-len(content) % 8) + (b"" if expires is None else struct.pack("<Q", expires))
 
 
 def seal(sizes: bytes, identity: int, offset: int) -> int:
@@ -113,14 +124,15 @@ def term_run(first: int, last: int, term: int) -> bytes:
 
 def snapshot(
     last: tuple[int, int], runs: list[bytes], records: list[bytes], *,
-    membership: bytes = b"", attachment: bytes = b"", keys: int | None = None,
+    membership: bytes = b"", attachment: bytes = b"", keys: int | None = None, sessions: int = 0, clock: int = 0,
 ) -> bytes:
     """A flat snapshot with right checksums, whatever is in it."""
     content = b"".join(records)
     state = membership + b"".join(runs) + content
     ids = struct.pack(
-        "<QQQQQQ", *last, len(records) if keys is None else keys, len(runs), len(membership), len(content))
+        "<QQQQQQQQ", *last, len(records) if keys is None else keys, len(runs), len(membership), len(content), sessions,
+        clock)
     head = struct.pack("<8sII", b"FASTSM-S", 0, 0) + ids + blake3.blake3(ids + state).digest()
-    head += struct.pack("<QQ16x", len(attachment), len(state))
+    head += struct.pack("<QQ", len(attachment), len(state))
     body = attachment + bytes(-len(attachment) % 8) + state
     return head + blake3.blake3(head + body).digest() + body

@@ -96,8 +96,8 @@ def value(dice: random.Random) -> bytes:
 # ---- commands --------------------------------------------------------------------------------------------
 
 ALONE = (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 14)
-IN_BATCH = (1, 2, 3, 4, 7, 9)
-IN_BRANCH = (1, 2, 7, 8, 9)
+IN_BATCH = (1, 2, 3, 4, 7, 9, 15, 16, 17)
+IN_BRANCH = (1, 2, 7, 8, 9, 15, 17)
 
 
 class Anything(dict):  # type: ignore[type-arg]
@@ -147,19 +147,21 @@ class Commands(Target):
     def simple(self, dice: random.Random, kinds: tuple[int, ...]) -> bytes:
         kind, key, new, old = dice.choice(kinds), value(dice), value(dice), value(dice)
         if dice.random() < 0.02:
-            kind = dice.choice((5, 8, 11, 12, 14, 128))
-        if kind == 3:
+            kind = dice.choice((5, 8, 11, 12, 14, 18, 128))
+        if kind in (3, 16):
             size = page_reader.NONE if dice.random() < 0.2 else len(old)
             old = b"" if size == page_reader.NONE else old
             head = self.header(dice, kind, len(key), len(new))
-            return head + struct.pack("<I", sometimes(dice, 0.05, size, 1 << 32)) + key + old + new
+            deadline = struct.pack("<Q", some_deadline(dice)) if kind == 16 else b""
+            return head + struct.pack("<I", sometimes(dice, 0.05, size, 1 << 32)) + deadline + key + old + new
         has_key, has_value, may_be_none = page_reader.LAYOUTS[kind]
         key, new = key if has_key else b"", new if has_value else b""
         size = len(new)
         if may_be_none and dice.random() < 0.2:
             new, size = b"", page_reader.NONE
         layout = page_reader.NUMBERS.get(kind, "<")
-        numbers = [dice.choice((0, 1, 5, 2**31 - 1)) for _ in layout[1:]]
+        choose = some_deadline if kind in (12, 15, 17, 18) else lambda dice: dice.choice((0, 1, 5, 2**31 - 1))
+        numbers = [choose(dice) for _ in layout[1:]]
         return self.header(dice, kind, len(key), size) + struct.pack(layout, *numbers) + key + new
 
     def run(self, data: bytes, dice: random.Random) -> Outcome:
@@ -185,16 +187,59 @@ class Commands(Target):
             self.machine.close()
 
 
+def some_session(dice: random.Random) -> bytes:
+    """The value of a session's record, with lies."""
+    sequence = dice.choice((0, 1, 5, 2**64 - 1))
+    result = change_bytes(dice, some_result(dice)) if dice.random() < 0.1 else some_result(dice)
+    return struct.pack("<QQ", sequence, some_deadline(dice)) + (result if sequence else b"")
+
+
+def some_result(dice: random.Random) -> bytes:
+    kind = dice.choice((0, 1, 2, 3, 10)) if dice.random() < 0.97 else 11
+    return bytes([kind]) + (some_answer(dice, 0) if kind > 1 else b"")
+
+
+def some_answer(dice: random.Random, depth: int) -> bytes:
+    kind = dice.choice((0, 1, 2, 3, 4, 5, 5)) if dice.random() < 0.97 else 6
+    if kind == 3:
+        return b"\3" + dice.randbytes(8)
+    if kind == 4:
+        data = value(dice)
+        return b"\4" + struct.pack("<I", sometimes(dice, 0.05, len(data), 1 << 32)) + data
+    if kind == 5:
+        deep = dice.random() < 0.1
+        members = [some_answer(dice, depth + 1) for _ in range(1 if deep and depth < 10 else dice.randrange(3))]
+        if depth > 10:
+            members = []
+        return b"\5" + struct.pack("<I", sometimes(dice, 0.05, len(members), 1 << 32)) + b"".join(members)
+    return bytes([kind])
+
+
+def some_deadline(dice: random.Random) -> int:
+    good, bad = (0, 1, 5, 5, 9, 2**31 - 1, 2**63 - 1), (2**63, 2**64 - 1)
+    return dice.choice(good if dice.random() < 0.9 else bad)
+
+
 KINDS = {
     types.Put: 1, types.Delete: 2, types.CompareAndSwap: 3, types.Noop: 4, types.Config: 5, types.Batch: 6,
     types.Add: 7, types.Read: 8, types.DeleteRange: 9, types.Transaction: 10, types.Call: 11, types.OpenSession: 12,
-    types.Once: 13, types.Forget: 14, types.ValueIs: 128, types.Exists: 129, types.ModifiedAt: 130,
+    types.Once: 13, types.Forget: 14, types.Touch: 17, types.Tick: 18,
+    types.ValueIs: 128, types.Exists: 129, types.ModifiedAt: 130,
 }  # fmt: skip
 
 
 def plain_form(command: Any) -> page_reader.Command:  # noqa: PLR0911  # one for each layout
     """A decoded command as the plain reader has it: kind, and the fields in the order of the bytes."""
     kind = KINDS[type(command)]
+    if kind in (1, 3):
+        if command.expires is None:
+            return kind, *(getattr(command, field.name) for field in dataclasses.fields(command)[:-1])
+        values = (command.value,) if kind == 1 else (command.expected, command.value)
+        return (15 if kind == 1 else 16), command.expires, command.key, *values
+    if kind == 17:
+        return kind, no_deadline(command.expires), command.key
+    if kind == 18:
+        return kind, command.now, no_deadline(command.limit)
     if kind == 6:
         return kind, [plain_form(member) for member in command.commands]
     if kind == 10:
@@ -272,13 +317,24 @@ class Logs(Target):
         return by_hand.frame(offset, [by_hand.run(*run) for run in runs], body, lag=lag, count=count)
 
     def record(self, dice: random.Random, index: int, operation: int = 0) -> bytes:
-        operation = operation or dice.choice((1, 1, 1, 2, 3))
-        key = value(dice) if operation < 3 else b""
-        data = b"" if operation in (2, 5) else value(dice)
+        operation = operation or dice.choice((1, 1, 1, 2, 3, 6, 7, 8, 8, 9))
+        key = value(dice) if operation in (1, 2, 8) else b""
+        if operation in (1, 2, 8) and dice.random() < 0.7:
+            key = dice.choice((b"a", b"b"))
+        data = b"" if operation in (2, 5, 7, 8) else value(dice)
+        expires = some_deadline(dice) if operation in (1, 8) and dice.random() < 0.4 else None
         if operation == 4:
             data = struct.pack("<Q", self.term) + data
+        elif operation in (6, 7):
+            key = struct.pack("<Q", dice.randrange(3))
+            data = some_session(dice) if operation == 6 else b""
+        elif operation == 9:
+            data = struct.pack("<Q", some_deadline(dice))
         data += b"!" * (dice.random() < 0.01)
-        return by_hand.record(sometimes(dice, 0.01, operation, 256), sometimes(dice, 0.02, index), key, data)
+        timed = int(expires is not None)
+        return by_hand.record(
+            sometimes(dice, 0.01, operation, 256), sometimes(dice, 0.02, index), key, data, expires,
+            sometimes(dice, 0.01, timed, 256))
 
     def split(self, data: bytes) -> tuple[bytes, bytes, bytes]:
         """CURRENT, base and log."""
@@ -343,6 +399,14 @@ class Logs(Target):
             kill(machine)
 
 
+def sessions_of(machine: FastStateMachine) -> list[tuple[int, int, bytes]]:
+    """Entry, number and record of each session."""
+    return [
+        (log_id.index, int.from_bytes(key, "little"), data)
+        for operation, log_id, key, data, _ in inside(machine).live_records(machine.last_applied())
+        if operation == "session"]
+
+
 def reseal(data: bytearray, at: int) -> None:
     """Computes the checksum of a fixed header anew."""
     if len(data) >= at + 8:
@@ -355,6 +419,9 @@ def assert_same(machine: FastStateMachine, plain: Decoded) -> None:
     assert machine.get_many(list(plain.items)) == list(plain.items.values())
     assert machine.last_applied() == plain.last_applied
     assert machine.membership() == plain.membership
+    assert machine.clock() == plain.clock
+    assert {key: machine.deadline(key) for key in plain.items} == plain.deadlines
+    assert {session: value for _, session, value in sessions_of(machine)} == plain.sessions
     metadata = machine.snapshot_metadata()
     assert (metadata and (metadata.last_included, metadata.checksum)) == plain.metadata
     for first, last, _ in plain.runs:
@@ -374,8 +441,19 @@ def flat_snapshot(dice: random.Random) -> bytes:
         runs.append((sometimes(dice, 0.02, first), sometimes(dice, 0.02, index), sometimes(dice, 0.02, term)))
     writers = sorted(dice.choices(known, k=dice.randrange(4)) if known else [])
     records = [
-        by_hand.record(sometimes(dice, 0.02, 1, 256), sometimes(dice, 0.02, each), b"key %d" % at, value(dice))
+        by_hand.record(
+            sometimes(dice, 0.02, 1, 256), sometimes(dice, 0.02, each), b"key %d" % at, value(dice),
+            some_deadline(dice) if dice.random() < 0.3 else None)
         for at, each in enumerate(writers)]
+    keys, sessions = len(records), 0
+    for _ in range(dice.randrange(3) if writers else 0):
+        touched = dice.randrange(len(writers) + (dice.random() < 0.05))
+        records.append(by_hand.record(
+            8, known[-1], b"key %d" % touched, b"", some_deadline(dice) if dice.random() < 0.6 else None))
+    for number in range(dice.randrange(3) if known else 0):
+        records.append(by_hand.record(
+            6, known[-1], struct.pack("<Q", number * (dice.random() < 0.95)), some_session(dice)))
+        sessions += 1
     membership = b""
     if known and dice.random() < 0.3:
         membership = by_hand.record(sometimes(dice, 0.02, 3, 256), dice.choice(known), b"", value(dice))
@@ -386,7 +464,8 @@ def flat_snapshot(dice: random.Random) -> bytes:
     last = (sometimes(dice, 0.02, index), sometimes(dice, 0.02, term))
     data = by_hand.snapshot(
         last, [by_hand.term_run(*run) for run in runs], records, membership=membership,
-        attachment=value(dice) if dice.random() < 0.3 else b"", keys=sometimes(dice, 0.02, len(records)))
+        attachment=value(dice) if dice.random() < 0.3 else b"", keys=sometimes(dice, 0.02, keys),
+        sessions=sometimes(dice, 0.02, sessions), clock=some_deadline(dice) if known and dice.random() < 0.3 else 0)
     if dice.random() < 0.1:
         name = dice.choice(sorted(snapshots.FIELDS))
         limit = 1 << 8 * struct.calcsize(snapshots.FIELDS[name][1])

@@ -15,7 +15,7 @@ class History:
     """An endless sequence of chunks that follow one another; equal seeds give equal chunks.
 
     Puts, deletes, compare-and-swaps that match and that do not, batches with and without them, noops and
-    configs, in terms that rise now and then; with ``contiguous=False`` some indexes are left out.
+    configs, deadlines, touches, ticks and sessions, in terms that rise now and then; with ``contiguous=False`` some indexes are left out.
     """
 
     def __init__(self, seed: int, *, contiguous: bool = True, large: bool = True, after: LogId | None = None):
@@ -50,9 +50,20 @@ class History:
             return fastsm.noop()
         if kind < 0.08:
             return fastsm.config(self.value())
-        if kind < 0.2:
+        if kind < 0.11:
+            return fastsm.tick(self.last.index, limit=self.random.choice((None, 0, 1, 3)))
+        if kind < 0.13:
+            return fastsm.open_session(expires=self.deadline())
+        if kind < 0.16:
+            session = max(1, self.last.index - self.random.randrange(40))
+            return fastsm.once(session, self.random.randrange(1, 4), self.operation(), expires=self.deadline())
+        if kind < 0.27:
             return fastsm.batch([self.operation() for _ in range(self.random.randrange(6))])
         return self.operation()
+
+    def deadline(self) -> int | None:
+        """None, or a time that ticks come to within some tens of entries."""
+        return self.random.choice((None, max(0, self.last.index + self.random.randrange(-9, 40))))
 
     def operation(self) -> bytes:
         """A put, a delete or a compare-and-swap."""
@@ -62,9 +73,11 @@ class History:
             self._believed[key] = None
             return fastsm.delete(key)
         value = self.value() if kind < 0.9 else None
+        if kind < 0.25:
+            return fastsm.touch(key, self.deadline())
         if kind < 0.65:
             self._believed[key] = value
-            return fastsm.put(key, value)
+            return fastsm.put(key, value, expires=self.deadline() if kind < 0.4 else None)
         # What was written last is mostly still there: a match. Else it is a miss, mostly.
         matches = self.random.random() < 0.7
         expected = self._believed.get(key) if matches else self.random.choice((None, b"", b"no such value"))
@@ -91,6 +104,9 @@ def state_of(machine: fastsm.FastStateMachine | fastsm.MemoryStateMachine) -> di
         "len": machine.len(),
         "applied": applied,
         "membership": machine.membership(),
+        "deadlines": [machine.deadline(key) for key in KEYS],
+        "clock": machine.clock(),
+        "next deadline": machine.next_deadline(),
         "terms": [machine.entry_term(index) for index in range(first, applied.index + 3)],
     }
 

@@ -24,7 +24,7 @@ NUMBERS = (0, 1, 7, 2**31, 2**32 - 1, 2**36, 2**39 - 8, 2**63, 2**64 - 1)
 def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]]:
     """Names of lies, and how to tell them."""
     start, end = table.saved.log_start, table.saved.log_start + table.saved.log_offset
-    for field in table.saved._fields:
+    for field in set(table.saved._fields) - {"sessions", "touches"}:
         for number in NUMBERS:
             yield f"{field} is {number}", lambda t, f=field, n=number: t.change(**{f: n})
     for place in (16, 160, 1_000, start - 65_536, start - 4_096, start - 16, start, start + 96, end - 16, end - 24):
@@ -34,6 +34,12 @@ def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]
         yield f"slots lead anywhere, {seed}", lambda t, s=seed: scatter(t, random.Random(s), end)
         yield f"slots lead into values, {seed}", lambda t, s=seed: shift(t, random.Random(s))
         yield f"numbers anywhere, {seed}", lambda t, s=seed: scribble(t, random.Random(s))
+    for name in ("sessions", "touches"):
+        for field in getattr(table.saved, name)._fields:
+            for number in NUMBERS:
+                yield f"{field} of {name} is {number}", lambda t, n=name, f=field, i=number: t.change_part(n, **{f: i})
+    for place in (0, 7, 8, 16, start - 16, start, end - 24, end - 16, 2**64 - 8):
+        yield f"all deadlines lead to {place}", lambda t, p=place: lead_deadlines(t, p)
     yield "slots in disorder", disorder
     named = 1 << table.saved.depth
     yield "one segment for all", lambda t: t.set(f"{named}I", t.sections.directory, *[0] * named)
@@ -58,9 +64,15 @@ def shift(table: TableFile, dice: random.Random) -> None:
 def scribble(table: TableFile, dice: random.Random) -> None:
     for _ in range(dice.randrange(1, 9)):
         at = dice.choice((
-            dice.randrange(160, table.sections.directory + 8), table.sections.segments + dice.randrange(SEGMENT),
+            dice.randrange(table.sections.runs, table.sections.directory + 8),
+            table.sections.segments + dice.randrange(SEGMENT),
         ))
         table.set("B", at, dice.randrange(256))
+
+
+def lead_deadlines(table: TableFile, place: int) -> None:
+    for number in range(table.saved.key_deadlines):
+        table.set("Q", table.sections.deadlines + 16 * number + 8, place)
 
 
 def disorder(table: TableFile) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 NAMES = frozenset({
     # FastStateMachine: the invariants, and the parts that it is made of
     "check", "log", "index", "table", "terms", "turns", "worker", "waiters", "jobs", "directory", "verifying",
-    "snapshots",
+    "snapshots", "deadlines", "live_records",
     # its steps, for tests that hold one of them up, or leave one out
     "capture", "closed", "compact_by_itself", "is_called_for", "mark", "note_metadata", "opened", "release", "require",
     "sync_to", "waiting_for_entries", "write_captured", "write_state", "bytes",
     # the order of keys
     "ask_for_order", "keep_order", "keys_of_range", "order",
     # MemoryStateMachine
-    "entries", "metadata", "running", "seen", "state_as_of", "values", "waiting",
+    "entries", "metadata", "running", "state", "state_as_of",
     # Directory; the threads of coroutines
     "lock", "thread",
 })  # fmt: skip

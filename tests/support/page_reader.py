@@ -15,7 +15,7 @@ SAYS_NOTHING = 2**32 - 1
 LOG_HEADER = 96
 FRAME_HEADER = 32
 SNAPSHOT_HEADER = 160
-TABLE_HEADER = 160
+TABLE_HEADER = 280
 ALIGNMENT = 65_536
 SLOTS = 4_096
 SEGMENT = 32_832
@@ -33,6 +33,11 @@ class Decoded:
 
     items: dict[bytes, bytes] = field(default_factory=dict)
     sessions: dict[int, bytes] = field(default_factory=dict)
+    clock: int = 0
+    deadlines: dict[bytes, int | None] = field(default_factory=dict)  # of all keys
+    touches: dict[bytes, int] = field(default_factory=dict)  # the places of those that count
+    clock_place: int = 0
+    touch_place: int = 0
     last_applied: tuple[int, int] = (0, 0)
     runs: list[Run] = field(default_factory=list)
     membership: tuple[tuple[int, int], bytes] | None = None
@@ -43,8 +48,8 @@ class Decoded:
     frames: list[int] = field(default_factory=list)
     chain: int = 0  # the checksum of the last frame, or of the header
     log_start: int = 0  # in the arena
-    places: dict[bytes, int] = field(default_factory=dict)  # of the newest records
-    puts: dict[int, int] = field(default_factory=dict)  # from the place of every put record to its size
+    places: dict[bytes | int, int] = field(default_factory=dict)  # of the newest records of keys and sessions
+    puts: dict[int, int] = field(default_factory=dict)  # from the place of each record that may count to its size
     config_place: int = 0
 
     def term(self, index: int) -> int | None:
@@ -81,8 +86,11 @@ NONE = 2**32 - 1
 NO_DEADLINE = 2**64 - 1
 LARGEST_VALUE = 2**31 - 1
 LARGEST_KEY = 65_535
-IN_BATCH, IN_BRANCH, CONDITIONS = {1, 2, 3, 4, 7, 9}, {1, 2, 7, 8, 9}, {128, 129, 130}
-NUMBERS = {3: "<I", 7: "<qq", 11: "<I", 12: "<Q", 14: "<Q", 130: "<Q"}  # before the key
+IN_BATCH, IN_BRANCH = {1, 2, 3, 4, 7, 9, 15, 16, 17}, {1, 2, 7, 8, 9, 15, 17}
+CONDITIONS = {128, 129, 130}
+NUMBERS = {  # before the key
+    3: "<I", 7: "<qq", 11: "<I", 12: "<Q", 14: "<Q", 15: "<Q", 16: "<IQ", 17: "<Q", 18: "<QQ", 130: "<Q",
+}  # fmt: skip
 LARGEST_ARENA = 2**39
 
 
@@ -97,7 +105,7 @@ def decode_command(data: bytes) -> Command:
     demand(expires < 2**63 or expires == NO_DEADLINE, "a deadline")
     demand(size == len(data) - 32, "nothing after the end")
     inner, _ = member_head(data[32:])
-    demand(inner not in (5, 12, 13, 14), "a command that may stand in a once")
+    demand(inner not in (5, 12, 13, 14, 18), "a command that may stand in a once")
     return 13, session, sequence, expires, decode_listed(data[32:])
 
 
@@ -156,10 +164,11 @@ def decode_member(data: bytes) -> tuple[Command, int]:
     has_key, has_value, may_be_none = LAYOUTS[kind]
     demand(has_key or key_size == 0, "no key")
     demand(has_value or size == 0, "no value")
-    sizes = [*numbers, size] if kind == 3 else [size]
+    sizes = [numbers[0], size] if kind in (3, 16) else [size]
     for each in sizes:
         demand(each <= (LARGEST_KEY if kind == 9 else LARGEST_VALUE) or (may_be_none and each == NONE), "a size")
-    demand(kind != 12 or numbers[0] < 2**63 or numbers[0] == NO_DEADLINE, "a deadline")
+    check_deadlines(kind, numbers)
+    demand(kind != 16 or size != NONE, "a value for a deadline")
     key, offset = data[offset : offset + key_size], offset + key_size
     parts: list[bytes | None] = []
     for each in sizes:
@@ -168,16 +177,25 @@ def decode_member(data: bytes) -> tuple[Command, int]:
     demand(offset <= len(data), "a whole command")
     if kind == 11:
         demand(is_text(key), "UTF-8")
-    if kind == 3:
-        return (kind, key, *parts), offset
+    if kind in (3, 16):
+        return (kind, *numbers[1:], key, *parts), offset
     return (kind, *numbers, *([key] if has_key else []), *(parts if has_value else [])), offset
+
+
+def check_deadlines(kind: int, numbers: tuple[int, ...]) -> None:
+    """All that are deadlines or like one; in some kinds there may be none."""
+    deadlines = {12: numbers[:1], 15: numbers[:1], 16: numbers[1:], 17: numbers[:1], 18: numbers}.get(kind, ())
+    for at, each in enumerate(deadlines):
+        may_be_none = kind in (12, 17) or (kind, at) == (18, 1)
+        demand(each < 2**63 or (may_be_none and each == NO_DEADLINE), "a deadline")
 
 
 LAYOUTS = {  # kind: has a key, has a value, which may be none
     1: (True, True, False), 2: (True, False, False), 3: (True, True, True), 4: (False, False, False),
     5: (False, True, False), 7: (True, False, False), 8: (True, False, False), 9: (True, True, True),
-    11: (True, True, False), 12: (False, False, False), 14: (False, False, False), 128: (True, True, True),
-    129: (True, False, False), 130: (True, False, False),
+    11: (True, True, False), 12: (False, False, False), 14: (False, False, False),
+    15: (True, True, False), 16: (True, True, True), 17: (True, False, False), 18: (False, False, False),
+    128: (True, True, True), 129: (True, False, False), 130: (True, False, False),
 }  # fmt: skip
 
 
@@ -312,29 +330,51 @@ def decode_run(state: Decoded, behind: int, last: int, term: int) -> None:
     state.last_applied = (last, term)
 
 
-def decode_record(data: bytes | memoryview) -> tuple[int, int, bytes, bytes, int]:
-    """Operation, index, key, value and size of the record that the bytes start with."""
+Record = tuple[int, int, bytes, bytes, "int | None", int]
+
+
+def decode_record(data: bytes | memoryview) -> Record:
+    """Operation, index, key, value, deadline and size of the record that the bytes start with."""
     demand(len(data) >= 16, "a whole record")
-    index, value_size, key_size, operation, zero = struct.unpack_from("<QIHBB", data)
+    index, value_size, key_size, operation, timed = struct.unpack_from("<QIHBB", data)
     size = up_to(16 + key_size + value_size, 8)
-    record = bytes(data[:size])
-    demand(len(record) == size, "a whole record")
-    demand(zero == 0 and not any(record[16 + key_size + value_size :]), "a zero")
-    return operation, index, record[16 : 16 + key_size], record[16 + key_size : 16 + key_size + value_size], size
+    record = bytes(data[: size + 8 * timed])
+    demand(len(record) == size + 8 * timed, "a whole record")
+    demand(timed == 0 or (timed == 1 and operation in (1, 8)), "a byte that tells of a deadline")
+    demand(not any(record[16 + key_size + value_size : size]), "a zero")
+    deadline = int.from_bytes(record[size:], "little") if timed else None
+    demand(deadline is None or deadline < 2**63, "a deadline")
+    key, value = record[16 : 16 + key_size], record[16 + key_size : 16 + key_size + value_size]
+    return operation, index, key, value, deadline, len(record)
 
 
-def take_record(state: Decoded, record: tuple[int, int, bytes, bytes, int], place: int) -> None:
-    operation, index, key, value, size = record
+def take_record(state: Decoded, record: Record, place: int) -> None:
+    operation, index, key, value, deadline, size = record
     state.clean = operation == 5
     if operation == 1:
         state.items.pop(key, None)
         state.items[key] = value
         state.places[key] = place
         state.puts[place] = size
+        state.deadlines[key] = deadline
+        state.touches.pop(key, None)
     elif operation == 2:
         demand(value == b"", "no value")
         state.items.pop(key, None)
         state.places.pop(key, None)
+        state.deadlines.pop(key, None)
+        state.touches.pop(key, None)
+    elif operation == 8:
+        demand(value == b"", "no value")
+        state.touch_place = place
+        state.puts[place] = size
+        if key in state.items:  # no log of the library's says it of another
+            state.deadlines[key] = deadline
+            state.touches[key] = place
+    elif operation == 9:
+        demand(key == b"" and len(value) == 8, "a clock")
+        state.clock, state.clock_place = int.from_bytes(value, "little"), place
+        demand(0 < state.clock < 2**63, "a time")
     elif operation == 3:
         demand(key == b"", "no key")
         term = state.term(index)
@@ -351,6 +391,7 @@ def take_record(state: Decoded, record: tuple[int, int, bytes, bytes, int], plac
         demand(len(key) == 8, "the id of a session")
         session = int.from_bytes(key, "little")
         state.sessions.pop(session, None)
+        state.places.pop(session, None)
         if operation == 7:
             demand(value == b"", "no value")
         else:
@@ -398,26 +439,26 @@ def decode_snapshot(data: bytes) -> Decoded:
     demand(len(data) >= SNAPSHOT_HEADER and data[:8] == b"FASTSM-S", "magic")
     version, codec, *last = struct.unpack_from("<IIQQ", data, 8)
     demand(version == 0, "version")
-    keys, run_count, membership_size, records_size = struct.unpack_from("<QQQQ", data, 32)
-    attachment_size, stored_size = struct.unpack_from("<QQ", data, 96)
-    (sessions,) = struct.unpack_from("<Q", data, 112)
-    demand(data[120:128] == bytes(8), "a zero")
+    keys, run_count, membership_size, records_size, sessions, clock = struct.unpack_from("<6Q", data, 32)
+    attachment_size, stored_size = struct.unpack_from("<QQ", data, 112)
+    demand(clock < 2**63, "a time")
+    demand(last != [0, 0] or clock == 0, "no time in the empty state")
     demand(blake3.blake3(data[:128] + data[SNAPSHOT_HEADER:]).digest() == data[128:160], "checksum")
     start = SNAPSHOT_HEADER + up_to(attachment_size, 8)
     demand(not any(data[SNAPSHOT_HEADER + attachment_size : start]), "a zero")
     demand(start + stored_size == len(data), "sizes that add up")
     flat = flat_state(data[start:], codec, membership_size + 24 * run_count + records_size)
-    demand(blake3.blake3(data[16:64] + flat).digest() == data[64:96], "state checksum")
-    state = Decoded()
+    demand(blake3.blake3(data[16:80] + flat).digest() == data[80:112], "state checksum")
+    state = Decoded(clock=clock)
     state.runs = decode_runs(flat[membership_size : membership_size + 24 * run_count])
     state.last_applied = state.runs[-1][1:] if state.runs else (0, 0)
     demand(state.last_applied == tuple(last), "runs that end with the last included entry")
     records_at = membership_size + 24 * run_count
     configs = take_records(state, (3,), flat[:membership_size], start)
     demand(configs == (membership_size > 0), "one membership, or none")
-    records = take_records(state, (1, 6), flat[records_at:], start + records_at)
+    records = take_records(state, (1, 6, 8), flat[records_at:], start + records_at)
     demand(len(state.items) == keys and len(state.sessions) == sessions, "as many keys and sessions")
-    demand(records == keys + sessions, "one record for each")
+    demand(records == keys + sessions + len(state.touches), "one record for each, and one touch at most")
     return state
 
 
@@ -461,14 +502,20 @@ def check_table(table: bytes, log: bytes, base: bytes) -> Decoded:
     """Whether a saved table is what the log's frames up to its offset give; the state of these."""
     identity, stop = header(table, b"FASTSM-T", TABLE_HEADER)
     start, *seed, keys, live, config, segments, depth, run_count = struct.unpack_from("<9Q", table, 32)
-    metadata_size, words, frames, last, chain, checksum = struct.unpack_from("<6Q", table, 104)
+    metadata_size, words, frames, last, chain = struct.unpack_from("<5Q", table, 104)
+    clock, clock_place, touch_place, due_keys, due_sessions = struct.unpack_from("<5Q", table, 144)
+    parts_in_head = [(*seed, keys, segments, depth), *struct.iter_unpack("<5Q", table[184:264])]
+    (checksum,) = struct.unpack_from("<Q", table, 264)
     demand(xxhash.xxh64_intdigest(table[TABLE_HEADER:]) == checksum, "checksum of the sections")
     (generation,) = struct.unpack_from("<Q", log, 16)
     state = decode_log(log, generation, identity, 0, base=base, stop=stop)
     demand(start == state.log_start, "where the log starts")
     demand((last, chain) == (state.frames[-1] if state.frames else 0, state.chain), "the bytes that it was made from")
-    demand((keys, frames, config) == (len(state.items), len(state.frames), state.config_place), "counts")
-    demand(live == sum(state.puts[place] for place in state.places.values()), "the live records' sizes")
+    demand((frames, config) == (len(state.frames), state.config_place), "counts")
+    demand(
+        (clock, clock_place, touch_place) == (state.clock, state.clock_place, state.touch_place), "clock and touches")
+    newest = {*state.places.values(), *state.touches.values()}
+    demand(live == sum(state.puts[place] for place in newest), "the live records' sizes")
     parts = Sections(table, TABLE_HEADER)
     demand(decode_runs(parts.take(24 * run_count, 8)) == state.runs, "the log's runs")
     metadata = parts.take(metadata_size, 8)
@@ -476,13 +523,37 @@ def check_table(table: bytes, log: bytes, base: bytes) -> Decoded:
     demand(metadata == expected, "the newest snapshot's metadata")
     dead = parts.take(8 * words, 8)
     marked = {16 * i for i in range(8 * len(dead)) if dead[i >> 3] >> (i & 7) & 1}
-    newest = set(state.places.values())
     demand(marked == {place & ~15 for place in state.puts if place not in newest}, "marks of exactly the dead records")
     demand(not dead or any(dead[-8:]), "a last word that is not zero")
-    directory = struct.unpack(f"<{1 << depth}I", parts.take(4 << depth, ALIGNMENT))
-    demand(parts.offset + SEGMENT * segments == len(table), "segments up to the end")
-    check_segments(table[parts.offset :], directory, depth, (seed[0], seed[1]), state)
+    contents = [
+        {key: place for key, place in state.places.items() if isinstance(key, bytes)},
+        {struct.pack("<Q", key): place for key, place in state.places.items() if isinstance(key, int)}, state.touches]
+    directories = []
+    for (_, _, count, segments, depth), content in zip(parts_in_head, contents, strict=True):
+        demand(count == len(content), "as many entries")
+        demand(count > 0 or (segments, depth) == (0, 0), "no segments without entries")
+        size = 4 << depth if segments else 0
+        directories.append(struct.unpack(f"<{size // 4}I", parts.take(size, 8)))
+    check_due(parts.take(16 * due_keys, 8), {
+        (expires, state.touches.get(key, state.places[key])) for key, expires in state.deadlines.items()
+        if expires is not None})
+    expiring = {key: struct.unpack_from("<Q", value, 8)[0] for key, value in state.sessions.items()}
+    check_due(parts.take(16 * due_sessions, 8), {
+        (expires, state.places[key]) for key, expires in expiring.items() if expires != NO_DEADLINE})
+    for (*seed, _, segments, depth), directory, content in zip(parts_in_head, directories, contents, strict=True):
+        if segments:
+            parts.take(0, ALIGNMENT)
+            slots = parts.take(SEGMENT * segments, 1)
+            check_segments(slots, directory, depth, (seed[0], seed[1]), content)
+    demand(parts.offset == len(table), "segments up to the end")
     return state
+
+
+def check_due(data: bytes, expected: set[tuple[int, int]]) -> None:
+    """Deadlines and places, as a heap."""
+    found = list(struct.iter_unpack("<QQ", data))
+    demand(len(found) == len(expected) and set(found) == expected, "the deadlines, each once")
+    demand(all(found[i][0] >= found[(i - 1) // 4][0] for i in range(1, len(found))), "a heap")
 
 
 class Sections:
@@ -501,7 +572,7 @@ class Sections:
 
 
 def check_segments(
-    data: bytes, directory: tuple[int, ...], depth: int, seed: tuple[int, int], state: Decoded
+    data: bytes, directory: tuple[int, ...], depth: int, seed: tuple[int, int], places: dict[bytes, int]
 ) -> None:
     """Every key is found where the page says, and nothing else is there."""
     slots = [struct.unpack_from(f"<{SLOTS}Q", data, SEGMENT * i) for i in range(len(data) // SEGMENT)]
@@ -514,7 +585,7 @@ def check_segments(
         demand(len(named) == 1 << depth - own, "as many names as the depth says")
         demand(named[0] % len(named) == 0 and named[-1] - named[0] == len(named) - 1, "names that share their bits")
         depths.append(own)
-    for key, place in state.places.items():
+    for key, place in places.items():
         hashed = siphash_1_3(seed, key)
         number = directory[hashed >> 64 - depth]
         following = hashed << depths[number] // 4 * 4 & GAP
@@ -523,7 +594,7 @@ def check_segments(
         while slots[number][at] != slot:
             demand(slots[number][at] != 0, "no empty slot before the key's")
             at = (at + 1) % SLOTS
-    demand(sum(slot != 0 for segment in slots for slot in segment) == len(state.places), "no other slots in use")
+    demand(sum(slot != 0 for segment in slots for slot in segment) == len(places), "no other slots in use")
 
 
 def siphash_1_3(seed: tuple[int, int], data: bytes) -> int:

@@ -20,8 +20,8 @@ from support.inside import inside
 FIELDS = {
     "magic": (0, "<Q"), "version": (8, "<I"), "codec": (12, "<I"), "last index": (16, "<Q"), "last term": (24, "<Q"),
     "keys": (32, "<Q"), "runs": (40, "<Q"), "membership size": (48, "<Q"), "records size": (56, "<Q"),
-    "state checksum": (64, "<Q"), "attachment size": (96, "<Q"), "stored size": (104, "<Q"),
-    "sessions": (112, "<Q"), "zeros": (120, "<Q"),
+    "sessions": (64, "<Q"), "clock": (72, "<Q"), "state checksum": (80, "<Q"), "attachment size": (112, "<Q"),
+    "stored size": (120, "<Q"),
 }
 STATE = 160
 
@@ -45,7 +45,7 @@ class StateSource:
     """A state as the writer wants it."""
 
     estimated_size = 0
-    sessions = 0
+    sessions = clock = 0
 
     def __init__(self, state: State) -> None:
         self.last_included = state.last
@@ -89,7 +89,7 @@ def sealed(data: bytes, *, state_sum: bool = True, flat: bytes | None = None) ->
     changed = bytearray(data)
     if state_sum:
         start = STATE + (field(data, "attachment size") + 7 & ~7)
-        changed[64:96] = blake3.blake3(data[16:64] + (data[start:] if flat is None else flat)).digest()
+        changed[80:112] = blake3.blake3(data[16:80] + (data[start:] if flat is None else flat)).digest()
     changed[128:160] = blake3.blake3(bytes(changed[:128]) + data[160:]).digest()
     return bytes(changed)
 

@@ -189,7 +189,7 @@ class Story:
         self._models.append(
             (
                 model.last_applied(), model.len(), model.get_many(KEYS), model.membership(),
-                model.snapshot_metadata(), [tuple(seen) for seen in inside(model).seen],
+                model.snapshot_metadata(), [tuple(seen) for seen in inside(model).state.seen],
             )
         )  # fmt: skip
 
@@ -269,7 +269,7 @@ class Story:
 
     def _seen(self) -> list[LogId]:
         """The entries that a snapshot, or the next base, may be as of."""
-        return [log_id for log_id in inside(self._model).seen if log_id.index >= self._base]
+        return [log_id for log_id in inside(self._model).state.seen if log_id.index >= self._base]
 
     def _snapshot(self) -> None:
         """Its metadata is recorded if it is newer than what is known, and its checksum may be any."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import fastsm
 
 PACKAGE = Path(fastsm.__file__).resolve().parent
-MODULES = ("command", "core.state", "core.ordered", "core.engine")  # those with public names
-CLASSES = ("State", "Ordered", "Engine")  # those that FastStateMachine is made of
+MODULES = ("command", "columns", "core.state", "core.ordered", "core.timed", "core.engine")  # those with public names
+CLASSES = ("State", "Ordered", "Timed", "Engine")  # those that FastStateMachine is made of
 
 
 def stub_of(module: str) -> Path:

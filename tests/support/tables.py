@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import xxhash
 
@@ -24,7 +25,11 @@ class TableFile:
         self.path = path
         self.saved: SavedTable = format.unpack_saved_table(content, str(path), len(content))
         self.body = bytearray(content[format.TABLE_HEADER_BYTES :])
-        self.sections = self.saved.sections
+        self.sections = sections_of(self.saved)
+
+    def change_part(self, name: str, **fields: int) -> None:
+        """Changes the header's words on the table of sessions, or of touches."""
+        self.saved = self.saved._replace(**{name: getattr(self.saved, name)._replace(**fields)})
 
     def change(self, **fields: int) -> None:
         self.saved = self.saved._replace(**fields)
@@ -57,6 +62,14 @@ class TableFile:
         """Puts it back, with the checksums of what it holds now."""
         saved = self.saved._replace(body_checksum=xxhash.xxh64_intdigest(bytes(self.body)))
         self.path.write_bytes(format.pack_saved_table(saved) + self.body)
+
+
+def sections_of(saved: SavedTable) -> SimpleNamespace:
+    """Where the sections are: of the tables, that of the keys."""
+    found = saved.sections
+    return SimpleNamespace(
+        runs=found.runs, metadata=found.metadata, dead=found.dead, directory=found.directories[0],
+        deadlines=found.deadlines[0], segments=found.segments[0], end=found.end)
 
 
 def place_of(slot: int) -> int:

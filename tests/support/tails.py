@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fastsm
 from fastsm import FastStateMachine
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support import by_hand
 
 SECTOR = 512

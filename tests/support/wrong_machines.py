@@ -24,39 +24,56 @@ from fastsm import (
     SnapshotFormatError,
     noop,
 )
+from fastsm.memory_judging import Judge
 from fastsm.memory_tx import Refused, Written
+from fastsm.memory_waiting import Waiters
 from fastsm.snapshot.model import State
 from fastsm.testing import StateMachineConformance
+from fastsm.testing.answers import AnswerRules
+from fastsm.testing.calls import CallRules
+from fastsm.testing.deadlines import DeadlineRules
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Put
 
 FAULTS: dict[str, set[str]] = {}  # the name of a wrong class, and tests that must fail
-WRONG: dict[str, type[MemoryStateMachine]] = {}
+Wrong = type[MemoryStateMachine]
+BEYOND_THE_TRAIT = (AnswerRules, CallRules, DeadlineRules)
 
 
-def found_by(*tests: str) -> Callable[[type[MemoryStateMachine]], type[MemoryStateMachine]]:
-    def note(wrong: type[MemoryStateMachine]) -> type[MemoryStateMachine]:
-        FAULTS[wrong.__name__] = {f"test_{test}" for test in tests}
-        WRONG[wrong.__name__] = wrong
-        return wrong
+def collect(*, beyond_the_trait: bool) -> tuple[Callable[..., Callable[[Wrong], Wrong]], Callable[[], dict[str, type]]]:
+    """A decorator that notes wrong machines, and a function that gives the suites on those of this file.
 
-    return note
+    They are of the rules of the trait, or of those of answers, procedures and time: all together take long.
+    """
+    noted: list[Wrong] = []
+
+    def found_by(*tests: str) -> Callable[[Wrong], Wrong]:
+        def note(wrong: Wrong) -> Wrong:
+            FAULTS[wrong.__name__] = {f"test_{test}" for test in tests}
+            noted.append(wrong)
+            return wrong
+
+        return note
+
+    return found_by, lambda: {f"Test{wrong.__name__}": suite_on(wrong, beyond_the_trait) for wrong in noted}
+
+
+found_by, suites = collect(beyond_the_trait=False)
 
 
 class StoringStateMachine(MemoryStateMachine):
     """The model with something like a disk, which outlives it. This one is right."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self._disk: dict[str, Any] = {}
-        super().__init__()
+        super().__init__(**options)
 
     def flush(self) -> None:
         super().flush()
         self._disk.update(self._stored())
 
     def _stored(self) -> dict[str, Any]:
-        names = ("_values", "_writers", "_outcomes", "_seen", "_base", "_sessions")
-        stored = {name: getattr(self, name).copy() for name in names}
-        return {**stored, "_metadata": self._metadata, "_membership": self._membership}
+        stored = {name: getattr(self, name).copy() for name in ("_state", "_outcomes", "_base")}
+        return {**stored, "_metadata": self._metadata}
 
     def clear(self) -> None:
         super().clear()
@@ -66,7 +83,7 @@ class StoringStateMachine(MemoryStateMachine):
         again = type(self)()
         again._disk = self._disk
         for name, value in self._disk.items():
-            setattr(again, name, value.copy() if isinstance(value, (dict, list)) else value)
+            setattr(again, name, value.copy() if isinstance(value, (State, list)) else value)
         return again
 
 
@@ -76,7 +93,7 @@ class StoringStateMachine(MemoryStateMachine):
 @found_by("an_empty_state_machine_holds_nothing")
 class StartsAtTermOne(MemoryStateMachine):
     def last_applied(self) -> LogId:
-        return super().last_applied() if self._seen else LogId(0, 1)
+        return super().last_applied() if self._state.seen else LogId(0, 1)
 
 
 @found_by("a_state_machine_is_true_however_empty")
@@ -151,7 +168,7 @@ class LenCountsDeletedKeys(MemoryStateMachine):
 
     def apply(self, chunk: Any) -> list[bool | None]:
         results = super().apply(chunk)
-        self._ever |= self._values.keys()
+        self._ever |= self._state.values.keys()
         return results
 
     def len(self) -> int:
@@ -213,7 +230,7 @@ class LastAppliedIsTheFirst(MemoryStateMachine):
     def apply(self, chunk: Any) -> list[bool | None]:
         results = super().apply(chunk)
         if len(chunk) > 1:
-            self._seen[-1] = LogId(self._seen[-1].index, chunk[0][1])
+            self._state.seen[-1] = LogId(self._state.seen[-1].index, chunk[0][1])
         return results
 
 
@@ -224,9 +241,9 @@ class AppliesReplaysAgain(MemoryStateMachine):
         for result, entry in zip(results, chunk, strict=True):
             if result is None:
                 other = MemoryStateMachine(contiguous=False)
-                other._values = self._values
+                other._state.values = self._state.values
                 other.apply([entry])
-                self._values = other._values
+                self._state.values = other._state.values
         return results
 
 
@@ -265,8 +282,8 @@ class IgnoresTheTermOfReplays(MemoryStateMachine):
 
 @found_by("entries_out_of_order_are_refused")
 class AcceptsGaps(MemoryStateMachine):
-    def __init__(self) -> None:
-        super().__init__(contiguous=False)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(contiguous=False, **options)
 
 
 @found_by("entries_out_of_order_are_refused")
@@ -282,80 +299,96 @@ class AcceptsTermsThatFall(MemoryStateMachine):
 
 @found_by("a_later_put_wins", "put_many_is_a_batch_of_puts")
 class FirstPutWins(MemoryStateMachine):
-    def _do(self, command: Any, written: Written) -> Any:
-        if isinstance(command, Put):
-            if command.key not in written.state.values:
-                super()._do(command, written)
-            return True
-        return super()._do(command, written)
+    class _judges(Judge):
+        def do(self, command: Any, written: Written) -> Any:
+            if isinstance(command, Put):
+                if command.key not in written.state.values:
+                    super().do(command, written)
+                return True
+            return super().do(command, written)
 
 
 @found_by("a_delete_removes_the_key")
 class DeleteOfNothingIsFalse(MemoryStateMachine):
-    def _apply_one(self, command: Any, written: Written) -> Any:
-        missing = isinstance(command, Delete) and command.key not in written.state.values
-        return super()._apply_one(command, written) and not missing
+    class _judges(Judge):
+        def judge(self, command: Any, written: Written) -> Any:
+            missing = isinstance(command, Delete) and command.key not in written.state.values
+            return super().judge(command, written) and not missing
 
 
 @found_by("compare_and_swap_sets_what_it_matches")
 class AbsentEqualsEmpty(MemoryStateMachine):
-    def _do(self, command: Any, written: Written) -> Any:
-        if isinstance(command, CompareAndSwap) and not command.expected and not written.state.values.get(command.key):
-            command = CompareAndSwap(command.key, written.state.values.get(command.key), command.value)
-        return super()._do(command, written)
+    class _judges(Judge):
+        def do(self, command: Any, written: Written) -> Any:
+            found = written.state.values.get(getattr(command, "key", b""))
+            if isinstance(command, CompareAndSwap) and not command.expected and not found:
+                command = CompareAndSwap(command.key, found, command.value)
+            return super().do(command, written)
 
 
 @found_by("compare_and_swap_sets_what_it_matches")
 class ComparesPrefixes(MemoryStateMachine):
-    def _do(self, command: Any, written: Written) -> Any:
-        if isinstance(command, CompareAndSwap) and command.expected and command.key in written.state.values:
-            found = written.state.values[command.key]
-            if found.startswith(command.expected):
-                command = CompareAndSwap(command.key, found, command.value)
-        return super()._do(command, written)
+    class _judges(Judge):
+        def do(self, command: Any, written: Written) -> Any:
+            if isinstance(command, CompareAndSwap) and command.expected and command.key in written.state.values:
+                found = written.state.values[command.key]
+                if found.startswith(command.expected):
+                    command = CompareAndSwap(command.key, found, command.value)
+            return super().do(command, written)
 
 
 @found_by("compare_and_swap_sets_what_it_matches")
 class SwapToNothingStoresEmpty(MemoryStateMachine):
-    def _do(self, command: Any, written: Written) -> Any:
-        if isinstance(command, CompareAndSwap) and command.value is None:
-            command = CompareAndSwap(command.key, command.expected, b"")
-        return super()._do(command, written)
+    class _judges(Judge):
+        def do(self, command: Any, written: Written) -> Any:
+            if isinstance(command, CompareAndSwap) and command.value is None:
+                command = CompareAndSwap(command.key, command.expected, b"")
+            return super().do(command, written)
 
 
 @found_by("an_entry_sees_those_before_it_in_its_chunk", "chunk_sizes_and_replays_make_no_difference")
 class JudgesByTheStateBeforeTheChunk(MemoryStateMachine):
-    def _do(self, command: Any, written: Written) -> Any:
-        if isinstance(command, CompareAndSwap) and self._values.get(command.key) != command.expected:
-            raise Refused("mismatch")
-        return super()._do(command, written)
+    class _judges(Judge):
+        before: Any = None
+
+        def do(self, command: Any, written: Written) -> Any:
+            if isinstance(command, CompareAndSwap) and self.before.get(command.key) != command.expected:
+                raise Refused("mismatch")
+            return super().do(command, written)
+
+    def apply(self, chunk: Any) -> list[bool | None]:
+        self._judge.before = self._state.values
+        return super().apply(chunk)
 
 
 @found_by("a_batch_is_done_whole_or_not_at_all", "a_random_history_comes_to_what_a_dict_comes_to")
 class BatchStopsHalfWay(MemoryStateMachine):
-    def _apply_one(self, command: Any, written: Written) -> Any:
-        if isinstance(command, Batch):
-            try:
-                return all(self._do(member, written) for member in command.commands)
-            except Refused:
-                return False
-        return super()._apply_one(command, written)
+    class _judges(Judge):
+        def judge(self, command: Any, written: Written) -> Any:
+            if isinstance(command, Batch):
+                try:
+                    return all(self.do(member, written) for member in command.commands)
+                except Refused:
+                    return False
+            return super().judge(command, written)
 
 
 @found_by("a_batch_does_its_commands_in_order")
 class BatchMembersDoNotSeeEachOther(MemoryStateMachine):
-    def _apply_one(self, command: Any, written: Written) -> Any:
-        if isinstance(command, Batch):
-            for member in command.commands:
-                if isinstance(member, CompareAndSwap) and written.state.values.get(member.key) != member.expected:
-                    return False
-        return super()._apply_one(command, written)
+    class _judges(Judge):
+        def judge(self, command: Any, written: Written) -> Any:
+            if isinstance(command, Batch):
+                for member in command.commands:
+                    if isinstance(member, CompareAndSwap) and written.state.values.get(member.key) != member.expected:
+                        return False
+            return super().judge(command, written)
 
 
 @found_by("an_empty_batch_takes_effect")
 class EmptyBatchIsFalse(MemoryStateMachine):
-    def _apply_one(self, command: Any, written: Written) -> Any:
-        return super()._apply_one(command, written) and command != Batch(())
+    class _judges(Judge):
+        def judge(self, command: Any, written: Written) -> Any:
+            return super().judge(command, written) and command != Batch(())
 
 
 @found_by("noop_and_config_touch_no_key")
@@ -366,10 +399,11 @@ class NoopDoesNotCount(MemoryStateMachine):
 
 @found_by("noop_and_config_touch_no_key")
 class ConfigIsAKey(MemoryStateMachine):
-    def _apply_one(self, command: Any, written: Written) -> Any:
-        if isinstance(command, Config):
-            written.put(b"config", command.data)
-        return super()._apply_one(command, written)
+    class _judges(Judge):
+        def judge(self, command: Any, written: Written) -> Any:
+            if isinstance(command, Config):
+                written.put(b"config", command.data)
+            return super().judge(command, written)
 
 
 @found_by("a_command_that_is_none_fails_its_chunk")
@@ -396,27 +430,27 @@ class DoesNotNameTheEntry(MemoryStateMachine):
 @found_by("terms_of_entries_seen_are_known", "a_random_history_comes_to_what_a_dict_comes_to")
 class EveryEntryHasTheLastTerm(MemoryStateMachine):
     def entry_term(self, entry_id: int) -> int | None:
-        return self._seen[-1].term if super().entry_term(entry_id) is not None else None
+        return self._state.seen[-1].term if super().entry_term(entry_id) is not None else None
 
 
 @found_by("terms_between_equal_terms_are_certain")
 class KnowsOnlyWhatItSaw(MemoryStateMachine):
     def entry_term(self, entry_id: int) -> int | None:
-        return dict(self._seen).get(entry_id)
+        return dict(self._state.seen).get(entry_id)
 
 
 @found_by("terms_between_different_terms_are_not_guessed")
 class TakesTheTermBefore(MemoryStateMachine):
     def entry_term(self, entry_id: int) -> int | None:
-        below = [seen.term for seen in self._seen if seen.index <= entry_id <= self._seen[-1].index]
+        below = [seen.term for seen in self._state.seen if seen.index <= entry_id <= self._state.seen[-1].index]
         return below[-1] if below else None
 
 
 @found_by("terms_before_the_first_entry_seen_are_not_guessed")
 class TakesTheTermOfTheFirst(MemoryStateMachine):
     def entry_term(self, entry_id: int) -> int | None:
-        if self._seen and 0 < entry_id < self._seen[0].index:
-            return self._seen[0].term
+        if self._state.seen and 0 < entry_id < self._state.seen[0].index:
+            return self._state.seen[0].term
         return super().entry_term(entry_id)
 
 
@@ -426,8 +460,8 @@ class TakesTheTermOfTheFirst(MemoryStateMachine):
 @found_by("last_applied_never_goes_back")
 class LastAppliedGoesBack(MemoryStateMachine):
     def update_last_applied(self, log_id: Any) -> None:
-        while self._seen and self._seen[-1].index > log_id[0]:
-            self._seen.pop()
+        while self._state.seen and self._state.seen[-1].index > log_id[0]:
+            self._state.seen.pop()
         super().update_last_applied(log_id)
 
 
@@ -436,7 +470,7 @@ class LastAppliedTakesAnyTerm(MemoryStateMachine):
     def update_last_applied(self, log_id: Any) -> None:
         self._require()
         if log_id[0] >= self.last_applied().index:
-            self._seen[-1:] = [LogId(*log_id)]
+            self._state.seen[-1:] = [LogId(*log_id)]
 
 
 @found_by("last_applied_moves_forward")
@@ -463,15 +497,15 @@ class KeepsTheFirstMetadata(MemoryStateMachine):
 class FlushForgetsTerms(MemoryStateMachine):
     def flush(self) -> None:
         super().flush()
-        self._seen = [LogId(seen.index, self._seen[-1].term + 1) for seen in self._seen]
+        self._state.seen = [LogId(seen.index, self._state.seen[-1].term + 1) for seen in self._state.seen]
 
 
 @found_by("reset_forgets_everything")
 class ResetKeepsLastApplied(MemoryStateMachine):
     def clear(self) -> None:
-        seen = self._seen
+        seen = self._state.seen
         super().clear()
-        self._seen = seen
+        self._state.seen = seen
 
 
 @found_by("reset_forgets_everything")
@@ -502,7 +536,9 @@ class FlushAsyncStoresNothing(StoringStateMachine):
 @found_by("a_replay_after_reopening_is_skipped", "what_was_made_durable_survives")
 class StoresNoTerms(StoringStateMachine):
     def _stored(self) -> dict[str, Any]:
-        return {**super()._stored(), "_seen": []}
+        stored = super()._stored()
+        stored["_state"].seen = []
+        return stored
 
 
 @found_by("persisted_hard_state_survives")
@@ -549,11 +585,11 @@ class RecordsEverySnapshot(MemoryStateMachine):
 @found_by("writing_a_snapshot_changes_no_state")
 class SnapshotMovesTheState(MemoryStateMachine):
     def write_snapshot(self, *arguments: Any, **options: Any) -> Any:
-        self._values, values = {}, self._values
+        self._state.values, values = {}, self._state.values
         try:
             return super().write_snapshot(*arguments, **options)
         finally:
-            self._values = dict(list(values.items())[:-1])
+            self._state.values = dict(list(values.items())[:-1])
 
 
 @found_by("a_snapshot_is_exact_as_of_an_earlier_entry")
@@ -579,7 +615,7 @@ class SnapshotsKnowOnlyCommands(MemoryStateMachine):
 class InstallForgetsTerms(MemoryStateMachine):
     def install_snapshot(self, *arguments: Any, **options: Any) -> None:
         super().install_snapshot(*arguments, **options)
-        self._seen = self._seen[-1:]
+        self._state.seen = self._state.seen[-1:]
 
 
 @found_by("installed_in_an_empty_one_the_state_is_equal")
@@ -687,16 +723,21 @@ class TimesOutInSilence(MemoryStateMachine):
 
 @found_by("a_wait_ends_when_the_entry_is_applied")
 class EndsWaitsWithAnyEntry(MemoryStateMachine):
-    def _tell_waiting(self) -> None:
-        for waiting in self._waiting:
-            waiting.tell()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._waiters = Waiters(lambda: 99 if self.last_applied().index else 0)
 
 
 @found_by("a_stop_ends_a_wait", "a_reset_ends_a_wait")
 class EndsWaitsAsIfApplied(MemoryStateMachine):
-    def _end_waiting(self, error: Any) -> None:
-        for waiting in self._waiting:
-            waiting.tell()
+    class Deaf(Waiters):
+        def end(self, error: Any) -> None:
+            for waiting in self.waiting:
+                waiting.tell()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._waiters = self.Deaf(lambda: self.last_applied().index)
 
 
 @found_by("the_state_checksum_is_a_function_of_the_entries")
@@ -776,22 +817,28 @@ class ScansEmptyValuesNot(MemoryStateMachine):
         return [pair for pair in super()._range(*bounds, **options) if pair[1]]
 
 
-def suite_on(wrong: type[MemoryStateMachine]) -> type:
-    """The suite as a class that pytest collects."""
+def suite_on(wrong: Wrong, beyond_the_trait: bool) -> type:
+    """The suite, or that part of it, as a class that pytest collects."""
 
     class Suite(StateMachineConformance):
         @pytest.fixture
         def state_machine(self) -> MemoryStateMachine:
             return wrong()
 
+        @pytest.fixture
+        def with_procedures(self) -> Any:
+            return lambda procedures: wrong(procedures=procedures)
+
     def reopen(self: object) -> Callable[[StoringStateMachine], StoringStateMachine]:
         return lambda machine: machine.reopen()
 
+    for name in dir(StateMachineConformance):
+        if name.startswith("test_") and beyond_the_trait != any(hasattr(rules, name) for rules in BEYOND_THE_TRAIT):
+            setattr(Suite, name, None)
     if issubclass(wrong, StoringStateMachine):
         Suite.reopen = pytest.fixture(reopen)  # type: ignore[method-assign]
     Suite.__name__ = Suite.__qualname__ = f"Test{wrong.__name__}"
     return Suite
 
 
-for _wrong in WRONG.values():
-    globals()[f"Test{_wrong.__name__}"] = suite_on(_wrong)
+globals().update(suites())

@@ -7,6 +7,7 @@ Reading order:
     codecs           keys and values of the batteries, as bytes
     changes          which keys an applied entry changed
     operations       what the batteries do beyond puts and deletes
+    positions        a Raft log as PySyncObj sees one: a list of (command, index, term)
     journal          PySyncObj's interface of a journal, on fastsm's
     transport        who may join, what leaves when
     replication      entries, from the leader's journal to those of its followers

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pysyncobj.journal
 
-from fastsm.journal.journal import Journal
+from fastsm.integrations.pysyncobj.positions import Positions
 
 
-class FastJournal(Journal, pysyncobj.journal.Journal):  # type: ignore[misc]  # PySyncObj has no types
-    """A ``pysyncobj.journal.Journal`` in a directory: see :class:`fastsm.journal.journal.Journal`.
+class FastJournal(Positions, pysyncobj.journal.Journal):  # type: ignore[misc]  # PySyncObj has no types
+    """A ``pysyncobj.journal.Journal`` in a directory: a Raft log, as :class:`fastsm.RaftLog` has it.
 
     Unlike PySyncObj's own it is crash-safe at both ends, keeps no copy of the entries in memory, and has no limit of
     4 GiB. Term and vote are part of it. Positions count from the first entry that is kept, as in a list.

@@ -1,0 +1,133 @@
+"""Who moves the clock of a state machine: for hosts, when a tick is worth proposing.
+
+A tick is an entry of the log, proposed by the leader. The clock that it moves is state, and never goes back. So a
+leader whose own clock is late does no harm, and one whose clock is far ahead would end every deadline at once, on all
+replicas and for good: that is refused here, before it is proposed.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable
+from typing import Protocol, SupportsIndex
+
+from fastsm.answering import tick
+from fastsm.errors import ClockJumpError
+
+DAY_MS = 24 * 60 * 60 * 1000
+PAUSES_OF_A_BACKLOG = 20  # in the time of one interval, while a limit leaves keys that are due
+
+
+class HasTime(Protocol):
+    """What :class:`Clock` asks a state machine."""
+
+    def clock(self) -> int: ...
+    def next_deadline(self) -> int | None: ...
+
+
+class Clock:
+    """Says when a tick is worth proposing, and makes it. For whoever leads: a follower proposes nothing.
+
+    - ``interval_ms``: at most one tick in that time, so a key that is due may live so much longer, and as long as it
+      takes to commit.
+    - ``limit``: how many keys and sessions one tick removes at most. While more are due, ticks follow one another
+      without waiting for the interval.
+    - ``max_jump_ms``: the largest leap that is proposed, by default one day; None: any.
+    - ``idle_ms``: while something has a deadline but nothing is due, the clock is moved this often, so that procedures
+      which read it know the time so far. While nothing has a deadline, no tick is proposed at all.
+    - ``now``: the host's clock, in milliseconds since 1970.
+
+    Thread safety: none; one task or thread asks.
+
+    >>> import fastsm
+    >>> machine = fastsm.MemoryStateMachine()
+    >>> clock = fastsm.Clock(machine, now=lambda: 5_000)
+    >>> clock.poll()                                                # nothing has a deadline
+    >>> machine.apply([(1, 1, fastsm.put(b"lease", b"", expires=4_000))])
+    [True]
+    >>> machine.apply([(2, 1, clock.poll())]), machine.get(b"lease")
+    ([Answer(ok=True, value=1, reason=None)], None)
+    """
+
+    __slots__ = ("_idle_ms", "_interval_ms", "_limit", "_machine", "_max_jump_ms", "_now", "_proposed")
+
+    def __init__(
+        self,
+        machine: HasTime,
+        *,
+        interval_ms: SupportsIndex = 1_000,
+        limit: SupportsIndex = 10_000,
+        max_jump_ms: SupportsIndex | None = DAY_MS,
+        idle_ms: SupportsIndex = 60_000,
+        now: Callable[[], int] | None = None,
+    ) -> None:
+        self._machine = machine
+        self._interval_ms = _positive(interval_ms, "interval_ms")
+        self._limit = _positive(limit, "limit")
+        self._max_jump_ms = None if max_jump_ms is None else _positive(max_jump_ms, "max_jump_ms")
+        self._idle_ms = _positive(idle_ms, "idle_ms")
+        self._now = _milliseconds if now is None else now
+        self._proposed: int | None = None  # by the host's clock
+
+    def __repr__(self) -> str:
+        return f"<Clock of {self._machine!r}: every {self._interval_ms} ms>"
+
+    def poll(self) -> bytes | None:
+        """Returns the tick to propose now, or None when none is worth it. O(1); does not block.
+
+        A tick is worth it when a key or a session is due, or when the clock has fallen behind by ``idle_ms`` while
+        something has a deadline; but not while one was made less than ``interval_ms`` ago. What became of that one
+        makes no difference: a tick that was lost is followed by the next, one that is applied twice does nothing.
+
+        Raises ``ClockJumpError`` instead of a tick that would move the clock by more than ``max_jump_ms``, counted
+        from the machine's clock, or from the earliest deadline where that is later; ``NotRunningError`` when the
+        machine is stopped.
+        """
+        now = max(0, operator.index(self._now()))
+        clock, deadline = self._machine.clock(), self._machine.next_deadline()
+        if deadline is None:
+            return None
+        if self._proposed is not None and abs(now - self._proposed) < self._pause(clock, deadline):
+            return None  # where the host's clock was set back, the pause is over
+        if deadline <= max(now, clock):
+            self._refuse_jump(now, clock, deadline)
+        elif not self._is_behind(now, clock):
+            return None
+        self._proposed = now
+        return tick(now, limit=self._limit)
+
+    def delay(self) -> float:
+        """Returns after how many seconds to call :meth:`poll` again: a fraction of the interval, or all of it."""
+        clock, deadline = self._machine.clock(), self._machine.next_deadline()
+        pause = self._pause(clock, deadline)
+        if self._proposed is not None:
+            passed = operator.index(self._now()) - self._proposed
+            if 0 <= passed < pause:
+                pause -= passed
+        return pause / 1_000
+
+    def _pause(self, clock: int, deadline: int | None) -> int:
+        """How long to wait after a tick: short where it left what is due by the machine's own clock."""
+        is_backlog = deadline is not None and deadline <= clock
+        return max(1, self._interval_ms // PAUSES_OF_A_BACKLOG) if is_backlog else self._interval_ms
+
+    def _is_behind(self, now: int, clock: int) -> bool:
+        """Whether the clock is to be moved although nothing is due. A leap is not worth the risk then."""
+        leap = now - clock
+        return leap >= self._idle_ms and (clock == 0 or self._max_jump_ms is None or leap <= self._max_jump_ms)
+
+    def _refuse_jump(self, now: int, clock: int, deadline: int) -> None:
+        if self._max_jump_ms is not None and now - max(clock, deadline) > self._max_jump_ms:
+            raise ClockJumpError(now, clock, deadline, self._max_jump_ms)
+
+
+def _milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _positive(number: SupportsIndex, name: str) -> int:
+    found = operator.index(number)
+    if found < 1:
+        raise ValueError(f"{name}={found}: expected 1 or more")
+    return found

@@ -1,0 +1,5 @@
+from fastsm.core.ordered cimport Ordered
+
+
+cdef class Timed(Ordered):
+    pass

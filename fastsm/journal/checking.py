@@ -1,0 +1,70 @@
+"""Every byte of a Raft log against its checksum, read from the files, not the mapping: next to an owner, too."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from fastsm.disk import format
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.errors import CorruptionError, StorageError
+from fastsm.generation.recovery import whole_frames
+from fastsm.journal.format import NEWEST_BYTES, SegmentHead, pack_segment_head, unpack_newest
+from fastsm.journal.segments import NEWEST
+
+Progress = Callable[[int, int], None]
+SegmentFile = tuple[str, SegmentHead, int, int]  # its name and header, where its frames end, the last one's checksum
+
+
+def check_segments(
+    directory: Directory, segments: Sequence[SegmentFile], is_needed: Callable[[str], bool],
+    progress: Progress | None = None,
+) -> None:
+    """Raises ``CorruptionError`` at the first damage, ``StorageError`` when a file cannot be read. O(bytes).
+
+    ``is_needed(name)`` says whether a file that is not there any more still should be.
+    """
+    path = directory.path_of(NEWEST)
+    with storage_errors(path, "reading it"):
+        content = directory.read_file(NEWEST, NEWEST_BYTES + 1)
+    if content is None:
+        raise CorruptionError(path, None, "the name of the newest segment", "no file")
+    unpack_newest(content, path)
+    total = sum(end for _, _, end, _ in segments)
+    done = 0
+    for segment in segments:
+        try:
+            check_segment(directory, segment, progress and partial(_tell, progress, done, total))
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            if is_needed(segment[0]):
+                raise CorruptionError(directory.path_of(segment[0]), None, "a segment", "no file") from None
+        done += segment[2]
+
+
+def _tell(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
+
+
+def check_segment(directory: Directory, segment: SegmentFile, progress: Progress | None = None) -> None:
+    """The same of one segment."""
+    name, head, end, chain = segment
+    path = directory.path_of(name)
+    with storage_errors(path, "reading a segment of the log"):
+        descriptor = directory.open_file(name, os.O_RDONLY)
+        try:
+            packed = pack_segment_head(head)
+            found = os.pread(descriptor.number, len(packed), 0)
+            if found != packed:
+                raise CorruptionError(path, 0, f"the header of segment {head.generation}", "other bytes")
+            stop, last = whole_frames(descriptor.number, head, end, progress, format.head_checksum(packed))
+        finally:
+            directory.close_file(descriptor)
+    if stop < end:
+        raise CorruptionError(path, stop, "a valid frame", "bytes whose checksum does not match, or none")
+    if last != chain:
+        raise CorruptionError(
+            path, stop, f"frames up to the one of checksum {chain:#018x}", f"others, up to {last:#018x}")

@@ -1,0 +1,33 @@
+from libc.stdint cimport uint64_t
+
+from fastsm.core.group_commit cimport GroupCommit
+from fastsm.core.turns cimport Turns
+from fastsm.journal.format cimport Item
+from fastsm.journal.journal cimport Journal
+from fastsm.journal.segment cimport Segment
+
+
+cdef class Batch:
+    cdef Item *items
+    cdef size_t count
+    cdef object held                     # the entries, and so their commands
+    cdef list copies                     # of commands that are not bytes
+
+
+cdef class LogEngine:
+    # Invariant: only the newest segment has bytes that are not durable.
+    cdef Journal _log
+    cdef readonly Turns _turns
+    cdef GroupCommit commit              # of the newest segment
+    cdef uint64_t cuts                   # how often entries were removed from the end
+    cdef uint64_t segment_bytes
+    cdef Segment vote_segment            # where the newest vote lies,
+    cdef uint64_t vote_end               # and up to where that segment must be durable for it to count
+    cdef uint64_t durable_term           # the vote before it
+    cdef bytes durable_vote
+    cdef object removing                 # a lock: one thread at a time removes files
+
+    cdef int require(self) except -1
+    cdef size_t judge(self, Batch batch) except? -1
+    cdef int rotate_if_full(self) except -1
+    cdef bint vote_is_durable(self) noexcept

@@ -1,0 +1,433 @@
+"""The files of a Raft log: segments that come and go, and how they are read back after any end.
+
+A file of its own, NEWEST, names the newest segment that was made, and is durable before that segment is used. So a
+directory that lost its last segment, or all of them, is told from a log that was never longer. One that lost its first,
+or one in the middle, shows it by numbers and by what segments say of those before them.
+"""
+
+import logging
+import os
+import re
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_checksum, frame_length, frame_watermark
+from fastsm.journal.entries cimport Entries
+from fastsm.journal.format cimport (
+    ITEM_BASE, ITEM_BORDER, ITEM_COMMIT, ITEM_CUT, ITEM_ENTRY, ITEM_START, ITEM_STATE, ITEM_VOTE, Item,
+    item_data, item_index, item_kind, item_length, item_size, item_term,
+)
+from fastsm.journal.segment cimport Segment
+
+from fastsm.disk import format
+from fastsm.disk.files import storage_errors
+from fastsm.disk.tail import data_ranges
+from fastsm.errors import CorruptionError
+from fastsm.journal.format import NEWEST_BYTES, STATE_STRUCT, Newest, SegmentState, pack_newest, unpack_newest
+from fastsm.journal.segment import segment_name
+
+logger = logging.getLogger("fastsm")
+
+NEWEST = "NEWEST"
+NAMES = re.compile(r"journal-([1-9][0-9]*)")
+LOST = "a file of this directory is gone: restore all of it from a replica"
+cdef uint64_t LARGEST = format.MAX_INDEX
+
+
+cdef class Segments(Entries):
+    """Entries in the files of a directory, with a term, a vote and a commit index. Thread safety: one at a time."""
+
+    # ---- segments come and go --------------------------------------------------------------------------
+
+    def make_spare(self):
+        """Makes the file of the next segment ahead, durable. For any thread; at most one is ahead."""
+        with self.creating:
+            if self.spare is None:
+                number = 1 if self.newest is None else self.newest.head.generation + 1
+                self.spare = Segment.create(self.directory, number)
+            if self.newest is not None and self.named.number < self.spare.head.generation:
+                self.name_newest(self.spare, 0)
+
+    def name_newest(self, segment, given_up):
+        """Says which segment is the newest; durable on return."""
+        named = Newest(segment.head.generation, segment.head.identity, given_up)
+        with storage_errors(self.directory.path_of(NEWEST), "naming the newest segment of the log"):
+            self.directory.replace_file(NEWEST, pack_newest(named))
+        self.named = named
+
+    cdef int begin_segment(self, uint64_t first, uint64_t border_term) except -1:
+        """Goes on in a new segment, which says that the entries from `first` on are kept."""
+        cdef Segment segment
+        cdef bytes state
+        cdef Item item
+        self.make_spare()
+        segment = self.spare
+        state = self.state_before(first, border_term)
+        item = Item(first, 0, <const uint8_t *>PyBytes_AS_STRING(state), PyBytes_GET_SIZE(state), ITEM_STATE)
+        try:
+            segment.append(&item, 1)
+            if self.durable or self.named is None:
+                segment.sync()
+            if self.named is None:
+                self.name_newest(segment, 0)
+        except BaseException as error:
+            if segment.end > LOG_HEADER_SIZE and self.newest is not None:
+                self.newest.poison(error)  # it cannot go on: the next segment says already where it ended
+            raise
+        segment.begin = self.first + self.count if self.first + self.count > first else first
+        self.segments.append(segment)
+        self.newest, self.spare = segment, None
+        self.written_commit = self.committed
+        self.drop_before(first)
+        self.border_term = border_term
+        self.retire()
+        return 0
+
+    cdef bytes state_before(self, uint64_t first, uint64_t border_term):
+        """What the segments so far came to, for the one that goes on after them."""
+        cdef Segment old = self.newest
+        last = max(self.last(), first - 1)
+        return STATE_STRUCT.pack(*SegmentState(
+            first, last, self.current_term, self.current_vote is not None, self.committed,
+            0 if old is None else old.end, 0 if old is None else old.durable,
+            self.last_term() if last >= first else border_term,
+            0 if old is None else old.chain, border_term,
+        )) + (self.current_vote or b"")
+
+    cdef uint64_t last_term(self) noexcept:
+        """Of the last entry, or of the one before the first."""
+        return item_term(self.frame_at(self.count - 1)) if self.count else self.border_term
+
+    cdef int retire(self) except -1:
+        """Sets segments aside in which no entry lies any more."""
+        cdef Segment second
+        while len(self.segments) > 1:
+            second = self.segments[1]
+            if second.begin > self.first:
+                break
+            self.retired.append(self.segments.pop(0))
+        return 0
+
+    def remove_files(self, going):
+        """Removes the files of segments that were set aside, once it is durable that they are not needed."""
+        for segment in going:
+            with storage_errors(segment.path, "removing a segment of the log"):
+                segment.close()
+                self.directory.unlink(segment.name)
+                self.directory.sync_directory()  # one after the other: never is there a gap in their numbers
+            if segment in self.retired:  # another thread may have removed it as well
+                self.retired.remove(segment)
+
+    # ---- steps, now or read back ------------------------------------------------------------------------
+
+    cdef int forget_from(self, uint64_t index) except -1:
+        """Without the entries from `index` on."""
+        cdef Segment segment
+        self.drop_from(index)
+        self.synced = min(self.synced, index - 1)
+        self.committed = min(self.committed, index - 1)
+        self.written_commit = min(self.written_commit, self.committed)
+        for segment in self.segments:
+            segment.begin = min(segment.begin, index)
+        return 0
+
+    cdef int start_after(self, uint64_t index, uint64_t term) except -1:
+        """Without entries; the next one comes after `index`, which is of `term`."""
+        cdef Segment segment
+        self.start_over(index + 1)
+        self.border_term = self.least_term = term
+        self.declared = index + 1
+        self.committed = min(self.committed, index)
+        self.written_commit = min(self.written_commit, self.committed)
+        for segment in self.segments:
+            segment.begin = index + 1
+        return 0
+
+    cdef int take_base(self, const uint8_t *frame) except -1:
+        self.start_after(item_index(frame) - 1, item_term(frame))
+        self.synced = min(self.synced, self.first - 1)
+        self.push(frame)
+        self.committed = self.first
+        return 0
+
+    # ---- recover ---------------------------------------------------------------------------------------
+
+    def recover(self):
+        """Reads as many segments, from the newest back, as hold all that is kept; cuts what is torn, removes the rest.
+
+        So a segment that was set aside, but is still there, plays no part, torn or not.
+        """
+        self.open_segments()
+        if not self.segments:
+            self.start_over(1)
+            self.begin_segment(1, 0)
+            return
+        start = len(self.segments) - 1
+        while start >= 0:
+            torn = self.take_segments(start)
+            if torn is not None:
+                self.end_at(torn)
+                start = len(self.segments) - 1
+            elif self.declared < self.first:
+                start -= 1
+            else:
+                break
+        if start < 0:
+            raise CorruptionError(
+                self.path, None, f"entries from {self.declared} on", f"entries from {self.first} on: a segment is gone")
+        self.end_at(len(self.segments) - 1)
+        self.retired = self.segments[:start]
+        self.segments = self.segments[start:]
+        self.newest = self.segments[-1]
+        self.committed = self.written_commit = min(self.committed, self.last())
+        self.note_durable_entries()
+        self.retire()
+
+    def open_segments(self):
+        """The segments in order; one that is missing is damage, unless it was never used."""
+        cdef list numbers = []
+        for name in self.directory.names():
+            found = NAMES.fullmatch(name)
+            if found is not None:
+                numbers.append(int(found[1]))
+        numbers.sort()
+        content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)
+        if content is None:
+            self.refuse_unnamed(numbers)
+            return
+        path = self.directory.path_of(NEWEST)
+        self.named = unpack_newest(content, path)
+        while numbers and numbers[-1] > self.named.number:
+            self.remove_unnamed(numbers.pop())
+        if not numbers or numbers[-1] != self.named.number:
+            raise CorruptionError(
+                self.directory.path_of(segment_name(self.named.number)), None,
+                "a segment, the newest one by what NEWEST says", "no file", LOST)
+        for number in numbers:
+            if number != numbers[0] + len(self.segments):
+                raise CorruptionError(
+                    self.directory.path_of(segment_name(number - 1)), None, "a segment", "no file", LOST)
+            segment = Segment.open(self.directory, number)
+            if segment is None:
+                raise CorruptionError(self.directory.path_of(segment_name(number)), 0, "a header", "zeros")
+            self.segments.append(segment)
+        if self.segments[-1].head.identity != self.named.identity:
+            raise CorruptionError(
+                path, 24, f"the identity of {segment_name(self.named.number)}", "another one: it is of another log")
+
+    def refuse_unnamed(self, numbers):
+        """Without NEWEST there may be what is left of a log whose making was cut short: nothing that was promised."""
+        cdef uint64_t used = LOG_HEADER_SIZE + item_length(STATE_STRUCT.size)
+        if numbers and (numbers != [1] or not self.is_blank(1, used)):
+            raise CorruptionError(self.directory.path_of(NEWEST), None, "the name of the newest segment", "no file", LOST)
+
+    def remove_unnamed(self, number):
+        """A segment after the one that NEWEST names: made, but not used; or given up, as NEWEST says."""
+        if number > self.named.given_up and not self.is_blank(number, LOG_HEADER_SIZE):
+            raise CorruptionError(
+                self.directory.path_of(NEWEST), 16, f"segment {number} or a later one, since that one is in use",
+                f"segment {self.named.number}")
+        self.directory.unlink(segment_name(number))
+        self.directory.sync_directory()
+
+    def is_blank(self, number, start):
+        """Whether a segment's file holds nothing from an offset on."""
+        name = segment_name(number)
+        with storage_errors(self.directory.path_of(name), "reading a segment of the log"):
+            descriptor = self.directory.open_file(name)
+            try:
+                size = self.directory.size(descriptor)
+                return start >= size or not any(
+                    os.pread(descriptor, min(stop, offset + (1 << 20)) - offset, offset).strip(b"\0")
+                    for begin, stop in data_ranges(descriptor, start, size)
+                    for offset in range(begin, stop, 1 << 20))
+            finally:
+                self.directory.close_file(descriptor)
+
+    def take_segments(self, start):
+        """Takes over what the segments from `start` on say. The position of the one that is to be the last, or None."""
+        cdef Segment segment
+        self.start_over(1)
+        for position in range(start, len(self.segments)):
+            segment = self.segments[position]
+            self.take_frames(segment, position == start)
+            if segment.end == LOG_HEADER_SIZE:
+                return position
+            if position + 1 < len(self.segments) and not self.continues(segment, self.segments[position + 1]):
+                return position
+        return None
+
+    def take_frames(self, Segment segment, bint is_first):
+        """Takes over what the frames of a segment say, up to where they end."""
+        cdef uint64_t end = LOG_HEADER_SIZE
+        cdef uint64_t watermark = 0
+        cdef uint64_t frames = 0
+        cdef uint64_t last = 0
+        cdef uint64_t chain = segment.known_chain
+        cdef const uint8_t *frame = segment.frame_of(end, chain)
+        while frame != NULL:
+            if not self.take_frame(segment, frame, is_first):
+                raise CorruptionError(
+                    segment.path, end, "a frame that goes on with what is before it",
+                    f"one of kind {item_kind(frame)}, index {item_index(frame)}, term {item_term(frame)}")
+            watermark = max(watermark, frame_watermark(frame, end))
+            frames += 1
+            last, chain = end, frame_checksum(frame)
+            end += frame_length(frame)
+            frame = segment.frame_of(end, chain) if end < segment.allocated else NULL
+        segment.found(end, watermark)
+        segment.frames, segment.last_frame, segment.chain = frames, last, chain
+
+    def continues(self, Segment segment, Segment following):
+        """Whether the next segment was begun where this one ends. `CorruptionError` when that was promised."""
+        cdef const uint8_t *frame = following.frame_of(LOG_HEADER_SIZE, following.known_chain)
+        if frame == NULL:
+            following.look_behind(LOG_HEADER_SIZE)
+            return False
+        if item_size(frame) < STATE_STRUCT.size:
+            raise following.corrupt(LOG_HEADER_SIZE, "a frame that says what the segments before it came to")
+        state = SegmentState(*STATE_STRUCT.unpack(item_data(frame)[:STATE_STRUCT.size]))
+        if segment.end == state.previous_end:
+            if segment.chain != state.previous_checksum:
+                raise CorruptionError(
+                    segment.path, segment.last_frame,
+                    f"the frame of checksum {state.previous_checksum:#018x}, which {following.name} goes on from",
+                    "another one: the two segments are of different histories")
+            segment.found(segment.end, max(segment.durable, state.previous_durable))
+            return True
+        if self.durable or not state.previous_durable <= segment.end < state.previous_end:
+            raise segment.corrupt(
+                segment.end, f"frames up to offset {state.previous_end}, where {following.name} goes on")
+        return False
+
+    def end_at(self, position):
+        """Makes a segment the newest: what is after its last frame was torn, and goes."""
+        cdef Segment segment = self.segments[position]
+        cdef uint64_t torn_end = segment.look_behind(segment.end)
+        if segment.end == LOG_HEADER_SIZE:
+            if position == 0:  # those before it went when it was durable; and the first one is, before it is named
+                raise CorruptionError(
+                    segment.path, LOG_HEADER_SIZE, "a frame that says what the segments before it came to", "none")
+            position -= 1  # made ahead, or begun and torn: nobody was promised anything of it
+        if self.segments[position].head.generation != self.named.number:
+            self.name_newest(self.segments[position], self.named.number)  # before they go: none of them is missed
+        while len(self.segments) > position + 1:
+            left_over = self.segments.pop()
+            left_over.close()
+            logger.info("%s: removed, it was not begun, or goes on after frames that were torn", left_over.path)
+            self.directory.unlink(left_over.name)
+            self.directory.sync_directory()  # one after the other: never is there a gap in their numbers
+        if segment.end > LOG_HEADER_SIZE:
+            self.torn_bytes += torn_end - segment.end
+            segment.finish_recovery(segment.end, segment.durable, torn_end)
+
+    cdef int note_durable_entries(self) except -1:
+        """The last entry that was synced, by what frames say. Where segments wait for no sync, nobody knows.
+
+        O(log entries): those of the newest segment lie in it in their order.
+        """
+        cdef Segment newest = self.newest
+        cdef uint64_t low, high, middle
+        cdef const uint8_t *frame
+        if not self.durable:
+            return 0
+        low, high = max(newest.begin, self.first), self.last() + 1
+        while low < high:
+            middle = low + (high - low) // 2
+            frame = self.frame_at(middle - self.first)
+            if <uint64_t>(frame - newest.address) + frame_length(frame) <= newest.durable:
+                low = middle + 1
+            else:
+                high = middle
+        self.synced = low - 1
+        return 0
+
+    # ---- what one frame says: False when that makes no sense after those before it --------------------------
+
+    cdef bint is_vote(self, bytes vote) except -1:
+        """Whether this can be the name of a node; None is nobody's."""
+        return True
+
+    cdef bint take_frame(self, Segment segment, const uint8_t *frame, bint is_first) except -1:
+        cdef uint32_t kind = item_kind(frame)
+        cdef uint64_t index = item_index(frame)
+        cdef uint64_t term = item_term(frame)
+        if index > LARGEST or term > LARGEST:
+            return False
+        if kind == ITEM_STATE:
+            return self.take_state(segment, frame, is_first)
+        if kind == ITEM_ENTRY:
+            return self.take_entry(frame, index)
+        if kind == ITEM_START:
+            return self.take_start(index, term)
+        if kind == ITEM_BASE:
+            if index == 0:
+                return False
+            self.reserve(1)
+            self.take_base(frame)
+        elif kind == ITEM_BORDER:
+            self.start_after(index, term)
+        elif kind == ITEM_CUT:
+            if not self.declared <= index <= self.last() + 1:
+                return False
+            if index < self.first:      # among entries of segments before this one
+                self.forget_from(self.first)
+                self.first, self.least_term = index, 0
+            self.forget_from(index)
+            if index == self.declared:
+                self.least_term = self.border_term
+        elif kind == ITEM_VOTE:
+            self.current_term = term
+            self.current_vote = item_data(frame)[:item_size(frame)] if index else None
+            return self.is_vote(self.current_vote)
+        elif kind == ITEM_COMMIT:
+            self.committed = index
+        return True
+
+    cdef bint take_entry(self, const uint8_t *frame, uint64_t index) except -1:
+        if index != self.last() + 1:
+            return False
+        if item_term(frame) < (item_term(self.frame_at(self.count - 1)) if self.count else self.least_term):
+            return False
+        self.reserve(1)
+        self.push(frame)
+        return True
+
+    cdef bint take_start(self, uint64_t index, uint64_t term) except -1:
+        if not self.declared <= index <= self.last():
+            return False
+        if index >= self.first:
+            if item_term(self.frame_at(index - self.first)) != term:
+                return False
+            self.drop_before(index + 1)
+            if not self.count:
+                self.least_term = term
+        self.declared, self.border_term = index + 1, term
+        return True
+
+    cdef bint take_state(self, Segment segment, const uint8_t *frame, bint is_first) except -1:
+        if item_size(frame) < STATE_STRUCT.size:
+            return False
+        state = SegmentState(*STATE_STRUCT.unpack(item_data(frame)[:STATE_STRUCT.size]))
+        if max(state.last, state.term, state.commit, state.border_term, state.last_term) > LARGEST:
+            return False
+        if not 1 <= state.first <= state.last + 1:
+            return False
+        vote = item_data(frame)[STATE_STRUCT.size:item_size(frame)] if state.voted else None
+        if not self.is_vote(vote):
+            return False
+        if is_first:
+            self.first = state.last + 1
+            self.current_term, self.current_vote = state.term, vote
+        elif (state.last, state.term, vote) != (self.last(), self.current_term, self.current_vote):
+            return False
+        elif state.first < self.declared:
+            return False
+        else:
+            self.drop_before(state.first)
+        self.declared, self.border_term = state.first, state.border_term
+        self.least_term = state.last_term
+        self.committed = state.commit
+        segment.begin = state.last + 1
+        return True

@@ -1,0 +1,5 @@
+class Deadlines:
+    count: int
+    stale: int
+
+class DueWalk: ...

@@ -1,0 +1,210 @@
+"""Deadlines: which key, or which session, is due next.
+
+A heap of (deadline, place). What is overtaken stays in it until it comes to the top, or until a quarter of all is
+stale: then the index filters it. Equal deadlines are in the order of their keys, which the places lead to, so that the
+order in which a tick removes is the same on every replica.
+"""
+
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcmp, memcpy
+
+from fastsm.disk.format cimport LATEST_DEADLINE, RECORD_KEY, record_key, record_key_size
+from fastsm.disk.hashing cimport load64
+
+cdef enum:
+    CHILDREN = 4             # of an item: they are on one cache line
+    SMALLEST = 16
+
+
+cdef class Deadlines:
+    """What is due, the earliest first.
+
+    Thread safety: none of its own, as the index.
+    """
+
+    def __cinit__(self, bint by_number=False):
+        self.by_number = by_number
+
+    def __dealloc__(self):
+        free(self.items)
+
+    def __repr__(self):
+        return f"<Deadlines: {self.count}, {self.stale} of them stale>"
+
+    cdef bint is_before(self, const uint8_t *arena, const Due *one, const Due *other) noexcept nogil:
+        if one.deadline != other.deadline:
+            return one.deadline < other.deadline
+        return self.order_of(arena, one.place, other.place) < 0
+
+    cdef int order_of(self, const uint8_t *arena, uint64_t one, uint64_t other) noexcept nogil:
+        """The order of the keys, or ids, of two records: below 0, 0, or above."""
+        cdef uint64_t own, foreign
+        cdef size_t size, other_size
+        cdef int order
+        if self.by_number:
+            own, foreign = load64(record_key(arena + one)), load64(record_key(arena + other))
+            return (own > foreign) - (own < foreign)
+        size, other_size = record_key_size(arena + one), record_key_size(arena + other)
+        if one < self.doubtful and one + RECORD_KEY + size > self.doubtful:
+            size = 0
+        if other < self.doubtful and other + RECORD_KEY + other_size > self.doubtful:
+            other_size = 0
+        order = memcmp(record_key(arena + one), record_key(arena + other), min(size, other_size))
+        return order if order else (size > other_size) - (size < other_size)
+
+    cdef int reserve(self, size_t more) except -1:
+        """Makes sure that as many can be pushed without memory."""
+        if self.make_room(more) < 0:
+            raise MemoryError(f"no memory for {self.count + more} deadlines")
+        return 0
+
+    cdef int make_room(self, size_t more) noexcept nogil:
+        cdef size_t wanted = self.count + more
+        cdef size_t room = self.room
+        cdef Due *items
+        if wanted > room:
+            room = wanted + wanted / 2 + SMALLEST
+        elif room > 4 * wanted + 4 * SMALLEST:
+            room = 2 * wanted  # many were removed
+        else:
+            return 0
+        items = <Due *>realloc(self.items, room * sizeof(Due))
+        if items == NULL:
+            return -1 if wanted > self.room else 0
+        self.items = items
+        self.room = room
+        return 0
+
+    cdef int push(self, const uint8_t *arena, uint64_t deadline, uint64_t place) noexcept nogil:
+        """Adds one; -1 without memory, which `reserve` prevents."""
+        cdef Due added
+        cdef size_t i = self.count
+        cdef size_t parent
+        if self.count == self.room and self.make_room(1) < 0:
+            return -1
+        added.deadline, added.place = deadline, place
+        self.count += 1
+        while i:
+            parent = (i - 1) / CHILDREN
+            if not self.is_before(arena, &added, &self.items[parent]):
+                break
+            self.items[i] = self.items[parent]
+            i = parent
+        self.items[i] = added
+        return 0
+
+    cdef void drop_first(self, const uint8_t *arena) noexcept nogil:
+        self.count -= 1
+        if self.count:
+            self.items[0] = self.items[self.count]
+            self.sink(arena, 0)
+
+    cdef void sink(self, const uint8_t *arena, size_t i) noexcept nogil:
+        """Moves the item at `i` down to where none below it is due before it."""
+        cdef Due moved = self.items[i]
+        cdef size_t child, least, stop
+        while True:
+            child = CHILDREN * i + 1
+            if child >= self.count:
+                break
+            stop = min(child + CHILDREN, self.count)
+            least = child
+            for child in range(least + 1, stop):
+                if self.is_before(arena, &self.items[child], &self.items[least]):
+                    least = child
+            if not self.is_before(arena, &self.items[least], &moved):
+                break
+            self.items[i] = self.items[least]
+            i = least
+        self.items[i] = moved
+
+    cdef void keep(self, const uint8_t *arena, size_t count) noexcept nogil:
+        """The first `count` items are all that count, in any order: makes a heap of them. O(count)."""
+        cdef size_t i
+        self.count = count
+        self.stale = 0
+        if count < 2:
+            return
+        i = (count - 2) / CHILDREN + 1
+        while i:
+            i -= 1
+            self.sink(arena, i)
+
+    cdef int take_saved(self, const uint8_t *data, size_t count, uint64_t stop) except -1:
+        """Takes items as they were in memory; 0 when they are not sound: their places lie below `stop`."""
+        cdef size_t i
+        self.reserve(count)
+        memcpy(self.items, data, count * sizeof(Due))
+        for i in range(count):
+            if self.items[i].place & 7 or not RECORD_KEY <= self.items[i].place <= stop - RECORD_KEY - 8:
+                return 0
+            if self.items[i].deadline > LATEST_DEADLINE:
+                return 0
+            if i and self.items[i].deadline < self.items[(i - 1) / CHILDREN].deadline:
+                return 0
+        self.count = count
+        self.doubtful = stop
+        return 1
+
+
+cdef class DueWalk:
+    """A way over deadlines in their order that changes nothing. O(log of those passed) for each."""
+
+    def __dealloc__(self):
+        free(self.frontier)
+
+    cdef int begin(self, Deadlines deadlines) except -1:
+        self.deadlines = deadlines
+        self.count = 0
+        if deadlines.count:
+            self.enter(NULL, 0)
+        return 0
+
+    cdef const Due *first(self) noexcept:
+        """What is due first of all that was not passed; NULL at the end."""
+        return &self.deadlines.items[self.frontier[0]] if self.count else NULL
+
+    cdef bint is_before(self, const uint8_t *arena, size_t i, size_t j) noexcept:
+        return self.deadlines.is_before(arena, &self.deadlines.items[i], &self.deadlines.items[j])
+
+    cdef int pass_first(self, const uint8_t *arena) except -1:
+        cdef size_t passed = self.frontier[0]
+        cdef size_t moved, child, i
+        self.count -= 1
+        moved = self.frontier[self.count]
+        i = 0
+        while True:
+            child = 2 * i + 1
+            if child >= self.count:
+                break
+            if child + 1 < self.count and self.is_before(arena, self.frontier[child + 1], self.frontier[child]):
+                child += 1
+            if not self.is_before(arena, self.frontier[child], moved):
+                break
+            self.frontier[i] = self.frontier[child]
+            i = child
+        if self.count:
+            self.frontier[i] = moved
+        for child in range(CHILDREN * passed + 1, min(CHILDREN * passed + 1 + CHILDREN, self.deadlines.count)):
+            self.enter(arena, child)
+        return 0
+
+    cdef int enter(self, const uint8_t *arena, size_t position) except -1:
+        cdef size_t *grown
+        cdef size_t i = self.count
+        cdef size_t parent
+        if self.count == self.room:
+            grown = <size_t *>realloc(self.frontier, (2 * self.room + SMALLEST) * sizeof(size_t))
+            if grown == NULL:
+                raise MemoryError(f"no memory to look at {self.count} deadlines")
+            self.frontier = grown
+            self.room = 2 * self.room + SMALLEST
+        self.count += 1
+        while i:
+            parent = (i - 1) / 2
+            if not self.is_before(arena, position, self.frontier[parent]):
+                break
+            self.frontier[i] = self.frontier[parent]
+            i = parent
+        self.frontier[i] = position
+        return 0

@@ -1,0 +1,190 @@
+"""``RaftLog``: the log, the term and the vote of a Raft node, crash-safe."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastsm.core.coroutines import Waiters
+from fastsm.disk.files import Directory, hides_seam, storage_errors
+from fastsm.errors import StorageError
+from fastsm.journal.checking import check_segments
+from fastsm.journal.engine import LogEngine
+from fastsm.journal.journal import Journal
+from fastsm.types import Recovery
+from fastsm.units import count_text, size_text, time_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger("fastsm")
+
+SEGMENT_BYTES = 64 << 20  # a segment that has reached this is followed by another one
+
+
+@dataclass(frozen=True, slots=True)
+class RaftLogStats:
+    """A moment of a log, as :meth:`fastsm.RaftLog.stats` gives it. Sizes are in bytes.
+
+    ``print`` shows it in human units; :meth:`as_dict` is for metrics.
+    """
+
+    first_index: int
+    last_index: int
+    last_term: int
+    durable_index: int
+    entries: int
+    log_bytes: int
+    segments: int
+    sync_count: int
+    sync_seconds: float
+    recovery: Recovery
+
+    def __str__(self) -> str:
+        syncs = count_text(self.sync_count, "sync", "syncs")
+        held = f"{self.first_index:,} to {self.last_index:,}" if self.entries else f"none, after {self.last_index:,}"
+        rows = {
+            "entries": f"{held}, the last of term {self.last_term:,}",
+            "durable": f"up to entry {self.durable_index:,}",
+            "files": f"{count_text(self.segments, 'segment')}, {size_text(self.log_bytes)}",
+            "syncs": syncs + (f" in {time_text(self.sync_seconds)}" if self.sync_count else ""),
+            "recovery": str(self.recovery),
+        }
+        return "\n".join(f"{label:12}  {text}" for label, text in rows.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, flat: one name, one number, as metrics libraries like it."""
+        flat = asdict(self)
+        flat.update({f"recovery_{name}": value for name, value in flat.pop("recovery").items()})
+        return flat
+
+
+class RaftLog(LogEngine):
+    """The other file of a Raft node: entries, current term and vote, in a directory of their own.
+
+    ``directory`` is created (0700) when needed, locked, recovered. What was appended before a kill is there; after a
+    power loss, all that was synced, and a prefix of the rest. A torn tail is cut and logged.
+
+    - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
+
+    Raises ``LockedError``, ``CorruptionError`` (also for a directory that lost one of its files),
+    ``FormatVersionError``, ``StorageError``. Thread safe: writers take turns, reads and syncs go on next to them. After
+    a failed sync the log is poisoned: reads go on, writes raise until the directory is opened again. In a forked
+    child, and once it is closed, every call is a ``NotRunningError``.
+
+    >>> import fastsm, tempfile
+    >>> with fastsm.RaftLog(tempfile.mkdtemp()) as log:
+    ...     log.save_hard_state(1, b"node-1")
+    ...     log.append([(1, 1, b"x=1"), (2, 1, b"x=2")])
+    ...     log.sync()
+    ...     log.entries(2, 9)
+    [Entry(index=2, term=1, command=b'x=2')]
+    """
+
+    __slots__ = ("__weakref__", "_late_error", "_recovery", "_waiters", "path")
+
+    path: str
+
+    @hides_seam
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        lock_timeout: float = 0,
+        _files: type[Directory] = Directory,
+    ) -> None:
+        self._late_error: StorageError | None = None  # of a close that was put off: the next one raises it
+        self.path = os.fsdecode(directory)
+        self._waiters = Waiters()
+        if not lock_timeout >= 0:
+            raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
+        started = time.perf_counter()
+        log = Journal(directory, durable=True, lock_timeout=lock_timeout, _files=_files)
+        found = self._attach(log, SEGMENT_BYTES)
+        self._recovery = Recovery(*found, time.perf_counter() - started)
+        logger.info("%s: open, %s", self.path, self._recovery)
+
+    def __repr__(self) -> str:
+        if self._is_closed():
+            return f"<RaftLog {self.path!r}: not open>"
+        return f"<RaftLog {self.path!r}: entries {self.first_index} to {self.last_index}>"
+
+    # ---- sync ------------------------------------------------------------------------------------------
+
+    async def sync_async(self) -> None:
+        """:meth:`sync`, without blocking the event loop; its point is fixed when the task starts.
+
+        However many coroutines wait, one sync is under way and one to come. Cancelling the wait stops no sync.
+        """
+        await self._waiters.flush(self._sync_to, self._mark())
+
+    # ---- look ------------------------------------------------------------------------------------------
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Reads every byte on disk again and checks it; ``progress(done, total)`` is told, in bytes.
+
+        Damage is a ``CorruptionError`` that names file and offset. O(bytes); reads and writes go on meanwhile.
+        """
+        segments = self._files()
+        with storage_errors(self.path, "opening the directory to verify"):
+            directory = Directory(self.path, create=False)
+        try:
+            check_segments(
+                directory, segments, lambda name: any(name == needed for needed, *_ in self._files()), progress)
+        finally:
+            directory.close()
+
+    def stats(self) -> RaftLogStats:
+        """Counts, sizes, and what recovery found. O(segments)."""
+        first, last, last_term, durable, *counts = self._counts()
+        return RaftLogStats(first, last, last_term, durable, *counts, self._recovery)
+
+    # ---- close -----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Makes everything durable, ends the log cleanly, and gives files and lock back. Idempotent.
+
+        Everything is given back even when the last sync fails; the ``StorageError`` is raised afterwards.
+
+        A signal handler or a finalizer may call it at any time. Where its own thread is in the middle of a write or a
+        sync of this log, that goes on first, and the log is closed at its end; an error of that close is raised by the
+        next one. A call that waits for its turn below the handler is a ``NotRunningError``.
+        """
+        if self._is_closed():
+            error, self._late_error = self._late_error, None
+            if error is not None:
+                raise error
+            return
+        if self._turns.step_aside(self._close_late):
+            return
+        self._waiters.close()
+        with self._turns:
+            if not self._is_closed():
+                self._finish()
+
+    def _close_late(self) -> None:
+        """A close that had to wait for the frames below it. What they came to is theirs: its error waits."""
+        try:
+            self.close()
+        except StorageError as error:
+            logger.exception("%s: closed after the call below it, with an error that the next close raises", self.path)
+            self._late_error = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._is_closed():
+            try:
+                warnings.warn(f"{self!r} was never closed: what was not synced may be lost", ResourceWarning, 2)
+            finally:
+                self._waiters.abandon()
+                self._abandon()

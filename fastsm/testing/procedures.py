@@ -1,0 +1,120 @@
+"""``check_procedure``: whether a procedure depends on nothing but ``tx`` and its payload."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import fastsm
+from fastsm import Answer, ProcedureError
+
+RUNNER = Path(__file__).with_name("procedure_process.py")
+PROGRAM = f"import runpy; runpy.run_path({str(RUNNER)!r}, run_name='__main__')"
+SHIFT = 34_218_061.001  # seconds: another year, month, day, hour, minute and second
+PATIENCE = 120  # seconds until a process that should have ended counts as one without end
+
+State = Mapping[bytes, bytes] | Iterable[bytes]
+
+
+def check_procedure(
+    function: Callable[[Any, bytes], Any], payloads: Iterable[bytes], state: State = (), *, processes: int = 5
+) -> list[Answer]:
+    """Runs a procedure in several processes, and raises ``ProcedureError`` where they differ. Returns its answers.
+
+    The payloads are applied one after the other, on the state that the ones before them left. ``state`` is where they
+    begin: a mapping of keys to values, or commands that are applied first (for deadlines and a clock, or a history).
+
+    Each process has another seed for the hashes of str and bytes, so that sets have another order, another time and
+    time zone, and other random numbers; and runs each call twice. What a call answers and writes, in what order, must
+    be equal everywhere. Where it is not, that payload is named, with what it came to. A procedure that only does
+    something else on one machine in a thousand is not found.
+
+    ``function`` is found by its module and name, so it stands at the top of a module. Takes a second or two.
+
+    >>> import fastsm
+    >>> from fastsm.testing import check_procedure
+    >>> check_procedure(my_procedure, [b"a", b"b"], {b"key": b"value"})  # doctest: +SKIP
+    """
+    jobs = [bytes(payload) for payload in payloads]
+    commands = _commands(state)
+    module, file = _place(function)
+    job = {
+        "path": [os.path.abspath(path) for path in sys.path], "module": module, "file": file,
+        "name": function.__qualname__, "payloads": jobs, "commands": commands,
+    }
+    if processes < 2:
+        raise ValueError(f"processes={processes}: expected 2 or more, to compare them")
+    found = _run(job, processes)
+    answers = []
+    for number, payload in enumerate(jobs):
+        outcomes = [outcome for process in found for outcome in process[number]]
+        different = [outcome for i, outcome in enumerate(outcomes) if outcome not in outcomes[:i]]
+        label = f"procedure {function.__qualname__}, payload {payload[:60]!r} (number {number})"
+        if len(different) > 1:
+            told = "\n".join(f"  {answer}, having written {_text(steps)}" for answer, steps in different[:3])
+            raise ProcedureError(
+                f"{label}: came to {len(different)} different things in {processes} processes:\n{told}\nIt must depend "
+                "on nothing but tx and its payload: on no order of a set, no clock, no random number, no global",
+                name=function.__qualname__)
+        if not isinstance(different[0][0], Answer):
+            raise ProcedureError(f"{label}: {different[0][0]}", name=function.__qualname__)
+        answers.append(different[0][0])
+    return answers
+
+
+def _commands(state: State) -> list[bytes]:
+    if isinstance(state, Mapping):
+        return [fastsm.put(key, value) for key, value in state.items()]
+    commands = [bytes(command) for command in state]
+    for command in commands:
+        fastsm.check(command)
+    return commands
+
+
+def _place(function: Callable[..., Any]) -> tuple[str, str]:
+    """The module of a function, and its file, from where another process loads it."""
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    found: Any = module
+    for name in getattr(function, "__qualname__", "").split("."):
+        found = getattr(found, name, None)
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or found is not function:
+        raise ValueError(
+            f"{function!r} cannot be loaded in another process: define it with `def` at the top of a module")
+    return module.__name__, os.path.abspath(file)
+
+
+def _run(job: dict[str, Any], processes: int) -> list[Any]:
+    """The outcomes in each process; they run at the same time."""
+    children = []
+    try:
+        for number in range(processes):
+            zone = f"XXX{number % 12}"
+            children.append(subprocess.Popen(
+                [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONHASHSEED": str(1 + number), "TZ": zone},
+            ))
+        given = [pickle.dumps(job | {"shift": SHIFT * number}) for number in range(processes)]
+        said = [child.communicate(data, PATIENCE) for child, data in zip(children, given, strict=True)]
+    finally:
+        for child in children:
+            child.kill()  # one that is over stays so
+            child.wait()
+            for stream in (child.stdin, child.stdout, child.stderr):
+                if stream is not None:
+                    stream.close()
+    for child, (_, errors) in zip(children, said, strict=True):
+        if child.returncode != 0:
+            raise ValueError(
+                f"{job['file']}: cannot be loaded in another process, or ended it:\n{errors.decode(errors='replace')}")
+    return [pickle.loads(output) for output, _ in said]
+
+
+def _text(steps: list[Any]) -> str:
+    shown = ", ".join(f"{name}{arguments!r}" for name, arguments in steps[:5])
+    return (shown or "nothing") + (", …" if len(steps) > 5 else "")

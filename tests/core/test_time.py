@@ -1,0 +1,307 @@
+"""Time in the log: deadlines, touches and ticks are what the model says, whatever is done to the machine meanwhile."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastsm
+import fastsm.core.generations
+from fastsm import Answer, Entry, FastStateMachine, LogId, MemoryStateMachine, open_snapshot
+from support.faulty import crash_copy
+from support.inside import inside
+
+Opener = Callable[..., FastStateMachine]
+KEYS = [b"", b"\x00", b"a", b"ab", b"b", b"\xff" * 40, *(b"key %d" % i for i in range(6))]
+
+
+def applied(machine: Any, *commands: bytes) -> list[Any]:
+    """Applies commands as one chunk after whatever was applied."""
+    index, term = machine.last_applied()
+    return machine.apply([(index + 1 + i, max(term, 1), command) for i, command in enumerate(commands)])
+
+
+def state_of(machine: Any) -> dict[str, Any]:
+    """All that time has to do with, and the order of items."""
+    return {
+        "items": list(machine.items()), "deadlines": {key: machine.deadline(key) for key in KEYS},
+        "modified": {key: machine.modified(key) for key in KEYS}, "clock": machine.clock(),
+        "next": machine.next_deadline(), "applied": machine.last_applied(),
+    }
+
+
+# ---- next to the model -----------------------------------------------------------------------------------
+
+@fastsm.procedure
+def meddle(tx: Any, payload: bytes) -> list[Any]:
+    """Writes, touches and reads deadlines, in the way that the payload's seed says."""
+    dice = random.Random(payload)
+    seen: list[Any] = [tx.clock]
+    for _ in range(dice.randrange(6)):
+        key = dice.choice(KEYS)
+        way = dice.randrange(7)
+        if way == 0:
+            tx.put(key, b"by a call", expires=dice.choice((None, tx.clock + dice.randrange(9))))
+        elif way == 1:
+            seen.append(tx.touch(key, dice.choice((None, tx.clock, 2**63 - 1))))
+        elif way == 2:
+            tx.delete(key)
+        elif way == 3:
+            seen.append(tx.delete_range(key, dice.choice((None, key + b"\xff"))))
+        elif way == 4:
+            seen += [name for name, _ in tx.scan(key, limit=dice.choice((None, 0, 1, 3)), reverse=dice.random() < 0.5)]
+        elif way == 5:
+            seen.append(tx.count(prefix=key[:1]))
+        else:
+            tx.put(key, b"7", expires=dice.choice((None, 5)))
+            seen.append(tx.add(key, 1))
+        seen.append(tx.deadline(key))
+    if dice.random() < 0.2:
+        raise fastsm.Abort(seen)
+    return seen
+
+
+class Invented:
+    """Commands in which equal deadlines, overtaken ones, and those of keys that are gone come often."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.now = 0
+
+    def deadline(self) -> int | None:
+        return self.dice.choice((None, self.now, self.now + self.dice.randrange(1, 12), self.now + 3, 2**63 - 1, 0))
+
+    def simple(self) -> bytes:
+        key, dice = self.dice.choice(KEYS), self.dice
+        return dice.choice((
+            lambda: fastsm.put(key, dice.randbytes(dice.randrange(20)), expires=self.deadline()),
+            lambda: fastsm.put(key, b"5", expires=self.deadline()),
+            lambda: fastsm.touch(key, self.deadline()),
+            lambda: fastsm.delete(key),
+            lambda: fastsm.add(key, 1),
+        ))()
+
+    def listed(self) -> bytes:
+        dice = self.dice
+        way = dice.randrange(7)
+        if way == 0:
+            members = [self.simple() for _ in range(dice.randrange(4))]
+            return fastsm.batch([*members, fastsm.compare_and_swap(
+                dice.choice(KEYS), dice.choice((None, b"5")), b"6", expires=self.deadline())])
+        if way == 1:
+            return fastsm.transaction(
+                [fastsm.exists(dice.choice(KEYS))], [self.simple() for _ in range(3)], [self.simple(), self.simple()])
+        if way == 2:
+            return fastsm.delete_range(dice.choice(KEYS), dice.choice((None, dice.choice(KEYS))))
+        if way == 3:
+            return fastsm.call("meddle", dice.randbytes(8))
+        return self.simple()
+
+    def command(self, index: int) -> bytes:
+        dice = self.dice
+        way = dice.randrange(12)
+        if way < 2:
+            self.now += dice.choice((0, 1, 1, 2, 5))
+            return fastsm.tick(
+                max(0, self.now - dice.choice((0, 0, 0, 4))), limit=dice.choice((None, None, 0, 1, 2, 3)))
+        if way == 2:
+            return fastsm.open_session(expires=self.deadline())
+        if way == 3:
+            session = max(1, index - dice.randrange(25))
+            return fastsm.once(session, dice.randrange(1, 4), self.listed(), expires=self.deadline())
+        if way == 4 and dice.random() < 0.3:
+            return fastsm.forget(max(1, index - dice.randrange(9)))
+        return self.listed()
+
+    def chunk(self, last: LogId) -> list[Entry]:
+        return [
+            Entry(last.index + 1 + i, max(last.term, 1), self.command(last.index + 1 + i))
+            for i in range(self.dice.choice((1, 1, 2, 5, 12)))]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_time_is_as_the_model_says(
+    tmp_path: Path, seed: int, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results, deadlines, clock and checksums: now, as of earlier entries, after compactions, kills and installs."""
+    monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0 if seed % 2 else 1 << 40)
+    dice, invented = random.Random(seed), Invented(seed)
+    path = tmp_path / "state"
+    options = {"procedures": [meddle], "retain_entries": 30}
+    machine, model = machine_at(path, **options), MemoryStateMachine(procedures=[meddle])
+    lives = 0
+    for step in range(90):
+        chunk = invented.chunk(model.last_applied())
+        assert machine.apply(chunk) == model.apply(chunk)
+        inside(machine).check()
+        assert state_of(machine) == state_of(model)
+        way = dice.randrange(14)
+        if way == 0:
+            machine.compact(dice.choice((None, machine.last_applied())))
+        elif way == 1:
+            machine.close()
+            machine = machine_at(path, **options)
+        elif way == 2:
+            machine.flush()
+            lives += 1
+            crash_copy(path, tmp_path / f"life {lives}")
+            machine.close()
+            path = tmp_path / f"life {lives}"
+            machine = machine_at(path, **options)
+        elif way == 3:
+            machine.write_snapshot(tmp_path / "snapshot")
+            with open_snapshot(tmp_path / "snapshot") as snapshot:
+                snapshot.verify()
+                assert snapshot.clock == model.clock()
+            machine.install_snapshot(None, tmp_path / "snapshot")
+        elif way == 4 and step > 70:
+            for each in (machine, model):
+                each.clear()
+            invented.now = 0
+        if way < 4:
+            inside(machine).check()
+            assert state_of(machine) == state_of(model)
+        if way in (5, 6, 7):
+            first = machine.stats().base.index
+            last = model.last_applied()
+            index = dice.randrange(first, last.index + 1)
+            as_of = LogId(index, machine.entry_term(index) or 0)
+            assert machine.state_checksum(as_of) == model.state_checksum(as_of)
+    assert machine.state_checksum() == model.state_checksum()
+
+
+def test_a_saved_table_has_sessions_deadlines_and_clock(
+    directory: Path, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An opening that reads no log finds them all, and goes on with them."""
+    monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
+    machine = machine_at(directory)
+    applied(machine, *(fastsm.put(b"%d" % i, b"", expires=i) for i in range(5_000)))
+    applied(machine, *(fastsm.touch(b"%d" % i, 7_000 + i) for i in range(0, 5_000, 2)))
+    applied(machine, *(fastsm.open_session(expires=i) for i in range(300)), fastsm.tick(99))
+    before = machine.state_checksum(), machine.next_deadline(), machine.clock()
+    machine.close()
+    machine = machine_at(directory)
+    assert inside(machine).index.loaded
+    inside(machine).check()
+    assert (machine.state_checksum(), machine.next_deadline(), machine.clock()) == before
+    assert applied(machine, fastsm.tick(10**6)) == [Answer(True, 5_000 - 50 + 200)]
+    assert machine.next_deadline() is None
+
+
+# ---- what a tick does ------------------------------------------------------------------------------------
+
+def removed(machine: FastStateMachine, path: Path) -> list[bytes]:
+    """The keys that the last entry of the log deleted, in the order of its records."""
+    from fastsm.tools.json_lines import dump_log  # noqa: PLC0415  # imports what else the tests need not
+
+    machine.flush()
+    last = machine.last_applied().index
+    return [line["key"].encode() for line in dump_log(path, first=last) if line["operation"] == "delete"]
+
+
+def test_equal_deadlines_go_in_the_order_of_their_keys(directory: Path, machine_at: Opener) -> None:
+    """Whatever the order in which they were put: what was applied before, and what the tick's chunk has written."""
+    keys = [b"%d" % i for i in range(400)]
+    shuffled = keys[:]
+    random.Random(3).shuffle(shuffled)
+    machine = machine_at(directory)
+    applied(machine, *(fastsm.put(key, b"", expires=5) for key in shuffled[:300]))
+    chunk = [fastsm.put(key, b"", expires=5) for key in shuffled[300:]]
+    assert applied(machine, *chunk, fastsm.tick(5, limit=250))[-1] == Answer(True, 250)
+    assert removed(machine, directory) == sorted(keys)[:250]
+    assert applied(machine, fastsm.tick(0)) == [Answer(True, 150)]
+    assert removed(machine, directory) == sorted(keys)[250:]
+
+
+def test_a_limit_counts_keys_first_then_sessions(machine: FastStateMachine) -> None:
+    """Together at most so many; with 0 only the clock moves."""
+    applied(machine, fastsm.put(b"a", b"", expires=9), fastsm.open_session(expires=1), fastsm.open_session(expires=2))
+    assert applied(machine, fastsm.tick(20, limit=0)) == [Answer(True, 0)]
+    assert (machine.clock(), machine.next_deadline(), machine.len()) == (20, 1, 1)
+    assert applied(machine, fastsm.tick(3, limit=2)) == [Answer(True, 2)]
+    assert (machine.clock(), machine.next_deadline(), machine.len()) == (20, 2, 0)
+    assert applied(machine, fastsm.once(3, 1, fastsm.noop()), fastsm.tick(0), fastsm.once(3, 2, fastsm.noop())) == [
+        True, Answer(True, 1), Answer(False, None, "no session")]
+
+
+def test_an_overwrite_without_a_deadline_removes_it(machine: FastStateMachine) -> None:
+    """The key stays, whatever the deadline before was; so it does where a touch took it away."""
+    applied(machine, *(fastsm.put(key, b"1", expires=5) for key in (b"a", b"b", b"c")))
+    applied(machine, fastsm.put(b"a", b"2"), fastsm.touch(b"b", None), fastsm.compare_and_swap(b"c", b"1", b"2"))
+    assert applied(machine, fastsm.tick(100)) == [Answer(True, 0)]
+    assert machine.len() == 3
+
+
+# ---- cost ------------------------------------------------------------------------------------------------
+
+def test_a_touch_costs_the_same_for_any_value(machine: FastStateMachine) -> None:
+    """It does not write the value again."""
+    grown = []
+    for size in (10, 1 << 20):
+        applied(machine, fastsm.put(b"key", bytes(size), expires=1))
+        before = machine.stats().log_bytes
+        applied(machine, fastsm.touch(b"key", 2))
+        grown.append(machine.stats().log_bytes - before)
+        assert machine.get(b"key") == bytes(size)
+    assert grown[0] == grown[1] < 128
+
+
+def test_overwrites_with_new_deadlines_do_not_grow_memory(machine: FastStateMachine) -> None:
+    """Of one key, of one that is touched, and of one session: what is overtaken goes."""
+    applied(machine, fastsm.open_session(expires=1))
+    for i in range(60):
+        applied(machine, *(fastsm.put(b"key", b"", expires=100 * i + j) for j in range(50)))
+        applied(machine, *(fastsm.touch(b"key", 100 * i + j) for j in range(50)))
+        applied(machine, *(fastsm.once(1, 50 * i + j, fastsm.noop(), expires=100 * i + j) for j in range(1, 50)))
+    live_keys, held_keys, live_sessions, held_sessions = inside(machine).deadlines()
+    assert (live_keys, live_sessions) == (1, 1)
+    assert held_keys < 100
+    assert held_sessions < 100
+    assert machine.next_deadline() == 5_949
+
+
+def test_a_quarter_of_many_deadlines_may_be_stale(machine: FastStateMachine) -> None:
+    """No more than that, however often keys are overwritten, touched and deleted."""
+    dice = random.Random(4)
+    for _ in range(40):
+        applied(machine, *(
+            dice.choice((
+                fastsm.put(key, b"", expires=dice.randrange(10**6)), fastsm.touch(key, dice.randrange(10**6)),
+                fastsm.put(key, b""), fastsm.delete(key)))
+            for key in (b"%d" % dice.randrange(3_000) for _ in range(500))))
+        live, held, _, _ = inside(machine).deadlines()
+        assert held - live <= max(64, held // 4 + 1)
+    inside(machine).check()
+
+
+def test_keys_without_a_deadline_cost_nothing(machine: FastStateMachine) -> None:
+    """No record is longer, and nothing is held."""
+    before = machine.stats().log_bytes
+    applied(machine, fastsm.put(b"key", b"value"))
+    assert machine.stats().log_bytes - before == 32 + 16 + 24
+    assert inside(machine).deadlines() == (0, 0, 0, 0)
+
+
+def test_a_range_in_a_procedure_looks_at_its_own_keys_alone(directory: Path, machine_at: Opener) -> None:
+    """A short scan of many keys looks at few of them, whatever the chunk has written."""
+    @fastsm.procedure
+    def pop(tx: Any, payload: bytes) -> Any:
+        for key, value in tx.scan(prefix=payload, limit=1):
+            tx.delete(key)
+            tx.put(b"zz" + key, value)
+            return key
+        return None
+
+    machine = machine_at(directory, procedures=[pop])
+    applied(machine, *(fastsm.put(b"%05d" % i, b"v") for i in range(20_000)))
+    assert applied(machine, fastsm.call("pop", b"1")) == [Answer(True, b"10000")]
+    order = inside(machine).order()
+    looks = order.looks
+    assert applied(machine, *(fastsm.call("pop", b"1") for _ in range(100))) == [
+        Answer(True, b"%05d" % (10_001 + i)) for i in range(100)]
+    assert order.looks - looks < 100 * 300

@@ -1,0 +1,58 @@
+"""The example of a Raft from nothing: killed, cut off and paused, it stays linearizable and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.linearizability import UNKNOWN, Operation, is_linearizable
+from support.small_cluster import EXAMPLE, trial
+
+SECONDS = 30
+
+
+def test_a_cluster_that_is_killed_and_cut_stays_linearizable(tmp_path: Path) -> None:
+    """Reads, writes and swaps of single keys are linearizable, each addition counts once, all replicas are equal."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    found = asyncio.run(trial(tmp_path, SECONDS, seed))
+    print({key: len(seen) for key, seen in found["seen"].items()}, found["befell"], found["counted"])
+    for key, seen in found["seen"].items():
+        assert len(seen) > 20, key
+        assert is_linearizable(seen), f"seed {seed}: {key!r}: {sorted(seen)}"
+    assert found["count"] == found["counted"] > 0
+    assert len(set(found["states"])) == 1
+
+
+def test_the_demonstration_shows_what_the_docs_say(tmp_path: Path) -> None:
+    """Started without arguments it writes, loses its leader, gains a member, and ends."""
+    shown = subprocess.run(
+        [sys.executable, EXAMPLE], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert "200 additions came to: b'200'" in shown.stdout
+    assert shown.stdout.endswith("it has caught up: b'blue'\n")
+    assert not shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "operations"),
+    [
+        (True, [Operation(0, 2, "put", 1), Operation(1, 3, "get", None, 1)]),
+        (True, [Operation(0, 2, "put", 1), Operation(1, 3, "get", None, None)]),
+        (False, [Operation(0, 2, "put", 1), Operation(3, 4, "get", None, None)]),
+        (True, [Operation(0, UNKNOWN, "put", 1), Operation(1, 2, "get"), Operation(3, 4, "get", None, 1)]),
+        (False, [Operation(0, UNKNOWN, "put", 1), Operation(1, 2, "get", None, 1), Operation(3, 4, "get")]),
+        (False, [Operation(0, 1, "put", 1), Operation(2, 3, "swap", (1, 2), False)]),
+        (False, [Operation(0, 3, "swap", (None, 1), True), Operation(0, 3, "swap", (None, 2), True)]),
+        (True, [Operation(0, 3, "swap", (None, 1), True), Operation(0, 3, "swap", (None, 2), False)]),
+        (True, [Operation(0, UNKNOWN, "swap", (None, 1)), Operation(5, 6, "swap", (1, 2), True)]),
+        (False, [Operation(5, UNKNOWN, "put", 1), Operation(1, 2, "get", None, 1)]),
+    ],
+)
+def test_the_checker_knows_right_from_wrong(right: bool, operations: list[Operation]) -> None:
+    """A stale read, a value from nowhere or from the future, two swaps from one value: found; the rest is allowed."""
+    assert is_linearizable(operations) is right

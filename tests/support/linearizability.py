@@ -1,0 +1,73 @@
+"""Whether what clients of a single key saw can have happened one operation at a time (Wing, Gong, JPDC 1993)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+UNKNOWN = math.inf
+
+
+class Operation(NamedTuple):
+    """What a client asked of a register, and when. ``returned``: ``UNKNOWN`` where no answer came.
+
+    ``kind`` and ``argument``: "get"; "put", the value; "swap", the value that was expected and the new one.
+    ``result``: of a get the value, of a swap whether it matched.
+    """
+
+    called: float
+    returned: float
+    kind: str
+    argument: object = None
+    result: object = None
+
+    def after(self, value: object) -> tuple[bool, object]:
+        """Whether the operation can have met this value, and the value that it leaves."""
+        if self.kind == "put":
+            return True, self.argument
+        if self.kind == "get":
+            return value == self.result, value
+        assert isinstance(self.argument, tuple)
+        expected, new = self.argument
+        matches = value == expected
+        return self.returned == UNKNOWN or matches == self.result, new if matches else value
+
+
+def is_linearizable(operations: list[Operation], value: object = None) -> bool:
+    """Whether there is an order that respects real time and explains each result, from a register of ``value``.
+
+    Operations without an answer took place at any time after their call, or never. A get without one says nothing.
+    """
+    said = sorted(one for one in operations if one.returned != UNKNOWN)
+    maybe = [one for one in operations if one.returned == UNKNOWN and one.kind != "get"]
+    # A step: how many of `said`, in the order of calls, have taken place; which of the later ones; which of `maybe`.
+    stack: list[tuple[int, frozenset[int], frozenset[int], object]] = [(0, frozenset(), frozenset(), value)]
+    seen = set(stack)
+    while stack:
+        first, later, taken, value = stack.pop()
+        if first == len(said):
+            return True
+        candidates, until, i = [], said[first].returned, first
+        while i < len(said) and said[i].called <= until:
+            if i not in later:
+                candidates.append(i)
+                until = min(until, said[i].returned)
+            i += 1
+        steps = []
+        for number, one in enumerate(maybe):  # pushed first: they are tried when nothing else explains what was seen
+            possible, new = one.after(value)
+            if number not in taken and one.called <= until and new != value and possible:
+                steps.append((first, later, taken | {number}, new))
+        for i in reversed(candidates):
+            possible, new = said[i].after(value)
+            if said[i].called <= until and possible:
+                start, rest = first, later | {i}
+                while start in rest:
+                    rest -= {start}
+                    start += 1
+                steps.append((start, rest, taken, new))
+        for step in steps:
+            if step not in seen:
+                seen.add(step)
+                stack.append(step)
+    return False

@@ -1,0 +1,269 @@
+"""A cluster of `examples/raft_from_nothing` in processes of its own, its network, and what befalls both."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fastsm import FastStateMachine, add, compare_and_swap, put
+from support.linearizability import UNKNOWN, Operation
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "raft_from_nothing"
+KEYS = (b"x", b"y", b"z")
+
+
+def client_module() -> ModuleType:
+    """The example's client, which finds its siblings as a program in that folder would."""
+    sys.path.insert(0, str(EXAMPLE))
+    try:
+        import client  # type: ignore[import-not-found]  # noqa: PLC0415
+    finally:
+        sys.path.remove(str(EXAMPLE))
+    assert isinstance(client, ModuleType)
+    return client
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port: int = one.getsockname()[1]
+    return port
+
+
+class Wire:
+    """The way from one node to another: a proxy that can be cut, so that what is sent is held back, or lost."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.open = asyncio.Event()
+        self.open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        address: int = self._server.sockets[0].getsockname()[1]
+        return address
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self.open.wait()
+            there, back = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            writer.close()
+            return
+        self._writers |= {writer, back}
+        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+        self._writers -= {writer, back}
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(1 << 16):
+                await self.open.wait()
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+    def lose(self) -> None:
+        """Breaks every connection: what was held back is lost."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        self.lose()
+        self._server.close()
+
+
+class Cluster:
+    """Nodes in processes of their own, in folders of one directory."""
+
+    def __init__(self, directory: Path, names: str, snapshot_every: int) -> None:
+        self.directory, self.names, self.snapshot_every = directory, names, snapshot_every
+        self.ports = {name: free_port() for name in names}
+        self.addresses = {name: ("127.0.0.1", port) for name, port in self.ports.items()}
+        self.wires: dict[tuple[str, str], Wire] = {}
+        self.seen_as: dict[str, dict[str, int]] = {}
+        self.nodes: dict[str, asyncio.subprocess.Process] = {}
+
+    async def start(self) -> None:
+        for name in self.names:
+            self.seen_as[name] = {name: self.ports[name]}
+            for other in self.names.replace(name, ""):
+                wire = self.wires[name, other] = Wire(self.ports[other])
+                self.seen_as[name][other] = await wire.start()
+        for name in self.names:
+            await self.start_node(name)
+
+    async def start_node(self, name: str) -> None:
+        addresses = [f"--address={other}=127.0.0.1:{port}" for other, port in self.seen_as[name].items()]
+        log = (self.directory / f"{name}.txt").open("ab")
+        with log:
+            self.nodes[name] = await asyncio.create_subprocess_exec(
+                sys.executable, str(EXAMPLE), f"--name={name}", f"--folder={self.directory / name}",
+                f"--members={','.join(self.names)}", f"--snapshot-every={self.snapshot_every}", *addresses,
+                cwd=self.directory, stdout=log, stderr=log)
+
+    async def kill(self, name: str) -> None:
+        node = self.nodes.pop(name)
+        assert node.returncode is None, f"{name} ended: {(self.directory / f'{name}.txt').read_text()[-3000:]}"
+        node.kill()
+        await node.wait()
+
+    def cut(self, names: str, *, lose: bool) -> None:
+        """Nobody hears from these nodes, nor they from the others."""
+        for (one, other), wire in self.wires.items():
+            if (one in names) != (other in names):
+                wire.open.clear()
+                if lose:
+                    wire.lose()
+
+    def heal(self) -> None:
+        for wire in self.wires.values():
+            wire.open.set()
+
+    async def stop(self) -> None:
+        self.heal()
+        for name in list(self.nodes):
+            await self.kill(name)
+        for wire in self.wires.values():
+            await wire.close()
+
+    def states(self) -> list[tuple[Any, ...]]:
+        """Where each node's state stands, and its checksum as of the entry that all have applied."""
+        machines = [FastStateMachine(self.directory / name / "state") for name in self.names]
+        try:
+            least = min(machine.last_applied() for machine in machines)
+            return [machine.state_checksum(least) for machine in machines]
+        finally:
+            for machine in machines:
+                machine.close()
+
+
+class Nemesis:
+    """What befalls a cluster, by a printed seed: one thing after another, and then it is whole again."""
+
+    def __init__(self, cluster: Cluster, dice: random.Random) -> None:
+        self.cluster, self.dice = cluster, dice
+        self.counts: Counter[str] = Counter()
+
+    async def run(self, seconds: float) -> None:
+        stop = asyncio.get_running_loop().time() + seconds
+        works: list[Callable[[], Any]] = [self._kill_one, self._kill_all, self._hold, self._lose, self._pause]
+        while asyncio.get_running_loop().time() < stop:
+            work = self.dice.choice(works)
+            await work()
+            self.counts[work.__name__[1:]] += 1
+            await asyncio.sleep(self.dice.uniform(0.3, 1.2))
+
+    async def _down(self, names: str) -> None:
+        for name in names:
+            await self.cluster.kill(name)
+        await asyncio.sleep(self.dice.uniform(0, 0.8))
+        for name in names:
+            await self.cluster.start_node(name)
+
+    async def _kill_one(self) -> None:
+        await self._down(self.dice.choice(self.cluster.names))
+
+    async def _kill_all(self) -> None:
+        await self._down(self.cluster.names)
+
+    async def _hold(self) -> None:
+        self.cluster.cut(self.dice.choice(self.cluster.names), lose=False)
+        await asyncio.sleep(self.dice.uniform(0.3, 1.5))
+        self.cluster.heal()
+
+    async def _lose(self) -> None:
+        self.cluster.cut(self.dice.choice(self.cluster.names), lose=True)
+        await asyncio.sleep(self.dice.uniform(0.3, 1.5))
+        self.cluster.heal()
+
+    async def _pause(self) -> None:
+        node = self.cluster.nodes[self.dice.choice(self.cluster.names)]
+        node.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(self.dice.uniform(0.8, 2.0))
+        node.send_signal(signal.SIGCONT)
+
+
+class Load:
+    """Clients that read, write and swap a few keys, and some that count; what they saw is kept."""
+
+    def __init__(self, cluster: Cluster, dice: random.Random) -> None:
+        self.cluster, self.dice = cluster, dice
+        self.module = client_module()
+        self.over = False
+        self.seen: dict[bytes, list[Operation]] = {key: [] for key in KEYS}
+        self.counted = 0
+        self.value = 0
+
+    def _client(self) -> Any:
+        # The patient ones wait for a paused leader's late answer, while the others talk to its successor.
+        return self.module.Client(self.cluster.addresses, timeout=self.dice.choice((0.4, 3.0)))
+
+    def _unique(self) -> bytes:
+        self.value += 1
+        return b"%d" % self.value
+
+    async def use_keys(self) -> None:
+        """One client of all keys."""
+        now, client, known = asyncio.get_running_loop().time, self._client(), dict.fromkeys(KEYS)
+        while not self.over:
+            key, kind = self.dice.choice(KEYS), self.dice.choice(("get", "get", "put", "swap"))
+            new, called = self._unique(), now()
+            argument: Any = {"get": None, "put": new, "swap": (known[key], new)}[kind]
+            try:
+                if kind == "get":
+                    result: Any = await client.get(key)
+                    known[key] = result
+                else:
+                    command = put(key, new) if kind == "put" else compare_and_swap(key, known[key], new)
+                    result = (await client.propose(command))["ok"]
+            except self.module.OutcomeUnknown:
+                self.seen[key].append(Operation(called, UNKNOWN, kind, argument))
+            else:
+                self.seen[key].append(Operation(called, now(), kind, argument, result if kind != "put" else None))
+        client.close()
+
+    async def count(self) -> None:
+        """One client that adds one, over and over, each until it is answered."""
+        client = self._client()
+        while not self.over:
+            assert (await client.propose_once(add(b"count", 1)))["ok"]
+            self.counted += 1
+        client.close()
+
+    async def final(self) -> bytes | None:
+        """What the counters came to, once everything is whole again."""
+        client = self._client()
+        try:
+            value: bytes | None = await client.get(b"count")
+            return value
+        finally:
+            client.close()
+
+
+async def trial(directory: Path, seconds: float, seed: int, *, snapshot_every: int = 300) -> dict[str, Any]:
+    """A cluster under a load, and what befalls it; what was seen, counted, and left."""
+    dice = random.Random(seed)
+    cluster = Cluster(directory, "abc", snapshot_every)
+    load, nemesis = Load(cluster, dice), Nemesis(cluster, dice)
+    await cluster.start()
+    try:
+        clients = [asyncio.ensure_future(work()) for work in [load.use_keys] * 4 + [load.count] * 2]
+        await nemesis.run(seconds)
+        load.over = True
+        await asyncio.wait_for(asyncio.gather(*clients), 60)
+        counted = await asyncio.wait_for(load.final(), 60)
+        await asyncio.sleep(0.5)  # the followers hear how far it is committed
+    finally:
+        await cluster.stop()
+    return {
+        "seen": load.seen, "counted": load.counted, "count": int(counted or b"0"), "befell": nemesis.counts,
+        "states": cluster.states()}
