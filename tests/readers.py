@@ -50,6 +50,8 @@ def link(history: bytes, before: bytes, index: int) -> bytes:
 class Owner:
     """One life of an owner. It goes on from what it recovers, and knows nothing else."""
 
+    resets = 0.003  # of all steps, at most 0.008
+
     def __init__(self, root: Path, seed: int) -> None:
         self.root = root
         self.dice = random.Random(seed)
@@ -77,7 +79,8 @@ class Owner:
             machine.write_snapshot(self.root / "snapshot")
         elif dice < 0.985:
             self.install()
-        elif dice < 0.988:
+        elif dice < 0.985 + self.resets:
+            shutil.rmtree(self.root / "snapshot", ignore_errors=True)  # of a history that ends
             machine.clear()
         elif dice < 0.993:
             machine.close()

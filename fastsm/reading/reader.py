@@ -282,7 +282,7 @@ class Reader(Follower):
         continued = self._open_files()
         if not continued:
             self._rebuilt += 1
-            logger.warning(
+            logger.info(
                 "%s: the state went back, or is another one: %s now (generation %d)", self.path,
                 self._position, self._log.head.generation)
         before.close()

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+import pytest
 import readers
 
 from fastsm import Reader
@@ -38,7 +39,16 @@ class SilentWatcher(readers.Watcher):
     kind = Silent
 
 
-def test_a_planted_mistake_is_found(tmp_path: Path) -> None:
+def step_with_resets(owner: readers.Owner) -> None:
+    """Applies, and resets often."""
+    if owner.dice.random() < 0.02:
+        owner.machine.clear()
+    else:
+        owner.apply()
+
+
+def test_a_planted_mistake_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that does not say where its state went back is found out."""
+    monkeypatch.setattr(readers.Owner, "step", step_with_resets)
     _, violations = readers.run(5, readers=2, seed=2, root=tmp_path, watcher=SilentWatcher)
     assert any("say" in violation for violation in violations), violations
