@@ -6,14 +6,14 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
-    "background", "command", "columns",
+    "background", "long_work", "command", "columns",
     *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail", "published")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "deadlines", "sorting", "tree", "tree_changes")),
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),
     *(f"generation.{name}" for name in ("recovery", "framefile", "log", "saved_table")),
     "snapshot.capture",
-    *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring", "tx", "judging", "chunk",
-                                  "engine", "group_commit")),
+    *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring",
+                                  "tx", "judging", "chunk", "engine", "group_commit", "jobs")),
     "reading.following",
     *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "journal", "engine")),
     "integrations.pysyncobj.positions",

@@ -60,6 +60,12 @@ ROWS = {
     "order.build.kilobyte": Row("the same, keys that share a kilobyte", "", 3, "s"),
     "memory.order": Row("memory of the order, a key", "", 12, "bytes"),
     "apply.ordered": Row("apply, chunks of 1,000, with the order in use", "apply without", 1.3),
+    "raft_log.sync.100": Row("RaftLog: append 100 of 128 bytes, sync", "a bare growing write + fdatasync", 0.8),
+    "raft_log.sync.1": Row("RaftLog: append 1 of 128 bytes, sync", "a bare growing write + fdatasync", 1.1),
+    "raft_log.sync.1m": Row("RaftLog: append 1 of 1 MiB, sync", "a bare growing write + fdatasync", 1.1),
+    "raft_log.open": Row("RaftLog: open 1 million entries", "reading and hashing the files", 1.5),
+    "raft_log.read": Row("RaftLog: read 1 million entries", "list(map(Entry._make, tuples))", 0.5),
+    "raft_log.memory": Row("RaftLog: memory an entry", "", 10, "bytes"),
     "entry_term": Row("entry_term", "", 40, "ns"),
     "entry_terms": Row("entry_terms of a million ids, an id", "", 15, "ns"),
 }  # fmt: skip

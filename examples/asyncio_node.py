@@ -1,4 +1,4 @@
-"""The state machine side of a Raft node on asyncio: apply loop, flushes, snapshots, a follower that catches up.
+"""The state machine side of a Raft node on asyncio: apply loop, flushes, snapshots, a late follower, leases that end.
 
 The Raft half is played by :class:`Committed`, a log that every node sees grow. What matters is what a node does with
 it: see :class:`Node`. Run: ``python examples/asyncio_node.py [entries]``
@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import fastsm
-from fastsm import Entry, FastStateMachine, LogId, SnapshotMetadata, SnapshotReceiver
+from fastsm import Clock, Entry, FastStateMachine, LogId, SnapshotMetadata, SnapshotReceiver
 
 CHUNK = 500  # entries applied at once
 SNAPSHOT_EVERY = 2_000  # entries
@@ -72,6 +73,19 @@ class Node:
                 if (future := self.waiting.pop(entry.index, None)) is not None and not future.done():
                     future.set_result(result)
             await self.maybe_snapshot()
+
+    async def lead(self, term: int) -> None:
+        """Says what time it is, while this node leads, so that leases end. A follower proposes nothing."""
+        clock = Clock(self.machine, interval_ms=20)  # of 1,000 by default
+        while True:
+            try:
+                tick = clock.poll()
+            except fastsm.ClockJumpError as error:  # an operator has to look; until then nothing ends
+                print(error, file=sys.stderr)
+                tick = None
+            if tick is not None:
+                await self.log.append([tick], term)
+            await asyncio.sleep(clock.delay())
 
     async def maybe_snapshot(self) -> None:
         """A policy of one line: so many entries since the last one. Applying would go on meanwhile, in another task."""
@@ -144,12 +158,21 @@ async def main(folder: Path, count: int) -> None:
     same = dict(follower.machine.items()) == dict(leader.machine.items())
     print("follower:", follower.machine.last_applied(), "equal to the leader:", same)
 
-    for task in (loop, following):
+    assert same
+    assert follower.machine.last_applied() == LogId(count + 1, 1 + count // 2_000)
+
+    leading = asyncio.create_task(leader.lead(term=1 + count // 2_000))
+    lease = fastsm.put(b"lease", b"somebody", expires=time.time_ns() // 1_000_000 + 200)
+    await log.append([lease], term=1 + count // 2_000)
+    await follower.wait_for(log.last)
+    while follower.machine.get(b"lease") is not None:
+        await asyncio.sleep(0.005)
+    print("the lease is over on both:", leader.machine.get(b"lease") is None)
+
+    for task in (leading, loop, following):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    assert same
-    assert follower.machine.last_applied() == LogId(count + 1, 1 + count // 2_000)
     follower.close()
     leader.close()
 

@@ -6,10 +6,12 @@ bytes to files to memory to the machine; each module imports only what stands be
     errors, units           what can go wrong; numbers for people
     arguments               what callers hand over, taken or refused with advice
     log_lines, streams      lines of the log that any handler can write; standard streams that are closed
+    libraries               other libraries, imported when they are first needed
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
-    background              a call on a thread of its own
+    background              calls on threads of their own, also where no signal handler interrupts them
     event_loops             the same, awaited
+    long_work               work without the GIL, whose caller waits and serves signals
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit
@@ -83,6 +85,7 @@ bytes to files to memory to the machine; each module imports only what stands be
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
         records             what files hold, one by one
+        raft_logs           a Raft log, looked at from outside
         inspection          a directory or a snapshot, looked at from outside
         new_state           a state that is there whole or not at all
         json_lines          dump and load

@@ -1,9 +1,17 @@
-"""A call on a thread of its own, beside whatever its caller goes on with."""
+"""Calls on threads of their own: next to whatever their caller goes on with, or where no signal handler runs."""
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 
+import errno
 import os
+import sys
+import threading
 from _thread import allocate_lock, start_new_thread
+
+from fastsm.errors import NotRunningError, StorageError
+
+LOOK_SECONDS = 0.1    # between two looks at signals: one that another thread took does not wake the main thread
 
 cdef extern from "Python.h":
     int PyThreadState_SetAsyncExc(unsigned long thread, object error)
@@ -58,6 +66,74 @@ cdef class BackgroundCall:
         if self.over.locked():
             PyThreadState_SetAsyncExc(self.thread, KeyboardInterrupt)
 
+    def is_of_this_process(self):
+        """Whether it was started by this process, and not by the one that forked it."""
+        return self.process == os.getpid()
+
     def is_this_thread(self):
         """Whether it is the caller's own thread."""
         return self.thread == PyThread_get_thread_ident()
+
+    def is_excused(self, excuses):
+        """Returns `excuses(thread)` for the number of its thread."""
+        return excuses(self.thread)
+
+
+def start(function):
+    """Starts a thread that runs `function()`. Where none can be had it is a `StorageError`, and nothing was done."""
+    try:
+        return BackgroundCall(function)
+    except RuntimeError as error:
+        raise StorageError(
+            errno.EAGAIN, f"no thread can be started ({error}): nothing was done; try again", "") from error
+
+
+cdef class Outcome:
+    """What a function comes to, on another thread."""
+    cdef object function, value, error
+
+    def __cinit__(self, function):
+        self.function = function
+
+    def __call__(self):
+        try:
+            self.value = self.function()
+        except BaseException as error:
+            self.error = error
+
+
+def undisturbed(function, interrupt=None, bint needs_thread=True):
+    """Returns what `function()` returns. No signal handler runs within it: in the main thread it gets another one.
+
+    Handlers run on top of this call meanwhile. What the first one raises is raised at the end, in place of the
+    function's own outcome; `interrupt(call)` is told at once. Without `needs_thread` it runs here where no thread can
+    be had; with it that is a `StorageError`, and nothing was done. An interpreter that ends runs no handlers.
+    """
+    cdef Outcome outcome
+    if PyThread_get_thread_ident() != threading.main_thread().ident or sys.is_finalizing():
+        return function()
+    outcome = Outcome(function)
+    try:
+        call = start(outcome)
+    except (StorageError, MemoryError):
+        if needs_thread:
+            raise
+        return function()
+    interruption = None
+    while True:
+        try:
+            if call.wait(LOOK_SECONDS):
+                break
+            PyErr_CheckSignals()
+        except BaseException as error:
+            interruption = error if interruption is None else interruption
+            if interrupt is not None:
+                interrupt(call)
+    if not call.is_of_this_process():
+        raise NotRunningError("this is a forked child: the call goes on in its parent")
+    error, outcome.error = outcome.error, None
+    if interruption is not None:
+        raise interruption from error
+    if error is not None:
+        raise error
+    return outcome.value

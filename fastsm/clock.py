@@ -50,7 +50,7 @@ class Clock:
     ([Answer(ok=True, value=1, reason=None)], None)
     """
 
-    __slots__ = ("_idle_ms", "_interval_ms", "_limit", "_machine", "_max_jump_ms", "_now", "_proposed")
+    __slots__ = ("_followed", "_idle_ms", "_interval_ms", "_limit", "_machine", "_max_jump_ms", "_now", "_proposed")
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class Clock:
         self._idle_ms = _positive(idle_ms, "idle_ms")
         self._now = _milliseconds if now is None else now
         self._proposed: int | None = None  # by the host's clock
+        self._followed = 0  # the host's clock at the last poll, if it got there from the machine's clock without a leap
 
     def __repr__(self) -> str:
         return f"<Clock of {self._machine!r}: every {self._interval_ms} ms>"
@@ -81,17 +82,20 @@ class Clock:
         makes no difference: a tick that was lost is followed by the next, one that is applied twice does nothing.
 
         Raises ``ClockJumpError`` instead of a tick that would move the clock by more than ``max_jump_ms``, counted
-        from the machine's clock, or from the earliest deadline where that is later; ``NotRunningError`` when the
-        machine is stopped.
+        from the machine's clock, from the earliest deadline, or from the time of an earlier ``poll`` that was no leap,
+        whichever is latest; ``NotRunningError`` when the machine is stopped.
         """
         now = max(0, operator.index(self._now()))
         clock, deadline = self._machine.clock(), self._machine.next_deadline()
+        if clock and not self._is_leap(now, max(clock, self._followed)):
+            self._followed = now
         if deadline is None:
             return None
         if self._proposed is not None and abs(now - self._proposed) < self._pause(clock, deadline):
             return None  # where the host's clock was set back, the pause is over
         if deadline <= max(now, clock):
-            self._refuse_jump(now, clock, deadline)
+            if self._is_leap(now, max(clock, deadline, self._followed)):
+                raise ClockJumpError(now, clock, deadline, self._max_jump_ms or 0)
         elif not self._is_behind(now, clock):
             return None
         self._proposed = now
@@ -114,12 +118,10 @@ class Clock:
 
     def _is_behind(self, now: int, clock: int) -> bool:
         """Whether the clock is to be moved although nothing is due. A leap is not worth the risk then."""
-        leap = now - clock
-        return leap >= self._idle_ms and (clock == 0 or self._max_jump_ms is None or leap <= self._max_jump_ms)
+        return now - clock >= self._idle_ms and (clock == 0 or not self._is_leap(now, max(clock, self._followed)))
 
-    def _refuse_jump(self, now: int, clock: int, deadline: int) -> None:
-        if self._max_jump_ms is not None and now - max(clock, deadline) > self._max_jump_ms:
-            raise ClockJumpError(now, clock, deadline, self._max_jump_ms)
+    def _is_leap(self, now: int, known: int) -> bool:
+        return self._max_jump_ms is not None and now - known > self._max_jump_ms
 
 
 def _milliseconds() -> int:

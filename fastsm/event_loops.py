@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastsm.background import BackgroundCall
-from fastsm.errors import StorageError
+from fastsm.background import BackgroundCall, start
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,15 +21,6 @@ def event_loops() -> ModuleType:
     import asyncio  # noqa: PLC0415 (see above)
 
     return asyncio
-
-
-def start(function: Callable[[], None]) -> BackgroundCall:
-    """A thread that runs ``function``. Where none can be had it is a ``StorageError``, and nothing was done."""
-    try:
-        return BackgroundCall(function)
-    except RuntimeError as error:
-        raise StorageError(
-            errno.EAGAIN, f"no thread can be started ({error}): nothing was done; try again", "") from error
 
 
 def call(function: Callable[[], T]) -> tuple[asyncio.Future[T], BackgroundCall]:

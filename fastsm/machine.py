@@ -6,9 +6,11 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsm.arguments import pair_of
+from fastsm.background import undisturbed
 from fastsm.core.compaction import Compaction
 from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
 from fastsm.core.engine import Engine
@@ -23,7 +25,7 @@ from fastsm.core.statistics import stats_of
 from fastsm.core.verifying import Verifying
 from fastsm.core.waiting import AppliedWaiters, wait_applied
 from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
-from fastsm.errors import StorageError
+from fastsm.errors import ReentryError, StorageError
 from fastsm.generation import current
 from fastsm.procedures import check_calls, registry
 from fastsm.trait import StateMachine
@@ -216,20 +218,24 @@ class FastStateMachine(Engine, StateMachine):
             return
         if self._turns.step_aside(self._close_late):
             return
-        self._jobs.close()
-        self._worker.close(self)
-        self._waiters.close()
-        with self._turns:
-            if self._closed():
-                return
-            self._verifying.stop()
-            try:
-                if not self._corrupt():
-                    self._generations.end_log(self)
-            finally:
-                self._group_commit.close()
-                self._release()
-                self._applied.close()
+        with self._jobs.closing():
+            self._jobs.close()
+            self._worker.close(self)
+            self._waiters.end(self._jobs.is_excused)
+            with self._turns:
+                if not self._closed():
+                    undisturbed(self._turns.lent(self._end), needs_thread=False)
+
+    def _end(self) -> None:
+        """In the writer's turn: the end of a close, which no signal handler interrupts."""
+        self._verifying.stop()
+        try:
+            if not self._corrupt():
+                self._generations.end_log(self)
+        finally:
+            self._group_commit.close()
+            self._release()
+            self._applied.close()
 
     async def close_async(self) -> None:
         """:meth:`close`, off the event loop. Once begun it goes on, also when the wait for it is cancelled."""
@@ -323,9 +329,18 @@ class FastStateMachine(Engine, StateMachine):
             self._require(True)
             mark = self._mark(False)
         if self._sync_to(mark):
-            with self._turns:
-                if self.is_running():
-                    self._generations.note_durable(self)
+            self._end_suspicion()
+
+    def _end_suspicion(self) -> None:
+        """Notes what an unclean end had left and a first sync made durable.
+
+        A signal handler on top of its own thread's write leaves that to the next flush.
+        """
+        held = None
+        with suppress(ReentryError), self._turns:
+            held = self._generations.note_durable(self) if self.is_running() else None
+        if held is not None:
+            self._generations.save_held(self, held)
 
     def save_hard_state(self) -> None:
         """Makes last applied and snapshot metadata durable, and with them everything applied."""

@@ -16,7 +16,6 @@ from fastsm.errors import (
     NotRunningError,
     OrderError,
     ProcedureError,
-    SnapshotFormatError,
     SnapshotRangeError,
     StaleSnapshotError,
 )
@@ -26,7 +25,7 @@ from fastsm.memory_waiting import Waiters
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
-from fastsm.types import Entry, LogId, Result, ScanResult, SnapshotMetadata
+from fastsm.types import Entry, LogId, Result, ScanResult, SnapshotMetadata, checked_metadata
 
 LARGEST = 2**64 - 2
 
@@ -274,8 +273,7 @@ class MemoryStateMachine(StateMachine):
         if not isinstance(metadata, SnapshotMetadata):
             raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
         last = _checked(metadata.last_included)
-        if len(metadata.checksum) != 32:
-            raise SnapshotFormatError(f"expected a checksum of 32 bytes, found {len(metadata.checksum)}")
+        metadata = checked_metadata(metadata, "the state in memory")
         if last.index > self.last_applied().index:
             raise SnapshotRangeError(f"a snapshot as of {last} cannot be of this state, up to {self.last_applied()}")
         self._metadata = metadata
@@ -382,8 +380,8 @@ class MemoryStateMachine(StateMachine):
         ``StaleSnapshotError``; then the old state is whole.
         """
         self._require()
-        if metadata is not None and not isinstance(metadata, SnapshotMetadata):
-            raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
+        if metadata is not None:
+            metadata = checked_metadata(metadata, os.fsdecode(path))
         with open_snapshot(path) as snapshot:
             if metadata is not None:
                 check_metadata(metadata, snapshot.head, snapshot.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import reprlib
 import struct
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import blake3
 
+from fastsm.arguments import bytes_of, pair_of
 from fastsm.errors import FormatVersionError, SnapshotFormatError
 from fastsm.units import count_text, size_text, time_text
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
 CHECKSUM_BYTES = 32
+_ID_LIMIT = 2**64 - 1
 _WIRE = struct.Struct("<4sIQQ32s")  # magic, version, index, term, checksum; then 8 bytes of BLAKE3 over all of these
 _WIRE_MAGIC, _WIRE_VERSION, _WIRE_SUM_BYTES = b"FSMM", 0, 8
 
@@ -139,6 +142,23 @@ class SnapshotMetadata:
 
 def _wire_sum(fields: bytes) -> bytes:
     return blake3.blake3(fields).digest(length=_WIRE_SUM_BYTES)
+
+
+def checked_metadata(metadata: Any, path: str) -> SnapshotMetadata:
+    """Returns metadata that a caller hands over, as plain values, for a snapshot at ``path``.
+
+    ``TypeError`` for what is none; ``SnapshotFormatError`` for what no snapshot can have.
+    """
+    if not isinstance(metadata, SnapshotMetadata):
+        raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
+    index, term = map(operator.index, pair_of(metadata.last_included, "last_included"))
+    checksum = bytes_of(metadata.checksum, "checksum")
+    if not (0 <= index < _ID_LIMIT and 0 <= term < _ID_LIMIT):
+        raise SnapshotFormatError(f"{path}: no snapshot is as of {LogId(index, term)}: expected 0 to 2**64 - 2 each")
+    if len(checksum) != CHECKSUM_BYTES:
+        raise SnapshotFormatError(
+            f"{path}: expected a snapshot's checksum of {CHECKSUM_BYTES} bytes, found {len(checksum)}")
+    return SnapshotMetadata(LogId(index, term), checksum)
 
 
 class _Command:

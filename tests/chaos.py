@@ -5,9 +5,11 @@
 Each round writes through all nodes, then does one thing at random: kill -9 of one node, of two, of the leader, of all
 at once; a crash in a window between two steps; a clean restart; a directory taken away; nodes that stand still; another
 leader. With `--members` also: a living or dead node is removed and comes back, with its directory or without. With
-`--raising` functions of the user's raise all the time, with `--apart` clocks run at other rates from other times. After
-each round all nodes have equal contents and state checksums, and every acknowledged write, once; no node has stopped by
-itself. At the end it says what it did.
+`--raising` functions of the user's raise all the time, with `--apart` clocks run at other rates from other times. All
+the while clients make deposits in sessions (batches, transactions and procedures in turns), and submit each again until
+they have its answer; keys are written and removed by their prefix, and others expire. After each round all nodes have
+equal contents and state checksums, and every acknowledged write, once; each deposit counts once; what was removed is
+gone; no node has stopped by itself. At the end it says what it did.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from support.cluster import Cluster, NodeError, remove_node, running
+from support.depositors import Depositors
 
 POLICY = {"journal_bytes": 2 << 20, "ratio": 0.0, "least_seconds": 0.5, "trailing_entries": 200}
 WINDOWS = (
@@ -42,6 +45,7 @@ class Chaos:
     def __init__(self, cluster: Cluster, dice: random.Random, listed: str | None, members: bool) -> None:
         self.cluster, self.dice, self.listed, self.members = cluster, dice, listed, members
         self.counts: Counter[str] = Counter()
+        self.depositors = Depositors(cluster, dice, threads=1, clients=10)
         self.round = 0
 
     def play_round(self) -> None:
@@ -52,6 +56,7 @@ class Chaos:
                 number, "load", prefix=f"{'list' if self.listed else 'load'}-{self.round}-{number}",
                 window=dice.choice((1, 20, 200)), size=dice.choice((10, 200, 2000)), listed=bool(self.listed),
             )  # fmt: skip
+        self.depositors.start()
         time.sleep(dice.random() * 1.5)
         what = dice.choice((
             self.kill_one, self.kill_leader, self.kill_two, self.kill_all, self.kill_all, self.crash_in_window,
@@ -66,8 +71,11 @@ class Chaos:
         missing = set(range(3)) - set(cluster.processes)
         if missing:
             cluster.start(*missing)
+        self.depositors.stop()
         cluster.wait_ready()
         self.counts["acknowledged"] = cluster.check()
+        self.depositors.check()
+        self.counts |= self.depositors.counts
 
     def kill_one(self) -> None:
         self.cluster.kill(self.dice.randrange(3))
@@ -190,7 +198,8 @@ def main() -> None:
             chaos.play_round()
             print(f"round {chaos.round}: {dict(chaos.counts)}, {cluster.kills} kills", flush=True)
     acknowledged = chaos.counts["acknowledged"]
-    print(f"{chaos.round} rounds, {cluster.kills} kills, {acknowledged} acknowledged writes, 0 lost, 0 doubled")
+    print(f"{chaos.round} rounds, {cluster.kills} kills, {acknowledged} acknowledged writes, 0 lost, 0 doubled; "
+          f"{chaos.counts['commands']} deposits, {chaos.counts['retries']} submitted again, 0 lost, 0 doubled")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ import pytest
 from fastsm.integrations.pysyncobj import FastJournal, FastSyncObj
 
 DOES_NOT_APPLY = {
-    "test_manyActionsLogCompaction":
-        "it counts what logCompactionMinEntries leaves; here DumpPolicy says when to dump and what to keep",
     "test_logCompactionRegressionTest1":
         "it has a private method of PySyncObj's read PySyncObj's own dump, of which there is none",
     "test_largeCommands":

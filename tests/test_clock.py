@@ -136,6 +136,24 @@ def test_after_a_quiet_year_no_leap_is_seen() -> None:
     assert host.machine.clock() == host.now
 
 
+def test_a_deadline_that_is_long_over_does_not_hold_up_a_clock_that_was_followed() -> None:
+    """A host that polled all through a quiet year knows that its clock did not leap, whatever deadline comes first."""
+    host = Host()
+    host.apply(fastsm.tick(NOW))
+    for _ in range(365):
+        host.now += DAY
+        assert host.clock.poll() is None
+    host.lease(b"k", -400 * DAY)
+    assert host.tick() == Answer(True, 1)
+    assert host.machine.clock() == host.now
+    restarted = Host(host.machine)
+    restarted.now = host.now + 2 * DAY
+    assert restarted.clock.poll() is None
+    restarted.lease(b"k", -400 * DAY)
+    with pytest.raises(ClockJumpError):  # this one saw only where it is now
+        restarted.clock.poll()
+
+
 def test_a_far_deadline_is_no_reason_to_leap() -> None:
     """Where nothing is due, a leap is left out in silence: a wrong clock would be believed for ever."""
     host = Host()

@@ -25,7 +25,7 @@ def test_examples_of_a_page_run(page: Path) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("module", ["machine", "command"])
+@pytest.mark.parametrize("module", ["clock", "machine", "command"])
 def test_examples_of_a_module_run(module: str) -> None:
     """Every `>>>` of a docstring gives what it says."""
     found = importlib.import_module(f"fastsm.{module}")

@@ -162,8 +162,8 @@ def test_jobs_are_done_in_order_and_none_is_lost(
                 done.append(number)
         elif way < 0.85 and claimed:
             number = dice.choice(list(claimed))
-            propose(fifo_queue.keep_command("q", claimed[number][0], number, now + 100))
-            claimed[number] = (claimed[number][0], now)
+            if propose(fifo_queue.keep_command("q", claimed[number][0], number, now + 100)):
+                claimed[number] = (claimed[number][0], now)
         else:
             propose(fastsm.tick(now))
     assert len(set(done)) == len(done)

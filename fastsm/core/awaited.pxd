@@ -6,20 +6,31 @@ cdef enum:  # what became of a ticket
     APPLIED = 1
     REPLACED = 2
     ENDED = 3
+    POISONED = 4
 
 
 cdef class Ticket:
     cdef readonly uint64_t index
     cdef readonly object owner
     cdef readonly int outcome
-    cdef object queue      # gets the ticket once its outcome is known
+    cdef object queue      # gets the ticket once its outcome is known; None: the gate is opened
+    cdef object gate
+    cdef uint64_t number   # of two that wait for the same index, the one with the lower number is told first
+    cdef Py_ssize_t place  # among all tickets; -1: it is not there
+    cdef int tell(self, int outcome) except -1
+    cdef bint is_before(self, Ticket other) noexcept
 
 
 cdef class Awaited:
-    # Invariants: tickets are in the order of their indexes; `least` is the first one's, NEVER where there is none.
+    # Invariants: no ticket comes before that at half its place, and each is at its `place`; `least` is the first one's
+    # index, NEVER where there is none.
     cdef list tickets
+    cdef uint64_t added
     cdef uint64_t least
     cdef int add(self, Ticket ticket) except -1
+    cdef int rise(self, Ticket ticket, Py_ssize_t place) except -1
+    cdef int sink(self, Ticket ticket, Py_ssize_t place) except -1
+    cdef int put(self, Ticket ticket, Py_ssize_t place) except -1
     cdef int find_least(self) except -1
     cdef int discard(self, Ticket ticket) except -1
     cdef void note_applied(self, uint64_t index) noexcept

@@ -8,9 +8,10 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from fastsm.background import start
 from fastsm.core.turns import CLOSED
 from fastsm.errors import NotRunningError
-from fastsm.event_loops import run_all, start, tell
+from fastsm.event_loops import run_all, tell
 
 if TYPE_CHECKING:
     import asyncio

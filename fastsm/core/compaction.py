@@ -84,17 +84,18 @@ class Compaction:
         number = self._generations.next_number()
         log: Log | None = None
         started = time.perf_counter()
+        what = f"compacted up to {tuple(last_included)}"
         try:
             base = self._write_base(engine, number, last_included, job, epoch)
             log, index, carried = self._build_next(engine, number, base, old, carried, job)
-            what = f"compacted up to {tuple(last_included)} in {time.perf_counter() - started:.3f} s"
+            what += f" in {time.perf_counter() - started:.3f} s"
             with engine._turns:
                 job.check()
                 engine._require(True)
                 engine._refuse_moved(epoch, job.what)
                 self._take(engine, log, index, old, carried)
         except BaseException as error:
-            if self._generations.undo(engine, log, number, error):
+            if self._generations.undo(engine, old, log, number, error, what):
                 raise
         self._generations.end(engine, old, what)
 
@@ -117,7 +118,7 @@ class Compaction:
         if capture.epoch != epoch:
             engine._refuse_moved(epoch, job.what)
         job.total = capture.estimated_size
-        capture.find(job.tick)
+        job.tick()  # who ends it here leaves no file
         name = base_name(number)
         with storage_errors(directory.path_of(name), "writing a base"):
             descriptor = directory.create_file(name)

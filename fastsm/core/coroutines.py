@@ -15,12 +15,12 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastsm.background import BackgroundCall
+from fastsm.background import BackgroundCall, start
 from fastsm.core.batches import BatchThread
 from fastsm.core.engine import Engine
-from fastsm.core.turns import Place, Turns
+from fastsm.core.turns import CHECK_SECONDS, Place, Turns
 from fastsm.errors import OrderError
-from fastsm.event_loops import call, event_loops, set_error, set_result, start
+from fastsm.event_loops import call, event_loops, set_error, set_result
 
 if TYPE_CHECKING:
     import asyncio
@@ -200,14 +200,14 @@ class Waiters(BatchThread["Flush"]):
             self._calls.append(thread)
         return await future
 
-    def close(self) -> None:
-        """Ends the threads once their work is done."""
-        super().close()
+    def end(self, is_excused: Callable[[int], bool]) -> None:
+        """Ends the threads once their work is done, but for those that the caller must not wait for."""
+        self.close()
         with self._lock:
             calls = list(self._calls)
         for thread in calls:
-            if not thread.is_this_thread():
-                thread.wait()
+            while not (thread.is_this_thread() or thread.is_excused(is_excused) or thread.wait(CHECK_SECONDS)):
+                pass
 
     def _outcomes(self, batch: list[Flush]) -> Iterator[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]:
         waiting = [one for one in batch if not one.future.cancelled()]

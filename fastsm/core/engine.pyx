@@ -11,7 +11,6 @@ Nothing of a chunk is visible before everything about it is certain:
 import threading
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -19,7 +18,7 @@ from libc.string cimport memcpy
 from _thread import start_new_thread
 
 from fastsm.core.awaited cimport REPLACED, Ticket
-from fastsm.core.chunk cimport Chunk, hold_entries, unsigned_slowly
+from fastsm.core.chunk cimport Chunk, Held, hold, hold_entries, let_go, unsigned_slowly
 from fastsm.core.view cimport Step
 from fastsm.disk.published cimport Publisher
 from fastsm.disk.format cimport (
@@ -34,16 +33,15 @@ from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
 from fastsm.arguments import pair_of
-from fastsm.background import BackgroundCall
+from fastsm.background import undisturbed
 from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
-
-LOOK_SECONDS = 0.1    # between two looks at signals: one that another thread took does not wake the main thread
 
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
 cdef enum:
     CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
+    PARTS_FROM = 16 << 10  # bytes of a frame: smaller ones are stored, or cost less than a vector of parts
 
 cdef class Engine(Timed):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
@@ -97,14 +95,17 @@ cdef class Engine(Timed):
 
     cdef void take_index(self, Log log, Index index) noexcept:
         """Reads go there from here on."""
+        if self._log is not None:
+            self._log.waiters = None
         self._log, self._index, self._table, self._terms = log, index, index.table, index.terms
+        log.waiters = self.awaited
         self.take_arena()
 
     def _switch(self, name_next, Log log, Index index, GroupCommit commit, state_of_its_own=None):
         """In the writer's turn: the step to a next generation, on disk and in memory.
 
-        `name_next` is called to take it on disk. No signal handler runs between its return and ours, so that
-        disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
+        `name_next` is called to take it on disk. The caller sees to it that no signal handler interrupts any of this,
+        so that disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
         metadata, `(LogId, SnapshotMetadata or None)`, when this is another state (a reset, a snapshot), all of which
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """
@@ -167,12 +168,16 @@ cdef class Engine(Timed):
         """
         if self.gate:
             self.refuse()  # before the turn, which nobody passes on in a forked child
-        cdef tuple entries = hold_entries(chunk)
-        self._turns.enter()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_in_turn(entries)
+            self._turns.enter()
+            try:
+                return self.apply_in_turn(&held)
+            finally:
+                self._turns.leave()
         finally:
-            self._turns.leave()
+            let_go(&held)
 
     def _apply_if_free(self, chunk, uint64_t room):
         """`apply` of a chunk that takes at most so many bytes of log, where nothing and nobody has to be waited for.
@@ -181,15 +186,19 @@ cdef class Engine(Timed):
         """
         if self.gate:
             self.refuse()
-        cdef tuple entries = hold_entries(chunk)
-        # One step from here to the turn, in which no other thread runs.
-        if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
-            return None
-        self._turns.enter()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_in_turn(entries)
+            # One step from here to the turn, in which no other thread runs.
+            if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
+                return None
+            self._turns.enter()
+            try:
+                return self.apply_in_turn(&held)
+            finally:
+                self._turns.leave()
         finally:
-            self._turns.leave()
+            let_go(&held)
 
     def _hold(self, chunk):
         """The entries of a chunk as they are now, for a later `_apply_in_turn`."""
@@ -197,44 +206,53 @@ cdef class Engine(Timed):
 
     def _apply_in_turn(self, chunk):
         """`apply`, for whoever has the writer's turn already."""
-        return self.apply_in_turn(hold_entries(chunk))
-
-    cdef list apply_in_turn(self, tuple entries):
-        if self.gate:
-            self.refuse()
-        self._log.require_writable()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_entries(entries)
+            return self.apply_in_turn(&held)
         finally:
-            self.chunk.forget()
+            let_go(&held)
 
-    cdef list apply_entries(self, tuple entries):
+    cdef list apply_in_turn(self, Held *held):
+        """`held`: the caller's, who lets it go after this."""
         cdef Chunk chunk = self.chunk
         cdef RunList runs = self.runs
         cdef RunMark mark
         cdef list results
+        cdef bint counts = False      # the chunk is in the log
+        if self.gate:
+            self.refuse()
+        self._log.require_writable()
         mark_runs(runs, &mark)
         try:
-            chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
+            chunk.decode(held.items, held.count, self._table, self._terms, runs, self.contiguous)
             if chunk.calls:
                 self.judge_calls(chunk)
-            else:
+            elif chunk.conditional:
                 chunk.judge(self)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk)
-        except BaseException:
-            rewind_runs(runs, &mark)
-            raise
-        if runs.index != mark.index:
-            self.publish(chunk)
-            self.tell_readers()
+            counts = True
+            if runs.index != mark.index:
+                self.publish(chunk)
+                self.tell_readers()
+                self.tell_of_chunk()
+            return results
+        finally:
+            if not counts:
+                rewind_runs(runs, &mark)
+            chunk.forget()
+
+    cdef inline int tell_of_chunk(self) except -1:
+        """After a chunk was published: whoever waits for its entries, and whoever has to do with what it left."""
+        if self.awaited.least <= self.applied_index:
             self.awaited.note_applied(self.applied_index)
-            if self.dead_bytes() > self.compact_above:
-                self.call_for_compaction()
-            if self._index.ordered and not self.order_called and self._index.order.is_behind():
-                self.call_for_order()
-        return results
+        if self.dead_bytes() > self.compact_above:
+            self.call_for_compaction()
+        if self._index.ordered and not self.order_called and self._index.order.is_behind():
+            self.call_for_order()
+        return 0
 
     # ---- procedures ------------------------------------------------------------------------------------
 
@@ -249,7 +267,12 @@ cdef class Engine(Timed):
     cdef int judge_calls(self, Chunk chunk) except -1:
         """Judges a chunk that runs procedures: never in the main thread, where a signal handler could interrupt one."""
         if PyThread_get_thread_ident() == threading.main_thread().ident:
-            JudgeElsewhere(self, chunk).wait()
+            elsewhere = JudgeElsewhere(self, chunk)
+            chunk.judgement.stopped = False
+            try:
+                undisturbed(elsewhere, elsewhere.interrupt)
+            finally:
+                chunk.judgement.stopped = False
         else:
             self.judge_here(chunk)
         if self.status:
@@ -294,7 +317,6 @@ cdef class Engine(Timed):
         cdef Log log = self._log
         cdef RunList runs = self.runs
         cdef uint64_t length, place
-        cdef uint8_t *frame
         self._table.reserve(chunk.puts)
         if chunk.sessions:
             self._index.sessions.reserve(chunk.sessions)
@@ -310,8 +332,23 @@ cdef class Engine(Timed):
         self._index.dead.reserve(place + length)
         if self._index.ordered:
             self._index.order.reserve(chunk.puts, chunk.count)
-        frame = log.begin_frame(length)
-        self.take_arena()
+        if length >= PARTS_FROM and chunk.large_bytes >= length / 2 and log.takes_parts(length):
+            self.write_in_parts(chunk, length)
+        else:
+            self.write_in_one(chunk, length)
+        if self.sync_on_apply:
+            # The system tells of a lost page once: two syncs at the same time could both be believed.
+            self._group_commit.sync_up_to(log.end)
+            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int write_in_one(self, Chunk chunk, uint64_t length) except -1:
+        """Builds the frame in the log's own pages, or aside."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint8_t *frame = log.begin_frame(length)
+        if self.mapping is not log.mapping or self.readable != log.mapping.mapped:
+            self.take_arena()
         self.expect_old(chunk, 0)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE:
@@ -320,10 +357,21 @@ cdef class Engine(Timed):
         else:
             chunk.write_records(frame + frame_size(runs.count, 0))
         log.commit_frame(frame, length, runs.count)
-        if self.sync_on_apply:
-            # The system tells of a lost page once: two syncs at the same time could both be believed.
-            self._group_commit.sync_up_to(log.end)
-            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int write_in_parts(self, Chunk chunk, uint64_t length) except -1:
+        """Writes large values from the commands' own bytes: copied once, by the system."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint8_t *frame
+        cdef size_t count
+        chunk.reserve_parts()
+        frame = log.begin_parts(length, length - chunk.large_bytes)
+        self.take_arena()
+        self.expect_old(chunk, 0)
+        memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
+        count = chunk.write_around(frame, frame + frame_size(runs.count, 0))
+        log.commit_parts(chunk.parts, count, length, runs.count)
         return 0
 
     cdef int publish(self, Chunk chunk) except -1:
@@ -334,7 +382,8 @@ cdef class Engine(Timed):
         cdef Step *step
         while first < chunk.count:
             stop = min(first + BLOCK, chunk.count)
-            self.expect_old(chunk, stop)
+            if stop < chunk.count:
+                self.expect_old(chunk, stop)
             for i in range(first, stop):
                 step = &chunk.steps[i]
                 if step.record == 0:
@@ -396,6 +445,8 @@ cdef class Engine(Timed):
     def _await_applied(self, index, queue, owner, bint blocks):
         """A ticket that `queue` gets once an entry is applied, or cannot be any more. None: it is applied.
 
+        `queue` None: the caller waits for the ticket itself.
+
         `blocks`: the caller's thread will wait for it, so that no frame below may be what has to apply it.
         """
         cdef uint64_t wanted = unsigned_slowly(index, "index")
@@ -406,7 +457,7 @@ cdef class Engine(Timed):
             return None
         self._log.require_writable()
         if blocks:
-            self._turns.check()
+            self._turns.refuse_own(PyThread_get_thread_ident())
         self.awaited.add(ticket)
         return ticket
 
@@ -501,40 +552,19 @@ cdef class Engine(Timed):
 
 
 cdef class JudgeElsewhere:
-    """Judges a chunk on a thread of its own, while its caller waits and serves signals."""
+    """Judges a chunk on a thread of its own. What a signal handler raises meanwhile interrupts the procedure."""
     cdef Engine engine
     cdef Chunk chunk
-    cdef object error
 
     def __cinit__(self, Engine engine, Chunk chunk):
         self.engine, self.chunk = engine, chunk
 
     def __call__(self):
-        try:
-            self.engine.judge_here(self.chunk)
-        except BaseException as error:
-            self.error = error
+        self.engine.judge_here(self.chunk)
 
-    def wait(self):
-        """Returns when all is judged. What a signal handler raises interrupts the procedure, and is raised here."""
-        interruption = None
-        self.chunk.judgement.stopped = False
-        call = BackgroundCall(self)
-        while True:
-            try:
-                if call.wait(LOOK_SECONDS):
-                    break
-                PyErr_CheckSignals()
-            except BaseException as error:
-                interruption = error if interruption is None else interruption
-                self.chunk.judgement.stopped = True
-                call.interrupt()
-        self.chunk.judgement.stopped = False
-        error, self.error = self.error, None
-        if interruption is not None:
-            raise interruption
-        if error is not None:
-            raise error
+    def interrupt(self, call):
+        self.chunk.judgement.stopped = True
+        call.interrupt()
 
 
 cdef struct RunMark:

@@ -65,8 +65,7 @@ cdef class Expiring(View):
         cdef DueKey applied
         cdef const Due *due
         if walk is None:
-            walk = DueWalk()
-            walk.begin(self.index.session_deadlines if sessions else self.index.deadlines)
+            walk = DueWalk()  # which may collect garbage, and so run code that reads
             if sessions:
                 self.due_sessions = walk
             else:
@@ -74,6 +73,9 @@ cdef class Expiring(View):
         try:
             if self.session_written if sessions else self.timed:
                 self.gather_due(sessions, &written, &count)
+            # From here on no Python code runs. What an earlier walk has passed is passed by this one too.
+            if not walk.holds():
+                walk.begin(self.index.session_deadlines if sessions else self.index.deadlines)
             while removed < limit:
                 due = walk.first()
                 while due != NULL and due.deadline <= self.clock and not self.is_due(sessions, due.place):

@@ -10,12 +10,17 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
+from fastsm.long_work cimport Work
 from fastsm.disk.format cimport record_key, record_key_size, record_length, record_value_size
 
+from fastsm.libraries import library
+from fastsm.long_work import no_tick, run_long
+
 cdef enum:
-    SLICE = 1 << 15      # records between two looks at signals: some milliseconds
+    SLICE = 1 << 15      # records between two looks at whether to go on: some milliseconds
+    RECORD_BYTES = 64    # of a record, at least about
 
 
 @cython.freelist(64)
@@ -45,11 +50,15 @@ cdef class Frozen:
         return 0
 
     cdef Frozen in_order(self):
-        """Sorts the places: in the order of the log."""
-        import numpy as np  # not at import time: it would be most of it
-
-        if self.count:
-            np.asarray(<uint64_t[:self.count]>self.places).sort()
+        """Sorts the places: in the order of the log. O(keys), without the GIL."""
+        cdef uint64_t *other
+        if self.count > 1:
+            other = <uint64_t *>malloc(self.count * sizeof(uint64_t))
+            if other == NULL:
+                raise MemoryError(f"no memory to sort {self.count} places")
+            with nogil:
+                sort_places(self.places, other, self.count)
+            free(other)
         if self.readable:
             self.check_lengths()
         return self
@@ -92,49 +101,96 @@ cdef class Frozen:
     @cython.wraparound(False)
     def columns(self):
         """All pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), the same of values."""
-        import numpy as np  # not at import time: it would be most of it
-
+        np = library("numpy")  # not at import time: it would be most of it
         cdef Py_ssize_t count = <Py_ssize_t>self.count
         key_offsets = np.zeros(count + 1, dtype=np.int64)
         value_offsets = np.zeros(count + 1, dtype=np.int64)
         cdef int64_t[::1] key_ends = key_offsets
         cdef int64_t[::1] value_ends = value_offsets
-        cdef Py_ssize_t i, first, stop
-        cdef const uint8_t *record
-        for first in range(0, count, SLICE):
-            stop = min(first + SLICE, count)
-            with nogil:
-                for i in range(first, stop):
-                    record = self.arena + self.places[i]
-                    key_ends[i + 1] = key_ends[i] + record_key_size(record)
-                    value_ends[i + 1] = value_ends[i] + record_value_size(record)
-            PyErr_CheckSignals()
+        cdef uint8_t[::1] key_bytes, value_bytes
+        cdef Filling filling = Filling(self)
+        filling.key_ends, filling.value_ends = &key_ends[0], &value_ends[0]
+        run_long(filling, no_tick, self.count * RECORD_BYTES)
         keys = np.empty(key_ends[count], dtype=np.uint8)
         values = np.empty(value_ends[count], dtype=np.uint8)
-        self.fill(keys, key_ends, values, value_ends)
+        key_bytes, value_bytes = keys, values
+        filling.fills = True
+        filling.keys = &key_bytes[0] if key_bytes.shape[0] else NULL
+        filling.values = &value_bytes[0] if value_bytes.shape[0] else NULL
+        run_long(filling, no_tick, key_ends[count] + value_ends[count])
         return keys, key_offsets, values, value_offsets
 
-    @cython.boundscheck(False)
-    @cython.wraparound(False)
-    cdef int fill(
-        self, uint8_t[::1] keys, int64_t[::1] key_ends, uint8_t[::1] values, int64_t[::1] value_ends
-    ) except -1:
-        cdef Py_ssize_t count = <Py_ssize_t>self.count
-        cdef Py_ssize_t i, first, stop
-        cdef uint8_t *key_bytes = &keys[0] if keys.shape[0] else NULL
-        cdef uint8_t *value_bytes = &values[0] if values.shape[0] else NULL
-        cdef const uint8_t *record
-        for first in range(0, count, SLICE):
-            stop = min(first + SLICE, count)
+
+cdef class Filling:
+    """`Frozen.columns`, as long work: the offsets first, then the bytes. Whoever waits for it holds the arrays."""
+    cdef Frozen frozen
+    cdef int64_t *key_ends
+    cdef int64_t *value_ends
+    cdef uint8_t *keys
+    cdef uint8_t *values
+    cdef bint fills
+
+    def __cinit__(self, Frozen frozen):
+        self.frozen = frozen
+
+    def __call__(self, Work work):
+        cdef size_t done = 0
+        while done < self.frozen.count:
             with nogil:
-                for i in range(first, stop):
-                    record = self.arena + self.places[i]
-                    memcpy(key_bytes + key_ends[i], record_key(record), record_key_size(record))
-                    memcpy(
-                        value_bytes + value_ends[i], record_key(record) + record_key_size(record),
-                        record_value_size(record))
-            PyErr_CheckSignals()
-        return 0
+                done = self.do_slice(done)
+                while done < self.frozen.count and work.goes_on(done):
+                    done = self.do_slice(done)
+            work()
+
+    cdef size_t do_slice(self, size_t first) noexcept nogil:
+        """Where the next slice begins."""
+        cdef size_t stop = min(first + SLICE, self.frozen.count)
+        cdef const uint8_t *record
+        cdef size_t i
+        for i in range(first, stop):
+            record = self.frozen.arena + self.frozen.places[i]
+            if self.fills:
+                memcpy(self.keys + self.key_ends[i], record_key(record), record_key_size(record))
+                memcpy(
+                    self.values + self.value_ends[i], record_key(record) + record_key_size(record),
+                    record_value_size(record))
+            else:
+                self.key_ends[i + 1] = self.key_ends[i] + record_key_size(record)
+                self.value_ends[i + 1] = self.value_ends[i] + record_value_size(record)
+        return stop
+
+
+cdef void sort_places(uint64_t *places, uint64_t *other, size_t count) noexcept nogil:
+    """Sorts places by their bytes, the least significant first; `other` is room for as many.
+
+    Places are multiples of 8, and the bits above the greatest are zeros: mostly four or five bytes tell them apart.
+    """
+    cdef uint64_t starts[256]
+    cdef uint64_t *source = places
+    cdef uint64_t *target = other
+    cdef uint64_t all_bits = 0
+    cdef uint64_t at, counted
+    cdef size_t i
+    cdef int shift = 3
+    for i in range(count):
+        all_bits |= places[i]
+    while shift < 64 and all_bits >> shift:
+        memset(starts, 0, sizeof(starts))
+        for i in range(count):
+            starts[(source[i] >> shift) & 0xFF] += 1
+        at = 0
+        for i in range(256):
+            counted = starts[i]
+            starts[i] = at
+            at += counted
+        for i in range(count):
+            at = (source[i] >> shift) & 0xFF
+            target[starts[at]] = source[i]
+            starts[at] += 1
+        source, target = target, source
+        shift += 8
+    if source != places:
+        memcpy(places, source, count * sizeof(uint64_t))
 
 
 cdef bytes key_of(const uint8_t *record):

@@ -16,17 +16,18 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 
+from fastsm.background import undisturbed
 from fastsm.core.engine import Engine
 from fastsm.core.group_commit import GroupCommit
 from fastsm.core.jobs import Jobs
 from fastsm.core.policy import Policy
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.mapping import Mapping
-from fastsm.errors import StorageError
+from fastsm.errors import ReentryError, SnapshotError, StorageError
 from fastsm.generation import current
 from fastsm.generation.log import Log
 from fastsm.generation.names import free_generations
-from fastsm.generation.saved_table import save_table
+from fastsm.generation.saved_table import HeldTable, hold_table, save_table
 from fastsm.lookup.index import Index
 from fastsm.types import LogId, SnapshotMetadata
 
@@ -73,8 +74,14 @@ class Generations:
     ) -> None:
         """Takes the step to a prepared generation; see ``Engine._switch``. :meth:`end` follows it, for the old log.
 
-        The old log is not removed here, since a turn in which a large file is unlinked is long.
+        All of it or nothing: no signal handler interrupts it. What one raises meanwhile is raised after the step. The
+        old log is not removed here, since a turn in which a large file is unlinked is long.
         """
+        undisturbed(engine._turns.lent(partial(self._take, engine, log, index, state_of_its_own)))
+
+    def _take(
+        self, engine: Engine, log: Log, index: Index, state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None
+    ) -> None:
         old, old_commit = engine._log, engine._group_commit
         self._retired = [ref for ref in self._retired if ref() is not None] + [weakref.ref(old.mapping)]
         self._clean_end = -1
@@ -119,15 +126,21 @@ class Generations:
         if log is None or log is not engine._log:
             current.discard(self.directory, log, number)
 
-    def undo(self, engine: Engine, log: Log | None, number: int, error: BaseException) -> bool:
+    def undo(
+        self, engine: Engine, old: Log, log: Log | None, number: int, error: BaseException, what: str
+    ) -> bool:
         """Removes what was prepared of a generation, unless the step was taken; whether the error is to be raised.
 
-        It is not where the step was taken, and only what came after it found no memory: then it is logged.
+        Where it was taken, what a signal handler raised meanwhile is raised after the old log's end. That what came
+        after the step found no memory is logged, and the end follows.
         """
-        if log is engine._log and isinstance(error, MemoryError):
+        if log is None or log is not engine._log:
+            current.discard(self.directory, log, number)
+            return True
+        if isinstance(error, MemoryError):
             self._note_leftover(error)
             return False
-        self.discard(engine, log, number)
+        self.end(engine, old, what)
         return True
 
     # ---- reset -----------------------------------------------------------------------------------------
@@ -146,7 +159,7 @@ class Generations:
             with self.jobs.replacing("a reset"):
                 self.take(engine, log, index, (LogId(), None))
         except BaseException as error:
-            if self.undo(engine, log, number, error):
+            if self.undo(engine, old, log, number, error, "reset"):
                 raise
         self.end(engine, old, "reset")
 
@@ -162,25 +175,53 @@ class Generations:
         except StorageError as error:  # base and log are durable, and say all that it says
             logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
 
-    def note_durable(self, engine: Engine) -> None:
-        """Notes that a first sync made durable what an unclean end left: in a frame, and where it pays off, a table.
+    def note_durable(self, engine: Engine) -> HeldTable | None:
+        """Notes in a frame that a first sync made durable what an unclean end left; returns a table to be saved, too.
 
-        So an opening after another kill neither reads nor writes it again. Without room there is no note: no error.
+        So an opening after another kill neither reads nor writes it again. Without room there is no note: no error. The
+        table, where it pays off, is a copy in memory: :meth:`save_held` saves it, outside the writer's turn.
         """
         log = engine._log
         if not log.unnoted:
-            return  # noted by now, or the state has gone on to another log
+            return None  # noted by now, or the state has gone on to another log
         log.unnoted = False
         try:
             engine._write_state(False)
             engine._note_durable()
-            if not engine._index.loaded and log.start + log.end >= SAVE_TABLE_ABOVE:
-                engine._group_commit.sync_up_to(log.end)  # a table speaks of durable bytes alone
-                self.save_table(log, engine._index)
         except StorageError as error:
             if error.errno not in NO_ROOM:
                 raise
             logger.warning("%s: an opening after a kill will read and write more again: %s", self.path, error)
+            return None
+        if engine._index.loaded or log.start + log.end < SAVE_TABLE_ABOVE:
+            return None
+        return hold_table(log, engine._index)
+
+    def save_held(self, engine: Engine, held: HeldTable) -> None:
+        """Saves a table that was held still, while writers go on. A reset, an install, a compaction or a close ends it.
+
+        A table speaks of durable bytes alone: so the log is synced up to where it ends. Where the table cannot be saved
+        there is none: no error.
+        """
+        log = held.log
+        epoch, standing, _, _ = engine._standing()
+        if standing is not log:
+            return
+        try:
+            with self.jobs.run("saved table") as job, held.written(self.directory, job.tick):
+                engine._sync_to((log, held.end, LogId()))
+                with engine._turns:
+                    job.check()
+                    engine._require(True)
+                    engine._refuse_moved(epoch, job.what)
+                    with storage_errors(self.path, "saving the table"):
+                        held.put_in_place(self.directory)
+                with storage_errors(self.path, "saving the table"):
+                    self.directory.sync_directory()
+        except (SnapshotError, ReentryError):
+            pass  # a state that has moved on, or a handler on top of a write: a later opening reads the log
+        except StorageError as error:
+            logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
 
     def end_log(self, engine: Engine) -> None:
         """Writes the last frames. Afterwards CURRENT says how long the log is, so that a cut tail is noticed."""

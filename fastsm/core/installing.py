@@ -43,13 +43,13 @@ class Installing:
         with self._generations.jobs.run("install", of_this_state=False) as job:
             number, log, index, told = self._prepare(engine, job, metadata, path, allow_older, progress)
             old = engine._log
+            what = f"installed a snapshot as of {tuple(told.last_included)}"
             try:
-                what = f"installed a snapshot as of {tuple(told.last_included)}"
                 with turn:
                     old = engine._log  # by now
                     self._take(engine, job, log, index, told, allow_older)
             except BaseException as error:
-                if self._generations.undo(engine, log, number, error):
+                if self._generations.undo(engine, old, log, number, error, what):
                     raise
             self._generations.end(engine, old, what)
 

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
+from fastsm.background import start
 from fastsm.core.moving import move
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.published import Published, Publisher, may_have_readers
 from fastsm.errors import FastsmError, StorageError
-from fastsm.event_loops import call, start
+from fastsm.event_loops import call
 from fastsm.generation import current
 from fastsm.snapshot.codec import require_compression
 from fastsm.types import LogId

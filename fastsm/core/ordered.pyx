@@ -81,12 +81,15 @@ cdef class Ordered(State):
     Thread safety: every method, from any thread.
     """
 
-    cdef Order fresh_order(self):
-        """The order, which has all keys; true until Python code runs. The first call builds it, without the GIL."""
+    cdef Order fresh_order(self, bint in_turn=False):
+        """The order, which has all keys; true until Python code runs. The first call builds it, without the GIL.
+
+        `in_turn`: for the writer, who may run a procedure.
+        """
         cdef Index index
         cdef int attempts = 0
         while True:
-            if self.gate:
+            if self.gate and not in_turn:
                 self.refuse()
             self.order_wanted = True
             index = self._index
@@ -230,14 +233,12 @@ cdef class Ordered(State):
 
     cdef OrderedView range_in_turn(self, bytes low, bytes high, bint reverse):
         """The places of a range for the writer in its turn, also on the thread of a procedure; None: it is empty."""
-        cdef unsigned long calling = self.calling
-        self.calling = 0
-        self.set_gate()
-        try:
-            return self.view_of(low, high, reverse).view
-        finally:
-            self.calling = calling
-            self.set_gate()
+        cdef OrderedView view
+        if is_empty(low, high):
+            return None
+        view = OrderedView.__new__(OrderedView)
+        view.begin(self.fresh_order(True), self._index.end, low, high, reverse)
+        return view
 
     cdef Places places_of_range(self, bytes low, bytes high):
         """The places of the newest records of all keys of a range, in the order of their keys. None is open.

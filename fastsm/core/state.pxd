@@ -1,3 +1,4 @@
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.core.awaited cimport Awaited
@@ -48,6 +49,7 @@ cdef class State:
 
     cdef int refuse(self) except -1
     cdef void set_gate(self) noexcept
+    @cython.final
     cdef object value_at(self, uint64_t place)
     cdef uint64_t dead_bytes(self) noexcept
     cdef int damaged(self, uint64_t place) except -1

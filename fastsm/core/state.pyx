@@ -31,6 +31,7 @@ from fastsm.lookup.table cimport check_table, prefetch, same_key
 from fastsm.arguments import bytes_of, pair_of
 from fastsm.disk.format import OPERATIONS
 from fastsm.errors import NotRunningError, ProcedureError, SnapshotError, SnapshotRangeError
+from fastsm.libraries import library
 from fastsm.types import LogId
 
 cdef extern from "Python.h":
@@ -172,7 +173,7 @@ cdef class State:
         """Returns the value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
-            key = bytes_of(key, "key")
+            return State.get(self, bytes_of(key, "key"))
         if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -180,6 +181,7 @@ cdef class State:
             return None
         return self.value_at(place)
 
+    @cython.final
     cdef inline object value_at(self, uint64_t place):
         cdef const uint8_t *record = self.arena + place
         cdef uint64_t start = place + RECORD_KEY + record_key_size(record)
@@ -315,8 +317,7 @@ cdef class State:
         longer than `keys`; value i is `data[offsets[i]:offsets[i + 1]]`. `found`: bool, False where a key is absent.
         O(keys).
         """
-        import numpy as np  # not at import time: it would be most of it
-
+        np = library("numpy")  # not at import time: it would be most of it
         cdef list wanted = list_of_bytes(keys)
         cdef Py_ssize_t count = len(wanted)
         places_array = np.zeros(count, dtype=np.uint64)

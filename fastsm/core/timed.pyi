@@ -3,7 +3,13 @@ from typing_extensions import Buffer
 from fastsm.core.ordered import Ordered
 
 class Timed(Ordered):
-    def clock(self) -> int: ...
-    def deadline(self, key: Buffer, /) -> int | None: ...
-    def next_deadline(self) -> int | None: ...
+    def clock(self) -> int:
+        """Returns the clock, in milliseconds since 1970: the latest `now` of all ticks; 0 before the first. O(1)."""
+    def deadline(self, key: Buffer, /) -> int | None:
+        """Returns the deadline of a key, in milliseconds since 1970; None where it has none or is not there. O(1)."""
+    def next_deadline(self) -> int | None:
+        """Returns the earliest deadline of all keys and sessions, in milliseconds since 1970, or None. O(1) mostly.
+
+        A tick of that time removes something. It may be at or before the clock, where a tick was limited.
+        """
     def _deadlines(self) -> tuple[int, int, int, int]: ...

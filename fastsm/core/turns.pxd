@@ -13,6 +13,7 @@ cdef class Turns:
     # Invariants: a place waits only while `taken`; `taken` with `owner` 0 is a turn of a keeper that has not begun yet.
     cdef bint taken
     cdef unsigned long owner     # the thread whose turn it is
+    cdef unsigned long borrower  # the thread that acts in the turn for its owner, or 0
     cdef Place called            # it has the turn, but its thread has not gone on yet
     cdef list waiting            # places, in order
     cdef readonly size_t waiting_count

@@ -19,7 +19,7 @@ CHECK_SECONDS = 0.05  # between two checks while waiting
 CLOSED = "this state machine or log is closed: open the directory again"
 REENTERED = (
     "this thread is in the middle of a call of the same object that holds its writers up, or waits for them: a "
-    "signal handler, a finalizer or a callback cannot write then. Nothing was changed; do it after that call")
+    "signal handler, a finalizer or a callback cannot write then. Nothing was done; do it after that call")
 
 
 cdef class Place:
@@ -106,7 +106,9 @@ cdef class Turns:
         return 0
 
     cdef bint holds(self, unsigned long thread) except -1:
-        return (self.taken and self.owner == thread) or (self.amid_count and self.is_amid(thread))
+        if self.taken and (self.owner == thread or self.borrower == thread):
+            return True
+        return self.amid_count and self.is_amid(thread)
 
     cdef bint is_amid(self, unsigned long thread) except -1:
         return self.amid_count and thread in self.amid
@@ -125,6 +127,8 @@ cdef class Turns:
         """
         cdef unsigned long thread = PyThread_get_thread_ident()
         cdef Place place
+        if thread == self.borrower:
+            thread = self.owner
         entry = (thread, function)
         if self.called is not None and self.called.thread == thread:
             self.called.dropped = True
@@ -177,6 +181,13 @@ cdef class Turns:
     def waited_for(self):
         """A context: while this thread is in it, writers may wait for it, so that it must not wait for them."""
         return WaitedFor(self)
+
+    def lent(self, function):
+        """`function` for another thread, which acts in the turn of the caller, who waits for it.
+
+        What runs on top of it there (a finalizer) is refused, and a close put off, as in the caller's own thread.
+        """
+        return Lent(self, function)
 
     # ---- places for the keeper ---------------------------------------------------------------------------
 
@@ -260,3 +271,20 @@ cdef class Checking:
 
     def __exit__(self, *exc_info):
         self.turns.leave()
+
+
+cdef class Lent:
+    """What `Turns.lent` returns."""
+    cdef Turns turns
+    cdef object function
+
+    def __cinit__(self, Turns turns, function):
+        self.turns = turns
+        self.function = function
+
+    def __call__(self):
+        self.turns.borrower = PyThread_get_thread_ident()
+        try:
+            return self.function()
+        finally:
+            self.turns.borrower = 0

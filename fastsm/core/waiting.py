@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from fastsm.core.awaited import Ticket
@@ -22,16 +21,14 @@ def wait_applied(engine: Engine, index: int, timeout: float | None) -> None:
     """Returns once an entry is applied; a ``TimeoutError`` after so many seconds."""
     if timeout is not None and not timeout >= 0:  # NaN, too
         raise ValueError(f"timeout={timeout!r}: expected 0 or more seconds, or None")
-    queue: SimpleQueue[Ticket] = SimpleQueue()
-    ticket = engine._await_applied(index, queue, None, True)
+    ticket = engine._await_applied(index, None, None, True)
     if ticket is None:
         return
     try:
-        queue.get(timeout=None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-    except Empty:
-        if not ticket.outcome:  # else it was told at the last moment
+        told = ticket.wait(-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        if not told and not ticket.outcome:  # else it was told at the last moment
             raise TimeoutError(
-                f"entry {index} was not applied within {timeout} s: last applied is {engine.last_applied()}") from None
+                f"entry {index} was not applied within {timeout} s: last applied is {engine.last_applied()}")
     finally:
         engine._wait_no_more(ticket)
     judge(engine, ticket)
@@ -45,6 +42,8 @@ def judge(engine: Engine, ticket: Ticket) -> None:
         raise OrderError(
             f"entry {ticket.index} was waited for, and the state was replaced by an empty or an older one meanwhile",
             index=ticket.index)
+    if ticket.is_poisoned:
+        engine._log.check_writable()
     engine._require()
     raise NotRunningError(f"the state machine was stopped while entry {ticket.index} was waited for")
 

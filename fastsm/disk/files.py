@@ -14,14 +14,13 @@ import mmap
 import os
 import stat
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from fastsm.disk import mapping
-from fastsm.disk.mapping import Descriptor, open_at
+from fastsm.disk.mapping import Descriptor, ExclusiveBlock, open_at
 from fastsm.errors import CorruptionError, LockedError, ReentryError, StorageError
 
 if TYPE_CHECKING:
@@ -202,8 +201,7 @@ class Directory:
         """Gives the lock of an open file back, also where a forked child still has the file open."""
         fcntl.flock(fd, fcntl.LOCK_UN)
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> ExclusiveBlock:
         """A block that no other writer of this directory runs at the same time, here or in another process.
 
         For a look at a name and the rename that depends on it: no more, since others wait for it. The lock is on the
@@ -211,21 +209,11 @@ class Directory:
         processes. A signal handler or a finalizer that comes while its own thread is in such a block must not wait
         for itself: ``ReentryError``.
         """
-        own = threading.get_ident()
-        if own in _exclusive:
-            raise ReentryError(f"{self.path}: this thread is putting a snapshot in place already; call again later")
-        try:
-            _exclusive.add(own)
-            with suppress_errors(*NO_DIRECTORY_LOCK, *NO_SUCH_CALL):
-                fcntl.flock(self._directory, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                if not self._left:  # a forked child: the lock is its parent's
-                    with suppress_errors(*NO_DIRECTORY_LOCK, *NO_SUCH_CALL):
-                        self.unlock_file(self._directory)
-        finally:
-            _exclusive.discard(own)
+        return ExclusiveBlock(
+            self, self._directory, _exclusive, (*NO_DIRECTORY_LOCK, *NO_SUCH_CALL), self._refuse_to_wait)
+
+    def _refuse_to_wait(self) -> ReentryError:
+        return ReentryError(f"{self.path}: this thread is putting a snapshot in place already; call again later")
 
     def leave(self) -> None:
         """In a forked child, which may be in the middle of anything: the files are the parent's from here on.

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from libc.string cimport memcpy
 
-from fastsm.disk.hashing cimport xxh64
+from fastsm.disk.hashing cimport Part, xxh64, xxh64_of_parts
 
 from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError
 from fastsm.disk.hashing import checksum
@@ -417,14 +417,27 @@ cdef uint8_t *write_record(
     """Writes a record and its padding; returns where the next one starts. An empty key or value is no NULL either."""
     cdef uint64_t size = record_size(key_size, value_size)
     (<uint64_t *>(p + size - 8))[0] = 0
+    memcpy(write_head(p, operation, index, key, key_size, value_size), value, value_size)
+    return p + size
+
+
+cdef uint8_t *write_record_head(
+    uint8_t *p, uint8_t operation, uint64_t index, const uint8_t *key, uint16_t key_size, uint32_t value_size,
+) noexcept nogil:
+    """Writes a record up to its value; returns where that comes."""
+    return write_head(p, operation, index, key, key_size, value_size)
+
+
+cdef inline uint8_t *write_head(
+    uint8_t *p, uint8_t operation, uint64_t index, const uint8_t *key, uint16_t key_size, uint32_t value_size,
+) noexcept nogil:
     (<uint64_t *>p)[0] = index
     (<uint32_t *>(p + RECORD_VALUE_SIZE))[0] = value_size
     (<uint16_t *>(p + RECORD_KEY_SIZE))[0] = key_size
     p[RECORD_OPERATION] = operation
     p[RECORD_TIMED] = 0
     memcpy(p + RECORD_KEY, key, key_size)
-    memcpy(p + RECORD_KEY + key_size, value, value_size)
-    return p + size
+    return p + RECORD_KEY + key_size
 
 
 cdef uint64_t seal_frame(
@@ -435,16 +448,41 @@ cdef uint64_t seal_frame(
 
     `previous`: the checksum of the frame before it, or of the file's header.
     """
+    cdef uint64_t seal = fill_header(frame, length, run_count, identity, offset, watermark)
+    cdef uint64_t own = xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, seal ^ previous)
+    (<uint64_t *>frame)[0] = own
+    return own
+
+
+cdef uint64_t seal_parts(
+    Part *parts, size_t count, uint64_t length, uint32_t run_count,
+    uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
+) noexcept nogil:
+    """`seal_frame` of a frame in parts, the first of which begins with its header."""
+    cdef uint8_t *frame = <uint8_t *>parts[0].data
+    cdef uint64_t seal = fill_header(frame, length, run_count, identity, offset, watermark)
+    cdef uint64_t own
+    parts[0].data += FRAME_RUNS
+    parts[0].size -= FRAME_RUNS
+    own = xxh64_of_parts(parts, count, seal ^ previous)
+    parts[0].data -= FRAME_RUNS
+    parts[0].size += FRAME_RUNS
+    (<uint64_t *>frame)[0] = own
+    return own
+
+
+cdef inline uint64_t fill_header(
+    uint8_t *frame, uint64_t length, uint32_t run_count, uint64_t identity, uint64_t offset, uint64_t watermark
+) noexcept nogil:
+    """All of it but the checksum; returns the seal."""
     cdef uint64_t lag = (offset - watermark) >> 3
-    cdef uint64_t seal, own
+    cdef uint64_t seal
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
     (<uint32_t *>(frame + FRAME_LAG))[0] = <uint32_t>lag if lag < NO_WATERMARK else NO_WATERMARK
     (<uint32_t *>(frame + FRAME_RUN_COUNT))[0] = run_count
     seal = frame_seal(frame, identity, offset)
     (<uint64_t *>(frame + FRAME_SEAL))[0] = seal
-    own = xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, seal ^ previous)
-    (<uint64_t *>frame)[0] = own
-    return own
+    return seal
 
 
 cdef int look_at_header(

@@ -10,6 +10,7 @@ PIECE: int
 
 class FrameFile:
     unnoted: bool
+    waiters: object
     def __new__(
         cls, directory: Directory, head: LogHead, descriptor: Descriptor, base: Base | None = None,
         read_only: bool = False,

@@ -16,22 +16,25 @@ fails, the file is *poisoned*: what the disk holds is unknown, so nothing more i
 
 import errno
 import logging
+import os
 import time
 
 from cpython.buffer cimport PyBUF_READ
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from fastsm.disk.format cimport (
     ARENA_LIMIT, FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
-    seal_frame,
+    seal_frame, seal_parts,
 )
-from fastsm.disk.mapping cimport Mapping
+from fastsm.disk.mapping cimport Mapping, write_parts
 
 from fastsm.disk import format
 from fastsm.errors import ReadOnlyError, StorageError
 from fastsm.disk.files import PIECE, storage_errors
+from fastsm.disk.mapping import write_at
 
 logger = logging.getLogger("fastsm")
 
@@ -48,6 +51,7 @@ cdef enum:
     PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
     NOTED_ABOVE = 64 << 10       # bytes that were suspect: fewer are read and written again in no time
     WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
+    CHECKED_PIECE = 16 << 20     # bytes of frames that are checked between two looks at signals
 
 
 cdef uint64_t seal_frames(
@@ -150,10 +154,19 @@ cdef class FrameFile:
 
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1:
         """Seals the frame and puts it into the file. It counts from here on; on an error it does not."""
-        cdef uint64_t chain = seal_frame(
-            frame, length, run_count, self.identity, self.end, self.durable, self.chain)
+        cdef uint64_t chain = self.chain
+        cdef uint64_t end = self.end
+        cdef uint64_t durable = self.durable
+        if length > LARGE:
+            with nogil:
+                chain = seal_frame(frame, length, run_count, self.identity, end, durable, chain)
+        else:
+            chain = seal_frame(frame, length, run_count, self.identity, end, durable, chain)
         if frame == self.staging:
             self.write_staged(length)
+        return self.note_frame(length, chain)
+
+    cdef int note_frame(self, uint64_t length, uint64_t chain) except -1:
         self.last_frame, self.chain = self.end, chain
         self.end += length
         self.frames += 1
@@ -163,6 +176,45 @@ cdef class FrameFile:
         ):
             self.paced = False
         return 0
+
+    # ---- frames in parts: large values are written from where they are -----------------------------------
+
+    cdef bint takes_parts(self, uint64_t length) except -1:
+        """Whether a frame of `length` bytes may be given in parts.
+
+        Not while it would be written into blocks that are zeroed first; and a directory of somebody else's making gets
+        it in one piece.
+        """
+        return not (self.paced and length <= PACED_BYTES) and self.directory.write is write_at
+
+    cdef uint8_t *begin_parts(self, uint64_t length, uint64_t staged) except NULL:
+        """Room in the file for a frame of `length` bytes, and memory for the `staged` bytes that are built."""
+        self.require_writable()
+        self.settle()
+        if self.end + length > self.allocated:
+            self.grow(self.end + length)
+        if self.end + length > self.window_end:
+            self.window_end = 0
+        return self.reserve_staging(staged)
+
+    cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1:
+        """`commit_frame` of a frame in parts, whose owner holds them. Without the GIL while it is hashed and written."""
+        cdef int descriptor = self.descriptor.number
+        cdef uint64_t chain
+        cdef int failure
+        try:
+            with nogil:
+                chain = seal_parts(
+                    parts, count, length, run_count, self.identity, self.end, self.durable, self.chain)
+                failure = write_parts(descriptor, parts, count, self.end)
+            if failure:
+                raise OSError(failure, os.strerror(failure))
+        except BaseException as error:
+            self.void_frame()
+            if isinstance(error, OSError):
+                raise StorageError.wrap(error, self.path, "writing a frame") from error
+            raise
+        return self.note_frame(length, chain)
 
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1:
         """`commit_frame` for several that stand next to each other, their lengths filled in: all of them, or none.
@@ -298,16 +350,8 @@ cdef class FrameFile:
         started = time.perf_counter()
         try:
             if self.suspect_end:
-                self.write_suspect()
-            self.directory.sync(self.descriptor)
-        except OSError as error:
-            failure = StorageError.wrap(error, self.path, "syncing the log")
-            self.poison(failure)
-            raise failure from error
-        except BaseException as error:
-            # Nobody knows whether the sync went through.
-            self.poison(error)
-            raise
+                self.repeat_suspect()
+            self.ask_sync()
         finally:
             self.syncing -= 1
             self.window_end = 0  # the sync has cleaned the pages: a store would be a fault again
@@ -317,6 +361,29 @@ cdef class FrameFile:
         self.sync_seconds += time.perf_counter() - started
         if prepare:
             self.prepare(written + written // 2)
+
+    cdef int ask_sync(self) except -1:
+        try:
+            self.directory.sync(self.descriptor)
+        except OSError as error:
+            failure = StorageError.wrap(error, self.path, "syncing the log")
+            self.poison(failure)
+            raise failure from error
+        except BaseException as error:
+            # Nobody knows whether the sync went through.
+            self.poison(error)
+            raise
+        return 0
+
+    cdef int repeat_suspect(self) except -1:
+        """Writes the suspect part again. An interruption leaves it suspect: the next sync does it from the start."""
+        try:
+            self.write_suspect()
+        except OSError as error:
+            failure = StorageError.wrap(error, self.path, "writing again what an unclean end had left")
+            self.poison(failure)
+            raise failure from error
+        return 0
 
     cdef int prepare(self, uint64_t size) except -1:
         """Populates zeroed pages for what comes before the next sync, so that the writer neither faults nor asks."""
@@ -355,19 +422,31 @@ cdef class FrameFile:
         self.suspect_end = 0
 
     cdef int check_suspect(self) except -1:
-        """Raises unless these are still the frames that recovery found: the cache may have lost them meanwhile."""
+        """Raises unless these are still the frames that recovery found: the cache may have lost them meanwhile.
+
+        Without the GIL, in pieces, between which signal handlers run.
+        """
+        cdef Mapping mapping = self.mapping  # its pages stay, whatever is appended meanwhile
+        cdef const uint8_t *file = mapping.address + self.start
+        cdef uint64_t durable = self.durable
+        cdef uint64_t end = self.suspect_end
         cdef uint64_t offset = self.known_frame
         cdef uint64_t chain = self.known_chain
-        while offset < self.durable:
-            chain = frame_checksum(self.address + offset)
-            offset += frame_length(self.address + offset)
-        while offset < self.suspect_end:
-            if look_at_frame(
-                self.address + offset, self.suspect_end - offset, self.identity, offset, chain
-            ) != VALID:
+        cdef uint64_t stop
+        cdef bint sound = True
+        while offset < end:
+            stop = offset + CHECKED_PIECE
+            with nogil:
+                while offset < min(stop, end):
+                    if offset >= durable:
+                        sound = look_at_frame(file + offset, end - offset, self.identity, offset, chain) == VALID
+                        if not sound:
+                            break
+                    chain = frame_checksum(file + offset)
+                    offset += frame_length(file + offset)
+            if not sound:
                 raise OSError(errno.EIO, f"the frame at offset {offset} was there, and is not any more")
-            chain = frame_checksum(self.address + offset)
-            offset += frame_length(self.address + offset)
+            PyErr_CheckSignals()
         return 0
 
     cpdef int check_writable(self) except -1:
@@ -387,6 +466,8 @@ cdef class FrameFile:
             told = error.strerror if isinstance(error, StorageError) else f"interrupted: {error!r}"
             # Not the error itself: with its traceback it would keep alive whatever its frames hold.
             self.poisoned = StorageError(getattr(error, "errno", None), told, self.path)
+            if self.waiters is not None:
+                self.waiters.end_poisoned()
             logger.error("%s: poisoned, nothing more is written: %s", self.path, error)
 
     def trim(self):

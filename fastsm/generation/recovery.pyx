@@ -17,16 +17,19 @@ from fastsm.disk.format cimport (
 )
 from fastsm.disk.hashing cimport load64
 from fastsm.disk.mapping cimport Mapping
+from fastsm.long_work cimport Work
 from fastsm.lookup.terms cimport Terms
 
 from fastsm.disk import format
 from fastsm.disk.tail import torn_tail_end
 from fastsm.errors import CorruptionError
+from fastsm.long_work import no_tick, run_long
 from fastsm.types import LogId
 
 cdef enum:
-    SLICE = 16 << 20         # bytes between two looks at signals: some milliseconds
-    PIECE = 4 << 20          # of a file that is read rather than mapped
+    SLICE = 16 << 20         # bytes between two looks at whether to go on: some milliseconds
+    PIECE = 64 << 20         # of a file that is read rather than mapped: each takes the GIL twice
+    INSIDE = 16              # added to what was found inside a frame that is valid
 
 FINDINGS = {
     NOTHING: "zeros",
@@ -62,25 +65,38 @@ cdef class Scan:
 
     def read_frames(self):
         """Checks frame after frame up to the first that is not valid; the terms take their runs."""
+        if run_long(self._read_all, no_tick, self.size - self.end) != VALID:
+            raise CorruptionError(self.path, self.end, "a frame whose content adds up", FINDINGS[MALFORMED])
+
+    def _read_all(self, Work work):
+        """`read_frames`, as long work: MALFORMED where a frame with a matching checksum does not add up."""
+        cdef int finding = VALID
+        while finding == VALID:
+            with nogil:
+                finding = self.read_slice()
+                while finding == VALID and work.goes_on(self.end):
+                    finding = self.read_slice()
+            work()
+        return MALFORMED if finding & INSIDE else VALID
+
+    cdef int read_slice(self) except -1 nogil:
+        """VALID when there may be more to read."""
         cdef const uint8_t *frame
         cdef uint64_t pause = self.end + SLICE
         cdef int finding
-        while True:
-            with nogil:
-                finding = self.look(self.end)
+        while self.end <= pause:
+            finding = self.look(self.end)
             if finding != VALID:
-                return
+                return finding
             frame = self.address + self.end
             if look_inside_frame(frame, &self.progress) != VALID:
-                raise CorruptionError(self.path, self.end, "a frame whose content adds up", FINDINGS[MALFORMED])
+                return INSIDE | MALFORMED
             self.terms.take_frame(frame)
             self.watermark = max(self.watermark, frame_watermark(frame, self.end))
             self.frames += 1
             self.last_frame, self.chain = self.end, frame_checksum(frame)
             self.end += frame_length(frame)
-            if self.end > pause:
-                PyErr_CheckSignals()
-                pause = self.end + SLICE
+        return VALID
 
     cdef int look(self, uint64_t offset) noexcept nogil:
         return look_at_frame(self.address + offset, self.size - offset, self.identity, offset, self.chain)
@@ -217,10 +233,19 @@ def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain
             continue
         with nogil:
             finding = look_at_frame(frame, left, identity, end, chain)
+            while finding == VALID:
+                chain = frame_checksum(frame)
+                end += length
+                left -= length
+                frame += length
+                if left < FRAME_RUNS or look_at_header(frame, left, identity, end) != VALID:
+                    break
+                length = frame_length(frame)
+                if length > left:
+                    break
+                finding = look_at_frame(frame, left, identity, end, chain)
         if finding != VALID:
             break
-        chain = frame_checksum(frame)
-        end += length
         if end - told >= PIECE:
             told = end
             PyErr_CheckSignals()

@@ -13,7 +13,8 @@ import os
 from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap as map_memory, munmap,
 )
@@ -44,27 +45,148 @@ def table_name(generation):
 def save_table(directory, Log log, Index index, tick):
     """Puts the index of all of a log's frames, which are synced, into the generation's saved table; durable on return.
 
-    `tick()` is called between pieces of the work, and may raise. O(slots). Raises OSError.
+    `tick()` is called between pieces of the work, and may raise. Nobody changes the index meanwhile. O(slots). Raises
+    OSError.
     """
-    name = table_name(log.head.generation)
-    saved, front = describe(log, index)
-    temporary = f"{name}.tmp"
-    descriptor = directory.create_file(temporary)
-    try:
-        directory.write(descriptor, front, format.TABLE_HEADER_BYTES)
-        for table, part, offset in zip(tables_of(index), saved.parts, saved.sections.segments, strict=True):
-            if part.segments:
-                write_segments(directory, descriptor, table, offset, tick)
-        saved = saved._replace(body_checksum=checksum_of(descriptor.number, saved.sections.end))
-        directory.write(descriptor, format.pack_saved_table(saved), 0)
-        directory.sync(descriptor)
-        directory.rename(temporary, name)
-    except BaseException:
-        directory.unlink(temporary)
-        raise
-    finally:
-        directory.close_file(descriptor)
+    cdef HeldTable held = HeldTable(log)
+    held.take(index, False)
+    with held.written(directory, tick):
+        held.put_in_place(directory)
     directory.sync_directory()
+
+
+def hold_table(Log log, Index index):
+    """A copy of the index of all of a log's frames, to be saved later; None where there is no memory for it."""
+    cdef HeldTable held = HeldTable(log)
+    try:
+        held.take(index, True)
+    except MemoryError:
+        return None
+    return held
+
+
+cdef class HeldSegments:
+    """The segments of a table: its own, or a copy of them."""
+    cdef Table table             # None: they were copied
+    cdef uint32_t count
+    cdef uint8_t *copied
+
+    def __cinit__(self, Table table):
+        self.table = table
+        self.count = table.segment_count
+
+    def __dealloc__(self):
+        free(self.copied)
+
+    cdef int copy(self) except -1:
+        """O(slots), with the GIL, since the table must not change meanwhile."""
+        cdef uint32_t number = 0
+        self.copied = <uint8_t *>malloc(<size_t>self.count * SEGMENT_SIZE + 1)
+        if self.copied == NULL:
+            raise MemoryError("no memory to hold a table still")
+        while number < self.count:
+            memcpy(
+                self.copied + <size_t>number * SEGMENT_SIZE, self.table.segment_at(number),
+                <size_t>self.of_block(number) * SEGMENT_SIZE)
+            number += self.of_block(number)
+        self.table = None
+        return 0
+
+    cdef uint32_t of_block(self, uint32_t number) noexcept:
+        """How many segments from one on are next to each other in memory."""
+        return min(self.count - number, <uint32_t>SEGMENTS_PER_BLOCK)
+
+    cdef int write(self, directory, descriptor, uint64_t offset, tick) except -1:
+        """A block of segments after the other."""
+        cdef uint32_t number = 0
+        cdef char *start
+        while number < self.count:
+            if self.table is None:
+                start = <char *>self.copied + <size_t>number * SEGMENT_SIZE
+            else:
+                start = <char *>self.table.segment_at(number)
+            piece = PyMemoryView_FromMemory(start, <ssize_t>self.of_block(number) * SEGMENT_SIZE, PyBUF_READ)
+            offset = directory.write_paced(descriptor, piece, offset)
+            number += self.of_block(number)
+            tick()
+        return 0
+
+
+cdef class HeldTable:
+    """What a saved table says of a log, up to `end`.
+
+    Thread safety: one thread.
+    """
+    cdef readonly Log log
+    cdef readonly uint64_t end
+    cdef list segments           # of each table, in the order of the file
+    cdef object saved            # the header
+    cdef bytes front             # what lies between it and the segments
+
+    def __cinit__(self, Log log):
+        self.log = log
+        self.end = log.end
+        self.segments = []
+
+    cdef int take(self, Index index, bint copies) except -1:
+        cdef HeldSegments held
+        self.saved, self.front = describe(self.log, index)
+        for table in tables_of(index):
+            held = HeldSegments(table)
+            if copies and (<Table>table).count:
+                held.copy()
+            self.segments.append(held)
+        return 0
+
+    def written(self, directory, tick):
+        """A context in which the table is in a file, synced, without its name. `tick()` as for `save_table`."""
+        return WrittenTable(self, directory, tick)
+
+    def put_in_place(self, directory):
+        """Gives the file its name, which is not durable yet."""
+        name = table_name(self.log.head.generation)
+        directory.rename(f"{name}.tmp", name)
+
+    cdef int write(self, directory, tick) except -1:
+        cdef HeldSegments held
+        descriptor = directory.create_file(f"{table_name(self.log.head.generation)}.tmp")
+        try:
+            directory.write(descriptor, self.front, format.TABLE_HEADER_BYTES)
+            for held, part, offset in zip(self.segments, self.saved.parts, self.saved.sections.segments, strict=True):
+                if part.segments:
+                    held.write(directory, descriptor, offset, tick)
+            saved = self.saved._replace(body_checksum=checksum_of(descriptor.number, self.saved.sections.end))
+            directory.write(descriptor, format.pack_saved_table(saved), 0)
+            directory.sync(descriptor)
+        finally:
+            directory.close_file(descriptor)
+        return 0
+
+
+cdef class WrittenTable:
+    """The context of `HeldTable.written`."""
+    cdef HeldTable held
+    cdef object directory, tick
+
+    def __cinit__(self, HeldTable held, directory, tick):
+        self.held = held
+        self.directory = directory
+        self.tick = tick
+
+    def __enter__(self):
+        try:
+            self.held.write(self.directory, self.tick)
+        except BaseException:
+            self.remove()
+            raise
+
+    def __exit__(self, kind, error, traceback):
+        if error is not None:
+            self.remove()
+
+    cdef int remove(self) except -1:
+        self.directory.unlink(f"{table_name(self.held.log.head.generation)}.tmp")
+        return 0
 
 
 cdef tuple tables_of(Index index):
@@ -149,20 +271,6 @@ cdef void number_segments(Table table, uint32_t *numbers) noexcept:
 def pack_metadata(metadata):
     index, term = metadata.last_included
     return index.to_bytes(8, "little") + term.to_bytes(8, "little") + metadata.checksum
-
-
-cdef int write_segments(directory, descriptor, Table table, uint64_t offset, tick) except -1:
-    """A block of segments after the other."""
-    cdef uint32_t number = 0
-    cdef uint32_t count
-    while number < table.segment_count:
-        count = min(table.segment_count - number, <uint32_t>SEGMENTS_PER_BLOCK)
-        piece = PyMemoryView_FromMemory(
-            <char *>table.segment_at(number), <ssize_t>count * SEGMENT_SIZE, PyBUF_READ)
-        offset = directory.write_paced(descriptor, piece, offset)
-        number += count
-        tick()
-    return 0
 
 
 cdef uint64_t checksum_of(int descriptor, size_t size) except? 0:

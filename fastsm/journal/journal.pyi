@@ -13,10 +13,13 @@ class Journal(Segments):
         *,
         durable: bool = False,
         lock_timeout: float = 0,
+        read_only: bool = False,
         _files: type[Directory] = ...,
     ) -> None: ...
     @property
     def commit_index(self) -> int: ...
+    @property
+    def is_begun(self) -> bool: ...
     @property
     def dirty(self) -> bool: ...
     @property

@@ -14,14 +14,14 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport frame_length
 from fastsm.journal.format cimport (
-    ITEM_BASE, ITEM_BORDER, ITEM_COMMIT, ITEM_CUT, ITEM_ENTRY, ITEM_START, ITEM_VOTE, Item, item_term,
+    ITEM_BASE, ITEM_BORDER, ITEM_COMMIT, ITEM_CUT, ITEM_START, ITEM_VOTE, Item, item_term,
 )
 from fastsm.journal.segment cimport Segment
 from fastsm.journal.segments cimport Segments
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
-from fastsm.errors import NotRunningError, OrderError, ReentryError
+from fastsm.errors import NotRunningError, ReentryError
 
 logger = logging.getLogger("fastsm")
 
@@ -37,6 +37,8 @@ cdef class Journal(Segments):
 
     - `durable`: what is appended is synced by the caller before it is promised to anybody, so nothing that a
       segment was continued after may be torn: that is a `CorruptionError`.
+    - `read_only`: for tools. No lock, nothing written, safe next to a living owner; shows the log at the time of the
+      call. A directory in which no log was begun has no segment.
 
     Raises `LockedError`, `CorruptionError`, `FormatVersionError`, `StorageError`. After a failed sync nothing more is
     written. Thread safety: one thread at a time changes it, but for `prepare` and `remove_retired`, which any other may
@@ -44,18 +46,22 @@ cdef class Journal(Segments):
     until that step is over. What was read is unchanged for as long as it is held.
     """
 
-    def __init__(self, directory, *, bint durable=False, double lock_timeout=0, _files=Directory):
+    def __init__(
+        self, directory, *, bint durable=False, double lock_timeout=0, bint read_only=False, _files=Directory
+    ):
         self.durable = durable
+        self.read_only = read_only
         self.retired = []
         self.current_vote = None
         self.creating = threading.Lock()
         with storage_errors(os.fsdecode(directory), "opening the log"):
-            self.directory = make_directory(directory, _files)
+            self.directory = _files(directory, create=False) if read_only else make_directory(directory, _files)
             try:
-                self.directory.lock(lock_timeout)
+                if not read_only:
+                    self.directory.lock(lock_timeout)
                 self.path = self.directory.path
                 self.recover()
-                if self.retired:
+                if self.retired and not read_only:
                     self.remove_retired()
             except BaseException:
                 self.close_files()
@@ -71,6 +77,11 @@ cdef class Journal(Segments):
     def commit_index(self):
         """What `set_commit_index` was told last, never above the last entry."""
         return self.committed
+
+    @property
+    def is_begun(self):
+        """Whether there is a segment: a directory opened with `read_only` may have none yet."""
+        return self.newest is not None
 
     @property
     def dirty(self):
@@ -113,12 +124,12 @@ cdef class Journal(Segments):
     cdef int append_entries(self, const Item *items, size_t count) except -1:
         """Appends entries that were checked: all of them, or none on an error; a prefix after a crash."""
         cdef const uint8_t *frame
-        cdef size_t i
+        cdef size_t _i
         self.begin_step()
         try:
             self.reserve(count)
             frame = self.newest.append(items, count)
-            for i in range(count):
+            for _i in range(count):
                 self.push(frame)
                 frame += frame_length(frame)
         finally:
@@ -252,7 +263,7 @@ cdef class Journal(Segments):
             self.closes = True  # a signal handler or a finalizer, amid a step: the step goes on first
             return
         try:
-            if self.newest.poisoned is None:
+            if self.newest.poisoned is None and not self.read_only:
                 self.remove_retired()
                 self.write_commit_index()
                 self.sync()

@@ -10,6 +10,8 @@ from fastsm.journal.format cimport (
     ITEM_DATA, ITEM_ENTRY, ITEM_STATE, Item, item_kind, item_length, look_at_item, write_item,
 )
 
+from fastsm.disk import format
+from fastsm.generation.recovery import whole_frames
 from fastsm.journal import format as journal_format
 from fastsm.errors import CorruptionError
 from fastsm.disk.files import storage_errors
@@ -44,9 +46,9 @@ cdef class Segment(FrameFile):
         self.mappings = []
 
     @staticmethod
-    def adopt(directory, head, descriptor, uint64_t size):
+    def adopt(directory, head, descriptor, uint64_t size, bint read_only=False):
         """The segment in an open file of so many bytes, all of which are mapped."""
-        cdef Segment segment = Segment(directory, head, descriptor)
+        cdef Segment segment = Segment(directory, head, descriptor, None, read_only)
         segment.attach(journal_format.pack_segment_head(head), size)
         segment.hold_mapping()
         return segment
@@ -97,12 +99,15 @@ cdef class Segment(FrameFile):
     # ---- recover ---------------------------------------------------------------------------------------
 
     @staticmethod
-    def open(directory, number):
-        """The segment of a number, its header checked; None when its creation was cut short."""
+    def open(directory, number, bint read_only=False):
+        """The segment of a number, its header checked; None when its creation was cut short.
+
+        `read_only`: next to an owner, who may cut the file where its whole frames end, no more than these is mapped.
+        """
         name = segment_name(number)
         path = directory.path_of(name)
         with storage_errors(path, "opening a segment of the log"):
-            descriptor = directory.open_file(name)
+            descriptor = directory.open_file(name, os.O_RDONLY if read_only else os.O_RDWR)
             try:
                 size = directory.size(descriptor)
                 try:
@@ -115,7 +120,10 @@ cdef class Segment(FrameFile):
                     return None
                 if head.generation != number:
                     raise CorruptionError(path, 16, f"segment {number}", f"segment {head.generation}")
-                segment = Segment.adopt(directory, head, descriptor, size)
+                if read_only:
+                    chain = format.head_checksum(journal_format.pack_segment_head(head))
+                    size, _ = whole_frames(descriptor.number, head, size, None, chain)
+                segment = Segment.adopt(directory, head, descriptor, size, read_only)
             except BaseException:
                 directory.close_file(descriptor)
                 raise
@@ -146,7 +154,13 @@ cdef class Segment(FrameFile):
 
         Raises `CorruptionError` when it proves that the segment was durable beyond `end`.
         """
-        return torn_tail_end(self.descriptor, self.identity, end, self.allocated, self.path)
+        cdef uint64_t size = self.allocated
+        if self.read_only:
+            if self.directory.owner() is not None:
+                return end  # it is being written
+            with storage_errors(self.path, "reading a segment of the log"):
+                size = max(end, <uint64_t>self.directory.size(self.descriptor))
+        return torn_tail_end(self.descriptor, self.identity, end, size, self.path)
 
     def finish_recovery(self, uint64_t end, uint64_t durable, uint64_t torn_end):
         """Ends the segment at `end`, for good: nothing torn comes back."""

@@ -10,6 +10,7 @@ cdef class Segments(Entries):
     cdef readonly str path
     cdef object directory
     cdef readonly bint durable
+    cdef readonly bint read_only         # for tools: nothing is written, nothing removed
     cdef list retired                    # segments whose files may go
     cdef Segment newest                  # what is appended to; None: closed
     cdef Segment spare                   # the next one, made ahead
@@ -17,11 +18,12 @@ cdef class Segments(Entries):
     cdef uint64_t border_term            # of the entry before the first
     cdef uint64_t current_term
     cdef bytes current_vote              # None: nobody yet
+    cdef const uint8_t *vote_frame       # while recovering: of the newest vote; NULL: the segment began with it
     cdef uint64_t committed
     cdef uint64_t written_commit
     cdef uint64_t synced                 # entries up to it survive a power loss, as far as they are there
     cdef uint64_t declared               # the first entry that is kept, as frames say: `first`, once recovered
-    cdef uint64_t least_term             # while recovering, where no entry is in memory: the next one's is not below
+    cdef uint64_t least_term             # while recovering: of the last entry before a segment that is read first
     cdef readonly uint64_t torn_bytes    # that recovery has cut off
     cdef object creating                 # a lock: one segment at a time is made
 

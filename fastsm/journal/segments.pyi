@@ -1,15 +1,19 @@
+import re
 from collections.abc import Iterable
 
 from fastsm.journal.entries import Entries
 from fastsm.journal.segment import Segment
 
 NEWEST: str
+NAMES: re.Pattern[str]
 
 class Segments(Entries):
     @property
     def path(self) -> str: ...
     @property
     def durable(self) -> bool: ...
+    @property
+    def read_only(self) -> bool: ...
     @property
     def torn_bytes(self) -> int: ...
     def make_spare(self) -> None: ...

@@ -10,6 +10,7 @@ import os
 import re
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_checksum, frame_length, frame_watermark
@@ -33,6 +34,9 @@ NEWEST = "NEWEST"
 NAMES = re.compile(r"journal-([1-9][0-9]*)")
 LOST = "a file of this directory is gone: restore all of it from a replica"
 cdef uint64_t LARGEST = format.MAX_INDEX
+
+cdef enum:
+    SLICE = 16 << 20         # bytes between two looks at signals: some milliseconds
 
 
 cdef class Segments(Entries):
@@ -136,7 +140,7 @@ cdef class Segments(Entries):
         """Without entries; the next one comes after `index`, which is of `term`."""
         cdef Segment segment
         self.start_over(index + 1)
-        self.border_term = self.least_term = term
+        self.border_term = term
         self.declared = index + 1
         self.committed = min(self.committed, index)
         self.written_commit = min(self.written_commit, self.committed)
@@ -161,7 +165,8 @@ cdef class Segments(Entries):
         self.open_segments()
         if not self.segments:
             self.start_over(1)
-            self.begin_segment(1, 0)
+            if not self.read_only:
+                self.begin_segment(1, 0)
             return
         start = len(self.segments) - 1
         while start >= 0:
@@ -187,19 +192,19 @@ cdef class Segments(Entries):
     def open_segments(self):
         """The segments in order; one that is missing is damage, unless it was never used."""
         cdef list numbers = []
+        content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)  # an owner makes a segment before it names it
         for name in self.directory.names():
             found = NAMES.fullmatch(name)
             if found is not None:
                 numbers.append(int(found[1]))
         numbers.sort()
-        content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)
         if content is None:
             self.refuse_unnamed(numbers)
             return
         path = self.directory.path_of(NEWEST)
         self.named = unpack_newest(content, path)
         while numbers and numbers[-1] > self.named.number:
-            self.remove_unnamed(numbers.pop())
+            self.remove_unnamed(numbers.pop())  # or leaves it aside
         if not numbers or numbers[-1] != self.named.number:
             raise CorruptionError(
                 self.directory.path_of(segment_name(self.named.number)), None,
@@ -208,7 +213,7 @@ cdef class Segments(Entries):
             if number != numbers[0] + len(self.segments):
                 raise CorruptionError(
                     self.directory.path_of(segment_name(number - 1)), None, "a segment", "no file", LOST)
-            segment = Segment.open(self.directory, number)
+            segment = Segment.open(self.directory, number, self.read_only)
             if segment is None:
                 raise CorruptionError(self.directory.path_of(segment_name(number)), 0, "a header", "zeros")
             self.segments.append(segment)
@@ -220,14 +225,19 @@ cdef class Segments(Entries):
         """Without NEWEST there may be what is left of a log whose making was cut short: nothing that was promised."""
         cdef uint64_t used = LOG_HEADER_SIZE + item_length(STATE_STRUCT.size)
         if numbers and (numbers != [1] or not self.is_blank(1, used)):
-            raise CorruptionError(self.directory.path_of(NEWEST), None, "the name of the newest segment", "no file", LOST)
+            raise CorruptionError(
+                self.directory.path_of(NEWEST), None, "the name of the newest segment", "no file", LOST)
 
     def remove_unnamed(self, number):
         """A segment after the one that NEWEST names: made, but not used; or given up, as NEWEST says."""
+        if self.read_only and self.directory.owner() is not None:
+            return
         if number > self.named.given_up and not self.is_blank(number, LOG_HEADER_SIZE):
             raise CorruptionError(
                 self.directory.path_of(NEWEST), 16, f"segment {number} or a later one, since that one is in use",
                 f"segment {self.named.number}")
+        if self.read_only:
+            return
         self.directory.unlink(segment_name(number))
         self.directory.sync_directory()
 
@@ -265,8 +275,12 @@ cdef class Segments(Entries):
         cdef uint64_t frames = 0
         cdef uint64_t last = 0
         cdef uint64_t chain = segment.known_chain
+        cdef uint64_t pause = SLICE
         cdef const uint8_t *frame = segment.frame_of(end, chain)
         while frame != NULL:
+            if end > pause:
+                PyErr_CheckSignals()
+                pause = end + SLICE
             if not self.take_frame(segment, frame, is_first):
                 raise CorruptionError(
                     segment.path, end, "a frame that goes on with what is before it",
@@ -310,6 +324,12 @@ cdef class Segments(Entries):
                 raise CorruptionError(
                     segment.path, LOG_HEADER_SIZE, "a frame that says what the segments before it came to", "none")
             position -= 1  # made ahead, or begun and torn: nobody was promised anything of it
+        if self.read_only:
+            if segment.end > LOG_HEADER_SIZE:
+                self.torn_bytes += torn_end - segment.end
+            while len(self.segments) > position + 1:
+                self.segments.pop().close()
+            return
         if self.segments[position].head.generation != self.named.number:
             self.name_newest(self.segments[position], self.named.number)  # before they go: none of them is missed
         while len(self.segments) > position + 1:
@@ -330,7 +350,7 @@ cdef class Segments(Entries):
         cdef Segment newest = self.newest
         cdef uint64_t low, high, middle
         cdef const uint8_t *frame
-        if not self.durable:
+        if not self.durable and not self.read_only:
             return 0
         low, high = max(newest.begin, self.first), self.last() + 1
         while low < high:
@@ -375,10 +395,8 @@ cdef class Segments(Entries):
                 self.forget_from(self.first)
                 self.first, self.least_term = index, 0
             self.forget_from(index)
-            if index == self.declared:
-                self.least_term = self.border_term
         elif kind == ITEM_VOTE:
-            self.current_term = term
+            self.current_term, self.vote_frame = term, frame
             self.current_vote = item_data(frame)[:item_size(frame)] if index else None
             return self.is_vote(self.current_vote)
         elif kind == ITEM_COMMIT:
@@ -386,9 +404,14 @@ cdef class Segments(Entries):
         return True
 
     cdef bint take_entry(self, const uint8_t *frame, uint64_t index) except -1:
+        cdef uint64_t least
         if index != self.last() + 1:
             return False
-        if item_term(frame) < (item_term(self.frame_at(self.count - 1)) if self.count else self.least_term):
+        if self.count:
+            least = item_term(self.frame_at(self.count - 1))
+        else:
+            least = self.border_term if self.first == self.declared else self.least_term
+        if item_term(frame) < least:
             return False
         self.reserve(1)
         self.push(frame)
@@ -401,8 +424,6 @@ cdef class Segments(Entries):
             if item_term(self.frame_at(index - self.first)) != term:
                 return False
             self.drop_before(index + 1)
-            if not self.count:
-                self.least_term = term
         self.declared, self.border_term = index + 1, term
         return True
 
@@ -428,6 +449,7 @@ cdef class Segments(Entries):
             self.drop_before(state.first)
         self.declared, self.border_term = state.first, state.border_term
         self.least_term = state.last_term
+        self.vote_frame = NULL
         self.committed = state.commit
         segment.begin = state.last + 1
         return True

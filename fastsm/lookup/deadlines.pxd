@@ -11,6 +11,7 @@ cdef class Deadlines:
     cdef Due *items
     cdef readonly size_t count
     cdef readonly size_t stale
+    cdef uint64_t version        # changes when items move
     cdef size_t room
     cdef bint by_number          # of sessions: equal deadlines are in the order of ids, else of keys
     cdef uint64_t doubtful       # places below come from a saved table
@@ -29,10 +30,12 @@ cdef class Deadlines:
 cdef class DueWalk:
     # Invariant: `frontier` is a heap of positions; what is due first of all that was not passed is its first one.
     cdef Deadlines deadlines
+    cdef uint64_t version        # of the deadlines when it began
     cdef size_t *frontier
     cdef size_t count, room
 
     cdef int begin(self, Deadlines deadlines) except -1
+    cdef bint holds(self) noexcept
     cdef const Due *first(self) noexcept
     cdef int pass_first(self, const uint8_t *arena) except -1
     cdef int enter(self, const uint8_t *arena, size_t position) except -1

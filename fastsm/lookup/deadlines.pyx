@@ -84,6 +84,7 @@ cdef class Deadlines:
             return -1
         added.deadline, added.place = deadline, place
         self.count += 1
+        self.version += 1
         while i:
             parent = (i - 1) / CHILDREN
             if not self.is_before(arena, &added, &self.items[parent]):
@@ -94,6 +95,7 @@ cdef class Deadlines:
         return 0
 
     cdef void drop_first(self, const uint8_t *arena) noexcept nogil:
+        self.version += 1
         self.count -= 1
         if self.count:
             self.items[0] = self.items[self.count]
@@ -121,6 +123,7 @@ cdef class Deadlines:
     cdef void keep(self, const uint8_t *arena, size_t count) noexcept nogil:
         """The first `count` items are all that count, in any order: makes a heap of them. O(count)."""
         cdef size_t i
+        self.version += 1
         self.count = count
         self.stale = 0
         if count < 2:
@@ -155,10 +158,15 @@ cdef class DueWalk:
 
     cdef int begin(self, Deadlines deadlines) except -1:
         self.deadlines = deadlines
+        self.version = deadlines.version
         self.count = 0
         if deadlines.count:
             self.enter(NULL, 0)
         return 0
+
+    cdef bint holds(self) noexcept:
+        """Whether nothing has moved since it began: a reader may have taken off what was stale."""
+        return self.deadlines is not None and self.version == self.deadlines.version
 
     cdef const Due *first(self) noexcept:
         """What is due first of all that was not passed; NULL at the end."""

@@ -359,7 +359,6 @@ class Reader(Follower):
         def tick(_done: int = 0) -> None:
             self._require()
 
-        capture.find(tick)
         return capture.last_included, state_checksum(capture, tick)
 
     def stats(self) -> ReaderStats:

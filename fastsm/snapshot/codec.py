@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastsm.errors import SnapshotError, SnapshotFormatError
+from fastsm.libraries import library
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -59,17 +59,17 @@ def decompress(read: Callable[[int], Buffer], stored_size: int, flat_size: int, 
     ``flat_size`` exactly, else it is a ``SnapshotFormatError`` that names ``path``; so is a window of more than
     8 MiB. Nothing beyond those sizes is read, made or kept: O(stored_size + flat_size), some 10 MiB of memory.
     """
-    library = _library()
+    zstd = _library()
     frame = _Frame(read, stored_size, flat_size, path)
     left = flat_size
     try:
-        reader = library.reader(frame)
+        reader = zstd.reader(frame)
         while piece := reader.read(min(PIECE, left + 1)):
             if len(piece) > left:
                 raise frame.error(f"{flat_size} bytes of content", "more")
             left -= len(piece)
             yield piece
-    except (library.error, EOFError) as error:
+    except (zstd.error, EOFError) as error:
         raise frame.error("a Zstandard frame", str(error)) from None
     if left:
         raise frame.error(f"{flat_size} bytes of content", f"{flat_size - left} bytes")
@@ -201,5 +201,5 @@ def _library() -> _Zstandard | _Own:
     """Imported by name: which of the two there is differs between versions of Python."""
     for name, wrapper in (("compression.zstd", _Own), ("zstandard", _Zstandard)):
         with contextlib.suppress(ImportError):
-            return wrapper(importlib.import_module(name))
+            return wrapper(library(name))
     raise SnapshotError('snapshots with compress="zstd" need the package zstandard: pip install "fastsm[zstd]"')

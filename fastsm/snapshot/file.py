@@ -19,7 +19,7 @@ from fastsm.disk.format import SnapshotHead
 from fastsm.disk.mapping import Descriptor
 from fastsm.errors import ChecksumMismatchError, CorruptionError, SnapshotError, SnapshotFormatError
 from fastsm.snapshot import codec
-from fastsm.types import LogId, SnapshotMetadata
+from fastsm.types import LogId, SnapshotMetadata, checked_metadata
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SNAPSHOT = "snapshot.fsm"
 LATEST = format.MAX_DEADLINE.to_bytes(8, "big")
 SESSION_ID_BYTES = 8
-PIECE = 8 << 20  # large, since each read and each sum takes the GIL once
+PIECE = 64 << 20  # large, since each read and each sum takes the GIL once
 _WORD = struct.Struct("<Q")
 CODECS = {format.CODEC_NONE: "none", format.CODEC_ZSTD: "zstd"}
 
@@ -192,8 +192,9 @@ def metadata_of(head: SnapshotHead) -> SnapshotMetadata:
 
 def check_metadata(metadata: SnapshotMetadata, head: SnapshotHead, path: str) -> None:
     """Whether a snapshot is the one that was announced."""
-    compare(path, "checksum as announced", bytes(metadata.checksum), head.checksum)
-    expected, found = LogId(*metadata.last_included), LogId(head.last_index, head.last_term)
+    metadata = checked_metadata(metadata, path)
+    compare(path, "checksum as announced", metadata.checksum, head.checksum)
+    expected, found = metadata.last_included, LogId(head.last_index, head.last_term)
     if expected != found:
         raise SnapshotError(f"{path}: expected a snapshot as of {expected}, found one as of {found}; get the right one")
 
@@ -202,7 +203,7 @@ def copy_checked(
     source: Descriptor, head: SnapshotHead, path: str, write: Callable[[memoryview], object] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Reads the whole file once, hands each piece (at most 8 MiB, in order) to ``write``, and compares ``checksum``.
+    """Reads the whole file once, hands each piece (at most 64 MiB, in order) to ``write``, and compares ``checksum``.
 
     What was written is what was checked, whatever becomes of the source: nothing is read twice. A piece lives until
     ``write`` returns. ``progress(done, total)`` may raise to give up. Raises ``ChecksumMismatchError``.

@@ -12,7 +12,7 @@ import blake3
 from fastsm.disk.files import make_directory, storage_errors
 from fastsm.errors import SnapshotFormatError
 from fastsm.snapshot import codec
-from fastsm.snapshot.file import SNAPSHOT, Snapshot
+from fastsm.snapshot.file import Snapshot
 from fastsm.snapshot.writer import present_head, put_in_place, remove_leftovers, temporary_file
 from fastsm.types import LogId, SnapshotMetadata
 
@@ -165,8 +165,9 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> SnapshotMetadata:
             with temporary_file(directory) as temporary:
                 directory.write(temporary.fd, data, 0)
                 directory.sync(temporary.fd)
+                assert temporary.name is not None
                 put_in_place(directory, temporary.name, metadata.last_included, seen)
-                temporary.name = SNAPSHOT
+                temporary.name = None  # from here on nobody removes it
             directory.sync_directory()
         finally:
             directory.close()

@@ -14,7 +14,7 @@ from fastsm.errors import FormatVersionError, LockedError, SnapshotError, Snapsh
 from fastsm.event_loops import call
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, check_metadata, metadata_of
 from fastsm.snapshot.writer import present_head, put_in_place
-from fastsm.types import LogId, SnapshotMetadata
+from fastsm.types import LogId, SnapshotMetadata, checked_metadata
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -62,9 +62,7 @@ class SnapshotReceiver:
     ) -> None:
         self.directory = os.fsdecode(directory)
         self.offset = 0
-        if not (metadata is None or isinstance(metadata, SnapshotMetadata)):
-            raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
-        self._announced = metadata and SnapshotMetadata(LogId(*metadata.last_included), bytes(metadata.checksum))
+        self._announced = None if metadata is None else checked_metadata(metadata, self.directory)
         self._head: SnapshotHead | None = None
         self._present: SnapshotHead | None = None  # of the complete file that was there at the opening
         self._whole: Descriptor | None = None  # that file, when it is the announced snapshot
@@ -227,6 +225,8 @@ class SnapshotReceiver:
                 self._finishing.wait()  # the outcome is here: the thread takes its last step
 
     def _finish_once(self, files: Directory, metadata: SnapshotMetadata | None) -> str:
+        if metadata is not None:
+            metadata = checked_metadata(metadata, self.directory)  # before anything is discarded for not being it
         if self._finished is None:
             with storage_errors(self._path, "receiving a snapshot"):
                 self._finish(files, metadata)

@@ -15,6 +15,8 @@ For one that stores, a second fixture, ``reopen``, adds the tests of what must s
 third one, ``with_procedures``, adds theirs.
 
 ``check_procedure`` finds a procedure that would come to something else on another replica.
+
+``RaftLogConformance`` does the same for the log of a Raft node, with a fixture ``raft_log``: an empty one.
 """
 
 try:
@@ -25,10 +27,13 @@ except ModuleNotFoundError as _error:
     raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from _error
 
 # So that a failure shows values next to its message.
-_RULES = ("answers", "calls", "commands", "conformance", "deadlines", "order", "snapshots", "storage", "waiting")
+_RULES = (
+    "answers", "calls", "commands", "conformance", "deadlines", "order", "raft_log", "snapshots", "storage", "waiting",
+)  # fmt: skip
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in _RULES))
 
 from fastsm.testing.conformance import StateMachineConformance  # noqa: E402  # not before that
 from fastsm.testing.procedures import check_procedure  # noqa: E402
+from fastsm.testing.raft_log import RaftLogConformance  # noqa: E402
 
-__all__ = ["StateMachineConformance", "check_procedure"]
+__all__ = ["RaftLogConformance", "StateMachineConformance", "check_procedure"]

@@ -82,7 +82,7 @@ class DeadlineRules:
 
     def test_a_tick_takes_the_earliest_first(self, timed: Any) -> None:
         """Keys in the order of deadline and key, then sessions, at most ``limit`` together; 0 moves the clock only."""
-        due = [(b"b", 1), (b"", 2), (b"\x00", 2), (b"aa", 2), (b"\xff" * 40, 2), (b"a", 3)]
+        due = [(b"b", 1), (b"", 2), (b"\x00", 2), (b"aa", 2), (b"az", 2), (b"ba", 2), (b"\xff" * 40, 2), (b"a", 3)]
         apply_commands(timed, *(fastsm.put(key, b"", expires=expires) for key, expires in reversed(due)))
         apply_commands(timed, fastsm.open_session(expires=1), fastsm.open_session(expires=0), fastsm.put(b"k", b""))
         assert apply_commands(timed, fastsm.tick(9, limit=0)) == [Answer(True, 0)], "a limit of 0 was not kept"

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,29 +91,32 @@ def _place(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _run(job: dict[str, Any], processes: int) -> list[Any]:
-    """The outcomes in each process; they run at the same time."""
-    children = []
-    try:
-        for number in range(processes):
-            zone = f"XXX{number % 12}"
-            children.append(subprocess.Popen(
-                [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONHASHSEED": str(1 + number), "TZ": zone},
-            ))
-        given = [pickle.dumps(job | {"shift": SHIFT * number}) for number in range(processes)]
-        said = [child.communicate(data, PATIENCE) for child, data in zip(children, given, strict=True)]
-    finally:
-        for child in children:
-            child.kill()  # one that is over stays so
-            child.wait()
-            for stream in (child.stdin, child.stdout, child.stderr):
-                if stream is not None:
-                    stream.close()
-    for child, (_, errors) in zip(children, said, strict=True):
-        if child.returncode != 0:
-            raise ValueError(
-                f"{job['file']}: cannot be loaded in another process, or ended it:\n{errors.decode(errors='replace')}")
-    return [pickle.loads(output) for output, _ in said]
+    """The outcomes in each process; they run at the same time, over files, so that none waits for another."""
+    children: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            for number in range(processes):
+                place = Path(name, str(number))
+                place.with_suffix(".job").write_bytes(pickle.dumps(job | {"shift": SHIFT * number}))
+                with (
+                    open(place.with_suffix(".job"), "rb") as given, open(place, "wb") as said,
+                    open(place.with_suffix(".errors"), "wb") as errors,
+                ):
+                    children.append(subprocess.Popen(
+                        [sys.executable, "-c", PROGRAM], stdin=given, stdout=said, stderr=errors,
+                        env={**os.environ, "PYTHONHASHSEED": str(1 + number), "TZ": f"XXX{number % 12}"},
+                    ))
+            ended = [child.wait(PATIENCE) for child in children]
+        finally:
+            for child in children:
+                child.kill()  # one that is over stays so
+                child.wait()
+        for number, code in enumerate(ended):
+            if code != 0:
+                errors_of_child = Path(name, f"{number}.errors").read_text(errors="replace")
+                raise ValueError(
+                    f"{job['file']}: cannot be loaded in another process, or ended it with {code}:\n{errors_of_child}")
+        return [pickle.loads(Path(name, str(number)).read_bytes()) for number in range(processes)]
 
 
 def _text(steps: list[Any]) -> str:

@@ -22,6 +22,7 @@ from fastsm.errors import CorruptionError, FastsmError, LockedError, StorageErro
 from fastsm.generation.names import CURRENT
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, open_snapshot
+from fastsm.tools import raft_logs
 from fastsm.tools.records import Run, snapshot_runs
 from fastsm.types import LogId, Recovery, SnapshotMetadata, Stats, log_id_text
 from fastsm.units import count_text, size_text
@@ -29,6 +30,7 @@ from fastsm.units import count_text, size_text
 Progress = Callable[[int, int], None]
 SHOWN_RUNS = 5
 STATE_FILE = re.compile(rf"{CURRENT}|(log|base)-\d+")
+A_LOG = "a Raft log; `fastsm inspect`, `fastsm verify` and `fastsm dump` read it"
 A_SNAPSHOT = "a snapshot; `fastsm restore` makes a state directory of it"
 
 
@@ -40,6 +42,8 @@ def is_directory(path: str) -> bool:
     names = names_at(path)
     if names is None or any(map(STATE_FILE.fullmatch, names)):
         return names is not None
+    if raft_logs.are_of_a_log(names):
+        raise _wrong(path, f"a state directory or a snapshot, found {A_LOG}")
     if SNAPSHOT in names:
         return False
     found = f"a directory with neither {CURRENT} nor {SNAPSHOT} in it"
@@ -55,7 +59,15 @@ def require_state(path: str | os.PathLike[str]) -> None:
         raise _wrong(path, f"a state directory, found {A_SNAPSHOT if snapshot else 'a file'}")
     if not any(map(STATE_FILE.fullmatch, names)):
         found = A_SNAPSHOT if SNAPSHOT in names else f"a directory without {CURRENT}"
+        if raft_logs.are_of_a_log(names):
+            found = A_LOG
         raise _wrong(path, f"a state directory, found {found}")
+
+
+def is_raft_log(path: str) -> bool:
+    """Whether a path leads to a Raft log's directory, whole or damaged."""
+    names = names_at(path)
+    return names is not None and not any(map(STATE_FILE.fullmatch, names)) and raft_logs.are_of_a_log(names)
 
 
 def begins_like_a_snapshot(path: str) -> bool:
@@ -148,6 +160,46 @@ class DirectoryReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LogReport:
+    """What a Raft log's directory holds."""
+
+    path: str
+    files: dict[str, int]
+    owner: LockedError | None
+    problem: str | None = None
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        owner = None if self.owner is None else {"pid": self.owner.pid, "since": self.owner.since}
+        return {
+            "kind": "raft log", "path": self.path, "files": self.files, "problem": self.problem, "owner": owner,
+            **self.found,
+        }  # fmt: skip
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The same for people: label and text."""
+        rows = [("Raft log", self.path), ("owner", owner_text(self.owner))]
+        if self.found:
+            first, last, last_term = (self.found[name] for name in ("first_index", "last_index", "last_term"))
+            held = f"{first:,} to {last:,}" if last >= first else f"none, after {last:,}"
+            vote = self.found["voted_for"]
+            rows += [
+                ("entries", f"{held}, the last of term {last_term:,}"),
+                ("durable", f"up to entry {self.found['durable_index']:,}, by what the files say"),
+                ("hard state", f"term {self.found['term']:,}, {'no vote' if vote is None else f'a vote for {vote}'}"),
+            ]
+        rows.append(("files", ", ".join(f"{name} {size_text(size)}" for name, size in self.files.items()) or "none"))
+        if self.problem is not None:
+            rows.append(("opening it", self.problem))
+        elif self.owner is not None:
+            rows.append(("opening it", "refused while its owner has it open"))
+        elif self.found.get("torn_bytes"):
+            rows.append(("opening it", f"cuts off a torn tail of {size_text(self.found['torn_bytes'])}"))
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotReport:
     """What a snapshot's header says; whether that is true is known after :func:`verify`."""
 
@@ -194,13 +246,15 @@ class SnapshotReport:
 
 # ---- look --------------------------------------------------------------------------------------------
 
-def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport:
+def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport | LogReport:
     """Returns what a directory or a snapshot's file holds. O(log), or O(saved table); O(runs) for a snapshot.
 
     Damage found on the way is the report's ``problem``. Raises ``StorageError`` when there is nothing to look at, and
     ``SnapshotFormatError`` for a file that is no snapshot.
     """
     path = os.fsdecode(path)
+    if is_raft_log(path):
+        return inspect_log(path)
     if not is_directory(path):
         with open_snapshot(path) as snapshot:
             return _inspect_snapshot(snapshot)
@@ -216,6 +270,18 @@ def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport:
         raise
     except FastsmError as error:
         return DirectoryReport(path, files, owner, str(error))
+
+
+def inspect_log(path: str) -> LogReport:
+    """Returns what a Raft log's directory holds. O(bytes)."""
+    owner, files = look_at_files(path)
+    try:
+        with raft_logs.opened(path) as log:
+            return LogReport(path, files, owner, None, log.facts())
+    except StorageError:
+        raise
+    except FastsmError as error:
+        return LogReport(path, files, owner, str(error))
 
 
 def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:
@@ -276,6 +342,9 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> st
     name. ``progress(done, total)``: in bytes. O(bytes).
     """
     path = os.fsdecode(path)
+    if is_raft_log(path):
+        with raft_logs.opened(path) as log:
+            return log.verified(progress)
     if not is_directory(path):
         with open_snapshot(path) as snapshot:
             snapshot.verify(progress)

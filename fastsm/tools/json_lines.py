@@ -35,11 +35,12 @@ from typing import Any
 from fastsm.answering import NO_DEADLINE, touch
 from fastsm.command import batch, config, delete, noop, put
 from fastsm.disk.format import MAX_DEADLINE, MAX_INDEX, is_session_value
-from fastsm.errors import FastsmError
+from fastsm.errors import CommandError, FastsmError
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import open_snapshot
 from fastsm.snapshot.model import State, snapshot_bytes, write_file
-from fastsm.tools.inspection import is_directory
+from fastsm.tools import raft_logs
+from fastsm.tools.inspection import is_directory, is_raft_log
 from fastsm.tools.new_state import new_state
 from fastsm.tools.records import Run, log_frames, snapshot_records, snapshot_runs
 from fastsm.types import Entry, LogId
@@ -88,6 +89,12 @@ def _with_end(lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def _state_lines(path: str, prefix: bytes, as_of: int | None) -> Iterator[Line]:
+    if is_raft_log(path):
+        if prefix or as_of is not None:
+            raise FastsmError(
+                f"{path}: a Raft log has entries, and no state with keys: --log --from and --to choose among them")
+        yield from _entry_lines(path, 0, None)
+        return
     if not is_directory(path):
         if as_of is not None:
             raise FastsmError(f"{path}: expected a directory for the state as of an entry, found a snapshot")
@@ -147,7 +154,23 @@ def dump_log(path: str | os.PathLike[str], *, first: int = 0, last: int | None =
     return _with_end(_log_lines(os.fsdecode(path), first, last))
 
 
+def _entry_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
+    with raft_logs.opened(path) as log:
+        log.verified(None)
+        facts = log.facts()
+        term, vote = facts["term"], log.vote()
+        head: Line = {"operation": "raft log", "end": True, "term": term}
+        head |= {} if vote is None else text_or_base64("voted_for", vote)
+        yield head | {name: facts[name] for name in ("border_index", "border_term", "first_index", "last_index")}
+        for entry in log.entries(first, last):
+            yield {"operation": "entry", "index": entry.index, "term": entry.term} | text_or_base64(
+                "command", entry.command)
+
+
 def _log_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
+    if is_raft_log(path):
+        yield from _entry_lines(path, first, last)
+        return
     if not is_directory(path):
         raise FastsmError(f"{path}: expected a directory, which has a log, found a snapshot")
     with FastStateMachine(path, read_only=True, verify_on_open="full") as machine:
@@ -226,6 +249,10 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
             raise LoadError(1, f"expected entries up to {last}, as this line says, found {machine.last_applied()}")
         # A dump that ends early (``last``) is a state as of where it ends: Raft sends what came after.
         if last.index > machine.last_applied().index and head.get("last") is None:
+            if last.term < machine.last_applied().term:
+                raise LoadError(
+                    1, f"expected a last_applied of a term from {machine.last_applied().term} on, found {last}: terms "
+                    "never fall")
             machine.update_last_applied(last)
         if unsaid.sessions or unsaid.clock:
             _install(machine, machine.path, unsaid)
@@ -309,12 +336,13 @@ def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
     number, line = first
     if line.get("operation") not in ("state", "log"):
         return {}, _up_to_end(chain([first], parsed), announced=False)
+    runs = _runs(number, line)
     for name in ("last_applied", "base"):
         if not _is_numbers(line.get(name, [0, 0]), 2):
             raise LoadError(number, f"expected {name}, [index, term], found {line[name]!r}")
-    runs = line.get("runs", [])
-    if not isinstance(runs, list) or not all(_is_numbers(run, 3) for run in runs):
-        raise LoadError(number, "expected runs, each [first index, last index, term]")
+    last = LogId(*line.get("last_applied", [MAX_INDEX, MAX_INDEX]))
+    if runs and not (runs[-1].last <= last.index and (runs[-1].term or 0) <= last.term):
+        raise LoadError(number, f"expected runs up to last_applied, {last}, found {runs[-1]}")
     if line.get("base", [0, 0])[0]:
         raise LoadError(number, "this log starts behind a base, so it is no state of its own; load a dump of the state")
     if not _is_deadline(line.get("clock", 0)):
@@ -322,6 +350,21 @@ def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
     if not _is_number(line.get("keys", 0)):
         raise LoadError(number, f"expected a number of keys, found {line['keys']!r}")
     return line, _up_to_end(parsed, announced=line.get("end") is True)
+
+
+def _runs(number: int, line: Line) -> list[Run]:
+    """The runs of terms that the first line announces."""
+    runs = line.get("runs", [])
+    if not isinstance(runs, list) or not all(_is_numbers(run, 3) for run in runs):
+        raise LoadError(number, "expected runs, each [first index, last index, term]")
+    seen = lowest = 0
+    for first, last, term in runs:
+        if not (seen < first <= last and term >= lowest):
+            raise LoadError(
+                number, f"expected runs whose indexes rise and whose terms never fall, found {[first, last, term]} "
+                f"after entry {seen} of term {lowest}")
+        seen, lowest = last, term
+    return [Run(*run) for run in runs]
 
 
 def _up_to_end(lines: Iterator[tuple[int, Line]], *, announced: bool) -> Iterator[tuple[int, Line]]:
@@ -374,11 +417,14 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
 
 
 def _entries(lines: Iterator[tuple[int, Line]], runs: list[Run]) -> Iterator[Entry]:
-    """One entry for each index, and no-ops where a run of terms begins or ends without one."""
+    """One entry for each index, and no-ops where a run of terms begins or ends without one.
+
+    Where runs were announced each entry lies in one of them: so the no-ops between have terms that never fall.
+    """
     ahead = runs[::-1]
     run = Run(0, 0, 0)
     applied = 0
-    for log_id, commands in _by_entry(lines):
+    for number, log_id, command in _by_entry(lines):
         while ahead and ahead[-1].first <= log_id.index:
             if applied < run.last:
                 yield _noop(run.last, run)
@@ -386,7 +432,9 @@ def _entries(lines: Iterator[tuple[int, Line]], runs: list[Run]) -> Iterator[Ent
             if run.first < log_id.index:
                 yield _noop(run.first, run)
             applied = run.first
-        yield Entry(*log_id, commands[0] if len(commands) == 1 else batch(commands))
+        if runs and not (run.first <= log_id.index <= run.last and run.term == log_id.term):
+            raise LoadError(number, f"expected an entry of the runs that the first line announces, found {log_id}")
+        yield Entry(*log_id, command)
         applied = log_id.index
     for rest in [run, *ahead[::-1]]:
         yield from (_noop(index, rest) for index in sorted({rest.first, rest.last}) if index > applied)
@@ -396,7 +444,8 @@ def _noop(index: int, run: Run) -> Entry:
     return Entry(index, run.term or 0, noop())
 
 
-def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[LogId, list[bytes]]]:
+def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, bytes]]:
+    """The number of its first line, the id and the command of each entry."""
     last = LogId(0, 1)
     lines = (item for item in lines if item[1].get("operation") not in OF_THE_LOG)
 
@@ -405,13 +454,30 @@ def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[LogId, list[b
         nonlocal last
         number, line = item
         found = line.get("index", last.index + 1), line.get("term", last.term)
-        if not all(map(_is_number, found)) or found < last or found[0] == 0:
-            raise LoadError(number, f"expected an index from 1 on and a term, not below {tuple(last)}, found {found}")
+        if not all(map(_is_number, found)) or found[0] < max(last.index, 1) or found[1] < last.term:
+            raise LoadError(
+                number, f"expected an index from 1 on and a term, neither below {tuple(last)}, found {found}: indexes "
+                "rise and terms never fall")
+        if found[0] == last.index and found[1] != last.term:
+            raise LoadError(number, f"expected term {last.term} again for entry {last.index}, found {found[1]}")
         last = LogId(*found)
         return last
 
     for log_id, group in groupby(lines, place):
-        yield log_id, [command for item in group for command in _commands(*item)]
+        items = list(group)
+        yield items[0][0], log_id, _command_of(items)
+
+
+def _command_of(items: list[tuple[int, Line]]) -> bytes:
+    """What the lines of one entry do."""
+    number = items[0][0]
+    try:
+        commands = []
+        for number, line in items:
+            commands += _commands(number, line)
+        return commands[0] if len(commands) == 1 else batch(commands)
+    except CommandError as error:  # a key that is too long, or too many lines of one entry
+        raise LoadError(number, str(error)) from None
 
 
 def _commands(number: int, line: Line) -> list[bytes]:

@@ -499,3 +499,26 @@ def test_the_demo_kills_early_and_after_entries_that_were_never_flushed(tmp_path
     )
     assert flushed < killed <= -(-last * 3 // 4)
     assert f"{killed - flushed:,} unflushed" in lines["apply in a child"]
+
+
+@pytest.mark.parametrize("place", ["the path itself", "snapshot.fsm in a folder", "CURRENT in a folder"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "FIFO"), ("verify", "FIFO"), ("get", "FIFO", "key"), ("scan", "FIFO"), ("count", "FIFO"),
+        ("dump", "FIFO"), ("compact", "FIFO"), ("repair", "FIFO"), ("snapshot", "FIFO", "new"),
+        ("restore", "FIFO", "new"),
+    ],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_no_command_waits_for_a_fifo_without_a_writer(tmp_path, arguments, place):
+    """A FIFO in place of a directory or a snapshot is an error at once, and nothing is made of it."""
+    path = tmp_path / "fifo"
+    if place != "the path itself":
+        path.mkdir()
+    os.mkfifo(path if place == "the path itself" else path / place.partition(" ")[0])
+    done = run(tmp_path, *(str(path) if one == "FIFO" else one for one in arguments))
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert str(path) in done.stderr.replace("\n", "")
+    assert os.listdir(tmp_path / "cwd") == []

@@ -11,7 +11,9 @@ import errno
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -115,6 +117,17 @@ def reopened(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
         return again.last_applied(), dict(again.items())
 
 
+def acts_for(thread: int, machine: FastStateMachine) -> bool:
+    """Whether the caller's is a thread, or the one that takes the step to a next generation for it."""
+    if threading.get_ident() == thread:
+        return True
+    try:
+        inside(machine).turns.check()
+    except ReentryError:
+        return True
+    return False
+
+
 def seams_of(outer: str, tmp_path: Path) -> list[tuple[str, int]]:
     """The calls of the system that a method makes by its own thread: the first and the last of each kind."""
     disk = Disk()
@@ -123,7 +136,7 @@ def seams_of(outer: str, tmp_path: Path) -> list[tuple[str, int]]:
     fill(machine, tmp_path)
 
     def note(call: Call) -> None:
-        if threading.get_ident() == me and call.method in seen:
+        if call.method in seen and acts_for(me, machine):
             seen[call.method] += 1
 
     disk.before = note
@@ -154,7 +167,7 @@ def check_pair(outer: str, inner: str, sync: Any, at: tuple[str, int], tmp_path:
     me, left, came = threading.get_ident(), [at[1]], []
 
     def interrupt(call: Call) -> None:
-        if threading.get_ident() != me or call.method != at[0] or came:
+        if call.method != at[0] or came or not acts_for(me, machine):
             return
         left[0] -= 1
         if left[0] == 0:
@@ -344,7 +357,7 @@ def closing(machine: FastStateMachine, seam: str, nth: int) -> Callable[[Call], 
 
     def interrupt(call: Call) -> None:
         nonlocal left
-        if threading.get_ident() == me and call.method == seam:
+        if call.method == seam and acts_for(me, machine):
             left -= 1
             if left == 0:
                 machine.close()
@@ -460,3 +473,85 @@ def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
     assert starts >= 4
     machine.close()
     assert reopened(machine)[0] == LogId(0, 0)
+
+
+# ---- closes and imports ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", ["thread", "coroutine"])
+def test_two_jobs_whose_callbacks_close_do_not_wait_for_each_other(tmp_path: Path, second: str) -> None:
+    """A callback's close waits for the other job, unless that one closes, too: both end, and so does the machine."""
+    machine = FastStateMachine(tmp_path / "state", retain_entries=0)
+    fill(machine, tmp_path)
+    both = threading.Barrier(2)
+    met: set[int] = set()
+
+    def close(*_: object) -> None:
+        if threading.get_ident() not in met:
+            met.add(threading.get_ident())
+            both.wait(PATIENCE)
+        machine.close()
+
+    def snapshot() -> None:
+        if second == "thread":
+            machine.write_snapshot(tmp_path / "target", progress=close)
+        else:
+            asyncio.run(machine.generate_snapshot_data(tmp_path / "target", progress=close))
+
+    with in_thread(lambda: machine.compact(progress=close)) as first, in_thread(snapshot) as other:
+        pass
+    for outcome in (first, other):
+        assert isinstance(outcome.error, (FastsmError, type(None))), outcome.error
+    assert not machine.is_running()
+    assert reopened(machine)[0] == LogId(20, 1)
+
+
+HALF_IMPORTED = """
+    import faulthandler, importlib.abc, sys
+    import fastsm
+
+    faulthandler.dump_traceback_later(60, exit=True)
+    machine = fastsm.FastStateMachine(sys.argv[1])
+    machine.apply([(index, 1, fastsm.put(b"%d" % index, b"v")) for index in range(1, 10)])
+    calls = {"items": lambda: len(list(machine.items())), "keys": lambda: len(list(machine.keys())),
+             "live_records": lambda: len(list(machine.live_records())), "scan": lambda: len(machine.scan(b"", None)[0]),
+             "columns": lambda: machine.columns(), "get_columns": lambda: machine.get_columns([b"1"]),
+             "entry_terms": lambda: machine.entry_terms([1, 2]),
+             "snapshot": lambda: machine.write_snapshot(sys.argv[1] + "-snapshot", compress="zstd")}
+    found = {}
+
+    class Handler(importlib.abc.MetaPathFinder):
+        # Runs in the middle of the import, as a signal handler would.
+        def find_spec(self, name, path, target=None):
+            if name in ("numpy.linalg", "numpy.lib", "numpy.random", "zstandard.backend_c") and not found:
+                for method, call in calls.items():
+                    try:
+                        found[method] = call()
+                    except fastsm.ReentryError as error:
+                        found[method] = "refused"
+            return None
+
+    sys.meta_path.insert(0, Handler())
+    assert "numpy" not in sys.modules
+    if sys.argv[2] == "numpy":
+        machine.columns()
+        refused = {"columns", "get_columns", "entry_terms"}
+    else:
+        machine.write_snapshot(sys.argv[1] + "-snapshot", compress="zstd")
+        refused = {"snapshot"}
+    assert {name for name, what in found.items() if isinstance(what, str)} == refused, found
+    for method, call in calls.items():
+        again = call()
+        assert not isinstance(again, int) or found[method] == again
+    machine.close()
+    print("fine")
+"""
+
+
+@pytest.mark.parametrize("module", ["numpy", "zstandard"])
+def test_a_call_in_the_middle_of_an_import_is_right_or_refused(tmp_path: Path, module: str) -> None:
+    """A handler that needs a library that its own thread is importing gets a ReentryError, and nothing half made."""
+    pytest.importorskip(module)
+    command = [sys.executable, "-c", textwrap.dedent(HALF_IMPORTED), str(tmp_path / "state"), module]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "fine"), ended.stderr

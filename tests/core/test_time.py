@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,19 @@ import pytest
 import fastsm
 import fastsm.core.generations
 from fastsm import Answer, Entry, FastStateMachine, LogId, MemoryStateMachine, open_snapshot
+from fastsm.snapshot.model import State
+from support import by_hand
+from support.by_hand import record
 from support.faulty import crash_copy
 from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 KEYS = [b"", b"\x00", b"a", b"ab", b"b", b"\xff" * 40, *(b"key %d" % i for i in range(6))]
+
+
+@pytest.fixture
+def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
+    return machine_at(directory)
 
 
 def applied(machine: Any, *commands: bytes) -> list[Any]:
@@ -129,6 +139,11 @@ def test_time_is_as_the_model_says(
 ) -> None:
     """Results, deadlines, clock and checksums: now, as of earlier entries, after compactions, kills and installs."""
     monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0 if seed % 2 else 1 << 40)
+    compare(tmp_path, seed, machine_at)
+
+
+def compare(tmp_path: Path, seed: int, machine_at: Opener) -> None:
+    """A random walk of a machine and its model; an ``AssertionError`` where they differ."""
     dice, invented = random.Random(seed), Invented(seed)
     path = tmp_path / "state"
     options = {"procedures": [meddle], "retain_entries": 30}
@@ -172,6 +187,57 @@ def test_time_is_as_the_model_says(
             as_of = LogId(index, machine.entry_term(index) or 0)
             assert machine.state_checksum(as_of) == model.state_checksum(as_of)
     assert machine.state_checksum() == model.state_checksum()
+
+
+class ForgetsInCompactions(FastStateMachine):
+    """A deadline is lost by compaction."""
+
+    compacted = False
+
+    def compact(self, *arguments: Any) -> None:
+        super().compact(*arguments)
+        self.compacted = True
+
+    def deadline(self, key: Any, /) -> int | None:
+        return None if self.compacted else super().deadline(key)
+
+
+def deadline_survives(state: State, log_id: LogId, key: bytes, value: bytes, expires: int | None = None) -> None:
+    """A deadline survives an overwrite without one."""
+    expires = state.deadline(key) if expires is None else expires
+    right["put"](state, log_id, key, value, expires)
+
+
+def by_hash(state: State) -> list[tuple[int, bytes]]:
+    """Equal deadlines are in the order of a hash."""
+    return sorted(right["deadlines_of_keys"](state), key=lambda due: (due[0], hashlib.sha256(due[1]).digest()))
+
+
+def touch_is_a_write(state: State, log_id: LogId, key: bytes, expires: int | None) -> None:
+    """A touch writes the value again."""
+    right["put"](state, log_id, key, state.values[key], expires)
+
+
+right: dict[str, Any] = {name: getattr(State, name) for name in ("put", "deadlines_of_keys", "touch")}
+PLANTED = {"put": deadline_survives, "deadlines_of_keys": by_hash, "touch": touch_is_a_write}
+
+
+@pytest.mark.parametrize("name", [*PLANTED, "compact"])
+def test_planted_faults_are_found(
+    tmp_path: Path, name: str, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walk next to the model finds each of the classic mistakes within some seeds."""
+    if name == "compact":
+        monkeypatch.setattr(fastsm, "FastStateMachine", ForgetsInCompactions)  # which the fixture makes
+    else:
+        monkeypatch.setattr(State, name, PLANTED[name])
+    for seed in range(20):
+        (tmp_path / f"{seed}").mkdir()
+        try:
+            compare(tmp_path / f"{seed}", seed, machine_at)
+        except AssertionError:
+            return
+    pytest.fail(f"a fault in {name} was not found")
 
 
 def test_a_saved_table_has_sessions_deadlines_and_clock(
@@ -305,3 +371,73 @@ def test_a_range_in_a_procedure_looks_at_its_own_keys_alone(directory: Path, mac
     assert applied(machine, *(fastsm.call("pop", b"1") for _ in range(100))) == [
         Answer(True, b"%05d" % (10_001 + i)) for i in range(100)]
     assert order.looks - looks < 100 * 300
+
+
+# ---- readers meanwhile -----------------------------------------------------------------------------------
+
+def test_a_reader_between_two_ticks_of_a_chunk_changes_nothing(directory: Path, machine_at: Opener) -> None:
+    """It takes off what is stale, and so moves deadlines, while a procedure runs; the second tick goes on rightly."""
+    machines: list[Any] = []
+
+    @fastsm.procedure
+    def let_others_read(tx: Any, payload: bytes) -> int:
+        reader = threading.Thread(target=machines[0].next_deadline)
+        reader.start()
+        reader.join()
+        return tx.clock
+
+    machines.append(machine_at(directory, procedures=[let_others_read]))
+    model = MemoryStateMachine(procedures=[fastsm.procedure(name="let_others_read")(lambda tx, payload: tx.clock)])
+    for each in (*machines, model):
+        applied(each, *(fastsm.put(b"%d" % i, b"", expires=100 + i * 7 % 90) for i in range(90)))
+        applied(each, *(fastsm.touch(b"%d" % i, 150 + i) for i in range(0, 60, 2)))
+    chunk = [
+        fastsm.tick(130, limit=3), fastsm.call("let_others_read"), fastsm.tick(140, limit=9),
+        fastsm.call("let_others_read"), fastsm.tick(190)]
+    assert applied(machines[0], *chunk) == applied(model, *chunk)
+    inside(machines[0]).check()
+    assert state_of(machines[0]) == state_of(model)
+
+
+def test_a_range_in_a_procedure_does_not_open_the_machine_to_it(directory: Path, machine_at: Opener) -> None:
+    """After a scan through tx a call of the machine on the procedure's thread is refused, as before."""
+    machines: list[FastStateMachine] = []
+
+    @fastsm.procedure
+    def read_past_tx(tx: Any, payload: bytes) -> Any:
+        seen = tx.scan()
+        for call in (machines[0].clock, machines[0].next_deadline, lambda: machines[0].deadline(b"a")):
+            with pytest.raises(fastsm.ProcedureError):
+                call()
+        return [key for key, _ in seen]
+
+    machines.append(machine_at(directory, procedures=[read_past_tx]))
+    applied(machines[0], fastsm.put(b"a", b""))
+    assert applied(machines[0], fastsm.call("read_past_tx")) == [Answer(True, [b"a"])]
+
+
+# ---- snapshots that cannot be ------------------------------------------------------------------------------
+
+PUT, SESSION, TOUCH = 1, 6, 8
+TWICE: dict[str, tuple[list[bytes], dict[str, int]]] = {
+    "a key": ([record(PUT, 1, b"k", b"1"), record(PUT, 2, b"k", b"2")], {"keys": 1}),
+    "a session": ([record(SESSION, 1, bytes(8), bytes(16)), record(SESSION, 2, bytes(8), bytes(16))], {"sessions": 1}),
+    "a touch": (
+        [record(PUT, 1, b"k", b"1"), record(TOUCH, 2, b"k", b"", 5), record(TOUCH, 2, b"k", b"", 6)], {"keys": 1}),
+    "a touch before the put": ([record(TOUCH, 1, b"k", b"", 5), record(PUT, 2, b"k", b"1")], {"keys": 1}),
+    "a touch of no key": ([record(TOUCH, 2, b"k", b"", 5)], {}),
+}
+
+
+@pytest.mark.parametrize("what", TWICE)
+def test_a_snapshot_with_a_record_too_many_is_not_installed(tmp_path: Path, what: str, machine_at: Opener) -> None:
+    """Whatever its header says of numbers: equal states have equal bytes. The old state stays."""
+    records, numbers = TWICE[what]
+    (tmp_path / "file").write_bytes(by_hand.snapshot(
+        (2, 1), [by_hand.term_run(1, 2, 1)], records, **{"keys": 0, "sessions": 0, **numbers}))
+    machine = machine_at(tmp_path / "state")
+    applied(machine, fastsm.put(b"old", b"state"))
+    for each in (machine, MemoryStateMachine()):
+        with pytest.raises(fastsm.SnapshotError):
+            each.install_snapshot(None, tmp_path / "file")
+    assert list(machine.items()) == [(b"old", b"state")]

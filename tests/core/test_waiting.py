@@ -8,13 +8,25 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fastsm
-from fastsm import FastStateMachine, LogId, MemoryStateMachine, NotRunningError, OrderError, ReadOnlyError, ReentryError
-from support.faulty import PATIENCE
+from fastsm import (
+    FastStateMachine,
+    LogId,
+    MemoryStateMachine,
+    NotRunningError,
+    OrderError,
+    ReadOnlyError,
+    ReentryError,
+    StorageError,
+)
+from support.faulty import PATIENCE, Disk, memory_directory
 from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
@@ -179,6 +191,82 @@ def test_a_poisoned_or_read_only_machine_says_so(directory: Path, machine_at: Op
     machine_at(directory).close()
     with FastStateMachine(directory, read_only=True) as machine, pytest.raises(ReadOnlyError):
         machine.wait_applied(1)
+
+
+def test_a_handler_that_outlasts_the_deadline_does_not_make_it_endless(machine: Machine) -> None:
+    """The time that signal handlers take on top of the wait counts: the timeout ends it after them."""
+    ended = threading.Event()
+
+    def handler(*_: object) -> None:
+        deadline = time.monotonic() + 0.2
+        while time.monotonic() < deadline:  # longer than the wait
+            pass
+        ended.set()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    main = threading.get_ident()
+    thread = started(lambda: (until_waiting(machine), signal.pthread_kill(main, signal.SIGUSR1)))
+    try:
+        with pytest.raises(TimeoutError):
+            machine.wait_applied(1, timeout=0.1)
+    finally:
+        thread.join(PATIENCE)
+        signal.signal(signal.SIGUSR1, before)
+    assert waiters(machine) == 0
+
+
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+def test_a_failed_sync_ends_the_wait(directory: Path, machine_at: Opener, kind: str) -> None:
+    """Once the machine is poisoned nothing will be applied: those who wait are told of the StorageError immediately."""
+    disk = Disk()
+    machine = machine_at(directory, _files=disk.files)
+    machine.apply([put(1)])
+    found: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            if kind == "thread":
+                machine.wait_applied(7)
+            else:
+                asyncio.run(machine.wait_applied_async(7))
+        except Exception as caught:
+            found.append(caught)
+
+    thread = started(wait)
+    until_waiting(machine)
+    disk.fail("sync")
+    with pytest.raises(StorageError):
+        machine.flush()
+    thread.join(PATIENCE)
+    assert [type(one) for one in found] == [StorageError]
+    with pytest.raises(StorageError):
+        machine.wait_applied(7)
+    with pytest.raises(StorageError):
+        machine.close()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["wait", "cancel", "apply"]), st.integers(1, 30)), max_size=60))
+def test_waiters_are_told_as_a_model_says(steps: list[tuple[str, int]]) -> None:
+    """In whatever order they come: those up to the applied index are told, by index and then by arrival."""
+    with memory_directory() as root, FastStateMachine(root / "state", contiguous=False) as machine:
+        engine = inside(machine)
+        queue: SimpleQueue[Any] = SimpleQueue()
+        model: list[tuple[int, int, Any]] = []
+        for number, (step, index) in enumerate(steps):
+            if step == "wait":
+                ticket = engine.await_applied(index, queue, None, False)
+                assert (ticket is None) == (index <= machine.last_applied().index)
+                if ticket is not None:
+                    model.append((index, number, ticket))
+            elif step == "cancel" and model:
+                engine.wait_no_more(model.pop(index % len(model))[2])
+            elif step == "apply" and index > machine.last_applied().index:
+                machine.update_last_applied((index, 1))
+                told = sorted(one for one in model if one[0] <= index)
+                model = [one for one in model if one[0] > index]
+                assert [queue.get_nowait() for _ in told] == [one[2] for one in told]
+            assert queue.empty()
+            assert engine.waiting_for_entries() == len(model)
 
 
 def test_a_handler_does_not_wait_for_the_apply_below_it(directory: Path, machine_at: Opener) -> None:

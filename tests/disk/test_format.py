@@ -13,6 +13,7 @@ import fastsm
 from fastsm import CorruptionError, FastStateMachine, FormatVersionError, LogId, SnapshotMetadata
 from fastsm.disk import format
 from support.by_hand import (
+    CLOCK,
     CLOSE,
     CONFIG,
     CURRENT,
@@ -33,6 +34,7 @@ from support.by_hand import (
     SNAPSHOT_HEAD,
     START,
     TABLE,
+    TOUCH,
     current,
     frame,
     frame_checksum,
@@ -104,6 +106,7 @@ SAVED = format.SavedTable(
     last_checksum=2**62, clock=77, clock_place=168, touch_place=176, key_deadlines=3, session_deadlines=1,
     sessions=format.SavedPart(3, 4, 5, 1, 0), touches=format.SavedPart(6, 7, 0, 0, 0), body_checksum=2**63,
 )
+FLAT = (*SAVED[:-3], *SAVED.sessions, *SAVED.touches, SAVED.body_checksum)
 TABLE_SIZE = 65_536 + 2 * 65_536 + 32_832  # the second table's segment at the next multiple
 
 
@@ -111,8 +114,7 @@ def test_headers_are_what_struct_makes() -> None:
     """Packing a header gives the bytes that `struct` and the reference checksum give."""
     assert format.pack_log_head(HEAD) == log_head(HEAD.identity, 3, (10**12, 77), 4_096, b"\7" * 32)
     assert format.pack_current(NAMED) == current(NAMED.identity, 3, 123_456, 123_000, 2**64 - 9)
-    assert format.pack_saved_table(SAVED) == sealed(
-        TABLE, b"FASTSM-T", 0, 0, *SAVED[:-3], *SAVED.sessions, *SAVED.touches, SAVED.body_checksum)
+    assert format.pack_saved_table(SAVED) == sealed(TABLE, b"FASTSM-T", 0, 0, *FLAT)
 
 
 def test_headers_come_back() -> None:
@@ -169,7 +171,7 @@ def test_a_foreign_version_is_told_from_damage(version: int) -> None:
     """Another version under a right checksum is a FormatVersionError; under a wrong one it is damage."""
     log = sealed(LOG, b"FASTSM-L", version, 0, 1, 2, 3, 4, 0, bytes(32))
     named = sealed(CURRENT, b"FASTSM-C", version, 0, 1, 2, 3, 0, 0)
-    saved = sealed(TABLE, b"FASTSM-T", version, 0, *SAVED)
+    saved = sealed(TABLE, b"FASTSM-T", version, 0, *FLAT)
     for unpack, packed in ((format.unpack_log_head, log), (format.unpack_current, named), (unpack_table, saved)):
         with pytest.raises(FormatVersionError, match=f"version {version}") as caught:
             unpack(packed, "file")
@@ -190,7 +192,7 @@ def test_reserved_bytes_are_refused() -> None:
     for packed, unpack, offset in (
         (sealed(LOG, b"FASTSM-L", 0, 1, 1, 2, 3, 4, 0, bytes(32)), format.unpack_log_head, 12),
         (sealed(CURRENT, b"FASTSM-C", 0, 1, 1, 2, 3, 0, 0), format.unpack_current, 12),
-        (sealed(TABLE, b"FASTSM-T", 0, 1, *SAVED), unpack_table, 12),
+        (sealed(TABLE, b"FASTSM-T", 0, 1, *FLAT), unpack_table, 12),
     ):
         with pytest.raises(CorruptionError) as caught:
             unpack(packed, "file")
@@ -210,10 +212,12 @@ def test_a_base_that_cannot_be_is_corruption(base: tuple[int, int], size: int, o
 
 def test_sections_of_a_saved_table_lie_one_behind_the_other() -> None:
     """Each section starts at a multiple of 8, the segments at one of 65,536, and the last ends the file."""
-    assert SAVED.sections == (160, 232, 280, 320, 65_536, TABLE_SIZE)
-    assert SAVED._replace(metadata_size=0, dead_words=0).sections == (160, 232, 232, 232, 65_536, TABLE_SIZE)
-    assert SAVED._replace(metadata_size=9).sections.dead == 232 + 16
-    assert SAVED._replace(depth=14).sections == (160, 232, 280, 320, 131_072, TABLE_SIZE + 65_536)
+    # Two entries of a directory take 8 bytes, one is padded to as many; the touches have no segments, and so none.
+    assert SAVED.sections == (
+        280, 352, 400, (440, 448, 456), (456, 504), 520, (65_536, 196_608, 229_440), TABLE_SIZE)
+    assert SAVED._replace(metadata_size=0, dead_words=0).sections[:4] == (280, 352, 352, (352, 360, 368))
+    assert SAVED._replace(metadata_size=9).sections.dead == 352 + 16
+    assert SAVED._replace(depth=14).sections.segments == (131_072, 262_144, 294_976)
 
 
 @pytest.mark.parametrize("field", ["runs", "metadata_size", "dead_words", "segments", "depth"])
@@ -322,7 +326,21 @@ MALFORMED = {
     "a value that reaches behind the frame": ([run(1, 1)], struct.pack(RECORD, 1, 9, 0, PUT, 0) + bytes(8)),
     "the largest value size": ([run(1, 1)], struct.pack(RECORD, 1, 2**32 - 1, 65_535, PUT, 0)),
     "operation 0": ([run(1, 1)], record(0, 1)),
-    "operation 8": ([run(1, 1)], record(8, 1)),
+    "operation 10": ([run(1, 1)], record(10, 1)),
+    "a touch with a value": ([run(1, 1)], record(TOUCH, 1, b"k", b"v")),
+    "a touch in a gap": ([run(1, GAP), run(2, 1)], record(TOUCH, 1, b"k")),
+    "a deadline out of range": ([run(1, 1)], record(PUT, 1, b"k", b"v", 2**63)),
+    "a touch with a deadline out of range": ([run(1, 1)], record(TOUCH, 1, b"k", b"", 2**64 - 1)),
+    "a byte that promises a deadline beyond the frame": ([run(1, 1)], record(PUT, 1, b"k", b"v", timed=1)),
+    "a byte that promises two deadlines": ([run(1, 1)], record(PUT, 1, b"k", b"v", 5, timed=2) + bytes(8)),
+    "a delete with a deadline": ([run(1, 1)], record(DELETE, 1, b"k", b"", 5)),
+    "a config with a deadline": ([run(1, 1)], record(CONFIG, 1, b"", b"v", 5)),
+    "padding that is not zero before a deadline": (
+        [run(1, 1)], record(PUT, 1, b"k", b"v", 5, timed=1)[:-9] + b"\1" + bytes(8)),
+    "a clock with a key": ([run(1, 1)], record(CLOCK, 1, b"k", b"\1" + bytes(7))),
+    "a clock cut short": ([run(1, 1)], record(CLOCK, 1, b"", b"\1" + bytes(6))),
+    "a clock of 0": ([run(1, 1)], record(CLOCK, 1, b"", bytes(8))),
+    "a clock out of range": ([run(1, 1)], record(CLOCK, 1, b"", bytes(7) + b"\x80")),
     "a session without a number": ([run(1, 1)], record(6, 1, b"", bytes(16))),
     "a session cut short": ([run(1, 1)], record(6, 1, bytes(8), bytes(15))),
     "a session with a result before its first command": ([run(1, 1)], record(6, 1, bytes(8), bytes(17))),

@@ -13,6 +13,7 @@ import pytest
 import fastsm
 from fastsm import FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata, open_snapshot
 from support.golden import COMMANDS, LONG, long_history, play
+from support.inside import inside
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
@@ -36,6 +37,12 @@ def assert_items(machine: FastStateMachine, expected: dict[str, Any]) -> None:
     assert machine.len() == len(expected["items"])
     for key, value in expected["items"].items():
         assert machine.get(bytes.fromhex(key)) == bytes.fromhex(value)
+        assert machine.deadline(bytes.fromhex(key)) == expected["deadlines"][key]
+    assert machine.clock() == expected["clock"]
+    sessions = {
+        str(int.from_bytes(key, "little")): value.hex()
+        for operation, _, key, value, _ in inside(machine).live_records(None) if operation == "session"}
+    assert sessions == expected["sessions"]
     assert machine.get(b"gone") is None
     log_id, data = expected["membership"]
     assert machine.membership() == (LogId(*log_id), bytes.fromhex(data))
@@ -104,6 +111,8 @@ def test_golden_snapshot_is_read(name: str, expected: dict[str, Any], tmp_path: 
         assert machine.last_applied() == last
         assert list(machine.items()) == model.items()
         assert machine.membership() == model.membership()
+        assert machine.clock() == model.clock()
+        assert machine.state_checksum() == model.state_checksum()
         assert [machine.entry_term(index) for index in range(25)] == [model.entry_term(index) for index in range(25)]
 
 
@@ -156,5 +165,5 @@ def test_golden_files_are_complete() -> None:
     """Every golden file is described, and the other way round; every kind of command is among them."""
     assert sorted(path.name for path in GOLDEN.iterdir() if path.name.startswith("state-")) == STATES
     assert {path.relative_to(GOLDEN).as_posix() for path in GOLDEN.glob("snapshots-*/*")} == SNAPSHOTS.keys()
-    assert {bytes.fromhex(command["bytes"])[1] for command in GOLDEN_COMMANDS} == {1, 2, 3, 4, 5, 6}
+    assert {bytes.fromhex(command["bytes"])[1] for command in GOLDEN_COMMANDS} == {*range(1, 8), *range(12, 19)}
     assert {expected["codec"] for expected in SNAPSHOTS.values()} == {"none", "zstd"}

@@ -329,7 +329,7 @@ def test_close_waits_for_what_it_ends(tmp_path: Path, directory: Path, what: str
     with in_thread(calls[what]) as work:
         gate.wait()
         with in_thread(machine.close) as closing:
-            while not inside(inside(machine).jobs).closed:
+            while not inside(machine).jobs.closed:
                 time.sleep(0.001)
             assert not closing.done
             gate.open()
@@ -350,7 +350,7 @@ def test_close_ends_the_snapshot_of_a_coroutine(tmp_path: Path, directory: Path)
         task = asyncio.create_task(machine.generate_snapshot_data(tmp_path, None))
         await asyncio.to_thread(gate.wait)
         with in_thread(machine.close):
-            while not inside(inside(machine).jobs).closed:
+            while not inside(machine).jobs.closed:
                 await asyncio.sleep(0.001)
             gate.open()
         with pytest.raises(SnapshotError, match="ended by a close"):

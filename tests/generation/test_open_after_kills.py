@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 import fastsm
 from fastsm import FastStateMachine, LogId
-from support.faulty import Disk, crash_copy
+from fastsm.core import generations
+from support.faulty import Disk, crash_copy, in_thread
 from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
@@ -112,3 +114,40 @@ def test_a_first_sync_that_fails_is_not_noted(tmp_path: Path, machine_at: Opener
     with FastStateMachine(again) as machine:
         assert machine.stats().recovery.suspect_bytes == suspect
         assert not inside(machine).index.loaded
+
+
+@pytest.mark.parametrize("meanwhile", ["apply", "clear", "compact", "close"])
+def test_writers_do_not_wait_while_the_table_is_saved(
+    tmp_path: Path, meanwhile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first flush saves the table after its turn: what others do meanwhile is not held up, and the table is right."""
+    monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0)
+    copy = killed(tmp_path / "state", tmp_path / "first", 200)
+    disk = Disk()
+    machine = FastStateMachine(copy, auto_compact=False, retain_entries=0, _files=disk.files)
+    gate = disk.hold("pace_writeback")
+    with in_thread(machine.flush) as flushing:
+        gate.wait()
+        if meanwhile == "close":
+            with in_thread(machine.close):
+                while not inside(machine).jobs.closed:
+                    time.sleep(0.001)
+                gate.open()
+        else:
+            machine.apply([(201, 1, fastsm.put(b"key 7", b"newer"))])
+            if meanwhile != "apply":
+                getattr(machine, meanwhile)()
+            gate.open()
+    assert flushing.error is None
+    if meanwhile != "close":
+        machine.flush()
+        killed_again = crash_copy(copy, tmp_path / "second")
+        state = dict(machine.items())
+        machine.close()
+        with FastStateMachine(killed_again, verify_on_open="full") as again:
+            assert inside(again).index.loaded or meanwhile == "clear"
+            inside(again).check()
+            assert dict(again.items()) == state
+    tables = {path.name for path in copy.iterdir() if path.name.startswith("table-")}
+    assert len(tables) <= 1
+    assert not any(name.endswith(".tmp") for name in tables)

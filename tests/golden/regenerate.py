@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # for `import support.…`
 
 from support.golden import COMMANDS, long_history, play  # noqa: E402
+from support.inside import inside  # noqa: E402
 
 FILE = "snapshot.fsm"
 SNAPSHOTS: dict[str, dict[str, Any]] = {
@@ -80,6 +81,9 @@ def described() -> dict[str, Any]:
         "items": {key.hex(): value.hex() for key, value in sorted(model.items())},
         "terms": [model.entry_term(index) for index in range(25)],
         "membership": [list(membership[0]), membership[1].hex()],
+        "deadlines": {key.hex(): model.deadline(key) for key, _ in sorted(model.items())},
+        "clock": model.clock(),
+        "sessions": {session: value.hex() for session, value in inside(model).state.sessions.items()},
         "snapshot_metadata": [list(metadata.last_included), metadata.checksum.hex()],
     }
 

@@ -253,9 +253,8 @@ def test_an_operation_is_not_done_twice(cluster: Callable[..., Cluster]) -> None
     assert nodes.call(queue.get) == "a"
     node, journal = nodes.nodes[0], nodes.nodes[0].journal
     for command, index, term in journal.entries(2, 10):
-        if command[0] == 0x47:
-            assert node._fastsm_apply_operation((index, term, fastsm.noop()), command[1:]) is None  # nor is it run
-            node._fastsm_apply_single((index, term, fastsm.noop()))
+        if command[0] == 0x46:
+            assert node._fastsm_apply_chunk([(index, term, command[1:])]) == [None]
     assert (counter.get(), queue.qsize(), nodes.call(queue.get)) == (1, 1, "b")
 
 
@@ -272,7 +271,11 @@ def test_what_cannot_be_done_changes_nothing(cluster: Callable[..., Cluster]) ->
     assert [nodes.call(queue.get), nodes.call(queue.get), nodes.call(queue.get)] == [0, 1, None]
     assert nodes.call(counter.add, 2**4000) == 2**4000
     assert nodes.call(counter.add, 0.5) == DENIED  # too large to be a float
-    assert (counter.get(), nodes.nodes[0].failure) == (2**4000, None)
+    assert nodes.call(counter.add, 9 * 10**3999 - 2**4000) == 9 * 10**3999
+    assert nodes.call(counter.add, 9 * 10**3999) == DENIED  # not every Python reads so many digits
+    with pytest.raises(OverflowError):
+        counter.set(10**4000)
+    assert (counter.get(), nodes.nodes[0].failure) == (9 * 10**3999, None)
 
 
 def test_wrong_types_are_refused_at_the_call(cluster: Callable[..., Cluster]) -> None:
@@ -367,15 +370,18 @@ def test_an_item_that_only_one_node_cannot_read_stops_that_node(cluster: Callabl
     assert nodes.nodes[0].failure is None
 
 
-MALFORMED = [b"", b"\x01", b"\x01\xff\xff", b"\x07\x01\0\0\0q", b"\x02\x00\x00\x01\x00" + bytes(65536)]
+MALFORMED = [
+    ("add", b""), ("add", b"\xff"), ("add", b"\xff\xff\0\0"), ("queue_put", b"\x01\0\0\0q"),
+    ("replace", b"\x00\x00\x01\x00" + bytes(65536)), ("heap_get", b""),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("content", MALFORMED, ids=range(len(MALFORMED)))
-def test_a_malformed_operation_changes_nothing(cluster: Callable[..., Cluster], content: bytes) -> None:
+@pytest.mark.parametrize(("name", "payload"), MALFORMED, ids=range(len(MALFORMED)))
+def test_a_malformed_operation_changes_nothing(cluster: Callable[..., Cluster], name: str, payload: bytes) -> None:
     """No matter who made it: every node passes over it, and the next one works."""
     nodes = cluster(lambda: [FastCounter()], 2)
     told: list[Any] = []
-    nodes.nodes[0]._applyCommand(content, lambda *answer: told.append(answer), 0x47)
+    nodes.nodes[0].call(f"fastsm.{name}", payload, callback=lambda *answer: told.append(answer))
     nodes.until(lambda: told)
     assert nodes.call(nodes.batteries[1][0].inc) == 1
     nodes.settle()

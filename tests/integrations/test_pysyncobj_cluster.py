@@ -11,7 +11,10 @@ import pytest
 
 pytest.importorskip("pysyncobj")
 
+from exactly_once import kill_leaders, report
+
 from support.cluster import Cluster, NodeError, remove_node, running, wait_for
+from support.depositors import Depositors
 
 SMALL = {"journal_bytes": 1 << 20, "ratio": 0.0, "least_seconds": 0.5, "trailing_entries": 50}
 
@@ -198,6 +201,18 @@ def test_with_consumers(tmp_path: Path, kind: str) -> None:
         cluster.start()
         cluster.wait_ready()
         cluster.check()
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_who_retries_is_served_once(tmp_path: Path, durable: bool) -> None:
+    """Leaders die under clients that submit again what they do not know of: in their sessions each counts once."""
+    with running(tmp_path, durable=durable, policy=SMALL) as cluster:
+        depositors = Depositors(cluster, random.Random(7))
+        kill_leaders(cluster, random.Random(8), depositors, kills=5)
+        assert depositors.counts["commands"] > 50
+        assert depositors.counts["retries"] > 0
+        cluster.check()
+        print(report(cluster, depositors))
 
 
 def test_a_damaged_snapshot_is_loud(tmp_path: Path) -> None:

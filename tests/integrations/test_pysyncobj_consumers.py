@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from pysyncobj.node import Node as PySyncObjNode
 import fastsm
 from fastsm.integrations.pysyncobj import (
     ConsumersChangedError,
-    DumpPolicy,
     ReplicatedStateMachine,
     dumping,
 )
@@ -210,12 +208,3 @@ class FakeConnection:
 
     def disconnect(self) -> None:
         self.on_end()
-
-
-def test_a_setting_of_no_effect_is_said_once(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
-    """PySyncObj's settings of dumps are the policy's here: a node for which they were set says which."""
-    node_at(name="usual", policy=DumpPolicy(trailing_entries=5))
-    assert "of no effect" not in caplog.text
-    with caplog.at_level(logging.WARNING):
-        node_at(conf={"logCompactionMinEntries": 99, "useFork": False})
-    assert caplog.text.count("conf.logCompactionMinEntries, conf.useFork: set, but of no effect") == 1

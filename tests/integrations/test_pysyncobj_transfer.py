@@ -17,10 +17,10 @@ from support.simulated_cluster import ADDRESSES, Clock, SimulatedCluster
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedCluster]:
     """A leader, and one follower that lacks more than the others' journals hold."""
-    monkeypatch.setattr(dumping, "PIECE", 1000)
     monkeypatch.setattr(dumping, "WINDOW", 4000)
     random.seed(1)  # PySyncObj's own dice
-    cluster = SimulatedCluster(tmp_path, Clock(monkeypatch), random.Random(1), durable=False, watched=False)
+    cluster = SimulatedCluster(
+        tmp_path, Clock(monkeypatch), random.Random(1), durable=False, watched=False, piece_bytes=1000)
     try:
         cluster.settle()
         follower = next(address for address in ADDRESSES if address != cluster.leader())

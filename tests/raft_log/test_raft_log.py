@@ -75,7 +75,7 @@ def test_entries_that_are_there_are_skipped(log: RaftLog) -> None:
     ],
 )  # fmt: skip
 def test_entries_out_of_order_are_refused_whole(log: RaftLog, entries: Any, index: int) -> None:
-    """Another term, a gap, a falling term, an index at or below the border: an error that names it, nothing appended."""
+    """Another term, a gap, a falling term, an index at or below the border: an error names it, nothing is appended."""
     filled(log, 1, 1, 2).compact((1, 1))
     before = state_of(log)
     with pytest.raises(OrderError) as caught:

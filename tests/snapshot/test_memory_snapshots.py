@@ -53,19 +53,24 @@ def everything(machine: MemoryStateMachine) -> object:
 def test_the_file_is_what_the_page_says(tmp_path: Path) -> None:
     """A small state, byte by byte: header, attachment, membership, runs, records in the order of their writing."""
     machine = machine_with(
-        (1, 1, put(b"a", b"old")), (2, 1, put(b"b", b"two")), (3, 2, fastsm.config(b"m")), (4, 2, put(b"a", b"")))
+        (1, 1, put(b"a", b"old")), (2, 1, put(b"b", b"two")), (3, 2, fastsm.config(b"m")), (4, 2, put(b"a", b"")),
+        (5, 2, fastsm.put(b"c", b"three", expires=9)), (6, 2, fastsm.touch(b"a", 8)), (7, 2, fastsm.touch(b"c", None)),
+        (8, 2, fastsm.tick(7)))
     metadata = machine.write_snapshot(tmp_path, attachment=b"att")
     membership = struct.pack("<QIHBB", 3, 1, 0, 3, 0) + b"m" + bytes(7)
-    runs = struct.pack("<6Q", 1, 2, 1, 3, 4, 2)
+    runs = struct.pack("<6Q", 1, 2, 1, 3, 8, 2)
     records = struct.pack("<QIHBB", 2, 3, 1, 1, 0) + b"btwo" + bytes(4)
     records += struct.pack("<QIHBB", 4, 0, 1, 1, 0) + b"a" + bytes(7)
-    ids = struct.pack("<6Q", 4, 2, 2, 2, len(membership), len(records))
+    records += struct.pack("<QIHBB", 5, 5, 1, 1, 1) + b"cthree" + bytes(2) + struct.pack("<Q", 9)
+    records += struct.pack("<QIHBB", 6, 0, 1, 8, 1) + b"a" + bytes(7) + struct.pack("<Q", 8)
+    records += struct.pack("<QIHBB", 7, 0, 1, 8, 0) + b"c" + bytes(7)
+    ids = struct.pack("<8Q", 8, 2, 3, 2, len(membership), len(records), 0, 7)
     flat = membership + runs + records
-    head = b"FASTSM-S" + bytes(8) + ids + blake3.blake3(ids + flat).digest() + struct.pack("<4Q", 3, len(flat), 0, 0)
+    head = b"FASTSM-S" + bytes(8) + ids + blake3.blake3(ids + flat).digest() + struct.pack("<2Q", 3, len(flat))
     body = b"att" + bytes(5) + flat
     checksum = blake3.blake3(head + body).digest()
     assert (tmp_path / "snapshot.fsm").read_bytes() == head + checksum + body
-    assert metadata == SnapshotMetadata(LogId(4, 2), checksum) == machine.snapshot_metadata()
+    assert metadata == SnapshotMetadata(LogId(8, 2), checksum) == machine.snapshot_metadata()
     assert os.listdir(tmp_path) == ["snapshot.fsm"]
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from fastsm import (
     FormatVersionError,
     LockedError,
     LogId,
+    MemoryStateMachine,
     Snapshot,
     SnapshotError,
     SnapshotFormatError,
@@ -524,6 +526,59 @@ def test_a_forked_child_keeps_no_lock(tmp_path: Path, forked_child: list[int], e
         again.finish()
     os.close(reader)
     os.close(writer)
+
+
+def odd(last_included: object, checksum: object) -> SnapshotMetadata:
+    return SnapshotMetadata(last_included, checksum)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [
+        ("metadata", TypeError),
+        (odd((1, 1), 32), TypeError),  # an int is no checksum of so many zeros
+        (odd((1, 1), "c" * 32), TypeError),
+        (odd((1, 1), None), TypeError),
+        (odd(("1", 1), bytes(32)), TypeError),
+        (odd((1.0, 1), bytes(32)), TypeError),
+        (odd(7, bytes(32)), TypeError),
+        (odd((1, 1), bytes(31)), SnapshotFormatError),
+        (odd((-1, 1), bytes(32)), SnapshotFormatError),
+        (odd((2**64, 1), bytes(32)), SnapshotFormatError),
+    ],
+)
+def test_metadata_that_no_snapshot_can_have_is_refused(tmp_path: Path, metadata: Any, error: type[Exception]) -> None:
+    """Wherever a caller hands it over: a typed error, and nothing that was received is discarded for it."""
+    with pytest.raises(error):
+        SnapshotReceiver(tmp_path / "none", metadata)
+    assert not (tmp_path / "none").exists()
+    with SnapshotReceiver(tmp_path / "in") as receiver:
+        feed(receiver)
+        with pytest.raises(error):
+            receiver.finish(metadata)
+        assert receiver.complete
+        path = receiver.finish()
+        with pytest.raises(error):
+            receiver.finish(metadata)
+    for machine in (MemoryStateMachine(), FastStateMachine(tmp_path / "state")):
+        with pytest.raises(error):
+            machine.install_snapshot(metadata, path)
+        assert machine.last_applied() == LogId(0, 0)
+        if isinstance(machine, FastStateMachine):
+            machine.close()
+
+
+def test_metadata_may_be_any_bytes_and_any_pair(tmp_path: Path) -> None:
+    """A memoryview, a tuple, NumPy's integers: taken as what they stand for."""
+    with SnapshotReceiver(tmp_path / "first") as receiver:
+        feed(receiver)
+        path = receiver.finish()
+    known = open_snapshot(path).metadata
+    given = odd(tuple(known.last_included), memoryview(bytearray(known.checksum)))
+    with SnapshotReceiver(tmp_path / "second", given) as receiver:
+        assert receiver.metadata == known
+        feed(receiver)
+        assert receiver.finish(given) == str(tmp_path / "second" / "snapshot.fsm")
 
 
 def test_finish_on_an_event_loop_leaves_the_loop_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

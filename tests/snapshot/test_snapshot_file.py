@@ -250,6 +250,8 @@ def test_a_header_field_that_lies_is_found(tmp_path: Path, name: str, compress: 
             continue
         if name == "attachment size" and true < number <= 8:
             continue  # no lie: the zeros may be part of an attachment
+        if name == "clock" and number < 2**63:
+            continue  # no lie either: nothing else says what the time is
         lying = sealed(with_field(data, name, number), state_sum=name != "state checksum", flat=flat)
         (tmp_path / "file").write_bytes(lying)
         with pytest.raises(TYPED):
@@ -286,8 +288,15 @@ HOSTILE: dict[str, tuple[list[tuple[int, int, int]], list[bytes], bytes]] = {
     "indexes that fall": (RUNS, [put(8), put(7)], b""),
     "a delete": (RUNS, [record(2, 8, b"k", b"")], b""),
     "a config among the records": (RUNS, [record(3, 8, b"", b"v")], b""),
-    "an unknown operation": (RUNS, [record(9, 8, b"k", b"v")], b""),
-    "a byte that is not zero": (RUNS, [patched(put(8), 15, 1)], b""),
+    "a clock among the records": (RUNS, [record(9, 8, b"", b"\1" + bytes(7))], b""),
+    "an unknown operation": (RUNS, [record(10, 8, b"k", b"v")], b""),
+    "a byte that promises a deadline": (RUNS, [patched(put(8), 15, 1)], b""),
+    "a byte that promises two deadlines": (RUNS, [patched(record(PUT, 8, b"k", b"v", 5), 15, 2) + bytes(8)], b""),
+    "a deadline out of range": (RUNS, [record(PUT, 8, b"k", b"v", 2**63)], b""),
+    "a deadline cut short": (RUNS, [record(PUT, 8, b"k", b"v", 5)[:-8]], b""),
+    "a session with a deadline at its end": (RUNS, [record(6, 8, bytes(8), bytes(16), 5)], b""),
+    "a touch with a value": (RUNS, [put(8), record(8, 9, b"k", b"v", 5)], b""),
+    "a touch out of range": (RUNS, [put(8), record(8, 9, b"k", b"", 2**63)], b""),
     "padding that is not zero": (RUNS, [patched(put(8), 18, 1), put(9)], b""),
     "the last padding not zero": (RUNS, [put(8), patched(put(9), 23, 1)], b""),
     "a value beyond the end": (RUNS, [patched(put(8), 9, 1)], b""),

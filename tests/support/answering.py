@@ -50,7 +50,18 @@ def fail(tx: Any, payload: bytes) -> None:
     raise KeyError(payload)
 
 
-PROCEDURES = [move, count_up, sweep, fail]
+@fastsm.procedure
+def renew(tx: Any, payload: bytes) -> list[Any]:
+    """Reads the time of its place in the log, and changes deadlines: its own, and that of what it writes."""
+    before = [tx.clock, tx.deadline(payload), tx.touch(payload, tx.clock + 5), tx.touch(b"none", 1)]
+    if tx.deadline(payload) is not None:
+        tx.put(payload + b"!", b"1", expires=tx.clock + tx.count())
+        tx.add(payload + b"!", 1)
+    tx.put(b"a", b"0" if tx.touch(b"a", None) else b"")
+    return [*before, tx.deadline(payload), tx.deadline(payload + b"!"), tx.deadline(b"a")]
+
+
+PROCEDURES = [move, count_up, sweep, fail, renew]
 
 
 class Commands:
@@ -60,6 +71,7 @@ class Commands:
         self.random = random.Random(seed)
         self.opened: list[int] = []
         self.sequence = 1
+        self.now = 0
 
     def key(self) -> bytes:
         return self.random.choice(KEYS)
@@ -70,10 +82,22 @@ class Commands:
     def bound(self) -> bytes | None:
         return self.random.choice((None, self.key(), self.key()))
 
+    def expires(self) -> int | None:
+        """Mostly soon by the clock, or over; some in millennia."""
+        way = self.random.random()
+        return None if way < 0.4 else 2**63 - 1 if way < 0.45 else max(0, self.now + self.random.randrange(-3, 60))
+
+    def tick(self) -> bytes:
+        self.now += self.random.choice((0, 1, 5, 30))
+        late, limit = self.random.choice((0, 0, 0, 9)), self.random.choice((None, None, 0, 1, 3))
+        return fastsm.tick(max(0, self.now - late), limit=limit)
+
     def write(self) -> bytes:
-        way = self.random.randrange(10)
+        way = self.random.randrange(12)
         if way < 4:
-            return fastsm.put(self.key(), self.value())
+            return fastsm.put(self.key(), self.value(), expires=self.expires())
+        if way >= 10:
+            return fastsm.touch(self.key(), self.expires())
         if way < 6:
             return fastsm.delete(self.key())
         if way < 9:
@@ -83,7 +107,8 @@ class Commands:
         return fastsm.delete_range(self.bound(), self.bound())
 
     def swap(self) -> bytes:
-        return fastsm.compare_and_swap(self.key(), self.random.choice((None, self.value())), self.value())
+        expected = self.random.choice((None, self.value()))
+        return fastsm.compare_and_swap(self.key(), expected, self.value(), expires=self.expires())
 
     def branch(self) -> list[bytes]:
         return [self.write() if self.random.random() < 0.7 else fastsm.read(self.key())
@@ -98,7 +123,7 @@ class Commands:
         return fastsm.exists(self.key()) if way == 2 else fastsm.absent(self.key())
 
     def call(self) -> bytes:
-        name = self.random.choice(("move", "count_up", "sweep", "fail"))
+        name = self.random.choice(("move", "count_up", "sweep", "fail", "renew"))
         payload = b"|".join((self.key(), self.key())) if name == "move" else self.key()
         return fastsm.call(name, payload, version=2 if name == "count_up" else 1)
 
@@ -106,18 +131,20 @@ class Commands:
         """What a client without sessions, or with one, would propose."""
         way = self.random.random()
         session = self.random.choice(self.opened) if self.opened and way > 0.03 else index - 1
+        if way < 0.1:
+            return self.tick()
         if way < 0.6:
             return self.command(index)
         if way < 0.66:
             self.opened = [*self.opened[-3:], index]
-            return fastsm.open_session(expires=self.random.choice((None, 7)))
+            return fastsm.open_session(expires=self.expires())
         if way < 0.69:
             return fastsm.forget(session)
         inner = self.command(index)
         while fastsm.decode(inner).__class__.__name__ == "Config":
             inner = self.command(index)
         self.sequence += self.random.choice((0, 0, 1, 1, 5, -1))
-        return fastsm.once(session, max(1, self.sequence), inner, expires=self.random.choice((None, None, 9)))
+        return fastsm.once(session, max(1, self.sequence), inner, expires=self.expires())
 
     def command(self, index: int) -> bytes:  # noqa: PLR0911  # one for each kind
         """What may stand alone."""
@@ -147,4 +174,6 @@ def same(fast: FastStateMachine, model: MemoryStateMachine) -> None:
     assert list(fast.items()) == model.items()
     assert [fast.modified(key) for key in KEYS] == [model.modified(key) for key in KEYS]
     assert fast.membership() == model.membership()
+    assert (fast.clock(), fast.next_deadline()) == (model.clock(), model.next_deadline())
+    assert [fast.deadline(key) for key in KEYS] == [model.deadline(key) for key in KEYS]
     assert fast.last_applied() == model.last_applied()

@@ -69,6 +69,7 @@ class Process:
             except queue.Empty:
                 raise NodeError(f"no answer to {name}") from None
         if answer is None:
+            self._answers.put(None)  # for the next thread that asks
             raise NodeError("the node has ended")
         if "error" in answer:
             raise NodeError(answer["error"])
@@ -221,13 +222,17 @@ class Cluster:
 
     def acknowledged(self) -> list[str]:
         """The keys whose writes were acknowledged, to any client, before and after any kill."""
+        return self._noted("ok")
+
+    def _noted(self, word: str) -> list[str]:
+        """What nodes have noted in their common file under a word."""
         path = self.root / "acknowledged"
         if not path.exists():
             return []
         lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last one
-        wrong = [line for line in lines if not line.startswith("ok ")]
-        assert not wrong, f"a write that was new was not taken as such: {wrong[:3]}"
-        return [line.removeprefix("ok ") for line in lines]
+        wrong = [line for line in lines if not line.startswith(("ok ", "gone "))]
+        assert not wrong, f"a write that was new was not taken as such, or a prefix not all there: {wrong[:3]}"
+        return [line.removeprefix(f"{word} ") for line in lines if line.startswith(f"{word} ")]
 
     def check(self) -> int:
         """The end of every test: equal contents and state checksums, each acknowledged write there once.
@@ -248,6 +253,9 @@ class Cluster:
         assert len(set(acknowledged)) == len(acknowledged)
         lost = set(acknowledged) - set(found[0]["keys"])
         assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged writes are lost, {sorted(lost)[:3]}"
+        gone = set(self._noted("gone"))
+        back = [key for key in found[0]["keys"] if key.startswith("gone-") and key[:-1] in gone]
+        assert not back, f"{len(back)} keys are there again that were removed, {back[:3]}"
         listed = found[0]["listed"]
         if listed is not None:
             assert len(set(listed)) == len(listed), "an entry was applied twice"

@@ -81,6 +81,9 @@ class Queue(FastQueue):
 
 def set_clock(rate: float, ahead: float) -> None:
     """This process's clocks, PySyncObj's among them, run at another rate and from another time."""
+    exact = time.time_ns
+    begun = exact()
+    time.time_ns = lambda: begun + int(ahead * 1e9) + int(rate * (exact() - begun))
     for module, name in [(time, "time"), (pysyncobj.monotonic, "monotonic")]:
         original = getattr(module, name)
         begin = original()
@@ -92,6 +95,18 @@ def set_clock(rate: float, ahead: float) -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("pysyncobj.") and hasattr(module, "monotonicTime"):
             module.monotonicTime = pysyncobj.monotonic.monotonic
+
+
+@fastsm.procedure
+def deposit(tx: Any, payload: bytes) -> list[int]:
+    """Adds one to the total and to an account."""
+    return [tx.add(b"once-total", 1), tx.add(payload, 1)]
+
+
+def deposit_command(account: bytes, sequence: int) -> bytes:
+    """The same by a batch, a transaction or a procedure, in turns; the answer's value is [total, account]."""
+    adds = [fastsm.add(b"once-total", 1), fastsm.add(account, 1)]
+    return (fastsm.batch(adds), fastsm.transaction([], adds), fastsm.call("deposit", account))[sequence % 3]
 
 
 def raising(*_: Any) -> None:
@@ -126,7 +141,7 @@ class Node:
         self.node = ReplicatedStateMachine(
             options["address"], options["partners"], options["directory"], conf=conf,
             durable=options.get("durable", False), consumers=[self.list] if self.list is not None else [],
-            policy=DumpPolicy(**options.get("policy", {})), **more,
+            policy=DumpPolicy(**options.get("policy", {})), procedures=[deposit], **more,
         )  # fmt: skip
         if options.get("raising"):
             self.node.addOnTickCallback(raising)
@@ -191,6 +206,41 @@ class Node:
         assert self.list is not None
         return self.list.append(item, sync=True, timeout=20)
 
+    def call_open_sessions(self, count: int) -> list[int]:
+        return [self.persist(fastsm.open_session()).value for _ in range(count)]
+
+    def call_deposit(self, items: list[tuple[int, int, str]], timeout: float) -> list[Any]:
+        """For each session, sequence and account one deposit, all at the same time: the answer, None where unknown."""
+        told: queue.Queue[tuple[int, Any]] = queue.Queue()
+        for number, (session, sequence, account) in enumerate(items):
+
+            def answered(result: Any, reason: Any, number: int = number) -> None:
+                told.put((number, result if reason == FAIL_REASON.SUCCESS else None))
+
+            command = deposit_command(account.encode(), sequence)
+            self.node.once(session, sequence, command, callback=answered, timeout=timeout)
+        found = dict(told.get(timeout=timeout + 20) for _ in items)
+        return [found[number] for number in range(len(items))]
+
+    def call_value(self, key: str) -> int:
+        return int(self.node.get(key.encode()) or 0)
+
+    def _write_and_remove(self, prefix: str) -> None:
+        """Three keys, which are removed together once they are there; noted when that is acknowledged."""
+        keys = [f"{prefix}{number}".encode() for number in range(3)]
+
+        def written(result: Any, reason: Any) -> None:
+            if reason == FAIL_REASON.SUCCESS:
+                remove = fastsm.delete_prefix(prefix.encode())
+                self.node.submit(remove, callback=removed, timeout=5)
+
+        def removed(answer: Any, reason: Any) -> None:
+            if reason == FAIL_REASON.SUCCESS:
+                word = "gone" if answer == (True, 3, None) else "WRONG"
+                os.write(self.acknowledged, f"{word} {prefix}\n".encode())
+
+        self.node.submit(fastsm.put_many(keys, [b""] * 3), callback=written, timeout=5)
+
     def call_fill(self, prefix: str, count: int, size: int, batch: int = 500) -> None:
         """So many keys, in batches; returns when all are applied here."""
         for start in range(0, count, batch):
@@ -226,6 +276,11 @@ class Node:
                     else:
                         value = os.urandom(size)
                         self.node.compare_and_swap(key.encode(), None, value, callback=answered, timeout=5)
+                        if number % 10 == 5:
+                            expires = time.time_ns() // 10**6 + random.randrange(3000)
+                            self.node.put(f"lease-{key}".encode(), b"", expires=expires, timeout=5)
+                        if number % 10 == 0:
+                            self._write_and_remove(f"gone-{key}-")
                 except fastsm.NotRunningError:
                     return
 
@@ -259,12 +314,16 @@ class Node:
     def call_contents(self) -> dict[str, Any]:
         machine = self.node.state_machine
         machine._check()
-        with tempfile.TemporaryDirectory() as directory:
-            applied = machine.write_snapshot(directory).last_included
-            with fastsm.open_snapshot(directory) as snapshot:
-                checksum = snapshot.state_checksum.hex()
-        listed = None if self.list is None else list(self.list.rawData())
-        keys = sorted(key.decode() for key, _ in machine.items() if not key.startswith(b"queue\0"))
+        while True:
+            entries, revision = machine.scan()
+            listed = None if self.list is None else list(self.list.rawData())
+            with tempfile.TemporaryDirectory() as directory:
+                applied = machine.write_snapshot(directory).last_included
+                with fastsm.open_snapshot(directory) as snapshot:
+                    checksum = snapshot.state_checksum.hex()
+            if applied.index == revision:  # else a tick of the leader's has come in between
+                break
+        keys = [key.decode() for key, _ in entries if not key.startswith(b"queue\0")]
         return {"applied": applied, "keys": keys, "checksum": checksum, "listed": listed}
 
     def call_destroy(self) -> None:

@@ -173,8 +173,8 @@ class Journals(Target):
             path.unlink()
         for number, segment in enumerate(self.split(data), 1):
             (self.path / f"journal-{number}").write_bytes(segment)
-        identity = int.from_bytes(segment[24:32], "little")
-        (self.path / "NEWEST").write_bytes(by_hand.newest(number + (dice.random() < 0.02), identity))
+            identity = int.from_bytes(segment[24:32], "little")
+            (self.path / "NEWEST").write_bytes(by_hand.newest(number + (dice.random() < 0.02), identity))
         states, ending = [], ""
         for _ in range(2):
             ending, journal = ending_of(

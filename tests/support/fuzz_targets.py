@@ -544,6 +544,8 @@ class Snapshots(Target):
             return
         assert list(machine.items()) == list(plain.items.items())
         assert (machine.last_applied(), machine.membership()) == (plain.last_applied, plain.membership)
+        assert machine.clock() == plain.clock
+        assert {key: machine.deadline(key) for key in plain.items} == plain.deadlines
         for first, last, _ in plain.runs:
             for index in (first - 1, first, last, last + 1):
                 assert machine.entry_term(index) == plain.term(index), index

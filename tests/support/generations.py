@@ -65,7 +65,7 @@ def build_template(root: Path) -> None:
         generations.SAVE_TABLE_ABOVE = threshold
     with FastStateMachine(root / "elsewhere", **OPTIONS) as replica:
         replica.install_snapshot(None, root / TARGET)
-        newer = History(2, large=False, after=replica.last_applied()._replace(index=machine_end(history)))
+        newer = History(2, large=False, after=history.last._replace(index=machine_end(history)))
         replica.update_last_applied(newer.last)
         for _ in range(20):
             replica.apply(newer.chunk())

@@ -15,15 +15,23 @@ class History:
     """An endless sequence of chunks that follow one another; equal seeds give equal chunks.
 
     Puts, deletes, compare-and-swaps that match and that do not, batches with and without them, noops and
-    configs, deadlines, touches, ticks and sessions, in terms that rise now and then; with ``contiguous=False`` some indexes are left out.
+    configs, in terms that rise now and then; with ``contiguous=False`` some indexes are left out. One command in four
+    is of those that answer, or of time: additions, ranges, transactions, sessions, touches, ticks, and deadlines in
+    puts. ``plain=True`` leaves these out.
     """
 
-    def __init__(self, seed: int, *, contiguous: bool = True, large: bool = True, after: LogId | None = None):
+    def __init__(
+        self, seed: int, *, contiguous: bool = True, large: bool = True, after: LogId | None = None,
+        plain: bool = False,
+    ) -> None:
         self.random = random.Random(seed)
         self.contiguous = contiguous
         self.large = large
         self.last = after or LogId()
+        self.plain = plain
         self._believed: dict[bytes, bytes | None] = {}
+        self._sessions: list[int] = []
+        self._now = 0
 
     def __iter__(self) -> Iterator[list[Entry]]:
         while True:
@@ -45,25 +53,53 @@ class History:
 
     def command(self) -> bytes:
         """One command of any kind."""
+        if not self.plain and self.random.random() < 0.25:
+            return self.answering()
         kind = self.random.random()
         if kind < 0.05:
             return fastsm.noop()
         if kind < 0.08:
             return fastsm.config(self.value())
-        if kind < 0.11:
-            return fastsm.tick(self.last.index, limit=self.random.choice((None, 0, 1, 3)))
-        if kind < 0.13:
-            return fastsm.open_session(expires=self.deadline())
-        if kind < 0.16:
-            session = max(1, self.last.index - self.random.randrange(40))
-            return fastsm.once(session, self.random.randrange(1, 4), self.operation(), expires=self.deadline())
-        if kind < 0.27:
+        if kind < 0.2:
             return fastsm.batch([self.operation() for _ in range(self.random.randrange(6))])
         return self.operation()
 
-    def deadline(self) -> int | None:
-        """None, or a time that ticks come to within some tens of entries."""
-        return self.random.choice((None, max(0, self.last.index + self.random.randrange(-9, 40))))
+    def answering(self) -> bytes:  # one for each kind
+        """One command that answers, or one of time."""
+        kind = self.random.random()
+        if kind < 0.1:
+            self._sessions = [*self._sessions[-2:], self.last.index]
+            return fastsm.open_session(expires=self.expires())
+        if kind < 0.35 and self._sessions:
+            inner = self.random.choice((self.answer, self.operation))()
+            session, sequence = self.random.choice(self._sessions), self.random.randrange(1, 4 + self.last.index // 50)
+            return fastsm.once(session, sequence, inner, expires=self.expires())
+        if kind < 0.37 and self._sessions:
+            return fastsm.forget(self.random.choice(self._sessions))
+        if kind < 0.5:
+            self._now += self.random.choice((0, 1, 10))
+            return fastsm.tick(self._now, limit=self.random.choice((None, None, 0, 2)))
+        return self.answer()
+
+    def answer(self) -> bytes:
+        """One command that answers, which a ``once`` may hold."""
+        key, kind = self.random.choice(KEYS), self.random.random()
+        if kind < 0.3:
+            return fastsm.add(b"key-9", self.random.randrange(-9, 99))
+        if kind < 0.6:
+            return fastsm.touch(key, self.expires())
+        if kind < 0.65:
+            return fastsm.delete_prefix(self.random.choice((b"key-1", b"k")))
+        if kind < 0.7:
+            return fastsm.delete_range(b"key-15", b"key-19")
+        members = [fastsm.put(key, self.value(), expires=self.expires()), fastsm.touch(b"key-2", self.expires())]
+        if kind < 0.8:
+            return fastsm.batch([*members, fastsm.add(b"key-9", 1)])
+        return fastsm.transaction([fastsm.exists(key)], members, [fastsm.put(b"key-3", b"", expires=self.expires())])
+
+    def expires(self) -> int | None:
+        """Mostly soon after the time of the last tick."""
+        return self._now + self.random.randrange(1, 50) if self.random.random() < 0.6 else None
 
     def operation(self) -> bytes:
         """A put, a delete or a compare-and-swap."""
@@ -73,11 +109,10 @@ class History:
             self._believed[key] = None
             return fastsm.delete(key)
         value = self.value() if kind < 0.9 else None
-        if kind < 0.25:
-            return fastsm.touch(key, self.deadline())
         if kind < 0.65:
             self._believed[key] = value
-            return fastsm.put(key, value, expires=self.deadline() if kind < 0.4 else None)
+            expires = None if self.plain or self.random.random() < 0.8 else self.expires()
+            return fastsm.put(key, value, expires=expires)
         # What was written last is mostly still there: a match. Else it is a miss, mostly.
         matches = self.random.random() < 0.7
         expected = self._believed.get(key) if matches else self.random.choice((None, b"", b"no such value"))
@@ -104,8 +139,8 @@ def state_of(machine: fastsm.FastStateMachine | fastsm.MemoryStateMachine) -> di
         "len": machine.len(),
         "applied": applied,
         "membership": machine.membership(),
-        "deadlines": [machine.deadline(key) for key in KEYS],
         "clock": machine.clock(),
+        "deadlines": [machine.deadline(key) for key in KEYS],
         "next deadline": machine.next_deadline(),
         "terms": [machine.entry_term(index) for index in range(first, applied.index + 3)],
     }

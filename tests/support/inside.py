@@ -11,7 +11,7 @@ NAMES = frozenset({
     "snapshots", "deadlines", "live_records",
     # its steps, for tests that hold one of them up, or leave one out
     "capture", "closed", "compact_by_itself", "is_called_for", "mark", "note_metadata", "opened", "release", "require",
-    "sync_to", "waiting_for_entries", "write_captured", "write_state", "bytes",
+    "sync_to", "await_applied", "wait_no_more", "waiting_for_entries", "write_captured", "write_state", "bytes",
     # the order of keys
     "ask_for_order", "keep_order", "keys_of_range", "order",
     # MemoryStateMachine

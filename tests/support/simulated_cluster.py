@@ -88,6 +88,7 @@ class SimulatedTransport(FastTransport):
         self.holding = False
         self.refused = {}
         self._held: list[Any] = []
+        self._gathered = self._ended = None
         self._node, self._own, self._others = node, own, list(others)
         self._ready = True
         self.network.transports[own.id] = self
@@ -99,7 +100,7 @@ class SimulatedTransport(FastTransport):
         Transport._onNodeDisconnected(self, node)
 
     def _onMessageReceived(self, node: Any, message: Any) -> None:
-        Transport._onMessageReceived(self, node, message)
+        self._pass_on(node, message)
 
     def reaches(self, node: Any) -> bool:
         return node.id in self.network.transports
@@ -194,13 +195,15 @@ class SimulatedCluster:
 
     def __init__(
         self, root: Path, clock: Clock, rng: random.Random, *, durable: bool = True, watched: bool = True,
-        node: type[ReplicatedStateMachine] = ReplicatedStateMachine, share: float = 0.02,
+        node: type[ReplicatedStateMachine] = ReplicatedStateMachine, share: float = 0.02, piece_bytes: int = 256 << 10,
     ) -> None:  # fmt: skip
         self.root, self.clock, self.random, self.share = root, clock, rng, share
         self.network = Network()
         self.moments: list[Moment] = []
         self.acknowledged: dict[bytes, tuple[bytes, LogId]] = {}
         self.platters: dict[str, dict[str, Platter]] = {address: {} for address in ADDRESSES}
+        self.policy = DumpPolicy(
+            journal_bytes=20_000, ratio=0, least_seconds=1.0, trailing_entries=5, piece_bytes=piece_bytes)
         self.watched, self.durable, self.node_class = watched, durable, node
         self.nodes: dict[str, ReplicatedStateMachine] = {}
         self._number = 0
@@ -224,10 +227,9 @@ class SimulatedCluster:
                 platters[part] = Platter(self._note)
             return routed(platters["state"].files, files("snapshot")) if part == "state" else platters[part].files
 
-        policy = DumpPolicy(journal_bytes=20_000, ratio=0, least_seconds=1.0, trailing_entries=5)
         return self.node_class(
             address, [other for other in ADDRESSES if other != address], self.directory(address), conf=conf,
-            durable=self.durable, policy=policy, _files=files, verify_on_open="off", auto_compact=False,
+            durable=self.durable, policy=self.policy, _files=files, verify_on_open="off", auto_compact=False,
             transportClass=type("Transport", (SimulatedTransport,), {"network": self.network}),
         )  # fmt: skip
 

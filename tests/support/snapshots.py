@@ -55,6 +55,9 @@ class StateSource:
         self.runs = b"".join(struct.pack("<QQQ", *run) for run in runs_of(state.seen))
         self.records = [record(PUT, state.writers[key].index, key, value) for key, value in state.values.items()]
 
+    def find(self, tick: Callable[[], object]) -> None:
+        """Nothing: it was made of what it holds."""
+
     def write_records(self, directory: Any, fd: Any, offset: int, tick: Callable[[], object]) -> tuple[int, int]:
         start = offset
         for each in self.records:
@@ -99,7 +102,7 @@ def assemble(last: LogId, runs: list[tuple[int, int, int]], records: list[bytes]
     """A file of any parts, its sizes and sums as they should be, but for the fields that are named."""
     flat = membership + b"".join(struct.pack("<QQQ", *run) for run in runs) + b"".join(records)
     head = struct.pack(
-        "<8sIIQQQQQQ32xQQ48x", b"FASTSM-S", 0, 0, *last, len(records), len(runs), len(membership),
+        "<8sIIQQQQQQ48xQQ32x", b"FASTSM-S", 0, 0, *last, len(records), len(runs), len(membership),
         sum(map(len, records)), 0, len(flat),
     )
     data = head + flat

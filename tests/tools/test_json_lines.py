@@ -9,7 +9,7 @@ import pytest
 
 import fastsm
 from fastsm import LogId
-from fastsm.errors import FastsmError, SnapshotRangeError, StorageError
+from fastsm.errors import SnapshotRangeError, StorageError
 from fastsm.tools import json_lines
 from support.histories import History
 
@@ -135,7 +135,13 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
         ([b'{"key": "a", "value": 1}'], 'line 1: expected "value"'),
         ([b'{"key": "a", "key_base64": "", "value": "b"}'], 'line 1: expected "key"'),
         ([b'{"key": "a", "value_base64": "?"}'], "line 1: value_base64: "),
-        ([b'{"operation": "append", "key": "a"}'], "line 1: expected put, delete or config, found operation 'append'"),
+        ([b'{"operation": "append", "key": "a"}'],
+         "line 1: expected put, delete, touch or config, found operation 'append'"),
+        ([b'{"key": "a", "value": "", "expires": -1}'], "line 1: expected expires"),
+        ([b'{"key": "a", "value": "", "expires": "5"}'], "line 1: expected expires"),
+        ([b'{"operation": "touch", "key": "a", "expires": 9223372036854775808}'], "line 1: expected expires"),
+        ([b'{"operation": "clock", "clock": null}'], "line 1: expected the clock"),
+        ([b'{"operation": "state", "clock": -1}'], "line 1: expected a clock"),
         (
             [b'{"index": 5, "key": "a", "value": ""}', b'{"index": 4, "key": "a", "value": ""}'],
             "line 2: expected an index",
@@ -168,11 +174,29 @@ def test_wrong_lines_leave_no_directory(tmp_path, lines, says):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_terms_that_fall_are_refused(tmp_path):
-    """Lines that no Raft log could hold are an error of their own, and leave no directory."""
-    lines = [b'{"term": 5, "key": "a", "value": ""}', b'{"term": 4, "key": "a", "value": ""}']
-    with pytest.raises(FastsmError):
-        json_lines.load(tmp_path / "new", lines)
+HEAD = '{"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 1], [6, 9, 2]]}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        (['{"term": 5, "key": "a", "value": ""}', '{"term": 4, "key": "a", "value": ""}'], 2),
+        (['{"index": 3, "term": 5, "key": "a", "value": ""}', "", '{"index": 3, "term": 6, "key": "b"}'], 3),
+        ([HEAD, '{"index": 3, "term": 2, "key": "a", "value": ""}'], 2),
+        ([HEAD, '{"index": 3, "key": "a", "value": ""}', '{"index": 12, "term": 2, "key": "a", "value": ""}'], 3),
+        (['{"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 2], [6, 9, 1]]}'], 1),
+        (['{"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 1], [5, 9, 2]]}'], 1),
+        (['{"operation": "state", "last_applied": [9, 1], "runs": [[1, 5, 1], [6, 9, 2]]}'], 1),
+        (['{"operation": "state", "last_applied": [8, 2], "runs": [[1, 5, 1], [6, 9, 2]]}'], 1),
+        (['{"operation": "state", "last_applied": [9, 1]}', '{"index": 3, "term": 2, "key": "a", "value": ""}'], 1),
+        (['{"key": "a", "value": ""}', '{"key": "%s", "value": ""}' % ("k" * 70_000)], 2),
+    ],
+)
+def test_what_no_raft_log_could_hold_is_refused_with_its_line(tmp_path, lines, wrong):
+    """Terms that fall, entries of another term than announced, keys that are too long: the error names the line."""
+    with pytest.raises(json_lines.LoadError) as raised:
+        json_lines.load(tmp_path / "new", [line.encode() for line in lines])
+    assert raised.value.line == wrong
     assert list(tmp_path.iterdir()) == []
 
 

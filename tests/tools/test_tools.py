@@ -53,8 +53,8 @@ def test_frames_say_what_was_applied(directory, machine_at):
         machine.apply([(6, 2, fastsm.config(b"c"))])
         found = list(log_frames(inside(machine).log))
     assert [frame.runs for frame in found] == [((1, 2, 1), (3, 4, None), (5, 5, 2)), ((6, 6, 2),)]
-    assert found[0].records == ((1, "put", b"a", b"1"), (5, "delete", b"a", b""))
-    assert found[1].records == ((6, "config", b"", b"c"),)
+    assert found[0].records == ((1, "put", b"a", b"1", None), (5, "delete", b"a", b"", None))
+    assert found[1].records == ((6, "config", b"", b"c", None),)
     assert found[1].offset == found[0].end == found[1].watermark
     assert [record.operation for record in frames_of(directory)[-1].records] == ["close"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,41 +12,52 @@ from pysyncobj import FAIL_REASON
 from pysyncobj import monotonic as clock
 from pysyncobj.syncobj import AsyncResult
 
-from fastsm.command import check, noop
-from fastsm.errors import CommandError, NotRunningError, UnknownCommandError
-from fastsm.integrations.pysyncobj import operations
-from fastsm.integrations.pysyncobj.changes import Change, changes_of
-from fastsm.integrations.pysyncobj.codecs import Codec
-from fastsm.integrations.pysyncobj.errors import SubmitError
+from fastsm.command import noop
+from fastsm.errors import CommandError, NotRunningError, ProcedureError, UnknownCommandError
+from fastsm.integrations.pysyncobj.changes import Change, Place
+from fastsm.integrations.pysyncobj.errors import SubmitError, UnreadableItemError
 from fastsm.integrations.pysyncobj.places import MARK, SENTINEL
 from fastsm.integrations.pysyncobj.replication import Replication
 from fastsm.integrations.pysyncobj.waiting import Callback, Outcome, Pending, Waiting
 from fastsm.machine import FastStateMachine
+from fastsm.types import Result
 
 logger = logging.getLogger("fastsm")
 
 FILLER = noop()  # for an entry of PySyncObj's own: so every index has an entry, and replicas stay equal
 CHUNK_ENTRIES = 2000
 CHUNK_BYTES = 1 << 20
+LAST_KIND = 3  # of PySyncObj's own entries
 TURN = 0.03  # seconds in which entries are applied before the tick goes on
+NOT_THE_ENTRYS = (OSError, MemoryError, RecursionError, ImportError, SystemError)  # but of this replica alone
 LARGEST_COMMAND = 8 << 20  # bytes: beyond, a follower is busy for longer than PySyncObj's default timeouts
 
 
 class Raised(NamedTuple):
-    """In the place of a replicated method's result: what it raised."""
+    """In the place of a result that there is none of: what was raised. Callers are told ``UNKNOWN_OUTCOME``."""
 
-    error: Exception
+    error: BaseException
+
+
+NOT_APPLIED = Raised(NotRunningError("skipped"))
+
+
+class Denied(Exception):  # never leaves this package
+    """Raised by a ``take``: the command changed nothing, since it cannot be done; ``error`` is for its caller."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def _taking(take: Callable[[Any], Any], callback: Callback) -> Callback:
     """The callback, called with what ``take`` makes of a result."""
 
     def called(result: Any, reason: Any) -> None:
-        if isinstance(result, operations.Failed):
-            result, reason = None, FAIL_REASON.REQUEST_DENIED
-        elif reason == FAIL_REASON.SUCCESS:
+        if reason == FAIL_REASON.SUCCESS:
             try:
                 result = take(result)
+            except Denied:
+                result, reason = None, FAIL_REASON.REQUEST_DENIED
             except Exception:
                 logger.exception("a result cannot be read")
                 result, reason = None, FAIL_REASON.UNKNOWN_OUTCOME
@@ -63,9 +74,8 @@ class Applying(Replication):
     _fastsm_on_change: Callable[[list[Change] | None], object] | None
     _fastsm_over: bool
 
-    def _fastsm_begin_applying(self, machine: FastStateMachine, codecs: dict[bytes, Codec]) -> None:
+    def _fastsm_begin_applying(self, machine: FastStateMachine) -> None:
         self._fastsm_machine = machine
-        self._fastsm_codecs = codecs  # of priority queues
         self._fastsm_failure: BaseException | None = None
         self._fastsm_waiting = Waiting()
         self._fastsm_ticker: int | None = None  # the thread of the newest tick
@@ -79,29 +89,31 @@ class Applying(Replication):
         sync: bool = False,
         callback: Callback | None = None,
         timeout: float | None = None,
-    ) -> bool | None:
+    ) -> Result:
         """Has a command (``fastsm.put`` and the others make them) applied by the whole cluster, from any node.
 
         Without ``sync`` it returns at once, and ``callback(result, reason)`` is called in the tick thread: with what
-        ``apply`` said and ``FAIL_REASON.SUCCESS``, or with None and another reason; after ``timeout`` seconds, if
-        given, with ``UNKNOWN_OUTCOME``. (Give one: a message to a leader that dies is lost without a word.) With
-        ``sync`` it waits for the result, and raises :class:`SubmitError` where there is none. (A callback takes
-        precedence, as in PySyncObj.)
+        ``apply`` said (True, False or an ``Answer``) and ``FAIL_REASON.SUCCESS``, or with None and another reason;
+        after ``timeout`` seconds, if given, with ``UNKNOWN_OUTCOME``. (Give one: a message to a leader that dies is
+        lost without a word.) With ``sync`` it waits for the result, and raises :class:`SubmitError` where there is
+        none. (A callback takes precedence, as in PySyncObj.)
 
-        The command is checked first: ``CommandError``. Raises ``NotRunningError`` once the node has stopped. On
-        success a majority of the nodes has the entry (on their disks, with ``durable=True``). O(size). Thread safe.
+        The command is checked first: ``CommandError``, and ``UnknownCommandError`` for a procedure that this node does
+        not have. Raises ``NotRunningError`` once the node has stopped. On success a majority of the nodes has the entry
+        (on their disks, with ``durable=True``). O(size). Thread safe.
         """
-        check(command)
-        result: bool | None = self._fastsm_submit(bytes(command), MARK, sync, callback, timeout)
+        self._fastsm_require_running()
+        self._fastsm_machine.check(command)
+        result: Result = self._fastsm_submit(bytes(command), MARK, sync, callback, timeout)
         return result
 
     def _fastsm_submit(
-        self, content: bytes, mark: int, sync: bool, callback: Callback | None, timeout: float | None,
-        take: Callable[[Any], Any] | None = None,
+        self, content: bytes, mark: int, sync: bool = False, callback: Callback | None = None,
+        timeout: float | None = None, take: Callable[[Any], Any] | None = None,
     ) -> Any:
         """:meth:`submit` for any kind of entry. ``take`` makes the caller's result of what apply said.
 
-        Of an operation that cannot be done a callback hears ``REQUEST_DENIED``; who waits, the error itself.
+        Where it raises ``Denied``, a callback is told ``REQUEST_DENIED``, and a caller that waits gets its error.
         """
         self._fastsm_require_running()
         outcome = None
@@ -121,9 +133,12 @@ class Applying(Replication):
             if pending is not None:
                 pending.forget()
             raise
-        if isinstance(result, operations.Failed):
-            raise result.error
-        return result if outcome is None or take is None else take(result)
+        if outcome is None or take is None:
+            return result
+        try:
+            return take(result)
+        except Denied as denied:
+            raise denied.error from None
 
     def _applyCommand(self, command: bytes, callback: Any, commandType: int | None = None) -> None:
         """Queues a command of any kind: of ``submit``, of a replicated method, of PySyncObj's own, of another node.
@@ -140,8 +155,14 @@ class Applying(Replication):
                 self._fastsm_require_other_thread()
             if callback is not None and not isinstance(callback, Pending):
                 callback = self._fastsm_waiting.add(callback)
-        with contextlib.suppress(BlockingIOError):  # the command is queued, and the pipe is full of calls to wake up
-            super()._applyCommand(command, callback, commandType)
+            command = bytes([commandType]) + command
+        try:
+            self._SyncObj__commandsQueue.put_nowait((command, callback))
+        except queue.Full:
+            self._SyncObj__callErrCallback(FAIL_REASON.QUEUE_FULL, callback)
+        else:
+            if commandType is not None:  # in a message it comes in the tick thread, right before the next tick
+                self._fastsm_wake()
         if isinstance(callback, Pending) and (self._fastsm_failure is not None or self._fastsm_over):
             callback(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it ended meanwhile: nobody else will say so
 
@@ -150,6 +171,7 @@ class Applying(Replication):
             raise NotRunningError(f"this node has stopped: {self._fastsm_failure}") from self._fastsm_failure
         if self._SyncObj__destroying:
             raise NotRunningError("this node was destroyed")
+        self._fastsm_machine._refuse_procedure()  # replicas would submit it each, and one that waits wait for ever
 
     def _fastsm_require_other_thread(self) -> None:
         if threading.get_ident() == self._fastsm_ticker:
@@ -187,55 +209,55 @@ class Applying(Replication):
         entries, others = journal.marked(first, count, CHUNK_BYTES, MARK, FILLER)
         if not entries:
             raise NotRunningError(f"{journal.path}: entry {first} is committed, but not in the journal")
-        start = 0
-        for other in others:
-            if other > start:
-                self._fastsm_apply_run(entries[start:other])
-            self._fastsm_apply_single(entries[other])
-            start = other + 1
+        start = place = 0
+        while start < len(entries):
+            if place == len(others) or others[place] > start:
+                end = others[place] if place < len(others) else len(entries)
+                self._fastsm_apply_run(entries[start:end])
+            else:
+                end = start + 1
+                while place + end - start < len(others) and others[place + end - start] == end:
+                    end += 1
+                end = start + self._fastsm_apply_others(entries[start:end], stop)
+                place += end - start
+            start = end
             if clock.monotonic() > stop or not self._fastsm_behind:
                 return
-        if start < len(entries):
-            self._fastsm_apply_run(entries[start:] if start else entries)
 
     def _fastsm_apply_run(self, entries: list[tuple[int, int, bytes]]) -> None:
         """Applies entries of the state machine."""
-        results = self._fastsm_apply_chunk(entries)
-        if self._fastsm_on_change is not None:
-            self._fastsm_tell_changes(entries, results)
+        if self._fastsm_on_change is None:
+            results = self._fastsm_apply_chunk(entries)
+        else:
+            place = Place(self._fastsm_machine)
+            results = self._fastsm_apply_chunk(entries)
+            changes = place.changes(entries)
+            if changes is None or changes:
+                self._fastsm_on_change(changes)
         if self._SyncObj__commandsWaitingCommit:
+            if None in results:  # skipped: the state machine has other entries in their place, of before a power loss
+                results = [NOT_APPLIED if result is None else result for result in results]
             self._fastsm_tell(entries, results)
         self._SyncObj__raftLastApplied = entries[-1][0]
 
-    def _fastsm_apply_single(self, entry: tuple[int, int, bytes]) -> None:
-        """Applies an entry of PySyncObj's own; in the state machine it is one without effect."""
-        index = entry[0]
-        command = self._fastsm_journal.entries(index, 1)[0][0]
-        if command[0] == operations.OPERATION:
-            result = self._fastsm_apply_operation(entry, command[1:])
-        else:
-            self._fastsm_apply_chunk([entry])
+    def _fastsm_apply_others(self, entries: list[tuple[int, int, bytes]], stop: float) -> int:
+        """Applies entries of PySyncObj's own one by one, as far as there is time; how many.
+
+        In the state machine they are entries without effect; it is at the entry whose method is called.
+        """
+        commands = self._fastsm_journal.entries(entries[0][0], len(entries))
+        done = 0
+        for entry, (command, index, _) in zip(entries, commands, strict=True):
+            done += 1
+            self._fastsm_machine.apply([entry])
             self._SyncObj__raftLastApplied = index - 1
             result = self._fastsm_apply_other(command)
-        if self._SyncObj__commandsWaitingCommit:
-            self._fastsm_tell([entry], [result])
-        self._SyncObj__raftLastApplied = index
-
-    def _fastsm_apply_operation(self, entry: tuple[int, int, bytes], content: bytes) -> Any:
-        """Runs an operation of the batteries; its answer. Not again where the state machine has what it changed."""
-        index, term, command = entry
-        answer = None
-        if index > self._fastsm_machine.last_applied().index:
-            answer, command = operations.run(content, self._fastsm_machine, self._fastsm_codecs)
-        results = self._fastsm_machine.apply([(index, term, command)])
-        if self._fastsm_on_change is not None:
-            self._fastsm_tell_changes([(index, term, command)], results)
-        return answer
-
-    def _fastsm_tell_changes(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
-        changes = changes_of(entries, results)
-        if changes and self._fastsm_on_change is not None:
-            self._fastsm_on_change(changes)
+            if self._SyncObj__commandsWaitingCommit:
+                self._fastsm_tell([entry], [result])
+            self._SyncObj__raftLastApplied = index
+            if clock.monotonic() > stop or not self._fastsm_behind:
+                break
+        return done
 
     def _fastsm_apply_chunk(self, entries: list[tuple[int, int, bytes]]) -> list[Any]:
         """All entries; a malformed one has the result False, on every replica."""
@@ -245,6 +267,10 @@ class Applying(Replication):
             try:
                 results += self._fastsm_machine.apply(rest)
             except UnknownCommandError:
+                raise
+            except ProcedureError as error:
+                if isinstance(error.__cause__, UnreadableItemError):
+                    raise UnreadableItemError(str(error.__cause__)) from error
                 raise
             except CommandError as error:
                 if error.index is None:
@@ -262,13 +288,17 @@ class Applying(Replication):
         """Applies an entry of PySyncObj's own, or of a consumer of it."""
         if command == SENTINEL:
             return None
+        if command[0] > LAST_KIND:
+            raise UnknownCommandError(f"an entry of kind {command[0]} is of another release")
         if command[0] != 0:
             return self._SyncObj__doApplyCommand(command)
         try:
             return self._SyncObj__doApplyCommand(command)
-        except operations.NOT_THE_ENTRYS:
+        except NOT_THE_ENTRYS:
             raise  # the others may well apply it: to pass over it here would make this replica another one
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             # Every replica comes by here: to stop or to try again would end the cluster.
             logger.exception("a replicated method raised; its entry is passed over")
             return Raised(error)
@@ -290,7 +320,7 @@ class Applying(Replication):
                     callback(result, FAIL_REASON.SUCCESS)
 
     def _fastsm_pass_over_waiting(self, index: int) -> None:
-        """Behind an install: what became of the commands up to there is not known."""
+        """After an install: what became of the commands up to there is not known."""
         waiting = self._SyncObj__commandsWaitingCommit
         for known in [number for number in waiting if number <= index]:
             for _, callback in waiting.pop(known):

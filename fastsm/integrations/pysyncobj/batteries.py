@@ -7,7 +7,7 @@ snapshots without being pickled, on disk, and not in Python objects. Reads show 
 through the log, and take ``callback=``, ``sync=`` and ``timeout=`` as :meth:`ReplicatedStateMachine.submit` does.
 
 Where an operation cannot be done (``remove`` of what is not there), nothing changes, on any node: a caller with
-``sync`` has the exception raised, a callback hears ``FAIL_REASON.REQUEST_DENIED``. (PySyncObj's end the cluster.)
+``sync`` gets the exception raised, a callback is told ``FAIL_REASON.REQUEST_DENIED``. (PySyncObj's end the cluster.)
 
 Names are given (``name=``) where a node has two batteries of one kind. All nodes have the same batteries, in any order.
 """
@@ -22,14 +22,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fastsm.answering import absent, delete_prefix, exists, read, transaction
 from fastsm.command import batch, delete, noop, put
 from fastsm.errors import NotRunningError
 from fastsm.integrations.pysyncobj import operations
+from fastsm.integrations.pysyncobj.applying import Denied
 from fastsm.integrations.pysyncobj.codecs import KEYS, VALUES, Codec, codec
 from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
 from fastsm.integrations.pysyncobj.places import MARK
 from fastsm.integrations.pysyncobj.replicated import StateInMachine
 from fastsm.integrations.pysyncobj.waiting import Callback
+from fastsm.types import Answer
 
 if TYPE_CHECKING:
     from fastsm.machine import FastStateMachine
@@ -68,19 +71,22 @@ class _Battery(StateInMachine):
         return [(key[size:], value) for key, value in self._machine().scan(prefix=self.prefix).entries]
 
     def _submit(self, command: bytes, options: dict[str, Any], take: Take = _nothing) -> Any:
-        """A command of the state machine's."""
-        return self._send(command, MARK, take, **options)
+        """Submits a command; ``take`` makes the caller's result of what it came to."""
+        return self._node()._fastsm_submit(command, MARK, take=take, **options)
 
     def _operate(
         self, function: Callable[..., Any], *arguments: bytes, options: dict[str, Any], take: Take = _nothing
     ) -> Any:
-        return self._send(operations.encode(function, *arguments), operations.OPERATION, take, **options)
+        """Submits an operation; ``take`` makes the caller's result of its value."""
 
-    def _send(
-        self, content: bytes, mark: int, take: Take, *, callback: Callback | None = None, sync: bool = False,
-        timeout: float | None = None,
-    ) -> Any:
-        return self._node()._fastsm_submit(content, mark, sync, callback, timeout, take)
+        def take_value(result: Any) -> Any:
+            try:
+                value = operations.value_of(result)
+            except Exception as error:
+                raise Denied(error) from error
+            return take(value)
+
+        return self._submit(operations.encode(function, *arguments), options, take_value)
 
 
 def _same(result: Any) -> Any:
@@ -123,8 +129,12 @@ class FastDict(_Battery):
 
     def setdefault(self, key: Any, default: Any, **options: Any) -> Any:
         """Sets the value of a key that is not there; the result is its value now."""
-        put(self._key(key), data := self._values.encode(default))  # raises what is too large, before it is in the log
-        return self._operate(operations.set_default, self._key(key), data, options=options, take=self._values.decode)
+        name, data = self._key(key), self._values.encode(default)
+
+        def take(answer: Answer) -> Any:
+            return self._values.decode(data if answer.ok else answer.value[0])
+
+        return self._submit(transaction([absent(name)], [put(name, data)], [read(name)]), options, take)
 
     def update(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]], **options: Any) -> None:
         """Sets all of them, in one entry."""
@@ -135,14 +145,15 @@ class FastDict(_Battery):
     def pop(self, key: Any, default: Any = None, **options: Any) -> Any:
         """Removes a key; the result is its value, or ``default`` where there was none."""
 
-        def take(data: bytes | None) -> Any:
-            return default if data is None else self._values.decode(data)
+        def take(answer: Answer) -> Any:
+            return self._values.decode(answer.value[0]) if answer.ok else default
 
-        return self._operate(operations.take, self._key(key), options=options, take=take)
+        name = self._key(key)
+        return self._submit(transaction([exists(name)], [read(name), delete(name)]), options, take)
 
     def clear(self, **options: Any) -> None:
         """Removes everything, in one step. O(items)."""
-        self._operate(operations.replace, self.prefix, options=options)
+        self._submit(delete_prefix(self.prefix), options)
 
     # ---- reads -----------------------------------------------------------------------------------------
 
@@ -237,10 +248,12 @@ class FastSet(_Battery):
 
     def remove(self, item: Any, **options: Any) -> None:
         """Removes an item; ``KeyError`` where it is not there."""
-        try:
-            self._operate(operations.remove, self._key(item), options=options)
-        except KeyError:
-            raise KeyError(item) from None
+        def take(answer: Answer) -> None:
+            if not answer.ok:
+                raise Denied(KeyError(item))
+
+        name = self._key(item)
+        self._submit(transaction([exists(name)], [delete(name)]), options, take)
 
     def discard(self, item: Any, **options: Any) -> None:
         """Removes an item if it is there."""
@@ -252,7 +265,7 @@ class FastSet(_Battery):
 
     def clear(self, **options: Any) -> None:
         """Removes everything, in one step. O(items)."""
-        self._operate(operations.replace, self.prefix, options=options)
+        self._submit(delete_prefix(self.prefix), options)
 
     def update(self, other: Iterable[Any], **options: Any) -> None:
         """Adds all of them, in one entry."""

@@ -1,12 +1,13 @@
-"""Which keys an applied entry changed, for those who want to be told."""
+"""What applied entries changed, read from the state machine's log: it has the outcome of every command."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fastsm.command import decode
-from fastsm.types import Batch, CompareAndSwap, Delete, Put
+from fastsm.disk import format
+from fastsm.generation.log import Log
+from fastsm.machine import FastStateMachine
 
 
 class Change(NamedTuple):
@@ -18,20 +19,52 @@ class Change(NamedTuple):
     value: bytes | None
 
 
-def _pairs(command: Any) -> Iterator[tuple[bytes, bytes | None]]:
-    if isinstance(command, (Put, CompareAndSwap)):
-        yield command.key, command.value
-    elif isinstance(command, Delete):
-        yield command.key, None
-    elif isinstance(command, Batch):
-        for each in command.commands:
-            yield from _pairs(each)
+class Place:
+    """Where a state machine's log ended before some entries were applied."""
+
+    __slots__ = ("_applied", "_end", "_log", "_machine")
+
+    def __init__(self, machine: FastStateMachine) -> None:
+        self._machine = machine
+        self._applied = machine.last_applied().index
+        self._log: Log = machine._log
+        self._end = self._log.end
+
+    def changes(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Change] | None:
+        """Returns what entries that were applied since have changed, in order: each put and each delete of a key.
+
+        None where a compaction has taken their records out of the log meanwhile. O(bytes that they wrote).
+        """
+        terms = {index: term for index, term, _ in entries if index > self._applied}
+        if not terms:
+            return []
+        found = _changes_from(self._log, self._end, terms)
+        if found is None:  # a compaction came in between, and they are in the log that it began
+            found = _changes_from(self._machine._log, format.LOG_HEADER_BYTES, terms)
+        return found
 
 
-def changes_of(entries: Sequence[tuple[int, int, bytes]], results: Sequence[Any]) -> list[Change]:
-    """In order, of the entries that took effect; of a key that is changed several times, each."""
-    return [
-        Change(index, term, key, value)
-        for (index, term, command), result in zip(entries, results, strict=True) if result
-        for key, value in _pairs(decode(command))
-    ]  # fmt: skip
+def _changes_from(log: Log, offset: int, terms: dict[int, int]) -> list[Change] | None:
+    """None unless a log has all of the entries."""
+    mapping, stop = log.mapping, log.end
+    first, last = next(iter(terms)), next(reversed(terms))
+    if mapping is None or log.head.base_index >= first:
+        return None
+    buffer = memoryview(mapping)[log.start :]
+    found: list[Change] = []
+    reached = 0
+    while offset < stop and reached < last:
+        end, _, runs, place = format.unpack_frame(buffer, offset)
+        reached = runs[-1][0] if runs else reached
+        if reached >= first:
+            found += _changes_of(buffer, place, end, terms)
+        offset = end
+    return found if reached >= last else None
+
+
+def _changes_of(buffer: memoryview, place: int, end: int, terms: dict[int, int]) -> Iterator[Change]:
+    while place < end:
+        index, operation, key, value, _, place = format.unpack_record(buffer, place)
+        name = format.OPERATIONS[operation]
+        if index in terms and name in ("put", "delete"):
+            yield Change(index, terms[index], key, value if name == "put" else None)

@@ -25,6 +25,8 @@ METHODS = {
         "_onTick": "timeToWait",
         "_doDestroy": "",
         "_applyCommand": "command callback commandType",
+        "_checkCommandsToApply": "",
+        "_SyncObj__callErrCallback": "err callback",
         "_SyncObj__applyLogEntries": "",
         "_SyncObj__doApplyCommand": "command",
         "_SyncObj__onMessageReceived": "node message",
@@ -48,6 +50,8 @@ METHODS = {
         "_onReadonlyNodeDisconnected": "node",
         "_onTick": "",
         "_onMessageReceived": "node message",
+        "_onIncomingMessageReceived": "conn message",
+        "_sendSelfAddress": "conn",
     },
     pysyncobj.tcp_connection.TcpConnection: {
         "send": "message",
@@ -78,9 +82,9 @@ ATTRIBUTES = {
         "raftMatchIndex", "otherNodes", "readonlyNodes", "connectedNodes", "commandsWaitingCommit", "transport",
         "newAppendEntriesTime", "consumers", "needLoadDumpFile", "leaderCommitIndex", "forceLogCompaction",
         "destroying", "properies", "selfNode", "enabledCodeVersion", "mainThread", "onReadyCalled",
-        "onTickCallbacks", "conf", "lastResponseTime",
+        "onTickCallbacks", "conf", "lastResponseTime", "commandsQueue", "pipeNotifier",
     ),
-    pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller"),
+    pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller", "socket"),
 }  # fmt: skip
 
 

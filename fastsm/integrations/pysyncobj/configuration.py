@@ -1,22 +1,47 @@
-"""A node's configuration: PySyncObj's, without what the node does itself, and with callbacks that cannot end a tick."""
+"""A node's configuration: PySyncObj's, without what the node does itself, and with callbacks that cannot end a tick.
+
+What PySyncObj's configuration says of dumps becomes the node's :class:`DumpPolicy`.
+"""
 
 from __future__ import annotations
 
 import copy
-import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from pysyncobj import SyncObjConf
 
 from fastsm.integrations.pysyncobj.waiting import Guarded
 
-logger = logging.getLogger("fastsm")
-
 NOT_FOR_US = ("journalFile", "fullDumpFile", "serializer", "deserializer", "serializeChecker")
-OF_NO_EFFECT = (
-    "logCompactionMinEntries", "logCompactionMinTime", "logCompactionSplit", "logCompactionBatchSize", "useFork",
-)  # fmt: skip
+OF_DUMPS = ("logCompactionMinEntries", "logCompactionMinTime", "logCompactionBatchSize")
 CALLBACKS = ("onReady", "onStateChanged", "onCodeVersionChanged")
+LARGEST_PIECE = 8 << 20
+NEVER = 1 << 62  # bytes
+
+
+class DumpPolicy(NamedTuple):
+    """When a node writes a snapshot and shortens its journal.
+
+    It does when, since its last snapshot,
+
+    - ``journal_bytes`` have come, and ``ratio`` times the size of that snapshot; or
+    - the journal has reached ``entries``; or ``most_seconds`` have passed and anything was applied (None: never);
+
+    but not more often than every ``least_seconds``. Nodes of one cluster differ by some percent, so as not to do it all
+    at the same time.
+
+    - ``trailing_entries``: so many entries before a snapshot are kept: a follower that lags less needs no snapshot.
+      (A leader also keeps what its connected followers lack, as long as the journal is not too large.)
+    - ``piece_bytes``: of a snapshot that is sent, in one message.
+    """
+
+    journal_bytes: int = 64 << 20
+    ratio: float = 1.0
+    least_seconds: float = 5.0
+    trailing_entries: int = 100_000
+    entries: int | None = None
+    most_seconds: float | None = None
+    piece_bytes: int = 256 << 10
 
 
 def configuration(conf: Any) -> Any:
@@ -25,15 +50,43 @@ def configuration(conf: Any) -> Any:
     for name in NOT_FOR_US:
         if getattr(conf, name) is not None:
             raise ValueError(f"conf.{name} is set: journal and snapshots are the node's own, in its directory")
-    usual = SyncObjConf()
-    without_effect = [name for name in OF_NO_EFFECT if getattr(conf, name) != getattr(usual, name)]
-    if without_effect:
-        logger.warning(
-            "%s: set, but of no effect: a node dumps without a fork, when policy=DumpPolicy(...) says so",
-            ", ".join(f"conf.{name}" for name in without_effect),
-        )
     conf.__class__ = type(type(conf).__name__, (type(conf),), {name: _guarded(name) for name in CALLBACKS})
     return conf
+
+
+def policy_of(conf: Any, policy: DumpPolicy | None) -> DumpPolicy:
+    """The policy that a node was given, or the one that its configuration describes.
+
+    ``logCompactionMinEntries`` and ``logCompactionMinTime`` mean what they mean in PySyncObj: a journal never stays
+    longer, nor a dump older. Half of the entries are kept for followers that lag. ``useFork`` and
+    ``logCompactionSplit`` need no counterpart: nothing is forked, and nodes do not dump all at the same time.
+    """
+    usual = SyncObjConf()
+    given = [name for name in OF_DUMPS if getattr(conf, name) != getattr(usual, name)]
+    if policy is not None:
+        if given:
+            raise ValueError(
+                f"{', '.join(f'conf.{name}' for name in given)}: set, and policy= is given as well, which says when a "
+                "node dumps; leave one of the two out")
+        return _checked(policy)
+    piece = conf.logCompactionBatchSize if "logCompactionBatchSize" in given else DumpPolicy().piece_bytes
+    if given in ([], ["logCompactionBatchSize"]):
+        return _checked(DumpPolicy(piece_bytes=piece))
+    entries, seconds = conf.logCompactionMinEntries, conf.logCompactionMinTime
+    return _checked(DumpPolicy(
+        journal_bytes=NEVER, least_seconds=min(DumpPolicy().least_seconds, seconds), entries=entries,
+        most_seconds=seconds, trailing_entries=min(DumpPolicy().trailing_entries, entries // 2), piece_bytes=piece))
+
+
+def _checked(policy: DumpPolicy) -> DumpPolicy:
+    for name, least in (("journal_bytes", 0), ("ratio", 0), ("least_seconds", 0), ("trailing_entries", 0),
+                        ("entries", 2), ("most_seconds", 0), ("piece_bytes", 1)):  # fmt: skip
+        value = getattr(policy, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"policy, {name}={value}: expected at least {least}")
+    if policy.piece_bytes > LARGEST_PIECE:
+        raise ValueError(f"policy, piece_bytes={policy.piece_bytes}: expected at most {LARGEST_PIECE}")
+    return policy
 
 
 def _guarded(name: str) -> property:

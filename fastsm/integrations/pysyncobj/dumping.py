@@ -17,6 +17,7 @@ from pysyncobj import monotonic as clock
 
 from fastsm.errors import FastsmError, FormatVersionError, SnapshotError, StorageError
 from fastsm.integrations.pysyncobj.applying import Applying
+from fastsm.integrations.pysyncobj.configuration import DumpPolicy
 from fastsm.integrations.pysyncobj.places import SENTINEL, Places
 from fastsm.integrations.pysyncobj.replicated import MethodTable, StateInMachine, replicates, unpicklable
 from fastsm.integrations.pysyncobj.replication import LEADER
@@ -26,25 +27,10 @@ from fastsm.types import LogId, SnapshotMetadata
 
 logger = logging.getLogger("fastsm")
 
-PIECE = 256 << 10
 WINDOW = 1 << 20  # bytes on the way that the follower has not confirmed
 PATIENCE = 60.0  # seconds that a new dump waits for a snapshot to arrive that is being sent
 NO_ROOM_PAUSE = 10.0
-
-class DumpPolicy(NamedTuple):
-    """When a node writes a snapshot and shortens its journal.
-
-    - ``journal_bytes``: when so much has come since the last one, and
-    - ``ratio``: so many times the size of the last one,
-    - ``least_seconds``: but not more often than that.
-    - ``trailing_entries``: so many entries before a snapshot are kept: a follower that lags less needs no snapshot.
-      (A leader also keeps what its connected followers lack, as long as the journal is not too large.)
-    """
-
-    journal_bytes: int = 64 << 20
-    ratio: float = 1.0
-    least_seconds: float = 5.0
-    trailing_entries: int = 100_000
+LEAST_PART = 0.6  # of what the policy asks for: some nodes of a cluster dump earlier than others
 
 
 class Work:
@@ -152,15 +138,31 @@ class Dumping(Applying):
             return False
         if self._SyncObj__forceLogCompaction or self._fastsm_wanted:
             return True
-        # Nodes of one cluster have journals of one length: they need not all dump at once.
-        own = self._SyncObj__selfNode
-        rank = 0 if own is None else self._fastsm_members().index(own.id)
-        policy = self._fastsm_policy
-        least = max(policy.journal_bytes, int(policy.ratio * self._fastsm_dump_size)) * (1 + 0.1 * rank)
-        if self._fastsm_journal.newest_size < least or now - self._fastsm_dumped_at < self._fastsm_policy.least_seconds:
+        since = now - self._fastsm_dumped_at
+        if since < self._fastsm_policy.least_seconds or not self._fastsm_is_due(since):
             return False
         sending = [transfer for transfer in self._fastsm_transfers.values() if now - transfer.began < PATIENCE]
-        return not sending or self._fastsm_journal.newest_size > 4 * least
+        return not sending or self._fastsm_journal.newest_size > 4 * self._fastsm_enough_bytes
+
+    @property
+    def _fastsm_enough_bytes(self) -> int:
+        """The size of what is new in the journal at which a dump is due."""
+        policy = self._fastsm_policy
+        return max(policy.journal_bytes, int(policy.ratio * self._fastsm_dump_size), 1)
+
+    def _fastsm_is_due(self, since: float) -> bool:
+        """Whether the policy asks for a dump, so many seconds after the last one."""
+        policy, journal = self._fastsm_policy, self._fastsm_journal
+        if policy.most_seconds is not None and since >= policy.most_seconds:
+            return True
+        by_bytes = journal.newest_size / self._fastsm_enough_bytes
+        part = by_bytes if policy.entries is None else max(by_bytes, len(journal) / policy.entries)
+        if part < LEAST_PART:
+            return False
+        # Nodes of one cluster have journals of one length: they need not all dump at the same time.
+        own = self._SyncObj__selfNode
+        rank = 0 if own is None else self._fastsm_members().index(own.id)
+        return part >= max(1 - 0.1 * rank, LEAST_PART)
 
     # ---- write -----------------------------------------------------------------------------------------
 
@@ -265,7 +267,8 @@ class Dumping(Applying):
     def _fastsm_keep_from(self, included: int) -> int:
         """The first entry that the journal keeps."""
         keep = included - self._fastsm_policy.trailing_entries
-        if self._fastsm_journal.size < 8 * max(self._fastsm_policy.journal_bytes, self._fastsm_dump_size):
+        usual = min(self._fastsm_policy.journal_bytes, DumpPolicy().journal_bytes)
+        if self._fastsm_journal.size < 8 * max(usual, self._fastsm_dump_size):
             if self._SyncObj__raftState == LEADER:
                 followers = self._SyncObj__otherNodes & self._SyncObj__connectedNodes
                 matching = (self._SyncObj__raftMatchIndex[node] for node in followers)
@@ -313,7 +316,7 @@ class Dumping(Applying):
         """Sends what the window has room for; whether that was anything."""
         begin = transfer.sent
         while transfer.sent < transfer.snapshot.size and transfer.sent - transfer.taken < WINDOW:
-            piece = transfer.snapshot.read_at(transfer.sent, PIECE)
+            piece = transfer.snapshot.read_at(transfer.sent, self._fastsm_policy.piece_bytes)
             if not self._fastsm_send_piece(node, transfer, piece):
                 break
             transfer.sent += len(piece)

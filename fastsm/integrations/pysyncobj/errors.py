@@ -1,4 +1,4 @@
-"""What can go wrong beside the errors of fastsm itself."""
+"""What can go wrong here, in addition to the errors of fastsm itself."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ class ConsumersChangedError(FastsmError):
     """
 
 
+class UnreadableItemError(FastsmError):
+    """An entry needs a priority queue, or a codec of one, that this node does not have: this node stops."""
+
+
 class SubmitError(FastsmError, SyncObjException):  # type: ignore[misc]  # PySyncObj has no types
     """A command has no result. ``errorCode`` is one of ``pysyncobj.FAIL_REASON``, or ``"Timeout"``, as in PySyncObj.
 
-    Behind ``QUEUE_FULL``, ``MISSING_LEADER``, ``NOT_LEADER``, ``REQUEST_DENIED`` and ``DISCARDED`` it was not
+    After ``QUEUE_FULL``, ``MISSING_LEADER``, ``NOT_LEADER``, ``REQUEST_DENIED`` and ``DISCARDED`` it was not
     applied; after a timeout, ``LEADER_CHANGED`` and ``UNKNOWN_OUTCOME`` it may have been, or may still be.
     """
 

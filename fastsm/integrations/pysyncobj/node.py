@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
+import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pysyncobj import monotonic as time_of
 from pysyncobj.node import Node, TCPNode
 from pysyncobj.transport import TCPTransport, TransportNotReadyError
 
-from fastsm.command import batch, compare_and_swap, delete, noop, put
+from fastsm.clock import Clock
 from fastsm.disk.files import Directory
 from fastsm.errors import FastsmError, NotRunningError
 from fastsm.integrations.pysyncobj import compatibility
 from fastsm.integrations.pysyncobj.changes import Change
-from fastsm.integrations.pysyncobj.configuration import configuration
-from fastsm.integrations.pysyncobj.dumping import Dumping, DumpPolicy
-from fastsm.integrations.pysyncobj.places import Files, Places, Restart, restart
+from fastsm.integrations.pysyncobj.configuration import DumpPolicy, configuration, policy_of
+from fastsm.integrations.pysyncobj.dumping import Dumping
+from fastsm.integrations.pysyncobj.operations import procedures_of
+from fastsm.integrations.pysyncobj.places import MARK, Files, Places, Restart, restart
 from fastsm.integrations.pysyncobj.replicated import consumers_of, distinct, method_table, replicates
+from fastsm.integrations.pysyncobj.replication import LEADER
+from fastsm.integrations.pysyncobj.shorthands import Shorthands
+from fastsm.integrations.pysyncobj.ticking import LeadersClock, MakeClock
 from fastsm.integrations.pysyncobj.transport import transport_class
-from fastsm.integrations.pysyncobj.waiting import Callback, Guarded
-from fastsm.types import LogId, ScanResult
+from fastsm.integrations.pysyncobj.waiting import Guarded
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from fastsm.machine import FastStateMachine
 
 logger = logging.getLogger("fastsm")
@@ -68,7 +72,7 @@ class MakerSlot:
         node.__dict__["_SyncObj__mainThread"] = None if thread is None else Maker(weakref.proxy(node), thread)
 
 
-class ReplicatedStateMachine(Dumping):
+class ReplicatedStateMachine(Shorthands, Dumping):
     """A node of a PySyncObj cluster, all nodes of which are such: a ``SyncObj`` with a ``FastStateMachine``.
 
     ``self_address`` and ``partner_addresses`` ("host:port") are PySyncObj's. All that the node keeps is in
@@ -79,15 +83,18 @@ class ReplicatedStateMachine(Dumping):
     - ``durable``: what was acknowledged survives a power loss of all nodes. Replies and votes leave after the fsync of
       what they promise, one for each tick. Without it, it survives the end of every process, but not of every
       machine at once.
-    - ``consumers``: other ``SyncObjConsumer`` objects beside it; their state travels in snapshots, pickled in the
-      tick thread.
-    - ``policy``: a :class:`DumpPolicy`.
+    - ``consumers``: ``SyncObjConsumer`` objects next to the state machine; their state travels in snapshots, pickled in
+      the tick thread. (The batteries of fastsm have theirs in the state machine.)
+    - ``policy``: a :class:`DumpPolicy`; without one, ``conf.logCompaction…`` says when to dump, where it is set.
     - ``on_failure(error)``: called once, in the tick thread, when the node stops because it cannot go on.
     - ``on_change(changes)``: called in the tick thread with a list of :class:`Change` for each chunk that was
       applied, in order, before those who wait for its entries are told; with None when a snapshot of the leader's took
       the state's place: then all may have changed. What was applied before a restart does not come again.
+    - ``clock``: called with the state machine to make the ``fastsm.Clock`` by which this node proposes ticks while it
+      leads and something has a deadline; None: it proposes none.
     - ``nodeClass``, ``transportClass``: PySyncObj's; the transport is a subclass of ``TCPTransport``.
-    - ``options``: of ``FastStateMachine``, such as ``verify_on_open`` ("full" unless given) or ``retain_entries``.
+    - ``options``: of ``FastStateMachine``, such as ``verify_on_open`` ("full" unless given), ``retain_entries``, or
+      ``procedures``, which are the same on all nodes: one that meets a call of a procedure that it lacks stops.
 
     Raises ``UnsupportedVersionError`` where PySyncObj is not one that works, and what opening the directory raises:
     ``CorruptionError``, ``ChecksumMismatchError``, ``LockedError``, ``StorageError``, ...
@@ -122,6 +129,7 @@ class ReplicatedStateMachine(Dumping):
         policy: DumpPolicy | None = None,
         on_failure: Callable[[BaseException], object] | None = None,
         on_change: Callable[[list[Change] | None], object] | None = None,
+        clock: MakeClock | None = Clock,
         nodeClass: type[Any] = TCPNode,
         transportClass: type[Any] = TCPTransport,
         _files: Files | None = None,
@@ -138,8 +146,10 @@ class ReplicatedStateMachine(Dumping):
         options.setdefault("verify_on_open", "full")
         if any(each.ordered for each in batteries.values()):
             options.setdefault("ordered", True)
+        codecs = {prefix: each.codec for prefix, each in batteries.items() if each.codec is not None}
+        options["procedures"] = [*options.get("procedures", ()), *procedures_of(codecs)]
         self._fastsm_durable = durable
-        self._fastsm_policy = policy or DumpPolicy()
+        self._fastsm_policy = policy_of(conf, policy)
         self._fastsm_places = Places(directory, _files or (lambda name: Directory))
         self._fastsm_on_failure = on_failure
         self._fastsm_on_change = None if on_change is None else Guarded(on_change)
@@ -152,9 +162,8 @@ class ReplicatedStateMachine(Dumping):
             if found.attachment is not None:
                 methods.require(pickle.loads(found.attachment), self._fastsm_places.path)
             self._fastsm_begin_replication(found.journal)
-            self._fastsm_begin_applying(
-                found.machine,
-                {prefix: each.codec for prefix, each in batteries.items() if each.codec is not None})
+            self._fastsm_begin_applying(found.machine)
+            self._fastsm_clock = None if clock is None else LeadersClock(clock(found.machine))
             self._fastsm_begin_dumping(found.snapshot, found.snapshot_bytes, methods)
             super().__init__(
                 self_address, list(partner_addresses), conf, consumers=consumers, nodeClass=nodeClass,
@@ -182,68 +191,6 @@ class ReplicatedStateMachine(Dumping):
         """Nodes that were refused, and why; a node leaves it when it comes back right."""
         return dict(self._fastsm_transport.refused)
 
-    # ---- shorthands ------------------------------------------------------------------------------------
-
-    def put(
-        self, key: Buffer, value: Buffer, *, sync: bool = False, callback: Callback | None = None,
-        timeout: float | None = None,
-    ) -> bool | None:
-        """:meth:`submit` of ``fastsm.put``."""
-        return self.submit(put(key, value), sync=sync, callback=callback, timeout=timeout)
-
-    def delete(
-        self, key: Buffer, *, sync: bool = False, callback: Callback | None = None, timeout: float | None = None
-    ) -> bool | None:
-        """:meth:`submit` of ``fastsm.delete``."""
-        return self.submit(delete(key), sync=sync, callback=callback, timeout=timeout)
-
-    def compare_and_swap(
-        self, key: Buffer, expected: Buffer | None, value: Buffer | None, *, sync: bool = False,
-        callback: Callback | None = None, timeout: float | None = None,
-    ) -> bool | None:
-        """:meth:`submit` of ``fastsm.compare_and_swap``."""
-        return self.submit(compare_and_swap(key, expected, value), sync=sync, callback=callback, timeout=timeout)
-
-    def batch(
-        self, commands: Iterable[bytes], *, sync: bool = False, callback: Callback | None = None,
-        timeout: float | None = None,
-    ) -> bool | None:
-        """:meth:`submit` of ``fastsm.batch``: all of the commands or none, in one entry."""
-        return self.submit(batch(commands), sync=sync, callback=callback, timeout=timeout)
-
-    def get(self, key: Buffer) -> bytes | None:
-        """The value of a key as this node has it, or None: it may be behind. O(1)."""
-        return self._fastsm_machine.get(key)
-
-    def get_modified(self, key: Buffer) -> tuple[bytes, LogId] | None:
-        """The value of a key and the entry that wrote it, both of one applied state; None where there is none."""
-        machine = self._fastsm_machine
-        while True:
-            modified = machine.modified(key)
-            value = machine.get(key)
-            if machine.modified(key) == modified:  # no entry came in between that wrote the key
-                return None if value is None or modified is None else (value, modified)
-
-    def get_many(self, keys: Iterable[Buffer]) -> list[bytes | None]:
-        """The values of keys as this node has them, all from one applied state."""
-        return self._fastsm_machine.get_many(keys)
-
-    def get_view(self, key: Buffer) -> memoryview | None:
-        """The value of a key as this node has it, without a copy."""
-        return self._fastsm_machine.get_view(key)
-
-    def scan_prefix(self, prefix: Buffer, *, limit: int | None = None, start_after: Buffer | None = None) -> ScanResult:
-        """Pairs sorted by key, as this node has them."""
-        return self._fastsm_machine.scan_prefix(prefix, limit=limit, start_after=start_after)
-
-    def sync_read(self, key: Buffer, *, timeout: float | None = None) -> bytes | None:
-        """The value of a key behind a round through the log: all that was acknowledged before the call is in it.
-
-        Raises :class:`SubmitError`.
-        """
-        self.submit(noop(), sync=True, timeout=timeout)
-        return self._fastsm_machine.get(key)
-
     # ---- the tick --------------------------------------------------------------------------------------
 
     def _onTick(self, timeToWait: float = 0.0) -> None:
@@ -255,6 +202,8 @@ class ReplicatedStateMachine(Dumping):
                 self._fastsm_began = True
                 self._fastsm_begin()
             self._fastsm_make_durable()  # nothing is applied that the journal could lose
+            if self._fastsm_clock is not None and self._SyncObj__raftState == LEADER:
+                self._fastsm_propose_tick(self._fastsm_clock)
             super()._onTick(0.0 if self._fastsm_behind else timeToWait)
             self._fastsm_make_durable()
             self._fastsm_waiting.expire()
@@ -263,6 +212,10 @@ class ReplicatedStateMachine(Dumping):
                 self._fastsm_require_picklable()
         except Exception as error:
             self._fastsm_fail(error)
+        except BaseException as error:  # a procedure's SystemExit, say
+            if not self._SyncObj__conf.autoTick:
+                raise  # to the caller of doTick: a KeyboardInterrupt is meant for it
+            self._fastsm_fail(error)  # nobody else would: PySyncObj's thread ends without a word
         if self._fastsm_failure is not None and not self._SyncObj__conf.autoTick:
             self._doDestroy()
 
@@ -281,6 +234,12 @@ class ReplicatedStateMachine(Dumping):
         if self._fastsm_durable:
             self._fastsm_transport.holding = True
             super().addOnTickCallback(self._fastsm_make_durable)
+
+    def _fastsm_propose_tick(self, clock: LeadersClock) -> None:
+        tick = clock.tick(time_of.monotonic())
+        if tick is not None:
+            with contextlib.suppress(queue.Full):  # then the next one does its work
+                self._SyncObj__commandsQueue.put_nowait((bytes([MARK]) + tick, None))
 
     def addOnTickCallback(self, callback: Callable[[], object]) -> None:
         """As in PySyncObj; what the callback raises is logged."""
@@ -326,10 +285,7 @@ class ReplicatedStateMachine(Dumping):
         self._fastsm_transport.destroy()
         self._fastsm_waiting.give_up_all()
         if self._fastsm_on_failure is not None:
-            try:
-                self._fastsm_on_failure(error)
-            except Exception:
-                logger.exception("on_failure raised")
+            Guarded(self._fastsm_on_failure)(error)
 
     def _doDestroy(self) -> None:
         """Ends everything; what was applied is durable, unless the disk refuses."""

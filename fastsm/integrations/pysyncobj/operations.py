@@ -1,104 +1,59 @@
-"""Operations that read before they write, and answer: what the batteries do beyond puts and deletes.
+"""Operations that read before they write, and answer: what the batteries do beyond commands of the state machine's.
 
-An operation is a function of a transaction and of arguments that are bytes. It runs on every replica at its place in
-the log, with the state as all entries before it left it, and its writes are one command of the state machine, at its
-entry. So its outcome is in snapshots and in the state's own log, and it never runs twice.
-
-A function here sees ``get``, ``put``, ``delete`` and ``scan`` of its transaction, the arguments, and nothing else: no
-clock, no chance, no object of the node but the codec of a priority queue.
+Each is a procedure of the state machine (:func:`fastsm.procedure`): a function of ``tx`` and of arguments that are
+bytes, which every node runs at its place in the log. Its outcome is in the state machine's log and in snapshots, so it
+never runs twice. It sees ``tx`` and its arguments, and nothing else: no clock, no chance, no object of the node but the
+codec of a priority queue.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Protocol
 
-from fastsm.command import batch, delete, noop, put
-from fastsm.errors import CommandError, FastsmError, UnknownCommandError
+from fastsm.answering import call
+from fastsm.errors import FastsmError
 from fastsm.integrations.pysyncobj.codecs import Codec
-from fastsm.machine import FastStateMachine
-
-OPERATION = 0x47  # the first byte of an operation's entry
-NOT_THE_ENTRYS = (OSError, MemoryError, RecursionError, ImportError, SystemError)  # but of this replica alone
+from fastsm.integrations.pysyncobj.errors import UnreadableItemError
+from fastsm.procedures import Abort, procedure
+from fastsm.types import Answer
 
 _LENGTH = struct.Struct("<I")
 _ENDS = struct.Struct(">QQ")
 _PLACE = struct.Struct(">Q")
 _TIME = struct.Struct("<d")
+MOST_DIGITS = 4000  # of a counter; some Pythons refuse to convert numbers of more than 4300, others do not
+_TOO_LARGE = 10**MOST_DIGITS
 
 
-class Failed(NamedTuple):
-    """The answer of an operation that changed nothing since it cannot be done; what its caller gets raised."""
+class Tx(Protocol):
+    """What an operation uses of a procedure's ``tx``."""
 
-    error: Exception
-
-
-class Transaction:
-    """The state as of the entry before, under the writes so far."""
-
-    def __init__(self, machine: FastStateMachine) -> None:
-        self._machine = machine
-        self._written: dict[bytes, bytes | None] = {}
-
-    def get(self, key: bytes) -> bytes | None:
-        if key in self._written:
-            return self._written[key]
-        return self._machine.get(key)
-
-    def put(self, key: bytes, value: bytes) -> None:
-        self._written[key] = value
-
-    def delete(self, key: bytes) -> None:
-        self._written[key] = None
-
-    def scan(self, *, prefix: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
-        """Pairs sorted by key; for use before the first write."""
-        assert not self._written
-        return list(self._machine.scan(prefix=prefix, limit=limit).entries)
-
-    def command(self) -> bytes:
-        """All writes as one command."""
-        commands = [delete(key) if value is None else put(key, value) for key, value in self._written.items()]
-        return noop() if not commands else commands[0] if len(commands) == 1 else batch(commands)
+    def get(self, key: bytes) -> bytes | None: ...
+    def put(self, key: bytes, value: bytes) -> None: ...
+    def delete(self, key: bytes) -> None: ...
+    def delete_prefix(self, prefix: bytes) -> int: ...
+    def scan(self, *, prefix: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]: ...
 
 
 # ---- dict and set ------------------------------------------------------------------------------------------
 
 
-def set_default(transaction: Transaction, key: bytes, value: bytes) -> bytes:
-    found = transaction.get(key)
-    if found is not None:
-        return found
-    transaction.put(key, value)
-    return value
-
-
-def take(transaction: Transaction, key: bytes) -> bytes | None:
-    found = transaction.get(key)
-    if found is not None:
-        transaction.delete(key)
-    return found
-
-
-def remove(transaction: Transaction, key: bytes) -> Failed | None:
-    return Failed(KeyError()) if take(transaction, key) is None else None
-
-
-def take_first(transaction: Transaction, prefix: bytes) -> bytes | Failed:
+def take_first(tx: Tx, prefix: bytes) -> bytes:
     """The key after the prefix."""
-    for key, _ in transaction.scan(prefix=prefix, limit=1):
-        transaction.delete(key)
+    for key, _ in tx.scan(prefix=prefix, limit=1):
+        tx.delete(key)
         return key[len(prefix) :]
-    return Failed(KeyError("pop from an empty set"))
+    raise Abort(b"pop from an empty set")
 
 
-def replace(transaction: Transaction, prefix: bytes, *pairs: bytes) -> None:
+def replace(tx: Tx, prefix: bytes, *pairs: bytes) -> None:
     """All keys with the prefix, by other pairs."""
-    for key, _ in transaction.scan(prefix=prefix):
-        transaction.delete(key)
+    tx.delete_prefix(prefix)
     for place in range(0, len(pairs), 2):
-        transaction.put(pairs[place], pairs[place + 1])
+        tx.put(pairs[place], pairs[place + 1])
 
 
 # ---- counter -----------------------------------------------------------------------------------------------
@@ -116,15 +71,17 @@ def number_of(data: bytes | None) -> int | float:
 
 def number_as_bytes(number: float) -> bytes:
     if isinstance(number, int):
+        if abs(number) >= _TOO_LARGE:
+            raise OverflowError(f"a counter has at most {MOST_DIGITS} digits")
         return b"%d" % number
     if isinstance(number, float):
         return repr(number).encode()
     raise TypeError(f"expected an int or a float, found {type(number).__name__}: {number!r}")
 
 
-def add(transaction: Transaction, key: bytes, amount: bytes) -> bytes:
-    data = number_as_bytes(number_of(transaction.get(key)) + number_of(amount))
-    transaction.put(key, data)
+def add(tx: Tx, key: bytes, amount: bytes) -> bytes:
+    data = number_as_bytes(number_of(tx.get(key)) + number_of(amount))
+    tx.put(key, data)
     return data
 
 
@@ -139,33 +96,35 @@ def ends_of(data: bytes | None) -> tuple[int, int]:
     return first, end
 
 
-def queue_put(transaction: Transaction, prefix: bytes, most: bytes, item: bytes) -> bool:
-    first, end = ends_of(transaction.get(prefix))
+def queue_put(tx: Tx, prefix: bytes, most: bytes, item: bytes) -> bool:
+    first, end = ends_of(tx.get(prefix))
     if int(most) and end - first >= int(most):
         return False
-    transaction.put(prefix + _PLACE.pack(end), item)
-    transaction.put(prefix, _ENDS.pack(first, end + 1))
+    tx.put(prefix + _PLACE.pack(end), item)
+    tx.put(prefix, _ENDS.pack(first, end + 1))
     return True
 
 
-def queue_get(transaction: Transaction, prefix: bytes) -> bytes | None:
-    first, end = ends_of(transaction.get(prefix))
+def queue_get(tx: Tx, prefix: bytes) -> bytes | None:
+    first, end = ends_of(tx.get(prefix))
     if first == end:
         return None
-    item = take(transaction, prefix + _PLACE.pack(first))
-    transaction.put(prefix, _ENDS.pack(first + 1, end))
+    key = prefix + _PLACE.pack(first)
+    item = tx.get(key)
+    tx.delete(key)
+    tx.put(prefix, _ENDS.pack(first + 1, end))
     return item
 
 
 class _Heap:
     """A binary heap whose items are read when they are looked at, written where they moved; in steps as ``heapq``'s."""
 
-    def __init__(self, transaction: Transaction, prefix: bytes, codec: Codec) -> None:
-        self._transaction, self._prefix, self._codec = transaction, prefix, codec
-        self.size = ends_of(transaction.get(prefix))[1]
+    def __init__(self, tx: Tx, prefix: bytes, codec: Codec) -> None:
+        self._tx, self._prefix, self._codec = tx, prefix, codec
+        self.size = ends_of(tx.get(prefix))[1]
 
     def at(self, place: int) -> tuple[Any, bytes]:
-        data = self._transaction.get(self._prefix + _PLACE.pack(place))
+        data = self._tx.get(self._prefix + _PLACE.pack(place))
         assert data is not None
         return self.item(data)
 
@@ -173,18 +132,18 @@ class _Heap:
         try:
             return self._codec.decode(data), data
         except Exception as error:  # where it was put it could be read
-            raise UnknownCommandError(
+            raise UnreadableItemError(
                 f"an item of the priority queue {self._prefix[:-1].decode()!r} cannot be read on this node: {error!r}; "
                 "all nodes have the same codec, and the classes of what is pickled") from error
 
     def put(self, place: int, data: bytes) -> None:
-        self._transaction.put(self._prefix + _PLACE.pack(place), data)
+        self._tx.put(self._prefix + _PLACE.pack(place), data)
 
     def resize(self, size: int) -> None:
         if size < self.size:
-            self._transaction.delete(self._prefix + _PLACE.pack(size))
+            self._tx.delete(self._prefix + _PLACE.pack(size))
         self.size = size
-        self._transaction.put(self._prefix, _ENDS.pack(0, size))
+        self._tx.put(self._prefix, _ENDS.pack(0, size))
 
     def rise(self, item: tuple[Any, bytes], place: int) -> None:
         """Puts an item at a place, or above it where it is smaller."""
@@ -211,8 +170,8 @@ class _Heap:
         self.rise(item, place)
 
 
-def heap_put(transaction: Transaction, prefix: bytes, most: bytes, item: bytes, *, codec: Codec) -> bool:
-    heap = _Heap(transaction, prefix, codec)
+def heap_put(codec: Codec, tx: Tx, prefix: bytes, most: bytes, item: bytes) -> bool:
+    heap = _Heap(tx, prefix, codec)
     if int(most) and heap.size >= int(most):
         return False
     heap.resize(heap.size + 1)
@@ -220,8 +179,8 @@ def heap_put(transaction: Transaction, prefix: bytes, most: bytes, item: bytes, 
     return True
 
 
-def heap_get(transaction: Transaction, prefix: bytes, *, codec: Codec) -> bytes | None:
-    heap = _Heap(transaction, prefix, codec)
+def heap_get(codec: Codec, tx: Tx, prefix: bytes) -> bytes | None:
+    heap = _Heap(tx, prefix, codec)
     if not heap.size:
         return None
     last, smallest = heap.at(heap.size - 1), heap.at(0)
@@ -240,84 +199,87 @@ def lock_of(data: bytes | None) -> tuple[float, bytes] | None:
     return None if data is None else (_TIME.unpack(data[: _TIME.size])[0], data[_TIME.size :])
 
 
-def lock_acquire(transaction: Transaction, key: bytes, holder: bytes, now: bytes, most_age: bytes) -> bool:
-    found = lock_of(transaction.get(key))
+def lock_acquire(tx: Tx, key: bytes, holder: bytes, now: bytes, most_age: bytes) -> bool:
+    found = lock_of(tx.get(key))
     if found is not None and float(now) - found[0] <= float(most_age) and found[1] != holder:
         return False
-    transaction.put(key, _TIME.pack(float(now)) + holder)
+    tx.put(key, _TIME.pack(float(now)) + holder)
     return True
 
 
-def lock_prolongate(transaction: Transaction, prefix: bytes, holder: bytes, now: bytes, most_age: bytes) -> None:
-    for key, data in transaction.scan(prefix=prefix):
+def lock_prolongate(tx: Tx, prefix: bytes, holder: bytes, now: bytes, most_age: bytes) -> None:
+    for key, data in tx.scan(prefix=prefix):
         found = lock_of(data)
         assert found is not None
         if float(now) - found[0] > float(most_age):
-            transaction.delete(key)
+            tx.delete(key)
         elif found[1] == holder:
-            transaction.put(key, _TIME.pack(float(now)) + holder)
+            tx.put(key, _TIME.pack(float(now)) + holder)
 
 
-def lock_release(transaction: Transaction, key: bytes, holder: bytes) -> None:
-    found = lock_of(transaction.get(key))
+def lock_release(tx: Tx, key: bytes, holder: bytes) -> None:
+    found = lock_of(tx.get(key))
     if found is not None and found[1] == holder:
-        transaction.delete(key)
+        tx.delete(key)
 
 
-# ---- entries -----------------------------------------------------------------------------------------------
+# ---- procedures --------------------------------------------------------------------------------------------
 
-NUMBERS: dict[int, Callable[..., Any]] = {  # in journals, on the wire: never used for another one
-    1: set_default, 2: take, 3: remove, 4: take_first, 5: replace, 6: add, 7: queue_put, 8: queue_get, 9: heap_put,
-    10: heap_get, 11: lock_acquire, 12: lock_prolongate, 13: lock_release,
-}  # fmt: skip
-_NUMBER_OF = {function: number for number, function in NUMBERS.items()}
-_WITH_CODEC = (heap_put, heap_get)
+OPERATIONS: tuple[Callable[..., Any], ...] = (
+    take_first, replace, add, queue_put, queue_get, lock_acquire, lock_prolongate, lock_release)
+WITH_CODEC: tuple[Callable[..., Any], ...] = (heap_put, heap_get)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """In journals and on the wire: never used for another one."""
+    return f"fastsm.{function.__name__}"
 
 
 def encode(function: Callable[..., Any], *arguments: bytes) -> bytes:
-    """An operation as the content of an entry."""
-    parts = [bytes([_NUMBER_OF[function]])]
+    """The command that runs an operation."""
+    parts: list[bytes] = []
     for argument in arguments:
         parts += (_LENGTH.pack(len(argument)), argument)
-    return b"".join(parts)
+    return call(_name(function), b"".join(parts))
 
 
-def _arguments(content: bytes) -> Iterator[bytes]:
-    place = 1
-    while place < len(content):
+def _arguments(payload: bytes) -> Iterator[bytes]:
+    place = 0
+    while place < len(payload):
         start = place + _LENGTH.size
-        place = start + _LENGTH.unpack(content[place:start])[0]
-        yield content[start:place]
+        place = start + _LENGTH.unpack(payload[place:start])[0]
+        if place > len(payload):
+            raise ValueError(f"an argument ends at byte {place} of {len(payload)}")
+        yield payload[start:place]
 
 
-def run(content: bytes, machine: FastStateMachine, codecs: dict[bytes, Codec]) -> tuple[Any, bytes]:
-    """Runs an operation on the state; returns its answer, and the command that makes its changes.
+def procedures_of(codecs: Mapping[bytes, Codec]) -> list[Callable[[Any, bytes], Any]]:
+    """The operations as procedures of a node whose priority queues have these codecs, by prefix.
 
-    Raises ``UnknownCommandError`` for one that this node does not have: the others do.
+    Every node has all of them: what another node's battery does is applied here too.
     """
-    try:
-        return _run(content, Transaction(machine), codecs)
-    except CommandError as error:
-        if isinstance(error, UnknownCommandError):
-            raise
-        return Failed(error), noop()
-    except (*NOT_THE_ENTRYS, FastsmError):
-        raise
-    except Exception as error:
-        return Failed(error), noop()  # two items that do not compare, a malformed entry: so it is on every replica
+
+    def run(function: Callable[..., Any], tx: Tx, payload: bytes) -> Any:
+        return function(tx, *_arguments(payload))
+
+    def run_with_codec(function: Callable[..., Any], tx: Tx, payload: bytes) -> Any:
+        prefix, *rest = _arguments(payload)
+        if prefix not in codecs:
+            raise UnreadableItemError(
+                f"an entry is for the priority queue {prefix[:-1].decode(errors='replace')!r}, which this node does "
+                "not have; all nodes have the same batteries")
+        return function(codecs[prefix], tx, prefix, *rest)
+
+    return [
+        procedure(name=_name(function))(partial(runner, function))
+        for runner, functions in ((run, OPERATIONS), (run_with_codec, WITH_CODEC)) for function in functions
+    ]  # fmt: skip
 
 
-def _run(content: bytes, transaction: Transaction, codecs: dict[bytes, Codec]) -> tuple[Any, bytes]:
-    function = NUMBERS.get(content[0])
-    if function is None:
-        raise UnknownCommandError(f"operation {content[0]} of the batteries is of a newer release")
-    arguments = list(_arguments(content))
-    options: dict[str, Any] = {}
-    if function in _WITH_CODEC:
-        if arguments[0] not in codecs:
-            raise UnknownCommandError(
-                f"an entry is for the priority queue {arguments[0][:-1].decode()!r}, which this node does not have; "
-                "all nodes have the same batteries")
-        options["codec"] = codecs[arguments[0]]
-    answer = function(transaction, *arguments, **options)
-    return answer, noop() if isinstance(answer, Failed) else transaction.command()
+def value_of(result: Any) -> Any:
+    """What an operation's caller is given; raises why it could not be done, in which case nothing has changed."""
+    if not isinstance(result, Answer) or result.ok:
+        return result.value if isinstance(result, Answer) else result
+    if result.reason == "abort":
+        raise KeyError(result.value.decode())
+    raise result.error or FastsmError(f"an operation of a battery could not be done: {result.reason}")

@@ -20,7 +20,6 @@ from fastsm.disk.files import Directory, make_directory, storage_errors
 from fastsm.errors import CorruptionError, SnapshotError
 from fastsm.integrations.pysyncobj.errors import DivergedError
 from fastsm.integrations.pysyncobj.journal import FastJournal
-from fastsm.integrations.pysyncobj.operations import OPERATION
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, copy_checked, open_snapshot
 from fastsm.types import LogId
@@ -99,7 +98,7 @@ def restart(places: Places, *, durable: bool, has_others: bool, options: dict[st
         last_applied = _repair(journal, machine.last_applied(), snapshot, durable, has_others)
         commit_index = min(max(journal.commit_index, last_applied, 1), journal.last_index)
         journal.set_commit_index(commit_index)
-        indexes = journal.without_marks(snapshot.index + 1, last_applied + 1, bytes([MARK, OPERATION, SENTINEL[0]]))
+        indexes = journal.without_marks(snapshot.index + 1, last_applied + 1, bytes([MARK, SENTINEL[0]]))
         others = [(index, journal.entries(index, 1)[0][0]) for index in indexes]
         if durable:
             journal.sync()

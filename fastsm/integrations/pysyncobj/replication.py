@@ -1,14 +1,19 @@
 """How entries get from the leader's journal into those of its followers.
 
-PySyncObj's own way is kept, but for six things. A follower whose journal does not fit has the leader go on behind what
-it has applied: up to there all journals are the same. Entries that a follower has already are not removed and written
-again, so that what it acknowledged once stays. A follower's commit index never passes what it has compared with its
-leader. A reply counts only for the term that it was made in. A reply to an older message does not move the
-leader back. And entries of any size arrive whole.
+PySyncObj's way is kept, but for these differences:
+
+- A follower whose journal does not fit has the leader go on after what it has applied: up to there all are the same.
+- Entries that a follower has already are not removed and written again, so what it acknowledged once stays.
+- A follower's commit index never passes what it has compared with its leader.
+- A reply counts only for the term that it was made in, and a reply to an older message does not move the leader back.
+- Entries of any size arrive whole.
+- All commands that wait when a tick begins go out together, not each in a message of its own; a follower does not say
+  the same thing twice in a moment; and a thread that submits wakes the tick thread only once.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from pysyncobj import SyncObj
@@ -21,6 +26,7 @@ from fastsm.integrations.pysyncobj.transport import FastTransport
 LEADER = 2
 ALL = 2**62
 PART = 1 << 20  # of an entry that is larger, in one message
+GATHERING = 0.002  # seconds for which commands are gathered at most
 BACKLOG = 4 << 20  # bytes that a follower is behind in reading: it is given time
 
 
@@ -43,11 +49,41 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._fastsm_keep_tail = False  # while a message is handled: the entries after those that it names stay
         self._fastsm_pieces: list[bytes] | None = None  # of an entry that arrives in several messages
         self._fastsm_batch: tuple[Any, dict[str, Any]] = None, {}  # the last one, and what it depended on
+        self._fastsm_gathers_until: float | None = None  # while commands are gathered; 0.0: none has come yet
+        self._fastsm_woken = False  # whether the tick thread was woken since it last looked at the queue
+        self._fastsm_said: dict[Any, tuple[Any, float]] = {}  # to each node: what was replied last, and when
 
     @property
     def _fastsm_transport(self) -> FastTransport:
         transport: FastTransport = self._SyncObj__transport
         return transport
+
+    # ---- commands --------------------------------------------------------------------------------------
+
+    def _checkCommandsToApply(self) -> None:
+        """Takes the commands that wait; whatever goes out for them goes out together."""
+        self._fastsm_woken = False  # before the look at the queue: what is put there later wakes again
+        began = clock.monotonic()
+        transport = self._fastsm_transport
+        transport.gather()
+        self._fastsm_gathers_until = 0.0
+        try:
+            super()._checkCommandsToApply()
+        finally:
+            due, self._fastsm_gathers_until = self._fastsm_gathers_until, None
+            if due:
+                self._SyncObj__sendAppendEntries()
+            transport.send_gathered()
+        if clock.monotonic() - began >= self._SyncObj__conf.appendEntriesPeriod:
+            self._fastsm_wake()  # it took as many as there was time for
+
+    def _fastsm_wake(self) -> None:
+        """Has the tick thread look at the queue now, if it is asleep."""
+        notifier = getattr(self, "_SyncObj__pipeNotifier", None)  # there is none with conf.appendEntriesUseBatch
+        if not self._fastsm_woken and notifier is not None:
+            self._fastsm_woken = True
+            with contextlib.suppress(BlockingIOError):  # the pipe is full of calls to wake up
+                notifier.notify()
 
     # ---- a follower ------------------------------------------------------------------------------------
 
@@ -152,13 +188,29 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
             # What lies behind is not known to be the leader's. One step back for each message that does not fit would
             # be undone by the answer to the next one on its way, which says where this journal ends: for ever.
             nextNodeIdx = self._SyncObj__raftLastApplied + 1
-        self._fastsm_transport.send(node, {
+        reply = {
             "type": "next_node_idx",
             "term": self._SyncObj__raftCurrentTerm,
             "next_node_idx": self._fastsm_journal.last_index + 1 if nextNodeIdx is None else nextNodeIdx,
             "reset": reset,
             "success": success,
-        })  # fmt: skip
+        }  # fmt: skip
+        said, at = self._fastsm_said.get(node, (None, 0.0))
+        now = clock.monotonic()
+        if said != reply or now - at >= self._fastsm_moment:  # else it is the answer to a commit index that has moved
+            self._fastsm_said[node] = reply, now
+            self._fastsm_transport.send(node, reply)
+
+    @property
+    def _fastsm_moment(self) -> float:
+        """Seconds for which a leader need not be told again that this node lives."""
+        conf = self._SyncObj__conf
+        moment: float = min(conf.appendEntriesPeriod, conf.leaderFallbackTimeout - conf.appendEntriesPeriod) / 2
+        return moment
+
+    def _SyncObj__onNodeDisconnected(self, node: Any) -> None:
+        super()._SyncObj__onNodeDisconnected(node)
+        self._fastsm_said.pop(node, None)  # it may not have arrived
 
     # ---- the leader ------------------------------------------------------------------------------------
 
@@ -173,6 +225,12 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
             following[node] = max(before, following[node])
 
     def _SyncObj__sendAppendEntries(self) -> None:
+        if self._fastsm_gathers_until is not None:
+            now = clock.monotonic()
+            self._fastsm_gathers_until = self._fastsm_gathers_until or now + GATHERING
+            if now < self._fastsm_gathers_until:
+                return
+            self._fastsm_gathers_until = 0.0
         period = self._SyncObj__conf.appendEntriesPeriod
         self._SyncObj__newAppendEntriesTime = deadline = clock.monotonic() + period
         for node in self._SyncObj__otherNodes | self._SyncObj__readonlyNodes:

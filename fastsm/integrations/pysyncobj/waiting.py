@@ -1,7 +1,8 @@
 """Those who wait for the answer to a command, and functions of the user's that PySyncObj calls in its tick.
 
 Each caller is told once, whatever becomes of the command and of the node. What a function of the user's raises is
-logged; it never reaches PySyncObj, which would leave its tick in the middle.
+logged, a ``SystemExit`` too; it never reaches PySyncObj, which would leave its tick in the middle, or end its thread.
+Only a ``KeyboardInterrupt`` passes: it is meant for the thread.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Guarded:
     def __call__(self, *arguments: Any) -> None:
         try:
             self._function(*arguments)
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             logger.exception("%r raised; the node goes on", self._function)
 
     def __eq__(self, other: object) -> bool:
@@ -63,7 +66,9 @@ class Pending:
         self._waiting.remove(self)
         try:
             callback(result, reason)
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             logger.exception("a callback raised")
 
     def forget(self) -> None:
@@ -137,19 +142,23 @@ class Waiting:
 
 
 class Outcome:
-    """What a thread waits for."""
+    """What a thread waits for. A bare lock: an ``Event`` takes three, and as many times as many system calls."""
+
+    __slots__ = ("_reason", "_result", "_until")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._until = threading.Lock()
+        self._until.acquire()
         self._result: Any = None
         self._reason: Any = None
 
     def set(self, result: Any, reason: Any) -> None:
+        """To be called once, from any thread."""
         self._result, self._reason = result, reason
-        self._event.set()
+        self._until.release()
 
     def wait(self, timeout: float | None) -> Any:
-        if not self._event.wait(timeout):
+        if not self._until.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
             raise SubmitError("Timeout")
         if self._reason != FAIL_REASON.SUCCESS:
             raise SubmitError(self._reason)

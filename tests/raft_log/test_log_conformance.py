@@ -1,0 +1,147 @@
+"""The suite for Raft logs: ``RaftLog`` passes it, a list does, and logs with a mistake do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastsm import Entry, LogId, RaftLog
+from fastsm.testing import RaftLogConformance
+from support.list_log import ListLog
+
+
+class TestRaftLog(RaftLogConformance):
+    """The log of this package."""
+
+    @pytest.fixture
+    def raft_log(self, tmp_path: Path) -> Any:
+        self.open = [RaftLog(tmp_path / "log")]
+        yield self.open[0]
+        self.open[-1].close()
+
+    @pytest.fixture
+    def reopen(self, tmp_path: Path) -> Callable[[Any], Any]:
+        def close_and_open(log: RaftLog) -> RaftLog:
+            log.close()
+            self.open.append(RaftLog(tmp_path / "log"))
+            return self.open[-1]
+
+        return close_and_open
+
+
+class TestKilledRaftLog(TestRaftLog):
+    """The same, killed in the place of each close."""
+
+    @pytest.fixture
+    def reopen(self, tmp_path: Path) -> Callable[[Any], Any]:
+        def kill_and_open(log: RaftLog) -> RaftLog:
+            log._abandon()
+            self.open.append(RaftLog(tmp_path / "log"))
+            return self.open[-1]
+
+        return kill_and_open
+
+
+class MemoryLog(ListLog):
+    """The model, with what the suite asks for beyond it."""
+
+    durable_index = 0
+
+    @property
+    def last_index(self) -> int:
+        return self.last.index
+
+    @property
+    def last_term(self) -> int:
+        return self.last.term
+
+    def hard_state(self) -> tuple[int, bytes | None]:
+        return self.state.hard_state
+
+    def entries(self, first: int, last: int, max_bytes: int | None = None) -> list[Entry]:
+        return super().entries(first, last, max_bytes)
+
+    def truncate_after(self, index: int) -> None:
+        super().truncate_after(index)
+        self.durable_index = min(self.durable_index, max(index, self.state.border.index))
+
+    def sync(self) -> None:
+        self.durable_index = self.last.index
+
+
+class TestMemoryLog(RaftLogConformance):
+    """A log that stores nothing."""
+
+    @pytest.fixture
+    def raft_log(self) -> MemoryLog:
+        return MemoryLog()
+
+
+class TakesConflicts(MemoryLog):
+    def append(self, entries: Any) -> None:
+        for index, term, _ in entries:
+            if self.term(index) not in (None, term):
+                super().truncate_after(index - 1)
+        super().append(entries)
+
+
+class TruncatesWhatItKnows(MemoryLog):
+    def append(self, entries: Any) -> None:
+        if entries:
+            super().truncate_after(max(entries[0][0] - 1, self.state.border.index))
+        super().append(entries)
+
+
+class KeepsAnotherHistory(MemoryLog):
+    def compact(self, up_to: LogId) -> None:
+        kept = self.state.entries[max(0, up_to.index - self.state.border.index) :]
+        super().compact(up_to)
+        self.state = self.state._replace(entries=kept)
+
+
+class ForgetsTheBordersTerm(MemoryLog):
+    def term(self, index: int) -> int | None:
+        return None if index == self.state.border.index else super().term(index)
+
+
+class VotesTwice(MemoryLog):
+    def save_hard_state(self, term: int, voted_for: bytes | None) -> None:
+        self.state = self.state._replace(hard_state=(term, voted_for))
+
+
+class ReadsNothingOfLargeEntries(MemoryLog):
+    def entries(self, first: int, last: int, max_bytes: int | None = None) -> list[Entry]:
+        found = super().entries(first, last, max_bytes)
+        return [] if max_bytes is not None and found and len(found[0].command) > max_bytes else found
+
+
+class EmptiesWithoutAWord(MemoryLog):
+    def entries(self, first: int, last: int, max_bytes: int | None = None) -> list[Entry]:
+        return super().entries(max(first, self.first_index), last, max_bytes)
+
+
+class DurableStays(MemoryLog):
+    def truncate_after(self, index: int) -> None:
+        ListLog.truncate_after(self, index)
+
+
+@pytest.mark.parametrize(
+    "wrong", [
+        TakesConflicts, TruncatesWhatItKnows, KeepsAnotherHistory, ForgetsTheBordersTerm, VotesTwice,
+        ReadsNothingOfLargeEntries, EmptiesWithoutAWord, DurableStays,
+    ],
+)  # fmt: skip
+def test_mistakes_are_seen(wrong: type[MemoryLog]) -> None:
+    """At least one rule fails for each log that has one."""
+    suite = RaftLogConformance()
+    failed = []
+    for name in dir(suite):
+        if name.startswith("test_") and "surviv" not in name and "come_back" not in name:
+            try:
+                getattr(suite, name)(wrong())
+            except (AssertionError, pytest.fail.Exception, Exception):
+                failed.append(name)
+    assert failed
