@@ -17,6 +17,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         format              the disk formats: every magic, version, offset and limit
         mapping, files      mapped files; directories, descriptors, syncs and renames
         tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
+        published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
     distinct                which of many keys come again
@@ -68,6 +69,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         waiting             waits until an entry is applied, on threads and event loops
         matching, watching  which of them a change concerns; the thread that tells them
         coroutines          the order of asynchronous calls
+        moving              a recovered log goes on in another generation, where it cannot be cut
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
@@ -77,6 +79,10 @@ bytes to files to memory to the machine; each module imports only what stands be
         checking            every byte of it against its checksum
     raft_log                RaftLog
     machine                 FastStateMachine
+    reading/                the state as another process sees it
+        opening             a state that its owner may go on changing, opened from outside
+        following           what was published since is taken, frame by frame
+        reader              Reader
     memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
     memory_waiting, memory_watch  who waits for an entry; the list of changes, from a place on
     memory                  MemoryStateMachine
@@ -167,6 +173,7 @@ from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
 from fastsm.raft_log import RaftLog, RaftLogStats
+from fastsm.reading.reader import Reader, ReaderStats
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
@@ -206,6 +213,8 @@ __all__ = [
     "RaftLog",
     "RaftLogStats",
     "ReadOnlyError",
+    "Reader",
+    "ReaderStats",
     "ReentryError",
     "ScanResult",
     "Snapshot",

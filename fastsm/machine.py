@@ -126,9 +126,11 @@ class FastStateMachine(Engine, StateMachine):
             self._directory = _files(directory, create=not read_only, mode=mode)
         policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
         try:
-            opened = recover(self._directory, read_only, expected, verify_on_open == "full", lock_timeout)
+            opened, publisher = recover(
+                self._directory, read_only, expected, verify_on_open == "full", lock_timeout)
             try:
                 self._take(opened, contiguous, sync == "apply")
+                self._publish_by(publisher)
                 self._jobs = Jobs()
                 self._generations = Generations(
                     self._directory, self.path, opened.log, policy, self._jobs, clean=opened.recovery.clean)
@@ -151,6 +153,7 @@ class FastStateMachine(Engine, StateMachine):
             except BaseException:
                 self._set_status("closed")
                 _machines.discard(self)
+                self._publish_by(None)
                 opened.log.close()
                 raise
         except BaseException:
@@ -255,6 +258,7 @@ class FastStateMachine(Engine, StateMachine):
         try:
             with storage_errors(self.path, "closing the files"):
                 try:
+                    self._publish_by(None)
                     self._log.close()
                 finally:
                     self._directory.close()

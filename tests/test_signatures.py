@@ -63,7 +63,10 @@ def test_a_compiled_call_takes_its_arguments_as_its_signature_says(
 ) -> None:
     """A parameter that the signature calls positional only is refused as a keyword; every other one is taken."""
     owner, _, method = name.rpartition(".")
-    function = getattr(machine_at(directory), method) if owner == "FastStateMachine" else COMPILED[name]
+    function = COMPILED[name]
+    if owner in ("FastStateMachine", "Reader"):
+        machine = machine_at(directory)
+        function = getattr(fastsm.Reader(directory) if owner == "Reader" else machine, method)
     if owner == "RaftLog":
         log = fastsm.RaftLog(directory)
         request.addfinalizer(log.close)

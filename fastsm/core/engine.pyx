@@ -21,6 +21,7 @@ from fastsm.core.awaited cimport REPLACED, Ticket
 from fastsm.core.chunk cimport Chunk, Held, hold, hold_entries, let_go, unsigned_slowly
 from fastsm.core.view cimport Step
 from fastsm.core.watchers cimport Reach
+from fastsm.disk.published cimport Publisher
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_size, record_size, write_record,
@@ -50,6 +51,7 @@ cdef class Engine(Timed):
     """
     cdef readonly Turns _turns
     cdef readonly GroupCommit _group_commit    # of the log
+    cdef Publisher publisher       # tells readers in other processes; None: nobody is told
     cdef Chunk chunk
     cdef bint contiguous
     cdef uint64_t compact_above    # dead bytes beyond which compaction is called for
@@ -76,6 +78,22 @@ cdef class Engine(Timed):
         self.metadata = index.metadata
         self.metadata_unsaved = False
 
+    def _publish_by(self, Publisher publisher=None):
+        """Tells readers in other processes of the state from here on; None: not any more."""
+        old, self.publisher = self.publisher, publisher
+        if old is not None:
+            old.close()
+        if publisher is not None:
+            publisher.begin(self._log.identity, self._index.end - self._log.start, self._log.base is not None)
+            self.tell_readers()
+
+    cdef inline void tell_readers(self) noexcept:
+        """Publishes what is applied by now, all of which is in the log. Runs no Python code."""
+        if self.publisher is not None:
+            self.publisher.publish(
+                self._log.identity, self._index.end - self._log.start, self.applied_index, self.applied_term,
+                self.durable_index)
+
     cdef void take_index(self, Log log, Index index) noexcept:
         """Reads go there from here on."""
         if self._log is not None:
@@ -95,6 +113,7 @@ cdef class Engine(Timed):
         cdef RunList runs = self.runs
         cdef uint64_t old_end = self._index.end - self._log.start
         cdef Reach reach
+        cdef uint64_t before = self.applied_index
         applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
@@ -115,6 +134,9 @@ cdef class Engine(Timed):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
+        if self.publisher is not None and state_of_its_own is not None:
+            self.publisher.note_state(runs.index == 0 or runs.index < before)
+        self.tell_readers()
         if state_of_its_own is not None:
             self._watchers.wake_all()
             return
@@ -223,6 +245,7 @@ cdef class Engine(Timed):
             counts = True
             if runs.index != mark.index:
                 self.publish(chunk)
+                self.tell_readers()
                 self.tell_of_chunk()
             return results
         finally:
@@ -427,6 +450,7 @@ cdef class Engine(Timed):
         runs.note(index, term)
         self.terms_take_runs()
         self.applied_index, self.applied_term = index, term
+        self.tell_readers()
         self.awaited.note_applied(index)
 
     def _await_applied(self, index, queue, owner, bint blocks):
@@ -484,12 +508,14 @@ cdef class Engine(Timed):
         if metadata is not None:
             self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
+        self.tell_readers()
 
     def _note_durable(self):
         """In the writer's turn: a frame without content, whose watermark says that all before it is durable."""
         append_state(self._log, None, None, False)
         self.take_arena()
         self._index.end = self._log.start + self._log.end
+        self.tell_readers()
 
     def _has_unwritten(self, bint with_metadata):
         """Whether something is applied, or to be saved, that no frame carries."""
@@ -535,6 +561,7 @@ cdef class Engine(Timed):
             self.durable_index, self.durable_term = applied
             if self._watchers.durable.armed:
                 self._watchers.ring()
+            self.tell_readers()
 
 
 cdef class JudgeElsewhere:

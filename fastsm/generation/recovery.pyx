@@ -172,19 +172,47 @@ def read_piece(int descriptor, size, offset):
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain=None):
+def known_frames(int descriptor, head, current):
+    """Return where the frames end that CURRENT knows, and the last one's checksum, read from the file.
+
+    Where it names no frame, or another one is there, that is the header's end: nothing is known.
+    """
+    cdef const uint8_t *frame
+    nothing = LOG_HEADER_SIZE, format.head_checksum(format.pack_log_head(head))
+    if not current.last_frame:
+        return nothing
+    cdef bytes header = os.pread(descriptor, FRAME_RUNS, current.last_frame)
+    cdef uint64_t offset = current.last_frame
+    cdef uint64_t identity = head.identity
+    if len(header) < FRAME_RUNS:
+        return nothing
+    frame = <const uint8_t *>PyBytes_AS_STRING(header)
+    length = frame_length(frame)
+    if (
+        look_at_header(frame, FRAME_RUNS, identity, offset) != VALID
+        or offset + length != current.durable_offset or frame_checksum(frame) != current.last_checksum
+    ):
+        return nothing
+    return current.durable_offset, current.last_checksum
+
+
+def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain=None, known=None):
     """Return where the valid frames of a log end, and the last one's checksum, read from the file, not the mapping.
 
-    `first_chain`: what the first one is chained to, where `head` is not that of a state machine's log.
-
     So it is safe next to an owner who cuts the file, and it sees the disk's errors as errors.
+
+    `first_chain`: what the first one is chained to, where `head` is not that of a state machine's log. `known`: the end
+    and the checksum of frames that need not be looked at.
     """
-    cdef uint64_t end = LOG_HEADER_SIZE
-    cdef uint64_t offset = LOG_HEADER_SIZE   # of `piece` in the file
+    if known is None:
+        if first_chain is None:
+            first_chain = format.head_checksum(format.pack_log_head(head))
+        known = LOG_HEADER_SIZE, first_chain
+    cdef uint64_t end = known[0]
+    cdef uint64_t offset = end   # of `piece` in the file
     cdef uint64_t left, length
     cdef uint64_t identity = head.identity
-    cdef uint64_t chain = (
-        format.head_checksum(format.pack_log_head(head)) if first_chain is None else first_chain)
+    cdef uint64_t chain = known[1]
     cdef const uint8_t *frame
     cdef uint64_t told = 0                   # to `progress`
     cdef bytes piece = b""

@@ -226,7 +226,7 @@ class Template:
         """What opening finds in the state's directory; equal files are opened once, since many schedules leave them."""
         digest = blake3.blake3()
         for path in sorted((self.root / "state").iterdir()):
-            if path.name != "LOCK":
+            if path.name not in ("LOCK", "PUBLISHED"):
                 digest.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
         key = digest.digest()
         if key not in self.found:
