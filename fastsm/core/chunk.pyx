@@ -275,7 +275,7 @@ cdef class Chunk:
     # ---- write -----------------------------------------------------------------------------------------
 
     cdef void lay_out(self, uint64_t place) noexcept nogil:
-        """Gives each record its place, the first one at `place`; sets `record_bytes`, what of it is large, `deadlines`."""
+        """Gives each record its place, the first one at `place`; sets `record_bytes`, `deadlines`, what is large."""
         cdef uint64_t start = place
         cdef uint64_t deadlines = 0
         self.large_bytes = self.large_values = 0
@@ -311,7 +311,7 @@ cdef class Chunk:
         return 0
 
     cdef size_t write_around(self, uint8_t *frame, uint8_t *p) noexcept nogil:
-        """Writes the records of a frame without their large values, which become parts of their own; how many there are.
+        """Writes a frame's records without their large values, which become parts of their own; how many there are.
 
         `frame` is where it begins, `p` where its records do.
         """

@@ -51,6 +51,7 @@ cdef class State:
 
     cdef int refuse(self) except -1
     cdef void set_gate(self) noexcept
+
     @cython.final
     cdef object value_at(self, uint64_t place)
     cdef uint64_t dead_bytes(self) noexcept

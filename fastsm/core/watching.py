@@ -9,11 +9,11 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from fastsm.background import BackgroundCall
+from fastsm.background import BackgroundCall, start
 from fastsm.core.matching import StateSource, wakeable
 from fastsm.core.turns import CLOSED
 from fastsm.errors import NotRunningError
-from fastsm.event_loops import event_loops, run_all, set_result, start, tell
+from fastsm.event_loops import event_loops, run_all, set_result, tell
 from fastsm.generation.watch import Watch
 
 if TYPE_CHECKING:

@@ -46,10 +46,10 @@ cdef class Source:
     cdef readonly uint64_t last_frame   # where the last one starts; 0: not known
     cdef readonly uint64_t base_index
     cdef readonly uint64_t base_term
-    cdef readonly uint64_t base_changes # how many the base's last entry had; ALL: not known
+    cdef readonly uint64_t base_changes  # how many the base's last entry had; ALL: not known
     cdef readonly uint64_t index        # the last entry that may be told
     cdef readonly uint64_t term
-    cdef readonly uint64_t newest_index # the last applied one, which may be told later
+    cdef readonly uint64_t newest_index  # the last applied one, which may be told later
     cdef readonly uint64_t newest_term
     cpdef int look(self) except -1
     cpdef bint is_over(self) except -1

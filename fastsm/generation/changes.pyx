@@ -15,12 +15,12 @@ import operator
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.ref cimport PyObject
+from cpython.ref cimport PyObject  # no-cython-lint: of the C code below
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from fastsm.disk.format cimport (
-    FRAME_RUNS, LARGE, LOG_HEADER_SIZE, RECORD_KEY, RECORD_PUT, RUN_SIZE, UNKNOWN_TERM, frame_length, frame_run_count,
+    FRAME_RUNS, LARGE, LOG_HEADER_SIZE, RECORD_PUT, RUN_SIZE, UNKNOWN_TERM, frame_length, frame_run_count,
     frame_size, is_change, record_index, record_key, record_key_size, record_length, record_operation,
     record_value_size,
 )
@@ -369,8 +369,8 @@ cdef class Changes:
     def _gone(self, str what):
         cdef uint64_t oldest = self._source.base_index + 1
         return CompactedError(
-            f"the changes after entry {self.draft.index} are gone: {what}. The oldest start that works is {oldest}; read "
-            "the state by scan(), and watch from its revision + 1", oldest=oldest)
+            f"the changes after entry {self.draft.index} are gone: {what}. The oldest start that works is {oldest}; "
+            "read the state by scan(), and watch from its revision + 1", oldest=oldest)
 
     cdef int settle(self) except -1:
         """Finds the frame of a new watch's place, so that it shows at once whether it can begin there. O(frames)."""

@@ -198,7 +198,7 @@ cdef class FrameFile:
         return self.reserve_staging(staged)
 
     cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1:
-        """`commit_frame` of a frame in parts, whose owner holds them. Without the GIL while it is hashed and written."""
+        """`commit_frame` of a frame in parts, whose owner holds them. It is hashed and written without the GIL."""
         cdef int descriptor = self.descriptor.number
         cdef uint64_t chain
         cdef int failure

@@ -15,6 +15,7 @@ import pytest
 import fastsm
 from fastsm import CorruptionError, FormatVersionError, LogId, NotRunningError, RaftLog, StorageError
 from support.faulty import Disk, contents, crash_copy, memory_directory
+from support.inside import inside
 from support.list_log import state_of
 from support.power import QuietDirectory
 
@@ -62,7 +63,7 @@ def test_a_full_disk_changes_nothing_and_can_be_compacted(tmp_path: Path) -> Non
     disk.forget()
     log.append([(log.last_index + 1, 1, b"again")])
     after = state_of(log)
-    log._abandon()
+    inside(log).abandon()
     with RaftLog(tmp_path / "log") as log:
         assert state_of(log) == after
 
@@ -132,7 +133,7 @@ def test_any_call_may_fail_once(tmp_path: Path, code: int) -> None:
             refused += 1
         finally:
             if log is not None:
-                log._abandon()
+                inside(log).abandon()
         if not rule.struck:
             break
         with RaftLog(path) as again:
@@ -166,7 +167,7 @@ def test_a_vote_in_doubt_is_synced_before_it_is_shown(tmp_path: Path) -> None:
     disk.fail("sync")
     with pytest.raises(StorageError):
         log.save_hard_state(7, b"in doubt")
-    log._abandon()
+    inside(log).abandon()
     disk = Disk()
     disk.fail("write")
     with pytest.raises(StorageError):
@@ -189,7 +190,7 @@ def test_a_directory_that_lost_a_file_is_corrupt(tmp_path: Path, clean: bool) ->
     log = grown(tmp_path / "log")
     log.compact((7, 2))
     log.sync()
-    (log.close if clean else log._abandon)()
+    (log.close if clean else inside(log).abandon)()
     names = sorted(name for name in os.listdir(tmp_path / "log") if name != "LOCK")
     assert len(names) > 4
     for lost in ([name] for name in names):
@@ -273,7 +274,7 @@ def test_every_flipped_bit_is_found_or_harmless() -> None:
                     found += 1
                     continue
                 assert state_of(log) == expected, f"{name}, bit {bit}"
-                log._abandon()
+                inside(log).abandon()
             path.write_bytes(content)
             assert found > 8 * len(content) * 0.7
 

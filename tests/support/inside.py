@@ -18,6 +18,8 @@ NAMES = frozenset({
     "entries", "metadata", "running", "state", "state_as_of",
     # Directory; the threads of coroutines
     "lock", "thread",
+    # RaftLog
+    "abandon",
 })  # fmt: skip
 
 
