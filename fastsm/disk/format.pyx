@@ -182,8 +182,11 @@ def pack_log_head(head):
 
 
 def head_checksum(packed):
-    """Return the checksum that a packed header ends with: what a log's first frame is chained to."""
-    return int.from_bytes(packed[-8:], "little")
+    """The checksum of a packed header without the word after its version: what a log's first frame is chained to.
+
+    That word cannot be derived from the base. Without it, a header that was lost can be made again.
+    """
+    return checksum(packed[:12] + bytes(4) + packed[16:-8])
 
 
 def pack_saved_table(saved):

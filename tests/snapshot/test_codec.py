@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 import fastsm
-from fastsm import SnapshotError, SnapshotFormatError, open_snapshot
+from fastsm import SnapshotError, SnapshotFormatError, libraries, open_snapshot
 from fastsm.snapshot import codec
 from fastsm.snapshot.writer import write_snapshot_file
 from support.snapshots import StateSource, some_state
@@ -152,6 +152,7 @@ def test_without_the_library_the_error_says_what_to_install(
     """Writing and reading with codec zstd is a ``SnapshotError`` with the command; codec none needs nothing."""
     write_snapshot_file(tmp_path / "zstd", StateSource(some_state()), compress="zstd")
     monkeypatch.setattr(codec, "_library", codec._library.__wrapped__)  # it is looked for once
+    monkeypatch.setattr(libraries, "_imported", {})
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(SnapshotError, match=r'pip install "fastsm\[zstd\]"') as caught:

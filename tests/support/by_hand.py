@@ -99,8 +99,8 @@ def frame_checksum(frame: bytes) -> int:
 
 
 def head_checksum(head: bytes) -> int:
-    """What the first frame is chained to."""
-    return int.from_bytes(head[-8:], "little")
+    """What the first frame is chained to: the header's checksum, as it would be without base changes."""
+    return int(xxhash.xxh64_intdigest(head[:12] + bytes(4) + head[16:-8]))
 
 
 def seal_frames(file: bytearray, identity: int) -> None:

@@ -231,7 +231,7 @@ def decode_log(
     demand(header(log, b"FASTSM-L", LOG_HEADER) == (generation, identity), "the log that CURRENT names")
     state = decode_base(log, base)
     state.known_durable = durable_offset
-    (state.chain,) = struct.unpack_from("<Q", log, LOG_HEADER - 8)
+    state.chain = xxhash.xxh64_intdigest(log[:12] + bytes(4) + log[16 : LOG_HEADER - 8])
     while state.end != stop and (watermark := valid_frame(log, state.end, identity, state.chain)) is not None:
         state.known_durable = max(state.known_durable, watermark)
         state.frames.append(state.end)

@@ -281,7 +281,7 @@ class Story:
         known = self._model.snapshot_metadata()
         newer = known is None or known.last_included < log_id
         if newer:
-            self._model.update_last_snapshot_metadata(SnapshotMetadata(log_id, AnyChecksum()))  # type: ignore[arg-type]
+            inside(self._model).metadata = SnapshotMetadata(log_id, AnyChecksum())  # type: ignore[arg-type]
             self.written[len(self._models)] = log_id
         self._add("snapshot", (log_id, self.random.choice(("none", "none", "zstd"))), moves=newer)
 
@@ -305,7 +305,7 @@ class Story:
                 self._ids.append(LogId(chunk[-1].index, chunk[-1].term))
         applied = self._history.last = self._model.last_applied()
         self._base = applied.index
-        self._model.update_last_snapshot_metadata(SnapshotMetadata(applied, AnyChecksum()))  # type: ignore[arg-type]
+        inside(self._model).metadata = SnapshotMetadata(applied, AnyChecksum())  # type: ignore[arg-type]
         self._note_position(epoch=len(self._models))
         self._add("install", Source(tuple(self._steps), older))
         self._lineage = [(len(self._steps), len(self._ids), copy.deepcopy(self._model))]

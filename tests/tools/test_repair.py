@@ -185,6 +185,20 @@ def change_key(data: bytearray) -> None:
     data[second : second + size] = data[first : first + size]
 
 
+def count_one_less(data: bytearray) -> None:
+    """Two records of one key, counted as one: each record more than there are keys."""
+    change_key(data)
+    data[32:40] = (int.from_bytes(data[32:40], "little") - 1).to_bytes(8, "little")
+
+
+def say_changes(state: Path) -> None:
+    """A log without a base that says how many changes the base's last entry had."""
+    log = bytearray((state / "log-2").read_bytes())
+    log[12:16] = (3).to_bytes(4, "little")
+    log[32:88] = bytes(56)
+    (state / "log-2").write_bytes(format.with_checksum(bytes(log[:88])) + bytes(log[96:]))
+
+
 GONE = "gone"  # nothing can be kept
 OTHER = "other release"  # no damage
 EVERY: dict[str, tuple[Callable[[Path], object], int | str]] = {
@@ -210,7 +224,10 @@ EVERY: dict[str, tuple[Callable[[Path], object], int | str]] = {
     "the log's magic": (lambda s: flip(s / "log-2", 1), LAST),
     "the log's checksum": (lambda s: flip(s / "log-2", 20), LAST),
     "the log's base index": (lambda s: sealed_again(s / "log-2", by_hand.LOG, 32, 2**64 - 1, 8), LAST),
-    "the log's base size": (lambda s: sealed_again(s / "log-2", by_hand.LOG, 48, 0, 8), LAST),
+    "the log's base size": (
+        lambda s: (
+            sealed_again(s / "log-2", by_hand.LOG, 12, 0, 4), sealed_again(s / "log-2", by_hand.LOG, 48, 0, 8)), LAST),
+    "the log's base changes": (say_changes, LAST),
     "the log's version": (lambda s: sealed_again(s / "log-2", by_hand.LOG, 8, 9, 4), OTHER),
     "the log and base of another": (another_log, LAST),
     "the log's tail is lost": (lambda s: cut(s / "log-2", offset_of(s, 12) + 10), CUT),
@@ -233,7 +250,8 @@ EVERY: dict[str, tuple[Callable[[Path], object], int | str]] = {
     "the base's membership": (lambda s: changed_base(s, change_config), GONE),
     "the base's records": (lambda s: changed_base(s, change_record), GONE),
     "the base's sessions": (
-        lambda s: changed_base(s, lambda data: data.__setitem__(slice(112, 120), (1).to_bytes(8, "little"))), GONE),
+        lambda s: changed_base(s, lambda data: data.__setitem__(slice(64, 72), (1).to_bytes(8, "little"))), GONE),
+    "the base's count of keys": (lambda s: changed_base(s, count_one_less), GONE),
     "the base's keys": (lambda s: changed_base(s, change_key), GONE),
     "base and log are lost": (lambda s: ((s / "base-2").unlink(), (s / "log-2").unlink()), GONE),
 }
@@ -243,7 +261,7 @@ def pad(state: Path) -> None:
     """An attachment of one byte, and padding that is not zero."""
     data = bytearray((state / "base-2").read_bytes())
     data[160:160] = b"a" + b"\1" * 7
-    data[96:104] = (1).to_bytes(8, "little")
+    data[112:120] = (1).to_bytes(8, "little")
     (state / "base-2").write_bytes(data)
     log = bytearray((state / "log-2").read_bytes())
     log[48:56] = len(data).to_bytes(8, "little")
@@ -319,6 +337,7 @@ ELSEWHERE = {
     "entry {expected.index} of term {expected.term} (expect_applied)": "the same",
     "a state directory": "read-only",
     "a state that is whole": "read-only",
+    "self.draft.frame": "a watch, while it is open",
     "an index and a term": "the saved table is made again",
     "sections that add up to the file's size": "the saved table is made again",
     "a record within the file": "while it is open",
