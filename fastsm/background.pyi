@@ -1,7 +1,9 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
+
+LOOK_SECONDS: float
 
 class BackgroundCall:
     def __new__(cls, function: Callable[[], object]) -> BackgroundCall: ...
@@ -12,9 +14,13 @@ class BackgroundCall:
     def is_excused(self, excuses: Callable[[int], bool]) -> bool: ...
     def interrupt(self) -> None: ...
 
+class Outcome:
+    def __new__(cls, function: Callable[[], object]) -> Outcome: ...
+    def __call__(self) -> None: ...
+
 def start(function: Callable[[], object]) -> BackgroundCall: ...
 def undisturbed(
-    function: Callable[[], T],
+    function: Callable[[], _T],
     interrupt: Callable[[BackgroundCall], object] | None = None,
     needs_thread: bool = True,
-) -> T: ...
+) -> _T: ...

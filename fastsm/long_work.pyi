@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-Result = TypeVar("Result")
+_T = TypeVar("_T")
 
 WAIT_SECONDS: float
 SHORT_BYTES: int
@@ -16,4 +16,9 @@ class Work:
     @property
     def takes(self) -> int: ...
 
-def run_long(function: Callable[[Work], Result], tick: Callable[[int], object], size: int) -> Result: ...
+class Aside:
+    def __new__(cls, function: Callable[[Work], object]) -> Aside: ...
+    def __call__(self) -> None: ...
+    def wait(self, tick: Callable[[int], object]) -> object: ...
+
+def run_long(function: Callable[[Work], _T], tick: Callable[[int], object], size: int) -> _T: ...

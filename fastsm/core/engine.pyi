@@ -4,6 +4,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from fastsm.background import BackgroundCall
 from fastsm.core.awaited import Ticket
 from fastsm.core.group_commit import GroupCommit
 from fastsm.core.timed import Timed
@@ -14,12 +15,10 @@ from fastsm.lookup.index import Index
 from fastsm.procedures import Registry
 from fastsm.types import Entry, LogId, Result, SnapshotMetadata
 
-LOOK_SECONDS: float
-
 class JudgeElsewhere:
     def __new__(cls, engine: Engine, chunk: object) -> JudgeElsewhere: ...
     def __call__(self, *args: Any, **kwargs: Any) -> None: ...
-    def wait(self) -> None: ...
+    def interrupt(self, call: BackgroundCall) -> None: ...
 
 class Engine(Timed):
     def __new__(cls, *args: Any, **options: Any) -> Self: ...

@@ -3,6 +3,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from fastsm.long_work import Work
+
 class View:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
@@ -15,3 +17,7 @@ class Frozen:
     def columns(
         self,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int64]]: ...
+
+class Filling:
+    def __new__(cls, frozen: Frozen) -> Filling: ...
+    def __call__(self, work: Work) -> None: ...

@@ -5,6 +5,8 @@ from typing_extensions import Self
 
 from fastsm.types import LogId, SnapshotMetadata
 
+CHECK_SECONDS: float
+
 Progress = Callable[[int, int], object]  # bytes done, bytes in all
 
 class Job:

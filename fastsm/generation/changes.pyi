@@ -6,6 +6,8 @@ from fastsm.disk.mapping import Mapping
 from fastsm.errors import FastsmError
 from fastsm.types import Change, LogId, Position
 
+NOT_YET: object
+
 def changes_of(mapping: Mapping | None, stop: int, index: int) -> int | None: ...
 
 class Source:
@@ -31,6 +33,10 @@ class Source:
     def index(self) -> int: ...
     @property
     def term(self) -> int: ...
+    @property
+    def newest_index(self) -> int: ...
+    @property
+    def newest_term(self) -> int: ...
     def take(
         self, mapping: Mapping, path: str, state: int, identity: int, end: int, last_frame: int, base: LogId,
         last: LogId, newest: LogId | None = None, base_changes: int = ...,

@@ -4,7 +4,11 @@ from fastsm.disk.files import Directory
 from fastsm.disk.format import SavedTable
 from fastsm.generation.log import Log
 from fastsm.lookup.index import Index
+from fastsm.lookup.table import Table
 from fastsm.types import SnapshotMetadata
+
+class HeldSegments:
+    def __new__(cls, table: Table) -> HeldSegments: ...
 
 class HeldTable:
     def __new__(cls, log: Log) -> HeldTable: ...

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from fastsm.journal.entries import Entries
 from fastsm.journal.segment import Segment
 
+LOST: str
 NEWEST: str
+NEWEST_BYTES: int
 NAMES: re.Pattern[str]
 
 class Segments(Entries):

@@ -2,6 +2,8 @@ from typing import SupportsIndex, overload
 
 from fastsm.journal.journal import Journal
 
+LARGEST_COMMAND: int
+
 class Positions(Journal):
     @property
     def first_index(self) -> int: ...
