@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from fastsm.background import BackgroundCall
+
 _T = TypeVar("_T")
 
 WAIT_SECONDS: float
@@ -19,6 +21,6 @@ class Work:
 class Aside:
     def __new__(cls, function: Callable[[Work], object]) -> Aside: ...
     def __call__(self) -> None: ...
-    def wait(self, tick: Callable[[int], object]) -> object: ...
+    def wait(self, call: BackgroundCall, tick: Callable[[int], object]) -> object: ...
 
 def run_long(function: Callable[[Work], _T], tick: Callable[[int], object], size: int) -> _T: ...
