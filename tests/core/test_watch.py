@@ -272,19 +272,19 @@ def test_compaction_moves_a_watch(directory: Path, machine_at: Opener) -> None:
     watch, late = machine.watch(), machine.watch()
     for i in range(1, 11):
         fill(machine, batch([put(b"a", b"%d" % i), put(b"b", b"%d" % i)]))
-    told = watch.read(11)
+    told = watch.read(11, timeout=20)
     assert watch.position == Position(6, 1, 1)
     machine.compact(5)
-    told += watch.read(1)
+    told += watch.read(1, timeout=20)
     assert watch.position == Position(6, 1, 2)
     machine.compact(6)
-    told += watch.read(100)
+    told += watch.read(100, timeout=20)
     assert [(change.index, change.key) for change in told] == [(i, k) for i in range(1, 11) for k in (b"a", b"b")]
     for _ in range(2):
         with pytest.raises(CompactedError, match="oldest start that works is 7") as caught:
-            late.read()
+            late.read(timeout=20)
         assert caught.value.oldest == 7
-    assert len(machine.watch(start=caught.value.oldest).read()) == 8
+    assert len(machine.watch(start=caught.value.oldest).read(timeout=20)) == 8
     with pytest.raises(CompactedError):
         machine.watch(start=6)
     with pytest.raises(CompactedError):
