@@ -86,6 +86,7 @@ class Sections(NamedTuple):
     deadlines: tuple[int, ...]
     front_end: int
     segments: tuple[int, ...]
+    order: int
     end: int
 
 class SavedPart(NamedTuple):
@@ -119,6 +120,7 @@ class SavedTable(NamedTuple):
     session_deadlines: int
     sessions: SavedPart
     touches: SavedPart
+    ordered: int
     body_checksum: int
     @property
     def parts(self) -> tuple[SavedPart, ...]: ...
