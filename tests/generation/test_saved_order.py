@@ -122,7 +122,7 @@ def test_a_read_only_opening_has_it_too(directory: Path, machine_at: Opener) -> 
     state_in_order(directory)
     machine = machine_at(directory, read_only=True)
     assert is_loaded(machine)
-    assert machine.count(b"00100", b"00200") == sum(100 <= int(key) < 200 for key in machine.keys())
+    assert machine.count(b"00100", b"00200") == sum(100 <= int(key) < 200 for key in list(machine.keys()))
 
 
 @pytest.mark.parametrize("what", ["compact", "install", "clear"])
