@@ -6,14 +6,15 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
-    "background", "command", "columns",
-    *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail")),
+    "background", "long_work", "command", "distinct", "columns",
+    *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail", "published")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "deadlines", "sorting", "tree", "tree_changes")),
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),
-    *(f"generation.{name}" for name in ("recovery", "framefile", "log", "saved_order", "saved_table")),
-    "snapshot.capture",
+    *(f"generation.{name}" for name in ("recovery", "framefile", "log", "changes", "saved_order", "saved_table")),
+    "snapshot.capture", "core.watchers",
     *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring",
                                   "tx", "judging", "chunk", "engine", "group_commit", "jobs")),
+    "core.matching", "reading.following",
     *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "journal", "engine")),
     "integrations.pysyncobj.positions",
 ]

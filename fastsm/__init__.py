@@ -11,13 +11,16 @@ bytes to files to memory to the machine; each module imports only what stands be
     trait                   StateMachine, the twenty methods that a Raft library needs
     background              calls on threads of their own, also where no signal handler interrupts them
     event_loops             the same, awaited
+    long_work               work without the GIL, whose caller waits and serves signals
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit
         mapping, files      mapped files; directories, descriptors, syncs and renames
         tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
+        published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
+    distinct                which of many keys come again
     command, columns        the bytes that Raft carries; many puts of them, made from columns
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
     clock                   for hosts: when a tick is worth proposing
@@ -37,6 +40,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         saved_order         the order of the keys, as a section of the saved table
         saved_table         the index in a file, for opening without reading the log
         unfinished          a directory that a tool fills counts as empty until it is whole
+        changes, watch      the log as a stream of changes; whoever follows it, on threads and event loops
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
         codec, file         Zstandard, within bounds; the file, read
@@ -47,6 +51,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         model               the file by the page of formats alone, for MemoryStateMachine
     core/                   the state, and what changes it
         awaited             who waits for an entry to be applied
+        watchers            who waits for a change
         frozen              the present state, held still: iterators, columns
         state               what was applied, and every way to read it
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
@@ -63,7 +68,9 @@ bytes to files to memory to the machine; each module imports only what stands be
         compaction          the log becomes a base
         batches             a thread that answers coroutines, many at a time
         waiting             waits until an entry is applied, on threads and event loops
+        matching, watching  which of them a change concerns; the thread that tells them
         coroutines          the order of asynchronous calls
+        moving              a recovered log goes on in another generation, where it cannot be cut
         opening, statistics a machine's options, and how it is opened; what it says of itself
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry lies
@@ -73,8 +80,13 @@ bytes to files to memory to the machine; each module imports only what stands be
         checking            every byte of it against its checksum
     raft_log                RaftLog
     machine                 FastStateMachine
+    reading/                the state as another process sees it
+        opening             a state that its owner may go on changing, opened from outside
+        following           what was published since is taken, frame by frame
+        reader              Reader
     memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
-    memory_waiting, memory  who waits for an entry; MemoryStateMachine
+    memory_waiting, memory_watch  who waits for an entry; the list of changes, from a place on
+    memory                  MemoryStateMachine
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command use
         demo_history, demo  the main job, on real input
@@ -156,15 +168,17 @@ from fastsm.errors import (
     StorageError,
     UnknownCommandError,
 )
+from fastsm.generation.watch import Watch
 from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
 from fastsm.memory import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
 from fastsm.raft_log import RaftLog, RaftLogStats
+from fastsm.reading.reader import Reader, ReaderStats
 from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
-from fastsm.types import Answer, Entry, LogId, ScanResult, SnapshotMetadata, Stats
+from fastsm.types import Answer, Change, Entry, LogId, Position, ScanResult, SnapshotMetadata, Stats
 
 # A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
 _logging.getLogger("fastsm").addHandler(_logging.NullHandler())
@@ -179,6 +193,7 @@ __all__ = [
     "MAX_VALUE_SIZE",
     "Abort",
     "Answer",
+    "Change",
     "ChecksumMismatchError",
     "Clock",
     "ClockJumpError",
@@ -194,10 +209,13 @@ __all__ = [
     "MemoryStateMachine",
     "NotRunningError",
     "OrderError",
+    "Position",
     "ProcedureError",
     "RaftLog",
     "RaftLogStats",
     "ReadOnlyError",
+    "Reader",
+    "ReaderStats",
     "ReentryError",
     "ScanResult",
     "Snapshot",
@@ -211,6 +229,7 @@ __all__ = [
     "Stats",
     "StorageError",
     "UnknownCommandError",
+    "Watch",
     "absent",
     "add",
     "batch",

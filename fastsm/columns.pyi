@@ -11,7 +11,9 @@ _Column: TypeAlias = (
 _Deadlines: TypeAlias = Sequence[SupportsIndex | None] | npt.NDArray[np.integer[Any]]
 
 def put_many(keys: _Column, values: _Column, *, expires: _Deadlines | None = None) -> bytes:
-    """Returns the batch that sets each key of a column to the value in the other one; later pairs win. O(bytes).
+    """Returns the batch that sets each key of a column to the value in the other one. O(bytes).
+
+    Of equal keys the last pair counts, and it alone becomes part of the batch.
 
     A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
     2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer

@@ -15,6 +15,7 @@ from libc.string cimport memcpy, strcmp
 from fastsm.command cimport (
     BATCH, COMMAND_LIMIT, HEADER_SIZE, KEY_LIMIT, NO_DEADLINE, PUT, PUT_UNTIL, VALUE_LIMIT, write_header,
 )
+from fastsm.distinct cimport LastOfEqual
 
 from fastsm.command import deadline_number
 from fastsm.errors import CommandError
@@ -224,7 +225,9 @@ cdef class Deadlines:
 
 
 def put_many(keys, values, *, expires=None):
-    """Returns the batch that sets each key of a column to the value in the other one; later pairs win. O(bytes).
+    """Returns the batch that sets each key of a column to the value in the other one. O(bytes).
+
+    Of equal keys the last pair counts, and it alone becomes part of the batch.
 
     A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
     2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
@@ -247,20 +250,32 @@ def put_many(keys, values, *, expires=None):
         raise ValueError(f"{key_column.count} keys, but {value_column.count} values")
     if expires is not None and deadlines.count != key_column.count:
         raise ValueError(f"{key_column.count} keys, but {deadlines.count} deadlines")
+    cdef LastOfEqual last = LastOfEqual(key_column.count)
+    cdef Py_ssize_t count = key_column.count
+    cdef Py_ssize_t earlier
     for i in range(key_column.count):
-        key_column.cell(i, &key_size)
+        key = key_column.cell(i, &key_size)
         value_column.cell(i, &value_size)
         if key_size > KEY_LIMIT or value_size > VALUE_LIMIT:
             raise CommandError(
                 f"pair {i}: a key of {key_size} bytes, a value of {value_size} bytes; the limits are {KEY_LIMIT} "
                 f"and {VALUE_LIMIT}")
         size += HEADER_SIZE + key_size + value_size + 8 * deadlines.has(i)
+        earlier = last.take(i, key, key_size)
+        if earlier >= 0:
+            value_column.cell(earlier, &value_size)
+            size -= HEADER_SIZE + key_size + value_size + 8 * deadlines.has(earlier)
+            count -= 1
     if size > COMMAND_LIMIT:
         raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}; make several")
+    if size < HEADER_SIZE:  # sizes have changed between two looks
+        size = HEADER_SIZE
     cdef bytes command = PyBytes_FromStringAndSize(NULL, size)
-    cdef uint8_t *p = write_header(<uint8_t *>PyBytes_AS_STRING(command), BATCH, 0, key_column.count)
+    cdef uint8_t *p = write_header(<uint8_t *>PyBytes_AS_STRING(command), BATCH, 0, count)
     cdef const uint8_t *stop = <const uint8_t *>PyBytes_AS_STRING(command) + size
     for i in range(key_column.count):
+        if last.overruled[i]:
+            continue
         key = key_column.cell(i, &key_size)
         value = value_column.cell(i, &value_size)
         timed = deadlines.has(i)

@@ -67,6 +67,30 @@ ctypedef struct Reader:
     const uint8_t *once      # session, sequence, deadline; NULL where the command is not inside a `once`
     uint8_t form
 
+cdef inline bint is_put(const uint8_t *data, size_t size, Operation *operation) noexcept nogil:
+    """Whether a command is a put that is whole and within the limits, which is decoded then.
+
+    Most commands are. All others, and whatever is wrong with one, is for `open_command` to find.
+    """
+    cdef uint64_t head, key_size, value_size
+    if size < HEADER_SIZE:
+        return False
+    memcpy(&head, data, HEADER_SIZE)
+    key_size, value_size = head >> 16 & 0xFFFF, head >> 32
+    if (
+        head & 0xFFFF != (VERSION | PUT << 8) or size != HEADER_SIZE + key_size + value_size
+        or value_size > VALUE_LIMIT or size > COMMAND_LIMIT
+    ):
+        return False
+    operation.kind = PUT
+    operation.timed = False
+    operation.key_size = <uint16_t>key_size
+    operation.value_size = <uint32_t>value_size
+    operation.expected_size = 0
+    operation.key = data + HEADER_SIZE
+    operation.value = operation.expected = operation.key + key_size
+    return True
+
 cdef inline uint64_t number_at(const uint8_t *place) noexcept nogil:
     """An integer of 8 bytes, at any alignment."""
     cdef uint64_t number

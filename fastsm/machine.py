@@ -24,9 +24,11 @@ from fastsm.core.snapshots import Attachment, Snapshots
 from fastsm.core.statistics import stats_of
 from fastsm.core.verifying import Verifying
 from fastsm.core.waiting import AppliedWaiters, wait_applied
+from fastsm.core.watching import MachineWatch, Watching
 from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
 from fastsm.errors import ReentryError, StorageError
 from fastsm.generation import current
+from fastsm.generation.watch import Watch
 from fastsm.procedures import check_calls, registry
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, Result, SnapshotMetadata, Stats
@@ -83,7 +85,7 @@ class FastStateMachine(Engine, StateMachine):
 
     __slots__ = (
         "_applied", "_compaction", "_directory", "_generations", "_installing", "_jobs", "_late_error", "_recovery",
-        "_snapshots", "_verifying", "_waiters", "_worker", "path",
+        "_snapshots", "_verifying", "_waiters", "_watching", "_worker", "path",
     )  # fmt: skip
 
     path: str
@@ -124,9 +126,11 @@ class FastStateMachine(Engine, StateMachine):
             self._directory = _files(directory, create=not read_only, mode=mode)
         policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)
         try:
-            opened = recover(self._directory, read_only, expected, verify_on_open == "full", lock_timeout)
+            opened, publisher = recover(
+                self._directory, read_only, expected, verify_on_open == "full", lock_timeout)
             try:
                 self._take(opened, contiguous, sync == "apply")
+                self._publish_by(publisher)
                 self._jobs = Jobs()
                 self._generations = Generations(
                     self._directory, self.path, opened.log, policy, self._jobs, clean=opened.recovery.clean)
@@ -137,6 +141,7 @@ class FastStateMachine(Engine, StateMachine):
                 self._installing = Installing(self._generations)
                 self._compaction = Compaction(self._generations, self._verifying, policy, retain_entries, retain_bytes)
                 self._worker, self._waiters, self._applied = OrderedWorker(), Waiters(), AppliedWaiters()
+                self._watching = Watching(self._watchers)
                 policy.renew(self, 0)
                 _machines.add(self)
                 self._set_status("running")
@@ -148,6 +153,7 @@ class FastStateMachine(Engine, StateMachine):
             except BaseException:
                 self._set_status("closed")
                 _machines.discard(self)
+                self._publish_by(None)
                 opened.log.close()
                 raise
         except BaseException:
@@ -233,6 +239,7 @@ class FastStateMachine(Engine, StateMachine):
             self._group_commit.close()
             self._release()
             self._applied.close()
+            self._watching.close()
 
     async def close_async(self) -> None:
         """:meth:`close`, off the event loop. Once begun it goes on, also when the wait for it is cancelled."""
@@ -251,6 +258,7 @@ class FastStateMachine(Engine, StateMachine):
         try:
             with storage_errors(self.path, "closing the files"):
                 try:
+                    self._publish_by(None)
                     self._log.close()
                 finally:
                     self._directory.close()
@@ -276,6 +284,7 @@ class FastStateMachine(Engine, StateMachine):
             self._worker.abandon()
             self._waiters.abandon()
             self._applied.abandon()
+            self._watching.abandon()
             self._release()
 
     def _after_fork_in_child(self) -> None:
@@ -354,6 +363,22 @@ class FastStateMachine(Engine, StateMachine):
     async def wait_applied_async(self, index: int) -> None:
         """:meth:`wait_applied` for coroutines, however many; a time limit is ``asyncio.wait_for``'s."""
         await self._applied.wait(self, index)
+
+    def watch(
+        self, prefix: Any = b"", *, start: tuple[int, int | None, int] | int | None = None, durable: bool = False
+    ) -> Watch:
+        """Returns the changes of all keys below ``prefix``, as they are applied, from a place in the log on.
+
+        Every put and every delete is a ``Change``, also of a key that is not there, in the order in which they took
+        effect, none lost and none twice. ``start``: a :class:`Position`, where it goes on; the index of an entry, also
+        one to come, from whose first change it tells; by default what is applied after this call. ``durable``: tells
+        only what would survive a power loss.
+
+        A watch is a place in the log: it costs ``apply`` nothing, and holds nothing back. Raises ``CompactedError``
+        where entries from ``start`` on are gone. O(1) without a start, else O(chunks in the log), without the GIL.
+        """
+        self._require()
+        return MachineWatch(self, self._watching, prefix, start, bool(durable))
 
     # ---- hard state ------------------------------------------------------------------------------------
 

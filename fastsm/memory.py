@@ -22,6 +22,7 @@ from fastsm.errors import (
 from fastsm.memory_judging import MAY_BE_REFUSED, Judge
 from fastsm.memory_tx import Outcome, Written
 from fastsm.memory_waiting import Waiters
+from fastsm.memory_watch import History, MemoryWatch, Moment
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
 from fastsm.trait import StateMachine
@@ -46,6 +47,7 @@ class MemoryStateMachine(StateMachine):
         self._judge = self._judges(procedures)
         self._running = True
         self._waiters = Waiters(lambda: self.last_applied().index)
+        self._history = History(self._moment, self.entry_term)
         self._forget()
 
     def _forget(self) -> None:
@@ -54,6 +56,7 @@ class MemoryStateMachine(StateMachine):
         self._outcomes: list[Outcome] = []  # since the base: what was written, whatever the commands had been
         self._durable = LogId()
         self._metadata: SnapshotMetadata | None = None
+        self._end_watches()
 
     def __repr__(self) -> str:
         return f"<MemoryStateMachine: {len(self._state.values)} keys, applied {tuple(self.last_applied())}>"
@@ -67,6 +70,7 @@ class MemoryStateMachine(StateMachine):
         self.flush()
         self._running = False
         self._waiters.end(NotRunningError("this state machine was stopped"))
+        self._history.wake()
 
     def is_running(self) -> bool:
         return self._running
@@ -96,6 +100,7 @@ class MemoryStateMachine(StateMachine):
         self._state = trial
         self._outcomes += outcomes
         self._waiters.tell()
+        self._history.wake()
         return results
 
     def check(self, command: Any) -> None:
@@ -244,6 +249,23 @@ class MemoryStateMachine(StateMachine):
         self._require()
         return _checked((index, 0)).index <= self.last_applied().index
 
+    # ---- changes ---------------------------------------------------------------------------------------
+
+    def watch(
+        self, prefix: Any = b"", *, start: tuple[int, int | None, int] | int | None = None, durable: bool = False
+    ) -> MemoryWatch:
+        """The changes of all keys below ``prefix``, from a place on: that of a position, an index, or last applied."""
+        self._require()
+        return MemoryWatch(self._history, prefix, start, durable)
+
+    def _moment(self) -> Moment:
+        self._require()
+        return Moment(self._base.last, self.last_applied(), self.durable(), self._outcomes)
+
+    def _end_watches(self) -> None:
+        self._history.state = object()
+        self._history.wake()
+
     # ---- hard state ------------------------------------------------------------------------------------
 
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
@@ -256,6 +278,7 @@ class MemoryStateMachine(StateMachine):
             raise OrderError(f"last applied is {last}, cannot become {log_id}", index=log_id.index)
         self._state.seen.append(log_id)
         self._waiters.tell()
+        self._history.wake()
 
     def last_applied(self) -> LogId:
         return self._state.seen[-1] if self._state.seen else LogId()
@@ -290,6 +313,7 @@ class MemoryStateMachine(StateMachine):
 
     def flush(self) -> None:
         self._durable = self.last_applied()
+        self._history.wake()
 
     async def flush_async(self) -> None:
         self.flush()
@@ -400,6 +424,7 @@ class MemoryStateMachine(StateMachine):
         self._state = state
         self._metadata = snapshot.metadata
         self.flush()
+        self._end_watches()
         if last.index < before or last.index == 0:
             self._waiters.end(OrderError(f"the state was replaced by an older one, as of {last}"))
         self._waiters.tell()

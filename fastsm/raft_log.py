@@ -105,7 +105,11 @@ class RaftLog(LogEngine):
             raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
         started = time.perf_counter()
         log = Journal(directory, durable=True, lock_timeout=lock_timeout, _files=_files)
-        found = self._attach(log, SEGMENT_BYTES)
+        try:
+            found = self._attach(log, SEGMENT_BYTES)
+        except BaseException:
+            log.abandon()
+            raise
         self._recovery = Recovery(*found, time.perf_counter() - started)
         logger.info("%s: open, %s", self.path, self._recovery)
 
@@ -141,8 +145,7 @@ class RaftLog(LogEngine):
 
     def stats(self) -> RaftLogStats:
         """Counts, sizes, and what recovery found. O(segments)."""
-        first, last, last_term, durable, *counts = self._counts()
-        return RaftLogStats(first, last, last_term, durable, *counts, self._recovery)
+        return RaftLogStats(*self._counts(), self._recovery)
 
     # ---- close -----------------------------------------------------------------------------------------
 

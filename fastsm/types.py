@@ -48,6 +48,23 @@ class Entry(NamedTuple):
     command: bytes
 
 
+class Change(NamedTuple):
+    """What an entry did to a key: the value that it set, or None where it removed the key."""
+
+    index: int  # type: ignore[assignment]  # tuples have a method of this name
+    term: int
+    key: bytes
+    value: bytes | None
+
+
+class Position(NamedTuple):
+    """Where a watch goes on: after ``offset`` changes of an entry. ``term`` is None where it is not known."""
+
+    index: int  # type: ignore[assignment]  # tuples have a method of this name
+    term: int | None
+    offset: int
+
+
 class ScanResult(NamedTuple):
     """Pairs sorted by key, and the last applied index at which they were the state."""
 

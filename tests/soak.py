@@ -91,7 +91,7 @@ def flip_bits(seed: int, root: Path, counts: Counter[str]) -> list[str]:
         machine.compact()
         machine.apply(history.chunk())
         state = state_of(machine)
-    files = {file: file.read_bytes() for file in sorted(path.iterdir()) if file.name != "LOCK"}
+    files = {file: file.read_bytes() for file in sorted(path.iterdir()) if file.name not in ("LOCK", "PUBLISHED")}
     for _ in range(FLIPS):
         file = dice.choice(list(files))
         bit = dice.randrange(8 * len(files[file]))

@@ -13,11 +13,11 @@ import pytest
 from fastsm import FastStateMachine, MemoryStateMachine, StateMachine
 from fastsm.testing import StateMachineConformance
 from support.inside import inside
-from support.wrong_answers import FAULTS
 from support.wrong_machines import StoringStateMachine
+from support.wrong_watches import FAULTS
 
 SUPPORT = Path(__file__).parent / "support"
-WRONG_MACHINES = [SUPPORT / "wrong_machines.py", SUPPORT / "wrong_answers.py"]
+WRONG_MACHINES = [SUPPORT / "wrong_machines.py", SUPPORT / "wrong_answers.py", SUPPORT / "wrong_watches.py"]
 
 
 class FastConformance(StateMachineConformance):

@@ -17,7 +17,9 @@ RUNS = [
     ("asyncio_node.py", "5000", "equal to the leader: True"),
     ("threaded_node.py", "2000", "applied: (2000, 1) durable: (2000, 1)"),
     ("numpy_bulk.py", "60000", "out: 60,000 rows"),
+    ("cache.py", "200", "after the restart it went on where it was: True"),
     ("metrics.py", "", "fastsm_last_applied_index 1.0"),
+    ("web_workers.py", "0.5", "the reads went on: True"),
     ("pysyncobj_cluster.py", "1", "lost: 0"),
     ("patroni_store.py", "2", "what is left: {'/config': '2', '/leader': 'another'}"),
 ]
@@ -34,6 +36,8 @@ def test_an_example_runs(tmp_path: Path, name: str, size: str, says: str) -> Non
     """It ends well, says what it should, and warns of nothing."""
     if name == "metrics.py" and importlib.util.find_spec("prometheus_client") is None:
         pytest.skip("prometheus_client is not installed")
+    if name == "web_workers.py" and importlib.util.find_spec("uvicorn") is None:
+        pytest.skip("uvicorn is not installed")
     done = run(tmp_path, str(EXAMPLES / name), *([size] if size else []))
     assert (done.returncode, done.stderr) == (0, "")
     assert says in done.stdout

@@ -59,11 +59,18 @@ def test_help_says_what_a_name_is_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_compiled_call_takes_its_arguments_as_its_signature_says(
-    name: str, directory: Path, machine_at: Callable[..., fastsm.FastStateMachine]
+    name: str, directory: Path, machine_at: Callable[..., fastsm.FastStateMachine], request: pytest.FixtureRequest
 ) -> None:
     """A parameter that the signature calls positional only is refused as a keyword; every other one is taken."""
     owner, _, method = name.rpartition(".")
-    function = getattr(machine_at(directory), method) if owner == "FastStateMachine" else COMPILED[name]
+    function = COMPILED[name]
+    if owner in ("FastStateMachine", "Reader"):
+        machine = machine_at(directory)
+        function = getattr(fastsm.Reader(directory) if owner == "Reader" else machine, method)
+    if owner == "RaftLog":
+        log = fastsm.RaftLog(directory)
+        request.addfinalizer(log.close)
+        function = getattr(log, method)
     for parameter in inspect.signature(function).parameters.values():
         said = ""
         try:

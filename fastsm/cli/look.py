@@ -26,7 +26,7 @@ from fastsm.cli.app import (
     waiting,
     write_bytes,
 )
-from fastsm.machine import FastStateMachine
+from fastsm.reading.reader import Reader
 from fastsm.tools import inspection
 from fastsm.tools.json_lines import line_bytes, text_or_base64
 from fastsm.units import count_text, size_text
@@ -80,9 +80,9 @@ def get(
     """
     with told_in_one_line():
         inspection.require_state(directory)
-        with FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
+        with Reader(directory) as state:
             name = key_bytes(key, coded)
-            value, modified = machine.get(name), machine.modified(name)
+            value, modified = state.get(name), state.modified(name)
         if value is None or modified is None:
             fail(f"{directory}: no key {ascii(key)[1:-1]}")
         if as_json:
@@ -125,8 +125,8 @@ def scan(
         bounds["start"] = max(following, bounds["start"] or b"")
     with told_in_one_line():
         inspection.require_state(directory)
-        with waiting("scanning"), FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
-            found = machine.scan(**bounds, limit=limit, reverse=reverse)
+        with waiting("scanning"), Reader(directory) as state:
+            found = state.scan(**bounds, limit=limit, reverse=reverse)
         console = Console(highlight=False)
         if as_json or not console.is_terminal:
             for key, value in found.entries:
@@ -152,8 +152,8 @@ def count(
     bounds = bounds_of(prefix, prefix_option, start, end, coded)
     with told_in_one_line():
         inspection.require_state(directory)
-        with waiting("counting"), FastStateMachine(directory, read_only=True, verify_on_open="off") as machine:
-            print(machine.count(**bounds))
+        with waiting("counting"), Reader(directory) as state:
+            print(state.count(**bounds))
 
 
 def bounds_of(

@@ -1,11 +1,25 @@
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.command cimport Reader
 from fastsm.core.ordered cimport Ordered
 from fastsm.core.judging cimport APPLIED, Judge, REFUSED, SKIPPED
 from fastsm.core.view cimport Step
+from fastsm.disk.hashing cimport Part
 from fastsm.lookup.table cimport Table
 from fastsm.lookup.terms cimport RunList, Terms
+
+
+cdef enum:
+    FEW = 4                      # entries of a list that are held one by one
+    LARGE_VALUE = 4 << 10        # a value of so many bytes is written from where it is
+
+ctypedef struct Held:
+    # The entries of a chunk as they were at one moment, with a reference to each, or to the tuple of all.
+    PyObject **items
+    Py_ssize_t count
+    PyObject *whole              # NULL: `few` are held
+    PyObject *few[FEW]
 
 
 cdef class Chunk:
@@ -24,10 +38,14 @@ cdef class Chunk:
     cdef uint64_t touches        # records of touches
     cdef uint64_t deadlines      # that records of keys have
     cdef uint64_t record_bytes
+    cdef uint64_t large_bytes    # of large values among them
+    cdef size_t large_values
+    cdef Part *parts             # of a frame whose large values are written from where they are
     cdef list converted          # commands that were not bytes: the steps point into them
 
     cdef int decode(
-        self, tuple entries, Table table, Terms terms, RunList runs, bint contiguous) except -1
+        self, PyObject **items, Py_ssize_t count, Table table, Terms terms, RunList runs, bint contiguous
+    ) except -1
     cdef int decode_entry(self, object command, uint64_t index, Table table) except -1
     cdef int begin(self, size_t count) except -1
     cdef int grow(self) except -1
@@ -37,9 +55,13 @@ cdef class Chunk:
     cdef int judge(self, Ordered owner) except -1
     cdef void lay_out(self, uint64_t place) noexcept nogil
     cdef void write_records(self, uint8_t *p) noexcept nogil
+    cdef int reserve_parts(self) except -1
+    cdef size_t write_around(self, uint8_t *frame, uint8_t *p) noexcept nogil
     cdef list results(self)
     cdef void forget(self) noexcept
 
 
+cdef int hold(object chunk, Held *held) except -1
+cdef void let_go(Held *held) noexcept
 cdef tuple hold_entries(object chunk)
 cdef uint64_t unsigned_slowly(object item, str what) except? 0xFFFFFFFFFFFFFFFF

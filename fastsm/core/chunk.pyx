@@ -7,22 +7,23 @@ judged first, over one view of the state (`judging`, `view`), and what it writes
 import operator
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.ref cimport Py_INCREF, PyObject
+from cpython.list cimport PyList_CheckExact, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
 from fastsm.command cimport (
     ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, DELETE_RANGE, NOOP, ONCE, Operation,
     PUT, Reader, TOUCH, TRANSACTED, TRANSACTION, VALUE_IS,
-    call_name, call_version, command_error, next_operation, number_at, open_command,
+    call_name, call_version, command_error, is_put, next_operation, number_at, open_command,
 )
 from fastsm.core.judging cimport ANSWERS, Judge, LISTS
 from fastsm.core.view cimport View
 from fastsm.disk.format cimport (
     DEADLINE_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH, UNKNOWN_TERM,
-    record_size, write_deadline, write_record,
+    record_size, write_deadline, write_record, write_record_head,
 )
 from fastsm.lookup.table cimport prefetch
 
@@ -33,6 +34,7 @@ from fastsm.types import LogId
 cdef extern from "Python.h":
     object PySequence_Fast(object sequence, const char *message)
     PyObject **PySequence_Fast_ITEMS(object sequence)
+    PyObject *PyList_GET_ITEM(object list, Py_ssize_t i)
     Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
     bint PyTuple_Check(PyObject *item)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *item)
@@ -40,6 +42,9 @@ cdef extern from "Python.h":
     bint PyLong_CheckExact(PyObject *item)
     uint64_t PyLong_AsUnsignedLongLong(PyObject *item) noexcept
     void PyErr_Clear() noexcept
+    PyObject *Py_True
+    PyObject *Py_False
+    PyObject *Py_None
 
 cdef enum:
     KEPT_STEPS = 1 << 14      # scratch memory that stays for the next chunk
@@ -49,7 +54,7 @@ cdef class Chunk:
     """Scratch memory of `apply`, used again for each chunk.
 
     Thread safety: used by one writer at a time. Its pointers lead into the commands' own bytes, which the caller holds
-    (`hold_entries`) until `forget`.
+    (`hold`) until `forget`.
     """
 
     def __cinit__(self):
@@ -58,11 +63,15 @@ cdef class Chunk:
     def __dealloc__(self):
         free(self.steps)
         free(self.outcomes)
+        free(self.parts)
 
     cdef void forget(self) noexcept:
         """Drops what the last chunk left; large scratch memory goes back."""
         self.count = self.entries = 0
         self.converted = None
+        if self.parts != NULL:
+            free(self.parts)
+            self.parts = NULL
         if self.source is not None:
             self.source = None
             self.judgement.forget()
@@ -76,11 +85,9 @@ cdef class Chunk:
     # ---- decode ----------------------------------------------------------------------------------------
 
     cdef int decode(
-        self, tuple entries, Table table, Terms terms, RunList runs, bint contiguous
+        self, PyObject **items, Py_ssize_t count, Table table, Terms terms, RunList runs, bint contiguous
     ) except -1:
         """Checks order and commands of entries that are held; fills steps, outcomes and `runs`."""
-        cdef PyObject **items = PySequence_Fast_ITEMS(entries)
-        cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(entries)
         cdef uint64_t applied = runs.index
         cdef uint64_t index, term, known
         cdef uint64_t before_index = 0
@@ -105,13 +112,14 @@ cdef class Chunk:
                         "this log is not the one that the state was made from", index=index)
                 self.outcomes[i] = SKIPPED
             else:
-                check_next(runs, index, term, contiguous)
+                if term < runs.term or (contiguous and index != runs.index + 1):
+                    raise cannot_follow(runs, index, term)
                 runs.note(index, term)
                 self.entries = i + 1
                 self.decode_entry(<object>PyTuple_GET_ITEM(items[i], 2), index, table)
         self.entries = count
         if self.conditional:
-            self.source = entries
+            self.source = tuple_of(items, count)
         return 0
 
     cdef int begin(self, size_t count) except -1:
@@ -139,6 +147,18 @@ cdef class Chunk:
             if self.converted is None:
                 self.converted = []
             self.converted.append(command)
+        if self.count == self.room:
+            self.grow()
+        step = &self.steps[self.count]
+        if is_put(<const uint8_t *>PyBytes_AS_STRING(command), PyBytes_GET_SIZE(command), &step.operation):
+            step.index = index
+            step.entry = self.entries - 1
+            step.record = RECORD_PUT
+            step.hashed = table.hash(step.operation.key, step.operation.key_size)
+            table.prefetch_slot(step.hashed)
+            self.puts += 1
+            self.count += 1
+            return 0
         code = open_command(
             &reader, <const uint8_t *>PyBytes_AS_STRING(command), PyBytes_GET_SIZE(command))
         if code == 0 and (reader.form > BATCHED or reader.once != NULL):
@@ -255,9 +275,10 @@ cdef class Chunk:
     # ---- write -----------------------------------------------------------------------------------------
 
     cdef void lay_out(self, uint64_t place) noexcept nogil:
-        """Gives each record its place, the first one at `place`; sets `record_bytes` and `deadlines`."""
+        """Gives each record its place, the first one at `place`; sets `record_bytes`, `deadlines`, what is large."""
         cdef uint64_t start = place
         cdef uint64_t deadlines = 0
+        self.large_bytes = self.large_values = 0
         cdef Step *step
         cdef size_t i
         for i in range(self.count):
@@ -269,48 +290,137 @@ cdef class Chunk:
                 place += record_size(step.operation.key_size, step.operation.value_size)
                 place += DEADLINE_SIZE * <uint64_t>step.operation.timed
                 deadlines += step.operation.timed
+                if is_large(step):
+                    self.large_bytes += step.operation.value_size
+                    self.large_values += 1
         self.record_bytes = place - start
         self.deadlines = deadlines
 
     cdef void write_records(self, uint8_t *p) noexcept nogil:
-        cdef uint8_t *start
         cdef Step *step
         cdef size_t i
         for i in range(self.count):
             step = &self.steps[i]
             if step.record:
-                start = p
-                p = write_record(
-                    p, step.record, step.index, step.operation.key, step.operation.key_size,
-                    step.operation.value,
-                    0 if step.record == RECORD_DELETE else step.operation.value_size)
-                if step.operation.timed:
-                    p = write_deadline(start, p, number_at(step.operation.key - DEADLINE_SIZE))
+                p = write_step(p, step)
+
+    cdef int reserve_parts(self) except -1:
+        self.parts = <Part *>malloc((2 * self.large_values + 1) * sizeof(Part))
+        if self.parts == NULL:
+            raise MemoryError(f"no memory for a frame of {self.large_values} large values")
+        return 0
+
+    cdef size_t write_around(self, uint8_t *frame, uint8_t *p) noexcept nogil:
+        """Writes a frame's records without their large values, which become parts of their own; how many there are.
+
+        `frame` is where it begins, `p` where its records do.
+        """
+        cdef size_t count = 0
+        cdef Step *step
+        cdef size_t i
+        cdef uint32_t value_size
+        cdef uint64_t padding
+        for i in range(self.count):
+            step = &self.steps[i]
+            if step.record == 0:
+                continue
+            value_size = 0 if step.record == RECORD_DELETE else step.operation.value_size
+            if not is_large(step):
+                p = write_step(p, step)
+                continue
+            p = write_record_head(p, step.record, step.index, step.operation.key, step.operation.key_size, value_size)
+            self.parts[count].data, self.parts[count].size = frame, p - frame
+            self.parts[count + 1].data, self.parts[count + 1].size = step.operation.value, value_size
+            count += 2
+            frame = p
+            padding = -(<uint64_t>step.operation.key_size + value_size) & 7
+            memset(p, 0, padding)
+            p += padding
+        self.parts[count].data, self.parts[count].size = frame, p - frame
+        return count + 1 if p > frame else count
 
     cdef list results(self):
         """One of True, False, None, or an Answer, for each entry."""
         cdef list results = PyList_New(self.entries)
-        cdef object result
+        cdef PyObject *result
         cdef size_t i
         for i in range(self.entries):
-            if self.outcomes[i] == APPLIED:
-                result = True
-            elif self.outcomes[i] == REFUSED:
-                result = False
-            elif self.outcomes[i] == ANSWERS:
-                result = self.judgement.answers[i]
-            else:
-                result = None
-            Py_INCREF(result)
-            PyList_SET_ITEM(results, i, result)
+            result = Py_True
+            if self.outcomes[i] != APPLIED:
+                if self.outcomes[i] == REFUSED:
+                    result = Py_False
+                elif self.outcomes[i] == ANSWERS:
+                    result = PyList_GET_ITEM(self.judgement.answers, i)
+                else:
+                    result = Py_None
+            Py_INCREF(<object>result)
+            PyList_SET_ITEM(results, i, <object>result)
         return results
 
 
-cdef tuple hold_entries(object chunk):
-    """The entries of a chunk as they are now, with their commands: no code that runs later can change or free them.
+cdef inline bint is_large(const Step *step) noexcept nogil:
+    """Whether its value is written from where it is. What has a deadline after its value is not."""
+    return (
+        step.operation.value_size >= LARGE_VALUE and not step.operation.timed and step.record != RECORD_DELETE
+        and step.record != RECORD_FORGET)
 
-    An entry is a tuple too, so that a reference to it holds its command.
+
+cdef inline uint8_t *write_step(uint8_t *p, const Step *step) noexcept nogil:
+    """Writes a step's record; returns where the next one starts."""
+    cdef uint8_t *start = p
+    p = write_record(
+        p, step.record, step.index, step.operation.key, step.operation.key_size, step.operation.value,
+        0 if step.record == RECORD_DELETE else step.operation.value_size)
+    if step.operation.timed:
+        p = write_deadline(start, p, number_at(step.operation.key - DEADLINE_SIZE))
+    return p
+
+
+cdef int hold(object chunk, Held *held) except -1:
+    """Takes the entries of a chunk as they are now, until `let_go`: no code that runs later can change or free them.
+
+    An entry is a tuple, so that a reference to it holds its command. A short list needs no object of its own.
     """
+    cdef Py_ssize_t i
+    cdef tuple entries
+    if PyList_CheckExact(chunk) and PyList_GET_SIZE(chunk) <= FEW:  # no Python code runs from here to the return
+        held.whole = NULL
+        held.items = held.few
+        held.count = PyList_GET_SIZE(chunk)
+        for i in range(held.count):
+            held.few[i] = PyList_GET_ITEM(chunk, i)
+            Py_INCREF(<object>held.few[i])
+        return 0
+    entries = hold_entries(chunk)
+    Py_INCREF(entries)
+    held.whole = <PyObject *>entries
+    held.items = PySequence_Fast_ITEMS(entries)
+    held.count = PySequence_Fast_GET_SIZE(entries)
+    return 0
+
+
+cdef void let_go(Held *held) noexcept:
+    """Gives back what `hold` took. May run finalizers."""
+    cdef Py_ssize_t i
+    if held.whole != NULL:
+        Py_DECREF(<object>held.whole)
+        return
+    for i in range(held.count):
+        Py_DECREF(<object>held.few[i])
+
+
+cdef tuple tuple_of(PyObject **items, Py_ssize_t count):
+    """Held entries as a tuple."""
+    cdef tuple entries = PyTuple_New(count)  # may collect garbage, which cannot reach what is held
+    cdef Py_ssize_t i
+    for i in range(count):
+        Py_INCREF(<object>items[i])
+        PyTuple_SET_ITEM(entries, i, <object>items[i])
+    return entries
+
+
+cdef tuple hold_entries(object chunk):
+    """The entries of a chunk as they are now, as a tuple that nobody changes."""
     cdef object entries = PySequence_Fast(chunk, "a chunk is a sequence of entries")
     cdef Py_ssize_t count, i
     cdef PyObject **items
@@ -362,13 +472,11 @@ cdef uint64_t unsigned_slowly(object item, str what) except? 0xFFFFFFFFFFFFFFFF:
     return number
 
 
-cdef int check_next(RunList runs, uint64_t index, uint64_t term, bint contiguous) except -1:
-    """Whether an entry may follow the last applied one, which `runs` ends with."""
+cdef object cannot_follow(RunList runs, uint64_t index, uint64_t term):
+    """The error for an entry that may not follow the last applied one, which `runs` ends with."""
     if term < runs.term:
-        raise OrderError(
-            f"entry {index} of term {term} behind {LogId(runs.index, runs.term)}: terms never fall", index=index)
-    if contiguous and index != runs.index + 1:
-        raise OrderError(
-            f"entry {index} behind {LogId(runs.index, runs.term)}: expected entry {runs.index + 1}; "
-            "a host that does not hand over every entry opens with contiguous=False", index=index)
-    return 0
+        return OrderError(
+            f"entry {index} of term {term} after {LogId(runs.index, runs.term)}: terms never fall", index=index)
+    return OrderError(
+        f"entry {index} after {LogId(runs.index, runs.term)}: expected entry {runs.index + 1}; "
+        "a host that does not hand over every entry opens with contiguous=False", index=index)

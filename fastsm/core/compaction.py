@@ -17,6 +17,7 @@ from fastsm.disk.base import Base, base_name
 from fastsm.disk.files import storage_errors
 from fastsm.errors import FastsmError, SnapshotError, SnapshotRangeError
 from fastsm.generation import current
+from fastsm.generation.changes import changes_of
 from fastsm.generation.log import Log
 from fastsm.lookup.index import Index
 from fastsm.snapshot.writer import write_snapshot_into
@@ -118,7 +119,7 @@ class Compaction:
         if capture.epoch != epoch:
             engine._refuse_moved(epoch, job.what)
         job.total = capture.estimated_size
-        capture.find(job.tick)
+        job.tick()  # who ends it here leaves no file
         name = base_name(number)
         with storage_errors(directory.path_of(name), "writing a base"):
             descriptor = directory.create_file(name)
@@ -134,7 +135,8 @@ class Compaction:
     ) -> tuple[Log, Index, int]:
         """The next generation, synced up to most of what is applied now, and how far that is in the old log."""
         try:
-            log = Log.create(self._generations.directory, number, base)
+            changes = changes_of(old.mapping, carried, base.last_included.index)
+            log = Log.create(self._generations.directory, number, base, changes)
         except BaseException:
             base.close()
             raise

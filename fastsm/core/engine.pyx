@@ -18,8 +18,10 @@ from libc.string cimport memcpy
 from _thread import start_new_thread
 
 from fastsm.core.awaited cimport REPLACED, Ticket
-from fastsm.core.chunk cimport Chunk, hold_entries, unsigned_slowly
+from fastsm.core.chunk cimport Chunk, Held, hold, hold_entries, let_go, unsigned_slowly
 from fastsm.core.view cimport Step
+from fastsm.core.watchers cimport Reach
+from fastsm.disk.published cimport Publisher
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
     frame_size, record_size, write_record,
@@ -40,6 +42,7 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
 cdef enum:
     CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
+    PARTS_FROM = 16 << 10  # bytes of a frame: smaller ones are stored, or cost less than a vector of parts
 
 cdef class Engine(Timed):
     """The compiled half of `FastStateMachine`: the state, and what changes it.
@@ -48,6 +51,7 @@ cdef class Engine(Timed):
     """
     cdef readonly Turns _turns
     cdef readonly GroupCommit _group_commit    # of the log
+    cdef Publisher publisher       # tells readers in other processes; None: nobody is told
     cdef Chunk chunk
     cdef bint contiguous
     cdef uint64_t compact_above    # dead bytes beyond which compaction is called for
@@ -75,6 +79,22 @@ cdef class Engine(Timed):
         self.metadata = index.metadata
         self.metadata_unsaved = False
 
+    def _publish_by(self, Publisher publisher=None):
+        """Tells readers in other processes of the state from here on; None: not any more."""
+        old, self.publisher = self.publisher, publisher
+        if old is not None:
+            old.close()
+        if publisher is not None:
+            publisher.begin(self._log.identity, self._index.end - self._log.start, self._log.base is not None)
+            self.tell_readers()
+
+    cdef inline void tell_readers(self) noexcept:
+        """Publishes what is applied by now, all of which is in the log. Runs no Python code."""
+        if self.publisher is not None:
+            self.publisher.publish(
+                self._log.identity, self._index.end - self._log.start, self.applied_index, self.applied_term,
+                self.durable_index)
+
     cdef void take_index(self, Log log, Index index) noexcept:
         """Reads go there from here on."""
         if self._log is not None:
@@ -92,11 +112,15 @@ cdef class Engine(Timed):
         is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
         """
         cdef RunList runs = self.runs
+        cdef uint64_t old_end = self._index.end - self._log.start
+        cdef Reach reach
+        cdef uint64_t before = self.applied_index
         applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
             runs = RunList(applied.index, applied.term, applied.index > 0)
-        _old = self._log, self._index  # until all is changed: their end may let another thread run
+        # Until all is changed: their end may let another thread run.
+        old_log, _old, mapping = self._log, self._index, self.mapping
         name_next()
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds
@@ -111,6 +135,14 @@ cdef class Engine(Timed):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
+        if self.publisher is not None and state_of_its_own is not None:
+            self.publisher.note_state(runs.index == 0 or runs.index < before)
+        self.tell_readers()
+        if state_of_its_own is not None:
+            self._watchers.wake_all()
+            return
+        reach.index, reach.term, reach.identity, reach.frame = runs.index, runs.term, log.identity, log.end
+        self._watchers.move(mapping, old_log.head.identity, old_end, &reach)
 
     def _tell_waiting(self, uint64_t before):
         """After `_switch`: tells those who wait for an entry. `before`: the last one that was applied until then."""
@@ -146,12 +178,16 @@ cdef class Engine(Timed):
         """
         if self.gate:
             self.refuse()  # before the turn, which nobody passes on in a forked child
-        cdef tuple entries = hold_entries(chunk)
-        self._turns.enter()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_in_turn(entries)
+            self._turns.enter()
+            try:
+                return self.apply_in_turn(&held)
+            finally:
+                self._turns.leave()
         finally:
-            self._turns.leave()
+            let_go(&held)
 
     def _apply_if_free(self, chunk, uint64_t room):
         """`apply` of a chunk that takes at most so many bytes of log, where nothing and nobody has to be waited for.
@@ -160,15 +196,19 @@ cdef class Engine(Timed):
         """
         if self.gate:
             self.refuse()
-        cdef tuple entries = hold_entries(chunk)
-        # One step from here to the turn, in which no other thread runs.
-        if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
-            return None
-        self._turns.enter()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_in_turn(entries)
+            # One step from here to the turn, in which no other thread runs.
+            if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
+                return None
+            self._turns.enter()
+            try:
+                return self.apply_in_turn(&held)
+            finally:
+                self._turns.leave()
         finally:
-            self._turns.leave()
+            let_go(&held)
 
     def _hold(self, chunk):
         """The entries of a chunk as they are now, for a later `_apply_in_turn`."""
@@ -176,43 +216,55 @@ cdef class Engine(Timed):
 
     def _apply_in_turn(self, chunk):
         """`apply`, for whoever has the writer's turn already."""
-        return self.apply_in_turn(hold_entries(chunk))
-
-    cdef list apply_in_turn(self, tuple entries):
-        if self.gate:
-            self.refuse()
-        self._log.require_writable()
+        cdef Held held
+        hold(chunk, &held)
         try:
-            return self.apply_entries(entries)
+            return self.apply_in_turn(&held)
         finally:
-            self.chunk.forget()
+            let_go(&held)
 
-    cdef list apply_entries(self, tuple entries):
+    cdef list apply_in_turn(self, Held *held):
+        """`held`: the caller's, who lets it go after this."""
         cdef Chunk chunk = self.chunk
         cdef RunList runs = self.runs
         cdef RunMark mark
         cdef list results
+        cdef bint counts = False      # the chunk is in the log
+        if self.gate:
+            self.refuse()
+        self._log.require_writable()
         mark_runs(runs, &mark)
         try:
-            chunk.decode(entries, self._table, self._terms, runs, self.contiguous)
+            chunk.decode(held.items, held.count, self._table, self._terms, runs, self.contiguous)
             if chunk.calls:
                 self.judge_calls(chunk)
-            else:
+            elif chunk.conditional:
                 chunk.judge(self)
             results = chunk.results()
             if runs.index != mark.index:
                 self.write_chunk(chunk)
-        except BaseException:
-            rewind_runs(runs, &mark)
-            raise
-        if runs.index != mark.index:
-            self.publish(chunk)
+            counts = True
+            if runs.index != mark.index:
+                self.publish(chunk)
+                self.tell_readers()
+                self.tell_of_chunk()
+            return results
+        finally:
+            if not counts:
+                rewind_runs(runs, &mark)
+            chunk.forget()
+
+    cdef inline int tell_of_chunk(self) except -1:
+        """After a chunk was published: whoever waits for its entries, and whoever has to do with what it left."""
+        if self.awaited.least <= self.applied_index:
             self.awaited.note_applied(self.applied_index)
-            if self.dead_bytes() > self.compact_above:
-                self.call_for_compaction()
-            if self._index.ordered and not self.order_called and self._index.order.is_behind():
-                self.call_for_order()
-        return results
+        if self._watchers.applied.armed or (self.sync_on_apply and self._watchers.durable.armed):
+            self._watchers.ring()
+        if self.dead_bytes() > self.compact_above:
+            self.call_for_compaction()
+        if self._index.ordered and not self.order_called and self._index.order.is_behind():
+            self.call_for_order()
+        return 0
 
     # ---- procedures ------------------------------------------------------------------------------------
 
@@ -277,7 +329,6 @@ cdef class Engine(Timed):
         cdef Log log = self._log
         cdef RunList runs = self.runs
         cdef uint64_t length, place
-        cdef uint8_t *frame
         self._table.reserve(chunk.puts)
         if chunk.sessions:
             self._index.sessions.reserve(chunk.sessions)
@@ -293,8 +344,23 @@ cdef class Engine(Timed):
         self._index.dead.reserve(place + length)
         if self._index.ordered:
             self._index.order.reserve(chunk.puts, chunk.count)
-        frame = log.begin_frame(length)
-        self.take_arena()
+        if length >= PARTS_FROM and chunk.large_bytes >= length / 2 and log.takes_parts(length):
+            self.write_in_parts(chunk, length)
+        else:
+            self.write_in_one(chunk, length)
+        if self.sync_on_apply:
+            # The system tells of a lost page once: two syncs at the same time could both be believed.
+            self._group_commit.sync_up_to(log.end)
+            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int write_in_one(self, Chunk chunk, uint64_t length) except -1:
+        """Builds the frame in the log's own pages, or aside."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint8_t *frame = log.begin_frame(length)
+        if self.mapping is not log.mapping or self.readable != log.mapping.mapped:
+            self.take_arena()
         self.expect_old(chunk, 0)
         memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
         if length > LARGE:
@@ -303,10 +369,21 @@ cdef class Engine(Timed):
         else:
             chunk.write_records(frame + frame_size(runs.count, 0))
         log.commit_frame(frame, length, runs.count)
-        if self.sync_on_apply:
-            # The system tells of a lost page once: two syncs at the same time could both be believed.
-            self._group_commit.sync_up_to(log.end)
-            self.durable_index, self.durable_term = runs.index, runs.term
+        return 0
+
+    cdef int write_in_parts(self, Chunk chunk, uint64_t length) except -1:
+        """Writes large values from the commands' own bytes: copied once, by the system."""
+        cdef Log log = self._log
+        cdef RunList runs = self.runs
+        cdef uint8_t *frame
+        cdef size_t count
+        chunk.reserve_parts()
+        frame = log.begin_parts(length, length - chunk.large_bytes)
+        self.take_arena()
+        self.expect_old(chunk, 0)
+        memcpy(frame + FRAME_RUNS, runs.runs, runs.count * RUN_SIZE)
+        count = chunk.write_around(frame, frame + frame_size(runs.count, 0))
+        log.commit_parts(chunk.parts, count, length, runs.count)
         return 0
 
     cdef int publish(self, Chunk chunk) except -1:
@@ -317,7 +394,8 @@ cdef class Engine(Timed):
         cdef Step *step
         while first < chunk.count:
             stop = min(first + BLOCK, chunk.count)
-            self.expect_old(chunk, stop)
+            if stop < chunk.count:
+                self.expect_old(chunk, stop)
             for i in range(first, stop):
                 step = &chunk.steps[i]
                 if step.record == 0:
@@ -373,6 +451,7 @@ cdef class Engine(Timed):
         runs.note(index, term)
         self.terms_take_runs()
         self.applied_index, self.applied_term = index, term
+        self.tell_readers()
         self.awaited.note_applied(index)
 
     def _await_applied(self, index, queue, owner, bint blocks):
@@ -430,12 +509,14 @@ cdef class Engine(Timed):
         if metadata is not None:
             self._index.metadata, self.metadata_unsaved = metadata, False
         self.publish_runs()
+        self.tell_readers()
 
     def _note_durable(self):
         """In the writer's turn: a frame without content, whose watermark says that all before it is durable."""
         append_state(self._log, None, None, False)
         self.take_arena()
         self._index.end = self._log.start + self._log.end
+        self.tell_readers()
 
     def _has_unwritten(self, bint with_metadata):
         """Whether something is applied, or to be saved, that no frame carries."""
@@ -479,6 +560,9 @@ cdef class Engine(Timed):
         """After a sync of this log that covered everything up to an entry."""
         if log is self._log and applied.index > self.durable_index:
             self.durable_index, self.durable_term = applied
+            if self._watchers.durable.armed:
+                self._watchers.ring()
+            self.tell_readers()
 
 
 cdef class JudgeElsewhere:

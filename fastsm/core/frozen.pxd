@@ -21,8 +21,6 @@ cdef class Frozen:
     cdef int reserve(self, size_t count) except -1
     cdef Frozen in_order(self)
     cdef int check_lengths(self) except -1
-    cdef int fill(
-        self, uint8_t[::1] keys, int64_t[::1] key_ends, uint8_t[::1] values, int64_t[::1] value_ends) except -1
 
 
 cdef bytes key_of(const uint8_t *record)

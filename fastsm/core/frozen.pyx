@@ -12,12 +12,15 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from fastsm.long_work cimport Work
 from fastsm.disk.format cimport record_key, record_key_size, record_length, record_value_size
 
 from fastsm.libraries import library
+from fastsm.long_work import no_tick, run_long
 
 cdef enum:
-    SLICE = 1 << 15      # records between two looks at signals: some milliseconds
+    SLICE = 1 << 15      # records between two looks at whether to go on: some milliseconds
+    RECORD_BYTES = 64    # of a record, at least about
 
 
 @cython.freelist(64)
@@ -104,42 +107,57 @@ cdef class Frozen:
         value_offsets = np.zeros(count + 1, dtype=np.int64)
         cdef int64_t[::1] key_ends = key_offsets
         cdef int64_t[::1] value_ends = value_offsets
-        cdef Py_ssize_t i, first, stop
-        cdef const uint8_t *record
-        for first in range(0, count, SLICE):
-            stop = min(first + SLICE, count)
-            with nogil:
-                for i in range(first, stop):
-                    record = self.arena + self.places[i]
-                    key_ends[i + 1] = key_ends[i] + record_key_size(record)
-                    value_ends[i + 1] = value_ends[i] + record_value_size(record)
-            PyErr_CheckSignals()
+        cdef uint8_t[::1] key_bytes, value_bytes
+        cdef Filling filling = Filling(self)
+        filling.key_ends, filling.value_ends = &key_ends[0], &value_ends[0]
+        run_long(filling, no_tick, self.count * RECORD_BYTES)
         keys = np.empty(key_ends[count], dtype=np.uint8)
         values = np.empty(value_ends[count], dtype=np.uint8)
-        self.fill(keys, key_ends, values, value_ends)
+        key_bytes, value_bytes = keys, values
+        filling.fills = True
+        filling.keys = &key_bytes[0] if key_bytes.shape[0] else NULL
+        filling.values = &value_bytes[0] if value_bytes.shape[0] else NULL
+        run_long(filling, no_tick, key_ends[count] + value_ends[count])
         return keys, key_offsets, values, value_offsets
 
-    @cython.boundscheck(False)
-    @cython.wraparound(False)
-    cdef int fill(
-        self, uint8_t[::1] keys, int64_t[::1] key_ends, uint8_t[::1] values, int64_t[::1] value_ends
-    ) except -1:
-        cdef Py_ssize_t count = <Py_ssize_t>self.count
-        cdef Py_ssize_t i, first, stop
-        cdef uint8_t *key_bytes = &keys[0] if keys.shape[0] else NULL
-        cdef uint8_t *value_bytes = &values[0] if values.shape[0] else NULL
-        cdef const uint8_t *record
-        for first in range(0, count, SLICE):
-            stop = min(first + SLICE, count)
+
+cdef class Filling:
+    """`Frozen.columns`, as long work: the offsets first, then the bytes. Whoever waits for it holds the arrays."""
+    cdef Frozen frozen
+    cdef int64_t *key_ends
+    cdef int64_t *value_ends
+    cdef uint8_t *keys
+    cdef uint8_t *values
+    cdef bint fills
+
+    def __cinit__(self, Frozen frozen):
+        self.frozen = frozen
+
+    def __call__(self, Work work):
+        cdef size_t done = 0
+        while done < self.frozen.count:
             with nogil:
-                for i in range(first, stop):
-                    record = self.arena + self.places[i]
-                    memcpy(key_bytes + key_ends[i], record_key(record), record_key_size(record))
-                    memcpy(
-                        value_bytes + value_ends[i], record_key(record) + record_key_size(record),
-                        record_value_size(record))
-            PyErr_CheckSignals()
-        return 0
+                done = self.do_slice(done)
+                while done < self.frozen.count and work.goes_on(done):
+                    done = self.do_slice(done)
+            work()
+
+    cdef size_t do_slice(self, size_t first) noexcept nogil:
+        """Where the next slice begins."""
+        cdef size_t stop = min(first + SLICE, self.frozen.count)
+        cdef const uint8_t *record
+        cdef size_t i
+        for i in range(first, stop):
+            record = self.frozen.arena + self.frozen.places[i]
+            if self.fills:
+                memcpy(self.keys + self.key_ends[i], record_key(record), record_key_size(record))
+                memcpy(
+                    self.values + self.value_ends[i], record_key(record) + record_key_size(record),
+                    record_value_size(record))
+            else:
+                self.key_ends[i + 1] = self.key_ends[i] + record_key_size(record)
+                self.value_ends[i + 1] = self.value_ends[i] + record_value_size(record)
+        return stop
 
 
 cdef void sort_places(uint64_t *places, uint64_t *other, size_t count) noexcept nogil:

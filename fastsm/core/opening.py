@@ -7,7 +7,9 @@ from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastsm.background import start
+from fastsm.core.moving import move
 from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.published import Published, Publisher, may_have_readers
 from fastsm.errors import FastsmError, StorageError
 from fastsm.event_loops import call
 from fastsm.generation import current
@@ -36,13 +38,34 @@ def check_options(
 
 def recover(
     directory: Directory, read_only: bool, expected: LogId | None, verify: bool, lock_timeout: float
-) -> current.Generation:
-    """Locks a directory, unless it is only read, and recovers the state in it."""
+) -> tuple[current.Generation, Publisher | None]:
+    """Locks a directory, unless it is only read, and recovers the state in it; who will tell readers of it."""
     if read_only:
-        return current.open_read_only(directory, expected, verify)
+        return current.open_read_only(directory, expected, verify), None
     with storage_errors(directory.path, "locking the directory"):
         directory.lock(lock_timeout)
-    return current.open_current(directory, expected, verify)
+    publisher = Publisher.open(directory)
+    try:
+        return recover_next_to_readers(directory, expected, verify, publisher.last()), publisher
+    except BaseException:
+        publisher.close()
+        raise
+
+
+def recover_next_to_readers(
+    directory: Directory, expected: LogId | None, verify: bool, published: Published | None
+) -> current.Generation:
+    """Recovers the state without cutting what readers have mapped, which would kill them at their next look.
+
+    ``published``: what the owner before this one told them last. A log that ends before that lost bytes after a sync
+    that failed: then what is left of it goes on in another generation.
+    """
+    if published is not None and not may_have_readers(published):
+        published = None
+    opened = current.open_current(directory, expected, verify, published)
+    if published is None or opened.log.head.identity != published.identity or opened.log.end >= published.end:
+        return opened
+    return move(directory, opened)
 
 
 class Closes(Protocol):

@@ -72,7 +72,6 @@ class Snapshots:
             job.total = capture.estimated_size
             engine._refuse_replaced(capture.epoch, job.what)
             self._verifying.ensure(engine, job)
-            capture.find(job.tick)
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
             prepared = prepare(
@@ -100,7 +99,6 @@ class Snapshots:
         with self._jobs.run("checksum", capture.last_included) as job:
             engine._refuse_replaced(capture.epoch, job.what)
             self._verifying.ensure(engine, job)
-            capture.find(job.tick)
             return capture.last_included, state_checksum(capture, job.tick)
 
 

@@ -1,7 +1,9 @@
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.core.awaited cimport Awaited
 from fastsm.core.frozen cimport Frozen
+from fastsm.core.watchers cimport Watchers
 from fastsm.lookup.index cimport BLOCK, Index
 from fastsm.generation.log cimport Log
 from fastsm.disk.mapping cimport Mapping
@@ -34,6 +36,7 @@ cdef class State:
     cdef readonly uint64_t _epoch
     cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
     cdef Awaited awaited           # who waits for an entry to be applied
+    cdef readonly Watchers _watchers    # who waits for a change
     cdef int status
     cdef int gate                  # what every call looks at first: 0 when it may go on, else `refuse` knows
     cdef unsigned long calling     # the thread on which procedures run at this moment, or 0
@@ -48,6 +51,8 @@ cdef class State:
 
     cdef int refuse(self) except -1
     cdef void set_gate(self) noexcept
+
+    @cython.final
     cdef object value_at(self, uint64_t place)
     cdef uint64_t dead_bytes(self) noexcept
     cdef int damaged(self, uint64_t place) except -1

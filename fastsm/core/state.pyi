@@ -5,6 +5,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, Self
 
+from fastsm.core.watchers import Watchers
 from fastsm.generation.log import Log
 from fastsm.lookup.index import Index
 from fastsm.lookup.table import Table
@@ -22,6 +23,8 @@ class State:
     def _log(self) -> Log: ...
     @property
     def _index(self) -> Index: ...
+    @property
+    def _watchers(self) -> Watchers: ...
     @property
     def _verified(self) -> bool: ...
     @property

@@ -23,6 +23,7 @@ from fastsm.disk.format cimport (
 from fastsm.snapshot.capture cimport Capture
 from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
+from fastsm.core.watchers cimport Watchers
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.index cimport check_deadlines
 from fastsm.lookup.ranges cimport check_order
@@ -61,6 +62,7 @@ cdef class State:
     def __cinit__(self, *args, **options):
         self.status = self.gate = CLOSED
         self.awaited = Awaited()
+        self._watchers = Watchers()
 
     # ---- status ----------------------------------------------------------------------------------------
 
@@ -71,6 +73,7 @@ cdef class State:
             self.set_gate()
         if new_status == STOPPED or new_status == CLOSED:
             self.awaited.end_all(ENDED)
+            self._watchers.wake_all()
 
     def _run_again(self):
         """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
@@ -117,6 +120,7 @@ cdef class State:
             self.status = CORRUPT
             self.set_gate()
             self.awaited.end_all(ENDED)
+            self._watchers.wake_all()
 
     def _set_verified(self, bint verified):
         self._verified = verified
@@ -173,7 +177,7 @@ cdef class State:
         """Returns the value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
         cdef uint64_t place
         if type(key) is not bytes:
-            key = bytes_of(key, "key")
+            return State.get(self, bytes_of(key, "key"))
         if self.gate:
             self.refuse()
         place = self.find_key(<bytes>key)
@@ -181,6 +185,7 @@ cdef class State:
             return None
         return self.value_at(place)
 
+    @cython.final
     cdef inline object value_at(self, uint64_t place):
         cdef const uint8_t *record = self.arena + place
         cdef uint64_t start = place + RECORD_KEY + record_key_size(record)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LOCK = "LOCK"
 LOCK_PAUSE = 0.02  # seconds between two attempts at a lock that another process holds
+LOCK_MOMENT = 0.002  # seconds for which it is tried at least
 NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS: its locks need a file that is open for writing
 NO_REGULAR_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "another kind of file"}
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems refuse what they cannot do
@@ -131,7 +132,8 @@ class Directory:
         processes could then lock two files of one name; where a tool that failed removes the directory that it made,
         LOCK goes too, and a process that waited for it notices.
         """
-        deadline = time.monotonic() + timeout
+        # At least a moment: a process that asks who the owner is has the lock for some microseconds.
+        deadline = time.monotonic() + max(timeout, LOCK_MOMENT)
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
         try:
             while True:
@@ -144,7 +146,7 @@ class Directory:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise self._locked_by(lock)
-                time.sleep(min(left, LOCK_PAUSE))
+                time.sleep(min(left, LOCK_PAUSE, max(timeout, LOCK_MOMENT) / 4))
         except BaseException:
             lock.close()  # the lock may have been taken all the same, by a call that then reported an error
             raise

@@ -2,7 +2,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from libc.string cimport memcpy
 
-from fastsm.disk.hashing cimport load64, xxh64_of_two
+from fastsm.disk.hashing cimport Part, load64, xxh64_of_two
 
 # ---- offsets: each derives from the one before; tests/disk/test_format.py computes them again --------------
 
@@ -132,6 +132,10 @@ cdef inline bint is_of_session(int operation) noexcept nogil:
     """Whether a record's key is the id of a session."""
     return operation == RECORD_SESSION or operation == RECORD_FORGET
 
+cdef inline bint is_change(int operation) noexcept nogil:
+    """Whether a record set or removed a key, which a watch tells."""
+    return operation == RECORD_PUT or operation == RECORD_DELETE
+
 cdef inline uint64_t record_length(const uint8_t *record) noexcept nogil:
     return record_size(record_key_size(record), record_value_size(record)) + (<uint64_t>record[RECORD_TIMED] << 3)
 
@@ -170,8 +174,17 @@ cdef uint8_t *write_record(
     const uint8_t *key, uint16_t key_size, const uint8_t *value, uint32_t value_size,
 ) noexcept nogil
 
+cdef uint8_t *write_record_head(
+    uint8_t *p, uint8_t operation, uint64_t index, const uint8_t *key, uint16_t key_size, uint32_t value_size,
+) noexcept nogil
+
 cdef uint64_t seal_frame(
     uint8_t *frame, uint64_t length, uint32_t run_count,
+    uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
+) noexcept nogil
+
+cdef uint64_t seal_parts(
+    Part *parts, size_t count, uint64_t length, uint32_t run_count,
     uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
 ) noexcept nogil
 

@@ -35,6 +35,8 @@ CODEC_ZSTD: int
 MAX_INDEX: int
 MAX_TERM: int
 
+MOST_CHANGES: int
+
 class LogHead(NamedTuple):
     generation: int
     identity: int
@@ -42,6 +44,7 @@ class LogHead(NamedTuple):
     base_term: int = ...
     base_size: int = ...
     base_checksum: bytes = ...
+    base_changes: int = ...
 
 class CurrentFile(NamedTuple):
     generation: int

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from libc.string cimport memcpy
 
-from fastsm.disk.hashing cimport xxh64
+from fastsm.disk.hashing cimport Part, xxh64, xxh64_of_parts
 
 from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError
 from fastsm.disk.hashing import checksum
@@ -74,6 +74,7 @@ class LogHead(NamedTuple):
     base_term: int = 0
     base_size: int = 0
     base_checksum: bytes = bytes(32)
+    base_changes: int = 0     # of keys, by the base's last entry, and one more; 0: it is not known how many
 
 
 class CurrentFile(NamedTuple):
@@ -175,9 +176,12 @@ SEGMENT_BYTES = 8 * 4096 + 64
 DUE_BYTES = 16          # a deadline, and a place
 
 
+MOST_CHANGES = 2**31 - 2    # of an entry: more are not told apart
+
+
 def pack_log_head(head):
     """A log's header."""
-    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, 0, *head))
+    return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, head.base_changes, *head[:-1]))
 
 
 def head_checksum(packed):
@@ -213,7 +217,10 @@ def pack_current(current):
 
 def unpack_log_head(data, path):
     """The header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
-    head = LogHead(*unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 6))
+    base_changes, *fields = unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 6, True)
+    head = LogHead(*fields, base_changes)
+    if head.base_size == 0 and base_changes:
+        raise CorruptionError(path, LOG_RESERVED, "zero, since there is no base", base_changes)
     for offset, number, limit in (
         (LOG_BASE_INDEX, head.base_index, LARGEST), (LOG_BASE_TERM, head.base_term, LARGEST),
         (LOG_BASE_SIZE, head.base_size, ARENA_LIMIT),
@@ -237,8 +244,8 @@ def with_checksum(bytes head):
     return head + struct.pack("<Q", checksum(head))
 
 
-def unpack(layout, magic, bytes data, path, used):
-    """The `used` fields behind the version.
+def unpack(layout, magic, bytes data, path, used, bint has_word=False):
+    """The `used` fields behind the version and the word after it, which is the first of them if `has_word`, or zero.
 
     Every version keeps magic, version and checksum where they are, so that damage is told from age.
     """
@@ -253,12 +260,12 @@ def unpack(layout, magic, bytes data, path, used):
         raise CorruptionError(path, layout.size, f"checksum {expected_sum:#018x}", f"{found_sum:#018x}")
     if version != VERSION:
         raise FormatVersionError(path, VERSION, version)
-    if reserved:
+    if reserved and not has_word:
         raise CorruptionError(path, 12, "zero", reserved)
     for i in range(used, len(fields)):
         if fields[i]:
             raise CorruptionError(path, 16 + 8 * i, "zero", fields[i])
-    return fields[:used]
+    return [reserved, *fields[:used]] if has_word else fields[:used]
 
 
 # ---- snapshots ----------------------------------------------------------------------------------------
@@ -421,14 +428,27 @@ cdef uint8_t *write_record(
     """Writes a record and its padding; returns where the next one starts. An empty key or value is no NULL either."""
     cdef uint64_t size = record_size(key_size, value_size)
     (<uint64_t *>(p + size - 8))[0] = 0
+    memcpy(write_head(p, operation, index, key, key_size, value_size), value, value_size)
+    return p + size
+
+
+cdef uint8_t *write_record_head(
+    uint8_t *p, uint8_t operation, uint64_t index, const uint8_t *key, uint16_t key_size, uint32_t value_size,
+) noexcept nogil:
+    """Writes a record up to its value; returns where that comes."""
+    return write_head(p, operation, index, key, key_size, value_size)
+
+
+cdef inline uint8_t *write_head(
+    uint8_t *p, uint8_t operation, uint64_t index, const uint8_t *key, uint16_t key_size, uint32_t value_size,
+) noexcept nogil:
     (<uint64_t *>p)[0] = index
     (<uint32_t *>(p + RECORD_VALUE_SIZE))[0] = value_size
     (<uint16_t *>(p + RECORD_KEY_SIZE))[0] = key_size
     p[RECORD_OPERATION] = operation
     p[RECORD_TIMED] = 0
     memcpy(p + RECORD_KEY, key, key_size)
-    memcpy(p + RECORD_KEY + key_size, value, value_size)
-    return p + size
+    return p + RECORD_KEY + key_size
 
 
 cdef uint64_t seal_frame(
@@ -439,16 +459,41 @@ cdef uint64_t seal_frame(
 
     `previous`: the checksum of the frame before it, or of the file's header.
     """
+    cdef uint64_t seal = fill_header(frame, length, run_count, identity, offset, watermark)
+    cdef uint64_t own = xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, seal ^ previous)
+    (<uint64_t *>frame)[0] = own
+    return own
+
+
+cdef uint64_t seal_parts(
+    Part *parts, size_t count, uint64_t length, uint32_t run_count,
+    uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
+) noexcept nogil:
+    """`seal_frame` of a frame in parts, the first of which begins with its header."""
+    cdef uint8_t *frame = <uint8_t *>parts[0].data
+    cdef uint64_t seal = fill_header(frame, length, run_count, identity, offset, watermark)
+    cdef uint64_t own
+    parts[0].data += FRAME_RUNS
+    parts[0].size -= FRAME_RUNS
+    own = xxh64_of_parts(parts, count, seal ^ previous)
+    parts[0].data -= FRAME_RUNS
+    parts[0].size += FRAME_RUNS
+    (<uint64_t *>frame)[0] = own
+    return own
+
+
+cdef inline uint64_t fill_header(
+    uint8_t *frame, uint64_t length, uint32_t run_count, uint64_t identity, uint64_t offset, uint64_t watermark
+) noexcept nogil:
+    """All of it but the checksum; returns the seal."""
     cdef uint64_t lag = (offset - watermark) >> 3
-    cdef uint64_t seal, own
+    cdef uint64_t seal
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
     (<uint32_t *>(frame + FRAME_LAG))[0] = <uint32_t>lag if lag < NO_WATERMARK else NO_WATERMARK
     (<uint32_t *>(frame + FRAME_RUN_COUNT))[0] = run_count
     seal = frame_seal(frame, identity, offset)
     (<uint64_t *>(frame + FRAME_SEAL))[0] = seal
-    own = xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, seal ^ previous)
-    (<uint64_t *>frame)[0] = own
-    return own
+    return seal
 
 
 cdef int look_at_header(

@@ -96,3 +96,12 @@ cdef inline uint64_t xxh64_of_two(uint64_t first, uint64_t second, uint64_t seed
 
 
 cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept nogil
+
+
+ctypedef struct Part:
+    # Bytes that are not next to those of the part before.
+    const uint8_t *data
+    size_t size
+
+
+cdef uint64_t xxh64_of_parts(const Part *parts, size_t count, uint64_t seed) noexcept nogil

@@ -38,7 +38,11 @@ cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept no
         hashed = xxh64_merge(hashed, lane4)
     else:
         hashed = seed + PRIME5
-    hashed += size
+    return xxh64_rest(hashed + size, data, end)
+
+
+cdef inline uint64_t xxh64_rest(uint64_t hashed, const uint8_t *data, const uint8_t *end) noexcept nogil:
+    """Takes the bytes that fill no stripe of 32, and ends the sum."""
     while end - data >= 8:
         hashed = rotate(hashed ^ xxh64_round(0, load64(data)), 27) * PRIME1 + PRIME4
         data += 8
@@ -49,6 +53,60 @@ cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept no
         hashed = rotate(hashed ^ (data[0] * PRIME5), 11) * PRIME1
         data += 1
     return xxh64_end(hashed)
+
+
+cdef uint64_t xxh64_of_parts(const Part *parts, size_t count, uint64_t seed) noexcept nogil:
+    """XXH64 of the parts, one after the other. Where stripes of 32 bytes cross the end of a part, they are copied."""
+    cdef uint64_t[4] lanes
+    cdef uint8_t[32] stripe
+    cdef size_t gathered = 0
+    cdef uint64_t total = 0
+    cdef uint64_t hashed
+    cdef const uint8_t *data
+    cdef const uint8_t *end
+    cdef size_t i, taken
+    lanes[0], lanes[1], lanes[2], lanes[3] = seed + PRIME1 + PRIME2, seed + PRIME2, seed, seed - PRIME1
+    for i in range(count):
+        data, end = parts[i].data, parts[i].data + parts[i].size
+        total += parts[i].size
+        if gathered:
+            taken = min(<size_t>32 - gathered, parts[i].size)
+            memcpy(stripe + gathered, data, taken)
+            gathered += taken
+            data += taken
+            if gathered < 32:
+                continue
+            take_stripe(lanes, stripe)
+        while end - data >= 32:
+            take_stripe(lanes, data)
+            data += 32
+        gathered = end - data
+        memcpy(stripe, data, gathered)
+    if total < 32:
+        return xxh64_rest(seed + PRIME5 + total, stripe, stripe + gathered)
+    hashed = rotate(lanes[0], 1) + rotate(lanes[1], 7) + rotate(lanes[2], 12) + rotate(lanes[3], 18)
+    for i in range(4):
+        hashed = xxh64_merge(hashed, lanes[i])
+    return xxh64_rest(hashed + total, stripe, stripe + gathered)
+
+
+cdef inline void take_stripe(uint64_t *lanes, const uint8_t *data) noexcept nogil:
+    lanes[0] = xxh64_round(lanes[0], load64(data))
+    lanes[1] = xxh64_round(lanes[1], load64(data + 8))
+    lanes[2] = xxh64_round(lanes[2], load64(data + 16))
+    lanes[3] = xxh64_round(lanes[3], load64(data + 24))
+
+
+def checksum_of_parts(list parts, seed=0):
+    """XXH64 of up to 64 bytes objects, one after the other, for tests."""
+    cdef Part[64] found
+    cdef size_t i
+    if len(parts) > 64:
+        raise ValueError(f"expected at most 64 parts, found {len(parts)}")
+    for i in range(len(parts)):
+        found[i].data = parts[i]
+        found[i].size = len(parts[i])
+    return xxh64_of_parts(found, len(parts), seed)
 
 
 def siphash(const uint8_t[::1] data, seed0=0, seed1=0):

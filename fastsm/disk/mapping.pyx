@@ -19,7 +19,11 @@ cdef extern from "<sys/file.h>" nogil:
 cdef extern from * nogil:
     """
     #include <errno.h>
+    #include <pthread.h>
+    #include <signal.h>
     #include <sys/mman.h>
+    #include <sys/uio.h>
+    #include <time.h>
     #include <unistd.h>
     #if defined(__linux__)
       #include <fcntl.h>
@@ -49,7 +53,129 @@ cdef extern from * nogil:
     #ifndef MAP_NORESERVE
       #define MAP_NORESERVE 0
     #endif
+
+    /* Begun writeback: one thread of the process asks for it, since the system lets whoever asks wait where the disk's
+       queue is full. Requests are hints: where too many wait, the next one is dropped, and the sync has more to do. The
+       thread knows no Python, and ends when nothing was asked for a second. */
+    #define FASTSM_REQUESTS 64
+    static struct {
+        pthread_mutex_t lock;
+        pthread_cond_t changed;
+        struct { int fd; off_t offset, size; } waiting[FASTSM_REQUESTS];
+        unsigned first, count;
+        int under_way;                  /* a descriptor, or -1 */
+        int running;
+    } fastsm_writer = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, {{0, 0, 0}}, 0, 0, -1, 0};
+
+    static void *fastsm_write_back_all(void *nothing) {
+        struct timespec until;
+        int fd;
+        off_t offset, size;
+        pthread_mutex_lock(&fastsm_writer.lock);
+        for (;;) {
+            if (!fastsm_writer.count) {
+                clock_gettime(CLOCK_REALTIME, &until);
+                until.tv_sec += 1;
+                pthread_cond_timedwait(&fastsm_writer.changed, &fastsm_writer.lock, &until);
+                if (!fastsm_writer.count) {
+                    clock_gettime(CLOCK_REALTIME, &until);
+                    fastsm_writer.running = 0;
+                    pthread_mutex_unlock(&fastsm_writer.lock);
+                    return nothing;
+                }
+            }
+            fd = fastsm_writer.waiting[fastsm_writer.first].fd;
+            offset = fastsm_writer.waiting[fastsm_writer.first].offset;
+            size = fastsm_writer.waiting[fastsm_writer.first].size;
+            fastsm_writer.first = (fastsm_writer.first + 1) % FASTSM_REQUESTS;
+            fastsm_writer.count--;
+            if (fd < 0)
+                continue;
+            fastsm_writer.under_way = fd;
+            pthread_mutex_unlock(&fastsm_writer.lock);
+            write_back(fd, offset, size);
+            pthread_mutex_lock(&fastsm_writer.lock);
+            fastsm_writer.under_way = -1;
+            pthread_cond_broadcast(&fastsm_writer.changed);
+        }
+    }
+    static void fastsm_start_writer(void) {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        sigset_t all, before;
+        if (pthread_attr_init(&attributes))
+            return;
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);  /* signals are for the threads of Python */
+        fastsm_writer.running = pthread_create(&thread, &attributes, fastsm_write_back_all, NULL) == 0;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        pthread_attr_destroy(&attributes);
+    }
+    static void fastsm_ask_for_writeback(int fd, off_t offset, off_t size) {
+        unsigned last;
+        pthread_mutex_lock(&fastsm_writer.lock);
+        if (fastsm_writer.count < FASTSM_REQUESTS) {
+            last = (fastsm_writer.first + fastsm_writer.count) % FASTSM_REQUESTS;
+            fastsm_writer.waiting[last].fd = fd;
+            fastsm_writer.waiting[last].offset = offset;
+            fastsm_writer.waiting[last].size = size;
+            if (!fastsm_writer.running)
+                fastsm_start_writer();
+            if (fastsm_writer.running) {
+                fastsm_writer.count++;
+                pthread_cond_broadcast(&fastsm_writer.changed);
+            }
+        }
+        pthread_mutex_unlock(&fastsm_writer.lock);
+    }
+    /* Before a descriptor is closed: its number may be another file's then. */
+    static void fastsm_forget_writeback(int fd) {
+        unsigned i;
+        pthread_mutex_lock(&fastsm_writer.lock);
+        for (i = 0; i < fastsm_writer.count; i++)
+            if (fastsm_writer.waiting[(fastsm_writer.first + i) % FASTSM_REQUESTS].fd == fd)
+                fastsm_writer.waiting[(fastsm_writer.first + i) % FASTSM_REQUESTS].fd = -1;
+        while (fastsm_writer.under_way == fd)
+            pthread_cond_wait(&fastsm_writer.changed, &fastsm_writer.lock);
+        pthread_mutex_unlock(&fastsm_writer.lock);
+    }
+    static void fastsm_lock_writer(void) { pthread_mutex_lock(&fastsm_writer.lock); }
+    static void fastsm_unlock_writer(void) { pthread_mutex_unlock(&fastsm_writer.lock); }
+    static void fastsm_lose_writer(void) {  /* in a forked child */
+        pthread_mutex_init(&fastsm_writer.lock, NULL);
+        pthread_cond_init(&fastsm_writer.changed, NULL);
+        fastsm_writer.first = fastsm_writer.count = 0;
+        fastsm_writer.under_way = -1;
+        fastsm_writer.running = 0;
+    }
+    static int fastsm_follow_forks(void) {
+        return pthread_atfork(fastsm_lock_writer, fastsm_unlock_writer, fastsm_lose_writer);
+    }
+
+    #define FASTSM_VECTOR 512
+    /* `parts`: of what `fastsm.disk.hashing.Part` is, a pointer and a size each. */
+    static ssize_t fastsm_write_vector(
+        int fd, const void *parts, size_t size_of_part, size_t count, size_t skipped, off_t offset) {
+        struct iovec vector[FASTSM_VECTOR];
+        size_t i;
+        if (count > FASTSM_VECTOR)
+            count = FASTSM_VECTOR;
+        for (i = 0; i < count; i++) {
+            const char *part = (const char *)parts + i * size_of_part;
+            vector[i].iov_base = *(char *const *)part;
+            vector[i].iov_len = *(const size_t *)(part + sizeof(char *));
+        }
+        vector[0].iov_base = (char *)vector[0].iov_base + skipped;
+        vector[0].iov_len -= skipped;
+        return pwritev(fd, vector, (int)count, offset);
+    }
     """
+    void ask_for_writeback "fastsm_ask_for_writeback"(int descriptor, off_t offset, off_t size)
+    void forget_writeback "fastsm_forget_writeback"(int descriptor)
+    int follow_forks "fastsm_follow_forks"()
+    ssize_t write_vector "fastsm_write_vector"(
+        int descriptor, const void *parts, size_t size_of_part, size_t count, size_t skipped, off_t offset)
     int MAP_FIXED
     int MAP_NORESERVE
     int MADV_POPULATE_READ, MADV_POPULATE_WRITE
@@ -81,6 +207,10 @@ STORES_ARE_SAFE_ON = {
 }
 
 
+if follow_forks():
+    raise MemoryError("no memory to follow forks")
+
+
 cdef class Descriptor:
     """An open file: a number for the system's calls, closed with the last reference to it.
 
@@ -93,7 +223,9 @@ cdef class Descriptor:
 
     def __dealloc__(self):
         if self.number >= 0:
-            close(self.number)
+            with nogil:
+                forget_writeback(self.number)
+                close(self.number)
 
     def __index__(self):
         return self.number
@@ -111,7 +243,14 @@ cdef class Descriptor:
         """Gives the file back. Idempotent."""
         number, self.number = self.number, -1
         if number >= 0:
+            self.forget(number)
             os.close(number)
+
+    cdef int forget(self, int number) except -1:
+        """Waits for what the thread that begins writeback does with this number at the moment: mostly for nothing."""
+        with nogil:
+            forget_writeback(number)
+        return 0
 
     def duplicate(self):
         """Another descriptor of the same open file."""
@@ -194,28 +333,16 @@ def stores_are_safe(int descriptor):
 def write_at(int descriptor, data, off_t offset):
     """Writes all of a bytes-like object at `offset`; raises OSError. Small pieces keep the GIL."""
     cdef Py_buffer buffer
-    cdef const char *p
-    cdef size_t left
-    cdef ssize_t written
+    cdef int failure
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
     try:
-        p = <const char *>buffer.buf
-        left = buffer.len
-        while left:
-            if left > LARGE:
-                with nogil:
-                    written = pwrite(descriptor, p, left, offset)
-            else:
-                written = pwrite(descriptor, p, left, offset)
-            if written < 0:
-                if errno == EINTR:
-                    continue
-                PyErr_SetFromErrno(OSError)
-            if written == 0:
-                raise OSError(EIO, "the system wrote nothing")
-            p += written
-            left -= written
-            offset += written
+        if buffer.len > LARGE:
+            with nogil:
+                failure = write_all(descriptor, buffer.buf, buffer.len, offset)
+        else:
+            failure = write_all(descriptor, buffer.buf, buffer.len, offset)
+        if failure:
+            raise OSError(failure, os.strerror(failure))
     finally:
         PyBuffer_Release(&buffer)
 
@@ -223,10 +350,10 @@ def write_at(int descriptor, data, off_t offset):
 def start_writeback(int descriptor, off_t offset, off_t size):
     """Lets the system begin to write bytes to the disk. It promises nothing: their sync does, and has less to wait for.
 
-    No error is lost: what the disk refuses, the next sync of the file reports.
+    Nobody waits: another thread asks for it, and where too much waits already, nobody does. No error is lost: what the
+    disk refuses, the next sync of the file reports. The descriptor is one of a `Descriptor`, whose end takes it back.
     """
-    with nogil:
-        write_back(descriptor, offset, size)
+    ask_for_writeback(descriptor, offset, size)
 
 
 def pace_writeback(int descriptor, off_t start, off_t stop):
@@ -236,16 +363,69 @@ def pace_writeback(int descriptor, off_t start, off_t stop):
     end would take the disk for itself, and each sync of another file meanwhile would wait for it (RocksDB knows this
     as strict_bytes_per_sync). It makes nothing durable. Raises OSError.
     """
-    cdef int failed = 0
-    cdef off_t size
+    cdef int failure
     with nogil:
-        while start < stop and not failed:
-            size = min(stop - start, <off_t>PACE_PIECE)
-            write_back(descriptor, start, size)
-            start += size
-            failed = start > PACE_WINDOW and await_written(descriptor, start - PACE_WINDOW) < 0
-    if failed and errno != ENOSYS:  # without such a call the sync does it all
-        PyErr_SetFromErrno(OSError)
+        failure = pace(descriptor, start, stop)
+    if failure:
+        raise OSError(failure, os.strerror(failure))
+
+
+cdef int pace(int descriptor, int64_t start, int64_t stop) noexcept nogil:
+    """`pace_writeback`; 0, or the system's error."""
+    cdef off_t size
+    while start < stop:
+        size = min(stop - start, <off_t>PACE_PIECE)
+        write_back(descriptor, start, size)
+        start += size
+        if start > PACE_WINDOW and await_written(descriptor, start - PACE_WINDOW) < 0:
+            return 0 if errno == ENOSYS else errno  # without such a call the sync does it all
+    return 0
+
+
+cdef int write_all(int descriptor, const void *data, size_t size, int64_t offset) noexcept nogil:
+    """Writes all of it; 0, or the system's error."""
+    cdef const char *p = <const char *>data
+    cdef ssize_t written
+    while size:
+        written = pwrite(descriptor, p, size, offset)
+        if written < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        if written == 0:
+            return EIO
+        p += written
+        size -= written
+        offset += written
+    return 0
+
+
+cdef int write_parts(int descriptor, const Part *parts, size_t count, int64_t offset) noexcept nogil:
+    """Writes parts one after the other, from an offset of the file on; 0, or the system's error."""
+    cdef size_t first = 0
+    cdef size_t skipped = 0
+    cdef ssize_t written
+    while first < count:
+        written = write_vector(descriptor, &parts[first], sizeof(Part), count - first, skipped, offset)
+        if written < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        if written == 0:
+            return EIO
+        offset += written
+        skipped += written
+        while first < count and skipped >= parts[first].size:
+            skipped -= parts[first].size
+            first += 1
+    return 0
+
+
+def map_file(int descriptor, size_t size):
+    """The first bytes of a file, mapped: for a file that nobody cuts."""
+    cdef Mapping mapping = Mapping(size + GUARD, True)
+    mapping.lay_base(descriptor, size)
+    return mapping
 
 
 cdef inline size_t page_behind(size_t offset) noexcept nogil:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.published import Published
 from fastsm.errors import CorruptionError, FastsmError
 from fastsm.generation.log import Log, log_name
 from fastsm.generation.names import CURRENT, NAMES, is_own, number_of, own_names
@@ -42,8 +43,13 @@ class Generation:
     verified: bool
 
 
-def open_current(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
-    """The directory's state, recovered; a new one in an empty directory. ``verify``: every byte is checked before."""
+def open_current(
+    directory: Directory, expect_applied: LogId | None, verify: bool, published: Published | None = None
+) -> Generation:
+    """The directory's state, recovered; a new one in an empty directory. ``verify``: every byte is checked before.
+
+    ``published``: what readers were told of the log, which is not cut if it ends before that.
+    """
     if not directory.unfinished:
         with storage_errors(directory.path, "removing what a restore or a load left"):
             remove_unfinished(directory)
@@ -54,7 +60,7 @@ def open_current(directory: Directory, expect_applied: LogId | None, verify: boo
     else:
         log = Log.open(directory, current)
     try:
-        opened = recover(log, current, expect_applied, verify)
+        opened = recover(log, current, expect_applied, verify, published)
         with storage_errors(directory.path, "opening"):
             # Whoever replaced CURRENT may have been killed before this sync, without which it may still be undone.
             directory.sync_directory()
@@ -91,7 +97,13 @@ def open_read_only(directory: Directory, expect_applied: LogId | None, verify: b
     raise AssertionError("unreachable")
 
 
-def recover(log: Log, current: format.CurrentFile, expect_applied: LogId | None, verify: bool) -> Generation:
+def recover(
+    log: Log,
+    current: format.CurrentFile,
+    expect_applied: LogId | None,
+    verify: bool,
+    published: Published | None = None,
+) -> Generation:
     """The index of a log and its base: the saved table, if there is one to be believed, and what lies after it."""
     with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
         loaded = load_table(log.directory, log)
@@ -109,6 +121,7 @@ def recover(log: Log, current: format.CurrentFile, expect_applied: LogId | None,
     recovery = log.recover(
         index.terms, current, expect_applied, saved=saved, metadata=index.metadata,
         verify=(lambda: Verification(log).run()) if verify else None,
+        not_below=published.end if published is not None and published.identity == log.head.identity else 0,
     )  # fmt: skip
     verified = verified or verify
     index.read_log(log.mapping, read_to, log.end)

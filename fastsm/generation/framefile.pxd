@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastsm.disk.hashing cimport Part
 from fastsm.disk.mapping cimport Mapping
 
 cdef enum:
@@ -63,6 +64,10 @@ cdef class FrameFile:
     cdef bint is_frame(self, uint64_t offset, uint64_t end, uint64_t checksum) noexcept
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1
+    cdef bint takes_parts(self, uint64_t length) except -1
+    cdef uint8_t *begin_parts(self, uint64_t length, uint64_t staged) except NULL
+    cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1
+    cdef int note_frame(self, uint64_t length, uint64_t chain) except -1
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1
     cdef int write_staged(self, uint64_t length) except -1
     cdef int settle_piece(self) except -1

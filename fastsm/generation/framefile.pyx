@@ -16,6 +16,7 @@ fails, the file is *poisoned*: what the disk holds is unknown, so nothing more i
 
 import errno
 import logging
+import os
 import time
 
 from cpython.buffer cimport PyBUF_READ
@@ -26,13 +27,14 @@ from libc.stdlib cimport free, malloc
 
 from fastsm.disk.format cimport (
     ARENA_LIMIT, FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
-    seal_frame,
+    seal_frame, seal_parts,
 )
-from fastsm.disk.mapping cimport Mapping
+from fastsm.disk.mapping cimport Mapping, write_parts
 
 from fastsm.disk import format
 from fastsm.errors import ReadOnlyError, StorageError
 from fastsm.disk.files import PIECE, storage_errors
+from fastsm.disk.mapping import write_at
 
 logger = logging.getLogger("fastsm")
 
@@ -162,6 +164,9 @@ cdef class FrameFile:
             chain = seal_frame(frame, length, run_count, self.identity, end, durable, chain)
         if frame == self.staging:
             self.write_staged(length)
+        return self.note_frame(length, chain)
+
+    cdef int note_frame(self, uint64_t length, uint64_t chain) except -1:
         self.last_frame, self.chain = self.end, chain
         self.end += length
         self.frames += 1
@@ -171,6 +176,45 @@ cdef class FrameFile:
         ):
             self.paced = False
         return 0
+
+    # ---- frames in parts: large values are written from where they are -----------------------------------
+
+    cdef bint takes_parts(self, uint64_t length) except -1:
+        """Whether a frame of `length` bytes may be given in parts.
+
+        Not while it would be written into blocks that are zeroed first; and a directory of somebody else's making gets
+        it in one piece.
+        """
+        return not (self.paced and length <= PACED_BYTES) and self.directory.write is write_at
+
+    cdef uint8_t *begin_parts(self, uint64_t length, uint64_t staged) except NULL:
+        """Room in the file for a frame of `length` bytes, and memory for the `staged` bytes that are built."""
+        self.require_writable()
+        self.settle()
+        if self.end + length > self.allocated:
+            self.grow(self.end + length)
+        if self.end + length > self.window_end:
+            self.window_end = 0
+        return self.reserve_staging(staged)
+
+    cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1:
+        """`commit_frame` of a frame in parts, whose owner holds them. It is hashed and written without the GIL."""
+        cdef int descriptor = self.descriptor.number
+        cdef uint64_t chain
+        cdef int failure
+        try:
+            with nogil:
+                chain = seal_parts(
+                    parts, count, length, run_count, self.identity, self.end, self.durable, self.chain)
+                failure = write_parts(descriptor, parts, count, self.end)
+            if failure:
+                raise OSError(failure, os.strerror(failure))
+        except BaseException as error:
+            self.void_frame()
+            if isinstance(error, OSError):
+                raise StorageError.wrap(error, self.path, "writing a frame") from error
+            raise
+        return self.note_frame(length, chain)
 
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1:
         """`commit_frame` for several that stand next to each other, their lengths filled in: all of them, or none.

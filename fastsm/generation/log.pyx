@@ -18,7 +18,7 @@ from fastsm.disk import format
 from fastsm.disk.base import Base
 from fastsm.errors import CorruptionError, NotRunningError
 from fastsm.disk.files import storage_errors
-from fastsm.generation.recovery import judge_expected, whole_frames
+from fastsm.generation.recovery import judge_expected, known_frames, whole_frames
 from fastsm.types import LogId, Recovery
 
 
@@ -42,15 +42,18 @@ cdef class Log(FrameFile):
         self.path = directory.path_of(self.name)
 
     @staticmethod
-    def create(directory, generation, base=None):
-        """A new, empty log behind a base, or behind the empty state. The file is durable on return, its name is not.
+    def create(directory, generation, base=None, changes=None):
+        """Create an empty log on top of a base, or of the empty state. The file is durable on return, its name is not.
 
-        It takes the base, and closes it when it is closed.
+        It takes the base, and closes it when it is closed. `changes`: how many the base's last entry made, if that is
+        known.
         """
         identity = int.from_bytes(os.urandom(8), "little")
         head = format.LogHead(generation, identity)
         if base is not None:
             head = format.LogHead(generation, identity, *base.last_included, base.size, base.head.checksum)
+            if changes is not None:
+                head = head._replace(base_changes=min(changes, format.MOST_CHANGES) + 1)
         name = log_name(generation)
         with storage_errors(directory.path_of(name), "creating the log"):
             descriptor = directory.create_file(name)
@@ -65,10 +68,11 @@ cdef class Log(FrameFile):
         return log
 
     @staticmethod
-    def open(directory, current, bint read_only=False):
+    def open(directory, current, bint read_only=False, up_to=None):
         """The log that CURRENT names, with its base, the headers checked; `recover` comes next.
 
-        Read-only, beside an owner who appends and trims: only the frames that are whole now are mapped.
+        Read-only, next to an owner who appends and trims: only the frames that are whole now are mapped. `up_to`: those
+        before this offset, which are whole (0: it is looked for where CURRENT's knowledge ends).
         """
         name = log_name(current.generation)
         path = directory.path_of(name)
@@ -86,8 +90,11 @@ cdef class Log(FrameFile):
                         path, 16, f"generation {current.generation}, identity {current.identity:#x}, as CURRENT says",
                         f"generation {head.generation}, identity {head.identity:#x}")
                 base = Base.open(directory, head)
-                if read_only:
+                if read_only and up_to is None:
                     size = whole_frames(descriptor, head, size)[0]
+                elif read_only:
+                    size = min(size, up_to) if up_to else whole_frames(
+                        descriptor, head, size, known=known_frames(descriptor, head, current))[0]
                 log = Log.adopt(directory, head, descriptor, size, base, read_only)
             except BaseException:
                 directory.close_file(descriptor)
@@ -168,12 +175,13 @@ cdef class Log(FrameFile):
     # ---- recover ---------------------------------------------------------------------------------------
 
     def recover(
-        self, Terms terms, current, expect_applied=None, *, saved=None, metadata=None, verify=None,
+        self, Terms terms, current, expect_applied=None, *, saved=None, metadata=None, verify=None, not_below=0,
     ):
         """Find the end of the log, add to `terms`, and cut a torn tail. Return a `Recovery`.
 
         `current`: what CURRENT says. With a saved table's head, the frames that it covers are not looked at: `terms`
         and `metadata`, of the newest snapshot, hold what they say. `verify()` may look at more, when the end is known.
+        A log that ends before `not_below` is not cut.
         Raises `CorruptionError`; then nothing was touched.
         """
         cdef Scan scan
@@ -199,7 +207,7 @@ cdef class Log(FrameFile):
         self.frames, self.last_frame, self.chain = scan.frames, scan.last_frame, scan.chain
         if verify is not None:
             verify()
-        if not self.read_only:
+        if not self.read_only and self.end >= not_below:
             self.cut(self.end, torn_end, self.durable)
         return Recovery(
             clean=self.end == self.durable and torn_end == self.end, frames=scan.frames, log_bytes=self.end,

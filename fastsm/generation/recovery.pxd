@@ -21,3 +21,4 @@ cdef class Scan:
     cdef readonly uint64_t last_frame    # where the last of them starts; 0: there is none
     cdef readonly uint64_t chain         # its checksum, or the header's: what the next one is chained to
     cdef int look(self, uint64_t offset) noexcept nogil
+    cdef int read_slice(self) except -1 nogil

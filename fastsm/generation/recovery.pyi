@@ -3,7 +3,7 @@ from typing import Any, SupportsIndex
 
 from typing_extensions import Self
 
-from fastsm.disk.format import LogHead
+from fastsm.disk.format import CurrentFile, LogHead
 from fastsm.disk.mapping import Mapping
 from fastsm.errors import CorruptionError
 from fastsm.lookup.terms import Terms
@@ -39,10 +39,12 @@ def judge_expected(
     path: str, end: int, expected: LogId | None, recovered: LogId, terms: Terms
 ) -> None: ...
 def read_piece(descriptor: SupportsIndex, size: int, offset: int) -> bytes: ...
+def known_frames(descriptor: SupportsIndex, head: LogHead, current: CurrentFile) -> tuple[int, int]: ...
 def whole_frames(
     descriptor: SupportsIndex, head: Any, size: int,
     progress: Callable[[int, int], None] | None = None, first_chain: int | None = None,
-) -> tuple[int, int]: ...
+    known: tuple[int, int] | None = None,
+) -> tuple[int, int]: ...  # fmt: skip
 def verify_file(
     descriptor: SupportsIndex, head: LogHead, path: str, end: int, chain: int,
     progress: Callable[[int, int], None] | None = None,

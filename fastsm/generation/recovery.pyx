@@ -17,16 +17,19 @@ from fastsm.disk.format cimport (
 )
 from fastsm.disk.hashing cimport load64
 from fastsm.disk.mapping cimport Mapping
+from fastsm.long_work cimport Work
 from fastsm.lookup.terms cimport Terms
 
 from fastsm.disk import format
 from fastsm.disk.tail import torn_tail_end
 from fastsm.errors import CorruptionError
+from fastsm.long_work import no_tick, run_long
 from fastsm.types import LogId
 
 cdef enum:
-    SLICE = 16 << 20         # bytes between two looks at signals: some milliseconds
-    PIECE = 4 << 20          # of a file that is read rather than mapped
+    SLICE = 16 << 20         # bytes between two looks at whether to go on: some milliseconds
+    PIECE = 64 << 20         # of a file that is read rather than mapped: each takes the GIL twice
+    INSIDE = 16              # added to what was found inside a frame that is valid
 
 FINDINGS = {
     NOTHING: "zeros",
@@ -62,25 +65,38 @@ cdef class Scan:
 
     def read_frames(self):
         """Checks frame after frame up to the first that is not valid; the terms take their runs."""
+        if run_long(self._read_all, no_tick, self.size - self.end) != VALID:
+            raise CorruptionError(self.path, self.end, "a frame whose content adds up", FINDINGS[MALFORMED])
+
+    def _read_all(self, Work work):
+        """`read_frames`, as long work: MALFORMED where a frame with a matching checksum does not add up."""
+        cdef int finding = VALID
+        while finding == VALID:
+            with nogil:
+                finding = self.read_slice()
+                while finding == VALID and work.goes_on(self.end):
+                    finding = self.read_slice()
+            work()
+        return MALFORMED if finding & INSIDE else VALID
+
+    cdef int read_slice(self) except -1 nogil:
+        """VALID when there may be more to read."""
         cdef const uint8_t *frame
         cdef uint64_t pause = self.end + SLICE
         cdef int finding
-        while True:
-            with nogil:
-                finding = self.look(self.end)
+        while self.end <= pause:
+            finding = self.look(self.end)
             if finding != VALID:
-                return
+                return finding
             frame = self.address + self.end
             if look_inside_frame(frame, &self.progress) != VALID:
-                raise CorruptionError(self.path, self.end, "a frame whose content adds up", FINDINGS[MALFORMED])
+                return INSIDE | MALFORMED
             self.terms.take_frame(frame)
             self.watermark = max(self.watermark, frame_watermark(frame, self.end))
             self.frames += 1
             self.last_frame, self.chain = self.end, frame_checksum(frame)
             self.end += frame_length(frame)
-            if self.end > pause:
-                PyErr_CheckSignals()
-                pause = self.end + SLICE
+        return VALID
 
     cdef int look(self, uint64_t offset) noexcept nogil:
         return look_at_frame(self.address + offset, self.size - offset, self.identity, offset, self.chain)
@@ -156,19 +172,47 @@ def read_piece(int descriptor, size, offset):
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain=None):
+def known_frames(int descriptor, head, current):
+    """Return where the frames end that CURRENT knows, and the last one's checksum, read from the file.
+
+    Where it names no frame, or another one is there, that is the header's end: nothing is known.
+    """
+    cdef const uint8_t *frame
+    nothing = LOG_HEADER_SIZE, format.head_checksum(format.pack_log_head(head))
+    if not current.last_frame:
+        return nothing
+    cdef bytes header = os.pread(descriptor, FRAME_RUNS, current.last_frame)
+    cdef uint64_t offset = current.last_frame
+    cdef uint64_t identity = head.identity
+    if len(header) < FRAME_RUNS:
+        return nothing
+    frame = <const uint8_t *>PyBytes_AS_STRING(header)
+    length = frame_length(frame)
+    if (
+        look_at_header(frame, FRAME_RUNS, identity, offset) != VALID
+        or offset + length != current.durable_offset or frame_checksum(frame) != current.last_checksum
+    ):
+        return nothing
+    return current.durable_offset, current.last_checksum
+
+
+def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain=None, known=None):
     """Return where the valid frames of a log end, and the last one's checksum, read from the file, not the mapping.
 
-    `first_chain`: what the first one is chained to, where `head` is not that of a state machine's log.
-
     So it is safe next to an owner who cuts the file, and it sees the disk's errors as errors.
+
+    `first_chain`: what the first one is chained to, where `head` is not that of a state machine's log. `known`: the end
+    and the checksum of frames that need not be looked at.
     """
-    cdef uint64_t end = LOG_HEADER_SIZE
-    cdef uint64_t offset = LOG_HEADER_SIZE   # of `piece` in the file
+    if known is None:
+        if first_chain is None:
+            first_chain = format.head_checksum(format.pack_log_head(head))
+        known = LOG_HEADER_SIZE, first_chain
+    cdef uint64_t end = known[0]
+    cdef uint64_t offset = end   # of `piece` in the file
     cdef uint64_t left, length
     cdef uint64_t identity = head.identity
-    cdef uint64_t chain = (
-        format.head_checksum(format.pack_log_head(head)) if first_chain is None else first_chain)
+    cdef uint64_t chain = known[1]
     cdef const uint8_t *frame
     cdef uint64_t told = 0                   # to `progress`
     cdef bytes piece = b""
@@ -189,10 +233,19 @@ def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain
             continue
         with nogil:
             finding = look_at_frame(frame, left, identity, end, chain)
+            while finding == VALID:
+                chain = frame_checksum(frame)
+                end += length
+                left -= length
+                frame += length
+                if left < FRAME_RUNS or look_at_header(frame, left, identity, end) != VALID:
+                    break
+                length = frame_length(frame)
+                if length > left:
+                    break
+                finding = look_at_frame(frame, left, identity, end, chain)
         if finding != VALID:
             break
-        chain = frame_checksum(frame)
-        end += length
         if end - told >= PIECE:
             told = end
             PyErr_CheckSignals()

@@ -72,8 +72,8 @@ cdef class Batch:
                     f"entry {item.index} is of {item.size} bytes: expected at most {LARGEST_SIZE}", index=item.index)
             if i and (item.index != self.items[i - 1].index + 1 or item.term < self.items[i - 1].term):
                 raise OrderError(
-                    f"entry {item.index} of term {item.term} after {LogId(self.items[i - 1].index, self.items[i - 1].term)}"
-                    ": expected the next index, and no lower term", index=item.index)
+                    f"entry {item.index} of term {item.term} after entry {self.items[i - 1].index} of term "
+                    f"{self.items[i - 1].term}: expected the next index, and no lower term", index=item.index)
         self.count = len(held)
 
     def __dealloc__(self):
@@ -88,17 +88,26 @@ cdef class LogEngine:
         self.removing = threading.Lock()
 
     def _attach(self, Journal log, segment_bytes):
-        """Takes what was recovered; returns whether the end was clean, frames, bytes, torn bytes, suspect bytes."""
+        """Takes what was recovered; returns whether the end was clean, frames, bytes, torn bytes, suspect bytes.
+
+        A vote that no sync is known to have covered is synced here: who reads it may act on it again.
+        """
         cdef Segment newest = log.newest
+        cdef Segment segment
         cdef bint clean = newest.frames == 1 or item_kind(newest.address + newest.last_frame) == ITEM_COMMIT
+        cdef uint64_t suspect = newest.end - newest.durable if newest.suspect_end else 0
+        cdef uint64_t frames = 0
+        clean = clean and not log.torn_bytes and newest.durable >= newest.last_frame
+        for segment in log.segments:
+            frames += segment.frames
+        if log.vote_frame != NULL and <uint64_t>(log.vote_frame - newest.address) >= newest.durable:
+            log.sync()
         self._log = log
         self.segment_bytes = segment_bytes
-        self.commit = GroupCommit(log.newest, self._turns)
+        self.commit = GroupCommit(newest, self._turns)
         self.durable_term, self.durable_vote = log.current_term, log.current_vote
         self.vote_segment = newest
-        return (
-            clean and not log.torn_bytes and newest.durable >= newest.last_frame, sum(segment.frames for segment in log.segments), log.size, log.torn_bytes,
-            newest.end - newest.durable if newest.suspect_end else 0)
+        return clean, frames, log.size, log.torn_bytes, suspect
 
     cdef int require(self) except -1:
         if self._log is None or self._log.newest is None:
@@ -109,7 +118,8 @@ cdef class LogEngine:
 
     @property
     def first_index(self):
-        """The first entry that is kept, or the next one when there is none: 1 at first, i + 1 after `compact((i, t))`."""
+        """The first entry that is kept, or the next one when there is none: 1 at first; i + 1 after `compact((i, t))`.
+        """
         self.require()
         return self._log.first
 
@@ -176,8 +186,8 @@ cdef class LogEngine:
         self.require()
         if begin < 0 or start < log.first:
             raise CompactedError(
-                f"{log.path}: entry {begin} is not in the log, which begins at entry {log.first}: what is before that was "
-                "compacted", oldest=log.first)
+                f"{log.path}: entry {begin} is not in the log, which begins at entry {log.first}: what is before that "
+                "was compacted", oldest=log.first)
         reading = log.hold(start, stop, most)
         return reading.listed()
 
@@ -201,8 +211,8 @@ cdef class LogEngine:
         An entry that is there with another term, a gap after `last_index`, a term below `last_term`, or an index below
         `first_index` is an `OrderError`, whose `index` names it: a follower truncates first. A command is bytes-like.
 
-        Raises `CommandError` for a command of more than 2**32 - 1 bytes, `StorageError`; then nothing has changed. After
-        a crash a prefix of what was not synced is there.
+        Raises `CommandError` for a command of more than 2**32 - 1 bytes, `StorageError`; then nothing has changed.
+        After a crash a prefix of what was not synced is there.
         """
         cdef Batch batch = Batch(entries)
         cdef size_t known
@@ -261,7 +271,8 @@ cdef class LogEngine:
             self.require()
             if place + 1 < log.first:
                 raise OrderError(
-                    f"{log.path}: cannot truncate after entry {place}: the log begins at entry {log.first}", index=place)
+                    f"{log.path}: cannot truncate after entry {place}: the log begins at entry {log.first}",
+                    index=place)
             if place < log.last():
                 log.remove_from(place + 1)
                 self.cuts += 1
@@ -390,7 +401,7 @@ cdef class LogEngine:
     # ---- for the other half ------------------------------------------------------------------------------
 
     def _files(self):
-        """Each segment in use, as it is now: the name of its file, its header, where its frames end, the last one's checksum."""
+        """Each segment in use, as it is now: its file's name, its header, where frames end, the last one's checksum."""
         cdef Segment segment
         cdef list found = []
         cdef list segments
@@ -401,7 +412,7 @@ cdef class LogEngine:
         return found
 
     def _counts(self):
-        """For statistics, in one step: first, last, its term, the last durable, count, bytes, segments, syncs, seconds."""
+        """For statistics, in one step: first, last, its term, last durable; count, bytes, segments, syncs, seconds."""
         cdef Journal log = self._log
         cdef Segment segment
         cdef list segments

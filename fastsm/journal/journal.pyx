@@ -14,14 +14,14 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport frame_length
 from fastsm.journal.format cimport (
-    ITEM_BASE, ITEM_BORDER, ITEM_COMMIT, ITEM_CUT, ITEM_ENTRY, ITEM_START, ITEM_VOTE, Item, item_term,
+    ITEM_BASE, ITEM_BORDER, ITEM_COMMIT, ITEM_CUT, ITEM_START, ITEM_VOTE, Item, item_term,
 )
 from fastsm.journal.segment cimport Segment
 from fastsm.journal.segments cimport Segments
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
-from fastsm.errors import NotRunningError, OrderError, ReentryError
+from fastsm.errors import NotRunningError, ReentryError
 
 logger = logging.getLogger("fastsm")
 
@@ -124,12 +124,12 @@ cdef class Journal(Segments):
     cdef int append_entries(self, const Item *items, size_t count) except -1:
         """Appends entries that were checked: all of them, or none on an error; a prefix after a crash."""
         cdef const uint8_t *frame
-        cdef size_t i
+        cdef size_t _i
         self.begin_step()
         try:
             self.reserve(count)
             frame = self.newest.append(items, count)
-            for i in range(count):
+            for _i in range(count):
                 self.push(frame)
                 frame += frame_length(frame)
         finally:

@@ -18,6 +18,7 @@ cdef class Segments(Entries):
     cdef uint64_t border_term            # of the entry before the first
     cdef uint64_t current_term
     cdef bytes current_vote              # None: nobody yet
+    cdef const uint8_t *vote_frame       # while recovering: of the newest vote; NULL: the segment began with it
     cdef uint64_t committed
     cdef uint64_t written_commit
     cdef uint64_t synced                 # entries up to it survive a power loss, as far as they are there

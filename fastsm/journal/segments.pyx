@@ -225,7 +225,8 @@ cdef class Segments(Entries):
         """Without NEWEST there may be what is left of a log whose making was cut short: nothing that was promised."""
         cdef uint64_t used = LOG_HEADER_SIZE + item_length(STATE_STRUCT.size)
         if numbers and (numbers != [1] or not self.is_blank(1, used)):
-            raise CorruptionError(self.directory.path_of(NEWEST), None, "the name of the newest segment", "no file", LOST)
+            raise CorruptionError(
+                self.directory.path_of(NEWEST), None, "the name of the newest segment", "no file", LOST)
 
     def remove_unnamed(self, number):
         """A segment after the one that NEWEST names: made, but not used; or given up, as NEWEST says."""
@@ -395,7 +396,7 @@ cdef class Segments(Entries):
                 self.first, self.least_term = index, 0
             self.forget_from(index)
         elif kind == ITEM_VOTE:
-            self.current_term = term
+            self.current_term, self.vote_frame = term, frame
             self.current_vote = item_data(frame)[:item_size(frame)] if index else None
             return self.is_vote(self.current_vote)
         elif kind == ITEM_COMMIT:
@@ -448,6 +449,7 @@ cdef class Segments(Entries):
             self.drop_before(state.first)
         self.declared, self.border_term = state.first, state.border_term
         self.least_term = state.last_term
+        self.vote_frame = NULL
         self.committed = state.commit
         segment.begin = state.last + 1
         return True

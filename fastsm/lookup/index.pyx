@@ -12,8 +12,8 @@ log, beside whatever is in use.
 
 import os
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from fastsm.disk.format cimport (
     NO_DEADLINE, RECORD_CLOCK, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION,
@@ -23,15 +23,17 @@ from fastsm.disk.format cimport (
 )
 from fastsm.disk.hashing cimport load64
 from fastsm.disk.mapping cimport Mapping
+from fastsm.long_work cimport Work
 from fastsm.lookup.table cimport FAILED
 from fastsm.disk.walk cimport next_record, walk_frames
 
 from fastsm.errors import CorruptionError
 from fastsm.disk.files import storage_errors
+from fastsm.long_work import no_tick, run_long
 from fastsm.types import LogId, SnapshotMetadata
 
 cdef enum:
-    SLICE = 4 << 20           # bytes between two looks at signals: some milliseconds
+    SLICE = 4 << 20           # bytes between two looks at whether to go on: some milliseconds
     RUNS_PIECE = 24 << 15     # bytes of runs that are read at once
 
 cdef enum:  # what `take` may end with
@@ -39,7 +41,9 @@ cdef enum:  # what `take` may end with
     PAUSED = 1
     NO_MEMORY = 2
 
-cdef enum: FEW_STALE = 64     # deadlines that are not worth a look at all
+cdef enum:
+    FEW_STALE = 64            # deadlines that are not worth a look at all
+    OPERATIONS = RECORD_CLOCK + 2  # of records, and one for all that are none
 
 
 cdef class Index:
@@ -66,6 +70,8 @@ cdef class Index:
 
         `CorruptionError` when something does not add up. O(keys), without the GIL.
         """
+        cdef uint64_t found[OPERATIONS]
+        memset(found, 0, sizeof(found))
         for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a hole may pass for many
             size = min(RUNS_PIECE, base.records_offset - offset)
             with storage_errors(base.path, "reading the base"):
@@ -78,7 +84,7 @@ cdef class Index:
                 LogId(self.terms.seen, self.terms.last_term()))
         self.dead.reserve(base.size)
         self.read_membership(mapping, base)
-        bad = check_records(mapping, base.records_offset, base.size, self.terms, &self.base_touches)
+        bad = check_records(mapping, base.records_offset, base.size, self.terms, found)
         if bad:
             raise CorruptionError(
                 base.path, bad, "a record of a key or a session, of an included entry, in order", "something else")
@@ -88,10 +94,13 @@ cdef class Index:
             raise CorruptionError(base.path, None, f"{base.head.keys} keys", f"{self.table.count}")
         if self.sessions.count != base.head.sessions:
             raise CorruptionError(base.path, None, f"{base.head.sessions} sessions", f"{self.sessions.count}")
-        if self.touches.count != self.base_touches:
-            raise CorruptionError(
-                base.path, None, "touches of keys that are there, one for each, after the put",
-                f"{self.base_touches} of them, for {self.touches.count} keys")
+        self.base_touches = found[RECORD_TOUCH]
+        for what, count, records in (
+            ("key", self.table.count, found[RECORD_PUT]), ("session", self.sessions.count, found[RECORD_SESSION]),
+            ("key that was touched after it was put", self.touches.count, found[RECORD_TOUCH]),
+        ):
+            if count != records:
+                raise CorruptionError(base.path, None, f"one record for each {what}", f"{records} for {count}")
 
     cdef int read_membership(self, Mapping mapping, base) except -1:
         cdef uint64_t place = base.membership_offset
@@ -111,25 +120,22 @@ cdef class Index:
     def read_log(self, Mapping mapping, uint64_t start, uint64_t end, bint with_terms=False):
         """Take the records, and perhaps the terms, of the frames in [start, end) of the mapped log. O(records).
 
-        The frames were checked. Without the GIL, in slices.
+        The frames were checked. Without the GIL.
         """
         cdef const uint8_t *log = mapping.address + mapping.start
         cdef uint64_t offset = start
-        while with_terms and offset < end:
-            self.terms.take_frame(log + offset)
-            offset += frame_length(log + offset)
+        with nogil:
+            while with_terms and offset < end:
+                self.terms.take_frame(log + offset)
+                offset += frame_length(log + offset)
         self.dead.reserve(mapping.start + end)
         self.take_all(walk_frames(mapping.address, mapping.start + start, mapping.start + end))
         self.end = mapping.start + end
 
     cdef int take_all(self, Walk walk) except -1:
-        cdef int outcome = PAUSED
-        while outcome == PAUSED:
-            with nogil:
-                outcome = self.take(&walk, walk.place + SLICE)
-            PyErr_CheckSignals()
-        if outcome == NO_MEMORY:
-            raise MemoryError(f"no memory for a table of {self.table.count} keys and more")
+        cdef Taking taking = Taking(self)
+        taking.walk = walk
+        run_long(taking, no_tick, walk.end - walk.place)
         if self.metadata_place:
             self.metadata = read_metadata(walk.arena + self.metadata_place)
             self.metadata_place = 0
@@ -331,6 +337,26 @@ cdef class Index:
         return 0
 
 
+cdef class Taking:
+    """`Index.take_all`, as long work: whoever waits for it holds the arena."""
+    cdef Index index
+    cdef Walk walk
+
+    def __cinit__(self, Index index):
+        self.index = index
+
+    def __call__(self, Work work):
+        cdef int outcome = PAUSED
+        while outcome == PAUSED:
+            with nogil:
+                outcome = self.index.take(&self.walk, self.walk.place + SLICE)
+                while outcome == PAUSED and work.goes_on(self.walk.place):
+                    outcome = self.index.take(&self.walk, self.walk.place + SLICE)
+            work()
+        if outcome == NO_MEMORY:
+            raise MemoryError(f"no memory for a table of {self.index.table.count} keys and more")
+
+
 cdef object read_metadata(const uint8_t *record):
     cdef const uint8_t *value = record_key(record) + record_key_size(record)
     cdef bytes stored = value[:record_value_size(record)]
@@ -347,21 +373,50 @@ cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcep
 
 
 cdef uint64_t check_records(
-    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *touches
+    Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *found
 ) except? 0:
-    """The place of the first of a base's records that cannot be, or 0. Counts touches. Without the GIL, in slices."""
-    cdef uint64_t place = first
-    cdef uint64_t before = 0
-    cdef uint64_t pause
-    cdef int finding = VALID
-    while place < stop and finding == VALID:
-        with nogil:
-            pause = min(stop, place + SLICE)
-            while place < pause and finding == VALID:
-                touches[0] += stop - place >= RECORD_KEY and record_operation(mapping.address + place) == RECORD_TOUCH
-                finding = check_record(mapping.address, &place, stop, &before, terms)
-        PyErr_CheckSignals()
-    return 0 if finding == VALID else place
+    """The place of the first of a base's records that cannot be, or 0; `found`: how many there are of each operation.
+
+    Without the GIL.
+    """
+    cdef Checking checking = Checking(mapping, terms)
+    checking.place, checking.stop = first, stop
+    run_long(checking, no_tick, stop - first)
+    memcpy(found, checking.found, sizeof(checking.found))
+    return 0 if checking.finding == VALID else checking.place
+
+
+cdef class Checking:
+    """`check_records`, as long work."""
+    cdef Mapping mapping
+    cdef Terms terms
+    cdef uint64_t place, stop
+    cdef uint64_t before     # the index of the record before
+    cdef uint64_t found[OPERATIONS]
+    cdef int finding
+
+    def __cinit__(self, Mapping mapping, Terms terms):
+        self.mapping, self.terms = mapping, terms
+        self.finding = VALID
+
+    def __call__(self, Work work):
+        cdef bint more = True
+        while more:
+            with nogil:
+                more = self.check_slice()
+                while more and work.goes_on(self.place):
+                    more = self.check_slice()
+            work()
+
+    cdef bint check_slice(self) noexcept nogil:
+        """Whether there is more to check."""
+        cdef uint64_t pause = min(self.stop, self.place + SLICE)
+        cdef const uint8_t *arena = self.mapping.address
+        while self.place < pause and self.finding == VALID:
+            if self.stop - self.place >= RECORD_KEY:
+                self.found[min(record_operation(arena + self.place), OPERATIONS - 1)] += 1
+            self.finding = check_record(arena, &self.place, self.stop, &self.before, self.terms)
+        return self.place < self.stop and self.finding == VALID
 
 
 cdef int check_record(

@@ -138,7 +138,13 @@ cdef class Table:
     ) noexcept nogil
     cdef uint64_t remove(
         self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size) noexcept nogil
-    cdef int reserve(self, uint64_t more) except -1
+    cdef inline int reserve(self, uint64_t more) except -1:
+        """Makes sure that `more` new keys find room: afterwards `put` needs no memory but the directory's."""
+        if self.segment_room - self.segment_count > min(more, <uint64_t>self.segment_count):
+            return 0
+        return self.reserve_slowly(more)
+
+    cdef int reserve_slowly(self, uint64_t more) except -1
     cdef int start(self) noexcept nogil
     cdef void free_all(self) noexcept nogil
     cdef int grow_pool(self) noexcept nogil

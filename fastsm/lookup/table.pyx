@@ -136,8 +136,7 @@ cdef class Table:
         self.depth = 0
         return 0
 
-    cdef int reserve(self, uint64_t more) except -1:
-        """Makes sure that `more` new keys find room: afterwards `put` needs no memory but the directory's."""
+    cdef int reserve_slowly(self, uint64_t more) except -1:
         cdef uint64_t splits = 1 + min(more, <uint64_t>self.segment_count)
         while self.segment_room - self.segment_count < splits:
             if self.grow_pool() < 0:

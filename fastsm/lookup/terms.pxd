@@ -10,9 +10,13 @@ cdef class Terms:
     cdef readonly size_t count
     cdef size_t room
     cdef readonly uint64_t seen
-    cdef int reserve(self, size_t more) except -1
+    cdef inline int reserve(self, size_t more) except -1 nogil:
+        """Makes sure that `more` runs can be appended without memory."""
+        return 0 if self.room - self.count >= more else self.reserve_slowly(more)
+
+    cdef int reserve_slowly(self, size_t more) except -1 nogil
     cdef void append(self, uint64_t last, uint64_t term) noexcept nogil
-    cdef int take_frame(self, const uint8_t *frame) except -1
+    cdef int take_frame(self, const uint8_t *frame) except -1 nogil
     cdef size_t run_of(self, uint64_t index) noexcept nogil
     cdef bint holds_all(self, size_t run, const uint64_t *indexes, size_t count) noexcept nogil
     cdef void runs_of(self, const uint64_t *indexes, size_t count, size_t *runs) noexcept nogil

@@ -46,17 +46,15 @@ cdef class Terms:
         """Bytes of memory."""
         return 3 * self.room * sizeof(uint64_t)
 
-    cdef int reserve(self, size_t more) except -1:
-        """Makes sure that `more` runs can be appended without memory."""
+    cdef int reserve_slowly(self, size_t more) except -1 nogil:
         cdef uint64_t *grown
         cdef size_t room = self.room
-        if self.room - self.count >= more:
-            return 0
         while room - self.count < more:
             room = 2 * room + 8
         grown = <uint64_t *>malloc(3 * room * sizeof(uint64_t))
         if grown == NULL:
-            raise MemoryError(f"no memory for {room} runs of terms")
+            with gil:
+                raise MemoryError(f"no memory for {room} runs of terms")
         if self.count:
             memcpy(grown, self.first, self.count * sizeof(uint64_t))
             memcpy(grown + room, self.last, self.count * sizeof(uint64_t))
@@ -84,7 +82,7 @@ cdef class Terms:
                 self.count += 1
         self.seen = last
 
-    cdef int take_frame(self, const uint8_t *frame) except -1:
+    cdef int take_frame(self, const uint8_t *frame) except -1 nogil:
         """Adds the runs of a frame that was checked."""
         cdef const Run *runs = <const Run *>(frame + FRAME_RUNS)
         cdef uint32_t i

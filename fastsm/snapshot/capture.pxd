@@ -5,6 +5,7 @@ from fastsm.generation.log cimport Log
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport Table
 from fastsm.disk.walk cimport Walk
+from fastsm.long_work cimport Work
 
 
 cdef class Capture:
@@ -37,6 +38,8 @@ cdef class Capture:
     cdef uint8_t *piece
     cdef const uint8_t *source
     cdef uint64_t left                       # of the record at `source`
+    cdef uint64_t size                       # of what is written
+    cdef uint64_t paced                      # the disk was given the file up to here
     cdef uint64_t keys
     cdef readonly uint64_t sessions          # written; `keys` counts the others
     cdef Table written_sessions              # while reviving
@@ -54,4 +57,6 @@ cdef class Capture:
     cdef int unmark_all(self, Table written, bint touches) except -1
     cdef bint note(self, Table written, const uint8_t *record, uint64_t place, bint gather) noexcept nogil
     cdef Walk walk(self) noexcept nogil
+    cdef int write_pieces(self, Walk *walk, uint64_t room, int descriptor, uint64_t offset, Work work) except -1
+    cdef int write_piece(self, Walk *walk, uint64_t room, int descriptor, uint64_t offset) noexcept nogil
     cdef uint64_t fill(self, Walk *walk, uint64_t room, uint64_t pause) noexcept nogil

@@ -24,6 +24,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from fastsm.disk.mapping cimport pace, write_all
 from fastsm.lookup.dead cimport is_marked, unmark
 from fastsm.disk.format cimport (
     FRAME_RUNS, LOG_HEADER_SIZE, NO_DEADLINE, RECORD_CLOCK, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION,
@@ -37,14 +38,20 @@ from fastsm.generation.log cimport Log
 from fastsm.lookup.table cimport FAILED, Table
 from fastsm.lookup.terms cimport Run
 from fastsm.disk.walk cimport Walk, next_record, walk_frames
+from fastsm.long_work cimport Work
 
+import os
+
+from fastsm.disk.mapping import pace_writeback, write_at
 from fastsm.errors import SnapshotError
 from fastsm.types import LogId
 
 cdef enum:
     SLICE = 64 << 20          # bytes of arena between two looks at signals: some 10 ms
     SMALLEST_PIECE = 256 << 10
-    LARGEST_PIECE = 8 << 20   # of what is written at once: few calls, so that a busy reader's GIL is seldom needed
+    LARGEST_PIECE = 8 << 20   # of what is written at once
+    PACED_BEHIND = 64 << 20   # what the disk has to do while the sums are computed
+    HELD_FOR = 256 << 20      # bytes of arena whose map is copied, within 0.2 ms, without letting the GIL go
 
 
 cdef class Capture:
@@ -89,9 +96,14 @@ cdef class Capture:
         return f"<Capture as of {tuple(self.last_included)}>"
 
     def find(self, tick):
-        """Decides what is live. `tick()` is called between slices of the work, and may raise. O(bytes)."""
-        with nogil:
+        """Decides what is live, once. `tick()` is called between slices of the work, and may raise. O(bytes)."""
+        if self.dead != NULL:
+            return
+        if self.stop <= HELD_FOR:
             self.dead = self.index.dead.copy(self.stop)
+        else:
+            with nogil:
+                self.dead = self.index.dead.copy(self.stop)
         if self.dead == NULL:
             raise MemoryError("no memory for a copy of the map of dead records")
         self.mapping = self.log.mapping
@@ -178,12 +190,15 @@ cdef class Capture:
         return 0
 
     cdef int pass_over(self, Walk *walk, Table written, bint gather, tick) except -1:
+        cdef Work work = tick if isinstance(tick, Work) else Work(tick)
         cdef int failed = 0
         cdef bint more = True
         while more and not failed:
             with nogil:
                 more = self.pass_over_slice(walk, written, gather, &failed)
-            tick()
+                while more and not failed and work.goes_on(0):
+                    more = self.pass_over_slice(walk, written, gather, &failed)
+            work()
         if failed:
             raise MemoryError("no memory for a table of the keys that later entries wrote")
         return 0
@@ -261,28 +276,60 @@ cdef class Capture:
     def write_records(self, directory, descriptor, uint64_t offset, tick):
         """Writes what is live to a file, from `offset` on; returns how many keys and bytes; `sessions` counts on.
 
-        O(bytes of the arena); in pieces, behind each of which `tick(bytes so far)` is called.
+        O(bytes of the arena). `tick`: a `Work`, or what is called with the bytes so far between pieces. All but the
+        last bytes are given to the disk at its pace.
         """
         cdef Walk walk = self.walk()
         cdef uint64_t room = min(max(<uint64_t>SMALLEST_PIECE, self.estimated_size / 8), <uint64_t>LARGEST_PIECE)
-        cdef uint64_t size = 0
+        cdef Work work = tick if isinstance(tick, Work) else Work(tick)
         cdef uint64_t filled
+        free(self.piece)
         self.piece = <uint8_t *>malloc(room)
         if self.piece == NULL:
             raise MemoryError(f"no memory for pieces of {room} bytes")
-        self.keys = self.left = self.sessions = 0
+        self.keys = self.left = self.sessions = self.size = 0
         self.done = False
-        while not self.done:
-            with nogil:
-                filled = self.fill(&walk, room, walk.place + SLICE)
-            if filled:
-                directory.write(descriptor, PyMemoryView_FromMemory(<char *>self.piece, filled, PyBUF_READ), offset)
-                offset += filled
-                size += filled
-            tick(size)
+        if directory.write is write_at and directory.pace_writeback is pace_writeback:
+            self.write_pieces(&walk, room, descriptor.number, offset, work)
+        else:  # a directory of somebody else's making is told of each piece
+            while not self.done:
+                with nogil:
+                    filled = self.fill(&walk, room, walk.place + SLICE)
+                if filled:
+                    piece = PyMemoryView_FromMemory(<char *>self.piece, filled, PyBUF_READ)
+                    directory.write(descriptor, piece, offset + self.size)
+                    self.size += filled
+                work(self.size)
         free(self.piece)
         self.piece = NULL
-        return self.keys, size
+        return self.keys, self.size
+
+    cdef int write_pieces(self, Walk *walk, uint64_t room, int descriptor, uint64_t offset, Work work) except -1:
+        """Fills and writes piece after piece, without the GIL for as long as the work goes on."""
+        cdef int failure = 0
+        while not self.done:
+            with nogil:
+                failure = self.write_piece(walk, room, descriptor, offset)
+                while not (failure or self.done) and work.goes_on(self.size):
+                    failure = self.write_piece(walk, room, descriptor, offset)
+            if failure:
+                raise OSError(failure, os.strerror(failure))
+            work(self.size)
+        return 0
+
+    cdef int write_piece(self, Walk *walk, uint64_t room, int descriptor, uint64_t offset) noexcept nogil:
+        """0, or the system's error."""
+        cdef uint64_t filled = self.fill(walk, room, walk.place + SLICE)
+        cdef uint64_t stop
+        cdef int failure = 0
+        if filled:
+            failure = write_all(descriptor, self.piece, filled, offset + self.size)
+            self.size += filled
+        stop = offset + self.size
+        if not failure and stop > self.paced + PACED_BEHIND:
+            failure = pace(descriptor, self.paced, stop - PACED_BEHIND)
+            self.paced = stop - PACED_BEHIND
+        return failure
 
     cdef uint64_t fill(self, Walk *walk, uint64_t room, uint64_t pause) noexcept nogil:
         """Copies live records up to `room` bytes, the place `pause`, or the end, which makes it `done`."""

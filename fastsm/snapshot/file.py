@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SNAPSHOT = "snapshot.fsm"
 LATEST = format.MAX_DEADLINE.to_bytes(8, "big")
 SESSION_ID_BYTES = 8
-PIECE = 8 << 20  # large, since each read and each sum takes the GIL once
+PIECE = 64 << 20  # large, since each read and each sum takes the GIL once
 _WORD = struct.Struct("<Q")
 CODECS = {format.CODEC_NONE: "none", format.CODEC_ZSTD: "zstd"}
 
@@ -203,7 +203,7 @@ def copy_checked(
     source: Descriptor, head: SnapshotHead, path: str, write: Callable[[memoryview], object] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Reads the whole file once, hands each piece (at most 8 MiB, in order) to ``write``, and compares ``checksum``.
+    """Reads the whole file once, hands each piece (at most 64 MiB, in order) to ``write``, and compares ``checksum``.
 
     What was written is what was checked, whatever becomes of the source: nothing is read twice. A piece lives until
     ``write`` returns. ``progress(done, total)`` may raise to give up. Raises ``ChecksumMismatchError``.

@@ -6,22 +6,21 @@ writers left is told from what living ones are at.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import secrets
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import blake3
 
-from fastsm.background import BackgroundCall
 from fastsm.disk import format
 from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
-from fastsm.disk.mapping import Descriptor
+from fastsm.disk.mapping import Descriptor, map_file
 from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError, StaleSnapshotError
+from fastsm.long_work import no_tick, run_long
 from fastsm.snapshot import codec
 from fastsm.snapshot.file import SNAPSHOT, metadata_of
 from fastsm.types import LogId, SnapshotMetadata
@@ -36,9 +35,7 @@ class Tick(Protocol):
 
 
 COMPRESSIONS = {None: format.CODEC_NONE, "none": format.CODEC_NONE, "zstd": format.CODEC_ZSTD}
-# Beside a thread that computes, each call without the GIL waits up to 5 ms to get it back: pieces are large.
-HASH_PIECE = 256 << 20
-PACED_BEHIND = 64 << 20  # what the disk has to do while the sums are computed
+HASH_PIECE = 1 << 30  # of what is hashed between two looks at whether to go on: 0.15 s
 COMPRESS_PIECE = 8 << 20
 
 _LEFTOVER = re.compile(re.escape(SNAPSHOT) + r"\.[0-9]+-[0-9a-f]+\.tmp")
@@ -61,6 +58,13 @@ class Source(Protocol):
     @property
     def clock(self) -> int:
         """As of that entry."""
+
+    @property
+    def estimated_size(self) -> int:
+        """Bytes of all records, about."""
+
+    def find(self, tick: Tick) -> None:
+        """Decides what is in the snapshot; comes before all else, and does nothing the second time."""
 
     def write_records(self, directory: Directory, fd: Descriptor, offset: int, tick: Tick) -> tuple[int, int]:
         """Writes all records with ``directory.write(fd, buffer, offset)``.
@@ -100,7 +104,7 @@ def prepare(
     attachment = memoryview(attachment).cast("B")
     if len(attachment) > format.MAX_RECORD_VALUE:
         raise ValueError(f"expected an attachment of at most {format.MAX_RECORD_VALUE} bytes, found {len(attachment)}")
-    tick = tick or (lambda done=0: None)
+    tick = tick or no_tick
     with storage_errors(os.fsdecode(path), "writing a snapshot"):
         directory = make_directory(path, files)
         try:
@@ -284,8 +288,10 @@ def _prepare(
             head = write_snapshot_into(directory, temporary.fd, source, attachment, tick)
         else:
             with temporary_file(directory) as flat:
-                parts = _write_state(directory, flat.fd, source, 0, tick)
-                head = _write_compressed(directory, temporary.fd, flat.fd, parts, attachment=attachment, tick=tick)
+                fd = flat.fd
+                parts = run_long(
+                    lambda work: _write_state(directory, fd, source, 0, work), tick, source.estimated_size)
+                head = _write_compressed(directory, temporary.fd, fd, parts, attachment=attachment, tick=tick)
         return PreparedSnapshot(directory, temporary, head, seen)
     except BaseException:
         temporary.remove()
@@ -301,15 +307,24 @@ def write_snapshot_into(
     A base of the state's own directory is made by this as well. Raises plain OSErrors, and what ``tick`` raises.
     """
     attachment = memoryview(attachment).cast("B")
-    start = _write_attachment(directory, fd, attachment)
-    parts = _write_state(directory, fd, source, start, _paced(directory, fd, start, tick))
-    head = parts.head(format.CODEC_NONE, len(attachment), parts.size)
-    # The disk works while the sums are computed; what it takes then, the last sync finds done.
-    with _early_sync(directory, fd, start + parts.size), _mapped(fd, start + parts.size) as content:
-        head = head._replace(state_checksum=_sum(_state_prefix(head), content, start, tick))
-        head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
+    size = source.estimated_size + len(attachment)
+    head = run_long(lambda work: _write_flat(directory, fd, source, attachment, work), tick, size)
     _finish(directory, fd, head)
     return head
+
+
+def _write_flat(
+    directory: Directory, fd: Descriptor, source: Source, attachment: memoryview, tick: Tick
+) -> SnapshotHead:
+    """All but the header, which is returned with its sums."""
+    start = _write_attachment(directory, fd, attachment)
+    parts = _write_state(directory, fd, source, start, tick)
+    head = parts.head(format.CODEC_NONE, len(attachment), parts.size)
+    # The disk works while the sums are computed; what it takes then, the sync finds done.
+    directory.start_writeback(fd, 0, start + parts.size)
+    with _mapped(fd, start + parts.size) as content:
+        head = head._replace(state_checksum=_sum(_state_prefix(head), content, start, tick))
+        return head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
 
 
 class _Sink:
@@ -327,25 +342,14 @@ def state_checksum(source: Source, tick: Tick) -> bytes:
 
     The first pass counts, since the checksum covers the counts before the records.
     """
-    parts = _write_state(cast("Directory", _Sink()), cast("Descriptor", None), source, 0, tick)
-    hasher = blake3.blake3(_state_prefix(parts.head(format.CODEC_NONE, 0, parts.size)))
-    _write_state(cast("Directory", _Sink(hasher.update)), cast("Descriptor", None), source, 0, tick)
-    return hasher.digest()
 
+    def compute(work: Tick) -> bytes:
+        parts = _write_state(cast("Directory", _Sink()), cast("Descriptor", None), source, 0, work)
+        hasher = blake3.blake3(_state_prefix(parts.head(format.CODEC_NONE, 0, parts.size)))
+        _write_state(cast("Directory", _Sink(hasher.update)), cast("Descriptor", None), source, 0, work)
+        return hasher.digest()
 
-def _paced(directory: Directory, fd: Descriptor, start: int, tick: Tick) -> Tick:
-    """``tick``, told of the bytes behind ``start`` so far; it also gives the disk all of them but the last."""
-    paced = 0
-
-    def tick_and_pace(*done: int) -> object:
-        nonlocal paced
-        stop = start + sum(done) - PACED_BEHIND
-        if stop > paced:
-            directory.pace_writeback(fd, paced, stop)
-            paced = stop
-        return tick(*done)
-
-    return tick_and_pace
+    return run_long(compute, tick, source.estimated_size)
 
 
 def _write_compressed(
@@ -369,14 +373,16 @@ def _write_compressed(
         head = head._replace(state_checksum=_sum(_state_prefix(head), content, 0, tick))
         with closing(pieces(content)) as flat_pieces:
             head = head._replace(stored_size=codec.compress(flat_pieces, parts.size, write))
-    with _early_sync(directory, fd, head.file_size), _mapped(fd, head.file_size) as content:
+    with _mapped(fd, head.file_size) as content:
         head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
     _finish(directory, fd, head)
     return head
 
 
 def _finish(directory: Directory, fd: Descriptor, head: SnapshotHead) -> None:
+    """Syncs it, after the disk has been given all of it at its pace: other files' syncs come in between."""
     directory.write(fd, format.pack_snapshot_head(head), 0)
+    directory.pace_writeback(fd, 0, head.file_size)
     directory.sync(fd)
 
 
@@ -414,11 +420,10 @@ def _write_attachment(directory: Directory, fd: Descriptor, attachment: memoryvi
 
 def _write_state(directory: Directory, fd: Descriptor, source: Source, start: int, tick: Tick) -> _Parts:
     """The flat state, from ``start`` on."""
+    source.find(tick)
     membership, runs = source.membership, source.runs
     directory.write(fd, membership + runs, start)
-    tick()
     keys, size = source.write_records(directory, fd, start + len(membership) + len(runs), tick)
-    tick()
     return _Parts(
         source.last_included, keys, len(runs) // format.TERM_RUN_BYTES, len(membership), size,
         source.sessions, source.clock)
@@ -450,47 +455,6 @@ def _mapped(fd: Descriptor, size: int) -> Iterator[memoryview]:
     if size == 0:
         yield memoryview(b"")
         return
-    mapped = mmap.mmap(fd.number, size, prot=mmap.PROT_READ)
-    try:
-        with memoryview(mapped) as content:
-            yield content
-    finally:
-        with suppress(BufferError):  # an error's traceback may still hold a piece, and the map goes with it
-            mapped.close()
-
-
-@contextmanager
-def _early_sync(directory: Directory, fd: Descriptor, size: int) -> Iterator[None]:
-    """Syncs the file on a thread beside the block. A failure is raised at the block's end, in its own words."""
-    own = fd.duplicate()  # a signal may end the wait for the thread, and close the other
-
-    def sync() -> None:
-        try:
-            directory.pace_writeback(own, 0, size)
-            directory.sync(own)
-        finally:
-            own.close()
-
-    try:
-        early = BackgroundCall(sync)
-    except RuntimeError:  # no thread can be had: the last sync has more to do
-        own.close()
-        yield
-        return
-    try:
-        yield
-    except BaseException:
-        with suppress(Exception):  # the block's own failure came first
-            _end(early, own)
-        raise
-    _end(early, own)
-
-
-def _end(early: BackgroundCall, own: Descriptor) -> None:
-    """Waits for the thread, which closes its descriptor where it has memory for it; a signal may end the wait alone."""
-    try:
-        early.wait()
-    except Exception:
-        own.close()
-        raise
-    own.close()
+    # Not a plain `mmap`, which takes the GIL twice more.
+    with memoryview(map_file(fd.number, size)) as content:
+        yield content[:size]

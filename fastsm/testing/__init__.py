@@ -27,7 +27,10 @@ except ModuleNotFoundError as _error:
     raise ImportError('fastsm.testing needs pytest: pip install "fastsm[test]"') from _error
 
 # So that a failure shows values next to its message.
-_RULES = ("answers", "calls", "commands", "conformance", "deadlines", "order", "raft_log", "snapshots", "storage", "waiting")
+_RULES = (
+    "answers", "calls", "commands", "conformance", "deadlines", "order", "raft_log", "snapshots", "storage", "waiting",
+    "watching",
+)  # fmt: skip
 pytest.register_assert_rewrite(*(f"fastsm.testing.{name}" for name in _RULES))
 
 from fastsm.testing.conformance import StateMachineConformance  # noqa: E402  # not before that

@@ -20,10 +20,12 @@ from fastsm.testing.order import OrderRules
 from fastsm.testing.snapshots import SnapshotRules
 from fastsm.testing.storage import StorageRules
 from fastsm.testing.waiting import WaitingRules
+from fastsm.testing.watching import WatchRules
 
 
 class StateMachineConformance(
-    CommandRules, AnswerRules, CallRules, DeadlineRules, OrderRules, SnapshotRules, StorageRules, WaitingRules
+    CommandRules, AnswerRules, CallRules, DeadlineRules, OrderRules, SnapshotRules, StorageRules, WaitingRules,
+    WatchRules,
 ):
     """Subclass it, and give a fixture ``state_machine``: an empty, running state machine.
 

@@ -30,8 +30,11 @@ def bounds(log: Any) -> tuple[int, int, int]:
 def refused(log: Any, call: Callable[[], object], what: str) -> None:
     """Asserts that the call is an ``OrderError``, and changes nothing."""
     before = bounds(log), log.entries(log.first_index, log.last_index), log.hard_state()
-    with pytest.raises(OrderError):
+    try:
         call()
+    except OrderError:
+        pass
+    else:
         pytest.fail(f"{what} was taken")
     after = bounds(log), log.entries(log.first_index, log.last_index), log.hard_state()
     assert after == before, f"{what} was refused, and has changed the log nevertheless"
@@ -184,7 +187,7 @@ class RaftLogConformance:
         raft_log.append([Entry(21, 4, b"")])
 
     def test_compaction_across_another_term_drops_everything(self, raft_log: Any) -> None:
-        """The log has an entry of that index and of another term: nothing after it belongs to the snapshot's history."""
+        """The log has an entry of that index and of another term: nothing after it is of the snapshot's history."""
         filled(raft_log, 1, 1, 1, 1).compact(LogId(2, 3))
         assert bounds(raft_log) == (3, 2, 3), "entries of another history are still there after compact((2, 3))"
 
@@ -208,7 +211,8 @@ class RaftLogConformance:
         """A falling term, another vote in the same term, and none after a vote are refused."""
         raft_log.save_hard_state(3, b"a")
         for term, vote in ((2, None), (2, b"a"), (3, b"b"), (3, None), (3, b"")):
-            refused(raft_log, lambda: raft_log.save_hard_state(term, vote), f"a vote {vote!r} in term {term}")  # noqa: B023
+            what = f"a vote {vote!r} in term {term}"
+            refused(raft_log, lambda: raft_log.save_hard_state(term, vote), what)  # noqa: B023
 
     def test_votes_and_entries_do_not_touch_each_other(self, raft_log: Any) -> None:
         """Neither truncation nor compaction changes a vote, and a vote changes no entry."""

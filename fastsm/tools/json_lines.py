@@ -91,7 +91,8 @@ def _with_end(lines: Iterator[Line]) -> Iterator[Line]:
 def _state_lines(path: str, prefix: bytes, as_of: int | None) -> Iterator[Line]:
     if is_raft_log(path):
         if prefix or as_of is not None:
-            raise FastsmError(f"{path}: a Raft log has entries, and no state with keys: --from and --to choose among them")
+            raise FastsmError(
+                f"{path}: a Raft log has entries, and no state with keys: --log --from and --to choose among them")
         yield from _entry_lines(path, 0, None)
         return
     if not is_directory(path):

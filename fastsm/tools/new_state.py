@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastsm.disk.files import LOCK, Directory, make_directory, storage_errors
+from fastsm.disk.published import NAME as PUBLISHED
 from fastsm.errors import FastsmError
 from fastsm.generation.names import CURRENT, NAMES
 from fastsm.generation.unfinished import UNFINISHED, is_unfinished, mark_finished, mark_unfinished, remove_unfinished
@@ -68,7 +69,7 @@ def new_state(path: str | os.PathLike[str], **options: Any) -> Iterator[FastStat
 
 def require_empty(directory: Directory) -> None:
     """Raises OSError when there is anything that is not a tool's, which was killed."""
-    names = set(directory.names()) - {NOT_OURS_BUT_FINE, LOCK}
+    names = set(directory.names()) - {NOT_OURS_BUT_FINE, LOCK, PUBLISHED}
     if is_unfinished(directory):
         names = {name for name in names - {CURRENT, UNFINISHED} if not NAMES.fullmatch(name)}
     if names:
@@ -82,6 +83,7 @@ def remove(path: str, made: bool) -> None:
         directory.lock()
         remove_unfinished(directory)
         if made:
+            directory.unlink(PUBLISHED)
             directory.unlink(LOCK)
             os.rmdir(path)
     finally:

@@ -25,8 +25,11 @@ Cells = Sequence[bytes]
 
 
 def as_batch(keys: Cells, values: Cells) -> bytes:
-    """The command that ``put_many`` must make of these cells."""
-    return fastsm.batch([fastsm.put(key, value) for key, value in zip(keys, values, strict=True)])
+    """The command that ``put_many`` must make of these cells: of equal keys the last pair alone."""
+    last = {key: number for number, key in enumerate(keys)}
+    return fastsm.batch([
+        fastsm.put(key, value)
+        for number, (key, value) in enumerate(zip(keys, values, strict=True)) if last[key] == number])
 
 
 def arrow(cells: Cells, dtype: str, *, before: bytes = b"", behind: bytes = b"") -> tuple[bytes, np.ndarray]:
@@ -143,6 +146,19 @@ def test_later_pairs_win(directory: Path, machine_at: Opener) -> None:
     assert machine.apply([(1, 1, command)]) == [True]
     assert dict(machine.items()) == {b"a": b"3", b"b": b"4"}
     assert machine.len() == 2
+
+
+def test_of_equal_keys_one_pair_is_sent(directory: Path, machine_at: Opener) -> None:
+    """So a watch tells of one change for each key; many equal keys, and keys that share their ends, are told apart."""
+    rng = random.Random(2)
+    sizes = [rng.randrange(12) for _ in range(5000)]
+    keys = [b"k" * size + b"%d" % rng.randrange(20) + b"z" * size for size in sizes]
+    command = fastsm.put_many(keys, [b"%d" % i for i in range(5000)])
+    assert command == as_batch(keys, [b"%d" % i for i in range(5000)])
+    machine = machine_at(directory)
+    watch = machine.watch()
+    machine.apply([(1, 1, command)])
+    assert len(watch.read(10_000)) == len(set(keys)) == machine.len()
 
 
 def test_what_put_many_makes_is_a_command(directory: Path, machine_at: Opener) -> None:

@@ -311,7 +311,7 @@ def test_reset_install_and_close_end_it(
         machine.compact(200, progress=progress)
     machine.close()
     generation = 1 if ended_by == "close" else 3
-    expected = {"CURRENT", "LOCK", f"log-{generation}"} | ({"base-3"} if ended_by == "install" else set())
+    expected = {"CURRENT", "LOCK", "PUBLISHED", f"log-{generation}"} | ({"base-3"} if ended_by == "install" else set())
     assert set(os.listdir(directory)) == expected
 
 
@@ -327,7 +327,7 @@ def test_an_interrupted_compaction_leaves_nothing(
 
     with pytest.raises(KeyboardInterrupt):
         machine.compact(200, progress=interrupt)
-    assert sorted(os.listdir(directory)) == ["CURRENT", "LOCK", "log-1"]
+    assert sorted(os.listdir(directory)) == ["CURRENT", "LOCK", "PUBLISHED", "log-1"]
     inside(machine).check()
     machine.compact(200)
     assert machine.stats().base == LogId(200, 1)

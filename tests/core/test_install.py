@@ -144,7 +144,7 @@ def test_the_empty_state_can_be_installed(directory: Path, tmp_path: Path, follo
     follower.install_snapshot(metadata, tmp_path / "empty", allow_older=True)
     assert everything(follower) == everything(empty)
     assert follower.snapshot_metadata() == metadata
-    assert sorted(os.listdir(directory)) == ["CURRENT", "LOCK", "log-2"]
+    assert sorted(os.listdir(directory)) == ["CURRENT", "LOCK", "PUBLISHED", "log-2"]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------
@@ -160,7 +160,8 @@ def assert_untouched(machine: FastStateMachine, directory: Path) -> None:
     assert machine.get(b"old") == b"1"
     assert machine.last_applied() == LogId(2, 1)
     assert machine.snapshot_metadata() is None
-    assert {name for name in os.listdir(directory) if not name.startswith("table")} == {"CURRENT", "LOCK", "log-1"}
+    names = {name for name in os.listdir(directory) if not name.startswith("table")}
+    assert names == {"CURRENT", "LOCK", "PUBLISHED", "log-1"}
     inside(machine).check()
 
 

@@ -15,6 +15,8 @@ import fastsm
 import fastsm.core.generations
 from fastsm import Answer, Entry, FastStateMachine, LogId, MemoryStateMachine, open_snapshot
 from fastsm.snapshot.model import State
+from support import by_hand
+from support.by_hand import record
 from support.faulty import crash_copy
 from support.inside import inside
 
@@ -412,3 +414,30 @@ def test_a_range_in_a_procedure_does_not_open_the_machine_to_it(directory: Path,
     machines.append(machine_at(directory, procedures=[read_past_tx]))
     applied(machines[0], fastsm.put(b"a", b""))
     assert applied(machines[0], fastsm.call("read_past_tx")) == [Answer(True, [b"a"])]
+
+
+# ---- snapshots that cannot be ------------------------------------------------------------------------------
+
+PUT, SESSION, TOUCH = 1, 6, 8
+TWICE: dict[str, tuple[list[bytes], dict[str, int]]] = {
+    "a key": ([record(PUT, 1, b"k", b"1"), record(PUT, 2, b"k", b"2")], {"keys": 1}),
+    "a session": ([record(SESSION, 1, bytes(8), bytes(16)), record(SESSION, 2, bytes(8), bytes(16))], {"sessions": 1}),
+    "a touch": (
+        [record(PUT, 1, b"k", b"1"), record(TOUCH, 2, b"k", b"", 5), record(TOUCH, 2, b"k", b"", 6)], {"keys": 1}),
+    "a touch before the put": ([record(TOUCH, 1, b"k", b"", 5), record(PUT, 2, b"k", b"1")], {"keys": 1}),
+    "a touch of no key": ([record(TOUCH, 2, b"k", b"", 5)], {}),
+}
+
+
+@pytest.mark.parametrize("what", TWICE)
+def test_a_snapshot_with_a_record_too_many_is_not_installed(tmp_path: Path, what: str, machine_at: Opener) -> None:
+    """Whatever its header says of numbers: equal states have equal bytes. The old state stays."""
+    records, numbers = TWICE[what]
+    (tmp_path / "file").write_bytes(by_hand.snapshot(
+        (2, 1), [by_hand.term_run(1, 2, 1)], records, **{"keys": 0, "sessions": 0, **numbers}))
+    machine = machine_at(tmp_path / "state")
+    applied(machine, fastsm.put(b"old", b"state"))
+    for each in (machine, MemoryStateMachine()):
+        with pytest.raises(fastsm.SnapshotError):
+            each.install_snapshot(None, tmp_path / "file")
+    assert list(machine.items()) == [(b"old", b"state")]

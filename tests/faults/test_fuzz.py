@@ -53,7 +53,7 @@ def test_no_input_does_harm(target: str) -> None:
 
 
 def test_nearly_every_line_of_the_decoders_runs() -> None:
-    """At least 94 % of the plain reader's, which decides as the compiled code does; sessions are not generated yet."""
+    """At least 94 % of the plain reader's, which decides as the compiled code does."""
     hit, lines = set[tuple[str, int]](), set[tuple[str, int]]()
     for target in TARGETS:
         hit |= run_of(target).hit

@@ -33,7 +33,7 @@ def state(tmp_path: Path) -> Path:
     with FastStateMachine(path, retain_entries=0) as machine:
         machine.apply(CHUNK)
         machine.compact()
-    assert {name.split("-")[0] for name in os.listdir(path)} == {"base", "log", "table", "CURRENT", "LOCK"}
+    assert {name.split("-")[0] for name in os.listdir(path)} == {"base", "log", "table", "CURRENT", "LOCK", "PUBLISHED"}
     return path
 
 

@@ -335,7 +335,7 @@ def test_close_waits_for_what_it_ends(tmp_path: Path, directory: Path, what: str
             gate.open()
     assert closing.error is None
     assert isinstance(work.error, SnapshotError)
-    assert sorted(os.listdir(directory)) == ["CURRENT", "LOCK", "log-1"]
+    assert sorted(os.listdir(directory)) == ["CURRENT", "LOCK", "PUBLISHED", "log-1"]
     assert not (tmp_path / "target").exists() or os.listdir(tmp_path / "target") == []
 
 

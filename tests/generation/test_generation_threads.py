@@ -166,7 +166,7 @@ COMMON = """
             assert (dict(machine.items()), machine.last_applied()) == (state, last)
             n = machine.stats().generation
             machine.close()
-            assert set(os.listdir(self.path)) <= {f"log-{n}", f"base-{n}", f"table-{n}", "CURRENT", "LOCK"}
+            assert set(os.listdir(self.path)) <= {f"log-{n}", f"base-{n}", f"table-{n}", "CURRENT", "LOCK", "PUBLISHED"}
 
     with FastStateMachine(os.path.join(root, "replica")) as replica:
         replica.update_last_applied((SOURCE - 1, 1))

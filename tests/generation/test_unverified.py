@@ -302,7 +302,8 @@ def test_damaged_bytes_are_not_compacted(state: Path, name: str, verify: str) ->
     with pytest.raises(CorruptionError) as caught:
         machine.compact()
     assert caught.value.path == str(path)
-    assert sorted(path.name for path in state.iterdir()) == ["CURRENT", "LOCK", "base-2", "log-2", "table-2"]
+    names = sorted(path.name for path in state.iterdir())
+    assert names == ["CURRENT", "LOCK", "PUBLISHED", "base-2", "log-2", "table-2"]
     machine.close()
 
 

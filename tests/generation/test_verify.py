@@ -119,15 +119,15 @@ def test_what_was_allocated_ahead_is_nobodys(machine: FastStateMachine, director
 
 def test_progress_rises_to_the_total(machine: FastStateMachine) -> None:
     """``progress`` is told bytes done and bytes in all; done never falls and ends at the total."""
-    for _ in range(100):
-        machine.apply([(machine.last_applied().index + 1, 1, fastsm.put(b"more", bytes(200 << 10)))])
+    machine.compact(machine.last_applied())
+    machine.apply([(machine.last_applied().index + 1, 1, fastsm.put(b"more", bytes(200 << 10)))])
     calls: list[tuple[int, int]] = []
     machine.verify(lambda done, total: calls.append((done, total)))
-    assert len(calls) > 2
+    assert len(calls) > 1  # for base and log
     done = [call[0] for call in calls]
-    assert done == sorted(done)
-    assert {total for _, total in calls} == {machine.stats().log_bytes}
-    assert done[-1] == machine.stats().log_bytes
+    assert done == sorted(set(done))
+    assert {total for _, total in calls} == {done[-1]}
+    assert done[-1] > machine.stats().log_bytes
 
 
 def test_progress_of_an_empty_log_is_told_its_end(directory: Path, machine_at: Opener) -> None:

@@ -108,7 +108,7 @@ def print_example(folder: Path) -> None:
 def keep(source: Path, name: str) -> None:
     """Puts a folder's files beside this script."""
     shutil.rmtree(HERE / name, ignore_errors=True)
-    shutil.copytree(source, HERE / name, ignore=shutil.ignore_patterns("LOCK"))
+    shutil.copytree(source, HERE / name, ignore=shutil.ignore_patterns("LOCK", "PUBLISHED"))
 
 
 def main() -> None:

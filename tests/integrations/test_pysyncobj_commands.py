@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("pysyncobj")
 
 from pysyncobj import FAIL_REASON
+from pysyncobj.batteries import ReplCounter
 
 import fastsm
 from fastsm import Answer
@@ -410,6 +411,28 @@ def test_an_error_in_the_clock_of_the_users_stops_nothing(node_at: MakeNode, cap
         node.doTick(0.001)
     assert (node.failure, node.get(b"lease")) == (None, b"")
     assert caplog.text.count("no tick is proposed") == 1
+
+
+def test_a_callback_ends_its_node_among_entries_of_a_consumer(node_at: MakeNode) -> None:
+    """That is no failure; started again the node has applied each entry once, those after the end too."""
+    counter, failures = ReplCounter(), []
+    node = ready(node_at(consumers=[counter], on_failure=failures.append))
+
+    def told(total: Any, reason: Any) -> None:
+        if total == 10:
+            node.destroy()
+
+    for _ in range(50):
+        counter.inc(callback=told)
+    for _ in range(5000):
+        if node._fastsm_over:
+            break
+        node.doTick(0.001)
+    assert (counter.get(), failures, node.failure) == (10, [], None)
+    counter = ReplCounter()
+    node = ready(node_at(consumers=[counter]))
+    ticks(node, lambda: counter.get() == 50)
+    assert node.state_machine.last_applied() == (node.raftLastApplied, node.raftCurrentTerm)
 
 
 def test_a_snapshot_keeps_sessions(node_at: MakeNode) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import threading
 import zlib
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ pytest.importorskip("pysyncobj")
 
 from pysyncobj import SyncObjConf
 from pysyncobj.pipe_notifier import PipeNotifier
+from pysyncobj.tcp_connection import TcpConnection
 
 import fastsm
 from fastsm.integrations.pysyncobj import ReplicatedStateMachine, transport
@@ -148,6 +151,61 @@ def test_several_messages_that_make_no_sense(pair: Pair, messages: Any) -> None:
     pair.until(lambda: told)
     assert told == [(True, 0)]
     assert [each.failure for each in pair.nodes] == [None, None]
+
+
+@pytest.mark.parametrize("first", [{}, {"type": "append_entries"}, [], [{}], [[]], 7, "nobody", b"\xff"], ids=repr)
+def test_a_first_message_that_makes_no_sense(pair: Pair, first: Any) -> None:
+    """Whoever connects and sends it is disconnected, and the node goes on."""
+    host, port = pair.addresses[0].split(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        content = encode(first)
+        stranger.sendall(struct.pack("i", len(content)) + content)
+        stranger.setblocking(False)
+        ended: list[bytes] = []
+
+        def is_ended() -> bool:
+            try:
+                ended.append(stranger.recv(1000))
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                return True
+            return not ended[-1]
+
+        pair.until(is_ended)
+    told: list[Any] = []
+    pair.nodes[0].put(b"a", b"b", callback=lambda *answer: told.append(answer))
+    pair.until(lambda: told)
+    assert (told, pair.nodes[0].failure) == ([(True, 0)], None)
+
+
+def test_a_connection_that_ends_while_the_address_is_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the next one the address comes first, not the greeting that belonged to the one before."""
+    first_messages: list[Any] = []
+    take = FastTransport._onIncomingMessageReceived
+    send, broken = TcpConnection.send, [True]
+
+    def noting(self: Any, conn: Any, message: Any) -> None:
+        first_messages.append(message)
+        take(self, conn, message)
+
+    def breaking(self: Any, message: Any) -> None:
+        if broken.pop() if broken else False:
+            self.disconnect()  # as where the other side has reset it: PySyncObj connects again at once
+            return
+        send(self, message)
+
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 0.0
+    pair.settle()
+    monkeypatch.setattr(FastTransport, "_onIncomingMessageReceived", noting)
+    monkeypatch.setattr(TcpConnection, "send", breaking)
+    caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
+    caller._fastsm_transport.disconnect(next(iter(caller.otherNodes)))
+    pair.until(lambda: not broken and first_messages and all(node.hasQuorum for node in pair.nodes))
+    pair.settle()
+    assert set(first_messages) == {max(pair.addresses)}
+    assert [node.failure for node in pair.nodes] == [None, None]
 
 
 @pytest.mark.parametrize("size", [0, 1, 900, 1023, 1024, 5000, 300_000])

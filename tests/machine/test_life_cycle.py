@@ -424,7 +424,7 @@ def test_clear_is_back_to_the_initial_state(
     machine.start()
     assert machine.get(b"key-1") is None
     assert machine.apply(put(1)) == [True]
-    assert [path.name for path in sorted(directory.iterdir())] == ["CURRENT", "LOCK", "log-2"]
+    assert [path.name for path in sorted(directory.iterdir())] == ["CURRENT", "LOCK", "PUBLISHED", "log-2"]
 
 
 @pytest.mark.parametrize(

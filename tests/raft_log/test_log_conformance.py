@@ -10,6 +10,7 @@ import pytest
 
 from fastsm import Entry, LogId, RaftLog
 from fastsm.testing import RaftLogConformance
+from support.inside import inside
 from support.list_log import ListLog
 
 
@@ -38,7 +39,7 @@ class TestKilledRaftLog(TestRaftLog):
     @pytest.fixture
     def reopen(self, tmp_path: Path) -> Callable[[Any], Any]:
         def kill_and_open(log: RaftLog) -> RaftLog:
-            log._abandon()
+            inside(log).abandon()
             self.open.append(RaftLog(tmp_path / "log"))
             return self.open[-1]
 

@@ -11,6 +11,7 @@ import pytest
 import fastsm
 from fastsm import FastsmError, LogId, RaftLog
 from support.faulty import memory_directory
+from support.inside import inside
 from support.list_log import ListLog, LogState, do, invent, state_of
 from support.power import Drawn, NoDirectorySync, NoSync, Platter, Point, QuietDirectory
 
@@ -64,7 +65,7 @@ def live(seed: int, root: Path, planted: type[Platter] = Platter) -> list[Moment
             hard = model.state
             synced = len(history) - 1
         moments.append(Moment(platter, f"{step.method} returned", history, synced, hard))
-    log._abandon()
+    inside(log).abandon()
     platter.close()
     return moments
 
@@ -95,14 +96,14 @@ def open_twice(root: Path) -> LogState:
     log = RaftLog(root, _files=QuietDirectory)
     found, durable = state_of(log), log.durable_index
     assert durable <= log.last_index
-    log._abandon()
+    inside(log).abandon()
     log = RaftLog(root, _files=QuietDirectory)
     assert state_of(log) == found, "opened again, it is another one"
     log.save_hard_state(found.hard_state[0] + 1)
     log.append([(log.last_index + 1, log.last_term, b"goes on")])
     log.sync()
     assert log.durable_index == log.last_index
-    log._abandon()
+    inside(log).abandon()
     return found
 
 
@@ -154,6 +155,6 @@ def test_what_counts_as_durable_survives_what_was_truncated(tmp_path: Path) -> N
                 again = RaftLog(root / "drawn", _files=QuietDirectory)
                 assert [again.term(index) for index in (4, 5)] == [1, 1]
                 assert again.last_index >= 5
-                again._abandon()
-        log._abandon()
+                inside(again).abandon()
+        inside(log).abandon()
         platter.close()

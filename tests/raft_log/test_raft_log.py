@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import fastsm
 from fastsm import CommandError, CompactedError, Entry, LockedError, LogId, NotRunningError, OrderError, RaftLog
 from support.faulty import memory_directory
+from support.inside import inside
 from support.list_log import ListLog, LogState, do, invent, state_of
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -75,7 +76,7 @@ def test_entries_that_are_there_are_skipped(log: RaftLog) -> None:
     ],
 )  # fmt: skip
 def test_entries_out_of_order_are_refused_whole(log: RaftLog, entries: Any, index: int) -> None:
-    """Another term, a gap, a falling term, an index at or below the border: an error that names it, nothing appended."""
+    """Another term, a gap, a falling term, an index at or below the border: an error names it, nothing is appended."""
     filled(log, 1, 1, 2).compact((1, 1))
     before = state_of(log)
     with pytest.raises(OrderError) as caught:
@@ -140,7 +141,7 @@ def test_batches_of_any_size(tmp_path: Path, size: int, count: int) -> None:
     more = [entry._replace(index=entry.index + len(entries)) for entry in entries]
     log.append(more)
     assert log.entries(1, 1000) == entries + more
-    log._abandon()
+    inside(log).abandon()
     with RaftLog(path) as log:
         assert log.entries(1, 1000) == entries + more
         log.verify()
@@ -277,7 +278,7 @@ def test_hard_state_follows_the_rules_of_votes(tmp_path: Path) -> None:
         log.save_hard_state(4, "a")  # type: ignore[arg-type]
     log.save_hard_state(4, None)
     log.save_hard_state(5, b"")
-    log._abandon()
+    inside(log).abandon()
     with RaftLog(tmp_path / "log") as log:
         assert log.hard_state() == (5, b"")
 
@@ -309,7 +310,7 @@ def test_durable_index_is_known_after_a_kill(tmp_path: Path) -> None:
     log = RaftLog(tmp_path / "log")
     filled(log, 1, 1, 1).sync()
     log.append([(4, 1, b"")])
-    log._abandon()
+    inside(log).abandon()
     log = RaftLog(tmp_path / "log")
     assert (log.last_index, log.durable_index) == (4, 3)
     log.sync()
@@ -405,7 +406,7 @@ def test_does_what_a_list_does(seed: int, small: bool) -> None:
                 check_reads(log, model, rng)
                 check_refusals(log, model, rng)
             if number % 23 == 0:
-                (log._abandon if rng.random() < 0.7 else log.close)()
+                (inside(log).abandon if rng.random() < 0.7 else log.close)()
                 log = RaftLog(root / "log")
         check_reads(log, model, rng)
         log.verify()

@@ -177,7 +177,8 @@ def test_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def write(rng: random.Random) -> None:
         with suppress(fastsm.OrderError):  # another writer was faster
             last, term = log.last_index, log.last_term
-            log.append([Entry(last + i, term + 1, b"%d %d" % (last + i, term + 1)) for i in range(1, rng.randrange(2, 30))])
+            chunk = range(last + 1, last + rng.randrange(2, 30))
+            log.append([Entry(index, term + 1, b"%d %d" % (index, term + 1)) for index in chunk])
         if rng.random() < 0.1:
             with suppress(fastsm.OrderError):
                 log.truncate_after(max(log.first_index, log.last_index - rng.randrange(20)))
@@ -272,7 +273,7 @@ INNER = OUTER | {
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("outer", OUTER)
 def test_a_call_on_top_of_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outer: str, inner: str) -> None:
-    """At every call of the system, as a signal handler: it works or is refused, and what is there afterwards is whole."""
+    """At every call of the system, as a signal handler: it works or is refused; what is there afterwards is whole."""
     monkeypatch.setattr(fastsm.raft_log, "SEGMENT_BYTES", 20_000)
     for nth in range(40):
         path = tmp_path / f"log-{nth}"

@@ -18,6 +18,7 @@ from schedules.explorer import Schedule, Step, Watched
 
 import fastsm
 from fastsm import (
+    CompactedError,
     FastsmError,
     FastStateMachine,
     LogId,
@@ -106,6 +107,14 @@ def close_model(machine: Machine, root: Path) -> None:
     inside(machine).running = False
 
 
+def watch(machine: Machine, root: Path) -> Any:
+    watch = machine.watch(start=9)
+    told = watch.read(1, timeout=0)
+    if isinstance(machine, FastStateMachine):
+        machine.verify()  # another operation may come here
+    return told + watch.read(timeout=0)
+
+
 def membership(machine: Machine, root: Path) -> Any:
     return machine.membership()
 
@@ -134,6 +143,7 @@ OPERATIONS = {
     "open read-only": Operation(
         read_only, lambda machine, root: (machine.last_applied(), list(inside(machine).state.values.items())),
         sees_files=True),
+    "watch": Operation(watch, is_ended=True),
     "get_many": Operation(lambda machine, root: machine.get_many(KEYS)),
     "scan": Operation(
         lambda machine, root: machine.scan_prefix(b"key"),
@@ -216,7 +226,7 @@ class Template:
         """What opening finds in the state's directory; equal files are opened once, since many schedules leave them."""
         digest = blake3.blake3()
         for path in sorted((self.root / "state").iterdir()):
-            if path.name != "LOCK":
+            if path.name not in ("LOCK", "PUBLISHED"):
                 digest.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
         key = digest.digest()
         if key not in self.found:
@@ -327,7 +337,7 @@ def was_ended(names: Sequence[str], number: int, error: BaseException | None) ->
         return False
     operation = OPERATIONS_AND_READS[names[number]]
     others = [OPERATIONS_AND_READS[name] for i, name in enumerate(names) if i != number]
-    if isinstance(error, SnapshotRangeError):
+    if isinstance(error, (CompactedError, SnapshotRangeError)):
         return operation.is_ended and any(other.compacts or other.replaces for other in others)
     if type(error) is SnapshotError:  # an install is ended by a close alone
         return any(other.ends or (operation.is_ended and other.replaces) for other in others)

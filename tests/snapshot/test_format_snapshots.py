@@ -97,6 +97,7 @@ def test_a_base_made_by_hand_opens(directory: Path) -> None:
 
 BAD_BASES = {
     "no key has two records": snapshot((7, 3), RUNS, [RECORDS[0], RECORDS[0]]),
+    "two records of one key, counted as one": snapshot((7, 3), RUNS, [RECORDS[0], RECORDS[0]], keys=1),
     "an index that falls": snapshot((7, 3), RUNS, RECORDS[::-1]),
     "a record of an entry in no run": snapshot((7, 3), RUNS, [record(PUT, 3, b"k")]),
     "a record behind the last entry": snapshot((7, 3), RUNS, [record(PUT, 8, b"k")]),

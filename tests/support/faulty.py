@@ -183,7 +183,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
         for path in sorted(directory.iterdir())
-        if path.name != "LOCK" and path.is_file() and not path.is_symlink()
+        if path.name not in ("LOCK", "PUBLISHED") and path.is_file() and not path.is_symlink()
     }
 
 

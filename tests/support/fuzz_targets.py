@@ -355,7 +355,7 @@ class Logs(Target):
     def run(self, data: bytes, dice: random.Random) -> Outcome:
         current, base, log = self.split(data)
         for path in self.path.iterdir():
-            if path.name != "LOCK":
+            if path.name not in ("LOCK", "PUBLISHED"):
                 path.unlink()
         (self.path / "CURRENT").write_bytes(current)
         (self.path / "log-1").write_bytes(log)

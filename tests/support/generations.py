@@ -114,6 +114,6 @@ def reopen(root: Path) -> tuple[Any, ...]:
     with FastStateMachine(root / "state", **OPTIONS) as machine:
         inside(machine).check()
         number = machine.stats().generation
-        names = {f"log-{number}", f"base-{number}", f"table-{number}", "CURRENT", "LOCK"}
+        names = {f"log-{number}", f"base-{number}", f"table-{number}", "CURRENT", "LOCK", "PUBLISHED"}
         assert set(os.listdir(root / "state")) <= names
         return state_of(machine)

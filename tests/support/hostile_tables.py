@@ -38,7 +38,7 @@ def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]
         for field in getattr(table.saved, name)._fields:
             for number in NUMBERS:
                 yield f"{field} of {name} is {number}", lambda t, n=name, f=field, i=number: t.change_part(n, **{f: i})
-    for place in (0, 7, 8, 16, start - 16, start, end - 24, end - 16, 2**64 - 8):
+    for place in (0, 7, 8, 16, start - 16, start, end - 32, end - 24, end - 16, 2**64 - 8):
         yield f"all deadlines lead to {place}", lambda t, p=place: lead_deadlines(t, p)
     yield "slots in disorder", disorder
     named = 1 << table.saved.depth
@@ -146,12 +146,14 @@ def use(path: Path, verify: str) -> str:
         lambda: list(machine.keys()), lambda: list(machine.items()), machine.columns, lambda: machine.scan_prefix(b"1"),
         lambda: machine.count(b"2"), lambda: list(machine.ordered(reverse=True)), lambda: machine.scan(b"3", limit=99),
         machine.membership, machine.stats, lambda: machine.entry_term(1), machine.snapshot_metadata,
+        machine.next_deadline, lambda: [machine.deadline(key) for key in keys],
     ):
         attempt(call)
     index, term = machine.last_applied()
     for number, commands in enumerate((
         [fastsm.compare_and_swap(key, b"value " + key, b"swapped") for key in keys[::3]],
         [fastsm.put(key, b"new") for key in keys], [fastsm.delete(key) for key in keys[::2]],
+        [fastsm.touch(key, 10**8) for key in keys[:3_000]], [fastsm.tick(10**12, limit=700), fastsm.tick(10**12)],
         [fastsm.put(b"more %d" % i, b"") for i in range(6_000)],
     )):
         first = index + 1 + 20_000 * number
@@ -171,6 +173,11 @@ def main() -> None:
     """Opens every lie."""
     source, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     fastsm.core.generations.SAVE_TABLE_ABOVE = 0
+    with FastStateMachine(source) as machine:
+        index, term = machine.last_applied()
+        commands = [fastsm.touch(b"%d" % i, 10**9 + i) for i in range(2_000)]
+        commands += [fastsm.open_session(expires=10**9 + i) for i in range(50)]
+        machine.apply([(index + 1 + i, term, command) for i, command in enumerate(commands)])
     (name,) = [path.name for path in source.glob("table-*")]
     whole = TableFile(source / name)
     without_order = [(kind, tell, False) for kind, tell in lies(whole)]  # with it, most are seen by its sum

@@ -8,7 +8,7 @@ from typing import Any
 NAMES = frozenset({
     # FastStateMachine: the invariants, and the parts that it is made of
     "check", "log", "index", "table", "terms", "turns", "worker", "waiters", "jobs", "directory", "verifying",
-    "snapshots", "deadlines", "live_records",
+    "snapshots", "source", "watchers", "deadlines", "live_records",
     # its steps, for tests that hold one of them up, or leave one out
     "capture", "closed", "compact_by_itself", "is_called_for", "mark", "note_metadata", "opened", "release", "require",
     "sync_to", "await_applied", "wait_no_more", "waiting_for_entries", "write_captured", "write_state", "bytes",
@@ -18,6 +18,8 @@ NAMES = frozenset({
     "entries", "metadata", "running", "state", "state_as_of",
     # Directory; the threads of coroutines
     "lock", "thread",
+    # RaftLog
+    "abandon",
 })  # fmt: skip
 
 

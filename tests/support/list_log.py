@@ -30,8 +30,8 @@ def state_of(log: RaftLog) -> LogState:
 class ListLog:
     """The semantics of a Raft log."""
 
-    def __init__(self, state: LogState = LogState(LogId(0, 0), (), (0, None))) -> None:
-        self.state = state
+    def __init__(self, state: LogState | None = None) -> None:
+        self.state = LogState(LogId(0, 0), (), (0, None)) if state is None else state
 
     @property
     def first_index(self) -> int:
@@ -64,7 +64,7 @@ class ListLog:
         border, mine, hard = self.state
         new: list[Entry] = []
         before: tuple[int, int] | None = None
-        for index, term, command in entries:
+        for index, term, _ in entries:
             if before is not None and (index != before[0] + 1 or term < before[1]):
                 raise OrderError("order", index=index)
             before = index, term
@@ -109,9 +109,9 @@ class Step(NamedTuple):
     arguments: tuple[object, ...]
 
 
-def invent(rng: random.Random, model: ListLog, largest: int = 5000) -> Step:
+def invent(rng: random.Random, model: ListLog, largest: int = 5000) -> Step:  # noqa: PLR0911
     """A call that the model takes, as a Raft node might make it."""
-    border, entries, (term, vote) = model.state
+    border, _, (term, vote) = model.state
     last = model.last
     dice = rng.random()
     if dice < 0.55:

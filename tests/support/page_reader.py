@@ -75,7 +75,7 @@ def header(data: bytes, magic: bytes, size: int) -> tuple[int, int]:
     demand(xxhash.xxh64_intdigest(data[: size - 8]) == struct.unpack_from("<Q", data, size - 8)[0], "a checksum")
     version, zero, first, second = struct.unpack_from("<IIQQ", data, 8)
     demand(version == 0, "version")
-    demand(zero == 0, "a zero")
+    demand(zero == 0 or (magic == b"FASTSM-L" and any(data[48:56])), "a zero")
     return first, second
 
 

@@ -88,7 +88,7 @@ class SimulatedTransport(FastTransport):
         self.holding = False
         self.refused = {}
         self._held: list[Any] = []
-        self._gathered = None
+        self._gathered = self._ended = None
         self._node, self._own, self._others = node, own, list(others)
         self._ready = True
         self.network.transports[own.id] = self

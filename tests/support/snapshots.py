@@ -55,6 +55,9 @@ class StateSource:
         self.runs = b"".join(struct.pack("<QQQ", *run) for run in runs_of(state.seen))
         self.records = [record(PUT, state.writers[key].index, key, value) for key, value in state.values.items()]
 
+    def find(self, tick: Callable[[], object]) -> None:
+        """Nothing: it was made of what it holds."""
+
     def write_records(self, directory: Any, fd: Any, offset: int, tick: Callable[[], object]) -> tuple[int, int]:
         start = offset
         for each in self.records:

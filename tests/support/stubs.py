@@ -13,8 +13,10 @@ from pathlib import Path
 import fastsm
 
 PACKAGE = Path(fastsm.__file__).resolve().parent
-MODULES = ("command", "columns", "core.state", "core.ordered", "core.timed", "core.engine")  # those with public names
-CLASSES = ("State", "Ordered", "Timed", "Engine")  # those that FastStateMachine is made of
+MODULES = (  # those with public names
+    "command", "columns", "core.state", "core.ordered", "core.timed", "core.engine", "journal.engine",
+)  # fmt: skip
+CLASSES = ("State", "Ordered", "Timed", "Engine", "LogEngine")  # what FastStateMachine and RaftLog are made of
 
 
 def stub_of(module: str) -> Path:

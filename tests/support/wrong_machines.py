@@ -32,17 +32,18 @@ from fastsm.testing import StateMachineConformance
 from fastsm.testing.answers import AnswerRules
 from fastsm.testing.calls import CallRules
 from fastsm.testing.deadlines import DeadlineRules
+from fastsm.testing.watching import WatchRules
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Put
 
 FAULTS: dict[str, set[str]] = {}  # the name of a wrong class, and tests that must fail
 Wrong = type[MemoryStateMachine]
-BEYOND_THE_TRAIT = (AnswerRules, CallRules, DeadlineRules)
+BEYOND_THE_TRAIT = (AnswerRules, CallRules, DeadlineRules, WatchRules)
 
 
 def collect(*, beyond_the_trait: bool) -> tuple[Callable[..., Callable[[Wrong], Wrong]], Callable[[], dict[str, type]]]:
     """A decorator that notes wrong machines, and a function that gives the suites on those of this file.
 
-    They are of the rules of the trait, or of those of answers, procedures and time: all together take long.
+    They are of the rules of the trait, or of those of answers, procedures, time and watches: all together take long.
     """
     noted: list[Wrong] = []
 

@@ -209,16 +209,20 @@ class Applying(Replication):
         entries, others = journal.marked(first, count, CHUNK_BYTES, MARK, FILLER)
         if not entries:
             raise NotRunningError(f"{journal.path}: entry {first} is committed, but not in the journal")
-        start = 0
-        for other in others:
-            if other > start:
-                self._fastsm_apply_run(entries[start:other])
-            self._fastsm_apply_single(entries[other])
-            start = other + 1
+        start = place = 0
+        while start < len(entries):
+            if place == len(others) or others[place] > start:
+                end = others[place] if place < len(others) else len(entries)
+                self._fastsm_apply_run(entries[start:end])
+            else:
+                end = start + 1
+                while place + end - start < len(others) and others[place + end - start] == end:
+                    end += 1
+                end = start + self._fastsm_apply_others(entries[start:end], stop)
+                place += end - start
+            start = end
             if clock.monotonic() > stop or not self._fastsm_behind:
                 return
-        if start < len(entries):
-            self._fastsm_apply_run(entries[start:] if start else entries)
 
     def _fastsm_apply_run(self, entries: list[tuple[int, int, bytes]]) -> None:
         """Applies entries of the state machine."""
@@ -236,16 +240,24 @@ class Applying(Replication):
             self._fastsm_tell(entries, results)
         self._SyncObj__raftLastApplied = entries[-1][0]
 
-    def _fastsm_apply_single(self, entry: tuple[int, int, bytes]) -> None:
-        """Applies an entry of PySyncObj's own; in the state machine it is one without effect."""
-        index = entry[0]
-        command = self._fastsm_journal.entries(index, 1)[0][0]
-        self._fastsm_apply_chunk([entry])
-        self._SyncObj__raftLastApplied = index - 1
-        result = self._fastsm_apply_other(command)
-        if self._SyncObj__commandsWaitingCommit:
-            self._fastsm_tell([entry], [result])
-        self._SyncObj__raftLastApplied = index
+    def _fastsm_apply_others(self, entries: list[tuple[int, int, bytes]], stop: float) -> int:
+        """Applies entries of PySyncObj's own one by one, as far as there is time; how many.
+
+        In the state machine they are entries without effect; it is at the entry whose method is called.
+        """
+        commands = self._fastsm_journal.entries(entries[0][0], len(entries))
+        done = 0
+        for entry, (command, index, _) in zip(entries, commands, strict=True):
+            done += 1
+            self._fastsm_machine.apply([entry])
+            self._SyncObj__raftLastApplied = index - 1
+            result = self._fastsm_apply_other(command)
+            if self._SyncObj__commandsWaitingCommit:
+                self._fastsm_tell([entry], [result])
+            self._SyncObj__raftLastApplied = index
+            if clock.monotonic() > stop or not self._fastsm_behind:
+                break
+        return done
 
     def _fastsm_apply_chunk(self, entries: list[tuple[int, int, bytes]]) -> list[Any]:
         """All entries; a malformed one has the result False, on every replica."""

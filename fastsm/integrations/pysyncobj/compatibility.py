@@ -50,6 +50,8 @@ METHODS = {
         "_onReadonlyNodeDisconnected": "node",
         "_onTick": "",
         "_onMessageReceived": "node message",
+        "_onIncomingMessageReceived": "conn message",
+        "_sendSelfAddress": "conn",
     },
     pysyncobj.tcp_connection.TcpConnection: {
         "send": "message",
@@ -82,7 +84,7 @@ ATTRIBUTES = {
         "destroying", "properies", "selfNode", "enabledCodeVersion", "mainThread", "onReadyCalled",
         "onTickCallbacks", "conf", "lastResponseTime", "commandsQueue", "pipeNotifier",
     ),
-    pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller"),
+    pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller", "socket"),
 }  # fmt: skip
 
 

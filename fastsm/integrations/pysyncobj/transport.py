@@ -48,6 +48,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         self._silent: dict[Any, float] = {}  # read-only nodes that have not greeted yet, and since when they are there
         self._held: list[tuple[Any, dict[str, Any]]] = []
         self._gathered: dict[Any, list[dict[str, Any]]] | None = None
+        self._ended: Any = None  # a connection that ended while this node's address was sent on it
         self._encoded: tuple[Any, bytes] = None, b""  # the last message: the next follower often gets the same one
         super().__init__(*arguments)
 
@@ -61,7 +62,29 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
 
     # ---- who may join ----------------------------------------------------------------------------------
 
+    def _onIncomingMessageReceived(self, conn: Any, message: Any) -> None:
+        """Takes the first messages of a connection, from whoever it is: none of them may end the tick."""
+        try:
+            super()._onIncomingMessageReceived(conn, message)
+        except Exception:
+            logger.exception("the first message of a connection makes no sense; it is ended")
+            conn.disconnect()
+
+    def _sendSelfAddress(self, conn: Any) -> None:
+        socket = conn._TcpConnection__socket
+        super()._sendSelfAddress(conn)
+        if conn._TcpConnection__socket is socket:
+            return
+        # It ended meanwhile, and PySyncObj would take one that it has begun in its place for connected.
+        self._ended, node = conn, self._connToNode(conn)
+        self._preventConnectNodes.add(node)
+        conn.disconnect()
+        self._preventConnectNodes.discard(node)
+
     def _onNodeConnected(self, node: Any) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None and ended is self._connections.get(node):
+            return  # a greeting now would come before the address on the next connection
         self._onNodeDisconnected(node)  # by an older connection
         self._post(node, {"type": GREETING, "version": WIRE_VERSION})
 

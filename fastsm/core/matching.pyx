@@ -1,0 +1,175 @@
+"""A state as a source of changes, and which of the waiting watches a change concerns."""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastsm.core.state cimport CLOSED, State
+from fastsm.core.turns cimport Turns
+from fastsm.core.watchers cimport Group, Prefixes, Reach, Waiting, Watchers
+from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_length
+from fastsm.disk.mapping cimport Mapping
+from fastsm.generation.changes cimport ALL, Changes, Place, Source
+from fastsm.generation.log cimport Log
+
+cdef uint64_t LARGEST = 0xFFFFFFFFFFFFFFFE
+
+
+cdef inline uint64_t known_changes(object changes) except? 0:
+    """As a source has it: ALL where it is not known."""
+    return changes if 0 <= changes < ALL - 1 else ALL
+
+
+cdef class StateSource(Source):
+    """The changes of a state: all that are applied, or those that are durable.
+
+    Thread safety: as the watch that it belongs to.
+    """
+    cdef readonly State _state
+    cdef readonly bint durable
+
+    def __cinit__(self, State state not None, bint durable):
+        self._state = state
+        self.durable = durable
+
+    cpdef int look(self) except -1:
+        cdef State state = self._state
+        cdef Log log
+        if state.gate:
+            state.refuse()
+        log = state._log
+        if log.identity != self.identity or self.path is None:
+            self.take_head(log)
+        # From here on no Python code runs: all is from one moment.
+        if log is not state._log:
+            return self.look()
+        self.mapping = state.mapping
+        self.identity = log.identity
+        self.state = state._epoch >> 32
+        self.end = state._index.end - log.start
+        self.last_frame = log.last_frame
+        if self.last_frame and self.last_frame + frame_length(log.address + self.last_frame) > self.end:
+            self.last_frame = 0  # it is written, and not published yet
+        self.newest_index, self.newest_term = state.applied_index, state.applied_term
+        if self.durable:
+            self.index, self.term = state.durable_index, state.durable_term
+        else:
+            self.index, self.term = state.applied_index, state.applied_term
+        return 0
+
+    cdef int take_head(self, Log log) except -1:
+        head = log.head
+        self.path = log.path
+        self.base_index, self.base_term = head.base_index, head.base_term
+        self.base_changes = known_changes(head.base_changes - 1 if head.base_size else 0)
+        return 0
+
+    cpdef bint is_over(self) except -1:
+        return self._state.status == CLOSED
+
+    def wait(self, Changes watch not None, Turns turns or None, queue, owner):
+        """Lets a watch wait that has told everything: `queue`, or `owner`, is told of the next change for it.
+
+        None where it is worth looking again at once. `turns`: those of a thread that will wait, and so must not be
+        amid what has to apply the change.
+        """
+        cdef State state = self._state
+        cdef Place *draft = &watch.draft
+        cdef Reach reach
+        cdef Waiting waiting = Waiting(watch, self.durable, queue, owner)
+        if turns is not None:
+            turns.check()
+        # From here on no Python code runs: it waits, or something has come.
+        if (
+            state.gate or watch._closed or state._epoch >> 32 != self.state or state._log.identity != self.identity
+            or (state.durable_index if self.durable else state.applied_index) != self.index
+        ):
+            return None
+        reach.index, reach.term, reach.identity = self.index, self.term, self.identity
+        reach.frame = draft.frame if draft.at == draft.stop else <uint64_t>LOG_HEADER_SIZE
+        (state._watchers.durable if self.durable else state._watchers.applied).add(waiting, &reach)
+        watch.awaited = waiting
+        self.release()
+        return waiting
+
+
+def wakeable(Watchers watchers not None):
+    """Takes out, of all that wait, those whom a change concerns, or who have to look for another reason."""
+    if watchers.all_end:
+        return watchers.take_all()
+    cdef list taken = []
+    if watchers.applied.waiting:
+        match(watchers.applied, taken)
+    if watchers.durable.waiting:
+        match(watchers.durable, taken)
+    return taken
+
+
+cdef int match(Group group, list taken) except -1:
+    """Looks through what came since the last time."""
+    cdef Waiting waiting = group.waiting[0]
+    cdef StateSource source = waiting.watch._source
+    cdef State state = source._state
+    cdef list left = []
+    # At one moment:
+    cdef Mapping mapping = state.mapping
+    cdef Log log = state._log
+    cdef Reach reach
+    cdef uint64_t end = state._index.end - log.start
+    left, group.left = group.left, left
+    group.armed = True
+    reach.identity, reach.frame = log.identity, end
+    if source.durable:
+        reach.index, reach.term = state.durable_index, state.durable_term
+    else:
+        reach.index, reach.term = state.applied_index, state.applied_term
+    # Those who come from here on know everything up to `reach`.
+    if mapping is None or not catch_up(group, left, &reach):
+        return group.take_out(None, taken)
+    if group.prefixes is None:
+        group.prefixes = prefixes_of(group)
+    return match_with(group, group.prefixes, left, mapping, &reach, taken)
+
+
+cdef bint catch_up(Group group, list left, const Reach *reach) except -1:
+    """Whether it is known where the changes after the group's reach are."""
+    cdef uint64_t at = group.reach.identity
+    for entry in left:
+        if at != <uint64_t>entry[1]:
+            return False
+        at = entry[5]
+    return at == reach.identity
+
+
+cdef Prefixes prefixes_of(Group group):
+    cdef Waiting waiting
+    cdef list keys = []
+    for waiting in group.waiting:
+        keys.append(waiting.prefix)
+    return Prefixes(keys)
+
+
+cdef int match_with(
+    Group group, Prefixes prefixes, list left, Mapping mapping, Reach *reach, list taken
+) except -1:
+    """Takes those out whom a change up to `reach` concerns, which becomes that of the group."""
+    cdef uint64_t at = group.reach.frame
+    cdef Mapping old
+    for old, _, end, _, _, _, frame in left:
+        if scan(prefixes, old, at, end, LARGEST) == 0:
+            return group.take_out(None, taken)
+        at = frame
+    at = scan(prefixes, mapping, at, reach.frame, reach.index)
+    if at == 0:
+        return group.take_out(None, taken)
+    if prefixes.any_hit:
+        group.take_out(prefixes, taken)
+    prefixes.forget_hits()
+    reach.frame = at
+    group.reach = reach[0]
+    return 0
+
+
+cdef uint64_t scan(Prefixes prefixes, Mapping mapping, uint64_t first, uint64_t end, uint64_t last) noexcept:
+    cdef const uint8_t *log = mapping.address + mapping.start
+    with nogil:
+        first = prefixes.scan(log, first, end, last)
+    return first

@@ -1,0 +1,86 @@
+"""A recovered log goes on in another generation.
+
+Readers in other processes have mapped a log up to where it was last published. Where recovery finds less (its owner
+published frames whose pages the system lost after a sync that failed), the file cannot be cut: a reader would be killed
+by its next look at what is gone. So what was recovered is copied into the next generation, and the old files are
+removed, which readers hold for as long as they need them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from fastsm.core.engine import append_metadata
+from fastsm.disk.base import Base, base_name
+from fastsm.disk.files import PIECE, Directory, storage_errors
+from fastsm.errors import StorageError
+from fastsm.generation import current
+from fastsm.generation.log import Log
+from fastsm.generation.names import free_generations
+from fastsm.lookup.index import Index
+from fastsm.types import LogId
+
+logger = logging.getLogger("fastsm")
+
+
+def move(directory: Directory, opened: current.Generation) -> current.Generation:
+    """The same state in a generation of its own, durable, and named by CURRENT. O(bytes of base and log)."""
+    old = opened.log
+    number = next(free_generations(directory, old.head.generation + 1))
+    log: Log | None = None
+    try:
+        base = copy_base(directory, number, old.base)
+        try:
+            log = Log.create(directory, number, base)
+        except BaseException:
+            if base is not None:
+                base.close()
+            raise
+        log.copy_from(old, current.EMPTY_LOG_BYTES, old.end)
+        if opened.index.metadata is not None:
+            append_metadata(log, opened.index.metadata)
+        log.sync()
+        index = Index()
+        if base is not None:
+            index.read_base(log.mapping, base)
+        index.read_log(log.mapping, current.EMPTY_LOG_BYTES, log.end, True)
+        current.prepare_next(directory, log)
+        current.name_next(directory, old, log)
+    except BaseException:
+        current.discard(directory, log, number)
+        old.close()
+        raise
+    logger.warning(
+        "%s: what was applied up to here was published further, to offset %d and beyond, and is lost: the state goes "
+        "on in generation %d, so that readers of the old one are not cut off", old.path, old.end, number)
+    old.close()
+    try:
+        with storage_errors(directory.path, "removing the old generation"):
+            current.remove_generation(directory, old.head.generation)
+    except StorageError as error:
+        logger.warning("%s: left over until the next opening: %s", directory.path, error)
+    applied = LogId(index.terms.seen, index.terms.last_term(log.head.base_term))
+    return current.Generation(log, index, applied, opened.recovery, opened.verified)
+
+
+def copy_base(directory: Directory, number: int, base: Base | None) -> Base | None:
+    """The same base under the name of another generation, synced. Its bytes are as sure as they were."""
+    if base is None:
+        return None
+    assert base.descriptor is not None
+    name = base_name(number)
+    with storage_errors(directory.path_of(name), "copying the base"):
+        descriptor = directory.create_file(name)
+        try:
+            offset = 0
+            while offset < base.size:
+                piece = os.pread(base.descriptor.number, min(PIECE, base.size - offset), offset)
+                if not piece:
+                    raise StorageError(None, "the base ends before its size", base.path)
+                offset = directory.write_paced(descriptor, piece, offset)
+            directory.sync(descriptor)
+        except BaseException:
+            directory.close_file(descriptor)
+            raise
+    return Base(directory, name, descriptor, base.head)

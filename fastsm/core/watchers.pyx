@@ -1,0 +1,277 @@
+"""The watches that wait for a change, and how they are found without the writer.
+
+The writer rings a bell, if one is armed, and knows nothing of who waits. A thread (`watching`) hears it, at most once a
+millisecond, and goes over what was written since, once for all watches and without the GIL. A watch that waits is not
+moved along: how far the changes were looked through stands in one place for all of them, the reach of their group.
+"""
+
+from queue import SimpleQueue
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memset
+
+from fastsm.disk.format cimport (
+    FRAME_RUNS, frame_length, frame_run_count, frame_size, is_change, record_index, record_key, record_key_size,
+    record_length, record_operation,
+)
+from fastsm.lookup.terms cimport Run
+
+cdef enum:
+    PAIRS = 1 << 16           # of bytes
+
+
+cdef class Waiting:
+    """One wait for a change of a key below a prefix. A thread's `queue` gets it when the watch is to look again."""
+
+    def __cinit__(self, Changes watch not None, bint durable, queue, owner):
+        self.watch, self.prefix, self.durable, self.queue, self.owner = watch, watch._prefix, durable, queue, owner
+        self.index = watch.draft.index
+
+    def tell(self):
+        """Wakes a thread."""
+        self.queue.put(self)
+
+
+cdef class Prefixes:
+    """Which of many prefixes a key has, quickly: mostly none.
+
+    Thread safety: one thread uses it.
+    """
+
+    def __cinit__(self, keys):
+        self.keys = tuple(sorted(set(keys)))
+        self.count = len(self.keys)
+        self.numbers = {key: number for number, key in enumerate(self.keys)}
+        self.starts = <const uint8_t **>calloc(self.count, sizeof(void *))
+        self.sizes = <size_t *>calloc(self.count, sizeof(size_t))
+        self.parents = <int *>calloc(self.count, sizeof(int))
+        self.hits = <uint64_t *>calloc(self.count, sizeof(uint64_t))
+        self.beginnings = <uint8_t *>calloc(PAIRS // 8, 1)
+        if not (self.starts and self.sizes and self.parents and self.hits and self.beginnings):
+            raise MemoryError(f"no memory to match {self.count} prefixes")
+        self.fill()
+
+    def __dealloc__(self):
+        free(self.starts)
+        free(self.sizes)
+        free(self.parents)
+        free(self.hits)
+        free(self.beginnings)
+
+    cdef bint concerns(self, Waiting waiting) except -1:
+        """Whether an entry after what it knows changed a key below its prefix."""
+        number = self.numbers.get(waiting.prefix)
+        return number is not None and self.hits[<size_t>number] > waiting.index
+
+    cdef void forget_hits(self) noexcept:
+        if self.any_hit:
+            memset(self.hits, 0, self.count * sizeof(uint64_t))
+            self.any_hit = False
+
+    cdef int fill(self) except -1:
+        cdef size_t i, pair
+        cdef int parent
+        cdef bytes key
+        for i in range(self.count):
+            key = self.keys[i]
+            self.starts[i] = <const uint8_t *>PyBytes_AS_STRING(key)
+            self.sizes[i] = PyBytes_GET_SIZE(key)
+            parent = <int>i - 1
+            while parent >= 0 and not key.startswith(<bytes>self.keys[parent]):
+                parent = self.parents[parent]
+            self.parents[i] = parent
+            if self.sizes[i] == 0:
+                memset(self.beginnings, 0xFF, PAIRS // 8)
+            elif self.sizes[i] == 1:
+                memset(self.beginnings + 32 * <size_t>self.starts[i][0], 0xFF, 32)
+            else:
+                pair = <size_t>self.starts[i][0] << 8 | self.starts[i][1]
+                self.beginnings[pair >> 3] |= 1 << (pair & 7)
+        return 0
+
+    cdef uint64_t scan(self, const uint8_t *log, uint64_t first, uint64_t end, uint64_t last) noexcept nogil:
+        """Looks through the whole frames from an offset on that applied nothing after an entry.
+
+        Returns where the next one starts; 0 where a length cannot be, since the log was not verified yet.
+        """
+        cdef const uint8_t *frame
+        cdef const uint8_t *record
+        cdef const uint8_t *stop
+        cdef uint64_t length
+        cdef size_t size, pair
+        cdef uint32_t runs
+        while first < end:
+            frame = log + first
+            runs = frame_run_count(frame)
+            length = frame_length(frame)
+            if length > end - first or length < frame_size(runs, 0):
+                return 0
+            if runs and (<const Run *>(frame + FRAME_RUNS))[runs - 1].last > last:
+                return first
+            stop = frame + length
+            record = frame + frame_size(runs, 0)
+            while record < stop:
+                length = record_length(record)
+                if length > <uint64_t>(stop - record):
+                    return 0
+                if is_change(record_operation(record)):
+                    size = record_key_size(record)
+                    pair = 0
+                    if size:
+                        pair = <size_t>record_key(record)[0] << 8
+                        if size > 1:
+                            pair |= record_key(record)[1]
+                    if self.beginnings[pair >> 3] >> (pair & 7) & 1:
+                        self.note(record_key(record), size, record_index(record))
+                record += length
+            first = stop - log
+        return first
+
+    cdef void note(self, const uint8_t *key, size_t size, uint64_t index) noexcept nogil:
+        """Notes an entry under each prefix of a key.
+
+        They are among the last one that is not greater than the key, its longest prefix in the list, and so on.
+        """
+        cdef size_t low = 0
+        cdef size_t high = self.count
+        cdef size_t middle, shared
+        cdef int order, number
+        while low < high:
+            middle = (low + high) / 2
+            shared = min(size, self.sizes[middle])
+            order = memcmp(self.starts[middle], key, shared)
+            if order < 0 or (order == 0 and self.sizes[middle] <= size):
+                low = middle + 1
+            else:
+                high = middle
+        number = <int>low - 1
+        while number >= 0:
+            if self.sizes[number] <= size and memcmp(self.starts[number], key, self.sizes[number]) == 0:
+                self.hits[number] = index
+                self.any_hit = True
+            number = self.parents[number]
+
+
+cdef class Group:
+    """Watches that wait for the same end of the log. Thread safe, under the GIL."""
+
+    def __cinit__(self):
+        self.waiting = []
+        self.left = []
+
+    cdef int add(self, Waiting waiting, Reach *reach) except -1:
+        """Adds one that knows everything up to a reach."""
+        cdef bint alone = not self.waiting
+        self.waiting.append(waiting)
+        self.prefixes = None
+        if alone:
+            self.reach = reach[0]
+            self.left.clear()
+        self.armed = True
+        return 0
+
+    cdef int take_out(self, Prefixes prefixes, list taken) except -1:
+        """Moves those to `taken` whose prefix was hit after what they know; without prefixes, all."""
+        cdef Waiting waiting
+        cdef list kept = []
+        cdef Py_ssize_t i
+        for i in range(len(self.waiting)):  # no Python code runs in between
+            waiting = self.waiting[i]
+            if prefixes is not None and not prefixes.concerns(waiting):
+                kept.append(waiting)
+                continue
+            taken.append(waiting)
+            self.let_pass(waiting)
+        self.waiting = kept
+        self.prefixes = None
+        return 0
+
+    cdef void let_pass(self, Waiting waiting) noexcept:
+        """Its wait is over: it has passed what did not concern it, up to the reach."""
+        cdef Changes watch = waiting.watch
+        waiting.over = True
+        if watch.awaited is waiting:  # an exception between two steps of a read may have left it behind
+            watch.pass_to(self.reach.index, self.reach.term, self.reach.identity, self.reach.frame)
+            watch.awaited = None
+
+    cdef int discard(self, Waiting waiting) except -1:
+        """Takes one out, if it is still there."""
+        cdef Py_ssize_t i
+        for i in range(len(self.waiting)):
+            if self.waiting[i] is waiting:
+                del self.waiting[i]
+                self.prefixes = None
+                self.let_pass(waiting)
+                break
+        return 0
+
+
+cdef class Watchers:
+    """All watches of a state that wait. Thread safe, under the GIL."""
+
+    def __cinit__(self):
+        self.bell = SimpleQueue()
+        self.applied = Group()
+        self.durable = Group()
+
+    cdef void ring(self) noexcept:
+        """Has the thread look. Runs no Python code. Where memory fails it is told of a later change."""
+        cdef bint applied = self.applied.armed
+        cdef bint durable = self.durable.armed
+        self.applied.armed = self.durable.armed = False
+        try:
+            self.bell.put(None)
+        except MemoryError:
+            self.applied.armed, self.durable.armed = applied, durable
+
+    cdef void wake_all(self) noexcept:
+        """Has all of them look again: there is an end."""
+        if self.applied.waiting or self.durable.waiting:
+            self.all_end = True
+            self.ring()
+
+    cdef void move(self, object mapping, uint64_t identity, uint64_t end, Reach *reach) noexcept:
+        """The log with this mapping was compacted: it ends, and what comes is in another one, after `reach`."""
+        cdef Group group
+        for group in (self.applied, self.durable):
+            if group.waiting:
+                try:
+                    group.left.append((mapping, identity, end, reach.index, reach.term, reach.identity, reach.frame))
+                except MemoryError:
+                    self.all_end = True
+        if self.durable.waiting or self.all_end:
+            self.ring()
+
+    def hear(self):
+        """Waits for the bell; whether it was no `silence`."""
+        return self.bell.get() is None
+
+    def silence(self):
+        """Ends the thread."""
+        self.bell.put(True)
+
+    def discard(self, Waiting waiting):
+        """Takes one out, if it is still there, and lets it pass what did not concern it."""
+        (self.durable if waiting.durable else self.applied).discard(waiting)
+
+    def of_watch(self, watch):
+        """Those of one watch, of which there is more than one only after an exception amid a read."""
+        cdef Waiting waiting
+        cdef list found = []
+        for waiting in self.applied.waiting + self.durable.waiting:
+            if waiting.watch is watch:
+                found.append(waiting)
+        return found
+
+    def take_all(self):
+        """Takes all of them out, to look again."""
+        cdef list taken = []
+        self.all_end = False
+        self.applied.take_out(None, taken)
+        self.durable.take_out(None, taken)
+        return taken
+
+    def __len__(self):
+        return len(self.applied.waiting) + len(self.durable.waiting)

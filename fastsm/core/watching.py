@@ -1,0 +1,147 @@
+"""Watches of a machine: how they wait, and the thread that tells them of changes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from fastsm.background import BackgroundCall, start
+from fastsm.core.matching import StateSource, wakeable
+from fastsm.core.turns import CLOSED
+from fastsm.errors import NotRunningError
+from fastsm.event_loops import event_loops, run_all, set_result, tell
+from fastsm.generation.watch import Watch
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from fastsm.core.engine import Engine
+    from fastsm.core.watchers import Waiting, Watchers
+
+ROUND_SECONDS = 0.001
+
+
+class MachineWatch(Watch):
+    """A watch of a machine in this process."""
+
+    __slots__ = ("_turns", "_watching")
+
+    def __init__(
+        self, engine: Engine, watching: Watching, prefix: Any, start: tuple[int, int | None, int] | int | None,
+        durable: bool,
+    ) -> None:
+        self._turns = engine._turns
+        self._watching = watching
+        super().__init__(StateSource(engine, durable), prefix, start)
+
+    def _wait_for_change(self, timeout: float | None) -> bool:
+        if timeout == 0:
+            return False
+        self._watching.start()
+        source: Any = self._source
+        queue: SimpleQueue[Waiting] = SimpleQueue()
+        waiting = source.wait(self, self._turns, queue, None)
+        if waiting is None:
+            return True
+        try:
+            queue.get(timeout=None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        except Empty:
+            return bool(waiting.over)  # it was told at the last moment
+        finally:
+            self._watching.watchers.discard(waiting)
+        return True
+
+    async def _wait_for_change_async(self, timeout: float | None) -> bool:
+        if timeout == 0:
+            return False
+        self._watching.start()
+        loop = event_loops().get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        source: Any = self._source
+        waiting = source.wait(self, None, None, (loop, future))
+        if waiting is None:
+            await event_loops().sleep(0)  # a writer on this event loop may be as quick
+            return True
+        timer = None if timeout is None else loop.call_later(timeout, set_result, future, None)
+        try:
+            await future
+        finally:
+            if timer is not None:
+                timer.cancel()
+            told = waiting.over
+            self._watching.watchers.discard(waiting)
+        return bool(told)
+
+    def _wake(self) -> None:
+        waiting = self._watching.watchers.of_watch(self)
+        for one in waiting:
+            self._watching.watchers.discard(one)
+        tell_all(waiting)
+
+
+class Watching:
+    """The thread that tells watches of changes, once a millisecond at most. Thread safe."""
+
+    def __init__(self, watchers: Watchers) -> None:
+        self.watchers = watchers
+        self._lock = threading.RLock()  # of the first start and `_closed`; the thread never takes it
+        self._thread: BackgroundCall | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Starts the thread, once. Where none can be had it is a ``StorageError``, and the next call tries again."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._closed:
+                raise NotRunningError(CLOSED)
+            if self._thread is None:
+                self._thread = start(partial(_work, self.watchers))
+
+    def close(self) -> None:
+        """Ends the thread, once those who wait were told."""
+        self.abandon()
+        with self._lock:
+            thread = self._thread
+        if thread is not None and not thread.is_this_thread():
+            thread.wait()
+
+    def abandon(self) -> None:
+        """Waits for nothing."""
+        with self._lock:
+            self._closed = True
+            self.watchers.silence()
+
+
+def _work(watchers: Watchers) -> None:
+    """Tells those whom changes concern, until the end. While nothing comes, no machine is held."""
+    last = 0.0
+    while watchers.hear():
+        ahead = last + ROUND_SECONDS - time.monotonic()
+        if ahead > 0:
+            time.sleep(ahead)
+        last = time.monotonic()
+        try:
+            awake = wakeable(watchers)
+        except MemoryError:
+            awake = watchers.take_all()  # they look themselves
+        tell_all(awake)
+        del awake
+    tell_all(watchers.take_all())
+
+
+def tell_all(awake: list[Waiting]) -> None:
+    """Tells threads, and event loops, each once."""
+    answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+    for waiting in awake:
+        if waiting.owner is None:
+            waiting.tell()
+        else:
+            loop, future = waiting.owner
+            answers.setdefault(loop, []).append(partial(set_result, future, None))
+    for loop, those in answers.items():
+        tell(loop, partial(run_all, those))

@@ -1,0 +1,109 @@
+from libc.stdint cimport uint8_t, uint64_t
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #define fastsm_load(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define fastsm_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define fastsm_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define fastsm_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define fastsm_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+    #define fastsm_release() __atomic_thread_fence(__ATOMIC_RELEASE)
+    """
+    uint64_t load "fastsm_load"(const uint64_t *p) noexcept nogil
+    uint64_t load_acquire "fastsm_load_acquire"(const uint64_t *p) noexcept nogil
+    void store "fastsm_store"(uint64_t *p, uint64_t value) noexcept nogil
+    void store_release "fastsm_store_release"(uint64_t *p, uint64_t value) noexcept nogil
+    void acquire "fastsm_acquire"() noexcept nogil
+    void release "fastsm_release"() noexcept nogil
+
+cdef enum:  # the file
+    HEADER_SIZE = 64
+    SLOT_SIZE = 64           # a line of the cache each
+    SLOTS = 2
+
+ctypedef struct Slot:
+    uint64_t number          # of the publication; the slot of an even one is the first
+    uint64_t incarnation     # run of the machine, 32 bits; opening, 12; steps back, 10; other states, 10
+    uint64_t identity        # of the log
+    uint64_t end             # of its published frames
+    uint64_t applied_index
+    uint64_t applied_term
+    uint64_t durable_index   # the last applied entry that would survive a power loss
+    uint64_t checksum        # of all of these
+
+
+cdef enum:
+    BACK_SHIFT = 10          # in an incarnation
+    OPENING_SHIFT = 20
+    BOOT_SHIFT = 32
+
+cdef inline uint64_t mixed(uint64_t mix, uint64_t field) noexcept nogil:
+    mix ^= field
+    mix = (mix << 29) | (mix >> 35)
+    return mix * <uint64_t>0x9E3779B97F4A7C15
+
+
+cdef inline uint64_t slot_checksum(const Slot *slot) noexcept nogil:
+    cdef uint64_t mix = mixed(<uint64_t>0x2545F4914F6CDD1D, slot.number)
+    mix = mixed(mix, slot.incarnation)
+    mix = mixed(mix, slot.identity)
+    mix = mixed(mix, slot.end)
+    mix = mixed(mix, slot.applied_index)
+    mix = mixed(mix, slot.applied_term)
+    return mixed(mix, slot.durable_index)
+
+
+cdef class Publisher:
+    # Invariant: one of the two slots is whole at any moment; what it says was in the log before.
+    cdef object descriptor
+    cdef int file                    # its number; -1: closed
+    cdef readonly str path
+    cdef uint8_t *page               # the file, mapped; NULL where stores may lack a block: then it is written
+    cdef readonly uint64_t number    # of the newest publication
+    cdef readonly uint64_t incarnation
+    cdef readonly bint failed        # the last one could not be written; the next one says it all
+
+    cdef void note_state(self, bint is_back) noexcept
+    cdef void write_slot(self, Slot *slot) noexcept
+
+    cdef inline void publish(
+        self, uint64_t identity, uint64_t end, uint64_t applied_index, uint64_t applied_term, uint64_t durable_index
+    ) noexcept:
+        """Tells the readers. Under the GIL, after all that it speaks of is in the log. Runs no Python code."""
+        cdef Slot slot
+        cdef Slot *target
+        slot.number = self.number + 1
+        slot.incarnation = self.incarnation
+        slot.identity = identity
+        slot.end = end
+        slot.applied_index = applied_index
+        slot.applied_term = applied_term
+        slot.durable_index = durable_index
+        slot.checksum = slot_checksum(&slot)
+        if self.page == NULL:
+            self.write_slot(&slot)
+            return
+        target = <Slot *>(self.page + HEADER_SIZE) + (slot.number & 1)
+        release()  # the frame was stored before
+        store(&target.incarnation, slot.incarnation)
+        store(&target.identity, slot.identity)
+        store(&target.end, slot.end)
+        store(&target.applied_index, slot.applied_index)
+        store(&target.applied_term, slot.applied_term)
+        store(&target.durable_index, slot.durable_index)
+        store(&target.checksum, slot.checksum)
+        store_release(&target.number, slot.number)
+        self.number = slot.number
+
+
+cdef class Publication:
+    cdef const uint8_t *page
+    cdef readonly str path
+    cdef uint64_t device, inode
+    cdef uint64_t seen[SLOTS]        # the slots' numbers when `read` last looked
+
+    cdef inline bint is_new(self) noexcept nogil:
+        """Whether something was published since `read` last looked."""
+        cdef const Slot *slots = <const Slot *>(self.page + HEADER_SIZE)
+        return load(&slots[0].number) != self.seen[0] or load(&slots[1].number) != self.seen[1]

@@ -1,0 +1,13 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef class LastOfEqual:
+    cdef uint64_t *slots             # the upper half of a hash, and 1 + a number; 0: empty
+    cdef const uint8_t **keys        # by number, as are the sizes
+    cdef uint32_t *sizes
+    cdef uint8_t *overruled          # by number: a later key is equal
+    cdef size_t mask
+    cdef size_t patience             # steps that may still be lost to collisions
+    cdef dict known                  # in place of the slots, once patience is at an end
+    cdef Py_ssize_t take(self, Py_ssize_t number, const uint8_t *key, size_t size) except -2
+    cdef Py_ssize_t take_slowly(self, Py_ssize_t number) except -2

@@ -1,0 +1,567 @@
+"""The log as a stream of changes: from a place in it to what each entry did to the keys, in order.
+
+A place is an entry's index, and how many of its changes were told. It means the same in every log that holds this
+entry: a compaction, which copies frames, moves it by the index; the offset in the file is only remembered.
+
+    frame | runs | record record record … | frame | runs | record …
+                          ^ at            ^ stop
+                                          ^ frame: the next one
+
+A read works on a draft of its place, which becomes the place once its changes are handed over: whatever ends it before
+loses none. It holds the log's mapping meanwhile, and nothing between two reads.
+"""
+
+import operator
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport PyObject  # no-cython-lint: of the C code below
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memset
+
+from fastsm.disk.format cimport (
+    FRAME_RUNS, LARGE, LOG_HEADER_SIZE, RECORD_PUT, RUN_SIZE, UNKNOWN_TERM, frame_length, frame_run_count,
+    frame_size, is_change, record_index, record_key, record_key_size, record_length, record_operation,
+    record_value_size,
+)
+from fastsm.lookup.terms cimport Run
+
+from fastsm.arguments import bytes_of
+from fastsm.errors import CompactedError, CorruptionError, NotRunningError, ReentryError
+from fastsm.types import Change, Position
+
+cdef extern from *:
+    """
+    /* An instance of a subclass of tuple that adds no fields, such as a named tuple. */
+    static PyObject *fastsm_named(PyObject *type, PyObject *fields) {
+        PyObject *made, *arguments = PyTuple_Pack(1, fields);
+        if (arguments == NULL) {
+            return NULL;
+        }
+        made = PyTuple_Type.tp_new((PyTypeObject *)type, arguments, NULL);
+        Py_DECREF(arguments);
+        return made;
+    }
+    """
+    object named "fastsm_named"(object type, object fields)
+
+cdef enum:
+    SLICE = 64 << 20          # bytes passed between two looks at signals: some 10 ms
+    PIECE = 1 << 20           # bytes that a coroutine passes, or takes, before others have their turn
+    TAKEN_AT_ONCE = 4096      # changes that are made while no other thread runs
+
+cdef uint64_t LARGEST = UNKNOWN_TERM - 1
+NOT_YET = object()
+
+
+# ---- along the log -----------------------------------------------------------------------------------
+
+cdef inline Run *runs_of(const uint8_t *frame) noexcept nogil:
+    return <Run *>(frame + FRAME_RUNS)
+
+
+cdef inline bint is_wanted(const uint8_t *record, const Wanted *wanted) noexcept nogil:
+    """Whether a record is a change of a key with the prefix."""
+    return (
+        is_change(record_operation(record)) and record_key_size(record) >= wanted.prefix_size
+        and memcmp(record_key(record), wanted.prefix, wanted.prefix_size) == 0)
+
+
+cdef int enter(Place *place, const Wanted *wanted, uint64_t *left) noexcept nogil:
+    """Goes to the next frame that may hold changes after the place: FOUND, or what else."""
+    cdef const uint8_t *frame
+    cdef uint64_t length, final
+    cdef uint32_t count
+    while place.frame < wanted.end:
+        frame = wanted.log + place.frame
+        count = frame_run_count(frame)
+        length = frame_length(frame)
+        if length > wanted.end - place.frame or length & 7 or length < frame_size(count, 0):
+            return DAMAGED
+        if count:
+            final = runs_of(frame)[count - 1].last
+            if final > wanted.last:
+                return ENDED
+            if final >= place.index:
+                if place.unchecked and not check_term(place, runs_of(frame)):
+                    return MISMATCH
+                if final > place.index or not place.whole:
+                    place.run = place.frame + FRAME_RUNS
+                    place.at = place.frame + frame_size(count, 0)
+                    place.frame += length
+                    place.stop = place.frame
+                    return FOUND
+        place.frame += length
+        if left[0] < length:
+            return PAUSED
+        left[0] -= length
+    return ENDED
+
+
+cdef bint check_term(Place *place, const Run *run) noexcept nogil:
+    """Whether the entry of a place, which is in one of these runs, has its term; takes that where it is not known."""
+    while run.last < place.index:
+        run += 1
+    if place.term == UNKNOWN_TERM:
+        place.term = run.term
+    place.unchecked = False
+    return place.term == run.term
+
+
+cdef int advance(Place *place, const Wanted *wanted) noexcept nogil:
+    """Goes to the next change that is wanted."""
+    cdef uint64_t left = wanted.budget
+    cdef uint64_t length, index
+    cdef const uint8_t *record
+    cdef int result
+    while True:
+        while place.at < place.stop:
+            record = wanted.log + place.at
+            length = record_length(record)
+            if length > place.stop - place.at:
+                return DAMAGED
+            index = record_index(record)
+            if index >= place.index and is_wanted(record, wanted):
+                if index > wanted.last:
+                    return ENDED
+                if index > place.index:
+                    return FOUND
+                if not place.whole:
+                    if place.left == 0:
+                        return FOUND
+                    place.left -= 1
+            place.at += length
+            if left < length:
+                return PAUSED
+            left -= length
+        result = enter(place, wanted, &left)
+        if result != FOUND:
+            return result
+
+
+cdef bint pass_entry(Place *place, const Wanted *wanted, uint64_t left) noexcept nogil:
+    """Whether it is known, `left` bytes later at most, whether more of the place's entry is to come."""
+    cdef const uint8_t *record
+    while place.at < place.stop:
+        record = wanted.log + place.at
+        if record_length(record) > place.stop - place.at:
+            return True  # the next step says so
+        if is_change(record_operation(record)):
+            if record_index(record) != place.index:
+                break
+            if is_wanted(record, wanted):
+                return True
+        if left < record_length(record):
+            return False
+        left -= record_length(record)
+        place.at += record_length(record)
+    place.whole = True  # all of an entry is in one frame
+    return True
+
+
+cdef void count_told(Place *place, const Wanted *wanted) noexcept nogil:
+    """At the start of the frame that holds the place's entry: passes it, and counts what it has of what is wanted."""
+    cdef const uint8_t *record
+    while place.at < place.stop:
+        record = wanted.log + place.at
+        if record_length(record) > place.stop - place.at:
+            return
+        if is_change(record_operation(record)) and record_index(record) >= place.index:
+            if record_index(record) > place.index:
+                return
+            place.offset += is_wanted(record, wanted)
+        place.at += record_length(record)
+
+
+def changes_of(Mapping mapping or None, uint64_t stop, uint64_t index):
+    """Returns how many changes an entry made, in the frames of a log before `stop`; None where that cannot be known."""
+    cdef Place place
+    cdef Wanted wanted
+    cdef uint64_t left = UNKNOWN_TERM
+    cdef int result
+    if mapping is None:
+        return None
+    memset(&place, 0, sizeof(Place))
+    memset(&wanted, 0, sizeof(Wanted))
+    wanted.log, wanted.end, wanted.last = mapping.address + mapping.start, stop, LARGEST
+    wanted.prefix = wanted.log  # of no bytes
+    place.index, place.frame = index, LOG_HEADER_SIZE
+    with nogil:
+        result = enter(&place, &wanted, &left)
+        if result == FOUND:
+            count_told(&place, &wanted)
+    return None if result == DAMAGED else place.offset
+
+
+# ---- where the log is --------------------------------------------------------------------------------
+
+cdef class Source:
+    """A log that grows, is compacted and may be replaced, as whoever reads changes sees it.
+
+    `look` is overridden: it takes the present moment by `take`, and raises where there is nothing to read any more. A
+    subclass in Python may do without `is_over`.
+    """
+
+    def take(
+        self, Mapping mapping not None, str path, uint64_t state, uint64_t identity, uint64_t end, uint64_t last_frame,
+        base, last, newest=None, uint64_t base_changes=ALL,
+    ):
+        """Sets what a look found; `base`, `last`, which may be told, and `newest`, where that is another, are ids."""
+        self.base_index, self.base_term = base
+        self.index, self.term = last
+        self.newest_index, self.newest_term = last if newest is None else newest
+        self.mapping, self.path, self.state, self.identity = mapping, path, state, identity
+        self.end, self.last_frame, self.base_changes = end, last_frame, base_changes
+
+    cpdef int look(self) except -1:
+        """Takes the log as it is at this moment."""
+        raise NotImplementedError
+
+    cpdef bint is_over(self) except -1:
+        """Whether the iteration ends here, after `look` has raised a `NotRunningError`."""
+        return True
+
+    cdef void release(self) noexcept:
+        self.mapping = None
+
+
+# ---- read --------------------------------------------------------------------------------------------
+
+cdef class Changes:
+    """Reads the changes of a source, from a place on, of the keys with a prefix.
+
+    A subclass says how to wait: `_wait_for_change(timeout)`, whether it is worth looking again.
+
+    Thread safety: one reader at a time, a second one gets a `ReentryError`; `position` and closing from any thread.
+    """
+
+    def __init__(self, Source source, prefix, start):
+        """`start`: a position or an index; None: after what is applied."""
+        self._source = source
+        self._prefix = bytes_of(prefix, "prefix")
+        memset(&self.place, 0, sizeof(Place))
+        if start is not None:
+            self.start_at(start)
+        self.begin()
+        try:
+            source.look()
+            if start is None:
+                self.draft.index, self.draft.term, self.draft.whole = source.newest_index, source.newest_term, True
+            self.state = source.state
+            self.look()
+            if start is None and source.last_frame:
+                if frame_run_count(self.wanted.log + source.last_frame):
+                    self.draft.frame = source.last_frame
+            self.settle()
+            self.place = self.draft
+        finally:
+            self.end()
+
+    cdef int start_at(self, start) except -1:
+        """Takes an index, or a position, also as a plain tuple."""
+        self.place.unchecked = True
+        self.place.term = UNKNOWN_TERM
+        if not isinstance(start, tuple):
+            index = operator.index(start)
+            if not 0 <= index <= LARGEST:
+                raise ValueError(f"start={index}: expected an index from 0 to 2**64 - 2, or a Position")
+            self.place.index = max(index, 1) - 1
+            self.place.whole = True
+            return 0
+        if len(start) != 3:
+            raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)")
+        index, term, offset = start
+        for name, number in (("index", index), ("term", term), ("offset", offset)):
+            if number is None and name == "term":
+                continue
+            if not 0 <= operator.index(number) <= LARGEST:
+                raise ValueError(f"start={start!r}: expected an {name} from 0 to 2**64 - 2")
+        self.place.index, self.place.offset = index, offset
+        if term is not None:
+            self.place.term = term
+        return 0
+
+    @property
+    def position(self):
+        """Where it goes on: the last entry that it has told of or passed, and how many of its changes were told.
+
+        A watch that starts at this `Position` goes on there, also in another process, or after a restart. The term is
+        None where it is not known, since the entry was not seen (yet).
+        """
+        cdef Place place = self.place
+        return Position(place.index, None if place.term == UNKNOWN_TERM else place.term, place.offset)
+
+    # ---- the frame of a read ---------------------------------------------------------------------------
+
+    cdef int begin(self) except -1:
+        if self.reading:
+            raise ReentryError("this watch is being read already: it has one consumer, each of several has its own")
+        self.reading = True
+        self.awaited = None
+        self.draft = self.place
+        self.size = 0
+        return 0
+
+    cdef void end(self) noexcept:
+        self.reading = False
+        self._source.release()
+
+    def _begin(self):
+        """Begins a read. Until `_end`, no other one does."""
+        self.begin()
+
+    def _end(self):
+        self.end()
+
+    def _hand_over(self):
+        """Makes what the read under way has taken told; a later part of the read goes on there."""
+        self.place = self.draft
+        self.size = 0
+
+    cdef int look(self) except -1:
+        """Takes the log as it is now, after `source.look`, and finds the draft's place in it."""
+        cdef Source source = self._source
+        self.wanted.log = source.mapping.address + source.mapping.start
+        self.wanted.end, self.wanted.last = source.end, source.index
+        self.wanted.prefix = <const uint8_t *>PyBytes_AS_STRING(self._prefix)
+        self.wanted.prefix_size = PyBytes_GET_SIZE(self._prefix)
+        if source.state != self.state:
+            raise self._gone("the state was replaced, by a reset or an install")
+        if self.draft.identity != source.identity or self.draft.index < source.base_index:
+            self.find_place()
+        return 0
+
+    def _look(self):
+        """Looks at the log as it is now; raises what ends the watch."""
+        if self._closed:
+            raise NotRunningError("this watch is closed")
+        self._source.look()
+        self.look()
+
+    cdef int find_place(self) except -1:
+        """The draft is in another log, whose beginning it goes to, or gone."""
+        cdef Source source = self._source
+        cdef Place *draft = &self.draft
+        if draft.index < source.base_index:
+            raise self._gone(f"entries up to {source.base_index} were compacted")
+        draft.identity = source.identity
+        draft.frame = LOG_HEADER_SIZE
+        draft.at = draft.stop = 0
+        draft.left = draft.offset
+        if draft.index > source.base_index:
+            return 0
+        if draft.unchecked and draft.term == UNKNOWN_TERM:
+            draft.term = source.base_term
+        draft.unchecked = False
+        if draft.term != source.base_term:
+            raise self._gone(f"entry {draft.index} is of term {source.base_term}, not {draft.term}")
+        if draft.whole and draft.offset == 0 and source.base_changes != ALL and PyBytes_GET_SIZE(self._prefix) == 0:
+            draft.offset = source.base_changes
+        if not draft.whole:
+            # How many changes the entry had is known in all, and not of a prefix.
+            if draft.offset != source.base_changes and (
+                draft.offset or (PyBytes_GET_SIZE(self._prefix) == 0 and source.base_changes != ALL)
+            ):
+                raise self._gone(f"the rest of entry {draft.index} was compacted")
+            draft.whole = True
+        return 0
+
+    def _gone(self, str what):
+        cdef uint64_t oldest = self._source.base_index + 1
+        return CompactedError(
+            f"the changes after entry {self.draft.index} are gone: {what}. The oldest start that works is {oldest}; "
+            "read the state by scan(), and watch from its revision + 1", oldest=oldest)
+
+    cdef int settle(self) except -1:
+        """Finds the frame of a new watch's place, so that it shows at once whether it can begin there. O(frames)."""
+        cdef int result = PAUSED
+        cdef bint whole = self.draft.whole
+        cdef uint64_t left
+        self.wanted.last = LARGEST  # whatever may be told: the place itself may be further
+        self.draft.whole = False    # so that its frame is not passed
+        while result == PAUSED:
+            left = SLICE
+            with nogil:
+                result = enter(&self.draft, &self.wanted, &left)
+            PyErr_CheckSignals()
+        self.draft.whole = whole
+        if result > PAUSED:
+            raise self._failure(result)
+        if whole and result == FOUND:
+            with nogil:
+                count_told(&self.draft, &self.wanted)
+        if self.draft.unchecked and self.draft.index == self._source.newest_index:  # no frame carries it yet
+            if self.draft.term == UNKNOWN_TERM:
+                self.draft.term = self._source.newest_term
+            elif self.draft.term != self._source.newest_term:
+                raise self._failure(MISMATCH)
+            self.draft.unchecked = False
+        return 0
+
+    def _failure(self, int result):
+        if result == MISMATCH:
+            return self._gone(f"in this log it is of another term than {self.draft.term}")
+        return CorruptionError(
+            self._source.path, max(self.draft.at, self.draft.frame), "the length of a record or a frame within the log",
+            "another one")
+
+    # ---- changes ---------------------------------------------------------------------------------------
+
+    cdef int next_found(self, bint may_pause) except -1:
+        """Goes to the next change: FOUND or ENDED; or, where it may, PAUSED. Passes much without the GIL."""
+        cdef int result
+        self.wanted.budget = LARGE
+        result = advance(&self.draft, &self.wanted)
+        while result == PAUSED:
+            self.wanted.budget = PIECE if may_pause else SLICE
+            with nogil:
+                result = advance(&self.draft, &self.wanted)
+            if may_pause:
+                break
+            PyErr_CheckSignals()
+        if result > PAUSED:
+            raise self._failure(result)
+        if result == ENDED:
+            self.note_ended()
+        return result
+
+    cdef void note_told(self) noexcept:
+        """Passes the change that was found, which is told."""
+        cdef Place *draft = &self.draft
+        cdef const uint8_t *record = self.wanted.log + draft.at
+        cdef uint64_t index = record_index(record)
+        if index != draft.index:
+            while (<Run *>(self.wanted.log + draft.run)).last < index:
+                draft.run += RUN_SIZE
+            draft.index = index
+            draft.term = (<Run *>(self.wanted.log + draft.run)).term
+            draft.offset = draft.left = 0
+            draft.whole = False
+        draft.offset += 1
+        draft.at += record_length(record)
+
+    cdef void note_ended(self) noexcept:
+        """Passes everything up to the last entry that may be told."""
+        cdef Place *draft = &self.draft
+        cdef Source source = self._source
+        if draft.unchecked or source.index < draft.index:
+            return
+        if source.index > draft.index:
+            draft.index, draft.term = source.index, source.term
+            draft.offset = draft.left = 0
+        draft.whole = True
+
+    cdef void pass_to(self, uint64_t index, uint64_t term, uint64_t identity, uint64_t frame) noexcept:
+        """Passes what nothing of it concerns: all entries up to one, after which `frame` starts in that log."""
+        cdef Place *draft = &self.draft
+        if draft.unchecked or index <= draft.index:
+            return
+        draft.index, draft.term, draft.identity, draft.frame = index, term, identity, frame
+        draft.offset = draft.left = draft.at = draft.stop = 0
+        draft.whole = True
+        self.place = draft[0]
+
+    cdef int pass_rest(self) except -1:
+        """After the last change of a read: finds out whether its entry has more, as long as the log is at hand."""
+        if not pass_entry(&self.draft, &self.wanted, LARGE):
+            with nogil:
+                pass_entry(&self.draft, &self.wanted, LARGEST)
+        return 0
+
+    cdef object change_here(self):
+        """The change that was found, as an object."""
+        cdef const uint8_t *record = self.wanted.log + self.draft.at
+        cdef uint64_t index = record_index(record)
+        cdef uint64_t run = self.draft.run
+        cdef const char *key = <const char *>record_key(record)
+        cdef object value = None
+        while (<Run *>(self.wanted.log + run)).last < index:
+            run += RUN_SIZE
+        if record_operation(record) == RECORD_PUT:
+            value = PyBytes_FromStringAndSize(key + record_key_size(record), record_value_size(record))
+        return named(Change, (
+            index, (<Run *>(self.wanted.log + run)).term, PyBytes_FromStringAndSize(key, record_key_size(record)),
+            value))
+
+    cdef bint fits(self, uint64_t max_bytes, bint is_first) noexcept:
+        """Whether a read may still take the change that was found: its key and value are counted. A first one always.
+        """
+        cdef const uint8_t *record = self.wanted.log + self.draft.at
+        cdef uint64_t size = <uint64_t>record_key_size(record) + record_value_size(record)
+        if not is_first and (size > max_bytes or self.size > max_bytes - size):
+            return False
+        self.size += size
+        return True
+
+    def _collect(self, list found, uint64_t limit, uint64_t max_bytes, bint may_pause):
+        """Appends the changes that there are, up to so many and so many bytes. Whether it paused: there may be more.
+        """
+        cdef Py_ssize_t until = len(found) + TAKEN_AT_ONCE
+        cdef uint64_t pause = self.size + PIECE
+        cdef int result
+        while <uint64_t>len(found) < limit:
+            result = self.next_found(may_pause)
+            if result == PAUSED:
+                return True
+            if result == ENDED:
+                return False
+            if not self.fits(max_bytes, not found):
+                break
+            found.append(self.change_here())
+            self.note_told()
+            if len(found) >= until or self.size >= pause:
+                if may_pause:
+                    return True
+                with nogil:
+                    pass  # another thread may have its turn
+                PyErr_CheckSignals()
+                until = len(found) + TAKEN_AT_ONCE
+                pause = self.size + PIECE
+        if found:
+            self.pass_rest()
+        return False
+
+    cdef object next_change(self):
+        """The next change, told; NOT_YET where there is none. Raises what ends the watch."""
+        if self._closed:
+            raise NotRunningError("this watch is closed")
+        self._source.look()
+        self.look()
+        if self.next_found(False) == ENDED:
+            self.place = self.draft
+            return NOT_YET
+        change = self.change_here()
+        self.note_told()
+        self.pass_rest()
+        self.place = self.draft
+        return change
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.begin()
+        try:
+            while True:
+                try:
+                    change = self.next_change()
+                except NotRunningError:
+                    if self._closed or self._source.is_over():
+                        break
+                    raise
+                if change is not NOT_YET:
+                    return change
+                self._source.release()
+                self._wait_for_change(None)
+        finally:
+            self.end()
+        raise StopIteration
+
+    # ---- waiting ---------------------------------------------------------------------------------------
+
+    def _wait_for_change(self, timeout):
+        """Waits until a look may find more, at most so many seconds; whether it is worth looking."""
+        raise NotImplementedError
+
+    def _close(self):
+        self._closed = True

@@ -1,0 +1,141 @@
+"""``Watch``: changes as they are applied, one by one or many at a time, on threads and event loops.
+
+How to wait for one, a subclass says: that of a machine, or of a reader in another process.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from fastsm.errors import NotRunningError
+from fastsm.event_loops import event_loops
+from fastsm.generation.changes import Changes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from fastsm.generation.changes import Source
+    from fastsm.types import Change
+
+LIMIT = 1024
+MAX_BYTES = 16 << 20
+
+
+class Watch(Changes):
+    """The changes of the keys below a prefix, from a place in the log on: in order, none lost, none twice.
+
+    An iterator, on threads and event loops, that waits for what comes; :meth:`read` and :meth:`read_async` take many at
+    a time. It holds no changes, and never holds compaction back: where its entries are gone, that and every later read
+    raises ``CompactedError``. One consumer each: a second read meanwhile is a ``ReentryError``. ``position`` and
+    ``close`` may be used from any thread.
+
+    >>> import fastsm, tempfile
+    >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine, machine.watch(b"color/") as watch:
+    ...     machine.apply([(1, 1, fastsm.put(b"color/sky", b"blue")), (2, 1, fastsm.delete(b"shape/sun"))])
+    ...     watch.read()
+    ...     watch.position
+    [True, True]
+    [Change(index=1, term=1, key=b'color/sky', value=b'blue')]
+    Position(index=2, term=1, offset=0)
+    """
+
+    __slots__ = ()
+
+    def __init__(self, source: Source, prefix: Any, start: tuple[int, int | None, int] | int | None) -> None:
+        super().__init__(source, prefix, start)
+
+    def read(
+        self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
+    ) -> list[Change]:
+        """Returns up to ``limit`` changes, as soon as there is one; after ``timeout`` seconds an empty list.
+
+        Keys and values together have at most ``max_bytes``; a larger change comes alone. What is returned may end
+        amid the changes of an entry: the next read goes on there. Raises ``CompactedError`` where entries are gone,
+        ``NotRunningError`` when the machine is stopped or closed, or the watch is closed, also meanwhile.
+        """
+        limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
+        self._begin()
+        try:
+            while True:
+                found: list[Change] = []
+                self._look()
+                self._collect(found, limit, max_bytes, False)
+                self._hand_over()
+                if found or not limit or not self._wait_for_change(seconds_left(end)):
+                    return found
+        finally:
+            self._end()
+
+    async def read_async(
+        self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
+    ) -> list[Change]:
+        """:meth:`read` for coroutines. Where it is cancelled nothing is lost: the next read gives all of it."""
+        limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
+        self._begin()
+        try:
+            while True:
+                found: list[Change] = []
+                self._look()
+                while self._collect(found, limit, max_bytes, True):
+                    await event_loops().sleep(0)
+                self._hand_over()
+                if found or not limit or not await self._wait_for_change_async(seconds_left(end)):
+                    return found
+        finally:
+            self._end()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change:
+        try:
+            return (await self.read_async(1))[0]
+        except NotRunningError:
+            if self._closed or self._source.is_over():
+                raise StopAsyncIteration from None
+            raise
+
+    def close(self) -> None:
+        """Ends the watch: iterations end, a read that waits raises ``NotRunningError``. Idempotent."""
+        self._close()
+        self._wake()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._prefix!r} at {tuple(self.position)}>"
+
+    @abstractmethod
+    def _wait_for_change(self, timeout: float | None) -> bool:
+        """Waits until a look may find more, so many seconds at most; returns whether it is worth looking."""
+
+    @abstractmethod
+    async def _wait_for_change_async(self, timeout: float | None) -> bool:
+        """:meth:`_wait_for_change`, on an event loop."""
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """Has whoever waits look again."""
+
+
+def checked_read(limit: int, max_bytes: int, timeout: float | None) -> tuple[int, int, float | None]:
+    """Returns the arguments of a read, and when it ends."""
+    limit, max_bytes = operator.index(limit), operator.index(max_bytes)
+    if limit < 0 or max_bytes < 0:
+        raise ValueError(f"limit={limit}, max_bytes={max_bytes}: expected 0 or more")
+    if timeout is not None and not timeout >= 0:  # NaN, too
+        raise ValueError(f"timeout={timeout!r}: expected 0 or more seconds, or None")
+    end = None if timeout is None else time.monotonic() + timeout
+    return min(limit, 2**63), min(max_bytes, 2**63), end
+
+
+def seconds_left(end: float | None) -> float | None:
+    """Returns how long a read may still wait."""
+    return None if end is None else max(end - time.monotonic(), 0)

@@ -1,0 +1,19 @@
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+WAIT_SECONDS: float
+SHORT_BYTES: int
+
+class Stopped(Exception): ...
+
+def no_tick(done: int = 0) -> None: ...
+
+class Work:
+    def __new__(cls, tick: Callable[[int], object] | None = None) -> Work: ...
+    def __call__(self, done: int = 0) -> None: ...
+    @property
+    def takes(self) -> int: ...
+
+def run_long(function: Callable[[Work], Result], tick: Callable[[int], object], size: int) -> Result: ...

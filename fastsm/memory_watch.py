@@ -1,0 +1,232 @@
+"""The model's watch: the list of all changes, looked through from a place on; deliberately plain."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from fastsm.arguments import bytes_of
+from fastsm.errors import CompactedError, NotRunningError, ReentryError
+from fastsm.event_loops import event_loops
+from fastsm.generation.watch import LIMIT, MAX_BYTES, checked_read, seconds_left
+from fastsm.types import Change, LogId, Position
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from fastsm.memory_tx import Outcome
+
+LARGEST = 2**64 - 2
+
+
+class Moment(NamedTuple):
+    """A model at one moment: ids of entries, and what each entry since the base wrote."""
+
+    base: LogId
+    applied: LogId
+    durable: LogId
+    outcomes: list[Outcome]
+
+
+class History:
+    """What a watch needs of a model: `look`, which raises where it does not run, and the terms. Thread safety: none."""
+
+    def __init__(self, look: Callable[[], Moment], term_of: Callable[[int], int | None]) -> None:
+        self.look = look
+        self.term_of = term_of
+        self.state = object()  # another one for each state that is no continuation of the one before
+        self.waiting: list[Callable[[], object]] = []
+
+    def wake(self) -> None:
+        """Has all who wait look again."""
+        waiting, self.waiting = self.waiting, []
+        for tell in waiting:
+            tell()
+
+
+class MemoryWatch:
+    """The changes of a model's keys below a prefix: what ``fastsm.Watch`` is for a ``FastStateMachine``."""
+
+    def __init__(
+        self, history: History, prefix: Any, start: tuple[int, int | None, int] | int | None, durable: bool
+    ) -> None:
+        self._history = history
+        self._prefix = bytes_of(prefix, "prefix")
+        self._is_durable = bool(durable)
+        self._state = history.state
+        self._reading = self._closed = False
+        self._whole = True  # nothing more of the entry of its place is to come
+        self._checked = True  # that entry's term
+        self._moment = history.look()
+        self._index: int = self._moment.applied.index
+        self._term: int | None = self._moment.applied.term
+        self._offset = 0
+        if start is not None:
+            self._start_at(start)
+        self._look()
+        if self._whole:
+            self._term = self._known_term() if self._term is None else self._term
+            self._offset = sum(1 for change in self._changes() if change.index == self._index)
+
+    def _start_at(self, start: Any) -> None:
+        self._checked = False
+        if not isinstance(start, tuple):
+            index = operator.index(start)
+            if not 0 <= index <= LARGEST:
+                raise ValueError(f"start={index}: expected an index from 0 to 2**64 - 2, or a Position")
+            self._index, self._term = max(index, 1) - 1, None
+            return
+        if len(start) != 3:
+            raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)")
+        for number in (start[0], start[2], start[1] if start[1] is not None else 0):
+            if not 0 <= operator.index(number) <= LARGEST:
+                raise ValueError(f"start={start!r}: expected numbers from 0 to 2**64 - 2")
+        self._index, self._term, self._offset = start
+        self._whole = False
+
+    @property
+    def position(self) -> Position:
+        """Where it goes on."""
+        return Position(self._index, self._term, self._offset)
+
+    # ---- what is there ---------------------------------------------------------------------------------
+
+    def _known_term(self) -> int | None:
+        base = self._moment.base
+        return base.term if self._index == base.index else self._history.term_of(self._index)
+
+    def _gone(self, what: str) -> NoReturn:
+        raise CompactedError(
+            f"the changes after entry {self._index} are gone: {what}", oldest=self._moment.base.index + 1)
+
+    def _look(self) -> None:
+        """Raises what ends the watch."""
+        if self._closed:
+            raise NotRunningError("this watch is closed")
+        self._moment = self._history.look()
+        base, applied = self._moment.base, self._moment.applied
+        if self._state is not self._history.state:
+            self._gone("the state was replaced")
+        if self._index < base.index:
+            self._gone("they are in the base")
+        if not self._checked and self._index <= applied.index:
+            known = self._known_term()
+            if self._term not in (None, known):
+                self._gone(f"it is of term {known}")
+            self._term, self._checked = known, True
+        if self._index == base.index and not self._whole:
+            if self._offset:
+                self._gone("the rest of this entry is in the base")
+            self._whole = True
+
+    def _changes(self) -> Iterator[Change]:
+        """All changes of keys below the prefix since the base."""
+        for outcome in self._moment.outcomes:
+            for name, arguments in outcome.steps:
+                if name in ("put", "delete") and arguments[0].startswith(self._prefix):
+                    yield Change(*outcome.log_id, arguments[0], arguments[1] if name == "put" else None)
+
+    def _take(self, limit: int, max_bytes: int) -> list[Change]:
+        """What is to be told next; the place moves."""
+        self._look()
+        last = self._moment.durable if self._is_durable else self._moment.applied
+        found: list[Change] = []
+        size = number = at = 0
+        for change in self._changes():
+            number = number + 1 if change.index == at else 1  # of its entry
+            at = change.index
+            if at < self._index or (at == self._index and (self._whole or number <= self._offset)):
+                continue
+            size += len(change.key) + len(change.value or b"")
+            if at > last.index:
+                break
+            if len(found) == limit or (found and size > max_bytes):
+                return found
+            found.append(change)
+            self._index, self._term, self._offset, self._whole = at, change.term, number, False
+        if last.index > self._index and self._checked:
+            self._index, self._term, self._offset = *last, 0
+        if last.index == self._index:
+            self._whole = True
+        return found
+
+    # ---- read ------------------------------------------------------------------------------------------
+
+    def read(
+        self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
+    ) -> list[Change]:
+        """Up to ``limit`` changes, as soon as there is one, by another thread; an empty list after ``timeout``."""
+        limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
+        self._begin()
+        try:
+            while True:
+                over = threading.Event()
+                self._history.waiting.append(over.set)  # before the look, so that nothing is missed
+                found = self._take(limit, max_bytes) if limit else []
+                if found or not limit or not over.wait(seconds_left(end)):
+                    return found
+        finally:
+            self._reading = False
+
+    async def read_async(
+        self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
+    ) -> list[Change]:
+        """:meth:`read` for coroutines."""
+        limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
+        asyncio = event_loops()
+        loop = asyncio.get_running_loop()
+        self._begin()
+        try:
+            while True:
+                over = asyncio.Event()
+                self._history.waiting.append(partial(loop.call_soon_threadsafe, over.set))
+                found = self._take(limit, max_bytes) if limit else []
+                if found or not limit:
+                    return found
+                try:
+                    await asyncio.wait_for(over.wait(), seconds_left(end))
+                except asyncio.TimeoutError:
+                    return []
+        finally:
+            self._reading = False
+
+    def _begin(self) -> None:
+        if self._reading:
+            raise ReentryError("this watch is being read already")
+        self._reading = True
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Change:
+        try:
+            return self.read(1)[0]
+        except NotRunningError:
+            if self._closed:
+                raise StopIteration from None
+            raise
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change:
+        try:
+            return (await self.read_async(1))[0]
+        except NotRunningError:
+            if self._closed:
+                raise StopAsyncIteration from None
+            raise
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self._closed = True
+        self._history.wake()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,383 @@
+"""What an owner published since is taken, frame by frame: recovery that goes on.
+
+The index is the reader's own, and private; records are read where they are, in the owner's log. Each frame is one step
+under the GIL, as it was for the owner, so that no thread sees half a chunk. No byte after the published end is touched.
+"""
+
+import os
+from _thread import allocate_lock
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastsm.core.state cimport CORRUPT, RUNNING
+from fastsm.core.timed cimport Timed
+from fastsm.disk.format cimport (
+    FRAME_RUNS, LARGE, Progress, RECORD_PUT, RECORD_SESSION, RECORD_TIMED, RECORD_TOUCH, UNKNOWN_TERM, VALID,
+    frame_checksum, frame_length, frame_run_count, look_at_frame, look_at_header, look_inside_frame, record_operation,
+)
+from fastsm.disk.mapping cimport Mapping
+from fastsm.disk.published cimport Publication
+from fastsm.disk.walk cimport Walk, next_record, walk_frames
+from fastsm.generation.log cimport Log
+from fastsm.lookup.index cimport Index
+from fastsm.lookup.terms cimport Run, Terms
+
+from fastsm.disk.files import storage_errors
+from fastsm.errors import CorruptionError
+from fastsm.types import LogId
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <time.h>
+    #ifdef CLOCK_MONOTONIC_COARSE
+      #define FASTSM_CLOCK CLOCK_MONOTONIC_COARSE
+    #else
+      #define FASTSM_CLOCK CLOCK_MONOTONIC
+    #endif
+    static uint64_t fastsm_now(void) {
+        struct timespec now;
+        clock_gettime(FASTSM_CLOCK, &now);
+        return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    }
+    static void fastsm_sleep(uint64_t nanoseconds) {
+        struct timespec time = {(time_t)(nanoseconds / 1000000000u), (long)(nanoseconds % 1000000000u)};
+        nanosleep(&time, NULL);
+    }
+    """
+    uint64_t now "fastsm_now"() noexcept nogil
+    void pause_for "fastsm_sleep"(uint64_t nanoseconds) noexcept nogil
+
+cdef enum:
+    SLICE = 1 << 20              # bytes of frames between two looks at signals
+    MAPPED_AHEAD = 16 << 20      # a mapping ends so far beyond what is published: it need not grow with each frame
+    MAPPING_UNIT = 64 << 10
+    FIRST_STEP = 200_000         # nanoseconds between two looks at the publication
+    LAST_STEP = 1_000_000
+
+cdef uint64_t LOOK_INTERVAL = 1_000_000_000    # nanoseconds between two looks at the file's name
+cdef uint64_t EVERYTHING = 0xFFFFFFFFFFFFFFFF
+
+
+cdef class Follower(Timed):
+    """The compiled half of `Reader`: a state, and how it takes frames.
+
+    Thread safety: reads from any thread; what is not a read, by whoever follows (see `Reader`).
+    """
+    cdef Publication publication     # None: there is none yet
+    cdef readonly object _position   # last applied
+    cdef readonly uint64_t _incarnation
+    cdef readonly bint _broken       # there was no memory in the middle of a frame: only another table helps
+    cdef uint64_t file_size          # of the log, when it was last looked at
+    cdef uint64_t look_at            # when the file's name is looked at again
+    # What the owner applied but no frame says yet, an entry without a command, is in the terms until one does.
+    cdef bint guessed
+    cdef size_t known_count
+    cdef uint64_t known_seen, known_last
+
+    def refresh(self):
+        """Takes what the owner has applied since; returns last applied. Without news it makes no system call.
+
+        O(records since); after a compaction or an install O(keys). Each chunk becomes visible as a whole. Raises
+        `NotRunningError` after `close`; `StorageError`, `CorruptionError` where what was published cannot be read: then
+        the state stays as it was. `ReentryError` in a signal handler on top of a refresh of its own thread.
+        """
+        if self.gate and not self._broken:
+            self.refuse()
+        if self.publication is not None and not self.publication.is_new() and now() < self.look_at:
+            return self._position
+        return self._follow()
+
+    # ---- the publication -------------------------------------------------------------------------------
+
+    def _look_at(self, Publication publication=None):
+        """Hears of news there from here on; all that is there is new."""
+        self.publication = publication
+        self.look_at = now() + LOOK_INTERVAL
+        if publication is not None:
+            publication.forget()
+
+    def _publication(self):
+        """Where it looks, or None."""
+        return self.publication
+
+    def _is_due(self):
+        """Whether the name of the publication's file is to be looked at: another one may be in its place."""
+        if now() < self.look_at:
+            return False
+        self.look_at = now() + LOOK_INTERVAL
+        return True
+
+    def _await_news(self, double seconds):
+        """Returns whether something was published, after so many seconds at the latest. Without the GIL."""
+        cdef Publication publication = self.publication
+        cdef uint64_t stop = now() + <uint64_t>(seconds * 1e9)
+        cdef uint64_t step = FIRST_STEP
+        cdef bint found = False
+        with nogil:
+            while not found and now() < stop:
+                pause_for(step)
+                step = min(step + step / 2, <uint64_t>LAST_STEP)
+                found = publication is not None and publication.is_new()
+        PyErr_CheckSignals()
+        return found
+
+    # ---- a state ---------------------------------------------------------------------------------------
+
+    def _show(self, Log log, Index index, applied, durable, bint verified, uint64_t incarnation):
+        """Reads show this state from here on."""
+        cdef Terms terms = index.terms
+        cdef uint64_t applied_index = applied.index
+        cdef uint64_t applied_term = applied.term
+        cdef uint64_t durable_index = durable.index
+        cdef uint64_t durable_term = durable.term
+        cdef uint64_t base_term = log.head.base_term
+        terms.reserve(2)
+        _old = self._log, self._index  # until all is changed: their end may let another thread run
+        self.guessed = self._broken = False
+        self.file_size = 0
+        self._log, self._index, self._table, self._terms = log, index, index.table, index.terms
+        self.take_arena()
+        self.readable = log.start + log.end
+        self.framed_index = terms.seen
+        self.framed_term = terms.term[terms.count - 1] if terms.count else base_term
+        self.applied_index, self.applied_term = self.framed_index, self.framed_term
+        self.note_applied(applied_index, applied_term)
+        self.durable_index, self.durable_term = durable_index, durable_term
+        self.metadata = index.metadata
+        self._verified = verified
+        self._epoch = ((self._epoch >> 32) + 1) << 32
+        self._incarnation = incarnation
+        if self.status == CORRUPT:
+            self.status = RUNNING
+            self.set_gate()
+        self._position = LogId(self.applied_index, self.applied_term)
+
+    def _goes_on_in(self, uint64_t incarnation):
+        """The log has another owner by now, and is still the one that was read."""
+        self._incarnation = incarnation
+
+    def _want_order(self):
+        """Each state that is opened from here on has an order."""
+        self.order_wanted = True
+
+    def _is_continued_by(self, Log log, Index index, applied):
+        """Whether another state is a later one of the same history, as far as can be told."""
+        cdef uint64_t index_before = self.applied_index
+        cdef uint64_t term_before = self.applied_term
+        if index_before == 0:
+            return True
+        if log.base is None or log.head.generation <= self._log.head.generation:
+            return False  # a reset, since a compaction makes a base; or another directory, in which numbers rise too
+        if applied.index <= index_before:
+            return applied == (index_before, term_before)
+        return index.terms.seen < index_before or index.terms.allows(index_before, term_before)
+
+    # ---- frames ----------------------------------------------------------------------------------------
+
+    def _take_up_to(self, uint64_t end, uint64_t applied_index, uint64_t applied_term, uint64_t durable_index):
+        """Takes the frames up to a published end, and what is published of entries.
+
+        `CorruptionError` where they do not end there: what was taken until then stays.
+        """
+        cdef Log log = self._log
+        cdef Mapping mapping
+        cdef Progress progress
+        cdef const uint8_t *frame
+        cdef uint64_t stop = log.end + SLICE
+        cdef int finding
+        self.map_up_to(log, end)
+        mapping = self.mapping
+        while log.end < end:
+            finding = look(mapping, log, end)
+            frame = mapping.address + mapping.start + log.end
+            progress.last_index, progress.last_term = self.framed_index, self.framed_term
+            progress.snapshot = NULL
+            if finding != VALID or look_inside_frame(frame, &progress) != VALID:
+                raise not_published(log, end, "a frame that is not whole, or is of another history")
+            self.prepare(frame)
+            self.take_frame(log, frame, &progress)
+            if self._broken:
+                error = MemoryError("no memory for the table of a reader: its next refresh makes it anew")
+                self._set_corrupt(error)
+                raise error
+            if log.end > stop:
+                with nogil:
+                    pass
+                PyErr_CheckSignals()
+                stop = log.end + SLICE
+        self._terms.reserve(2)
+        self.note_applied(applied_index, applied_term)
+        self.note_durable(durable_index)
+        if self._index.metadata_place:
+            self._index.take_all(walk_frames(self.arena, self._index.end, self._index.end))
+            self.metadata = self._index.metadata
+        self._position = LogId(self.applied_index, self.applied_term)
+
+    cdef int map_up_to(self, Log log, uint64_t end) except -1:
+        """Maps the log up to `end` at least. Its file may end before the mapping does: nobody looks there."""
+        cdef uint64_t size = (end + MAPPED_AHEAD + MAPPING_UNIT - 1) & ~<uint64_t>(MAPPING_UNIT - 1)
+        cdef uint64_t mapped = log.mapping.mapped
+        if end > self.file_size:
+            with storage_errors(log.path, "looking how long it is"):
+                self.file_size = os.fstat(log.descriptor).st_size
+            if end > self.file_size:
+                raise not_published(log, end, f"a file of {self.file_size} bytes")
+        if log.start + end > mapped:
+            log.map_up_to(size if log.mapping.fits(size) else end)
+            self.take_arena()
+            self.readable = log.start + log.end
+        if end > log.end + LARGE:
+            log.mapping.populate_read(log.start + log.end, log.start + end)
+        return 0
+
+    cdef int prepare(self, const uint8_t *frame) except -1:
+        """Takes all memory that the records of a frame may need, so that nothing fails in the middle of it."""
+        cdef uint64_t place = frame - self.arena
+        cdef uint64_t length = frame_length(frame)
+        cdef Walk walk = walk_frames(self.arena, place, place + length)
+        cdef const uint8_t *record = next_record(&walk)
+        cdef uint64_t puts = 0
+        cdef uint64_t sessions = 0
+        cdef uint64_t touches = 0
+        cdef uint64_t deadlines = 0
+        cdef uint64_t records = 0
+        while record != NULL:
+            puts += record_operation(record) == RECORD_PUT
+            sessions += record_operation(record) == RECORD_SESSION
+            touches += record_operation(record) == RECORD_TOUCH
+            deadlines += record[RECORD_TIMED]
+            records += 1
+            record = next_record(&walk)
+        self._table.reserve(puts)
+        if sessions:
+            self._index.sessions.reserve(sessions)
+            self._index.session_deadlines.reserve(sessions)
+        if touches:
+            self._index.touches.reserve(touches)
+        if deadlines:
+            self._index.deadlines.reserve(deadlines)
+        self._terms.reserve(frame_run_count(frame) + 2)
+        self._index.dead.reserve(place + length)
+        if self._index.ordered:
+            self._index.order.reserve(puts, records)
+        return 0
+
+    cdef void take_frame(self, Log log, const uint8_t *frame, const Progress *progress) noexcept:
+        """Makes a frame visible: one step for all readers, in which no Python code runs."""
+        cdef const Run *runs = <const Run *>(frame + FRAME_RUNS)
+        cdef uint64_t place = frame - self.arena
+        cdef uint64_t length = frame_length(frame)
+        cdef Walk walk = walk_frames(self.arena, place, place + length)
+        cdef uint64_t applied_index = self.applied_index
+        cdef uint64_t applied_term = self.applied_term
+        cdef uint32_t i
+        self.forget_guess()
+        for i in range(frame_run_count(frame)):
+            self._terms.append(runs[i].last, runs[i].term)
+        if self._index.take(&walk, EVERYTHING):
+            self._broken = True
+        self._index.end = place + length
+        log.last_frame, log.chain = log.end, frame_checksum(frame)
+        log.end += length
+        log.allocated = log.end
+        log.frames += 1
+        self.readable = log.start + log.end
+        self.framed_index, self.framed_term = progress.last_index, progress.last_term
+        self.applied_index, self.applied_term = self.framed_index, self.framed_term
+        self.note_applied(applied_index, applied_term)
+
+    cdef void note_applied(self, uint64_t index, uint64_t term) noexcept:
+        """An entry was applied that no frame says: it carried no command. Room for two runs is reserved."""
+        cdef Terms terms = self._terms
+        if index <= self.framed_index or index < self.applied_index:
+            return
+        self.forget_guess()
+        if term < self.framed_term:
+            return  # of a history that was lost
+        self.known_count, self.known_seen = terms.count, terms.seen
+        self.known_last = terms.last[terms.count - 1] if terms.count else 0
+        self.guessed = True
+        if term != self.framed_term and index > terms.seen + 1:
+            terms.append(index - 1, UNKNOWN_TERM)
+        terms.append(index, term)
+        self.applied_index, self.applied_term = index, term
+
+    cdef void forget_guess(self) noexcept:
+        cdef Terms terms = self._terms
+        if self.guessed:
+            terms.count, terms.seen = self.known_count, self.known_seen
+            if terms.count:
+                terms.last[terms.count - 1] = self.known_last
+            self.guessed = False
+
+    cdef void note_durable(self, uint64_t index) noexcept:
+        cdef uint64_t term = 0
+        if index > self.durable_index and index <= self.applied_index and self._terms.find(index, &term):
+            self.durable_index, self.durable_term = index, term
+
+    def _taken_up_to(self):
+        """Where the last frame ends that was taken."""
+        return self._log.end
+
+    def _is_in(self, Log other):
+        """Whether another log of the same identity has all frames that were taken of this one."""
+        cdef Log log = self._log
+        if other.end < log.end:
+            return False
+        if log.last_frame == 0:
+            return other.head == log.head
+        return other.is_frame(log.last_frame, log.end, log.chain)
+
+    def _is_still_there(self):
+        """Whether the log's file has its name, and the last frame that was taken is in it: then all before it are.
+
+        Read, not mapped: the file may have been cut.
+        """
+        cdef Log log = self._log
+        cdef bytes found
+        with storage_errors(log.path, "looking whether it is the same"):
+            try:
+                if not os.path.samestat(os.fstat(log.descriptor), os.stat(log.path, follow_symlinks=False)):
+                    return False
+            except FileNotFoundError:
+                return False
+            found = os.pread(log.descriptor, FRAME_RUNS, log.last_frame)
+        if log.last_frame == 0 or len(found) < FRAME_RUNS:
+            return log.last_frame == 0
+        frame = <const uint8_t *>PyBytes_AS_STRING(found)
+        return log.last_frame + frame_length(frame) == log.end and frame_checksum(frame) == log.chain
+
+    # ---- the end ---------------------------------------------------------------------------------------
+
+    def _after_fork(self):
+        """In a forked child: no thread is at work on the order any more."""
+        if self._index is not None and self._index.ordered:
+            self._index.order.lock = allocate_lock()
+            self._index.order.worker = 0
+            if self._index.order.builder:
+                self._index.order.end_build()
+
+
+cdef object not_published(Log log, uint64_t end, str found):
+    return CorruptionError(
+        log.path, log.end, f"whole frames up to offset {end}, as its owner has published", found,
+        "restart the owner, or `fastsm verify`")
+
+
+cdef int look(Mapping mapping, Log log, uint64_t end) except -1:
+    """VALID, if a frame of the log starts at its end, and is whole before another."""
+    cdef const uint8_t *frame = mapping.address + mapping.start + log.end
+    cdef uint64_t identity = log.identity
+    cdef uint64_t offset = log.end
+    cdef uint64_t chain = log.chain
+    cdef int finding = look_at_header(frame, end - offset, identity, offset)
+    if finding != VALID:
+        return finding
+    if frame_length(frame) > LARGE:
+        with nogil:
+            finding = look_at_frame(frame, end - offset, identity, offset, chain)
+        return finding
+    return look_at_frame(frame, end - offset, identity, offset, chain)

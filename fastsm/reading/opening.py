@@ -1,0 +1,109 @@
+"""A state is opened from outside: by a process that takes no lock, next to an owner who may go on changing it."""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.format import CurrentFile
+from fastsm.disk.published import Publication, Published, may_have_readers
+from fastsm.errors import CorruptionError, StorageError
+from fastsm.generation import current
+from fastsm.generation.log import Log
+from fastsm.generation.unfinished import is_unfinished
+from fastsm.types import LogId
+
+ATTEMPTS = 100  # the owner may take one step after the other while we look
+
+
+class Opened(NamedTuple):
+    """A state, as it was when it was looked at."""
+
+    generation: current.Generation
+    applied: LogId
+    durable: LogId
+    incarnation: int  # of the owner who publishes it; 0: nobody does
+
+
+def open_directory(path: str) -> Directory:
+    """The directory at a path, not locked; ``StorageError`` where there is none."""
+    with storage_errors(path, "opening the directory"):
+        return Directory(path, create=False)
+
+
+def open_publication(directory: Directory) -> Publication | None:
+    """What the directory's owner tells readers, or None: no owner has told anything yet."""
+    with storage_errors(directory.path, "opening what its owner publishes"):
+        return Publication.open(directory)
+
+
+def open_state(directory: Directory, publication: Publication | None) -> Opened:
+    """The state that an owner has published, or, where there is no owner, what opening the directory would find.
+
+    ``StorageError`` (ENOENT) where there is none. O(1) from a saved table, else O(bytes of base and log).
+    """
+    for attempt in range(ATTEMPTS):
+        published = None if publication is None else publication.read()
+        named = None
+        try:
+            named = read_current(directory)
+            owned = is_owned(directory)
+            opened = open_named(directory, named, published, owned)
+        except CorruptionError:
+            # The owner may have taken the step to another generation between two of our looks.
+            if attempt + 1 == ATTEMPTS or (named is not None and read_current(directory) == named):
+                raise
+            continue
+        after = None if publication is None else publication.read()
+        # Without an owner all that is whole was taken: then none may have come, and written something of its own.
+        if after == published or (owned and published and after and after.incarnation == published.incarnation):
+            return opened
+        opened.generation.log.close()
+    raise StorageError(errno.EAGAIN, "its owner replaces the state faster than it can be opened", directory.path)
+
+
+def read_current(directory: Directory) -> CurrentFile:
+    """What CURRENT names; ``StorageError`` (ENOENT) where it names nothing yet."""
+    with storage_errors(directory.path, "looking for an unfinished restore"):
+        unfinished = is_unfinished(directory)
+    named = None if unfinished else current.read_current(directory)
+    if named is None:
+        found = "a restore or a load that is under way, or did not end" if unfinished else "a directory without one"
+        raise StorageError(errno.ENOENT, f"expected a state, found {found}", directory.path)
+    return named
+
+
+def open_named(directory: Directory, named: CurrentFile, published: Published | None, owned: bool) -> Opened:
+    """The state that CURRENT names, up to where its owner says that it goes."""
+    if published is not None and (published.identity != named.identity or not may_have_readers(published)):
+        published = None
+    # An owner's log ends where the owner says, whatever comes after it: a chunk under way, or one whose sync failed.
+    # Before the first word about a log it ends where CURRENT says. Without an owner all that is whole counts.
+    up_to = 0
+    if owned:
+        up_to = max(named.durable_offset, published.end if published is not None else 0)
+    log = Log.open(directory, named, True, up_to)
+    try:
+        generation = current.recover(log, named, None, False)
+    except BaseException:
+        log.close()
+        raise
+    terms = generation.index.terms
+    applied = LogId(terms.seen, terms.last_term(log.head.base_term))
+    if published is None:
+        return Opened(generation, applied, generation.durable, 0)
+    if published.applied_index > applied.index and published.end <= log.end:
+        applied = LogId(published.applied_index, published.applied_term)  # an entry without a command: no frame says it
+    return Opened(generation, applied, generation.durable, published.incarnation)
+
+
+def is_owned(directory: Directory) -> bool:
+    """Whether an owner has the directory open; True as well where its lock may not be looked at."""
+    try:
+        return directory.owner() is not None
+    except PermissionError:
+        return True
+    except OSError as error:
+        raise StorageError.wrap(error, directory.path, "looking for its owner") from error
+

@@ -1,0 +1,192 @@
+"""Watches on event loops: many at a time, cancelled, on loops that are closed; nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastsm import CompactedError, FastStateMachine, MemoryStateMachine, NotRunningError, batch, put
+from support.inside import inside
+
+Opener = Callable[..., FastStateMachine]
+
+
+def fill(machine: Any, *commands: bytes) -> None:
+    first = machine.last_applied().index + 1
+    machine.apply([(first + i, 1, command) for i, command in enumerate(commands)])
+
+
+async def until_waiting(machine: FastStateMachine, count: int) -> None:
+    while len(inside(machine).watchers) < count:
+        await asyncio.sleep(0)
+
+
+def test_it_waits_for_what_comes(directory: Path, machine_at: Opener) -> None:
+    """`read_async` gives what is there, or waits for it; `async for` goes on until the machine is closed."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        watch = machine.watch()
+        fill(machine, put(b"a", b"1"))
+        assert [change.value for change in await watch.read_async()] == [b"1"]
+        waiting = asyncio.ensure_future(watch.read_async())
+        await until_waiting(machine, 1)
+        fill(machine, batch([put(b"a", b"2"), put(b"a", b"3")]))
+        assert [change.value for change in await waiting] == [b"2", b"3"]
+        assert await watch.read_async(timeout=0) == []
+        assert await watch.read_async(timeout=0.01) == []
+        assert await watch.read_async(0) == []
+
+        async def follow() -> list[bytes | None]:
+            return [change.value async for change in watch]
+
+        following = asyncio.ensure_future(follow())
+        for value in (b"4", b"5"):
+            await until_waiting(machine, 1)
+            fill(machine, put(b"a", value))
+            await asyncio.sleep(0)
+        await until_waiting(machine, 1)
+        await machine.close_async()
+        assert await following == [b"4", b"5"]
+
+    asyncio.run(main())
+
+
+def test_the_model_waits_too() -> None:
+    """Its coroutines are told of what other tasks apply."""
+    machine = MemoryStateMachine()
+
+    async def main() -> None:
+        watch = machine.watch(b"a")
+        waiting = asyncio.ensure_future(watch.read_async())
+        await asyncio.sleep(0)
+        fill(machine, put(b"b", b""))
+        await asyncio.sleep(0)
+        fill(machine, put(b"a", b"1"))
+        assert len(await waiting) == 1
+        assert await watch.read_async(timeout=0.01) == []
+        waiting = asyncio.ensure_future(watch.read_async())
+        await asyncio.sleep(0)
+        machine.clear()
+        with pytest.raises(CompactedError):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_read_loses_nothing(directory: Path, machine_at: Opener) -> None:
+    """Cancelled while it waits, when it was just told, and amid a long read: the next one tells all."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        watch = machine.watch()
+        for told in (False, True):
+            waiting = asyncio.ensure_future(watch.read_async())
+            await until_waiting(machine, 1)
+            if told:
+                fill(machine, put(b"a", b"1"))
+                while len(inside(machine).watchers):
+                    await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert len(inside(machine).watchers) == 0
+        fill(machine, *(put(b"%d" % i, b"v" * 400) for i in range(20_000)))
+        long = asyncio.ensure_future(watch.read_async(10**6, max_bytes=1 << 30))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not long.done()
+        long.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await long
+        assert len(await watch.read_async(10**6, max_bytes=1 << 30)) == 20_001
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_was_closed_is_forgotten(directory: Path, machine_at: Opener) -> None:
+    """A task that was left behind by its loop is told nothing, and others are."""
+    machine = machine_at(directory)
+    watch, other = machine.watch(), machine.watch()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(watch.read_async())
+    loop.run_until_complete(until_waiting(machine, 1))
+    loop.close()
+
+    async def main() -> None:
+        waiting = asyncio.ensure_future(other.read_async())
+        await until_waiting(machine, 2)
+        fill(machine, put(b"a", b"1"))
+        assert len(await waiting) == 1
+
+    asyncio.run(main())
+    assert len(inside(machine).watchers) == 0
+    with pytest.raises(RuntimeError):
+        watch.read(timeout=0)  # it is being read, by that task
+    gone = weakref.ref(task)
+    del task
+    while gone() is not None:  # the thread that told may hold it for another moment
+        gc.collect()
+    assert len(watch.read(timeout=0)) == 1
+
+
+@pytest.mark.parametrize("how", ["reset", "stop", "close", "close the watch"])
+def test_a_read_that_waits_hears_of_the_end(how: str, directory: Path, machine_at: Opener) -> None:
+    """It raises what a read on a thread would."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        watch = machine.watch()
+        waiting = asyncio.ensure_future(watch.read_async())
+        await until_waiting(machine, 1)
+        if how == "close the watch":
+            watch.close()
+        else:
+            {"reset": machine.clear, "stop": machine.stop, "close": machine.close}[how]()
+        with pytest.raises(CompactedError if how == "reset" else NotRunningError):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_very_many_wait_at_once(directory: Path, machine_at: Opener) -> None:
+    """A thousand watches of prefixes that nobody writes stay asleep; one that is written is woken."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(machine.watch(b"idle-%d/" % i).read_async()) for i in range(1000)]
+        await until_waiting(machine, 1000)
+        for i in range(100):
+            fill(machine, put(b"busy-%d" % i, b""))
+        fill(machine, put(b"idle-500/", b"now"))
+        assert [change.value for change in await tasks[500]] == [b"now"]
+        assert len(inside(machine).watchers) == 999
+        assert sum(task.done() for task in tasks) == 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(inside(machine).watchers) == 0
+
+    asyncio.run(main())
+
+
+def test_a_second_task_is_refused(directory: Path, machine_at: Opener) -> None:
+    """One consumer each, on event loops too."""
+    machine = machine_at(directory)
+
+    async def main() -> None:
+        watch = machine.watch()
+        waiting = asyncio.ensure_future(watch.read_async())
+        await until_waiting(machine, 1)
+        with pytest.raises(RuntimeError, match="being read already"):
+            await watch.read_async()
+        fill(machine, put(b"a", b""))
+        assert len(await waiting) == 1
+
+    asyncio.run(main())

@@ -1,0 +1,54 @@
+"""Readers next to an owner who is killed again and again never see what cannot be. See `tests/readers.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import readers
+
+from fastsm import Reader
+from fastsm.reading.reader import ReaderStats
+
+SECONDS = float(os.environ.get("FASTSM_READERS_SECONDS", "20"))
+
+
+def test_readers_never_see_what_cannot_be(tmp_path: Path) -> None:
+    """No half, lost or doubled chunk, and no step back that is not told, through kills in every step of an owner."""
+    counts, violations = readers.run(SECONDS, readers=4, seed=1, root=tmp_path)
+    print(dict(counts))
+    assert not violations, "\n".join(violations[:5])
+    assert counts["kills"] >= SECONDS / 4
+    assert counts["with news"] >= 5 * SECONDS
+    assert counts["generations"] >= 4 + counts["rebuilt"]
+    assert counts["entries"] >= 100 * SECONDS
+
+
+class Silent(Reader):
+    """Does not say where the state went back."""
+
+    __slots__ = ()
+
+    def stats(self) -> ReaderStats:
+        return dataclasses.replace(super().stats(), rebuilt=0)
+
+
+class SilentWatcher(readers.Watcher):
+    kind = Silent
+
+
+def step_with_resets(owner: readers.Owner) -> None:
+    """Applies, and resets often."""
+    if owner.dice.random() < 0.02:
+        owner.machine.clear()
+    else:
+        owner.apply()
+
+
+def test_a_planted_mistake_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that does not say where its state went back is found out."""
+    monkeypatch.setattr(readers.Owner, "step", step_with_resets)
+    _, violations = readers.run(5, readers=2, seed=2, root=tmp_path, watcher=SilentWatcher)
+    assert any("say" in violation for violation in violations), violations
