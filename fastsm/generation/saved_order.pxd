@@ -4,7 +4,7 @@ from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.index cimport Index
 from fastsm.lookup.ranges cimport OrderedView
 
-cdef HeldOrder hold_order(Index index, uint64_t end, bint few)
+cdef HeldOrder hold_order(Index index, uint64_t end, bint at_once, tick)
 cdef bint take_order(
     Index index, Mapping mapping, const uint64_t *places, uint64_t count, uint64_t stop) except -1
 

@@ -21,17 +21,22 @@ cdef enum:
 
 # ---- save ----------------------------------------------------------------------------------------------
 
-cdef HeldOrder hold_order(Index index, uint64_t end, bint few):
+cdef HeldOrder hold_order(Index index, uint64_t end, bint at_once, tick):
     """The order of an index, to be saved; None when it is not in use, or when there is no memory to hold it.
 
-    `end`: the place after the last record. `few`: also None when many new keys would have to be sorted in. O(new keys).
+    `end`: the place after the last record. Many new keys are sorted in first, without the GIL, with calls of `tick()`;
+    with `at_once`, which runs no Python code, they make it None. O(new keys).
     """
     cdef HeldOrder held
     cdef Order order = index.order
-    if not index.ordered or not order.built or index.table.count == 0 or (few and order.waiting() > FEW_NEW):
+    if not index.ordered or index.table.count == 0 or (at_once and order.waiting() > FEW_NEW):
         return None
     held = HeldOrder()
     try:
+        if order.waiting() > FEW_NEW:
+            order.catch_up(tick)
+        if not order.built:
+            return None
         order.absorb()
         held.view.begin(order, end, None, None, False)
     except MemoryError:

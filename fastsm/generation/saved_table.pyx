@@ -51,7 +51,7 @@ def save_table(directory, Log log, Index index, tick):
     OSError.
     """
     cdef HeldTable held = HeldTable(log)
-    held.take(index, False)
+    held.take(index, False, tick)
     with held.written(directory, tick):
         held.put_in_place(directory)
     directory.sync_directory()
@@ -61,7 +61,7 @@ def hold_table(Log log, Index index):
     """A copy of the index of all of a log's frames, to be saved later; None where there is no memory for it."""
     cdef HeldTable held = HeldTable(log)
     try:
-        held.take(index, True)
+        held.take(index, True, None)
     except MemoryError:
         return None
     return held
@@ -131,7 +131,7 @@ cdef class HeldTable:
         self.end = log.end
         self.segments = []
 
-    cdef int take(self, Index index, bint copies) except -1:
+    cdef int take(self, Index index, bint copies, tick) except -1:
         cdef HeldSegments held
         self.saved, self.front = describe(self.log, index)
         for table in tables_of(index):
@@ -139,7 +139,7 @@ cdef class HeldTable:
             if copies and (<Table>table).count:
                 held.copy()
             self.segments.append(held)
-        self.order = hold_order(index, self.log.start + self.end, copies)
+        self.order = hold_order(index, self.log.start + self.end, copies, tick)
         return 0
 
     def written(self, directory, tick):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fastsm
 import fastsm.core.generations
-from fastsm import FastStateMachine
+from fastsm import FastStateMachine, Reader
 from fastsm.lookup.order import Order
 from support.faulty import crash_copy, memory_directory
 from support.histories import History
@@ -40,12 +40,12 @@ def put_all(machine: FastStateMachine, keys: list[bytes]) -> None:
     applied(machine, fastsm.put_many(keys, [b"v" + key for key in keys]))
 
 
-def order_of(machine: FastStateMachine) -> Order | None:
+def order_of(machine: FastStateMachine | Reader) -> Order | None:
     order: Order | None = inside(machine).order()
     return order
 
 
-def is_loaded(machine: FastStateMachine) -> bool:
+def is_loaded(machine: FastStateMachine | Reader) -> bool:
     """Whether the machine has the order of its saved table, and looked at no key for it."""
     order = order_of(machine)
     assert order is None or not order.loaded or order.built
@@ -123,6 +123,25 @@ def test_a_read_only_opening_has_it_too(directory: Path, machine_at: Opener) -> 
     machine = machine_at(directory, read_only=True)
     assert is_loaded(machine)
     assert machine.count(b"00100", b"00200") == sum(100 <= int(key) < 200 for key in list(machine.keys()))
+
+
+def test_a_reader_has_it_and_keeps_it_up(directory: Path, machine_at: Opener) -> None:
+    """`Reader` scans at once, and does not note new keys without end when it never scans."""
+    state_in_order(directory)
+    machine = machine_at(directory, auto_compact=False)
+    with Reader(directory) as reader:
+        assert is_loaded(reader)
+        for _ in range(4):
+            for first in range(0, 12_000, 4_000):
+                put_all(machine, [b"new %05d" % i for i in range(first, first + 4_000)])
+            applied(machine, fastsm.delete_prefix(b"new"))
+            reader.refresh()
+            order = order_of(reader)
+            assert order is not None
+            assert order.fresh_keys <= 8_192
+        put_all(machine, KEYS[:50])
+        reader.refresh()
+        assert reader.scan() == machine.scan()
 
 
 @pytest.mark.parametrize("what", ["compact", "install", "clear"])
@@ -230,6 +249,22 @@ def test_any_lives_give_what_a_sorted_dict_does(lives: list[tuple[list[tuple[byt
             inside(machine).check()
         finally:
             machine.close()
+
+
+def test_many_new_keys_at_the_close_are_in_it(directory: Path, machine_at: Opener) -> None:
+    """They are sorted in before the order is saved."""
+    machine = machine_at(directory, ordered=True, auto_compact=False)
+    put_all(machine, KEYS)
+    machine.scan(limit=1)
+    put_all(machine, [b"new %05d" % i for i in range(5_000)])
+    order = order_of(machine)
+    assert order is not None
+    assert order.fresh_keys == 5_000
+    machine.close()
+    assert table_in(directory).saved.ordered == len(KEYS) + 5_000
+    machine = machine_at(directory)
+    assert is_loaded(machine)
+    assert_in_order(machine)
 
 
 # ---- not believed ----------------------------------------------------------------------------------------
