@@ -1,4 +1,4 @@
-"""Ordered reads next to sortedcontainers, a sorted list with bisect, and LMDB's cursor; what the order costs apply."""
+"""Ordered reads next to sortedcontainers, a sorted list with bisect, and LMDB's cursor; what the order costs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.data import changes, chunked, entries_of, fill, random_keys, random_values, scaled
+from fastsm import FastStateMachine
 
 KEYS = scaled(1_000_000)
 COUNTED = scaled(100_000)
@@ -110,6 +111,24 @@ def test_build(note: Any, machine_at: Any, shape: str) -> None:
     note("memory.order", "bytes", [machine._order().size / count])
 
 
+def test_open_in_order(note: Any, tmp_path: Path) -> None:
+    """Opening by a saved table that has the order, and by one without; the first scan is in it."""
+    keys = random_keys(KEYS)
+    for ordered in (True, False):
+        path = tmp_path / str(ordered)
+        with FastStateMachine(path, ordered=ordered, auto_compact=False) as machine:
+            fill(machine, keys, random_values(1) * KEYS)
+        seconds = []
+        for _ in range(9):
+            begun = time.perf_counter()
+            machine = FastStateMachine(path, read_only=True, verify_on_open="off")
+            if ordered:
+                machine.scan(limit=1)
+            seconds.append((time.perf_counter() - begun) * 1e9 / KEYS)
+            machine.close()
+        note("open.ordered" if ordered else "open.unordered", "ms", seconds)
+
+
 def test_apply_in_order(compare: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
     """apply(1000) with the order in use over apply without: half overwrites, a tenth deletes, the rest new."""
     count = min(KEYS, len(keys))
@@ -171,3 +190,29 @@ def test_insert_and_scan_in_turns(
         scan(key)
 
     note("scan.insert", "us", [microseconds(turn, new[i::5]) for i in range(5)], peer)
+
+
+@pytest.mark.parametrize("shape", ["rising", "falling", "gap"])
+def test_adversarial_inserts(note: Any, machine_at: Any, shape: str) -> None:
+    """One new key and one scan in turns, at three sizes: always the greatest key, the least, all into one gap."""
+    curve = []
+    for size in (KEYS // 100, KEYS // 10, KEYS):
+        machine = machine_at(ordered=True, auto_compact=False)
+        fill(machine, [b"%012d" % (10**11 + 1_000 * i) for i in range(size)], [b""] * size)
+        machine.count(b"0")
+        turns = range(min(SCANS, 1_000))
+        if shape == "rising":
+            new = [b"%012d" % (2 * 10**11 + i) for i in turns]
+        elif shape == "falling":
+            new = [b"%012d" % (10**11 - 1 - i) for i in turns]
+        else:
+            new = [b"%012d" % (10**11 + 1_000 * (size // 2) + 999 - i) for i in turns if i < 999]
+
+        def turn(key: bytes, machine: FastStateMachine = machine) -> None:
+            machine.apply(entries_of([(key, b"")], machine.last_applied().index + 1))
+            machine.scan(key, limit=PAGE)
+
+        curve.append([microseconds(turn, some) for some in chunked(new, len(new) // 5)[:5]])
+    for name, times in zip(("1%", "10%", "100%"), curve, strict=True):
+        print(f"{shape}, at {name} of the keys: {sorted(times)[2]:.1f} us a turn")
+    note(f"scan.insert.{shape}", "ratio", [most / least for least, most in zip(curve[0], curve[-1], strict=True)])

@@ -37,6 +37,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         framefile           frames in a mapped file: append, sync, cut; under the log, and the journal's segments
         log                 such a file on top of a base: recover, copy
         verification        every byte against its checksum, now or in the background
+        saved_order         the order of the keys, as a section of the saved table
         saved_table         the index in a file, for opening without reading the log
         unfinished          a directory that a tool fills counts as empty until it is whole
         changes, watch      the log as a stream of changes; whoever follows it, on threads and event loops

@@ -61,7 +61,7 @@ class FastStateMachine(Engine, StateMachine):
       ``compact_floor`` bytes.
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
     - ``ordered``: keeps the keys in order from the start, for ``scan``, ``count`` and ``ordered``; otherwise the first
-      of these calls builds the order, and until then it costs nothing.
+      of these calls builds the order, and until then it costs nothing. A state whose order was in use opens with it.
     - ``mode``: the permissions of the directory when it is created, whatever the umask says, and of the files in it,
       without those to execute. With ``0o770`` the users of a group can take turns.
     - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's

@@ -70,6 +70,7 @@ cdef class Engine(Timed):
         self.contiguous = contiguous
         self.sync_on_apply = sync_on_apply
         self.take_index(log, index)
+        self.order_wanted = index.ordered  # it was in use before: the saved table has it
         self._group_commit = commit
         self.runs_in_terms = 0
         self.applied_index, self.applied_term = self.runs.index, self.runs.term

@@ -229,7 +229,7 @@ class Generations:
         if log.read_only:
             return
         if log.end == self._clean_end and not engine._has_unwritten(True):
-            if not engine._index.loaded:  # the opening had to read everything: the next one need not
+            if lacks_table(engine._index):  # the opening had to read or sort everything: the next one need not
                 self.save_table(log, engine._index)
             return
         engine._write_state(True)
@@ -245,3 +245,8 @@ class Generations:
                 raise
             # All data is durable: without room for the last frame, the next opening just takes longer.
             logger.warning("%s: closed without a final frame: %s", self.path, error)
+
+
+def lacks_table(index: Index) -> bool:
+    """Whether an index that has not changed since the opening says more than the saved table."""
+    return not index.loaded or (index.order is not None and not index.order.loaded)

@@ -29,7 +29,7 @@ cdef class OrderedPairs:
 
 
 cdef class Ordered(State):
-    cdef bint order_wanted              # it was asked for: the next generation gets one, too
+    cdef bint order_wanted              # it was asked for, now or earlier: the next generation gets one, too
     cdef bint order_called              # a thread sorts new keys in, or will
     cdef Order fresh_order(self, bint in_turn=*)
     cdef OrderedPairs view_of(self, bytes low, bytes high, bint reverse)

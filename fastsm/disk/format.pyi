@@ -90,6 +90,7 @@ class Sections(NamedTuple):
     deadlines: tuple[int, ...]
     front_end: int
     segments: tuple[int, ...]
+    order: int
     end: int
 
 class SavedPart(NamedTuple):
@@ -123,6 +124,7 @@ class SavedTable(NamedTuple):
     session_deadlines: int
     sessions: SavedPart
     touches: SavedPart
+    ordered: int
     body_checksum: int
     @property
     def parts(self) -> tuple[SavedPart, ...]: ...

@@ -8,7 +8,7 @@ docs/format.md draws the pictures. In short, all integers little-endian, all rec
     run       last index | term
     record    index | value size | key size | operation | timed | key | value | padding | deadline, if timed
     snapshot  header | attachment | membership record | runs (first, last, term) | records
-    table     header | runs | snapshot metadata | dead map | directory | zeros up to a page | segments
+    table     header | runs | snapshot metadata | dead map | directories | deadlines | segments, paged | order
 
 A frame is bound to its place and to all that is before it. The seal is a checksum of the header alone, seeded with
 the log's identity and the frame's own offset: one look tells whether bytes are a header of this log at this place,
@@ -95,6 +95,7 @@ class Sections(NamedTuple):
     deadlines: tuple          # of keys, and of sessions
     front_end: int            # behind all of these
     segments: tuple           # of the tables
+    order: int                # the places of the keys, in the order of these
     end: int
 
 
@@ -132,6 +133,7 @@ class SavedTable(NamedTuple):
     session_deadlines: int
     sessions: SavedPart
     touches: SavedPart
+    ordered: int          # places in the order of their keys: as many as keys, or 0, when the order was not in use
     body_checksum: int    # XXH64 of everything after the header
 
     @property
@@ -160,13 +162,14 @@ class SavedTable(NamedTuple):
             segments.append(at)
             at += part.segments * SEGMENT_BYTES
         return Sections(
-            runs, metadata, dead, tuple(directories), tuple(deadlines), front_end, tuple(segments), at)
+            runs, metadata, dead, tuple(directories), tuple(deadlines), front_end, tuple(segments), at,
+            at + 8 * self.ordered)
 
 
 # Behind the version, and behind the fields, are reserved zeros.
 LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
-TABLE_STRUCT = struct.Struct("<8sII32Q")
+TABLE_STRUCT = struct.Struct("<8sII33Q")
 TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
 TABLE_PAGE = 65536      # no system has larger pages: segments are mapped
 SEGMENT_BYTES = 8 * 4096 + 64
@@ -191,17 +194,18 @@ def head_checksum(packed):
 
 def pack_saved_table(saved):
     """A saved table's header."""
-    *fields, sessions, touches, body_checksum = saved
+    *fields, sessions, touches, ordered, body_checksum = saved
     return with_checksum(TABLE_STRUCT.pack(
-        TABLE_MAGIC_BYTES, VERSION, 0, *fields, *sessions, *touches, body_checksum))
+        TABLE_MAGIC_BYTES, VERSION, 0, *fields, *sessions, *touches, ordered, body_checksum))
 
 
 def unpack_saved_table(data, path, size):
     """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
-    fields = unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 32)
+    fields = unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 33)
     saved = SavedTable(
-        *fields[:21], SavedPart(*fields[21:26]), SavedPart(*fields[26:31]), fields[31])
+        *fields[:21], SavedPart(*fields[21:26]), SavedPart(*fields[26:31]), *fields[31:])
     counts = [saved.runs, saved.metadata_size, saved.dead_words, saved.key_deadlines, saved.session_deadlines]
+    counts.append(saved.ordered)
     counts += [part.segments for part in saved.parts]
     depth = max(part.depth for part in saved.parts)
     if max(counts) > size or depth > 40 or saved.sections.end != size:

@@ -1,6 +1,7 @@
 """The saved table: an index put into a file, and mapped back into memory, so that opening reads no log.
 
-It holds what the index holds: the tables of keys, sessions and touches, deadlines, the dead map, terms and the clock.
+It holds what the index holds: the tables of keys, sessions and touches, deadlines, the dead map, terms, the clock, and
+the order of the keys, where that is in use.
 
 Its file is a copy of memory at one moment of a log's life. It is believed only if all of it checks out: its own
 checksum, that base and log up to that moment are the bytes that it was made from, and that each slot leads into the
@@ -27,6 +28,7 @@ from fastsm.disk.hashing cimport xxh64
 from fastsm.lookup.deadlines cimport Deadlines, Due
 from fastsm.lookup.index cimport Index
 from fastsm.generation.log cimport Log
+from fastsm.generation.saved_order cimport HeldOrder, hold_order, take_order
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table
 
@@ -49,7 +51,7 @@ def save_table(directory, Log log, Index index, tick):
     OSError.
     """
     cdef HeldTable held = HeldTable(log)
-    held.take(index, False)
+    held.take(index, False, tick)
     with held.written(directory, tick):
         held.put_in_place(directory)
     directory.sync_directory()
@@ -59,7 +61,7 @@ def hold_table(Log log, Index index):
     """A copy of the index of all of a log's frames, to be saved later; None where there is no memory for it."""
     cdef HeldTable held = HeldTable(log)
     try:
-        held.take(index, True)
+        held.take(index, True, None)
     except MemoryError:
         return None
     return held
@@ -120,6 +122,7 @@ cdef class HeldTable:
     cdef readonly Log log
     cdef readonly uint64_t end
     cdef list segments           # of each table, in the order of the file
+    cdef HeldOrder order         # None: it is not in use
     cdef object saved            # the header
     cdef bytes front             # what lies between it and the segments
 
@@ -128,7 +131,7 @@ cdef class HeldTable:
         self.end = log.end
         self.segments = []
 
-    cdef int take(self, Index index, bint copies) except -1:
+    cdef int take(self, Index index, bint copies, tick) except -1:
         cdef HeldSegments held
         self.saved, self.front = describe(self.log, index)
         for table in tables_of(index):
@@ -136,6 +139,7 @@ cdef class HeldTable:
             if copies and (<Table>table).count:
                 held.copy()
             self.segments.append(held)
+        self.order = hold_order(index, self.log.start + self.end, copies, tick)
         return 0
 
     def written(self, directory, tick):
@@ -149,13 +153,17 @@ cdef class HeldTable:
 
     cdef int write(self, directory, tick) except -1:
         cdef HeldSegments held
+        saved = self.saved
         descriptor = directory.create_file(f"{table_name(self.log.head.generation)}.tmp")
         try:
             directory.write(descriptor, self.front, format.TABLE_HEADER_BYTES)
             for held, part, offset in zip(self.segments, self.saved.parts, self.saved.sections.segments, strict=True):
                 if part.segments:
                     held.write(directory, descriptor, offset, tick)
-            saved = self.saved._replace(body_checksum=checksum_of(descriptor.number, self.saved.sections.end))
+            if self.order is not None and self.order.gather(tick):
+                saved = saved._replace(ordered=self.order.count)
+                self.order.write(directory, descriptor, saved.sections.order, tick)
+            saved = saved._replace(body_checksum=checksum_of(descriptor.number, saved.sections.end))
             directory.write(descriptor, format.pack_saved_table(saved), 0)
             directory.sync(descriptor)
         finally:
@@ -216,7 +224,7 @@ cdef tuple describe(Log log, Index index):
             log.head.identity, log.end, log.start, keys.seed0, keys.seed1, keys.entries, index.live_bytes,
             index.config_place, keys.segments, keys.depth, len(runs) // format.TERM_RUN_BYTES, len(metadata), count,
             log.frames, log.last_frame, log.chain, index.clock, index.clock_place, index.touch_place,
-            index.deadlines.count, index.session_deadlines.count, part_of(index.sessions), part_of(index.touches), 0)
+            index.deadlines.count, index.session_deadlines.count, part_of(index.sessions), part_of(index.touches), 0, 0)
         front = b"".join((
             runs, metadata.ljust(saved.sections.dead - saved.sections.metadata, b"\0"),
             (<char *>words)[:8 * count], directories, bytes_of_deadlines(index.deadlines),
@@ -360,7 +368,9 @@ cdef object load(directory, descriptor, Log log, path):
     for part, directory_at in zip(saved.parts, sections.directories, strict=True):
         used = directory_at - sections.runs + (4 << part.depth if part.segments else 0)
         gaps.append(front[used:used + (4 if part.segments and part.depth == 0 else 0)])
-    return None if b"".join(gaps).strip(b"\0") else (index, saved)
+    if b"".join(gaps).strip(b"\0") or not load_order(index, log.mapping, saved, descriptor.number, size, stop):
+        return None
+    return index, saved
 
 
 cdef bytes read_front(int descriptor, size_t size, saved):
@@ -394,6 +404,21 @@ cdef bint load_deadlines(Index index, saved, bytes front, uint64_t stop) except 
     if not index.deadlines.take_saved(data + (keys - runs), saved.key_deadlines, stop):
         return False
     return index.session_deadlines.take_saved(data + (sessions - runs), saved.session_deadlines, stop)
+
+
+cdef bint load_order(Index index, Mapping mapping, saved, int descriptor, size_t size, uint64_t stop) except -1:
+    """Whether the order of the keys is sound, if there is one; the index takes it."""
+    cdef void *file
+    cdef uint64_t offset = saved.sections.order
+    if saved.ordered == 0:
+        return True
+    if saved.ordered != saved.keys:
+        return False
+    file = map_file(descriptor, size, size)
+    try:
+        return take_order(index, mapping, <const uint64_t *>(<const char *>file + offset), saved.ordered, stop)
+    finally:
+        munmap(file, size)
 
 
 cdef bint is_of_these_frames(Log log, saved) except -1:

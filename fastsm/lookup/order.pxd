@@ -21,6 +21,7 @@ cdef class Order:
     cdef Node *root
     cdef readonly uint64_t entries      # places in the tree
     cdef readonly bint built
+    cdef readonly bint loaded           # from a saved table
     cdef bint recording                 # new keys are noted
     cdef uint64_t *fresh                # places of new keys, as they came
     cdef size_t fresh_count, fresh_room
@@ -65,6 +66,7 @@ cdef class Order:
     cdef bint has_garbage(self) noexcept
     cdef int catch_up(self, tick) except -1
     cdef int build(self, tick) except -1
+    cdef int take_sorted(self, const uint64_t *places, size_t count) except -1
     cdef int end_build(self) except -1
     cdef bint gather(self, Sorting sorting, uint64_t builder, tick) except -1
     cdef int merge(self, tick) except -1

@@ -215,6 +215,8 @@ cdef class Follower(Timed):
             self._index.take_all(walk_frames(self.arena, self._index.end, self._index.end))
             self.metadata = self._index.metadata
         self._position = LogId(self.applied_index, self.applied_term)
+        if self._index.ordered and self._index.order.is_behind():
+            self._keep_order()  # a reader that never scans must not note new keys without end
 
     cdef int map_up_to(self, Log log, uint64_t end) except -1:
         """Maps the log up to `end` at least. Its file may end before the mapping does: nobody looks there."""

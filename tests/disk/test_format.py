@@ -84,7 +84,7 @@ def test_sizes_that_others_rely_on() -> None:
     assert struct.calcsize(LOG) == format.LOG_HEADER_BYTES == START
     assert struct.calcsize(CURRENT) == 64
     assert struct.calcsize(SNAPSHOT_HEAD) == format.SNAPSHOT_HEADER_BYTES == 160
-    assert struct.calcsize(TABLE) == format.TABLE_HEADER_BYTES == 280
+    assert struct.calcsize(TABLE) == format.TABLE_HEADER_BYTES == 288
     assert chain_in_source("TERM_RUN_SIZE", "TERM_RUN_SIZE") == [format.TERM_RUN_BYTES] == [24]
     assert format.SEGMENT_BYTES == struct.calcsize("<4096QII56s") == 32_832
     assert chain_in_source("RUN_SIZE", "RUN_SIZE") == [struct.calcsize(RUN)] == [16]
@@ -104,10 +104,11 @@ SAVED = format.SavedTable(
     identity=IDENTITY, log_offset=200, log_start=131_072, seed0=1, seed1=2**64 - 1, keys=9, live_bytes=300,
     config_place=160, segments=2, depth=1, runs=3, metadata_size=48, dead_words=5, frames=4, last_frame=150,
     last_checksum=2**62, clock=77, clock_place=168, touch_place=176, key_deadlines=3, session_deadlines=1,
-    sessions=format.SavedPart(3, 4, 5, 1, 0), touches=format.SavedPart(6, 7, 0, 0, 0), body_checksum=2**63,
+    sessions=format.SavedPart(3, 4, 5, 1, 0), touches=format.SavedPart(6, 7, 0, 0, 0), ordered=9, body_checksum=2**63,
 )
-FLAT = (*SAVED[:-3], *SAVED.sessions, *SAVED.touches, SAVED.body_checksum)
-TABLE_SIZE = 65_536 + 2 * 65_536 + 32_832  # the second table's segment at the next multiple
+FLAT = (*SAVED[:-4], *SAVED.sessions, *SAVED.touches, SAVED.ordered, SAVED.body_checksum)
+ORDER = 65_536 + 2 * 65_536 + 32_832  # the second table's segment at the next multiple
+TABLE_SIZE = ORDER + 8 * 9
 
 
 def test_headers_are_what_struct_makes() -> None:
@@ -211,16 +212,17 @@ def test_a_base_that_cannot_be_is_corruption(base: tuple[int, int], size: int, o
 
 
 def test_sections_of_a_saved_table_lie_one_behind_the_other() -> None:
-    """Each section starts at a multiple of 8, the segments at one of 65,536, and the last ends the file."""
+    """Each section starts at a multiple of 8, the segments at one of 65,536, and the order ends the file."""
     # Two entries of a directory take 8 bytes, one is padded to as many; the touches have no segments, and so none.
     assert SAVED.sections == (
-        280, 352, 400, (440, 448, 456), (456, 504), 520, (65_536, 196_608, 229_440), TABLE_SIZE)
-    assert SAVED._replace(metadata_size=0, dead_words=0).sections[:4] == (280, 352, 352, (352, 360, 368))
-    assert SAVED._replace(metadata_size=9).sections.dead == 352 + 16
+        288, 360, 408, (448, 456, 464), (464, 512), 528, (65_536, 196_608, 229_440), ORDER, TABLE_SIZE)
+    assert SAVED._replace(ordered=0).sections.end == ORDER
+    assert SAVED._replace(metadata_size=0, dead_words=0).sections[:4] == (288, 360, 360, (360, 368, 376))
+    assert SAVED._replace(metadata_size=9).sections.dead == 360 + 16
     assert SAVED._replace(depth=14).sections.segments == (131_072, 262_144, 294_976)
 
 
-@pytest.mark.parametrize("field", ["runs", "metadata_size", "dead_words", "segments", "depth"])
+@pytest.mark.parametrize("field", ["runs", "metadata_size", "dead_words", "segments", "depth", "ordered"])
 @pytest.mark.parametrize("number", [2**17, 2**31, 2**61, 2**64 - 1])
 def test_sections_that_do_not_add_up_are_refused(field: str, number: int) -> None:
     """A saved table whose counts do not give its file's size is refused, however large they are."""

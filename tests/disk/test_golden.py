@@ -65,6 +65,9 @@ def test_golden_state_is_read(
     assert machine.stats().recovery.clean
     assert machine.stats().recovery.torn_bytes == 0
     assert_items(machine, expected)
+    order = inside(machine).order()  # a golden table was saved with the order in use
+    assert (order is not None and order.loaded) == (with_table and bool(tables))
+    assert [key.hex() for key, _ in machine.scan().entries] == sorted(expected["items"])
     assert [machine.entry_term(index) for index in range(len(expected["terms"]))] == expected["terms"]
     log_id, checksum = expected["snapshot_metadata"]
     assert machine.snapshot_metadata() == SnapshotMetadata(LogId(*log_id), bytes.fromhex(checksum))

@@ -45,8 +45,10 @@ def write_example(path: Path) -> None:
 
 
 def write_compacted(path: Path) -> None:
-    """The state of the history with a base up to entry 12, the rest in the log behind it, and a saved table."""
-    with mock.patch("fastsm.core.generations.SAVE_TABLE_ABOVE", 0), FastStateMachine(path, contiguous=False) as machine:
+    """The state of the history with a base up to entry 12, the rest in the log after it, and a saved table in order."""
+    with mock.patch("fastsm.core.generations.SAVE_TABLE_ABOVE", 0), FastStateMachine(
+        path, contiguous=False, ordered=True
+    ) as machine:
         play(machine)
         machine.compact(12)
 

@@ -14,7 +14,7 @@ FRAME_FIELDS = ["Q", "Q", "I", "I", "Q"]
 RUN_FIELDS = ["Q", "Q"]
 RECORD_FIELDS = ["Q", "I", "H", "B", "B"]
 SNAPSHOT_FIELDS = ["8s", "I", "I", *"QQQQQQQQ", "32s", "Q", "Q", "32s"]
-TABLE_FIELDS = ["8s", "I", "I", *(32 * "Q"), "Q"]
+TABLE_FIELDS = ["8s", "I", "I", *(33 * "Q"), "Q"]
 
 NEWEST_FIELDS = ["8s", "I", "I", "Q", "Q", "Q", "Q"]
 SEGMENT_FIELDS = ["8s", "I", "I", "Q", "Q", "56s", "Q"]

@@ -51,6 +51,19 @@ def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]
     yield "metadata of the last index", lambda t: t.set("QQ", t.sections.metadata, 2**64 - 1, 2**64 - 1)
 
 
+def lies_on_order(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]]:
+    """Those about the order of the keys; most have the sum of the table's places."""
+    start, end = table.saved.log_start, table.saved.log_start + table.saved.log_offset
+    for place in (0, 7, 8, 128, 136, start - 16, start, end - 24, end - 16, 2**63, 2**64 - 8):
+        yield f"the whole order leads to {place}", lambda t, p=place: t.set_ordered([p] * t.saved.keys)
+    for seed in range(4):
+        yield f"the order leads anywhere, {seed}", lambda t, s=seed: mislead(t, random.Random(s), end)
+        yield f"a shuffled order, {seed}", lambda t, s=seed: t.set_ordered(
+            random.Random(s).sample(t.ordered(), t.saved.ordered))
+    yield "a falling order", lambda t: t.set_ordered(t.ordered()[::-1])
+    yield "one key all over", lambda t: t.set_ordered(balanced(t.ordered()))
+
+
 def scatter(table: TableFile, dice: random.Random, end: int) -> None:
     for at, _ in list(table.slots()):
         table.move(at, dice.randrange(2, end // 8 - 1) * 8)
@@ -79,6 +92,24 @@ def disorder(table: TableFile) -> None:
     slots = list(table.slots())
     for (at, _), (_, slot) in zip(slots, slots[1:] + slots[:1], strict=True):
         table.set("Q", at, slot)
+
+
+def mislead(table: TableFile, dice: random.Random, end: int) -> None:
+    """Moves places of the order in pairs, so that their sum stays what it is."""
+    places = table.ordered()
+    for _ in range(len(places)):
+        a, b = dice.sample(range(len(places)), 2)
+        most = min(places[a] - 136, end - 24 - places[b])
+        step = dice.randrange(most // 8 + 1) * 8 if most > 0 else 0
+        places[a] -= step
+        places[b] += step
+    table.set_ordered(places)
+
+
+def balanced(places: list[int]) -> list[int]:
+    """The same sum, of places that are almost all the same."""
+    mean = sum(places) // len(places) & ~7
+    return [mean] * (len(places) - 1) + [sum(places) - mean * (len(places) - 1)]
 
 
 def depths(table: TableFile, depth: int) -> None:
@@ -113,6 +144,7 @@ def use(path: Path, verify: str) -> str:
         attempt(call)
     for call in (
         lambda: list(machine.keys()), lambda: list(machine.items()), machine.columns, lambda: machine.scan_prefix(b"1"),
+        lambda: machine.count(b"2"), lambda: list(machine.ordered(reverse=True)), lambda: machine.scan(b"3", limit=99),
         machine.membership, machine.stats, lambda: machine.entry_term(1), machine.snapshot_metadata,
         machine.next_deadline, lambda: [machine.deadline(key) for key in keys],
     ):
@@ -129,6 +161,8 @@ def use(path: Path, verify: str) -> str:
         attempt(partial(machine.update_last_applied, (first - 1, term)))
         attempt(partial(machine.apply, chunk))
         attempt(lambda: list(machine.items()))
+        attempt(lambda: machine.scan(limit=2_000))
+        attempt(lambda: machine.count(b"4"))
     attempt(lambda: machine.write_snapshot(path / "snapshot", (index, term)))
     attempt(lambda: machine.compact(machine.last_applied()))
     attempt(machine.close)
@@ -145,10 +179,16 @@ def main() -> None:
         commands += [fastsm.open_session(expires=10**9 + i) for i in range(50)]
         machine.apply([(index + 1 + i, term, command) for i, command in enumerate(commands)])
     (name,) = [path.name for path in source.glob("table-*")]
-    for number, (kind, tell) in enumerate(lies(TableFile(source / name))):
+    whole = TableFile(source / name)
+    without_order = [(kind, tell, False) for kind, tell in lies(whole)]  # with it, most are seen by its sum
+    for number, (kind, tell, keep) in enumerate(
+        without_order + [(kind, tell, True) for kind, tell in lies_on_order(whole)]
+    ):
         path = scratch / str(number)
         shutil.copytree(source, path)
         table = TableFile(path / name)
+        if not keep:
+            table.set_ordered([])
         tell(table)
         table.write()
         print(f"{kind}:", end=" ", flush=True)

@@ -15,7 +15,7 @@ SAYS_NOTHING = 2**32 - 1
 LOG_HEADER = 96
 FRAME_HEADER = 32
 SNAPSHOT_HEADER = 160
-TABLE_HEADER = 280
+TABLE_HEADER = 288
 ALIGNMENT = 65_536
 SLOTS = 4_096
 SEGMENT = 32_832
@@ -505,7 +505,7 @@ def check_table(table: bytes, log: bytes, base: bytes) -> Decoded:
     metadata_size, words, frames, last, chain = struct.unpack_from("<5Q", table, 104)
     clock, clock_place, touch_place, due_keys, due_sessions = struct.unpack_from("<5Q", table, 144)
     parts_in_head = [(*seed, keys, segments, depth), *struct.iter_unpack("<5Q", table[184:264])]
-    (checksum,) = struct.unpack_from("<Q", table, 264)
+    ordered, checksum = struct.unpack_from("<QQ", table, 264)
     demand(xxhash.xxh64_intdigest(table[TABLE_HEADER:]) == checksum, "checksum of the sections")
     (generation,) = struct.unpack_from("<Q", log, 16)
     state = decode_log(log, generation, identity, 0, base=base, stop=stop)
@@ -545,7 +545,10 @@ def check_table(table: bytes, log: bytes, base: bytes) -> Decoded:
             parts.take(0, ALIGNMENT)
             slots = parts.take(SEGMENT * segments, 1)
             check_segments(slots, directory, depth, (seed[0], seed[1]), content)
-    demand(parts.offset == len(table), "segments up to the end")
+    demand(ordered in (0, len(contents[0])), "all keys in their order, or none")
+    in_order = struct.unpack(f"<{ordered}Q", parts.take(8 * ordered, 1))
+    demand(list(in_order) == [contents[0][key] for key in sorted(contents[0])[:ordered]], "places sorted by key")
+    demand(parts.offset == len(table), "sections up to the end")
     return state
 
 

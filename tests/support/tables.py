@@ -58,6 +58,16 @@ class TableFile:
         for at, _ in list(self.slots()):
             self.move(at, place)
 
+    def ordered(self) -> list[int]:
+        """The places in the order of their keys."""
+        return list(self.get(f"{self.saved.ordered}Q", self.sections.order))
+
+    def set_ordered(self, places: list[int]) -> None:
+        """Replaces the order, however long."""
+        del self.body[self.sections.order - format.TABLE_HEADER_BYTES :]
+        self.body += struct.pack(f"<{len(places)}Q", *places)
+        self.change(ordered=len(places))
+
     def write(self) -> None:
         """Puts it back, with the checksums of what it holds now."""
         saved = self.saved._replace(body_checksum=xxhash.xxh64_intdigest(bytes(self.body)))
@@ -69,7 +79,7 @@ def sections_of(saved: SavedTable) -> SimpleNamespace:
     found = saved.sections
     return SimpleNamespace(
         runs=found.runs, metadata=found.metadata, dead=found.dead, directory=found.directories[0],
-        deadlines=found.deadlines[0], segments=found.segments[0], end=found.end)
+        deadlines=found.deadlines[0], segments=found.segments[0], order=found.order, end=found.end)
 
 
 def place_of(slot: int) -> int:

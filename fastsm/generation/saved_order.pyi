@@ -1,0 +1,3 @@
+class HeldOrder:
+    @property
+    def count(self) -> int: ...

@@ -1,0 +1,148 @@
+"""The order of the keys in a saved table: the places of their newest records, sorted by key.
+
+    order  ─►  a view of all keys at one moment  ─►  places  ─►  file
+    file   ─►  places, each of which is one of the table's  ─►  order
+
+An order is derived. So one that is not exactly the table's is left out, and built again when somebody reads in order.
+"""
+
+from cpython.buffer cimport PyBUF_READ
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from fastsm.disk.format cimport FRAME_RUNS, LOG_HEADER_SIZE, RECORD_KEY
+from fastsm.lookup.order cimport FEW_NEW, Order
+from fastsm.lookup.table cimport PLACE_MASK, SEGMENT_SLOTS, Segment, Table
+
+cdef enum:
+    PIECE = 1 << 17           # places that are written between two ticks
+
+
+# ---- save ----------------------------------------------------------------------------------------------
+
+cdef HeldOrder hold_order(Index index, uint64_t end, bint at_once, tick):
+    """The order of an index, to be saved; None when it is not in use, or when there is no memory to hold it.
+
+    `end`: the place after the last record. Many new keys are sorted in first, without the GIL, with calls of `tick()`;
+    with `at_once`, which runs no Python code, they make it None. O(new keys).
+    """
+    cdef HeldOrder held
+    cdef Order order = index.order
+    if not index.ordered or index.table.count == 0 or (at_once and order.waiting() > FEW_NEW):
+        return None
+    held = HeldOrder()
+    try:
+        if order.waiting() > FEW_NEW:
+            order.catch_up(tick)
+        if not order.built:
+            return None
+        order.absorb()
+        held.view.begin(order, end, None, None, False)
+    except MemoryError:
+        return None
+    held.count = index.table.count
+    return held
+
+
+cdef class HeldOrder:
+    """All keys in their order at one moment, which stay as they are while writers go on.
+
+    Thread safety: one thread.
+    """
+
+    def __cinit__(self):
+        self.view = OrderedView()
+
+    def __dealloc__(self):
+        free(self.places)
+
+    cdef bint gather(self, tick) except -1:
+        """Finds the newest place of each key; False when these are not all keys, or when there is no memory for them.
+
+        O(keys), under the GIL between two ticks. Once.
+        """
+        cdef uint64_t found = 0
+        try:
+            self.places = <uint64_t *>malloc((self.count + 1) * sizeof(uint64_t))
+            if self.places == NULL:
+                return False
+            while not self.view.walk.done and found <= self.count:
+                try:
+                    found += self.view.take(self.places + found, self.count + 1 - found)
+                except MemoryError:
+                    return False
+                tick()
+            return found == self.count
+        finally:
+            self.view.finish()
+
+    cdef int write(self, directory, descriptor, uint64_t offset, tick) except -1:
+        """Writes the places that were gathered."""
+        cdef uint64_t first = 0
+        cdef uint64_t size
+        while first < self.count:
+            size = min(self.count - first, <uint64_t>PIECE)
+            piece = PyMemoryView_FromMemory(
+                <char *>(self.places + first), <ssize_t>(size * sizeof(uint64_t)), PyBUF_READ)
+            offset = directory.write_paced(descriptor, piece, offset)
+            first += size
+            tick()
+        return 0
+
+
+# ---- load ----------------------------------------------------------------------------------------------
+
+cdef bint take_order(
+    Index index, Mapping mapping, const uint64_t *places, uint64_t count, uint64_t stop
+) except -1:
+    """Gives an index without an order the one that was saved with its table; False when it is not that table's.
+
+    O(places), without the GIL. No key is looked at: that they rise is the checksum's word, as it is for the table's
+    hashes.
+    """
+    cdef bint sound
+    with nogil:
+        sound = places_are_sound(places, count, stop) and sum_of(places, count) == sum_of_table(index.table)
+    if sound:
+        index.begin_order(mapping)
+        index.order.take_sorted(places, count)
+    return sound
+
+
+cdef bint places_are_sound(const uint64_t *places, uint64_t count, uint64_t stop) noexcept nogil:
+    """Whether each is a multiple of 8, from the first record on, in the arena below `stop`."""
+    cdef uint64_t least = LOG_HEADER_SIZE + FRAME_RUNS  # the header of a base is larger
+    cdef uint64_t greatest = stop - RECORD_KEY
+    cdef uint64_t outside = 0
+    cdef uint64_t odd = 0
+    cdef uint64_t i
+    if stop < least + RECORD_KEY:
+        return False
+    for i in range(count):
+        # By sign bits, which the compiler takes several at a time. A place with the highest bit set is above `stop`.
+        outside |= (places[i] - least) | (greatest - places[i]) | places[i]
+        odd |= places[i]
+    return outside >> 63 == 0 and odd & 7 == 0
+
+
+cdef uint64_t sum_of(const uint64_t *places, uint64_t count) noexcept nogil:
+    cdef uint64_t total = 0
+    cdef uint64_t i
+    for i in range(count):
+        total += places[i]
+    return total
+
+
+cdef uint64_t sum_of_table(Table table) noexcept nogil:
+    """The sum of a table's places: an order of another moment or generation has another one."""
+    cdef Segment *segment
+    cdef uint64_t mask = PLACE_MASK  # a local: it stays in a register
+    cdef uint64_t total = 0
+    cdef uint32_t number
+    cdef size_t i
+    for number in range(table.segment_count):
+        segment = table.segment_at(number)
+        for i in range(SEGMENT_SLOTS):
+            total += segment.slots[i] & mask
+    return total << 3
