@@ -23,6 +23,8 @@ cdef class BackgroundCall:
     `threading.Thread.start` waits for a thread that died for lack of memory for ever (CPython before 3.15). A thread
     that begins here needs no frame of Python code before its end is certain to be told.
 
+    An interpreter that ends lets no other thread go on: it gets no new ones, and nobody waits for those it had.
+
     Thread safety: every method, from any thread.
     """
     cdef object function
@@ -31,12 +33,19 @@ cdef class BackgroundCall:
     cdef unsigned long thread
     cdef object process      # whose thread it is: a forked child has none
 
-    def __cinit__(self, function):
+    def __cinit__(self, function, bint begins=True):
         self.function = function
         self.over = allocate_lock()
         self.over.acquire()
         self.process = os.getpid()
+        if begins:
+            self.begin()
+
+    cdef int begin(self) except -1:
+        if sys.is_finalizing():
+            raise RuntimeError("the interpreter ends")  # as CPython says itself since 3.12
         self.thread = start_new_thread(self, ())
+        return 0
 
     def __call__(self):
         self.thread = PyThread_get_thread_ident()
@@ -50,7 +59,7 @@ cdef class BackgroundCall:
 
     def wait(self, timeout=-1):
         """Whether it is over, after so many seconds at the latest (-1: no end). Raises what the call raised, once."""
-        if self.process != os.getpid():
+        if self.process != os.getpid() or (sys.is_finalizing() and self.over.locked()):
             return True
         if not self.over.acquire(timeout=timeout):
             return False
@@ -84,8 +93,41 @@ def start(function):
     try:
         return BackgroundCall(function)
     except RuntimeError as error:
-        raise StorageError(
-            errno.EAGAIN, f"no thread can be started ({error}): nothing was done; try again", "") from error
+        raise no_thread(error) from error
+
+
+def no_thread(error):
+    return StorageError(errno.EAGAIN, f"no thread can be started ({error}): nothing was done; try again", "")
+
+
+cdef class LastingThread:
+    """A thread that is started once, when it is first needed. Thread safe.
+
+    Compiled: what a signal handler raises between the start and its note would have another one started next time.
+    """
+    cdef readonly BackgroundCall call  # None: not started
+
+    def start(self, function):
+        """Runs `function()` there, unless it was started. Raises as `start`; a later call tries again then."""
+        cdef BackgroundCall call
+        if self.call is not None:
+            return
+        call = BackgroundCall.__new__(BackgroundCall, function, False)
+        if self.call is not None:  # a finalizer has started it meanwhile
+            return
+        self.call = call
+        try:
+            call.begin()
+        except BaseException as error:
+            self.call = None
+            if isinstance(error, RuntimeError):
+                raise no_thread(error) from error
+            raise
+
+    def wait(self, timeout=-1):
+        """`BackgroundCall.wait`; nobody waits where it was never started, or is the caller's own thread."""
+        cdef BackgroundCall call = self.call
+        return call is None or call.is_this_thread() or call.wait(timeout)
 
 
 cdef class Outcome:

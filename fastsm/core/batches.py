@@ -8,7 +8,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fastsm.background import start
+from fastsm.background import LastingThread
 from fastsm.core.turns import CLOSED
 from fastsm.errors import NotRunningError
 from fastsm.event_loops import run_all, tell
@@ -16,8 +16,6 @@ from fastsm.event_loops import run_all, tell
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
-
-    from fastsm.background import BackgroundCall
 
 T = TypeVar("T")
 
@@ -30,8 +28,8 @@ class BatchThread(ABC, Generic[T]):
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[T | None] = SimpleQueue()
-        self._lock = threading.RLock()  # of the first start and `_closed`; the thread never takes it
-        self._thread: BackgroundCall | None = None
+        self._lock = threading.RLock()  # of `_closed` and what is queued; the thread never takes it
+        self._thread = LastingThread()
         self._closed = False
 
     @abstractmethod
@@ -42,8 +40,7 @@ class BatchThread(ABC, Generic[T]):
         """Where no thread can be had nothing has changed, and the next call tries again."""
         with self._lock:
             self._require_open()
-            if self._thread is None:
-                self._thread = start(self._work)
+            self._thread.start(self._work)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -52,10 +49,7 @@ class BatchThread(ABC, Generic[T]):
     def close(self) -> None:
         """Ends the thread once everything in the queue was answered."""
         self.abandon()
-        with self._lock:
-            thread = self._thread
-        if thread is not None and not thread.is_this_thread():
-            thread.wait()
+        self._thread.wait()
 
     def abandon(self) -> None:
         """Takes nothing more, and waits for nothing."""

@@ -15,7 +15,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastsm.background import BackgroundCall, start
+from fastsm.background import BackgroundCall, LastingThread
 from fastsm.core.batches import BatchThread
 from fastsm.core.engine import Engine
 from fastsm.core.turns import CHECK_SECONDS, Place, Turns
@@ -75,7 +75,7 @@ class OrderedWorker:
         self.failed: Job | None = None  # its caller has not seen it yet
         self.closed = False
         self._lock = threading.RLock()  # of `failed`, `abandoned` and the first start; a handler may come in again
-        self._thread: BackgroundCall | None = None
+        self._thread = LastingThread()
 
     @property
     def idle(self) -> bool:
@@ -111,16 +111,14 @@ class OrderedWorker:
 
     def _start(self, machine: Engine) -> None:
         """Starts the thread, once. Where none can be had nothing has changed, and the next call tries again."""
-        if self._thread is not None or self.closed:
-            return
-        self._thread = start(partial(self._work, machine._turns))
+        if not self.closed:
+            self._thread.start(partial(self._work, machine._turns))
 
     def close(self, machine: Engine) -> None:
         """Ends the thread once its work is done. The caller does not hold the writer's turn."""
         machine._turns.refuse_places()
         self.abandon()
-        if self._thread is not None and not self._thread.is_this_thread():
-            self._thread.wait()
+        self._thread.wait()
 
     def abandon(self) -> None:
         """Takes no more work, and waits for nothing."""

@@ -4,6 +4,7 @@ Compiled, because signal handlers run between any two steps of Python code, and 
 does) must not leave a flag set or a lock held. Between two steps of C code none runs.
 """
 
+import sys
 from _thread import allocate_lock
 
 from libc.stdint cimport uint64_t
@@ -11,8 +12,8 @@ from libc.stdint cimport uint64_t
 from fastsm.core.turns cimport PyThread_get_thread_ident, Turns
 from fastsm.generation.framefile cimport FrameFile
 
-from fastsm.core.turns import REENTERED
-from fastsm.errors import ReentryError
+from fastsm.core.turns import ENDING, REENTERED
+from fastsm.errors import NotRunningError, ReentryError
 
 
 cdef class GroupCommit:
@@ -55,7 +56,7 @@ cdef class GroupCommit:
     def close(self):
         """Waits for a sync under way; afterwards there are none."""
         self.closed = True
-        while self.syncing:
+        while self.syncing and not sys.is_finalizing():
             self.wait()
         self.wake()
 
@@ -63,6 +64,8 @@ cdef class GroupCommit:
         """Until a sync ends, if one is under way. In the main thread, signal handlers run meanwhile, and may raise."""
         turn = allocate_lock()
         turn.acquire()
+        if sys.is_finalizing():
+            raise NotRunningError(ENDING)
         if not self.syncing:  # it ended while the lock was made: a collection may run Python code
             return 0
         self.waiting.append(turn)

@@ -5,6 +5,7 @@ must not leave a job that never ends, or a lock held: a `close` would wait for i
 runs.
 """
 
+import sys
 from _thread import RLock, allocate_lock
 from collections.abc import Callable
 
@@ -112,7 +113,10 @@ cdef class Jobs:
         self.closed = True
         self.end_all("a close")
         for job in tuple(self.running):
-            while job.thread != PyThread_get_thread_ident() and not self.is_excused(job.thread):
+            while not (
+                job.thread == PyThread_get_thread_ident() or self.is_excused(job.thread)
+                or sys.is_finalizing()  # no other thread goes on
+            ):
                 if job.over.acquire(True, CHECK_SECONDS):
                     job.over.release()
                     break

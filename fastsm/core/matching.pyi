@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
@@ -16,4 +17,4 @@ class StateSource(Source):
         self, watch: Changes, turns: Turns | None, queue: SimpleQueue[Any] | None, owner: Any
     ) -> Waiting | None: ...
 
-def wakeable(watchers: Watchers) -> list[Waiting]: ...
+def serve(watchers: Watchers, tell_all: Callable[[list[Waiting]], object]) -> None: ...

@@ -1,6 +1,8 @@
 """A state as a source of changes, and which of the waiting watches a change concerns."""
 
 from libc.stdint cimport uint8_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport usleep
 
 from fastsm.core.state cimport CLOSED, State
 from fastsm.core.turns cimport Turns
@@ -11,6 +13,7 @@ from fastsm.generation.changes cimport ALL, Changes, Place, Source
 from fastsm.generation.log cimport Log
 
 cdef uint64_t LARGEST = 0xFFFFFFFFFFFFFFFE
+cdef double ROUND = 0.001   # seconds
 
 
 cdef inline uint64_t known_changes(object changes) except? 0:
@@ -91,16 +94,54 @@ cdef class StateSource(Source):
         return waiting
 
 
-def wakeable(Watchers watchers not None):
+def serve(Watchers watchers not None, tell_all):
+    """Tells those whom changes concern, by `tell_all`, once a millisecond at most, until there is `silence`.
+
+    It is for a thread of its own, which holds no machine while nothing comes. Nobody else serves those who wait: so
+    where memory fails, which is tried again until all of them were told.
+    """
+    cdef double last = 0
+    cdef bint heard = True
+    cdef bint due = False
+    while heard or due:
+        try:
+            if not due:
+                heard = watchers.hear()
+                due = True
+                if not heard:
+                    watchers.all_end = True
+                pause(last + ROUND - now())
+                last = now()
+            find_wakeable(watchers)
+            tell_all(watchers.awake)
+            watchers.awake.clear()
+            due = False
+        except MemoryError:
+            pause(ROUND)
+
+
+cdef int pause(double seconds) except -1:
+    if seconds > 0:
+        with nogil:
+            usleep(<unsigned>(seconds * 1e6) + 1)
+    return 0
+
+
+cdef double now() noexcept:
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return time.tv_sec + time.tv_nsec * 1e-9
+
+
+cdef int find_wakeable(Watchers watchers) except -1:
     """Takes out, of all that wait, those whom a change concerns, or who have to look for another reason."""
     if watchers.all_end:
         return watchers.take_all()
-    cdef list taken = []
     if watchers.applied.waiting:
-        match(watchers.applied, taken)
+        match(watchers.applied, watchers.awake)
     if watchers.durable.waiting:
-        match(watchers.durable, taken)
-    return taken
+        match(watchers.durable, watchers.awake)
+    return 0
 
 
 cdef int match(Group group, list taken) except -1:
@@ -109,6 +150,8 @@ cdef int match(Group group, list taken) except -1:
     cdef StateSource source = waiting.watch._source
     cdef State state = source._state
     cdef list left = []
+    cdef Prefixes prefixes
+    cdef uint64_t changes
     # At one moment:
     cdef Mapping mapping = state.mapping
     cdef Log log = state._log
@@ -124,9 +167,13 @@ cdef int match(Group group, list taken) except -1:
     # Those who come from here on know everything up to `reach`.
     if mapping is None or not catch_up(group, left, &reach):
         return group.take_out(None, taken)
-    if group.prefixes is None:
-        group.prefixes = prefixes_of(group)
-    return match_with(group, group.prefixes, left, mapping, &reach, taken)
+    prefixes = group.prefixes
+    if prefixes is None:
+        changes = group.changes
+        prefixes = prefixes_of(group)
+        if changes == group.changes:  # a collection may run Python code, and others wait by now
+            group.prefixes = prefixes
+    return match_with(group, prefixes, left, mapping, &reach, taken)
 
 
 cdef bint catch_up(Group group, list left, const Reach *reach) except -1:

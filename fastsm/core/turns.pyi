@@ -9,6 +9,7 @@ _T = TypeVar("_T")
 
 CHECK_SECONDS: float
 CLOSED: str
+ENDING: str
 REENTERED: str
 
 class Place:

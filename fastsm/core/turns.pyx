@@ -11,12 +11,16 @@ the turn is refused with `ReentryError`, before anything has changed, while its 
 Closing is never refused: see `step_aside`.
 """
 
+import sys
 from _thread import allocate_lock
 
 from fastsm.errors import NotRunningError, ReentryError
 
 CHECK_SECONDS = 0.05  # between two checks while waiting
 CLOSED = "this state machine or log is closed: open the directory again"
+ENDING = (
+    "the interpreter ends while another thread, which does not go on, is in the middle of a write: nothing more is "
+    "written; the next opening reads what is there")
 REENTERED = (
     "this thread is in the middle of a call of the same object that holds its writers up, or waits for them: a "
     "signal handler, a finalizer or a callback cannot write then. Nothing was done; do it after that call")
@@ -61,6 +65,8 @@ cdef class Turns:
         place = Place(thread)  # a collection may run a finalizer here: so the turn is looked at only now
         if not self.taken:
             return 0
+        if sys.is_finalizing():
+            raise NotRunningError(ENDING)
         self.waiting.append(place)
         self.waiting_count += 1
         try:

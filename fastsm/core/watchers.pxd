@@ -1,3 +1,4 @@
+from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.generation.changes cimport Changes
@@ -47,6 +48,8 @@ cdef class Group:
     cdef list left                 # (mapping, identity, end, and the reach after it) of logs that were compacted away
     cdef Prefixes prefixes         # of those that wait; None: they are others by now
     cdef bint armed                # the writer is to ring at the next change
+    cdef uint64_t changes          # of `waiting`
+    cdef void note_change(self) noexcept
     cdef int add(self, Waiting waiting, Reach *reach) except -1
     cdef int take_out(self, Prefixes prefixes, list taken) except -1
     cdef int discard(self, Waiting waiting) except -1
@@ -56,8 +59,13 @@ cdef class Group:
 cdef class Watchers:
     cdef Group applied
     cdef Group durable
-    cdef object bell
+    cdef PyThread_type_lock bell   # locked while nobody rings
+    cdef bint rung
+    cdef bint silent               # the thread is to end
+    cdef readonly list awake       # they were taken out, and may not have been told yet
     cdef bint all_end              # all are to look again
     cdef void ring(self) noexcept
+    cdef bint hear(self) noexcept
+    cdef int take_all(self) except -1
     cdef void wake_all(self) noexcept
     cdef void move(self, object mapping, uint64_t identity, uint64_t end, Reach *reach) noexcept

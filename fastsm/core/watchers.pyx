@@ -5,9 +5,10 @@ millisecond, and goes over what was written since, once for all watches and with
 moved along: how far the changes were looked through stands in one place for all of them, the reach of their group.
 """
 
-from queue import SimpleQueue
-
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.pythread cimport (
+    PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
+)
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
@@ -165,12 +166,16 @@ cdef class Group:
         """Adds one that knows everything up to a reach."""
         cdef bint alone = not self.waiting
         self.waiting.append(waiting)
-        self.prefixes = None
+        self.note_change()
         if alone:
             self.reach = reach[0]
             self.left.clear()
         self.armed = True
         return 0
+
+    cdef void note_change(self) noexcept:
+        self.prefixes = None
+        self.changes += 1
 
     cdef int take_out(self, Prefixes prefixes, list taken) except -1:
         """Moves those to `taken` whose prefix was hit after what they know; without prefixes, all."""
@@ -185,7 +190,7 @@ cdef class Group:
             taken.append(waiting)
             self.let_pass(waiting)
         self.waiting = kept
-        self.prefixes = None
+        self.note_change()
         return 0
 
     cdef void let_pass(self, Waiting waiting) noexcept:
@@ -202,7 +207,7 @@ cdef class Group:
         for i in range(len(self.waiting)):
             if self.waiting[i] is waiting:
                 del self.waiting[i]
-                self.prefixes = None
+                self.note_change()
                 self.let_pass(waiting)
                 break
         return 0
@@ -212,19 +217,26 @@ cdef class Watchers:
     """All watches of a state that wait. Thread safe, under the GIL."""
 
     def __cinit__(self):
-        self.bell = SimpleQueue()
+        self.bell = PyThread_allocate_lock()
+        if self.bell == NULL:
+            raise MemoryError("no memory for the bell of the watches")
+        PyThread_acquire_lock(self.bell, 1)
+        self.awake = []
         self.applied = Group()
         self.durable = Group()
 
+    def __dealloc__(self):
+        if self.bell != NULL:
+            if not self.rung:
+                PyThread_release_lock(self.bell)
+            PyThread_free_lock(self.bell)
+
     cdef void ring(self) noexcept:
-        """Has the thread look. Runs no Python code. Where memory fails it is told of a later change."""
-        cdef bint applied = self.applied.armed
-        cdef bint durable = self.durable.armed
+        """Has the thread look. Runs no Python code, and needs no memory."""
         self.applied.armed = self.durable.armed = False
-        try:
-            self.bell.put(None)
-        except MemoryError:
-            self.applied.armed, self.durable.armed = applied, durable
+        if not self.rung:
+            self.rung = True
+            PyThread_release_lock(self.bell)
 
     cdef void wake_all(self) noexcept:
         """Has all of them look again: there is an end."""
@@ -244,13 +256,18 @@ cdef class Watchers:
         if self.durable.waiting or self.all_end:
             self.ring()
 
-    def hear(self):
-        """Waits for the bell; whether it was no `silence`."""
-        return self.bell.get() is None
+    cdef bint hear(self) noexcept:
+        """Waits for the bell, on the one thread that does; whether it was no `silence`."""
+        cdef PyThread_type_lock bell = self.bell
+        with nogil:
+            PyThread_acquire_lock(bell, 1)
+        self.rung = False
+        return not self.silent
 
     def silence(self):
         """Ends the thread."""
-        self.bell.put(True)
+        self.silent = True
+        self.ring()
 
     def discard(self, Waiting waiting):
         """Takes one out, if it is still there, and lets it pass what did not concern it."""
@@ -265,13 +282,16 @@ cdef class Watchers:
                 found.append(waiting)
         return found
 
-    def take_all(self):
+    cdef int take_all(self) except -1:
         """Takes all of them out, to look again."""
-        cdef list taken = []
         self.all_end = False
-        self.applied.take_out(None, taken)
-        self.durable.take_out(None, taken)
-        return taken
+        try:
+            self.applied.take_out(None, self.awake)
+            self.durable.take_out(None, self.awake)
+        except MemoryError:
+            self.all_end = True
+            raise
+        return 0
 
     def __len__(self):
         return len(self.applied.waiting) + len(self.durable.waiting)

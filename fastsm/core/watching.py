@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from fastsm.background import BackgroundCall, start
-from fastsm.core.matching import StateSource, wakeable
+from fastsm.background import LastingThread
+from fastsm.core.matching import StateSource, serve
 from fastsm.core.turns import CLOSED
 from fastsm.errors import NotRunningError
 from fastsm.event_loops import event_loops, run_all, set_result, tell
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
     from fastsm.core.engine import Engine
     from fastsm.core.watchers import Waiting, Watchers
-
-ROUND_SECONDS = 0.001
 
 
 class MachineWatch(Watch):
@@ -88,27 +85,23 @@ class Watching:
 
     def __init__(self, watchers: Watchers) -> None:
         self.watchers = watchers
-        self._lock = threading.RLock()  # of the first start and `_closed`; the thread never takes it
-        self._thread: BackgroundCall | None = None
+        self._lock = threading.RLock()  # of `_closed`; the thread never takes it
+        self._thread = LastingThread()
         self._closed = False
 
     def start(self) -> None:
         """Starts the thread, once. Where none can be had it is a ``StorageError``, and the next call tries again."""
-        if self._thread is not None:
+        if self._thread.call is not None:
             return
         with self._lock:
             if self._closed:
                 raise NotRunningError(CLOSED)
-            if self._thread is None:
-                self._thread = start(partial(_work, self.watchers))
+            self._thread.start(partial(serve, self.watchers, tell_all))
 
     def close(self) -> None:
         """Ends the thread, once those who wait were told."""
         self.abandon()
-        with self._lock:
-            thread = self._thread
-        if thread is not None and not thread.is_this_thread():
-            thread.wait()
+        self._thread.wait()
 
     def abandon(self) -> None:
         """Waits for nothing."""
@@ -117,25 +110,8 @@ class Watching:
             self.watchers.silence()
 
 
-def _work(watchers: Watchers) -> None:
-    """Tells those whom changes concern, until the end. While nothing comes, no machine is held."""
-    last = 0.0
-    while watchers.hear():
-        ahead = last + ROUND_SECONDS - time.monotonic()
-        if ahead > 0:
-            time.sleep(ahead)
-        last = time.monotonic()
-        try:
-            awake = wakeable(watchers)
-        except MemoryError:
-            awake = watchers.take_all()  # they look themselves
-        tell_all(awake)
-        del awake
-    tell_all(watchers.take_all())
-
-
 def tell_all(awake: list[Waiting]) -> None:
-    """Tells threads, and event loops, each once."""
+    """Tells threads, and event loops, each once. Where memory fails some were told: to tell them again does no harm."""
     answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
     for waiting in awake:
         if waiting.owner is None:
