@@ -8,6 +8,8 @@ from fastsm.journal.format import SegmentHead
 from fastsm.journal.journal import Journal
 from fastsm.types import Entry, LogId
 
+LARGEST_VOTE: int
+
 class Batch: ...
 
 class LogEngine:

@@ -1,11 +1,7 @@
-import re
 from collections.abc import Iterable
 
 from fastsm.journal.entries import Entries
 from fastsm.journal.segment import Segment
-
-NEWEST: str
-NAMES: re.Pattern[str]
 
 class Segments(Entries):
     @property
