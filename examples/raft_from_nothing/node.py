@@ -173,7 +173,8 @@ class Node:
     def _lead(self) -> None:
         self.role, self.leader, self.peers = LEADER, self.name, {}
         self._replicate_to_all()
-        self._spawn(self._append_and_sync(noop()))  # commits what earlier leaders left
+        self._append(noop())  # commits what earlier leaders left. At once: a task might begin in a later term
+        self._spawn(self._sync_and_advance())
 
     def _replicate_to_all(self) -> None:
         for name in self.storage.members:
@@ -189,8 +190,7 @@ class Node:
         self.news.set()
         return entry
 
-    async def _append_and_sync(self, command: bytes) -> None:
-        self._append(command)
+    async def _sync_and_advance(self) -> None:
         await self.log.sync_async()  # one sync for all that are under way; followers have their entries meanwhile
         self._advance()
 

@@ -37,10 +37,12 @@ class Storage:
         self.snapshots = folder / "snapshots"
         self.receiver: SnapshotReceiver | None = None
         self._first_members = members
-        if self.machine.last_applied().index > self.log.last_index:
-            # The end came between an install and the log's step, or entries that others have durably were applied here
-            # before they were synced here.
-            self.log.compact(self.machine.last_applied())
+        applied = self.machine.last_applied()
+        if self.log.term(applied.index) != applied.term:
+            # The end came between an install and the log's step: the log may go on with entries that were never
+            # committed. Or a power loss took entries from the log that the state has kept.
+            self.log.compact(applied)
+            self.log.sync()
         self.configs: list[tuple[int, list[str]]] = []  # (index, members) of configuration entries in the log
         self._note_configs(self.log.entries(self.log.first_index, self.log.last_index))
 
@@ -112,10 +114,14 @@ class Storage:
 
     async def install(self) -> LogId:
         """The snapshot is complete: it becomes the state, and the log goes on after it."""
-        assert self.receiver is not None
-        path, metadata = await self.receiver.finish_async(), self.receiver.metadata
+        receiver = self.receiver
+        assert receiver is not None
+        metadata = receiver.metadata
         assert metadata is not None
-        self.close_receiver()
+        path = await receiver.finish_async()
+        receiver.close()
+        if self.receiver is receiver:  # a leader that did not wait may have begun to send anew meanwhile
+            self.receiver = None
         if metadata.last_included > self.machine.last_applied():
             await self.machine.apply_snapshot_from_file(metadata, path)
             self._compact(metadata.last_included)

@@ -19,7 +19,7 @@ from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.published import Published
 from fastsm.errors import CorruptionError, FastsmError
 from fastsm.generation.log import Log, log_name
-from fastsm.generation.names import CURRENT, NAMES, is_own, number_of, own_names
+from fastsm.generation.names import CURRENT, NAMES, holds_raft_log, is_own, number_of, own_names
 from fastsm.generation.saved_table import load_table, table_name
 from fastsm.generation.unfinished import UNFINISHED, is_unfinished, remove_unfinished
 from fastsm.generation.verification import Verification
@@ -157,6 +157,10 @@ def first_number(directory: Directory) -> int:
 
 def create_first(directory: Directory) -> Log:
     with storage_errors(directory.path, "listing"):
+        if holds_raft_log(directory):
+            raise CorruptionError(
+                directory.path, None, "a directory of a state machine, or an empty one", "the files of a Raft log",
+                "give state and log a directory each")
         number = first_number(directory)
     log = Log.create(directory, number)
     try:

@@ -11,6 +11,8 @@ from fastsm.errors import CorruptionError
 
 CURRENT = "CURRENT"
 NAMES = re.compile(r"(?:log|base|table)-([1-9][0-9]{0,18})(?:\.tmp)?|CURRENT(?:-([1-9][0-9]{0,18}))?\.tmp")
+NEWEST = "NEWEST"
+LOG_NAMES = re.compile(r"journal-([1-9][0-9]*)")  # of a Raft log, which has a directory of its own, with NEWEST
 MAGIC = b"FASTSM-"  # of all files; which of them it is, the next byte says
 LOOKED_AT = 96  # bytes at the start; of a file that was being made they may all be zero
 
@@ -40,6 +42,17 @@ def own_names(directory: Directory, generation: int | None = None) -> Iterator[s
     for name in directory.names():
         if NAMES.fullmatch(name) and (generation is None or number_of(name) == generation) and is_own(directory, name):
             yield name
+
+
+def holds_state(directory: Directory) -> bool:
+    """Return whether files of a state machine are in a directory. Raises OSError when they cannot be read."""
+    return is_own(directory, CURRENT) or any(True for _ in own_names(directory))
+
+
+def holds_raft_log(directory: Directory) -> bool:
+    """Return whether files of a Raft log are in a directory. Raises OSError when they cannot be read."""
+    return any(
+        (name == NEWEST or LOG_NAMES.fullmatch(name)) and is_own(directory, name) for name in directory.names())
 
 
 def free_generations(directory: Directory, first: int) -> Iterator[int]:

@@ -10,9 +10,9 @@ from functools import partial
 from fastsm.disk import format
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, StorageError
+from fastsm.generation.names import NEWEST
 from fastsm.generation.recovery import whole_frames
 from fastsm.journal.format import NEWEST_BYTES, SegmentHead, pack_segment_head, unpack_newest
-from fastsm.journal.segments import NEWEST
 
 Progress = Callable[[int, int], None]
 SegmentFile = tuple[str, SegmentHead, int, int]  # its name and header, where its frames end, the last one's checksum

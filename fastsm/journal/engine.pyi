@@ -9,6 +9,7 @@ from fastsm.journal.journal import Journal
 from fastsm.types import Entry, LogId
 
 LARGEST_COMMAND: int
+LARGEST_VOTE: int
 
 class Batch: ...
 

@@ -10,6 +10,7 @@ import operator
 import threading
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
+from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 
@@ -31,6 +32,7 @@ logger = logging.getLogger("fastsm")
 
 cdef uint64_t LARGEST = format.MAX_INDEX
 cdef uint64_t LARGEST_SIZE = LARGEST_COMMAND
+LARGEST_VOTE = 0xFFFF
 cdef uint64_t ALL_BYTES = <uint64_t>-1
 
 
@@ -55,13 +57,14 @@ cdef class Batch:
             raise MemoryError(f"no memory for {len(held)} entries")
         for i in range(len(held)):
             entry = held[i]
-            if not isinstance(entry, tuple) or len(entry) != 3:
+            # The tuple's own items, whatever a subclass says of them: only those are held for as long as it is.
+            if not PyTuple_Check(entry) or PyTuple_GET_SIZE(entry) != 3:
                 raise not_an_entry(entry, i)
             item = &self.items[i]
             item.kind = ITEM_ENTRY
-            item.index = number_of(entry[0], "index")
-            item.term = number_of(entry[1], "term")
-            command = entry[2]
+            item.index = number_of(<object>PyTuple_GET_ITEM(entry, 0), "index")
+            item.term = number_of(<object>PyTuple_GET_ITEM(entry, 1), "term")
+            command = <object>PyTuple_GET_ITEM(entry, 2)
             if not PyBytes_Check(command):
                 command = bytes_of(command, "command")
                 self.copies.append(command)
@@ -90,7 +93,9 @@ cdef class LogEngine:
     def _attach(self, Journal log, segment_bytes):
         """Takes what was recovered; returns whether the end was clean, frames, bytes, torn bytes, suspect bytes.
 
-        A vote that no sync is known to have covered is synced here: who reads it may act on it again.
+        A vote that no sync is known to have covered is synced here: who reads it may act on it again. So is a border
+        that no sync is known to have covered, unless an entry after it is known to be durable: what would survive a
+        power loss is otherwise unknown. A log that is opened for tools is not synced; nothing counts as durable then.
         """
         cdef Segment newest = log.newest
         cdef Segment segment
@@ -100,7 +105,10 @@ cdef class LogEngine:
         clean = clean and not log.torn_bytes and newest.durable >= newest.last_frame
         for segment in log.segments:
             frames += segment.frames
-        if log.vote_frame != NULL and <uint64_t>(log.vote_frame - newest.address) >= newest.durable:
+        if log.read_only:
+            if log.is_in_doubt(log.border_frame) and log.synced < log.first:
+                log.synced = 0
+        elif log.is_in_doubt(log.vote_frame) or (log.is_in_doubt(log.border_frame) and log.synced < log.first):
             log.sync()
         self._log = log
         self.segment_bytes = segment_bytes
@@ -149,8 +157,8 @@ cdef class LogEngine:
         """
         cdef Journal log = self._log
         cdef uint64_t place
+        number = operator.index(index)  # may run code that closes the log
         self.require()
-        number = operator.index(index)
         if not 0 <= number <= LARGEST:
             return None
         place = number
@@ -263,19 +271,20 @@ cdef class LogEngine:
 
         `index` may be the one that the log begins after: then no entry is left. Below that: `OrderError`.
         """
-        cdef uint64_t place = min(number_of(index, "index"), LARGEST - 1)
+        cdef uint64_t place = number_of(index, "index")
         cdef Journal log = self._log
         self.require()
         self._turns.enter()
         try:
             self.require()
+            if place >= log.last():
+                return
             if place + 1 < log.first:
                 raise OrderError(
                     f"{log.path}: cannot truncate after entry {place}: the log begins at entry {log.first}",
                     index=place)
-            if place < log.last():
-                log.remove_from(place + 1)
-                self.cuts += 1
+            log.remove_from(place + 1)
+            self.cuts += 1
         finally:
             self._turns.leave()
 
@@ -314,12 +323,15 @@ cdef class LogEngine:
     def save_hard_state(self, term, voted_for=None, /):
         """Saves the current term and who was voted for in it, bytes or None; durable on return.
 
+        `voted_for`: at most 65,535 bytes, else a `ValueError`: each new segment of the log begins with a copy of it.
         The term never falls, and a vote that was given stays as it is in its term: anything else is an `OrderError`.
         On a `StorageError` from a full disk nothing has changed.
         """
         cdef Journal log = self._log
         cdef uint64_t number = number_of(term, "term")
         cdef bytes vote = None if voted_for is None else bytes_of(voted_for, "voted_for")
+        if vote is not None and len(vote) > LARGEST_VOTE:
+            raise ValueError(f"voted_for is of {len(vote)} bytes: expected at most {LARGEST_VOTE}, the name of a node")
         self.require()
         self._turns.enter()
         try:

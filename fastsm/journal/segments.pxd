@@ -19,6 +19,7 @@ cdef class Segments(Entries):
     cdef uint64_t current_term
     cdef bytes current_vote              # None: nobody yet
     cdef const uint8_t *vote_frame       # while recovering: of the newest vote; NULL: the segment began with it
+    cdef const uint8_t *border_frame     # while recovering: of the newest border, in the same way
     cdef uint64_t committed
     cdef uint64_t written_commit
     cdef uint64_t synced                 # entries up to it survive a power loss, as far as they are there
@@ -34,6 +35,7 @@ cdef class Segments(Entries):
     cdef int start_after(self, uint64_t index, uint64_t term) except -1
     cdef int take_base(self, const uint8_t *frame) except -1
     cdef uint64_t last_term(self) noexcept
+    cdef bint is_in_doubt(self, const uint8_t *frame) noexcept
     cdef bint is_vote(self, bytes vote) except -1
     cdef bint take_frame(self, Segment segment, const uint8_t *frame, bint is_first) except -1
     cdef bint take_entry(self, const uint8_t *frame, uint64_t index) except -1

@@ -1,13 +1,9 @@
-import re
 from collections.abc import Iterable
 
 from fastsm.journal.entries import Entries
 from fastsm.journal.segment import Segment
 
 LOST: str
-NEWEST: str
-NEWEST_BYTES: int
-NAMES: re.Pattern[str]
 
 class Segments(Entries):
     @property

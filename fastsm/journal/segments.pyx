@@ -7,7 +7,6 @@ or one in the middle, shows it by numbers and by what segments say of those befo
 
 import logging
 import os
-import re
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
@@ -25,13 +24,12 @@ from fastsm.disk import format
 from fastsm.disk.files import storage_errors
 from fastsm.disk.tail import data_ranges
 from fastsm.errors import CorruptionError
+from fastsm.generation.names import LOG_NAMES, NEWEST, holds_state
 from fastsm.journal.format import NEWEST_BYTES, STATE_STRUCT, Newest, SegmentState, pack_newest, unpack_newest
 from fastsm.journal.segment import segment_name
 
 logger = logging.getLogger("fastsm")
 
-NEWEST = "NEWEST"
-NAMES = re.compile(r"journal-([1-9][0-9]*)")
 LOST = "a file of this directory is gone: restore all of it from a replica"
 cdef uint64_t LARGEST = format.MAX_INDEX
 
@@ -194,7 +192,7 @@ cdef class Segments(Entries):
         cdef list numbers = []
         content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)  # an owner makes a segment before it names it
         for name in self.directory.names():
-            found = NAMES.fullmatch(name)
+            found = LOG_NAMES.fullmatch(name)
             if found is not None:
                 numbers.append(int(found[1]))
         numbers.sort()
@@ -224,6 +222,10 @@ cdef class Segments(Entries):
     def refuse_unnamed(self, numbers):
         """Without NEWEST there may be what is left of a log whose making was cut short: nothing that was promised."""
         cdef uint64_t used = LOG_HEADER_SIZE + item_length(STATE_STRUCT.size)
+        if not numbers and holds_state(self.directory):
+            raise CorruptionError(
+                self.directory.path, None, "a directory of a Raft log, or an empty one", "the files of a state machine",
+                "give log and state a directory each")
         if numbers and (numbers != [1] or not self.is_blank(1, used)):
             raise CorruptionError(
                 self.directory.path_of(NEWEST), None, "the name of the newest segment", "no file", LOST)
@@ -363,6 +365,10 @@ cdef class Segments(Entries):
         self.synced = low - 1
         return 0
 
+    cdef bint is_in_doubt(self, const uint8_t *frame) noexcept:
+        """After recovery: whether a frame of the newest segment is there, and no sync is known to have covered it."""
+        return frame != NULL and <uint64_t>(frame - self.newest.address) >= self.newest.durable
+
     # ---- what one frame says: False when that makes no sense after those before it --------------------------
 
     cdef bint is_vote(self, bytes vote) except -1:
@@ -379,6 +385,8 @@ cdef class Segments(Entries):
             return self.take_state(segment, frame, is_first)
         if kind == ITEM_ENTRY:
             return self.take_entry(frame, index)
+        if kind == ITEM_START or kind == ITEM_BASE or kind == ITEM_BORDER:
+            self.border_frame = frame
         if kind == ITEM_START:
             return self.take_start(index, term)
         if kind == ITEM_BASE:
@@ -449,7 +457,7 @@ cdef class Segments(Entries):
             self.drop_before(state.first)
         self.declared, self.border_term = state.first, state.border_term
         self.least_term = state.last_term
-        self.vote_frame = NULL
+        self.vote_frame = self.border_frame = NULL
         self.committed = state.commit
         segment.begin = state.last + 1
         return True

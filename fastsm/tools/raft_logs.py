@@ -9,10 +9,10 @@ from typing import Any
 
 from fastsm.disk.files import Directory
 from fastsm.errors import CorruptionError, FastsmError, StorageError
+from fastsm.generation.names import LOG_NAMES, NEWEST
 from fastsm.journal.checking import check_segments
 from fastsm.journal.engine import LogEngine
 from fastsm.journal.journal import Journal
-from fastsm.journal.segments import NAMES, NEWEST
 from fastsm.types import Entry
 from fastsm.units import count_text, size_text
 
@@ -23,7 +23,7 @@ LARGEST = 2**64 - 2
 
 def are_of_a_log(names: Iterable[str]) -> bool:
     """Whether these are the files of a Raft log, or some of them."""
-    return any(name == NEWEST or NAMES.fullmatch(name) for name in names)
+    return any(name == NEWEST or LOG_NAMES.fullmatch(name) for name in names)
 
 
 class OutsideLog:

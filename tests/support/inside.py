@@ -19,7 +19,7 @@ NAMES = frozenset({
     # Directory; the threads of coroutines
     "lock", "thread",
     # RaftLog
-    "abandon",
+    "abandon", "is_closed", "is_poisoned",
 })  # fmt: skip
 
 

@@ -1,0 +1,301 @@
+"""A ``RaftLog`` that does the same thing over and over, each time with another of its calls struck. Run under the shim.
+
+``log_at_each_call.py FAULT`` takes each scene, and for every n a forked child in a fresh copy of what the scene starts
+from: there the n-th system call on files kills the process, or fails, or the n-th allocation does. A child that was not
+killed judges itself; the parent judges what is left on disk. Prints counts and violations as JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import itertools
+import json
+import logging
+import mmap
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import fastsm.raft_log
+from fastsm import Entry, FastsmError, LogId, RaftLog, StorageError
+from support import shim
+from support.faulty import crash_copy, memory_directory
+from support.generations import open_files
+from support.inside import inside
+from support.list_log import ListLog, LogState, Step, do, state_of
+
+HANGS_AFTER = 20
+MOST = 1000  # tries of a scene
+CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EDQUOT)
+ACTIONS = {
+    "kill": shim.KILL, "kill behind": shim.KILL_BEHIND, "fail": shim.FAIL, "fail, done": shim.FAIL_DONE,
+    "malloc": shim.FAIL_ALLOCATION,
+}  # fmt: skip
+
+returned = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the children: how many steps of the scene have returned
+
+
+def entries(first: int, last: int, term: int, size: int = 500) -> Step:
+    return Step("append", ([Entry(index, term, bytes([index % 256]) * size) for index in range(first, last + 1)],))
+
+
+SYNC, CLOSE = Step("sync", ()), Step("close", ())
+TEMPLATE = (Step("save_hard_state", (2, b"me")), *(entries(index, index + 3, 2) for index in range(1, 40, 4)), SYNC)
+
+
+class Scene(NamedTuple):
+    """Steps of a log that the template's have made. ``opens``: opening it is struck, too; ``killed``: after a kill."""
+
+    steps: tuple[Step, ...]
+    opens: bool = False
+    killed: bool = False
+    new: bool = False
+
+
+SCENES = {
+    "append, sync": Scene((entries(41, 41, 2), SYNC, entries(42, 44, 2), entries(45, 45, 3, 20_000), SYNC, SYNC)),
+    "append large": Scene((entries(41, 43, 2, 100_000), SYNC, entries(44, 44, 2, 300_000))),
+    "new segments": Scene(tuple(entries(index, index + 1, 2, 3000) for index in range(41, 51, 2))),
+    "truncate, append, sync": Scene((Step("truncate_after", (33,)), entries(34, 38, 3), SYNC, entries(39, 39, 3))),
+    "truncate all": Scene((Step("truncate_after", (0,)), SYNC, entries(1, 3, 1), SYNC)),
+    "compact": Scene((Step("compact", (LogId(20, 2),)), SYNC, entries(41, 42, 2), Step("compact", (LogId(42, 2),)), SYNC)),
+    "compact beyond": Scene((Step("compact", (LogId(90, 3),)), SYNC, entries(91, 92, 3), SYNC)),
+    "compact across": Scene((Step("compact", (LogId(30, 3),)), entries(31, 33, 3), SYNC)),
+    "save_hard_state": Scene((
+        Step("save_hard_state", (3, None)), Step("save_hard_state", (3, b"you")), Step("save_hard_state", (9, b"")))),
+    "close": Scene((entries(41, 42, 2), Step("compact", (LogId(20, 2),)), CLOSE)),
+    "open": Scene((), opens=True),
+    "open, killed": Scene((), opens=True, killed=True),
+    "open, new": Scene((Step("save_hard_state", (1, b"me")), entries(1, 2, 1), SYNC), opens=True, new=True),
+}
+
+
+def perform(log: RaftLog | ListLog, step: Step) -> None:
+    if step.method == "close" and isinstance(log, ListLog):
+        return
+    do(log, step)
+
+
+def states_of(scene: Scene) -> list[LogState]:
+    """Before the first step, and after each of them, by the model."""
+    model = ListLog()
+    if not scene.new:
+        for step in (*TEMPLATE, *(UNSYNCED if scene.killed else ())):
+            perform(model, step)
+    states = [model.state]
+    for step in scene.steps:
+        perform(model, step)
+        states.append(model.state)
+    return states
+
+
+UNSYNCED = (
+    entries(41, 41, 2), Step("compact", (LogId(22, 2),)), Step("truncate_after", (40,)), entries(41, 42, 5),
+    Step("save_hard_state", (7, b"she")), entries(43, 43, 6))  # fmt: skip
+
+
+def prepare(scene: Scene, root: Path) -> None:
+    """What a scene starts from, in ``root/log``; a killed log has a torn tail, too."""
+    if scene.new:
+        root.mkdir()
+        return
+    log = RaftLog(root / "making")
+    for step in (*TEMPLATE, *(UNSYNCED if scene.killed else ())):
+        do(log, step)
+    if scene.killed:
+        crash_copy(root / "making", root / "log")
+        inside(log).abandon()
+        newest = max((root / "log").glob("journal-*"), key=lambda each: int(each.name.partition("-")[2]))
+        content = newest.read_bytes()
+        end = len(content.rstrip(b"\0")) + 7 & ~7
+        newest.write_bytes(content[:end] + b"torn" * 30 + content[end + 120 :])
+    else:
+        log.close()
+        (root / "making").rename(root / "log")
+
+
+def allowed(states: list[LogState], done: int) -> list[LogState]:
+    """What a kill may leave once so many steps have returned: that state, the next one, or a prefix of its append."""
+    before, after = states[done], states[min(done + 1, len(states) - 1)]
+    found = [before, after]
+    if after.entries[: len(before.entries)] == before.entries:
+        found += [before._replace(entries=after.entries[:n]) for n in range(len(before.entries), len(after.entries))]
+    return found
+
+
+def reopen(directory: Path) -> LogState:
+    """What is there; the same again after another kill, and it goes on. ``durable_index`` is one of the log's."""
+    log = RaftLog(directory)
+    found = state_of(log)
+    assert log.durable_index <= log.last_index
+    inside(log).abandon()
+    log = RaftLog(directory)
+    assert state_of(log) == found, "opened again, it is another one"
+    log.verify()
+    log.append([(log.last_index + 1, log.last_term, b"goes on")])
+    log.sync()
+    assert log.durable_index == log.last_index
+    inside(log).abandon()
+    return found
+
+
+class Sweep:
+    """A scene under a fault, for every n."""
+
+    def __init__(self, name: str, fault: str, root: Path) -> None:
+        self.name, self.fault = name, fault
+        self.scene = SCENES[name]
+        self.states = states_of(self.scene)
+        self.library = shim.Shim()
+        self.prepared, self.trial = root / "prepared", root / "trial"
+        self.outcomes: Counter[str] = Counter()
+        self.violations: list[str] = []
+        prepare(self.scene, self.prepared)
+
+    def run(self) -> Sweep:
+        for n in range(1, MOST):
+            outcome, violation = self.try_it(n)
+            if violation:
+                self.violations.append(f"{self.name}, {self.fault}, n = {n}, {outcome}: {violation}")
+            if outcome == "over" or len(self.violations) > 3:
+                break
+            self.outcomes[outcome] += 1
+        return self
+
+    def try_it(self, n: int) -> tuple[str, str]:
+        """How it ended, and what was wrong."""
+        shutil.rmtree(self.trial, ignore_errors=True)
+        shutil.copytree(self.prepared, self.trial)
+        returned[0] = 0
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            signal.alarm(HANGS_AFTER)
+            self.be_child(writing, n)
+        os.close(writing)
+        with open(reading, encoding="utf-8", errors="replace") as pipe:
+            told = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == -signal.SIGKILL and self.fault.startswith("kill"):
+            outcome, violation = "killed", ""
+        elif status != 0 or not told:
+            return "violated", f"the child ended with {status}, {told}"
+        else:
+            outcome, _, violation = told.partition("\n")
+        return outcome, violation or self.judge_left(outcome)
+
+    def judge_left(self, outcome: str) -> str:
+        try:
+            found = reopen(self.trial / "log")
+            right = allowed(self.states, returned[0]) if outcome == "killed" else self.states[returned[0] :][:1]
+            assert found in right, f"{returned[0]} steps had returned; found {shown(found)}"
+        except (AssertionError, FastsmError) as error:
+            return "".join(traceback.format_exception(error))
+        return ""
+
+    # ---- the child ---------------------------------------------------------------------------------------
+
+    def be_child(self, writing: int, n: int) -> None:
+        try:
+            os.write(writing, f"{self.act(n)}\n".encode())
+        except BaseException:
+            os.write(writing, f"violated\n{traceback.format_exc()[-1500:]}".encode())
+        finally:
+            os._exit(0)
+
+    def act(self, n: int) -> str:
+        log = None if self.scene.opens else RaftLog(self.trial / "log")
+        error = ""  # as text: its traceback would hold what is open
+        gc.collect()
+        gc.disable()
+        self.library.arm(ACTIONS[self.fault], n, CODES[n % len(CODES)])
+        try:
+            if log is None:
+                log = RaftLog(self.trial / "log")
+            for step in self.scene.steps:
+                perform(log, step)
+                returned[0] += 1
+        except (StorageError, MemoryError) as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        struck = self.library.disarm()
+        gc.enable()
+        outcome = "over" if not struck else error.partition(":")[0] or "gone around"
+        self.judge(log, error)
+        del log
+        gc.collect()
+        assert open_files(self.trial) == [], "left open"
+        return outcome
+
+    def judge(self, log: RaftLog | None, error: str) -> None:
+        """An error has changed nothing in memory, but for a poisoned log's votes; then the rest is done."""
+        done = returned[0]
+        if log is None:
+            gc.collect()
+            assert open_files(self.trial) == [], "left open by an opening that failed"
+            log = RaftLog(self.trial / "log")
+        if inside(log).is_closed():  # it gives everything back also when its last sync fails
+            returned[0] = len(self.states) - 1
+            return
+        assert state_of(log) == self.states[done], f"after {error}: {shown(state_of(log))}"
+        assert log.durable_index <= log.last_index
+        if inside(log).is_poisoned():
+            assert error
+            self.judge_poisoned(log, done)
+            return
+        for step in self.scene.steps[done:]:
+            perform(log, step)
+            returned[0] += 1
+        if not inside(log).is_closed():
+            assert state_of(log) == self.states[-1]
+            log.sync()
+            assert log.durable_index == log.last_index
+            log.close()
+
+    def judge_poisoned(self, log: RaftLog, done: int) -> None:
+        """Writes raise; the vote that could not be synced may be there when it is opened again, and nothing else."""
+        with suppress(StorageError):
+            log.append([(log.last_index + 1, log.last_term, b"")])
+            raise AssertionError("a poisoned log took an entry")
+        with suppress(StorageError):
+            log.close()
+        del log
+        after = self.states[done + 1]
+        with RaftLog(self.trial / "log") as again:
+            found = state_of(again)
+            assert found in (self.states[done], after), f"after a poisoning: {shown(found)}"
+            returned[0] = done if found == self.states[done] else done + 1
+
+
+def shown(state: LogState) -> str:
+    return f"{state.border}, {len(state.entries)} entries, {state.entries[-1:] and state.entries[-1][:2]}, {state.hard_state}"
+
+
+def main() -> None:
+    logging.getLogger("fastsm").setLevel(logging.CRITICAL + 1)
+    fastsm.raft_log.SEGMENT_BYTES = 8192
+    fault, *names = sys.argv[1:]
+    found: dict[str, Any] = {"violations": [], "outcomes": {}}
+    with memory_directory() as root:
+        gc.collect()
+        gc.freeze()
+        for number, name in zip(itertools.count(), names or SCENES, strict=False):
+            (root / str(number)).mkdir()
+            sweep = Sweep(name, fault, root / str(number)).run()
+            found["outcomes"][name] = dict(sweep.outcomes)
+            found["violations"] += sweep.violations
+            shutil.rmtree(root / str(number))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
