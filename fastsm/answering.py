@@ -277,6 +277,19 @@ def checked_value(value: Any) -> Any:
     return copied
 
 
+def checked_values(values: Iterable[Any]) -> list[Any]:
+    """The members of a list that an answer may have: ``BadAnswerError`` at the first that is too much."""
+    members: list[Any] = []
+    room = MAX_ANSWER_SIZE - 5
+    for each in values:
+        member, size = _copy_value(each, 1, room)
+        members.append(member)
+        room -= size
+        if room < 0:
+            raise BadAnswerError(f"an answer of more than {MAX_ANSWER_SIZE} bytes", too_large=True)
+    return members
+
+
 def _copy_value(value: Any, depth: int, room: int) -> tuple[Any, int]:
     kind = type(value)
     if value is None or kind is bool:

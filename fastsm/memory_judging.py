@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-from fastsm.answering import BadAnswerError, checked_value, deadline_number, pack_result, pack_session, unpack_result
+from fastsm.answering import (
+    BadAnswerError,
+    checked_value,
+    checked_values,
+    deadline_number,
+    pack_result,
+    pack_session,
+    unpack_result,
+)
 from fastsm.memory_tx import Refused, Tx, Written
 from fastsm.procedures import check_calls, registry, run
 from fastsm.types import (
@@ -78,12 +86,16 @@ class Judge:
     def _plain(self, command: Any, written: Written) -> bool | Answer:
         if isinstance(command, Transaction):
             holds = all(_holds(condition, written) for condition in command.conditions)
-            values = [self.do(member, written) for member in (command.then if holds else command.otherwise)]
-            checked_value(values)
+            branch = command.then if holds else command.otherwise
+            values = checked_values(self.do(member, written) for member in branch)
             return Answer(True, values) if holds else Answer(False, values, "mismatch")
         if isinstance(command, Batch):
-            values = [self.do(member, written) for member in command.commands]
-            return Answer(True, checked_value(values)) if _answers(command) else True
+            done = (self.do(member, written) for member in command.commands)
+            if _answers(command):
+                return Answer(True, checked_values(done))
+            for _ in done:
+                pass
+            return True
         value = checked_value(self.do(command, written))
         return Answer(True, value) if _answers(command) else bool(value)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from fastsm.answering import deadline_number
 from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE
@@ -16,6 +18,8 @@ from fastsm.snapshot.model import State
 from fastsm.types import LogId
 
 NUMBER = re.compile(rb"0|-?[1-9][0-9]*")
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Refused(Exception):  # a signal, not an error
@@ -127,6 +131,21 @@ class Written:
         return len(keys)
 
 
+def noting(method: Method) -> Method:
+    """Lets a method of ``Tx`` note the trouble that comes out of it, which the procedure may catch."""
+
+    @functools.wraps(method)
+    def noted(self: Tx, *arguments: Any, **options: Any) -> Any:
+        try:
+            return method(self, *arguments, **options)
+        except BaseException as error:
+            if self._noted is None and is_trouble(error):
+                self._noted = error
+            raise
+
+    return cast("Method", noted)
+
+
 class Tx:
     """What a procedure of the model is given."""
 
@@ -146,24 +165,28 @@ class Tx:
     @property
     def _pending(self) -> Written:
         if self._written is None or self._thread != get_ident():
-            error = ProcedureError(f"tx at entry {self.entry.index}: the call is over, or this is another thread")
-            self._noted = self._noted or error
-            raise error
+            raise ProcedureError(f"tx at entry {self.entry.index}: the call is over, or this is another thread")
         return self._written
 
+    @noting
     def get(self, key: Any) -> bytes | None:
         """The value of a key, or None."""
-        return self._pending.state.values.get(self._bytes(key, "key", MAX_KEY_SIZE))
+        key = self._bytes(key, "key", MAX_KEY_SIZE)
+        return self._pending.state.values.get(key)
 
+    @noting
     def modified(self, key: Any) -> LogId | None:
         """The entry that last wrote a key, or None."""
-        key, state = self._bytes(key, "key", MAX_KEY_SIZE), self._pending.state
-        return state.writers.get(key)
+        key = self._bytes(key, "key", MAX_KEY_SIZE)
+        return self._pending.state.writers.get(key)
 
+    @noting
     def deadline(self, key: Any) -> int | None:
         """Until when a key lives, or None."""
-        return self._pending.state.deadline(self._bytes(key, "key", MAX_KEY_SIZE))
+        key = self._bytes(key, "key", MAX_KEY_SIZE)
+        return self._pending.state.deadline(key)
 
+    @noting
     def scan(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
     ) -> list[tuple[bytes, bytes]]:
@@ -174,57 +197,61 @@ class Tx:
             limit = operator.index(limit)
             if limit < 0:
                 raise ValueError(f"limit={limit}: expected 0 or more")
+        reverse = bool(reverse)
         keys = [key for key in self._pending.keys(first, stop) if key.startswith(below)]
         return [(key, self._pending.state.values[key]) for key in (keys[::-1] if reverse else keys)[:limit]]
 
+    @noting
     def count(self, start: Any = None, end: Any = None, *, prefix: Any = None) -> int:
         """How many pairs there are in a range."""
         return len(self.scan(start, end, prefix=prefix))
 
+    @noting
     def put(self, key: Any, value: Any, *, expires: Any = None) -> None:
         """Sets a key, and its deadline."""
         key, value = self._bytes(key, "key", MAX_KEY_SIZE), self._bytes(value, "value", MAX_VALUE_SIZE)
-        self._pending.put(key, value, _deadline(expires))
+        expires = _deadline(expires)
+        self._pending.put(key, value, expires)
 
+    @noting
     def touch(self, key: Any, expires: Any) -> bool:
         """Changes the deadline of a key alone; whether the key is there."""
         key, expires = self._bytes(key, "key", MAX_KEY_SIZE), _deadline(expires)
         return self._pending.touch(key, expires)
 
+    @noting
     def delete(self, key: Any) -> None:
         """Removes a key."""
-        self._pending.put(self._bytes(key, "key", MAX_KEY_SIZE), None)
+        key = self._bytes(key, "key", MAX_KEY_SIZE)
+        self._pending.put(key, None)
 
+    @noting
     def add(self, key: Any, delta: int, *, initial: int = 0) -> int:
         """Adds to a number; ``ValueError`` where that cannot be."""
-        key, numbers = self._bytes(key, "key", MAX_KEY_SIZE), [operator.index(delta), operator.index(initial)]
-        for number in numbers:
-            if not -(2**63) <= number < 2**63:
-                raise CommandError(f"{number}: expected -2**63 to 2**63 - 1")
+        key, numbers = self._bytes(key, "key", MAX_KEY_SIZE), [_integer(delta), _integer(initial)]
         try:
             return self._pending.add(key, *numbers)
         except Refused as refused:
             raise ValueError(refused.reason) from None
 
+    @noting
     def delete_range(self, start: Any, end: Any) -> int:
         """Removes the keys of a range; how many."""
-        return self._pending.delete_range(*self._bounds(start, end))
+        first, stop = self._bounds(start, end)
+        return self._pending.delete_range(first, stop)
 
+    @noting
     def delete_prefix(self, prefix: Any) -> int:
         """Removes the keys below a prefix; how many."""
-        keys = [key for key, _ in self.scan(prefix=prefix)]
+        keys = [key for key, _ in self.scan(prefix=memoryview(prefix))]
         for key in keys:
             self._pending.put(key, None)
         return len(keys)
 
     def _bytes(self, source: Any, name: str, limit: int) -> bytes:
-        try:
-            if isinstance(source, str):
-                raise TypeError(f"{name} is a str: encode it first")
-            taken = bytes(memoryview(source))
-        except BaseException as error:
-            self._noted = self._noted or (error if is_trouble(error) else None)
-            raise
+        if isinstance(source, str):
+            raise TypeError(f"{name} is a str: encode it first")
+        taken = bytes(memoryview(source))
         if len(taken) > limit:
             raise CommandError(f"{name} of {len(taken)} bytes: the limit is {limit}")
         return taken
@@ -235,3 +262,10 @@ class Tx:
 
 def _deadline(expires: Any) -> int | None:
     return None if expires is None else int(deadline_number(expires))
+
+
+def _integer(number: Any) -> int:
+    integer = operator.index(number)
+    if not -(2**63) <= integer < 2**63:
+        raise CommandError(f"{integer}: expected -2**63 to 2**63 - 1")
+    return integer

@@ -1,20 +1,25 @@
 """What a tick comes to, over the view of a chunk: the clock, and what is due by it.
 
 What was applied before the chunk is walked over in the order of its deadlines, and nothing of it changes; what the
-chunk has written since overrules it, and is sorted in.
+chunk has written since overrules it: a heap has its deadlines, each taken once, so that many ticks in a chunk cost no
+more than in many.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdlib cimport free, malloc, qsort
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp
 
 from fastsm.command cimport number_at
-from fastsm.core.view cimport Pending, step_deadline
+from fastsm.core.view cimport Pending, step_deadline, writes_key
 from fastsm.disk.format cimport (
     CLOCK_SIZE, NO_DEADLINE, RECORD_CLOCK, RECORD_DELETE, RECORD_FORGET, RECORD_SESSION, SESSION_DEADLINE, record_key,
     record_key_size,
 )
 from fastsm.lookup.deadlines cimport Due
+
+
+cdef enum:
+    SMALLEST = 16
 
 
 cdef class Expiring(View):
@@ -25,6 +30,7 @@ cdef class Expiring(View):
 
     cdef void forget(self) noexcept:
         self.due_keys = self.due_sessions = None
+        self.new_keys = self.new_sessions = None
         View.forget(self)
 
     cdef int tick(self, const Step *step, uint64_t now, uint64_t limit, uint64_t *removed) except -1:
@@ -32,6 +38,9 @@ cdef class Expiring(View):
         if now > self.clock:
             self.move_clock(step, now)
         removed[0] = 0
+        if self.due_keys is None:
+            self.begin_ticks()
+        self.take_written()
         if limit:
             removed[0] = self.remove_due(step, False, limit)
         if limit > removed[0]:
@@ -51,56 +60,52 @@ cdef class Expiring(View):
         self.clock = now  # a tick is never taken back
         return 0
 
+    cdef int begin_ticks(self) except -1:
+        """At the first tick of a chunk. Making objects may collect garbage, and so run code that reads."""
+        self.due_keys, self.due_sessions = DueWalk(), DueWalk()
+        self.new_keys, self.new_sessions = DueHeap(), DueHeap()
+        self.looked_at = 0
+        return 0
+
     cdef uint64_t remove_due(self, const Step *step, bint sessions, uint64_t limit) except? 0:
         """Appends deletes of at most `limit` keys, or ends of sessions, that are due, in order; returns how many.
 
         What was applied before is walked over in order, and passed for the rest of the chunk: it is removed now, or is
-        overtaken by what the chunk has written, which is gathered and sorted.
+        overtaken by what the chunk has written. No Python code runs here.
         """
         cdef DueWalk walk = self.due_sessions if sessions else self.due_keys
+        cdef DueHeap heap = self.new_sessions if sessions else self.new_keys
         cdef uint64_t removed = 0
-        cdef size_t count = 0
-        cdef size_t i = 0
-        cdef DueKey *written = NULL
-        cdef DueKey applied
+        cdef DueKey applied, removing
         cdef const Due *due
-        if walk is None:
-            walk = DueWalk()  # which may collect garbage, and so run code that reads
-            if sessions:
-                self.due_sessions = walk
-            else:
-                self.due_keys = walk
-        try:
-            if self.session_written if sessions else self.timed:
-                self.gather_due(sessions, &written, &count)
-            # From here on no Python code runs. What an earlier walk has passed is passed by this one too.
-            if not walk.holds():
-                walk.begin(self.index.session_deadlines if sessions else self.index.deadlines)
-            while removed < limit:
+        cdef const DueKey *written
+        applied.write = -1
+        # What an earlier walk has passed is passed by this one too.
+        if not walk.holds():
+            walk.begin(self.index.session_deadlines if sessions else self.index.deadlines)
+        while removed < limit:
+            due = walk.first()
+            while due != NULL and due.deadline <= self.clock and not self.is_due(sessions, due.place):
+                walk.pass_first(self.arena)
                 due = walk.first()
-                while due != NULL and due.deadline <= self.clock and not self.is_due(sessions, due.place):
-                    walk.pass_first(self.arena)
-                    due = walk.first()
-                if due == NULL or due.deadline > self.clock:
-                    break
+            written = self.first_written(sessions)
+            if due != NULL and due.deadline <= self.clock:
                 applied.deadline = due.deadline
                 applied.key = record_key(self.arena + due.place)
                 applied.key_size = record_key_size(self.arena + due.place)
                 applied.by_number = sessions
                 applied.hashed = (self.index.sessions if sessions else self.table).hash(applied.key, applied.key_size)
-                if i < count and order_of_due(&written[i], &applied) < 0:
-                    self.remove_key(step, &written[i])
-                    i += 1
-                else:
+                if written == NULL or order_of_due(&applied, written) < 0:
                     self.remove_key(step, &applied)
                     walk.pass_first(self.arena)
-                removed += 1
-            while removed < limit and i < count:
-                self.remove_key(step, &written[i])
-                i += 1
-                removed += 1
-        finally:
-            free(written)
+                    removed += 1
+                    continue
+            if written == NULL:
+                break
+            removing = written[0]
+            heap.drop_first()
+            self.remove_key(step, &removing)
+            removed += 1
         return removed
 
     cdef bint is_due(self, bint sessions, uint64_t place) except -1:
@@ -116,32 +121,36 @@ cdef class Expiring(View):
             (self.index.sessions if sessions else self.table).hash(record_key(record), record_key_size(record)))
         return slot.key == NULL or slot.latest < 0
 
-    cdef int gather_due(self, bint sessions, DueKey **found, size_t *count) except -1:
-        """The keys, or sessions, that this chunk has written and that are due, in order, for the caller to free."""
-        cdef Pending *slot
+    cdef int take_written(self) except -1:
+        """Takes the deadlines that the chunk has written since the last tick. Those entries are decided."""
         cdef const Step *step
-        cdef uint64_t deadline
-        cdef size_t i
-        found[0] = <DueKey *>malloc((self.used + 1) * sizeof(DueKey))
-        if found[0] == NULL:
-            raise MemoryError(f"no memory to look through {self.used} keys")
-        for i in range(self.slot_mask + 1):
-            slot = &self.slots[i]
-            if slot.key == NULL or slot.latest < 0 or slot.session != sessions:
-                continue
-            step = &self.writes[slot.latest]
-            if sessions:
-                deadline = NO_DEADLINE
-                if step.record == RECORD_SESSION:
-                    deadline = number_at(step.operation.value + SESSION_DEADLINE)
-            else:
-                deadline = step_deadline(step)
-            if deadline > self.clock:
-                continue
-            found[0][count[0]] = DueKey(deadline, slot.key, slot.hashed, slot.key_size, sessions)
-            count[0] += 1
-        qsort(found[0], count[0], sizeof(DueKey), compare_due)
+        cdef DueKey added
+        while self.looked_at < self.count:
+            step = &self.writes[self.looked_at]
+            added.deadline = NO_DEADLINE
+            added.by_number = step.record == RECORD_SESSION
+            if added.by_number:
+                added.deadline = number_at(step.operation.value + SESSION_DEADLINE)
+            elif writes_key(step.record):
+                added.deadline = step_deadline(step)
+            if added.deadline != NO_DEADLINE:
+                added.key, added.key_size = step.operation.key, step.operation.key_size
+                added.hashed = step.hashed
+                added.write = <int32_t>self.looked_at
+                (self.new_sessions if added.by_number else self.new_keys).push(&added)
+            self.looked_at += 1
         return 0
+
+    cdef const DueKey *first_written(self, bint sessions) noexcept:
+        """What is due first of all that this chunk has written, and that counts still; NULL: nothing of it is due."""
+        cdef DueHeap heap = self.new_sessions if sessions else self.new_keys
+        cdef const DueKey *first
+        while heap.count and heap.items[0].deadline <= self.clock:
+            first = &heap.items[0]
+            if self.slot_of(sessions, first.key, first.key_size, first.hashed).latest == first.write:
+                return first
+            heap.drop_first()
+        return NULL
 
     cdef int remove_key(self, const Step *step, const DueKey *due) except -1:
         """Appends the delete of a key, or the end of a session, whose bytes stay where they are."""
@@ -171,5 +180,51 @@ cdef int order_of_due(const DueKey *one, const DueKey *other) noexcept nogil:
     return order if order else <int>one.key_size - <int>other.key_size
 
 
-cdef int compare_due(const void *one, const void *other) noexcept nogil:
-    return order_of_due(<const DueKey *>one, <const DueKey *>other)
+cdef class DueHeap:
+    """Deadlines that a chunk has written, the earliest first; what was overtaken stays until it comes to the top.
+
+    Thread safety: used by one writer at a time.
+    """
+
+    def __dealloc__(self):
+        free(self.items)
+
+    cdef int push(self, const DueKey *added) except -1:
+        """Adds one. O(log of all)."""
+        cdef size_t i = self.count
+        cdef size_t parent
+        cdef DueKey *grown
+        if self.count == self.room:
+            grown = <DueKey *>realloc(self.items, (2 * self.room + SMALLEST) * sizeof(DueKey))
+            if grown == NULL:
+                raise MemoryError(f"no memory for the deadlines that a chunk writes, {self.count} and more")
+            self.items = grown
+            self.room = 2 * self.room + SMALLEST
+        self.count += 1
+        while i:
+            parent = (i - 1) // 2
+            if order_of_due(added, &self.items[parent]) >= 0:
+                break
+            self.items[i] = self.items[parent]
+            i = parent
+        self.items[i] = added[0]
+        return 0
+
+    cdef void drop_first(self) noexcept:
+        """Takes the earliest out. O(log of all)."""
+        cdef DueKey moved
+        cdef size_t i = 0
+        cdef size_t child
+        self.count -= 1
+        moved = self.items[self.count]
+        while True:
+            child = 2 * i + 1
+            if child >= self.count:
+                break
+            if child + 1 < self.count and order_of_due(&self.items[child + 1], &self.items[child]) < 0:
+                child += 1
+            if order_of_due(&self.items[child], &moved) >= 0:
+                break
+            self.items[i] = self.items[child]
+            i = child
+        self.items[i] = moved

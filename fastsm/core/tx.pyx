@@ -221,7 +221,7 @@ cdef class Tx:
     def delete_prefix(self, prefix):
         """Removes the keys that start with `prefix`; returns how many. O(log keys + results)."""
         try:
-            first, stop = bounds(None, None, prefix)
+            first, stop = bounds(None, None, memoryview(prefix))  # None is no prefix: it would be all keys
             self.check()
             return self.view.remove_range(self.index, self.position, first, stop)
         except BaseException as error:

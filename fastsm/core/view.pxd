@@ -70,8 +70,6 @@ cdef class View:
     cdef list in_order           # keys that were written up to `ordered_writes`, sorted; None: no range was looked at
     cdef size_t ordered_writes
     cdef readonly uint64_t clock
-    cdef bint timed              # a key was written with a deadline
-    cdef bint session_written
 
     cdef int begin(self, Ordered owner, size_t expected) except -1
     cdef void forget(self) noexcept
@@ -96,6 +94,7 @@ cdef class View:
     cdef void take_back(self, size_t mark) noexcept
     cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=*, bint reverse=*)
     cdef int keep_order(self) except -1
+    cdef int merge_in(self, list new) except -1
     cdef list written_between(self, bytes start, bytes end)
     cdef int resize(self, size_t slots) except -1
     cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil

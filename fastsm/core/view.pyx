@@ -51,7 +51,6 @@ cdef class View:
         self.arena = owner.arena
         self.readable = owner.readable
         self.clock = self.index.clock
-        self.timed = self.session_written = False
         self.count = self.used = 0
         self.keys, self.values = [], []
         while slots < 2 * expected:
@@ -225,12 +224,22 @@ cdef class View:
                 new.append(PyBytes_FromStringAndSize(<const char *>operation.key, operation.key_size))
             self.ordered_writes += 1
         if len(new) > FEW_NEW:
-            self.in_order = sorted(set(self.in_order).union(new))
+            self.merge_in(sorted(set(new)))
             return 0
         for key in new:
             i = bisect_left(self.in_order, key)
             if i == len(self.in_order) or self.in_order[i] != key:
                 self.in_order.insert(i, key)
+        return 0
+
+    cdef int merge_in(self, list new) except -1:
+        """Brings sorted keys into `in_order`: both are runs for the sort, which merges them."""
+        cdef Py_ssize_t known = len(self.in_order)
+        for key in new:
+            i = bisect_left(self.in_order, key, 0, known)
+            if i == known or self.in_order[i] != key:
+                self.in_order.append(key)
+        self.in_order.sort()
         return 0
 
     # ---- time ------------------------------------------------------------------------------------------
@@ -285,8 +294,6 @@ cdef class View:
             self.room = room
         written = &self.writes[self.count]
         written[0] = step[0]
-        self.timed |= step.operation.timed
-        self.session_written |= session
         if writes_key(step.record):
             slot = self.slot_of(session, step.operation.key, step.operation.key_size, step.hashed)
             if slot.key == NULL:

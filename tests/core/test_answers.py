@@ -121,6 +121,14 @@ def test_a_transaction_takes_one_branch_or_the_other(machine: FastStateMachine |
     assert dict(machine.items()) == {b"b": b"2", b"missed": b"1"}
 
 
+def test_the_first_reason_to_refuse_an_entry_is_its_answer(machine: FastStateMachine | MemoryStateMachine) -> None:
+    """Commands are done in order: what is too large by then is not looked at any further."""
+    add, reads = fastsm.add(b"text", 1), [fastsm.read(b"k")] * 3
+    values = [fastsm.put(b"k", bytes(FULL // 3)), fastsm.put(b"text", b"text")]
+    assert apply(machine, *values, *(fastsm.transaction([], each) for each in ([*reads, add], [add, *reads]))) == [
+        True, True, Answer(False, None, "too large"), Answer(False, None, "not a number")]
+
+
 def test_an_add_that_cannot_refuses_all_of_its_entry(machine: FastStateMachine | MemoryStateMachine) -> None:
     """In a transaction and in a batch nothing is left of what came before it."""
     refused = Answer(False, None, "not a number")

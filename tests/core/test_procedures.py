@@ -137,7 +137,8 @@ def test_an_exception_of_the_entry_is_a_failure(
 @pytest.mark.parametrize(
     "use", [lambda tx: tx.get("text"), lambda tx: tx.put(b"k" * 65536, b""), lambda tx: tx.put(b"k", None),
             lambda tx: tx.add(b"k", 1), lambda tx: tx.add(b"n", 2**63), lambda tx: tx.add(b"n", "1"),
-            lambda tx: tx.scan(limit=-1), lambda tx: tx.nothing(), lambda tx: tx.put(1, 2)])
+            lambda tx: tx.scan(limit=-1), lambda tx: tx.nothing(), lambda tx: tx.put(1, 2),
+            lambda tx: tx.delete_prefix(None), lambda tx: tx.delete_prefix("text")])
 def test_a_bad_argument_is_a_failure(make: Make, use: Callable[[Any], Any]) -> None:
     """The same on every replica, so that it is an answer."""
     def p(tx: Any, payload: bytes) -> Any:
@@ -213,25 +214,29 @@ def test_recursion_without_end(make: Make) -> None:
 
 
 class NoMemory:
-    """A buffer that cannot be had."""
+    """A number that cannot be had."""
 
     def __index__(self) -> int:
         raise MemoryError("none left")
 
 
-def test_trouble_that_came_out_of_tx_cannot_be_swallowed(directory: Path) -> None:
+@pytest.mark.parametrize(
+    "use", [lambda tx: tx.add(b"k", NoMemory()), lambda tx: tx.add(b"k", 1, initial=NoMemory()),
+            lambda tx: tx.put(b"k", b"", expires=NoMemory()), lambda tx: tx.touch(b"k", NoMemory()),
+            lambda tx: tx.scan(limit=NoMemory())])
+def test_trouble_that_came_out_of_tx_cannot_be_swallowed(make: Make, use: Callable[[Any], Any]) -> None:
     """Caught by the procedure, a MemoryError of tx ends the apply all the same."""
     def p(tx: Any, payload: bytes) -> Any:
         try:
-            tx.add(b"k", NoMemory())
+            use(tx)
         except MemoryError:
             return b"went on"
 
-    with FastStateMachine(directory, procedures=[fastsm.procedure(p)]) as machine:
-        with pytest.raises(ProcedureError) as raised:
-            run(machine)
-        assert isinstance(raised.value.__cause__, MemoryError)
-        assert machine.last_applied() == (0, 0)
+    machine = make(p)
+    with pytest.raises(ProcedureError) as raised:
+        run(machine)
+    assert isinstance(raised.value.__cause__, MemoryError)
+    assert machine.last_applied() == (0, 0)
 
 
 def test_tx_is_dead_after_its_call(make: Make) -> None:

@@ -95,6 +95,34 @@ def test_a_command_that_raises_leaves_no_trace(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
+    "inner", [fastsm.add(b"n", 1), fastsm.put(b"n", b"1"), fastsm.call("count_up", b"n", version=2)])
+def test_a_chunk_that_was_refused_is_not_remembered(tmp_path: Path, inner: bytes) -> None:
+    """A command counts together with its memory: after an error that came later, the next try does it."""
+    troubled = []
+
+    @fastsm.procedure
+    def trouble(tx: Any, payload: bytes) -> None:
+        if troubled:
+            raise MemoryError
+
+    procedures = [*PROCEDURES, trouble]
+    model = MemoryStateMachine(procedures=procedures)
+    with FastStateMachine(tmp_path / "state", procedures=procedures) as fast:
+        for machine in (fast, model):
+            apply(machine, fastsm.open_session())
+            commands = [fastsm.once(1, 1, inner), fastsm.call("trouble")]
+            troubled.append(True)
+            with pytest.raises(fastsm.ProcedureError):
+                apply(machine, *commands)
+            troubled.clear()
+            assert machine.get(b"n") is None
+            first, _ = apply(machine, *commands)
+            assert machine.modified(b"n") == (2, 1)
+            assert apply(machine, fastsm.once(1, 1, inner)) == [first]
+        same(fast, model)
+
+
+@pytest.mark.parametrize(
     "make", [lambda: fastsm.once(1, 0, fastsm.noop()), lambda: fastsm.once(-1, 1, fastsm.noop()),
              lambda: fastsm.once(1, 1, fastsm.config(b"")), lambda: fastsm.once(1, 1, fastsm.open_session()),
              lambda: fastsm.once(1, 1, fastsm.forget(1)), lambda: fastsm.once(1, 1, fastsm.once(1, 1, fastsm.noop())),

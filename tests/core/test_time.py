@@ -189,6 +189,46 @@ def compare(tmp_path: Path, seed: int, machine_at: Opener) -> None:
     assert machine.state_checksum() == model.state_checksum()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_many_ticks_in_one_chunk(tmp_path: Path, seed: int, machine_at: Opener) -> None:
+    """Each sees what the entries before it wrote, overtook or took back: as in chunks of one, and as the model says."""
+    invented = Invented(seed)
+    ticking = [
+        each for index in range(1, 400, 2)
+        for each in (invented.command(index), fastsm.tick(index // 4, limit=invented.dice.choice((None, 0, 1, 2))))]
+    chunk = [Entry(index, 1, command) for index, command in enumerate(ticking, 1)]
+    model = MemoryStateMachine(procedures=[meddle])
+    whole, single = (machine_at(tmp_path / name, procedures=[meddle]) for name in ("whole", "single"))
+    answers = model.apply(chunk)
+    assert whole.apply(chunk) == answers
+    assert [answer for entry in chunk for answer in single.apply([entry])] == answers
+    for machine in (whole, single):
+        inside(machine).check()
+        assert state_of(machine) == state_of(model)
+        assert machine.state_checksum() == model.state_checksum()
+
+
+@fastsm.procedure
+def take_back(tx: Any, payload: bytes) -> list[bytes]:
+    """Writes twenty keys, of which every other call keeps none."""
+    for number in range(20):
+        tx.put(b"%d/%s" % (number, payload), b"")
+    seen = [key for key, _ in tx.scan(b"1", b"2", limit=200)]
+    if len(payload) % 2:
+        raise fastsm.Abort(seen)
+    return seen
+
+
+def test_ranges_over_many_keys_that_a_chunk_wrote_and_took_back(tmp_path: Path, machine_at: Opener) -> None:
+    """Their order is kept from call to call; each key is in it once."""
+    chunk = [Entry(index, 1, fastsm.call("take_back", b"x" * (index % 7) + b"%d" % (index % 30)))
+             for index in range(1, 80)]
+    machine, model = (machine_at(tmp_path / "state", procedures=[take_back]),
+                      MemoryStateMachine(procedures=[take_back]))
+    assert machine.apply(chunk) == model.apply(chunk)
+    assert state_of(machine) == state_of(model)
+
+
 class ForgetsInCompactions(FastStateMachine):
     """A deadline is lost by compaction."""
 

@@ -53,14 +53,14 @@ def test_no_input_does_harm(target: str) -> None:
 
 
 def test_nearly_every_line_of_the_decoders_runs() -> None:
-    """At least 94 % of the plain reader's, which decides as the compiled code does."""
+    """At least 97 % of the plain reader's, which decides as the compiled code does."""
     hit, lines = set[tuple[str, int]](), set[tuple[str, int]]()
     for target in TARGETS:
         hit |= run_of(target).hit
         lines |= run_of(target).lines
     plain = {(file, line) for file, line in lines if file == "page_reader.py"}
     assert len(plain) > 150
-    assert len(plain & hit) >= 0.94 * len(plain), sorted(plain - hit)
+    assert len(plain & hit) >= 0.97 * len(plain), sorted(plain - hit)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,4 +1,4 @@
-"""Twenty-one bugs that such a library may have, each planted alone: a named test sees it, or the tests prove nothing.
+"""Twenty-two bugs that such a library may have, each planted alone: a named test sees it, or the tests prove nothing.
 
 Those of the disk stand in front of the seam. The others are planted into the source: a copy of the package is built in
 which the environment switches one of them on, and a test of the suite, run against that copy, must fail.
@@ -192,6 +192,25 @@ BUGS = {
         (("generation/changes.pyx", "draft.left = draft.offset", "draft.left = 0 if BUG else draft.offset"),),
         "core/test_watch.py::test_it_goes_on_from_any_position",
     ),
+    "a session is remembered before its command counts": Bug(
+        (
+            (
+                "core/judging.pyx",
+                "        last = number_at(found.value)\n        if sequence < last:",
+                "        last = number_at(found.value)\n"
+                "        if BUG and (number_at(numbers), sequence) in self.procedures:\n"
+                "            return self.procedures[number_at(numbers), sequence]\n"
+                "        if sequence < last:",
+            ),
+            (
+                "core/judging.pyx",
+                "        packed = pack_result(result)\n        if packed is None:",
+                "        if BUG:\n            self.procedures[number_at(numbers), sequence] = result\n"
+                "        packed = pack_result(result)\n        if packed is None:",
+            ),
+        ),
+        "core/test_sessions.py::test_a_chunk_that_was_refused_is_not_remembered",
+    ),
     "the header is outside of all checksums": Bug(
         (
             (
@@ -205,9 +224,9 @@ BUGS = {
 }
 
 
-def test_there_are_twenty_one() -> None:
+def test_there_are_twenty_two() -> None:
     """None is forgotten."""
-    assert len(DISKS) + len(BUGS) == 21
+    assert len(DISKS) + len(BUGS) == 22
 
 
 @pytest.mark.usefixtures("quiet")
