@@ -165,6 +165,7 @@ cdef class Follower(Timed):
             progress.last_index, progress.last_term = self.framed_index, self.framed_term
             progress.snapshot = NULL
             if finding != VALID or look_inside_frame(frame, &progress) != VALID:
+                self._position = LogId(self.applied_index, self.applied_term)
                 raise not_published(log, end, "a frame that is not whole, or is of another history")
             self.prepare(frame)
             self.take_frame(log, frame, &progress)
@@ -173,6 +174,7 @@ cdef class Follower(Timed):
                 self._set_corrupt(error)
                 raise error
             if log.end > stop:
+                self._position = LogId(self.applied_index, self.applied_term)
                 with nogil:
                     pass
                 PyErr_CheckSignals()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastsm.disk.files import storage_errors
 from fastsm.disk.published import may_have_readers
@@ -23,6 +23,14 @@ RECOVERY_SECONDS = 10.0  # published frames that are not there may be ones that 
 LARGE = 256 << 10  # bytes of frames: more are not taken on an event loop
 
 
+class Missing(NamedTuple):
+    """Published frames were not there: which publication it was, and when that was seen first."""
+
+    incarnation: int
+    number: int
+    since: float
+
+
 class Following:
     """What a reader and its tail have in common: both follow one publication.
 
@@ -35,7 +43,7 @@ class Following:
     _lock: threading.RLock  # one thread follows at a time
     _following: bool  # it is at it: a signal handler of that thread must not
     _close_late: bool
-    _missing: tuple[int, float] | None  # published frames were not there: the number of that publication, since when
+    _missing: Missing | None
 
     if TYPE_CHECKING:  # the compiled half
         _log: Log
@@ -123,11 +131,12 @@ class Following:
     def _may_be_recovering(self, published: Published) -> bool:
         """Whether the owner who has the directory may be the next one, who is about to say what is left.
 
-        That is known once it publishes. A living owner's own frames are there, but for a damage of memory or disk.
+        Where more was published in the same opening, it is not: that owner lives, and its frames are damaged.
         """
-        if self._missing is None or self._missing[0] != published.number:
-            self._missing = (published.number, time.monotonic())
-        return time.monotonic() - self._missing[1] < RECOVERY_SECONDS
+        missing = self._missing
+        if missing is None or missing.incarnation != published.incarnation:
+            missing = self._missing = Missing(published.incarnation, published.number, time.monotonic())
+        return missing.number == published.number and time.monotonic() - missing.since < RECOVERY_SECONDS
 
     def _is_elsewhere(self) -> bool:
         """Whether another file, or the first one, is where an owner publishes. Once it is there: a look a second."""
