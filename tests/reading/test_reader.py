@@ -381,16 +381,16 @@ def test_frames_that_are_lost_are_no_error_while_the_next_owner_recovers(tmp_pat
         reader = Reader(tmp_path)
         watch = reader.watch()
         add(machine, put(b"color", b"red"))
-        newest = newest_slot(tmp_path)
-        newest[3] += 48
-        newest[7] = checksum_of(newest)
+    newest = newest_slot(tmp_path)
+    newest[3] += 48
+    newest[7] = checksum_of(newest)
     directory = Directory(tmp_path)
     directory.lock()  # the next owner, who recovers
     for _ in range(3):
         assert reader.refresh() == (2, 1)
         with pytest.raises(TimeoutError):
             reader.wait(3, 0.01)
-        assert watch.read(timeout=0) == []
+        assert watch.read(timeout=0) == []  # what is told is published as a whole
     for number in (1, 2):  # the same owner goes on as if all were well
         newest[0] += 2 * number
         newest[7] = checksum_of(newest)
