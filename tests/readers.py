@@ -130,16 +130,16 @@ class Watcher:
         self.dice = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
-        self.seen = LogId()
-        self.rebuilt = 0
-        self.history = self.digest = b""
-        self.at = 0  # the entry that `digest` stands for
         self.open()
         self.watch_anew()
 
     def open(self) -> None:
         self.reader = self.kind(self.path, wait_for_owner=60, ordered=self.dice.random() < 0.3)
         self.rebuilt = self.reader.stats().rebuilt
+        # A reader says where its own state went back. What one before it has shown, it does not know.
+        self.seen = LogId()
+        self.history = self.digest = b""
+        self.at = 0  # the entry that `digest` stands for
 
     def watch(self, stop: int) -> None:
         """Until a byte comes from the parent."""

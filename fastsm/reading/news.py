@@ -37,7 +37,8 @@ class Following:
     The compiled half of each knows how to take frames, and how far it has taken them.
     """
 
-    __slots__ = ()
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those below are slots of the subclasses: only one base of a class may have some
 
     path: str
     _lock: threading.RLock  # one thread follows at a time
