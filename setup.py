@@ -14,7 +14,7 @@ MODULES = [
     "snapshot.capture", "core.watchers",
     *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring",
                                   "tx", "judging", "chunk", "engine", "group_commit", "jobs")),
-    "core.matching", "reading.following",
+    "core.matching", *(f"reading.{name}" for name in ("frames", "following", "tail")),
     *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "journal", "engine")),
     "integrations.pysyncobj.positions",
 ]

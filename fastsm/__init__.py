@@ -82,7 +82,10 @@ bytes to files to memory to the machine; each module imports only what stands be
     machine                 FastStateMachine
     reading/                the state as another process sees it
         opening             a state that its owner may go on changing, opened from outside
+        frames              the frames of a log that another process writes, as far as they are published
         following           what was published since is taken, frame by frame
+        news                when there is something to take, and from which file
+        tail, watching      the frames without an index, for watches; how these wait
         reader              Reader
     memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
     memory_waiting, memory_watch  who waits for an entry; the list of changes, from a place on

@@ -30,7 +30,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fastsm
-from fastsm import FastsmError, FastStateMachine, LogId, Reader, put
+from fastsm import Change, CompactedError, FastsmError, FastStateMachine, LogId, Reader, put
 
 PARTS = 16
 PART_KEYS = [b"part/%d" % number for number in range(PARTS)]
@@ -130,15 +130,16 @@ class Watcher:
         self.dice = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
-        self.seen = LogId()
-        self.rebuilt = 0
-        self.history = self.digest = b""
-        self.at = 0  # the entry that `digest` stands for
         self.open()
+        self.watch_anew()
 
     def open(self) -> None:
         self.reader = self.kind(self.path, wait_for_owner=60, ordered=self.dice.random() < 0.3)
         self.rebuilt = self.reader.stats().rebuilt
+        # A reader says where its own state went back. What one before it has shown, it does not know.
+        self.seen = LogId()
+        self.history = self.digest = b""
+        self.at = 0  # the entry that `digest` stands for
 
     def watch(self, stop: int) -> None:
         """Until a byte comes from the parent."""
@@ -146,6 +147,7 @@ class Watcher:
         while not select.select([stop], [], [], patience * self.dice.random())[0]:
             try:
                 self.look()
+                self.read_changes()
             except FastsmError as error:
                 self.counts[f"errors: {type(error).__name__}"] += 1
                 self.violations.append(f"at {self.seen}: {error!r}")
@@ -154,6 +156,7 @@ class Watcher:
                 self.counts["generations"] += self.reader.stats().opened
                 self.reader.close()
                 self.open()
+                self.watch_anew()
                 self.counts["opened anew"] += 1
 
     def look(self) -> None:
@@ -216,12 +219,64 @@ class Watcher:
             if self.at % WITHOUT_COMMAND:
                 self.digest = link(history, self.digest, self.at)
 
+    # ---- a watch ----------------------------------------------------------------------------------------
+
+    def watch_anew(self) -> None:
+        """From the state that is there now: each entry after it is to be told, with all of its changes in order."""
+        self.told: list[Change] = []  # of an entry that was not told as a whole yet
+        self.told_any = False
+        while True:
+            last = self.reader.refresh()
+            chain, history = self.reader.get_many([b"chain", b"history"])
+            self.told_digest, self.told_history = chain[8:] if chain else b"", history
+            self.told_last = last.index
+            try:
+                self.changes = self.reader.watch(start=last.index + 1, durable=self.dice.random() < 0.2)
+            except CompactedError:
+                continue  # compacted or replaced since the refresh
+            return
+
+    def read_changes(self) -> None:
+        """What the watch tells is every change of every entry, once."""
+        timeout = 0.002 if self.dice.random() < 0.1 else 0
+        try:
+            found = self.changes.read(self.dice.choice((1, 7, 1000, 100_000)), timeout=timeout)
+        except CompactedError:
+            self.counts["watches anew"] += 1
+            self.watch_anew()
+            return
+        self.counts["changes"] += len(found)
+        for change in found:
+            self.told.append(change)
+            if len(self.told) == 4 and not self.check_entry(*self.told):
+                self.watch_anew()
+                return
+
+    def check_entry(self, part: Change, chain: Change, history: Change, entries: Change) -> bool:
+        """Whether these are the changes of the next entry, which go on from those of the last one."""
+        index = self.told_last + 1
+        index += index % WITHOUT_COMMAND == 0
+        digest = link(self.told_history or history.value or b"", self.told_digest, index)
+        wanted = [
+            (index, PART_KEYS[index % PARTS]), (index, b"chain"), (index, b"history"), (index, b"entries")]
+        own = index.to_bytes(8, "little") + digest
+        found = [(change.index, change.key) for change in (part, chain, history, entries)]
+        right = (
+            found == wanted and chain.value == own and (part.value or b"")[:24] == own
+            and self.told_history in (None, history.value) and len({change.term for change in self.told}) == 1)
+        if not right and self.told_any:  # the first one may be of a state that came between its refresh and the watch
+            self.wrong(f"after {self.told_last} a watch tells {found}, expected {wanted}, or another chain")
+        self.told, self.told_any = [], True
+        self.told_last, self.told_digest, self.told_history = index, digest, history.value
+        return right
+
     def wrong(self, what: str) -> None:
         self.violations.append(what)
 
     def report(self, last: LogId) -> dict[str, Any]:
         """After the last owner has closed, as of its last entry: an update may have been lost with an owner before."""
         self.look()
+        self.read_changes()
         applied, checksum = self.reader.state_checksum(last)
         self.counts["generations"] += self.reader.stats().opened
         return {

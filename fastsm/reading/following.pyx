@@ -4,18 +4,16 @@ The index is the reader's own, and private; records are read where they are, in 
 under the GIL, as it was for the owner, so that no thread sees half a chunk. No byte after the published end is touched.
 """
 
-import os
 from _thread import allocate_lock
 
-from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.core.state cimport CORRUPT, RUNNING
 from fastsm.core.timed cimport Timed
 from fastsm.disk.format cimport (
-    FRAME_RUNS, LARGE, Progress, RECORD_PUT, RECORD_SESSION, RECORD_TIMED, RECORD_TOUCH, UNKNOWN_TERM, VALID,
-    frame_checksum, frame_length, frame_run_count, look_at_frame, look_at_header, look_inside_frame, record_operation,
+    FRAME_RUNS, Progress, RECORD_PUT, RECORD_SESSION, RECORD_TIMED, RECORD_TOUCH, UNKNOWN_TERM, VALID,
+    frame_checksum, frame_length, frame_run_count, look_inside_frame, record_operation,
 )
 from fastsm.disk.mapping cimport Mapping
 from fastsm.disk.published cimport Publication
@@ -23,41 +21,12 @@ from fastsm.disk.walk cimport Walk, next_record, walk_frames
 from fastsm.generation.log cimport Log
 from fastsm.lookup.index cimport Index
 from fastsm.lookup.terms cimport Run, Terms
+from fastsm.reading.frames cimport (
+    FIRST_STEP, LAST_STEP, LOOK_INTERVAL, SLICE, look, not_published, now, pause_for, reach,
+)
 
-from fastsm.disk.files import storage_errors
-from fastsm.errors import CorruptionError
 from fastsm.types import LogId
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <time.h>
-    #ifdef CLOCK_MONOTONIC_COARSE
-      #define FASTSM_CLOCK CLOCK_MONOTONIC_COARSE
-    #else
-      #define FASTSM_CLOCK CLOCK_MONOTONIC
-    #endif
-    static uint64_t fastsm_now(void) {
-        struct timespec now;
-        clock_gettime(FASTSM_CLOCK, &now);
-        return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-    }
-    static void fastsm_sleep(uint64_t nanoseconds) {
-        struct timespec time = {(time_t)(nanoseconds / 1000000000u), (long)(nanoseconds % 1000000000u)};
-        nanosleep(&time, NULL);
-    }
-    """
-    uint64_t now "fastsm_now"() noexcept nogil
-    void pause_for "fastsm_sleep"(uint64_t nanoseconds) noexcept nogil
-
-cdef enum:
-    SLICE = 1 << 20              # bytes of frames between two looks at signals
-    MAPPED_AHEAD = 16 << 20      # a mapping ends so far beyond what is published: it need not grow with each frame
-    MAPPING_UNIT = 64 << 10
-    FIRST_STEP = 200_000         # nanoseconds between two looks at the publication
-    LAST_STEP = 1_000_000
-
-cdef uint64_t LOOK_INTERVAL = 1_000_000_000    # nanoseconds between two looks at the file's name
 cdef uint64_t EVERYTHING = 0xFFFFFFFFFFFFFFFF
 
 
@@ -196,6 +165,7 @@ cdef class Follower(Timed):
             progress.last_index, progress.last_term = self.framed_index, self.framed_term
             progress.snapshot = NULL
             if finding != VALID or look_inside_frame(frame, &progress) != VALID:
+                self._position = LogId(self.applied_index, self.applied_term)
                 raise not_published(log, end, "a frame that is not whole, or is of another history")
             self.prepare(frame)
             self.take_frame(log, frame, &progress)
@@ -204,6 +174,7 @@ cdef class Follower(Timed):
                 self._set_corrupt(error)
                 raise error
             if log.end > stop:
+                self._position = LogId(self.applied_index, self.applied_term)
                 with nogil:
                     pass
                 PyErr_CheckSignals()
@@ -219,20 +190,13 @@ cdef class Follower(Timed):
             self._keep_order()  # a reader that never scans must not note new keys without end
 
     cdef int map_up_to(self, Log log, uint64_t end) except -1:
-        """Maps the log up to `end` at least. Its file may end before the mapping does: nobody looks there."""
-        cdef uint64_t size = (end + MAPPED_AHEAD + MAPPING_UNIT - 1) & ~<uint64_t>(MAPPING_UNIT - 1)
-        cdef uint64_t mapped = log.mapping.mapped
-        if end > self.file_size:
-            with storage_errors(log.path, "looking how long it is"):
-                self.file_size = os.fstat(log.descriptor).st_size
-            if end > self.file_size:
-                raise not_published(log, end, f"a file of {self.file_size} bytes")
-        if log.start + end > mapped:
-            log.map_up_to(size if log.mapping.fits(size) else end)
+        """Maps the log up to `end` at least."""
+        cdef Mapping before = log.mapping
+        cdef uint64_t mapped = before.mapped
+        self.file_size = reach(log, end, self.file_size)
+        if log.mapping is not before or log.mapping.mapped != mapped:
             self.take_arena()
             self.readable = log.start + log.end
-        if end > log.end + LARGE:
-            log.mapping.populate_read(log.start + log.end, log.start + end)
         return 0
 
     cdef int prepare(self, const uint8_t *frame) except -1:
@@ -324,34 +288,6 @@ cdef class Follower(Timed):
         """Where the last frame ends that was taken."""
         return self._log.end
 
-    def _is_in(self, Log other):
-        """Whether another log of the same identity has all frames that were taken of this one."""
-        cdef Log log = self._log
-        if other.end < log.end:
-            return False
-        if log.last_frame == 0:
-            return other.head == log.head
-        return other.is_frame(log.last_frame, log.end, log.chain)
-
-    def _is_still_there(self):
-        """Whether the log's file has its name, and the last frame that was taken is in it: then all before it are.
-
-        Read, not mapped: the file may have been cut.
-        """
-        cdef Log log = self._log
-        cdef bytes found
-        with storage_errors(log.path, "looking whether it is the same"):
-            try:
-                if not os.path.samestat(os.fstat(log.descriptor), os.stat(log.path, follow_symlinks=False)):
-                    return False
-            except FileNotFoundError:
-                return False
-            found = os.pread(log.descriptor, FRAME_RUNS, log.last_frame)
-        if log.last_frame == 0 or len(found) < FRAME_RUNS:
-            return log.last_frame == 0
-        frame = <const uint8_t *>PyBytes_AS_STRING(found)
-        return log.last_frame + frame_length(frame) == log.end and frame_checksum(frame) == log.chain
-
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _after_fork(self):
@@ -361,25 +297,3 @@ cdef class Follower(Timed):
             self._index.order.worker = 0
             if self._index.order.builder:
                 self._index.order.end_build()
-
-
-cdef object not_published(Log log, uint64_t end, str found):
-    return CorruptionError(
-        log.path, log.end, f"whole frames up to offset {end}, as its owner has published", found,
-        "restart the owner, or `fastsm verify`")
-
-
-cdef int look(Mapping mapping, Log log, uint64_t end) except -1:
-    """VALID, if a frame of the log starts at its end, and is whole before another."""
-    cdef const uint8_t *frame = mapping.address + mapping.start + log.end
-    cdef uint64_t identity = log.identity
-    cdef uint64_t offset = log.end
-    cdef uint64_t chain = log.chain
-    cdef int finding = look_at_header(frame, end - offset, identity, offset)
-    if finding != VALID:
-        return finding
-    if frame_length(frame) > LARGE:
-        with nogil:
-            finding = look_at_frame(frame, end - offset, identity, offset, chain)
-        return finding
-    return look_at_frame(frame, end - offset, identity, offset, chain)

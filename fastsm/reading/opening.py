@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fastsm.disk.files import Directory, storage_errors
@@ -12,6 +13,7 @@ from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation import current
 from fastsm.generation.log import Log
 from fastsm.generation.unfinished import is_unfinished
+from fastsm.lookup.index import Index
 from fastsm.types import LogId
 
 ATTEMPTS = 100  # the owner may take one step after the other while we look
@@ -38,10 +40,29 @@ def open_publication(directory: Directory) -> Publication | None:
         return Publication.open(directory)
 
 
-def open_state(directory: Directory, publication: Publication | None) -> Opened:
+def recover_state(log: Log, named: CurrentFile) -> current.Generation:
+    """All of a state. O(1) from a saved table, else O(bytes of base and log)."""
+    return current.recover(log, named, None, False)
+
+
+def recover_frames(log: Log, named: CurrentFile) -> current.Generation:
+    """The log's frames and their terms, and no keys. O(bytes of the log)."""
+    index, base = Index(), LogId(log.head.base_index, log.head.base_term)
+    if base.index:
+        index.terms.extend(*base)
+    recovery = log.recover(index.terms, named)
+    return current.Generation(log, index, log.last_durable(*base), recovery, False)
+
+
+Recover = Callable[[Log, CurrentFile], current.Generation]
+
+
+def open_state(
+    directory: Directory, publication: Publication | None, recover: Recover = recover_state
+) -> Opened:
     """The state that an owner has published, or, where there is no owner, what opening the directory would find.
 
-    ``StorageError`` (ENOENT) where there is none. O(1) from a saved table, else O(bytes of base and log).
+    ``StorageError`` (ENOENT) where there is none. Takes what ``recover`` does.
     """
     for attempt in range(ATTEMPTS):
         published = None if publication is None else publication.read()
@@ -49,7 +70,7 @@ def open_state(directory: Directory, publication: Publication | None) -> Opened:
         try:
             named = read_current(directory)
             owned = is_owned(directory)
-            opened = open_named(directory, named, published, owned)
+            opened = open_named(directory, named, published, owned, recover)
         except CorruptionError:
             # The owner may have taken the step to another generation between two of our looks.
             if attempt + 1 == ATTEMPTS or (named is not None and read_current(directory) == named):
@@ -74,7 +95,9 @@ def read_current(directory: Directory) -> CurrentFile:
     return named
 
 
-def open_named(directory: Directory, named: CurrentFile, published: Published | None, owned: bool) -> Opened:
+def open_named(
+    directory: Directory, named: CurrentFile, published: Published | None, owned: bool, recover: Recover
+) -> Opened:
     """The state that CURRENT names, up to where its owner says that it goes."""
     if published is not None and (published.identity != named.identity or not may_have_readers(published)):
         published = None
@@ -85,7 +108,7 @@ def open_named(directory: Directory, named: CurrentFile, published: Published | 
         up_to = max(named.durable_offset, published.end if published is not None else 0)
     log = Log.open(directory, named, True, up_to)
     try:
-        generation = current.recover(log, named, None, False)
+        generation = recover(log, named)
     except BaseException:
         log.close()
         raise

@@ -43,7 +43,7 @@ from fastsm.tools import raft_logs
 from fastsm.tools.inspection import is_directory, is_raft_log
 from fastsm.tools.new_state import new_state
 from fastsm.tools.records import Run, log_frames, snapshot_records, snapshot_runs
-from fastsm.types import Entry, LogId
+from fastsm.types import Change, Entry, LogId
 
 CHUNK_BYTES = 4 << 20
 CHUNK_ENTRIES = 10_000
@@ -186,6 +186,12 @@ def _log_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
             for index, operation, key, value, expires in frame.records:
                 if first <= index and (last is None or index <= last):
                     yield _line(operation, LogId(index, machine.entry_term(index) or 0), key, value, expires)
+
+
+def change_line(change: Change) -> Line:
+    """The line of a change that a watch tells, as those of a log's records are."""
+    operation = "delete" if change.value is None else "put"
+    return _line(operation, LogId(change.index, change.term), change.key, change.value or b"")
 
 
 def _line(operation: str, log_id: LogId, key: bytes, value: bytes, expires: int | None = None) -> Line:

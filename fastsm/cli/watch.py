@@ -1,0 +1,56 @@
+"""The command that follows a living directory: watch."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+from typing import Annotated
+
+import typer
+
+from fastsm.cli.app import LOOK, app, key_bytes, told_in_one_line
+from fastsm.cli.look import Dir
+from fastsm.reading.reader import Reader
+from fastsm.tools import inspection
+from fastsm.tools.json_lines import change_line, line_bytes
+
+PAUSE = 0.2  # seconds between two looks whether anybody still reads the output
+
+
+@app.command(rich_help_panel=LOOK)
+def watch(
+    directory: Dir,
+    prefix: Annotated[str, typer.Option(help="Only keys that begin so.", show_default=False)] = "",
+    coded: Annotated[bool, typer.Option("--base64", help="The prefix is given in Base64.")] = False,
+    first: Annotated[
+        int | None, typer.Option("--from", min=0, help="From this entry on.", show_default="what comes from now on")
+    ] = None,
+    durable: Annotated[bool, typer.Option("--durable", help="Only what would survive a power loss.")] = False,
+) -> None:
+    """Follow a state: each change of a key as a line of JSON, as soon as its owner applies it. Ctrl-C ends it.
+
+    It goes on through restarts of the owner. Status 1 where entries are gone that it would have told: compacted, or
+    of a state that was replaced.
+
+    Example: `fastsm watch /var/lib/node/state --prefix user/ | jq .key`
+    """
+    with told_in_one_line(), contextlib.suppress(KeyboardInterrupt):
+        inspection.require_state(directory)
+        with (
+            Reader(directory) as reader,
+            reader.watch(key_bytes(prefix, coded), start=first, durable=durable) as changes,
+        ):
+            while True:
+                for change in changes.read(timeout=PAUSE):
+                    sys.stdout.buffer.write(line_bytes(change_line(change)))
+                    sys.stdout.buffer.flush()
+                require_reader()
+
+
+def require_reader() -> None:
+    """Raises ``BrokenPipeError`` where nobody can read the output any more, also while there is nothing to write."""
+    poll = select.poll()
+    poll.register(1, 0)  # of a pipe's or socket's other end that is gone it tells whatever is asked for
+    if any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0)):
+        raise BrokenPipeError

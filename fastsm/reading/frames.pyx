@@ -1,0 +1,87 @@
+"""The frames of a log that its owner goes on writing, as far as they are published. No byte after that is touched."""
+
+import os
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastsm.disk.format cimport (
+    FRAME_RUNS, LARGE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
+)
+from fastsm.disk.mapping cimport Mapping
+from fastsm.generation.log cimport Log
+
+from fastsm.disk.files import storage_errors
+from fastsm.errors import CorruptionError
+
+cdef enum:
+    MAPPED_AHEAD = 16 << 20      # a mapping ends so far beyond what is published: it need not grow with each frame
+    MAPPING_UNIT = 64 << 10
+
+
+cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except 0:
+    """Maps a log up to `end` at least; `file_size` is what was last known of it, and is returned as known by now.
+
+    The file may end before the mapping does: nobody looks there.
+    """
+    cdef uint64_t size = (end + MAPPED_AHEAD + MAPPING_UNIT - 1) & ~<uint64_t>(MAPPING_UNIT - 1)
+    if end > file_size:
+        with storage_errors(log.path, "looking how long it is"):
+            file_size = os.fstat(log.descriptor).st_size
+        if end > file_size:
+            raise not_published(log, end, f"a file of {file_size} bytes")
+    if log.start + end > log.mapping.mapped:
+        log.map_up_to(size if log.mapping.fits(size) else end)
+    if end > log.end + LARGE:
+        log.mapping.populate_read(log.start + log.end, log.start + end)
+    return file_size
+
+
+cdef object not_published(Log log, uint64_t end, str found):
+    return CorruptionError(
+        log.path, log.end, f"whole frames up to offset {end}, as its owner has published", found,
+        "restart the owner, or `fastsm verify`")
+
+
+cdef int look(Mapping mapping, Log log, uint64_t end) except -1:
+    """VALID, if a frame of the log starts at its end, and is whole before another."""
+    cdef const uint8_t *frame = mapping.address + mapping.start + log.end
+    cdef uint64_t identity = log.identity
+    cdef uint64_t offset = log.end
+    cdef uint64_t chain = log.chain
+    cdef int finding = look_at_header(frame, end - offset, identity, offset)
+    if finding != VALID:
+        return finding
+    if frame_length(frame) > LARGE:
+        with nogil:
+            finding = look_at_frame(frame, end - offset, identity, offset, chain)
+        return finding
+    return look_at_frame(frame, end - offset, identity, offset, chain)
+
+
+def is_in(Log log not None, Log other not None):
+    """Return whether another log of the same identity has all frames that were taken of this one."""
+    if other.end < log.end:
+        return False
+    if log.last_frame == 0:
+        return other.head == log.head
+    return other.is_frame(log.last_frame, log.end, log.chain)
+
+
+def is_still_there(Log log not None):
+    """Return whether a log's file has its name, and the last frame that was taken is in it: then all before it are.
+
+    Read, not mapped: the file may have been cut.
+    """
+    cdef bytes found
+    with storage_errors(log.path, "looking whether it is the same"):
+        try:
+            if not os.path.samestat(os.fstat(log.descriptor), os.stat(log.path, follow_symlinks=False)):
+                return False
+        except FileNotFoundError:
+            return False
+        found = os.pread(log.descriptor, FRAME_RUNS, log.last_frame)
+    if log.last_frame == 0 or len(found) < FRAME_RUNS:
+        return log.last_frame == 0
+    frame = <const uint8_t *>PyBytes_AS_STRING(found)
+    return log.last_frame + frame_length(frame) == log.end and frame_checksum(frame) == log.chain

@@ -1,0 +1,176 @@
+"""When there is something to take, and from which file: the same for a reader's state and for its watches."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastsm.disk.files import storage_errors
+from fastsm.disk.published import may_have_readers
+from fastsm.errors import CorruptionError, ReentryError, StorageError
+from fastsm.reading.frames import is_still_there
+from fastsm.reading.opening import is_owned, open_directory, open_publication
+
+if TYPE_CHECKING:
+    import threading
+
+    from fastsm.disk.published import Publication, Published
+    from fastsm.generation.log import Log
+    from fastsm.types import LogId
+
+RECOVERY_SECONDS = 10.0  # published frames that are not there may be ones that an owner is recovering from
+LARGE = 256 << 10  # bytes of frames: more are not taken on an event loop
+
+
+class Missing(NamedTuple):
+    """Published frames were not there: which publication it was, and when that was seen first."""
+
+    incarnation: int
+    number: int
+    since: float
+
+
+class Following:
+    """What a reader and its tail have in common: both follow one publication.
+
+    The compiled half of each knows how to take frames, and how far it has taken them.
+    """
+
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those below are slots of the subclasses: only one base of a class may have some
+
+    path: str
+    _lock: threading.RLock  # one thread follows at a time
+    _following: bool  # it is at it: a signal handler of that thread must not
+    _close_late: bool
+    _missing: Missing | None
+
+    if TYPE_CHECKING:  # the compiled half
+        _log: Log
+        _incarnation: int
+        _broken: bool
+        _position: LogId
+
+        def _look_at(self, publication: Publication | None = None) -> None: ...
+        def _publication(self) -> Publication | None: ...
+        def _is_due(self) -> bool: ...
+        def _goes_on_in(self, incarnation: int) -> None: ...
+        def _take_up_to(self, end: int, applied_index: int, applied_term: int, durable_index: int) -> None: ...
+        def _taken_up_to(self) -> int: ...
+
+    def _require_open(self) -> None:
+        """Raises ``NotRunningError`` when it is closed."""
+        raise NotImplementedError
+
+    def _reopen(self) -> None:
+        """Shows the state that is there now in the place of the one before."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Gives back what it holds."""
+        raise NotImplementedError
+
+    def _begin_following(self, lock: threading.RLock) -> None:
+        self._lock = lock
+        self._following = self._close_late = False
+        self._missing = None
+
+    def _follow(self) -> LogId:
+        """Takes what is new, where something may be."""
+        with self._lock:
+            if self._following:
+                raise ReentryError(f"{self.path}: this thread is refreshing this reader already; call again later")
+            self._following = True
+            try:
+                self._require_open()
+                try:
+                    self._take_news()
+                except BaseException:
+                    publication = self._publication()
+                    if publication is not None:
+                        publication.forget()  # whatever is published is to be looked at again
+                    raise
+            finally:
+                self._following = False
+                if self._close_late:
+                    self._release()
+            return self._position
+
+    def _take_news(self) -> None:
+        if self._is_elsewhere():
+            self._reopen()
+            return
+        publication = self._publication()
+        if publication is None:
+            return
+        published = publication.read()
+        if published is None or not may_have_readers(published):
+            return  # what was published before the machine was started anew says nothing of what its disk kept
+        if not self._is_continued(published):
+            self._reopen()
+            return
+        self._goes_on_in(published.incarnation)
+        try:
+            self._take_up_to(published.end, published.applied_index, published.applied_term, published.durable_index)
+        except CorruptionError:
+            # What an owner has published, and the disk then lost: the next owner will not have it either.
+            if self._may_be_recovering(published):
+                publication.forget()
+            elif self._is_owned():
+                raise
+        else:
+            self._missing = None
+
+    def _is_owned(self) -> bool:
+        directory = open_directory(self.path)
+        try:
+            return is_owned(directory)
+        finally:
+            directory.close()
+
+    def _may_be_recovering(self, published: Published) -> bool:
+        """Whether the owner who has the directory may be the next one, who is about to say what is left.
+
+        Where more was published in the same opening, it is not: that owner lives, and its frames are damaged.
+        """
+        missing = self._missing
+        if missing is None or missing.incarnation != published.incarnation:
+            missing = self._missing = Missing(published.incarnation, published.number, time.monotonic())
+        return missing.number == published.number and time.monotonic() - missing.since < RECOVERY_SECONDS
+
+    def _is_elsewhere(self) -> bool:
+        """Whether another file, or the first one, is where an owner publishes. Once it is there: a look a second."""
+        publication = self._publication()
+        if publication is not None:
+            with storage_errors(publication.path, "looking whether it is the same"):
+                return self._is_due() and not publication.is_at(publication.path)
+        try:
+            directory = open_directory(self.path)
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        try:
+            return open_publication(directory) is not None
+        finally:
+            directory.close()
+
+    def _is_continued(self, published: Published) -> bool:
+        """Whether the published log is the one that is read here, and goes on from the frames that were taken."""
+        if self._broken or published.identity != self._log.head.identity:
+            return False
+        if published.incarnation == self._incarnation:
+            return True
+        return published.end >= self._taken_up_to() and is_still_there(self._log)
+
+    def _has_much_to_take(self) -> bool:
+        """Whether to follow may take long."""
+        publication = self._publication()
+        if publication is None or not publication.is_news():
+            return False
+        published = publication.peek()
+        if published is None:
+            return False
+        same = (published.identity, published.incarnation) == (self._log.head.identity, self._incarnation)
+        return not same or published.end > self._taken_up_to() + LARGE or self._broken

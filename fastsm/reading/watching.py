@@ -1,0 +1,146 @@
+"""Watches of a reader: they follow the owner's log by themselves, whether the reader is refreshed or not."""
+
+from __future__ import annotations
+
+import time
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.published import state_number
+from fastsm.errors import NotRunningError
+from fastsm.event_loops import call, event_loops
+from fastsm.generation.watch import Watch
+from fastsm.reading.frames import is_in
+from fastsm.reading.news import Following
+from fastsm.reading.opening import open_directory, open_publication, open_state, recover_frames
+from fastsm.reading.tail import TailSource, TailState
+
+if TYPE_CHECKING:
+    from fastsm.disk.published import Publication
+    from fastsm.reading.opening import Opened
+
+SIGNAL_SECONDS = 0.1  # at most so long without a look at signals
+FIRST_STEP = 0.0002  # on event loops, in seconds
+LAST_STEP = 0.003
+
+
+class Tail(Following, TailState):
+    """The log of a directory as its owner writes it, for all watches of one reader."""
+
+    __slots__ = ("_close_late", "_closed", "_directory", "_following", "_lock", "_missing", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._directory: Directory | None = None
+        self._closed = False
+        self._begin_following(RLock())
+        self._open_files()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise NotRunningError(f"{self.path}: this reader is closed")
+
+    def _reopen(self) -> None:
+        before = self._log
+        self._open_files()
+        before.close()
+
+    def _open_files(self) -> None:
+        directory = open_directory(self.path)
+        try:
+            publication = open_publication(directory)
+            opened = open_state(directory, publication, recover_frames)
+            log = opened.generation.log
+            try:
+                self._show(
+                    log, opened.generation.index.terms, opened.applied, opened.durable, opened.incarnation,
+                    self._directory is None or self._continues(opened, publication))
+            except BaseException:
+                log.close()
+                raise
+        except BaseException:
+            directory.close()
+            raise
+        old, self._directory = self._directory, directory
+        self._look_at(publication)
+        if old is not None:
+            old.close()
+
+    def _continues(self, opened: Opened, publication: Publication | None) -> bool:
+        """Whether a state goes on from the one that is shown: by its log, or by its owner's word."""
+        if opened.generation.log.head.identity == self._log.head.identity:
+            return is_in(self._log, opened.generation.log)
+        before = self._publication()
+        if before is None or not before.is_same(publication) or not (self._incarnation and opened.incarnation):
+            return False
+        return state_number(opened.incarnation) == state_number(self._incarnation)
+
+    def close(self) -> None:
+        """Ends all watches, and gives the files back. Idempotent."""
+        self._end()  # those who wait need not be waited for
+        with self._lock:
+            if self._following:
+                self._close_late = True
+            elif not self._closed:
+                self._release()
+
+    def _release(self) -> None:
+        self._close_late, self._closed = False, True
+        self._end()
+        directory, self._directory = self._directory, None
+        self._look_at(None)
+        with storage_errors(self.path, "closing the files"):
+            self._log.close()
+            if directory is not None:
+                directory.close()
+
+    def after_fork(self) -> None:
+        """In a child: threads that were at work are gone, and with them whoever held the lock."""
+        self._begin_following(RLock())
+
+
+class ReaderWatch(Watch):
+    """A watch of a reader."""
+
+    __slots__ = ("__weakref__", "_tail")
+
+    def __init__(
+        self, tail: Tail, prefix: Any, start: tuple[int, int | None, int] | int | None, durable: bool
+    ) -> None:
+        self._tail = tail
+        super().__init__(TailSource(tail, durable), prefix, start)
+
+    def _wait_for_change(self, timeout: float | None) -> bool:
+        source: Any = self._source
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = SIGNAL_SECONDS if end is None else end - time.monotonic()
+            if left <= 0:
+                return False
+            if source.await_changes(min(left, SIGNAL_SECONDS)):
+                return True
+
+    async def _wait_for_change_async(self, timeout: float | None) -> bool:
+        source: Any = self._source
+        sleep = event_loops().sleep
+        end = None if timeout is None else time.monotonic() + timeout
+        step = FIRST_STEP
+        while True:
+            left = step if end is None else end - time.monotonic()
+            if left <= 0:
+                return False
+            await sleep(min(left, step))
+            if source.may_have_changes():
+                if self._tail._has_much_to_take():
+                    await call(self._tail._follow)[0]
+                return True
+            step = min(1.5 * step, LAST_STEP)
+
+    def _wake(self) -> None:
+        source: Any = self._source
+        source.wake()
+
+    def _after_fork(self) -> None:
+        """In a child: nobody is reading it, for the threads that did are gone."""
+        self._end()

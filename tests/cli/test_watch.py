@@ -1,0 +1,73 @@
+"""`fastsm watch`, as a user runs it, next to an owner in this process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastsm
+from fastsm import FastStateMachine, put
+
+RUN = "import sys; from fastsm.__main__ import main; sys.argv[0] = 'fastsm'; main()"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[FastStateMachine]:
+    """An owner with two entries."""
+    with FastStateMachine(tmp_path / "state", auto_compact=False, retain_entries=0) as opened:
+        opened.apply([(1, 1, put(b"color", b"blue")), (2, 1, put(b"size", b"9"))])
+        yield opened
+
+
+def started(machine: FastStateMachine, *arguments: str) -> subprocess.Popen[bytes]:
+    """The command, its output in a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, "watch", machine.path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=Path(machine.path).parent)  # fmt: skip
+
+
+def next_line(process: subprocess.Popen[bytes]) -> Any:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def test_each_change_is_a_line_at_once(machine: FastStateMachine) -> None:
+    """Lines come one by one into a pipe, through a compaction; Ctrl-C ends it without a word."""
+    with started(machine, "--from", "1", "--prefix", "co") as process:
+        assert next_line(process) == {"operation": "put", "index": 1, "term": 1, "key": "color", "value": "blue"}
+        machine.apply([(3, 1, fastsm.delete(b"color")), (4, 1, put(b"other", b""))])
+        assert next_line(process) == {"operation": "delete", "index": 3, "term": 1, "key": "color"}
+        machine.apply([(5, 2, put(b"co\xff", b"\xff"))])
+        assert next_line(process) == {
+            "operation": "put", "index": 5, "term": 2, "key_base64": "Y2//", "value_base64": "/w=="}
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+        assert process.returncode == 0
+
+
+def test_it_ends_when_nobody_reads_the_pipe(machine: FastStateMachine) -> None:
+    """Also while there is nothing to write; without a word."""
+    with started(machine, "--from", "2") as process:
+        assert next_line(process)["index"] == 2
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr.read() == b""
+
+
+def test_changes_that_are_gone_are_one_line(machine: FastStateMachine) -> None:
+    """It names the oldest entry from which a watch can begin."""
+    machine.compact()
+    with started(machine, "--from", "1") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, b"")
+    assert err.count(b"\n") == 1
+    assert b"The oldest start that works is 3" in err
