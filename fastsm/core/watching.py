@@ -71,13 +71,13 @@ class MachineWatch(Watch):
                 timer.cancel()
             told = waiting.over
             self._watching.watchers.discard(waiting)
-        return bool(told)
+        return bool(told or self._closed)
 
     def _wake(self) -> None:
         waiting = self._watching.watchers.of_watch(self)
+        tell_all(waiting)  # first: where that fails, or is interrupted, the next close finds them
         for one in waiting:
             self._watching.watchers.discard(one)
-        tell_all(waiting)
 
 
 class Watching:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import fastsm
-from fastsm import Change, FastStateMachine, put
+from fastsm import Change, FastStateMachine, NotRunningError, put
 from fastsm.background import BackgroundCall
 from fastsm.core import watching
 from support.inside import inside
@@ -21,7 +21,7 @@ from support.inside import inside
 _testcapi = pytest.importorskip("_testcapi")
 
 Opener = Callable[..., FastStateMachine]
-PATIENCE = 60.0  # seconds
+PATIENCE = 20.0  # seconds
 
 
 class Reader:
@@ -145,3 +145,21 @@ def test_a_thread_that_was_interrupted_at_its_start_is_not_started_twice(
     assert len(watch.read()) == 1
     machine.close()
     assert len(begun) == 1
+
+
+def test_a_close_without_memory_can_be_repeated(directory: Path, machine_at: Opener) -> None:
+    """The n-th allocation of a watch's close fails: the close says so or not; after the next one nobody waits."""
+    machine = machine_at(directory)
+    for n in range(30):
+        reader = Reader(machine, b"key")
+        _testcapi.set_nomemory(n, n + 1)
+        try:
+            reader.watch.close()
+        except MemoryError:
+            pass
+        finally:
+            _testcapi.remove_mem_hooks()
+        reader.watch.close()
+        with pytest.raises(NotRunningError):
+            reader.end()
+        assert len(inside(machine).watchers) == 0
