@@ -62,7 +62,9 @@ class Closes:
         lambda log, number: log.save_hard_state(number), lambda log, number: log.append([(number, 1, b"")]),
     ],
 )  # fmt: skip
-def test_a_number_that_closes_the_log_meets_a_closed_log(tmp_path: Path, call: Callable[[RaftLog, Any], object]) -> None:
+def test_a_number_that_closes_the_log_meets_a_closed_log(
+    tmp_path: Path, call: Callable[[RaftLog, Any], object]
+) -> None:
     """Every call with an argument whose ``__index__`` closes the log is a ``NotRunningError``."""
     log = RaftLog(tmp_path / "log")
     with pytest.raises(NotRunningError):
