@@ -44,7 +44,6 @@ def recover(
         return current.open_read_only(directory, expected, verify), None
     with storage_errors(directory.path, "locking the directory"):
         directory.lock(lock_timeout)
-    current.refuse_raft_log(directory)  # before anything is written
     publisher = Publisher.open(directory)
     try:
         return recover_next_to_readers(directory, expected, verify, publisher.last()), publisher

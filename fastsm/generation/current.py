@@ -158,7 +158,7 @@ def first_number(directory: Directory) -> int:
 def refuse_raft_log(directory: Directory) -> None:
     """Raises ``CorruptionError`` where a new state would be begun among the files of a Raft log."""
     with storage_errors(directory.path, "listing"):
-        if CURRENT not in directory.names() and holds_raft_log(directory):
+        if holds_raft_log(directory):
             raise CorruptionError(
                 directory.path, None, "a directory of a state machine, or an empty one", "the files of a Raft log",
                 "give state and log a directory each")
