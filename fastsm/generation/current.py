@@ -155,12 +155,18 @@ def first_number(directory: Directory) -> int:
     return next(number for number in itertools.count(1) if number not in taken)
 
 
-def create_first(directory: Directory) -> Log:
+def refuse_raft_log(directory: Directory) -> None:
+    """Raises ``CorruptionError`` where a new state would be begun among the files of a Raft log."""
     with storage_errors(directory.path, "listing"):
         if holds_raft_log(directory):
             raise CorruptionError(
                 directory.path, None, "a directory of a state machine, or an empty one", "the files of a Raft log",
                 "give state and log a directory each")
+
+
+def create_first(directory: Directory) -> Log:
+    refuse_raft_log(directory)
+    with storage_errors(directory.path, "listing"):
         number = first_number(directory)
     log = Log.create(directory, number)
     try:

@@ -71,6 +71,7 @@ class LogEngine:
     def save_hard_state(self, term: int, voted_for: Buffer | None = None, /) -> None:
         """Saves the current term and who was voted for in it, bytes or None; durable on return.
 
+        `voted_for`: at most 65,535 bytes, else a `ValueError`: each new segment of the log begins with a copy of it.
         The term never falls, and a vote that was given stays as it is in its term: anything else is an `OrderError`.
         On a `StorageError` from a full disk nothing has changed.
         """

@@ -67,7 +67,8 @@ SCENES = {
     "new segments": Scene(tuple(entries(index, index + 1, 2, 3000) for index in range(41, 51, 2))),
     "truncate, append, sync": Scene((Step("truncate_after", (33,)), entries(34, 38, 3), SYNC, entries(39, 39, 3))),
     "truncate all": Scene((Step("truncate_after", (0,)), SYNC, entries(1, 3, 1), SYNC)),
-    "compact": Scene((Step("compact", (LogId(20, 2),)), SYNC, entries(41, 42, 2), Step("compact", (LogId(42, 2),)), SYNC)),
+    "compact": Scene((
+        Step("compact", (LogId(20, 2),)), SYNC, entries(41, 42, 2), Step("compact", (LogId(42, 2),)), SYNC)),
     "compact beyond": Scene((Step("compact", (LogId(90, 3),)), SYNC, entries(91, 92, 3), SYNC)),
     "compact across": Scene((Step("compact", (LogId(30, 3),)), entries(31, 33, 3), SYNC)),
     "save_hard_state": Scene((
@@ -277,7 +278,8 @@ class Sweep:
 
 
 def shown(state: LogState) -> str:
-    return f"{state.border}, {len(state.entries)} entries, {state.entries[-1:] and state.entries[-1][:2]}, {state.hard_state}"
+    last = state.entries[-1][:2] if state.entries else None
+    return f"{state.border}, {len(state.entries)} entries up to {last}, {state.hard_state}"
 
 
 def main() -> None:

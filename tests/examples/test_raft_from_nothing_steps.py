@@ -1,0 +1,83 @@
+"""The example of a Raft from nothing, at the steps that a run of a cluster seldom meets."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fastsm import FastStateMachine, LogId, RaftLog, noop
+from support.small_cluster import EXAMPLE
+
+MODULES = ("node", "storage", "wire", "client")
+
+
+@pytest.fixture
+def example() -> Iterator[ModuleType]:
+    """Its module ``node``, which imports its siblings as a program in that folder would."""
+    before = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
+    sys.path.insert(0, str(EXAMPLE))
+    try:
+        yield importlib.import_module("node")
+    finally:
+        sys.path.remove(str(EXAMPLE))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+def state_as_of(folder: Path, applied: LogId) -> None:
+    """A state to which a leader's snapshot as of an entry was installed."""
+    with FastStateMachine(folder / "leader", contiguous=False) as leader:
+        leader.apply([(*applied, noop())])
+        leader.write_snapshot(folder / "sent")
+    with FastStateMachine(folder / "state") as state:
+        state.install_snapshot(None, folder / "sent")
+
+
+@pytest.mark.parametrize("last", [40, 50, 60])
+def test_a_log_of_another_history_than_the_state_begins_after_it(
+    tmp_path: Path, example: ModuleType, last: int
+) -> None:
+    """Killed between an install and the log's step: entries that were never committed do not stay, before or after the
+    snapshot's entry, and count in no election. It is the same at the next start.
+    """
+    with RaftLog(tmp_path / "log") as log:
+        log.append([(index, 2, noop()) for index in range(1, last + 1)])
+    state_as_of(tmp_path, LogId(50, 3))
+    for _ in range(2):
+        storage = example.Storage(tmp_path, [])
+        assert (storage.log.first_index, storage.log.last_index, storage.log.last_term) == (51, 50, 3)
+        assert storage.log.durable_index == 50
+        asyncio.run(storage.close())
+
+
+def test_a_log_that_the_state_agrees_with_is_kept(tmp_path: Path, example: ModuleType) -> None:
+    """The state behind the log's end, at an entry that the log holds: nothing is dropped."""
+    with RaftLog(tmp_path / "log") as log:
+        log.append([(index, 2, noop()) for index in range(1, 61)])
+    state_as_of(tmp_path, LogId(50, 2))
+    storage = example.Storage(tmp_path, [])
+    assert (storage.log.first_index, storage.log.last_index) == (1, 60)
+    asyncio.run(storage.close())
+
+
+def test_a_leader_that_is_deposed_at_once_appends_nothing_in_the_new_term(tmp_path: Path, example: ModuleType) -> None:
+    """Elected, and told of a newer leader before its first task has begun: its log has no entry of that one's term."""
+
+    async def be_deposed() -> None:
+        node = example.Node("a", tmp_path, {"a": ("127.0.0.1", 0)}, ["a"])
+        node.log.save_hard_state(5, b"a")
+        node.term = 5
+        node._lead()
+        node._follow(6, "b")
+        await asyncio.gather(*node.tasks)
+        assert [entry.term for entry in node.log.entries(1, node.log.last_index)] == [5]
+        await node.storage.close()
+
+    asyncio.run(be_deposed())
