@@ -20,6 +20,8 @@ NAMES = frozenset({
     "lock", "thread",
     # RaftLog
     "abandon",
+    # Reader
+    "await_news", "taken_up_to",
 })  # fmt: skip
 
 
