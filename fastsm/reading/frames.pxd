@@ -33,4 +33,4 @@ cdef enum:
 
 cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1
 cdef object not_published(Log log, uint64_t end, str found)
-cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except 0
+cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0

@@ -19,7 +19,7 @@ cdef enum:
     MAPPING_UNIT = 64 << 10
 
 
-cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except 0:
+cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:
     """Maps a log up to `end` at least; `file_size` is what was last known of it, and is returned as known by now.
 
     The file may end before the mapping does: nobody looks there.

@@ -15,10 +15,17 @@ import pytest
 from fastsm import CorruptionError, FastsmError, FastStateMachine, Reader, StorageError, put
 from fastsm.disk import published
 from fastsm.disk.files import Directory
+from fastsm.reading import news
 from support.faulty import memory_directory
 from support.inside import inside
 from support.power import Platter, Point
 from support.publishing import ByHand, Moment, checksum_of, read_page
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here is recovering: damage is told at once."""
+    monkeypatch.setattr(news, "RECOVERY_SECONDS", 0.0)
 
 
 class Written(NamedTuple):
