@@ -22,7 +22,7 @@ from fastsm.generation.log cimport Log
 from fastsm.lookup.index cimport Index
 from fastsm.lookup.terms cimport Run, Terms
 from fastsm.reading.frames cimport (
-    FIRST_STEP, LAST_STEP, LOOK_INTERVAL, SLICE, look, not_published, now, pause_for, reach,
+    FIRST_STEP, LAST_STEP, LOOK_INTERVAL, SLICE, check_next, not_published, now, pause_for, reach,
 )
 
 from fastsm.types import LogId
@@ -160,7 +160,7 @@ cdef class Follower(Timed):
         self.map_up_to(log, end)
         mapping = self.mapping
         while log.end < end:
-            finding = look(mapping, log, end)
+            finding = check_next(mapping, log, end)
             frame = mapping.address + mapping.start + log.end
             progress.last_index, progress.last_term = self.framed_index, self.framed_term
             progress.snapshot = NULL

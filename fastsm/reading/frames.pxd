@@ -31,6 +31,6 @@ cdef enum:
     FIRST_STEP = 200_000         # nanoseconds between two looks at the publication
     LAST_STEP = 1_000_000
 
-cdef int look(Mapping mapping, Log log, uint64_t end) except -1
+cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1
 cdef object not_published(Log log, uint64_t end, str found)
-cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except 0
+cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0

@@ -19,7 +19,7 @@ cdef enum:
     MAPPING_UNIT = 64 << 10
 
 
-cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except 0:
+cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:
     """Maps a log up to `end` at least; `file_size` is what was last known of it, and is returned as known by now.
 
     The file may end before the mapping does: nobody looks there.
@@ -43,7 +43,7 @@ cdef object not_published(Log log, uint64_t end, str found):
         "restart the owner, or `fastsm verify`")
 
 
-cdef int look(Mapping mapping, Log log, uint64_t end) except -1:
+cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1:
     """VALID, if a frame of the log starts at its end, and is whole before another."""
     cdef const uint8_t *frame = mapping.address + mapping.start + log.end
     cdef uint64_t identity = log.identity

@@ -16,7 +16,7 @@ from fastsm.generation.changes cimport ALL, Source
 from fastsm.generation.log cimport Log
 from fastsm.lookup.terms cimport Run, Terms
 from fastsm.reading.frames cimport (
-    FIRST_STEP, LAST_STEP, LOOK_INTERVAL, SLICE, look, not_published, now, pause_for, reach,
+    FIRST_STEP, LAST_STEP, LOOK_INTERVAL, SLICE, check_next, not_published, now, pause_for, reach,
 )
 
 from fastsm.errors import NotRunningError
@@ -125,7 +125,7 @@ cdef class TailState:
         self.file_size = reach(log, end, self.file_size)
         mapping = log.mapping
         while log.end < end:
-            finding = look(mapping, log, end)
+            finding = check_next(mapping, log, end)
             frame = mapping.address + mapping.start + log.end
             progress.last_index, progress.last_term = self.framed_index, self.framed_term
             progress.snapshot = NULL

@@ -15,9 +15,17 @@ import pytest
 from fastsm import CorruptionError, FastsmError, FastStateMachine, Reader, StorageError, put
 from fastsm.disk import published
 from fastsm.disk.files import Directory
+from fastsm.reading import news
 from support.faulty import memory_directory
+from support.inside import inside
 from support.power import Platter, Point
 from support.publishing import ByHand, Moment, checksum_of, read_page
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here is recovering: damage is told at once."""
+    monkeypatch.setattr(news, "RECOVERY_SECONDS", 0.0)
 
 
 class Written(NamedTuple):
@@ -34,9 +42,9 @@ def write(path: Path, colors: list[bytes], term: int = 1) -> Written:
     for color in colors:
         index = machine.last_applied().index + 1
         machine.apply([(index, term, put(b"color", color)), (index + 1, term, put(b"again", color))])
-        log = machine._log
+        log = inside(machine).log
         moments.append(Moment(log.head.identity, log.end, index + 1, term))
-    machine._release()
+    inside(machine).release()
     return Written(path, moments)
 
 
@@ -188,7 +196,7 @@ def test_any_bytes_are_no_danger(written: Written) -> None:
             with Reader(written.path) as reader:
                 index, color = look(reader)
                 assert color in (b"5", None) or index < 12
-                assert reader._taken_up_to() <= written.moments[-1].end
+                assert inside(reader).taken_up_to() <= written.moments[-1].end
         except FastsmError:
             pass
 
@@ -201,7 +209,7 @@ def test_the_page_of_formats_says_what_is_there(tmp_path: Path) -> None:
             machine.apply([(index, 1, put(b"color", b"%d" % index))])
             slots = read_page((tmp_path / published.NAME).read_bytes())
             newest = max(slots, key=lambda slot: slot["number"])
-            assert (newest["identity"], newest["end"]) == (machine._log.head.identity, machine._log.end)
+            assert (newest["identity"], newest["end"]) == (inside(machine).log.head.identity, inside(machine).log.end)
             assert (newest["applied index"], newest["applied term"]) == (index, 1)
             seen.add(newest["incarnation"])
         assert len(seen) == 1

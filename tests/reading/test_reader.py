@@ -32,6 +32,7 @@ from fastsm.disk import published
 from fastsm.disk.files import Directory
 from fastsm.reading import news
 from support.histories import KEYS, History
+from support.inside import inside
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ class Life:
             machine.close()
             self.machine = self.open()
         elif step == "kill":
-            machine._release()  # the system keeps what was written, and nothing else
+            inside(machine).release()  # the system keeps what was written, and nothing else
             self.machine = self.open()
         self.history.last = self.machine.last_applied()
         self.back += step in ("install", "reset") and before.index > 0
@@ -215,7 +216,7 @@ def test_a_reader_works_without_an_owner(tmp_path: Path) -> None:
         path = tmp_path / str(ends_well)
         machine = FastStateMachine(path)
         add(machine, *(put(b"%d" % i, b"value") for i in range(100)))
-        machine.close() if ends_well else machine._release()
+        machine.close() if ends_well else inside(machine).release()
         with Reader(path) as reader:
             assert (len(reader), reader.owner()) == (100, None)
             with FastStateMachine(path) as machine:
@@ -263,7 +264,7 @@ def test_a_reset_and_an_older_snapshot_are_told(machine: FastStateMachine, reade
 
 def lose_last_frame(path: Path, of: FastStateMachine) -> None:
     """What a failed sync may do: pages that were published are gone from the cache, and were never on the disk."""
-    log = of._log
+    log = inside(of).log
     start, end = log.last_frame, log.end
     with open(path / log.name, "r+b") as file:
         file.seek(start)
@@ -278,9 +279,9 @@ def test_a_log_is_never_cut_below_what_was_published(machine: FastStateMachine, 
     add(machine, put(b"large", value))
     reader.refresh()
     view = reader.get_view(b"large")
-    log, generation = path / machine._log.name, machine.stats().generation
+    log, generation = path / inside(machine).log.name, machine.stats().generation
     lose_last_frame(path, machine)
-    machine._release()
+    inside(machine).release()
     with FastStateMachine(path) as owner:
         assert (owner.last_applied(), owner.stats().generation) == ((1, 1), generation + 1)
         assert not log.exists()
@@ -304,7 +305,7 @@ def test_a_base_moves_with_its_log(machine: FastStateMachine, reader: Reader) ->
     before = machine.state_checksum()
     add(machine, put(b"lost", b"2"))
     lose_last_frame(path, machine)
-    machine._release()
+    inside(machine).release()
     with FastStateMachine(path, verify_on_open="full") as owner:
         assert (owner.state_checksum(), owner.snapshot_metadata()) == (before, metadata)
         assert owner.durable() == owner.last_applied()
@@ -320,7 +321,7 @@ def test_another_run_of_the_machine_has_no_readers(machine: FastStateMachine, mo
     machine.flush()
     add(machine, put(b"lost", b""))
     lose_last_frame(path, machine)
-    machine._release()
+    inside(machine).release()
     monkeypatch.setattr(published, "BOOT_ID", "/dev/null")
     with FastStateMachine(path) as owner:
         assert (owner.last_applied(), owner.stats().generation) == ((1, 1), generation)
@@ -349,7 +350,7 @@ def test_another_directory_at_the_same_path_is_found(machine: FastStateMachine, 
     with FastStateMachine(machine.path) as owner:
         add(owner, put(b"other", b""))
         while reader.refresh() and b"other" not in reader:  # a second, as the page says
-            reader._await_news(0.1)
+            inside(reader).await_news(0.1)
         assert everything(reader) == everything(owner)
         assert reader.stats().rebuilt == 1
 
@@ -637,7 +638,7 @@ def test_views_and_iterators_outlive_the_reader(machine: FastStateMachine) -> No
 def test_a_forked_child_reads_on(machine: FastStateMachine, reader: Reader) -> None:
     """A reader made before a fork follows in the child, through a compaction, with the parent's threads gone."""
     reader.count(b"a")  # the order is in use
-    with reader._lock:  # as if another thread were at it
+    with inside(reader).lock:  # as if another thread were at it
         child = os.fork()
         if child == 0:
             status = 1

@@ -20,6 +20,8 @@ NAMES = frozenset({
     "lock", "thread",
     # RaftLog
     "abandon", "is_closed", "is_poisoned",
+    # Reader
+    "await_news", "taken_up_to",
 })  # fmt: skip
 
 
