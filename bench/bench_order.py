@@ -121,7 +121,7 @@ def test_open_in_order(note: Any, tmp_path: Path) -> None:
         seconds = []
         for _ in range(9):
             begun = time.perf_counter()
-            machine = FastStateMachine(path, read_only=True, verify_on_open="off")
+            machine = FastStateMachine(path, verify_on_open="off")
             if ordered:
                 machine.scan(limit=1)
             seconds.append((time.perf_counter() - begun) * 1e9 / KEYS)
