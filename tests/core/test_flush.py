@@ -394,7 +394,7 @@ def test_close_gives_everything_back_when_its_sync_fails(nth: int, directory: Pa
     close_poisoned(machine)
     assert rule.struck == 1
     if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before - 3  # directory, LOCK, log
+        assert len(os.listdir("/proc/self/fd")) == before - 4  # directory, LOCK, PUBLISHED, log
     machine.close()
     with machine_at(directory) as machine:
         assert machine.last_applied() == LogId(1, 1)
