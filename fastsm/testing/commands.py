@@ -81,8 +81,9 @@ class CommandRules:
 
     def test_put_many_is_a_batch_of_puts(self, state_machine: StateMachine) -> None:
         """``put_many`` sets each key, and of two equal keys the later one wins."""
-        results = apply_commands(state_machine, fastsm.put_many([b"key", b"other", b"key"], [b"1", b"2", b"3"]))
-        assert results == [True], "put_many is not one entry with one result"
+        results = apply_commands(
+            state_machine, fastsm.put(b"key", b"0"), fastsm.put_many([b"key", b"other", b"key"], [b"1", b"2", b"3"]))
+        assert results == [True, True], "put_many is not one entry with one result"
         assert state_machine.get(b"key") == b"3", "the later of two equal keys did not win"
         assert state_machine.get(b"other") == b"2", "a key of put_many is missing"
 

@@ -103,7 +103,7 @@ def _run(job: dict[str, Any], processes: int) -> list[Any]:
                     open(place.with_suffix(".errors"), "wb") as errors,
                 ):
                     children.append(subprocess.Popen(
-                        [sys.executable, "-c", PROGRAM], stdin=given, stdout=said, stderr=errors,
+                        [sys.executable, "-c", PROGRAM], stdin=given, stdout=said, stderr=errors, cwd=name,
                         env={**os.environ, "PYTHONHASHSEED": str(1 + number), "TZ": f"XXX{number % 12}"},
                     ))
             ended = [child.wait(PATIENCE) for child in children]

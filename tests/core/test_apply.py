@@ -388,7 +388,10 @@ def test_history_has_all_that_it_says() -> None:
     model = fastsm.MemoryStateMachine(contiguous=False)
     results = [result for chunk in chunks for result in model.apply(chunk)]
     kinds = {type(fastsm.decode(entry.command)).__name__ for chunk in chunks for entry in chunk}
-    assert kinds == {"Put", "Delete", "CompareAndSwap", "Batch", "Noop", "Config"}
+    assert kinds == {
+        "Add", "Batch", "CompareAndSwap", "Config", "Delete", "DeleteRange", "Forget", "Noop", "Once", "OpenSession",
+        "Put", "Tick", "Touch", "Transaction",
+    }
     assert results.count(True) > 500
     assert results.count(False) > 50
     assert model.last_applied().index > len(results) + 100

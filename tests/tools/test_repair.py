@@ -338,6 +338,7 @@ ELSEWHERE = {
     "a state directory": "read-only",
     "a state that is whole": "read-only",
     "self.draft.frame": "a watch, while it is open",
+    "a directory of a state machine, or an empty one": "a Raft log's directory: there is no state to repair",
     "an index and a term": "the saved table is made again",
     "sections that add up to the file's size": "the saved table is made again",
     "a record within the file": "while it is open",
