@@ -3,6 +3,7 @@ from typing_extensions import Self
 from fastsm.core.turns import Turns
 from fastsm.generation.framefile import FrameFile
 
+ENDING: str
 REENTERED: str
 
 class GroupCommit:
