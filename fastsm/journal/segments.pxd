@@ -24,7 +24,7 @@ cdef class Segments(Entries):
     cdef uint64_t written_commit
     cdef uint64_t synced                 # entries up to it survive a power loss, as far as they are there
     cdef uint64_t declared               # the first entry that is kept, as frames say: `first`, once recovered
-    cdef uint64_t least_term             # while recovering: of the last entry before a segment that is read first
+    cdef uint64_t least_term             # while recovering: of the entry before `first`; 0: it is not known
     cdef readonly uint64_t torn_bytes    # that recovery has cut off
     cdef object creating                 # a lock: one segment at a time is made
 

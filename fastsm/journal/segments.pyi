@@ -4,6 +4,8 @@ from fastsm.journal.entries import Entries
 from fastsm.journal.segment import Segment
 
 LOST: str
+NEWEST: str
+NEWEST_BYTES: int
 
 class Segments(Entries):
     @property

@@ -455,8 +455,9 @@ cdef class Segments(Entries):
             return False
         else:
             self.drop_before(state.first)
+        if not self.count:  # else it is of an entry after `first`, which a cut may still remove
+            self.least_term = state.last_term
         self.declared, self.border_term = state.first, state.border_term
-        self.least_term = state.last_term
         self.vote_frame = self.border_frame = NULL
         self.committed = state.commit
         segment.begin = state.last + 1

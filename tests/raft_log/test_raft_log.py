@@ -17,7 +17,7 @@ import fastsm
 from fastsm import CommandError, CompactedError, Entry, LockedError, LogId, NotRunningError, OrderError, RaftLog
 from support.faulty import memory_directory
 from support.inside import inside
-from support.list_log import ListLog, LogState, do, invent, state_of
+from support.list_log import ListLog, LogState, Step, do, invent, state_of
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -259,6 +259,28 @@ def test_files_go_after_the_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         log.verify()
     with RaftLog(path) as log:
         assert (log.first_index, log.last_index) == (36, 39)
+
+
+def test_a_truncation_across_segments_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry a segment, of rising terms; cut after any of them, the log goes on with the lowest term that may follow
+    there, in the same segment as the cut or in one of its own: opening it again finds what there was, each time.
+    """
+    ranges = itertools.combinations_with_replacement(range(5), 2)
+    for (border, place), own_segment in itertools.product(ranges, (False, True)):
+        with memory_directory() as root:
+            model = ListLog()
+            cut = Step("truncate_after", (place,))
+            lowest = Step("append", ([Entry(place + 1, place, b"lowest"), Entry(place + 2, place + 1, b"next")],))
+            filling = [Step("append", ([Entry(index, index, b"")],)) for index in range(1, 6)]
+            compaction = Step("compact", (LogId(border, border),))
+            for step in [*filling, compaction, cut, lowest, *filling[place + 2 :], cut, lowest]:
+                monkeypatch.setattr(fastsm.raft_log, "SEGMENT_BYTES", 1 if own_segment or step in filling else 1 << 26)
+                log = RaftLog(root / "log")
+                do(log, step)
+                do(model, step)
+                inside(log).abandon()
+                with RaftLog(root / "log") as log:
+                    assert state_of(log) == model.state, (border, place, own_segment, step)
 
 
 # ---- hard state -----------------------------------------------------------------------------------------
