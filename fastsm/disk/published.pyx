@@ -73,8 +73,11 @@ def boot_number():
 
 
 def may_have_readers(published):
-    """Return whether a reader may be alive that has seen this: none lives on from before the machine's last start."""
-    return not published.boot or published.boot == boot_number()
+    """Return whether a reader may be alive that has seen this: none lives on from before the machine's last start.
+
+    True where the number of this run cannot be read, for instance for want of a descriptor.
+    """
+    return not published.boot or boot_number() in (0, published.boot)
 
 
 cdef bint take_slot(const uint8_t *page, uint64_t which, Slot *found) noexcept nogil:
@@ -172,8 +175,9 @@ cdef class Publisher:
         self.incarnation = (self.incarnation & ~mask) | ((self.incarnation + (<uint64_t>1 << shift)) & mask)
 
     def last(self):
-        """The newest publication in the file, or None."""
-        return newest_in(os.pread(self.file, FILE_SIZE, 0))
+        """The newest publication in the file, or None. Raises StorageError."""
+        with storage_errors(self.path, "reading what readers were told last"):
+            return newest_in(os.pread(self.file, FILE_SIZE, 0))
 
     cdef void write_slot(self, Slot *slot) noexcept:
         """Where a store may lack a block it is written. What a full disk refuses, the next publication says again."""

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from fastsm import FastStateMachine, LogId, RaftLog, noop
+from support.inside import inside
 from support.small_cluster import EXAMPLE
 
 MODULES = ("node", "storage", "wire", "client")
@@ -74,8 +75,8 @@ def test_a_leader_that_is_deposed_at_once_appends_nothing_in_the_new_term(tmp_pa
         node = example.Node("a", tmp_path, {"a": ("127.0.0.1", 0)}, ["a"])
         node.log.save_hard_state(5, b"a")
         node.term = 5
-        node._lead()
-        node._follow(6, "b")
+        inside(node).lead()
+        inside(node).follow(6, "b")
         await asyncio.gather(*node.tasks)
         assert [entry.term for entry in node.log.entries(1, node.log.last_index)] == [5]
         await node.storage.close()

@@ -267,3 +267,12 @@ def follow_after_power_loss(path: Path) -> bool:
             lost = said is not None and said.applied_index > shown[0].index
             assert reader.stats().rebuilt <= lost  # then the state has moved to another generation
             return lost
+
+
+def test_a_run_of_the_machine_whose_number_cannot_be_read_may_have_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers are not taken for dead where the owner has no descriptor to read which run of the machine this is."""
+    before = published.Published(2, 7 << 32, 1, 96, 1, 1, 1)
+    monkeypatch.setattr(published, "boot_number", lambda: 8)
+    assert not published.may_have_readers(before)
+    monkeypatch.setattr(published, "boot_number", lambda: 0)
+    assert published.may_have_readers(before)

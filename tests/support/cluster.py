@@ -58,11 +58,12 @@ class Process:
 
     def call(self, name: str, **arguments: Any) -> Any:
         assert self._child.stdin is not None
+        request = json.dumps({"call": name, **arguments}).encode() + b"\n"
         with self._lock:
             try:
-                self._child.stdin.write(json.dumps({"call": name, **arguments}).encode() + b"\n")
+                self._child.stdin.write(request)
                 self._child.stdin.flush()
-            except OSError:
+            except (OSError, ValueError):  # a ValueError once `end` has closed the pipe
                 raise NodeError("the node has ended") from None
             try:
                 answer = self._answers.get(timeout=PATIENCE)

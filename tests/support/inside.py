@@ -22,6 +22,8 @@ NAMES = frozenset({
     "abandon", "is_closed", "is_poisoned",
     # Reader
     "await_news", "taken_up_to",
+    # the node of the example of a Raft from nothing
+    "follow", "lead",
 })  # fmt: skip
 
 
