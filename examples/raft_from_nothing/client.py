@@ -44,7 +44,7 @@ class Client:
 
     async def change_members(self, members: list[str]) -> None:
         """Adds or removes one node."""
-        await self._request({"type": "members", "members": members}, b"", again=False)
+        await self._request({"type": "members", "members": members}, b"", again=True)
 
     async def _request(self, message: Message, blob: bytes, *, again: bool) -> tuple[Message, bytes]:
         while True:

@@ -207,12 +207,16 @@ class Node:
         return await result  # type: ignore[return-value]
 
     async def change_members(self, members: list[str]) -> None:
-        """Adds or removes one node; returns when that is committed."""
+        """Adds or removes one node; returns when that is committed. Asked again, it does nothing."""
+        while self.role == LEADER and self.storage.config_index > self.commit:
+            await asyncio.sleep(HEARTBEAT)  # the last change first
         if self.role != LEADER or self.log.term(self.commit) != self.term:
             raise NotLeader(self.leader)  # before its first entry is committed a leader may not (thesis, 4.1)
-        if len(set(members) ^ set(self.storage.members)) != 1 or self.storage.config_index > self.commit:
-            raise ValueError("one node at a time, and only once the last change is committed")
-        await self.propose(config_of(members))
+        changed = set(members) ^ set(self.storage.members)
+        if len(changed) > 1:
+            raise ValueError(f"one node at a time; this adds or removes {', '.join(sorted(changed))}")
+        if changed:
+            await self.propose(config_of(members))
 
     async def read_index(self) -> int:
         """An entry that every command acknowledged so far is at or before (thesis, 6.4): apply up to it, then read."""

@@ -32,10 +32,10 @@ def test_a_cluster_that_is_killed_and_cut_stays_linearizable(tmp_path: Path) -> 
 def test_the_demonstration_shows_what_the_docs_say(tmp_path: Path) -> None:
     """Started without arguments it writes, loses its leader, gains a member, and ends."""
     shown = subprocess.run(
-        [sys.executable, EXAMPLE], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        [sys.executable, EXAMPLE], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert (shown.returncode, shown.stderr) == (0, "")
     assert "200 additions came to: b'200'" in shown.stdout
     assert shown.stdout.endswith("it has caught up: b'blue'\n")
-    assert not shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -259,8 +259,8 @@ async def trial(directory: Path, seconds: float, seed: int, *, snapshot_every: i
         clients = [asyncio.ensure_future(work()) for work in [load.use_keys] * 4 + [load.count] * 2]
         await nemesis.run(seconds)
         load.over = True
-        await asyncio.wait_for(asyncio.gather(*clients), 60)
-        counted = await asyncio.wait_for(load.final(), 60)
+        await asyncio.wait_for(asyncio.gather(*clients), 300)
+        counted = await asyncio.wait_for(load.final(), 300)
         await asyncio.sleep(0.5)  # the followers hear how far it is committed
     finally:
         await cluster.stop()
