@@ -227,7 +227,8 @@ class Node:
             if self.role != LEADER or self.term != term:
                 raise NotLeader(self.leader)
             members = self.storage.members
-            since = sum(name == self.name or self.peers[name].answered >= asked for name in members)
+            answered = {name for name, peer in self.peers.items() if peer.answered >= asked} | {self.name}
+            since = len(answered & set(members))
             if since > len(members) // 2:
                 return index
             self.news.set()
@@ -266,9 +267,9 @@ class Node:
 
     async def _send_what_is_next(self, link: Link, peer: Progress) -> Message:
         before = peer.next - 1
-        term = self.log.term(before) if before else 0
-        if term is None:
+        if before < self.log.first_index - 1:
             return await self._send_snapshot(link)
+        term = self.log.term(before) or 0
         entries = self.log.entries(peer.next, self.log.last_index, max_bytes=PIECE)
         heads, blob = pack_entries(entries)
         request = {"type": "append", "term": self.term, "from": self.name, "before": [before, term],
@@ -290,8 +291,8 @@ class Node:
         """Commits what a majority has durably, if an entry of this term is among it (thesis, 3.6.2)."""
         if self.role != LEADER:
             return
-        have = sorted(self.log.durable_index if name == self.name else self.peers[name].match
-                      for name in self.storage.members)
+        match = {name: peer.match for name, peer in self.peers.items()} | {self.name: self.log.durable_index}
+        have = sorted(match.get(name, 0) for name in self.storage.members)
         index = have[(len(have) - 1) // 2]
         if index > self.commit and self.log.term(index) == self.term:
             self.commit = index
