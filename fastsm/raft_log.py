@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsm.core.coroutines import Waiters
@@ -16,7 +16,7 @@ from fastsm.errors import StorageError
 from fastsm.journal.checking import check_segments
 from fastsm.journal.engine import LogEngine
 from fastsm.journal.journal import Journal
-from fastsm.types import Recovery
+from fastsm.types import Recovery, flattened
 from fastsm.units import count_text, size_text, time_text
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ class RaftLogStats:
 
     def as_dict(self) -> dict[str, Any]:
         """The same, flat: one name, one number, as metrics libraries like it."""
-        flat = asdict(self)
-        flat.update({f"recovery_{name}": value for name, value in flat.pop("recovery").items()})
-        return flat
+        return flattened(self)
 
 
 class RaftLog(LogEngine):

@@ -367,6 +367,19 @@ class Recovery:
         return "; ".join(parts)
 
 
+def flattened(stats: Any) -> dict[str, Any]:
+    """The fields of a dataclass and of those in it, by one name each; a ``LogId`` is an index and a term."""
+    flat: dict[str, Any] = {}
+    for name, value in asdict(stats).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}_{inner}": v for inner, v in value.items()})
+        elif isinstance(value, LogId):
+            flat[f"{name}_index"], flat[f"{name}_term"] = value
+        else:
+            flat[name] = value
+    return flat
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """A moment of a state machine, as :meth:`fastsm.FastStateMachine.stats` gives it. Sizes are in bytes.
@@ -412,12 +425,4 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """The same, flat: one name, one number, as metrics libraries like it."""
-        flat: dict[str, Any] = {}
-        for name, value in asdict(self).items():
-            if isinstance(value, dict):
-                flat.update({f"{name}_{inner}": v for inner, v in value.items()})
-            elif isinstance(value, LogId):
-                flat[f"{name}_index"], flat[f"{name}_term"] = value
-            else:
-                flat[name] = value
-        return flat
+        return flattened(self)
