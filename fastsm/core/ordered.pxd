@@ -10,14 +10,6 @@ cdef enum:
     PIECE = 64                # pairs that an iterator takes at a time
 
 
-cdef class Places:
-    # Places of records, in the order of their keys.
-    cdef uint64_t *items
-    cdef readonly size_t count
-    cdef size_t room
-    cdef uint64_t *more(self, size_t count) except NULL
-
-
 cdef class OrderedPairs:
     cdef OrderedView view               # None: the range is empty
     cdef Mapping mapping
@@ -36,4 +28,3 @@ cdef class Ordered(State):
     cdef object scan_range(self, bytes low, bytes high, object limit, bint reverse)
     cdef uint64_t unchecked(self) noexcept
     cdef OrderedView range_in_turn(self, bytes low, bytes high, bint reverse)
-    cdef Places places_of_range(self, bytes low, bytes high)

@@ -5,7 +5,7 @@ long one, a count and an iterator read a view, piece by piece: that of one momen
 """
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdlib cimport free, realloc
+from libc.stdint cimport uint64_t
 
 from fastsm.core.frozen cimport key_of, value_of
 from fastsm.disk.format cimport record_length
@@ -22,29 +22,6 @@ cdef enum:
     PAGE = 1024               # pairs that are read in one go, under the GIL
     PAGES_COUNTED = 4         # pages that are counted without a view
     ATTEMPTS = 4              # to bring the order up to date next to a fast writer, before it has to wait
-
-
-cdef class Places:
-    """A growing array of places."""
-
-    def __dealloc__(self):
-        free(self.items)
-
-    def __len__(self):
-        return self.count
-
-    cdef uint64_t *more(self, size_t count) except NULL:
-        """Room for as many more."""
-        cdef size_t room = self.count + count
-        cdef uint64_t *items
-        if room > self.room:
-            room += room / 2
-            items = <uint64_t *>realloc(self.items, room * sizeof(uint64_t))
-            if items == NULL:
-                raise MemoryError(f"no memory for the places of {room} keys")
-            self.items = items
-            self.room = room
-        return self.items + self.count
 
 
 cdef class OrderedPairs:
@@ -240,30 +217,16 @@ cdef class Ordered(State):
         view.begin(self.fresh_order(True), self._index.end, low, high, reverse)
         return view
 
-    cdef Places places_of_range(self, bytes low, bytes high):
-        """The places of the newest records of all keys of a range, in the order of their keys. None is open.
-
-        In the writer's turn they stay the newest. O(log keys + results), 8 bytes each; signals are served.
-        """
-        cdef Places places = Places()
-        cdef OrderedView view = self.view_of(low, high, False).view
-        cdef size_t count
-        while view is not None and not view.walk.done:
-            count = view.take(places.more(PAGE), PAGE)
-            places.count += count
-            with nogil:
-                pass
-            PyErr_CheckSignals()
-        return places
-
     def _keys_of_range(self, start, end):
-        """What `places_of_range` leads to, for tests."""
-        cdef Places places = self.places_of_range(start, end)
-        cdef Mapping mapping = self.mapping
-        cdef size_t i
+        """What `range_in_turn` leads to, for tests."""
+        cdef OrderedView view = self.range_in_turn(start, end, False)
+        cdef uint64_t places[PIECE]
+        cdef size_t i, count
         keys = []
-        for i in range(places.count):
-            keys.append(key_of(mapping.address + places.items[i]))
+        while view is not None and not view.walk.done:
+            count = view.take(places, PIECE)
+            for i in range(count):
+                keys.append(key_of(self.arena + places[i]))
         return keys
 
     def _order(self):
