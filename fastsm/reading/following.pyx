@@ -22,7 +22,7 @@ from fastsm.generation.log cimport Log
 from fastsm.lookup.index cimport Index
 from fastsm.lookup.terms cimport Run, Terms
 from fastsm.reading.frames cimport (
-    FIRST_STEP, LAST_STEP, LOOK_INTERVAL, SLICE, check_next, not_published, now, pause_for, reach,
+    FIRST_STEP, LAST_STEP, SLICE, Lookout, check_next, not_published, now, pause_for, reach,
 )
 
 from fastsm.types import LogId
@@ -35,16 +35,18 @@ cdef class Follower(Timed):
 
     Thread safety: reads from any thread; what is not a read, by whoever follows (see `Reader`).
     """
-    cdef Publication publication     # None: there is none yet
+    cdef readonly Lookout _lookout   # where it hears of news
     cdef readonly object _position   # last applied
     cdef readonly uint64_t _incarnation
     cdef readonly bint _broken       # there was no memory in the middle of a frame: only another table helps
     cdef uint64_t file_size          # of the log, when it was last looked at
-    cdef uint64_t look_at            # when the file's name is looked at again
     # What the owner applied but no frame says yet, an entry without a command, is in the terms until one does.
     cdef bint guessed
     cdef size_t known_count
     cdef uint64_t known_seen, known_last
+
+    def __cinit__(self):
+        self._lookout = Lookout()
 
     def refresh(self):
         """Takes what the owner has applied since; returns last applied. Without news it makes no system call.
@@ -55,33 +57,13 @@ cdef class Follower(Timed):
         """
         if self.gate and not self._broken:
             self.refuse()
-        if self.publication is not None and not self.publication.is_new() and now() < self.look_at:
-            return self._position
-        return self._follow()
+        return self._follow() if self._lookout.may_have_news() else self._position
 
     # ---- the publication -------------------------------------------------------------------------------
 
-    def _look_at(self, Publication publication=None):
-        """Hears of news there from here on; all that is there is new."""
-        self.publication = publication
-        self.look_at = now() + LOOK_INTERVAL
-        if publication is not None:
-            publication.forget()
-
-    def _publication(self):
-        """Where it looks, or None."""
-        return self.publication
-
-    def _is_due(self):
-        """Whether the name of the publication's file is to be looked at: another one may be in its place."""
-        if now() < self.look_at:
-            return False
-        self.look_at = now() + LOOK_INTERVAL
-        return True
-
     def _await_news(self, double seconds):
         """Returns whether something was published, after so many seconds at the latest. Without the GIL."""
-        cdef Publication publication = self.publication
+        cdef Publication publication = self._lookout.publication
         cdef uint64_t stop = now() + <uint64_t>(seconds * 1e9)
         cdef uint64_t step = FIRST_STEP
         cdef bint found = False

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint64_t
 
 from fastsm.disk.mapping cimport Mapping
+from fastsm.disk.published cimport Publication
 from fastsm.generation.log cimport Log
 
 cdef extern from *:
@@ -30,6 +31,15 @@ cdef enum:
     LOOK_INTERVAL = 1000000000   # nanoseconds between two looks at the name of the publication's file
     FIRST_STEP = 200_000         # nanoseconds between two looks at the publication
     LAST_STEP = 1_000_000
+
+
+cdef class Lookout:
+    cdef readonly Publication publication   # None: there is none yet
+    cdef uint64_t look_at                   # when the file's name is looked at again
+
+    cdef inline bint may_have_news(self) noexcept:
+        return self.publication is None or self.publication.is_new() or now() >= self.look_at
+
 
 cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1
 cdef object not_published(Log log, uint64_t end, str found)

@@ -9,6 +9,7 @@ from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
 )
 from fastsm.disk.mapping cimport Mapping
+from fastsm.disk.published cimport Publication
 from fastsm.generation.log cimport Log
 
 from fastsm.disk.files import storage_errors
@@ -17,6 +18,27 @@ from fastsm.errors import CorruptionError
 cdef enum:
     MAPPED_AHEAD = 16 << 20      # a mapping ends so far beyond what is published: it need not grow with each frame
     MAPPING_UNIT = 64 << 10
+
+
+cdef class Lookout:
+    """Where a reader hears of news, or its tail does: a publication, and when its file's name is looked at again.
+
+    Thread safety: what is not a read, by the thread that follows.
+    """
+
+    def turn_to(self, Publication publication=None):
+        """Hears of news there from here on; all that is there is new."""
+        self.publication = publication
+        self.look_at = now() + LOOK_INTERVAL
+        if publication is not None:
+            publication.forget()
+
+    def is_due(self):
+        """Whether the name of the publication's file is to be looked at: another one may be in its place."""
+        if now() < self.look_at:
+            return False
+        self.look_at = now() + LOOK_INTERVAL
+        return True
 
 
 cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:

@@ -15,8 +15,9 @@ from fastsm.reading.opening import is_owned, open_directory, open_publication
 if TYPE_CHECKING:
     import threading
 
-    from fastsm.disk.published import Publication, Published
+    from fastsm.disk.published import Published
     from fastsm.generation.log import Log
+    from fastsm.reading.frames import Lookout
     from fastsm.types import LogId
 
 RECOVERY_SECONDS = 10.0  # published frames that are not there may be ones that an owner is recovering from
@@ -48,13 +49,11 @@ class Following:
 
     if TYPE_CHECKING:  # the compiled half
         _log: Log
+        _lookout: Lookout
         _incarnation: int
         _broken: bool
         _position: LogId
 
-        def _look_at(self, publication: Publication | None = None) -> None: ...
-        def _publication(self) -> Publication | None: ...
-        def _is_due(self) -> bool: ...
         def _goes_on_in(self, incarnation: int) -> None: ...
         def _take_up_to(self, end: int, applied_index: int, applied_term: int, durable_index: int) -> None: ...
         def _taken_up_to(self) -> int: ...
@@ -87,7 +86,7 @@ class Following:
                 try:
                     self._take_news()
                 except BaseException:
-                    publication = self._publication()
+                    publication = self._lookout.publication
                     if publication is not None:
                         publication.forget()  # whatever is published is to be looked at again
                     raise
@@ -101,7 +100,7 @@ class Following:
         if self._is_elsewhere():
             self._reopen()
             return
-        publication = self._publication()
+        publication = self._lookout.publication
         if publication is None:
             return
         published = publication.read()
@@ -141,10 +140,10 @@ class Following:
 
     def _is_elsewhere(self) -> bool:
         """Whether another file, or the first one, is where an owner publishes. Once it is there: a look a second."""
-        publication = self._publication()
+        publication = self._lookout.publication
         if publication is not None:
             with storage_errors(publication.path, "looking whether it is the same"):
-                return self._is_due() and not publication.is_at(publication.path)
+                return self._lookout.is_due() and not publication.is_at(publication.path)
         try:
             directory = open_directory(self.path)
         except StorageError as error:
@@ -166,7 +165,7 @@ class Following:
 
     def _has_much_to_take(self) -> bool:
         """Whether to follow may take long."""
-        publication = self._publication()
+        publication = self._lookout.publication
         if publication is None or not publication.is_news():
             return False
         published = publication.peek()

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsm.disk.files import Directory, left_by_children, storage_errors
@@ -22,7 +22,7 @@ from fastsm.reading.news import Following
 from fastsm.reading.opening import Opened, open_directory, open_publication, open_state
 from fastsm.reading.watching import ReaderWatch, Tail
 from fastsm.snapshot.writer import state_checksum
-from fastsm.types import LogId, log_id_text
+from fastsm.types import LogId, flattened, log_id_text
 from fastsm.units import count_text, size_text
 
 if TYPE_CHECKING:
@@ -76,13 +76,7 @@ class ReaderStats:
 
     def as_dict(self) -> dict[str, Any]:
         """The same, flat: one name, one number, as metrics libraries like it."""
-        flat: dict[str, Any] = {}
-        for name, value in asdict(self).items():
-            if isinstance(value, LogId):
-                flat[f"{name}_index"], flat[f"{name}_term"] = value
-            else:
-                flat[name] = value
-        return flat
+        return flattened(self)
 
 
 class Reader(Following, Follower):
@@ -238,7 +232,7 @@ class Reader(Following, Follower):
             directory.close()
             raise
         old, self._directory = self._directory, directory
-        self._look_at(publication)
+        self._lookout.turn_to(publication)
         self._opened += 1
         if old is not None:
             old.close()
@@ -252,7 +246,7 @@ class Reader(Following, Follower):
     def _continues(self, opened: Opened, publication: Publication | None) -> bool:
         """Whether a state goes on from the one that is shown: by its log, by its owner's word, or by its ids."""
         log, index = opened.generation.log, opened.generation.index
-        before = self._publication()
+        before = self._lookout.publication
         if self._position.index == 0:
             return True  # there is nothing to go back from
         if log.head.identity == self._log.head.identity and not self._broken:
@@ -375,7 +369,7 @@ class Reader(Following, Follower):
                 if directory is not None:
                     directory.close()
         finally:
-            self._look_at(None)
+            self._lookout.turn_to(None)
             self._let_go()
 
     def __enter__(self) -> Self:

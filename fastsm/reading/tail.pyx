@@ -16,7 +16,7 @@ from fastsm.generation.changes cimport ALL, Source
 from fastsm.generation.log cimport Log
 from fastsm.lookup.terms cimport Run, Terms
 from fastsm.reading.frames cimport (
-    FIRST_STEP, LAST_STEP, LOOK_INTERVAL, SLICE, check_next, not_published, now, pause_for, reach,
+    FIRST_STEP, LAST_STEP, SLICE, Lookout, check_next, not_published, now, pause_for, reach,
 )
 
 from fastsm.errors import NotRunningError
@@ -28,8 +28,7 @@ cdef class TailState:
 
     Thread safety: whoever follows holds a lock; sources copy under the GIL.
     """
-    cdef Publication publication       # None: there is none yet
-    cdef uint64_t look_at              # when the file's name is looked at again
+    cdef readonly Lookout _lookout     # where it hears of news
     cdef uint64_t file_size            # of the log, when it was last looked at
     cdef readonly Log _log
     cdef readonly uint64_t _incarnation
@@ -47,6 +46,9 @@ cdef class TailState:
     cdef uint64_t durable_index, durable_term
     cdef bint over                     # the reader is closed
 
+    def __cinit__(self):
+        self._lookout = Lookout()
+
     def _follow(self):
         """Takes what was published since."""
         raise NotImplementedError
@@ -55,29 +57,6 @@ cdef class TailState:
     def _position(self):
         """The last entry that may be told."""
         return LogId(self.applied_index, self.applied_term)
-
-    # ---- the publication -------------------------------------------------------------------------------
-
-    def _look_at(self, Publication publication=None):
-        """Hears of news there from here on; all that is there is new."""
-        self.publication = publication
-        self.look_at = now() + LOOK_INTERVAL
-        if publication is not None:
-            publication.forget()
-
-    def _publication(self):
-        """Where it looks, or None."""
-        return self.publication
-
-    def _is_due(self):
-        """Whether the name of the publication's file is to be looked at: another one may be in its place."""
-        if now() < self.look_at:
-            return False
-        self.look_at = now() + LOOK_INTERVAL
-        return True
-
-    cdef bint may_have_news(self) noexcept:
-        return self.publication is None or self.publication.is_new() or now() >= self.look_at
 
     # ---- a log -----------------------------------------------------------------------------------------
 
@@ -190,7 +169,7 @@ cdef class TailSource(Source):
 
     cpdef int look(self) except -1:
         cdef TailState tail = self._tail
-        if not tail.over and tail.may_have_news():
+        if not tail.over and tail._lookout.may_have_news():
             tail._follow()
         if tail.over:
             raise NotRunningError("this reader is closed")
@@ -218,12 +197,12 @@ cdef class TailSource(Source):
     def may_have_changes(self):
         """Whether it is worth looking again."""
         cdef TailState tail = self._tail
-        return self.woken or tail.over or tail.version != self.version or tail.may_have_news()
+        return self.woken or tail.over or tail.version != self.version or tail._lookout.may_have_news()
 
     def await_changes(self, double seconds):
         """Waits until it is worth looking again, so many seconds at most; returns whether it is. Without the GIL."""
         cdef TailState tail = self._tail
-        cdef Publication publication = tail.publication
+        cdef Publication publication = tail._lookout.publication
         cdef uint64_t stop = now() + <uint64_t>(seconds * 1e9)
         cdef uint64_t step = FIRST_STEP
         cdef bint found = False

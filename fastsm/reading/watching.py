@@ -63,7 +63,7 @@ class Tail(Following, TailState):
             directory.close()
             raise
         old, self._directory = self._directory, directory
-        self._look_at(publication)
+        self._lookout.turn_to(publication)
         if old is not None:
             old.close()
 
@@ -71,7 +71,7 @@ class Tail(Following, TailState):
         """Whether a state goes on from the one that is shown: by its log, or by its owner's word."""
         if opened.generation.log.head.identity == self._log.head.identity:
             return is_in(self._log, opened.generation.log)
-        before = self._publication()
+        before = self._lookout.publication
         if before is None or not before.is_same(publication) or not (self._incarnation and opened.incarnation):
             return False
         return state_number(opened.incarnation) == state_number(self._incarnation)
@@ -89,7 +89,7 @@ class Tail(Following, TailState):
         self._close_late, self._closed = False, True
         self._end()
         directory, self._directory = self._directory, None
-        self._look_at(None)
+        self._lookout.turn_to(None)
         with storage_errors(self.path, "closing the files"):
             self._log.close()
             if directory is not None:

@@ -115,7 +115,7 @@ def test_a_reader_that_trusts_an_old_generation_is_found(tmp_path: Path) -> None
         __slots__ = ()
 
         def _take_news(self) -> None:
-            publication = self._publication()
+            publication = self._lookout.publication
             seen = None if publication is None else publication.read()
             if seen is not None and seen.end > self._taken_up_to():
                 self._take_up_to(seen.end, seen.applied_index, seen.applied_term, seen.durable_index)
