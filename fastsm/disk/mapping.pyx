@@ -78,7 +78,6 @@ cdef extern from * nogil:
                 until.tv_sec += 1;
                 pthread_cond_timedwait(&fastsm_writer.changed, &fastsm_writer.lock, &until);
                 if (!fastsm_writer.count) {
-                    clock_gettime(CLOCK_REALTIME, &until);
                     fastsm_writer.running = 0;
                     pthread_mutex_unlock(&fastsm_writer.lock);
                     return nothing;
