@@ -136,6 +136,24 @@ def test_a_timeout_is_a_timeout_error(machine: Machine) -> None:
             machine.wait_applied(2, wrong)
 
 
+def waiting_for_seven(machine: Machine, kind: str) -> tuple[threading.Thread, list[BaseException]]:
+    """A thread that waits for entry 7, itself or in a coroutine, and what that wait raises."""
+    found: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            if kind == "thread":
+                machine.wait_applied(7)
+            else:
+                asyncio.run(machine.wait_applied_async(7))
+        except Exception as caught:
+            found.append(caught)
+
+    thread = started(wait)
+    until_waiting(machine)
+    return thread, found
+
+
 @pytest.mark.parametrize(
     ("end", "error"),
     [("stop", NotRunningError), ("close", NotRunningError), ("clear", OrderError), ("install", OrderError)],
@@ -150,19 +168,7 @@ def test_what_ends_the_wait_raises(
     machine.apply([put(1)])
     machine.write_snapshot(tmp_path / "snapshot")
     machine.apply([put(2)])
-    found: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            if kind == "thread":
-                machine.wait_applied(7)
-            else:
-                asyncio.run(machine.wait_applied_async(7))
-        except Exception as caught:
-            found.append(caught)
-
-    thread = started(wait)
-    until_waiting(machine)
+    thread, found = waiting_for_seven(machine, kind)
     if end == "install":
         machine.install_snapshot(None, tmp_path / "snapshot", allow_older=True)
     else:
@@ -221,19 +227,7 @@ def test_a_failed_sync_ends_the_wait(directory: Path, machine_at: Opener, kind: 
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply([put(1)])
-    found: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            if kind == "thread":
-                machine.wait_applied(7)
-            else:
-                asyncio.run(machine.wait_applied_async(7))
-        except Exception as caught:
-            found.append(caught)
-
-    thread = started(wait)
-    until_waiting(machine)
+    thread, found = waiting_for_seven(machine, kind)
     disk.fail("sync")
     with pytest.raises(StorageError):
         machine.flush()

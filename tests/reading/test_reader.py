@@ -33,6 +33,7 @@ from fastsm.disk.files import Directory
 from fastsm.reading import news
 from support.histories import KEYS, History
 from support.inside import inside
+from support.publishing import checksum_of
 
 
 @pytest.fixture
@@ -411,16 +412,6 @@ def newest_slot(directory: str | os.PathLike[str]) -> Any:
     """The newest publication, to be written to."""
     slots = np.memmap(Path(directory) / published.NAME, np.uint64, "r+", 64, (2, 8))
     return slots[int(slots[1][0] > slots[0][0])]
-
-
-def checksum_of(slot: Any) -> int:
-    """A slot's checksum by the page of formats alone."""
-    mix = 0x2545F4914F6CDD1D
-    for field in slot[:7]:
-        mix ^= int(field)
-        mix = (mix << 29 | mix >> 35) & (1 << 64) - 1
-        mix = mix * 0x9E3779B97F4A7C15 & (1 << 64) - 1
-    return mix
 
 
 @pytest.mark.parametrize("content", [b"", bytes(4096), b"FASTSM-P\1".ljust(4096, b"\0"), b"FASTSM-P"])
