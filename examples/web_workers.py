@@ -41,7 +41,7 @@ fork = multiprocessing.get_context("fork")
 # ---- the node ----------------------------------------------------------------------------------------
 
 async def node(directory: Path) -> NoReturn:
-    """Applies entries, which a Raft library would hand over, and answers whoever asks over its socket."""
+    """Applies entries, which a Raft library would hand over, and answers clients over its socket."""
     async with fastsm.FastStateMachine.open_async(directory / "state") as machine:
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -40,7 +40,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         saved_order         the order of the keys, as a section of the saved table
         saved_table         the index in a file, for opening without reading the log
         unfinished          a directory that a tool fills counts as empty until it is whole
-        changes, watch      the log as a stream of changes; whoever follows it, on threads and event loops
+        changes, watch      the log as a stream of changes; followed on threads and event loops
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
         codec, file         Zstandard, within bounds; the file, read

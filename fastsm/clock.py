@@ -27,7 +27,7 @@ class HasTime(Protocol):
 
 
 class Clock:
-    """Says when a tick is worth proposing, and makes it. For whoever leads: a follower proposes nothing.
+    """Says when a tick is worth proposing, and makes it. For the leader: a follower proposes nothing.
 
     - ``interval_ms``: at most one tick in that time, so a key that is due may live so much longer, and as long as it
       takes to commit.

@@ -56,7 +56,7 @@ async def run_node(options: argparse.Namespace) -> None:
 
 
 async def leader_of(nodes: Iterable[Node]) -> Node:
-    """Whoever leads, as soon as somebody does."""
+    """The leader, as soon as there is one."""
     while True:
         for node in nodes:
             if node.role == LEADER:

@@ -1,7 +1,7 @@
 """A Raft node (Ongaro, "Consensus: bridging theory and practice", 2014): election, replication, commitment.
 
 Everything runs on one event loop, so between two awaits nothing else happens. After each await the world may be
-another: whoever waited looks again whether the term is still the same.
+another: a coroutine that waited looks again whether the term is still the same.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class Node:
         if self.role != LEADER or self.log.term(self.commit) != self.term:
             raise NotLeader(self.leader)
         index, term, asked = self.commit, self.term, self.now()
-        while True:  # whoever was asked after this moment, and answered, had no newer leader
+        while True:  # a node that was asked after this moment, and answered, had no newer leader
             if self.role != LEADER or self.term != term:
                 raise NotLeader(self.leader)
             members = self.storage.members
@@ -375,7 +375,7 @@ class Node:
                 request, blob = await receive(reader)
                 await send(writer, *await self._answer(request, blob))
         except (OSError, EOFError, asyncio.CancelledError):
-            pass  # whoever asked went away, or this node stops
+            pass  # the client went away, or this node stops
         finally:
             self.tasks.discard(task)
             writer.close()

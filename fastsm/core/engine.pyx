@@ -255,7 +255,7 @@ cdef class Engine(Timed):
             chunk.forget()
 
     cdef inline int tell_of_chunk(self) except -1:
-        """After a chunk was published: whoever waits for its entries, and whoever has to do with what it left."""
+        """After a chunk was published: tells those who wait for its entries, and calls for compaction or the order."""
         if self.awaited.least <= self.applied_index:
             self.awaited.note_applied(self.applied_index)
         if self._watchers.applied.armed or (self.sync_on_apply and self._watchers.durable.armed):

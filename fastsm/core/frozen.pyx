@@ -122,7 +122,7 @@ cdef class Frozen:
 
 
 cdef class Filling:
-    """`Frozen.columns`, as long work: the offsets first, then the bytes. Whoever waits for it holds the arrays."""
+    """`Frozen.columns`, as long work: the offsets first, then the bytes. The caller, who waits, holds the arrays."""
     cdef Frozen frozen
     cdef int64_t *key_ends
     cdef int64_t *value_ends

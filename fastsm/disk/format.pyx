@@ -93,7 +93,7 @@ class Sections(NamedTuple):
     dead: int
     directories: tuple        # of the tables of keys, sessions and touches
     deadlines: tuple          # of keys, and of sessions
-    front_end: int            # behind all of these
+    front_end: int            # after all of these
     segments: tuple           # of the tables
     order: int                # the places of the keys, in the order of these
     end: int
@@ -248,7 +248,7 @@ def with_checksum(bytes head):
 
 
 def unpack(layout, magic, bytes data, path, used, bint has_word=False):
-    """The `used` fields behind the version and the word after it, which is the first of them if `has_word`, or zero.
+    """The `used` fields after the version and its word, which is the first of them if `has_word`, or zero.
 
     Every version keeps magic, version and checksum where they are, so that damage is told from age.
     """

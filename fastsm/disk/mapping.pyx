@@ -54,7 +54,7 @@ cdef extern from * nogil:
       #define MAP_NORESERVE 0
     #endif
 
-    /* Begun writeback: one thread of the process asks for it, since the system lets whoever asks wait where the disk's
+    /* Begun writeback: one thread of a process asks for it, since the system holds a thread that asks while the disk's
        queue is full. Requests are hints: where too many wait, the next one is dropped, and the sync has more to do. The
        thread knows no Python, and ends when nothing was asked for a second. */
     #define FASTSM_REQUESTS 64

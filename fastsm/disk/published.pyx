@@ -2,7 +2,7 @@
 
 The owner writes two slots in turn, each with a number and a checksum. So a reader who looks while one is written, and
 an owner who is killed half way, leave the other one whole. Neither side calls the system: the owner stores, the reader
-looks. The number is stored last, and a reader looks at it first: whoever sees it sees the frames that it speaks of.
+looks. The number is stored last, and a reader looks at it first: one that sees it sees the frames that it speaks of.
 
     header | slot | slot | zeros          slot: number, incarnation, identity, end, applied, durable, checksum
 

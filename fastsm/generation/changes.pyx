@@ -196,7 +196,7 @@ def changes_of(Mapping mapping or None, uint64_t stop, uint64_t index):
 # ---- where the log is --------------------------------------------------------------------------------
 
 cdef class Source:
-    """A log that grows, is compacted and may be replaced, as whoever reads changes sees it.
+    """A log that grows, is compacted and may be replaced, as a watch sees it.
 
     `look` is overridden: it takes the present moment by `take`, and raises where there is nothing to read any more. A
     subclass in Python may do without `is_over`.

@@ -517,7 +517,7 @@ cdef bint load_segments(Table table, part, const uint32_t *numbers, uint64_t sto
 cdef void *map_file(int descriptor, size_t size, size_t room, uint64_t offset=0) except NULL:
     """`room` bytes of memory of our own, the first `size` of which are a copy of the file's, made page by page.
 
-    What of the last page is behind them is as the file has it: zeros.
+    What of the last page comes after them is as the file has it: zeros.
     """
     cdef void *memory = map_memory(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:

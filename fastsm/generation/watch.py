@@ -122,7 +122,7 @@ class Watch(Changes):
 
     @abstractmethod
     def _wake(self) -> None:
-        """Has whoever waits look again."""
+        """Wakes the reader that waits, so that it looks again."""
 
 
 def checked_read(limit: int, max_bytes: int, timeout: float | None) -> tuple[int, int, float | None]:

@@ -148,7 +148,7 @@ cdef class Entries:
             self.front_changes += 1
 
     cdef void drop_before(self, uint64_t index) noexcept:
-        """Drops the entries before `index`, which is not behind the next one."""
+        """Drops the entries before `index`, which is not after the next one."""
         if index > self.first:
             self.head += index - self.first
             self.count -= index - self.first

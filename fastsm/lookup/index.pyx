@@ -338,7 +338,7 @@ cdef class Index:
 
 
 cdef class Taking:
-    """`Index.take_all`, as long work: whoever waits for it holds the arena."""
+    """`Index.take_all`, as long work: the caller, who waits, holds the arena."""
     cdef Index index
     cdef Walk walk
 

@@ -33,7 +33,7 @@ cdef uint64_t EVERYTHING = 0xFFFFFFFFFFFFFFFF
 cdef class Follower(Timed):
     """The compiled half of `Reader`: a state, and how it takes frames.
 
-    Thread safety: reads from any thread; what is not a read, by whoever follows (see `Reader`).
+    Thread safety: reads from any thread; what is not a read, by the thread that follows (see `Reader`).
     """
     cdef readonly Lookout _lookout   # where it hears of news
     cdef readonly object _position   # last applied

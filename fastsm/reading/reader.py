@@ -379,7 +379,7 @@ class Reader(Following, Follower):
         self.close()
 
     def _after_fork_in_child(self) -> None:
-        """A child goes on by itself. Threads that were at work are gone, and with them whoever held the lock."""
+        """A child goes on by itself. Threads that were at work are gone, and with them the holder of the lock."""
         self._begin_following(threading.RLock())
         self._after_fork()
         if self._tail is not None:

@@ -26,7 +26,7 @@ from fastsm.types import LogId
 cdef class TailState:
     """The compiled half of `Tail`: a log, how far it was taken, and what of it may be told.
 
-    Thread safety: whoever follows holds a lock; sources copy under the GIL.
+    Thread safety: the thread that follows holds a lock; sources copy under the GIL.
     """
     cdef readonly Lookout _lookout     # where it hears of news
     cdef uint64_t file_size            # of the log, when it was last looked at
@@ -147,7 +147,7 @@ cdef class TailState:
         return self._log.end
 
     def _end(self):
-        """Whoever looks from here on is told that it is over. Idempotent."""
+        """From here on each look is told that it is over. Idempotent."""
         self.over = True
         self.version += 1
         self.mapping = None
@@ -191,7 +191,7 @@ cdef class TailSource(Source):
         return self._tail.over
 
     def wake(self):
-        """Has whoever waits look again, now and from here on: the watch is closed."""
+        """Wakes the reader that waits, now and from here on: the watch is closed."""
         self.woken = True
 
     def may_have_changes(self):

@@ -96,7 +96,7 @@ class Tail(Following, TailState):
                 directory.close()
 
     def after_fork(self) -> None:
-        """In a child: threads that were at work are gone, and with them whoever held the lock."""
+        """In a child: threads that were at work are gone, and with them the holder of the lock."""
         self._begin_following(RLock())
 
 

@@ -33,7 +33,7 @@ cdef class Capture:
     cdef uint64_t base_clock, clock_place
     cdef bint clock_was_later
     cdef bint touched                        # a touch stands in the arena
-    cdef bint touched_behind                 # and one behind the last included entry
+    cdef bint touched_behind                 # and one after the last included entry
     # while writing:
     cdef uint8_t *piece
     cdef const uint8_t *source

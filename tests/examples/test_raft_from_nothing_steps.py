@@ -59,7 +59,7 @@ def test_a_log_of_another_history_than_the_state_begins_after_it(
 
 
 def test_a_log_that_the_state_agrees_with_is_kept(tmp_path: Path, example: ModuleType) -> None:
-    """The state behind the log's end, at an entry that the log holds: nothing is dropped."""
+    """The state ends before the log, at an entry that the log holds: nothing is dropped."""
     with RaftLog(tmp_path / "log") as log:
         log.append([(index, 2, noop()) for index in range(1, 61)])
     state_as_of(tmp_path, LogId(50, 2))

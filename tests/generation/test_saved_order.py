@@ -118,7 +118,7 @@ def test_an_order_asked_for_by_a_reader_is_saved_though_nothing_was_applied(
 
 
 def test_a_read_only_opening_has_it_too(directory: Path, machine_at: Opener) -> None:
-    """Whoever looks at a directory scans at once."""
+    """A process that looks at a directory scans immediately."""
     state_in_order(directory)
     machine = machine_at(directory, read_only=True)
     assert is_loaded(machine)

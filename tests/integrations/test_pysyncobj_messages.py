@@ -155,7 +155,7 @@ def test_several_messages_that_make_no_sense(pair: Pair, messages: Any) -> None:
 
 @pytest.mark.parametrize("first", [{}, {"type": "append_entries"}, [], [{}], [[]], 7, "nobody", b"\xff"], ids=repr)
 def test_a_first_message_that_makes_no_sense(pair: Pair, first: Any) -> None:
-    """Whoever connects and sends it is disconnected, and the node goes on."""
+    """A stranger that connects and sends it is disconnected, and the node goes on."""
     host, port = pair.addresses[0].split(":")
     with socket.create_connection((host, int(port))) as stranger:
         content = encode(first)

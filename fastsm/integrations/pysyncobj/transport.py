@@ -63,7 +63,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
     # ---- who may join ----------------------------------------------------------------------------------
 
     def _onIncomingMessageReceived(self, conn: Any, message: Any) -> None:
-        """Takes the first messages of a connection, from whoever it is: none of them may end the tick."""
+        """Takes the first messages of a connection, from any sender: none of them may end the tick."""
         try:
             super()._onIncomingMessageReceived(conn, message)
         except Exception:
