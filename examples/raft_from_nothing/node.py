@@ -73,6 +73,7 @@ class Node:
         self._spawn(self._apply())
 
     async def stop(self) -> None:
+        self._follow(self.term)  # a cancelled task may have its reply already, and go on: it must not lead any more
         self.server.close()
         for task in list(self.tasks):
             task.cancel()
@@ -227,8 +228,7 @@ class Node:
             if self.role != LEADER or self.term != term:
                 raise NotLeader(self.leader)
             members = self.storage.members
-            answered = {name for name, peer in self.peers.items() if peer.answered >= asked} | {self.name}
-            since = len(answered & set(members))
+            since = sum(name == self.name or self.peers[name].answered >= asked for name in members)
             if since > len(members) // 2:
                 return index
             self.news.set()
@@ -291,8 +291,8 @@ class Node:
         """Commits what a majority has durably, if an entry of this term is among it (thesis, 3.6.2)."""
         if self.role != LEADER:
             return
-        match = {name: peer.match for name, peer in self.peers.items()} | {self.name: self.log.durable_index}
-        have = sorted(match.get(name, 0) for name in self.storage.members)
+        have = sorted(self.log.durable_index if name == self.name else self.peers[name].match
+                      for name in self.storage.members)
         index = have[(len(have) - 1) // 2]
         if index > self.commit and self.log.term(index) == self.term:
             self.commit = index
