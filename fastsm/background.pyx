@@ -171,10 +171,10 @@ def undisturbed(function, interrupt=None, bint needs_thread=True):
             interruption = error if interruption is None else interruption
             if interrupt is not None:
                 interrupt(call)
-    if not call.is_of_this_process():
-        raise NotRunningError("this is a forked child: the call goes on in its parent")
     error, outcome.error = outcome.error, None
-    if interruption is not None:
+    if not call.is_of_this_process():
+        error = NotRunningError("this is a forked child: the call goes on in its parent")
+    if interruption is not None:  # a forked child, too, sees what its handler raised: `sys.exit` has to end it
         raise interruption from error
     if error is not None:
         raise error

@@ -181,3 +181,35 @@ def test_a_child_that_exits_from_a_callback_takes_nothing_along(what: str, tmp_p
     if what == "journal":
         with closing(Journal(tmp_path / "journal")) as journal:
             assert [journal[n][0] for n in range(len(journal))] == [b"entry", b"another", b"a third"]
+
+
+FORKS = """
+import os, signal, sys, threading, time
+from fastsm.background import undisturbed
+
+forked = threading.Event()
+
+
+def fork(number, frame):
+    if pid := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        forked.set()
+    else:
+        raise SystemExit(7)
+
+
+def work():
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert forked.wait(60)
+    return "done"
+
+
+signal.signal(signal.SIGUSR1, fork)
+assert undisturbed(work) == "done"
+"""
+
+
+def test_what_a_handler_raises_in_a_forked_child_ends_the_child(tmp_path: Path) -> None:
+    """A handler forks during an undisturbed step: the child ends with its `sys.exit`, the parent with the result."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
