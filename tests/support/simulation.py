@@ -353,7 +353,8 @@ class Simulation:
                 self.counts["after a base"] += inside(machine).log.base is not None
                 order = inside(machine).order()
                 self.counts["by a saved order"] += order is not None and order.loaded
-                scan_all(machine)
+                if not positions:
+                    scan_all(machine)
                 positions.append(story.find(machine, moment.lower, moment.upper))
                 if positions[-1] is None:
                     where = story.find(machine, 0, story.last)
