@@ -135,7 +135,8 @@ def test_apply_in_order(compare: Any, machine_at: Any, keys: list[bytes], values
     def prepare() -> Any:
         made = changes(dice, keys[:count], values, items)
         return tuple(
-            (machine, chunked(entries_of(made, machine.last_applied().index + 1), 1000)) for machine in machines)
+            (machine, chunked(entries_of(made, machine.last_applied().index + 1), 1000)) for machine in machines
+        )
 
     def apply(machine: Any, chunks: Any) -> None:
         for chunk in chunks:

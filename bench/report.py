@@ -128,5 +128,3 @@ def write_report(paths: list[Path], docs: Path) -> int:
     (docs / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
     print(f"{docs / 'benchmarks.md'}: {len(results)} results, {len(pictures)} pictures")
     return 0
-
-

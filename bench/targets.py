@@ -60,7 +60,7 @@ ROWS = {
     "scan.insert.gap": Row("the same with all keys in one gap, at 1 million keys", "the same at 10 thousand", 2),
     "scan.insert": Row("a new key, then a scan(limit=100) from there", "", None, "us"),
     "count.100k": Row("count of 100 thousand of 1 million keys", "", None, "ms"),
-    "delete_range.100k": Row("delete_range of 100 thousand of 1 million keys, and a scan after it, a key", "", None, "ns"),
+    "delete_range.100k": Row("delete_range of 100 thousand of 1 million keys, then a scan, a key", "", None, "ns"),
     "delete_prefix": Row("delete_prefix of 1 million keys, a key", "the same of 10 thousand", 2),
     "scan.deleted.first": Row("the first scan after it, a deleted key", "the same of 10 thousand", 2),
     "scan.deleted": Row("scans after that one", "the same of 10 thousand", 2),

@@ -58,7 +58,8 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
     assert counts["by a saved order"] >= 500
     assert counts["with a snapshot"] >= 3_000
     for trait in (
-        "gaps", 'sync="apply"', "frames over 64 KiB", "rare flushes", "frequent flushes", "saved tables", "saved orders",
+        "gaps", 'sync="apply"', "frames over 64 KiB", "rare flushes", "frequent flushes", "saved tables",
+        "saved orders",
     ):  # fmt: skip
         assert counts[f"stories with {trait}"] > 0
     assert counts["stories without stores"] > 0
