@@ -11,12 +11,13 @@ from bench.targets import ROWS, verdict
 
 INTRODUCTION = """# Benchmarks
 
-Made by `python -m bench report` from what `pytest bench` and `python -m bench scale` measured; not edited by hand.
+`python -m bench report` makes this page from what `pytest bench` and `python -m bench scale` measured; do not edit it.
 
 Each ratio is to a base timed in the same process, in interleaved rounds of alternating order: the median of the
 rounds' ratios, and their spread. Below 1 is faster than the base. Keys have 16 random bytes, values 100, chunks 1,000
-entries, unless said. *Fresh* are equal keys as new objects, in shuffled order: no hash is cached in them. *dict* is a
-plain `dict` doing the same from a Python loop, with no durability at all. Commands are made before the clock.
+entries, unless stated otherwise. *Fresh* keys are equal keys as new objects, in shuffled order: no hash is cached in them.
+*dict* is a plain `dict` doing the same from a Python loop, with no durability at all. Commands are made before the timing
+starts.
 """
 
 

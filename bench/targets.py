@@ -40,7 +40,7 @@ ROWS = {
     "open.background": Row('open 1 million after a clean close, "background"', "", 5, "ms"),
     "open.full": Row('the same, "full"', "reading and hashing the files", 1.5),
     "open.killed": Row("open 1 million after kill -9, all of it in the log", "dict(zip(...)) in memory", 1.5),
-    "open.killed.base": Row("the same with a base and 64 MiB of log behind it", "dict(zip(...)) in memory", 0.7),
+    "open.killed.base": Row("the same with a base and 64 MiB of log after it", "dict(zip(...)) in memory", 0.7),
     "snapshot": Row("snapshot of 1 million, BLAKE3 and fsync included", "bare write + fsync", 2),
     "snapshot.reader.p9999": Row("a reader meanwhile: 99.99th percentile", "the same without", 2),
     "snapshot.reader.gap": Row("a reader meanwhile: longest gap", "the same without", 2),
