@@ -15,9 +15,9 @@ INTRODUCTION = """# Benchmarks
 
 Each ratio is to a base timed in the same process, in interleaved rounds of alternating order: the median of the
 rounds' ratios, and their spread. Below 1 is faster than the base. Keys have 16 random bytes, values 100, chunks 1,000
-entries, unless stated otherwise. *Fresh* keys are equal keys as new objects, in shuffled order: no hash is cached in them.
-*dict* is a plain `dict` doing the same from a Python loop, with no durability at all. Commands are made before the timing
-starts.
+entries, unless stated otherwise. *Fresh* keys are equal keys as new objects, in shuffled order: no hash is cached in
+them. *dict* is a plain `dict` doing the same from a Python loop, with no durability at all. Commands are made before
+the timing starts.
 """
 
 

@@ -66,8 +66,8 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 def headings_of(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as Python-Markdown makes them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    plain = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE)]
-    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
 def test_every_public_name_is_in_the_reference() -> None:

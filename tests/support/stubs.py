@@ -24,7 +24,11 @@ def compiled_bases() -> list[type]:
     """Return the compiled classes that the public ones are made of."""
     public = [getattr(fastsm, name) for name in fastsm.__all__]
     bases = {base for each in public if isinstance(each, type) for base in each.__mro__}
-    return [base for base in bases if base.__module__.startswith("fastsm.") and stub_of(base.__module__.removeprefix("fastsm.")).exists()]
+    return [
+        base
+        for base in bases
+        if base.__module__.startswith("fastsm.") and stub_of(base.__module__.removeprefix("fastsm.")).exists()
+    ]
 
 
 CLASSES = {base.__name__ for base in compiled_bases()}
