@@ -1,4 +1,4 @@
-"""Benchmarks: how fast fastsm is beside its base, its peers and the bare machine.
+"""Benchmarks: how fast fastsm is, compared with its base, its peers and the bare machine.
 
     data        sizes, short ones with `--smoke`; seeded keys, values and changes
     harness     timing in interleaved rounds; what a run leaves as JSON
@@ -8,7 +8,7 @@
     bench_*     the suites, by workload: `pytest bench`
     report      tables and pictures of the JSON: `python -m bench report`
     guard       one short suite that runs on any commit
-    compare     two commits beside each other: `python -m bench compare BASE HEAD`
+    compare     two commits compared: `python -m bench compare BASE HEAD`
     counts      instructions and system calls, without a clock: `python -m bench counts`
     scale       sizes up to 50 million keys: `python -m bench scale`
 """

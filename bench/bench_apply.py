@@ -1,4 +1,4 @@
-"""apply beside a plain loop that does the same to a dict, with no durability at all; commands are made before."""
+"""apply compared with a plain loop that does the same to a dict, without durability; commands are made before."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_apply_chunks_of(
 
 
 def test_load_a_million(compare: Any, place: Path, keys: list[bytes], values: list[bytes], who: str) -> None:
-    """A million new keys in chunks of 1,000, then a flush, beside a dict that grows from nothing."""
+    """A million new keys in chunks of 1,000, then a flush, compared with a dict that grows from nothing."""
     opened: list[Any] = []
 
     def prepare() -> Any:

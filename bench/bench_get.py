@@ -1,4 +1,4 @@
-"""get, get_many, get_view beside a dict: hits and misses, with the same and with new key objects."""
+"""get, get_many, get_view compared with a dict: hits and misses, with the same and with new key objects."""
 
 from __future__ import annotations
 

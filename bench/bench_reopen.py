@@ -83,7 +83,7 @@ def test_open_after_a_clean_close(
 
 
 def test_open_full(compare: Any, place: Path, keys: list[bytes], values: list[bytes]) -> None:
-    """Everything is checked before it returns, beside reading and hashing the same files."""
+    """Everything is checked before it returns; compared with reading and hashing the same files."""
     with fastsm.FastStateMachine(place / "state") as machine:
         fill(machine, keys, values)
     os.sync()
@@ -110,7 +110,7 @@ def test_open_full(compare: Any, place: Path, keys: list[bytes], values: list[by
 
 @pytest.mark.parametrize("kind", ["killed", "killed.base"])
 def test_open_after_a_kill(compare: Any, place: Path, keys: list[bytes], values: list[bytes], kind: str) -> None:
-    """All of it in the log, or a base and 64 MiB of log behind it; beside making a dict of pairs in memory."""
+    """All of it in the log, or a base and 64 MiB of log after it; compared with making a dict of pairs in memory."""
     original = place / "original"
     if kind == "killed":
         apply_and_die(original, keys, values)

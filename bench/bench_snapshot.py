@@ -111,7 +111,7 @@ def read_for(get: Callable[[bytes], object], wanted: list[bytes], going: Callabl
 
 
 def window(full: Any, wanted: list[bytes], work: Callable[[], object] | None, seconds: float) -> tuple[Any, float]:
-    """One window: a reader on this thread, and work beside it, or nothing for as long."""
+    """One window: a reader on this thread, and work next to it, or nothing for as long."""
     start = time.perf_counter()
     if work is None:
         return read_for(full.get, wanted, lambda: time.perf_counter() - start < seconds), seconds
@@ -129,17 +129,17 @@ def hash_and_write(path: Path, content: bytes) -> None:
 
 
 def test_reader_meanwhile(note: Any, full: Any, keys: list[bytes], place: Path) -> None:
-    """20 windows with a snapshot under way, each beside one of equal length without, and one beside a C thread."""
+    """20 windows with a snapshot under way, each next to one of equal length without, and one next to a C thread."""
     wanted = random.Random(14).choices(keys, k=100_000)
     full.write_snapshot(place / "size")
     content = os.urandom((place / "size" / "snapshot.fsm").stat().st_size)
-    windows: dict[str, list[Any]] = {"with": [], "without": [], "beside C": []}
+    windows: dict[str, list[Any]] = {"with": [], "without": [], "next to C": []}
     for number in range(WINDOWS):
         target = place / f"snapshot-{number}"
         busy, seconds = window(full, wanted, partial(full.write_snapshot, target), 0)
         windows["with"].append(busy)
         windows["without"].append(window(full, wanted, None, seconds)[0])
-        windows["beside C"].append(window(full, wanted, partial(hash_and_write, place / "bare", content), 0)[0])
+        windows["next to C"].append(window(full, wanted, partial(hash_and_write, place / "bare", content), 0)[0])
         shutil.rmtree(target)
     marks = [50, 90, 99, 99.9, 99.99, 99.999]
     extra: dict[str, Any] = {"percentiles": marks}
@@ -148,7 +148,7 @@ def test_reader_meanwhile(note: Any, full: Any, keys: list[bytes], place: Path) 
         extra[name] = [float(value) for value in np.percentile(times, marks)]
         extra[f"{name}_longest"] = float(times.max())
         extra[f"{name}_gets"] = len(times)
-    for base, row in (("without", "snapshot.reader"), ("beside C", "snapshot.reader.c")):
+    for base, row in (("without", "snapshot.reader"), ("next to C", "snapshot.reader.c")):
         pairs = list(zip(windows["with"], windows[base], strict=True))
         note(f"{row}.p9999", "ratio", [float(np.percentile(a, 99.99) / np.percentile(b, 99.99)) for a, b in pairs],
              extra=extra)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Two commits beside each other: built apart, measured in turns, judged by the noise of the same run.
+"""Two commits compared: built apart, measured in turns, judged by the noise of the same run.
 
 Each commit gets a worktree and a virtual environment of its own, and both run the same suite, this checkout's
 `guard.py`. Three processes take turns, slice by slice of some milliseconds: BASE, HEAD, and BASE once more. HEAD over
@@ -146,7 +146,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def render(base: str, head: str, verdicts: list[Verdict], count: int) -> str:
     lines = [
-        f"# {head} beside {base}", "",
+        f"# {head} compared with {base}", "",
         f"{count} slices of each workload, in turns. Below 1: {head} is faster.", "",
         "| workload | ratio | 95 % of medians | noise | |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -172,7 +172,7 @@ def count(base: Path, head: Path) -> tuple[counts.Counts, counts.Counts]:
 def render_counts(before: counts.Counts, after: counts.Counts, losses: list[str]) -> str:
     kinds = sorted({kind for numbers in after.values() for kind in numbers})
     if not before:
-        return "\nNothing was counted beside it: this system or the base cannot be counted.\n"
+        return "\nNothing was counted next to it: this system or the base cannot be counted.\n"
     lines = ["", "What is counted, an operation, before and after:", ""]
     lines += ["| | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
     for name, numbers in after.items():

@@ -92,7 +92,7 @@ def latency(results: Results, scale: Scale) -> Axes | None:
     made = axes("A reader's get while a snapshot of a million keys is written", "percentile", "microseconds")
     names = [f"{mark:g}" for mark in reader.extra["percentiles"]] + ["longest"]
     lines = (
-        ("without", "without", GRAY), ("beside C", "while C hashes and writes as much", BLUE),
+        ("without", "without", GRAY), ("next to C", "while C hashes and writes as much", BLUE),
         ("with", "while it is written", ORANGE),
     )  # fmt: skip
     for which, label, color in lines:
@@ -109,7 +109,7 @@ def peers(results: Results, scale: Scale) -> Axes | None:
     if not names:
         return None
     columns = ["fastsm", *names]
-    made = axes("Time beside each row's base (base = 1, left is faster)", "ratio, logarithmic", "", height=5.5)
+    made = axes("Time as a ratio to each row's base (base = 1, left is faster)", "ratio, logarithmic", "", height=5.5)
     marks = "osD^vP*X"
     for i, who in enumerate(columns):
         rows = [(results[row, who].median, wanted.index(row)) for row in wanted if (row, who) in results]

@@ -38,8 +38,8 @@ class Committed:
             self.entries += [Entry(self.last + 1 + i, term, command) for i, command in enumerate(commands)]
             self.grown.notify_all()
 
-    async def behind(self, index: int) -> list[Entry]:
-        """The entries behind an index, as soon as there are any. LookupError: they are dropped."""
+    async def after(self, index: int) -> list[Entry]:
+        """The entries after an index, as soon as there are any. LookupError: they are dropped."""
         async with self.grown:
             await self.grown.wait_for(lambda: self.last > index)
         if index + 1 < self.first:
@@ -66,7 +66,7 @@ class Node:
     async def run(self) -> None:
         """Apply, answer, flush; a snapshot now and then. Ends when it is cancelled."""
         while True:
-            entries = await self.log.behind(self.machine.last_applied().index)
+            entries = await self.log.after(self.machine.last_applied().index)
             results = await self.machine.apply_chunk(entries)
             await self.machine.flush_async()  # before anybody is told; overlapping flushes share one fsync
             for entry, result in zip(entries, results, strict=True):
@@ -149,7 +149,7 @@ async def main(folder: Path, count: int) -> None:
 
     follower = Node(folder / "follower", log)  # new and empty: the entries that it needs first are dropped
     try:
-        await log.behind(follower.machine.last_applied().index)
+        await log.after(follower.machine.last_applied().index)
     except LookupError as error:
         print("follower:", error)
         await leader.send_snapshot(follower)

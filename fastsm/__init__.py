@@ -20,6 +20,7 @@ bytes to files to memory to the machine; each module imports only what stands be
         published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on
         walk                the way over the records of base and log
+    named                   named tuples that the garbage collector need not look at
     distinct                which of many keys come again
     command, columns        the bytes that Raft carries; many puts of them, made from columns
     answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules

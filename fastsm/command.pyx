@@ -306,7 +306,7 @@ cdef object command_error(int code, const Reader *reader, object index):
             "upgrade this replica before it goes on", index=index)
     reasons = {
         TOO_SHORT: "it ends before the sizes in its header say",
-        WRONG_SIZE: "bytes are left over behind its end",
+        WRONG_SIZE: "bytes are left over after its end",
         RESERVED_NOT_ZERO: "a field that this kind does not use is not zero",
         VALUE_TOO_LARGE: f"a value is larger than {VALUE_LIMIT} bytes",
         COMMAND_TOO_LARGE: f"it is larger than {COMMAND_LIMIT} bytes",

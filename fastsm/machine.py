@@ -48,12 +48,12 @@ class FastStateMachine(Engine, StateMachine):
       ``False`` for hosts that hand over only some.
     - ``sync``: ``"flush"``, durable at :meth:`flush`; ``"apply"``, durable when :meth:`apply` returns.
     - ``verify_on_open``: ``"full"`` returns after every byte was checked; ``"background"`` checks headers, table and
-      terms, and the rest on a thread beside everything else: until ``stats().verified`` a value is as good as the
+      terms, and the rest on a thread, during everything else: until ``stats().verified`` a value is as good as the
       disk, and damage makes the next call a ``CorruptionError``; ``"off"`` leaves it to :meth:`verify`. After an
-      unclean end, what lies behind the last known sync is always checked.
+      unclean end, what lies after the last known sync is always checked.
     - ``expect_applied``: the last entry that the embedder knows was durable here. Recovering less, or another
       known term there, is a ``CorruptionError``, raised before anything is cut.
-    - ``read_only``: for tools. No lock, nothing written, safe beside a living owner; shows the state at the time of
+    - ``read_only``: for tools. No lock, nothing written, safe next to a living owner; shows the state at the time of
       the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere; nothing is recorded here then.
     - ``retain_entries``, ``retain_bytes``: snapshots can be taken as of so many entries back, or as many as take so
       many bytes of log, whichever is less: compaction by itself goes no further. ``stats().base`` is the oldest.

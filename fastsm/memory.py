@@ -126,7 +126,7 @@ class MemoryStateMachine(StateMachine):
                 raise not_an_entry(item, position)
             log_id = _checked(item)
             if before is not None and (log_id.index <= before.index or log_id.term < before.term):
-                raise OrderError(f"{log_id} behind {before}", index=log_id.index)
+                raise OrderError(f"{log_id} after {before}", index=log_id.index)
             before = log_id
             if log_id.index <= self.last_applied().index:
                 known = self.entry_term(log_id.index)
@@ -134,9 +134,9 @@ class MemoryStateMachine(StateMachine):
                     raise OrderError(f"{log_id} was applied in term {known}", index=log_id.index)
             else:
                 if log_id.term < previous.term:
-                    raise OrderError(f"{log_id} behind {previous}", index=log_id.index)
+                    raise OrderError(f"{log_id} after {previous}", index=log_id.index)
                 if self._contiguous and log_id.index != previous.index + 1:
-                    raise OrderError(f"{log_id} behind {previous}: a gap", index=log_id.index)
+                    raise OrderError(f"{log_id} after {previous}: a gap", index=log_id.index)
                 previous = log_id
             entries.append(Entry(*log_id, item[2]))
         return entries

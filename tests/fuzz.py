@@ -1,6 +1,6 @@
 """Fuzzes every decoder for as long as one likes: ``python -m tests.fuzz --minutes 60``, or ``--inputs 10000000``.
 
-Each target runs in a process of its own, beside the plain reader of docs/format.md where there is one. Stops with
+Each target runs in a process of its own, next to the plain reader of docs/format.md where there is one. Stops with
 status 1 at the first finding, and says how to get it again. Input number n of a seed is the same everywhere.
 """
 
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, help="stop then")
-    parser.add_argument("--inputs", type=int, help="stop behind so many of each target")
+    parser.add_argument("--inputs", type=int, help="stop after so many of each target")
     parser.add_argument("--seed", type=int, help="by default one that depends on the time")
     parser.add_argument("--first", type=int, default=0, help="the number of the first input")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))

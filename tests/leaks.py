@@ -26,7 +26,7 @@ from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support.faulty import memory_directory
 from support.power import QuietDirectory
 
-SAMPLES = 5  # in all; the first one is behind the warm-up
+SAMPLES = 5  # in all; the first one is after the warm-up
 KEYS = [b"key %d" % i for i in range(500)]
 BALLAST = b"#" * 200
 

@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, help="of the first round of each family; by default it depends on the time")
     parser.add_argument("--family", choices=FAMILIES, help="this one alone")
-    parser.add_argument("--rounds", type=int, help="stop behind so many rounds, if that is earlier")
+    parser.add_argument("--rounds", type=int, help="stop after so many rounds, if that is earlier")
     options = parser.parse_args()
     logging.getLogger("fastsm").setLevel(logging.CRITICAL + 1)
     first = int(time.time()) if options.seed is None else options.seed

@@ -51,7 +51,7 @@ def starts(noise: float, head: float) -> list[dict[str, list[tuple[float, float,
     ids=["equal", "slower", "a little slower", "faster", "too little to tell", "noise alone", "slower than noise"],
 )  # fmt: skip
 def test_a_loss_is_one_beyond_the_noise(noise: float, head: float, lost: bool) -> None:
-    """Only a loss that is larger than what chance makes of the base beside itself fails."""
+    """Only a loss that is larger than what chance makes of the base compared with itself fails."""
     verdicts = load("compare").judge(starts(noise, head))
     assert {verdict.lost for verdict in verdicts} == {lost}
     assert all(verdict.low <= verdict.ratio <= verdict.high for verdict in verdicts)

@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
     "a malformed command": (
         CommandError, one_machine(lambda m: m.apply([Entry(2, 2, fastsm.put(b"k", b"v")[:-1])])), {"index": 2},
         ["entry 2", "9 bytes", "offset 0", "ends before", "fastsm.put"]),
-    "bytes behind a command": (
+    "bytes after a command": (
         CommandError, one_machine(lambda m: m.apply([Entry(2, 2, fastsm.noop() + b"x")])), {"index": 2},
         ["entry 2", "9 bytes", "left over"]),
     "a command of unknown kind": (

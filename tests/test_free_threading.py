@@ -16,7 +16,7 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 def test_no_module_says_that_it_needs_no_gil() -> None:
-    """Reads run beside writes under the GIL alone: a module that declared otherwise would be wrong."""
+    """Reads run next to writes only under the GIL: a module that declared otherwise would be wrong."""
     sources = [*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd"), *PACKAGE.parent.glob("setup.py")]
     assert sources
     for source in sources:

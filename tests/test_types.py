@@ -1,9 +1,16 @@
-"""The small values: metadata of a snapshot on the wire."""
+"""The small values: metadata of a snapshot on the wire; changes and entries."""
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import sys
+from pathlib import Path
+
 import pytest
 
+import fastsm
 from fastsm import FormatVersionError, LogId, SnapshotFormatError, SnapshotMetadata
 
 METADATA = SnapshotMetadata(LogId(7, 2**64 - 2), bytes(range(32)))
@@ -60,3 +67,24 @@ def test_what_is_no_metadata_has_no_bytes(metadata: SnapshotMetadata) -> None:
     """A checksum of another size, or numbers beyond 64 bits, are a ``ValueError``."""
     with pytest.raises(ValueError, match="expected"):
         metadata.to_bytes()
+
+
+def test_changes_and_entries_are_named_tuples_that_the_collector_need_not_look_at(tmp_path: Path) -> None:
+    """What compiled code makes is as if Python had made it, but for the collector, which is not told of it."""
+    with fastsm.FastStateMachine(tmp_path / "state") as machine, fastsm.RaftLog(tmp_path / "log") as log:
+        machine.apply([(1, 7, fastsm.put(b"key", b"value")), (2, 7, fastsm.delete(b"key"))])
+        log.append([(1, 7, b"command")])
+        told, found = machine.watch(start=1).read(), log.entries(1, 1)
+        references = sys.getrefcount(fastsm.Change) + sys.getrefcount(fastsm.Entry)
+        for _ in range(1000):  # each that goes gives the reference to its class back
+            machine.watch(start=1).read()
+            log.entries(1, 1)
+        assert abs(sys.getrefcount(fastsm.Change) + sys.getrefcount(fastsm.Entry) - references) < 1000
+    assert told == [fastsm.Change(1, 7, b"key", b"value"), fastsm.Change(2, 7, b"key", None)]
+    assert found == [fastsm.Entry(1, 7, b"command")]
+    for one in (*told, *found):
+        assert type(one)._make(one) == one
+        assert hash(type(one)._make(one)) == hash(one)
+        assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
+        assert repr(one).startswith(type(one).__name__)
+        assert not gc.is_tracked(one)

@@ -24,7 +24,7 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="Where files go for the time of the run; a real disk.")
     ] = None,
 ) -> None:
-    """How fast it is on this machine, beside a dict, SQLite and (where installed) LMDB, in a minute or two.
+    """How fast it is on this machine, compared with a dict, SQLite and (where installed) LMDB, in a minute or two.
 
     Example: `fastsm bench --json > numbers.json`
     """
@@ -56,6 +56,6 @@ def draw(found: list[benchmark.Measured]) -> None:
     console = Console()
     console.print(drawn)
     console.print(
-        f"Medians of {benchmark.ROUNDS} interleaved rounds; in brackets beside the dict, which keeps nothing. "
+        f"Medians of {benchmark.ROUNDS} interleaved rounds; in brackets the ratio to the dict, which keeps nothing. "
         f"{about['system']}, {about['processor']}, {about['cores']} cores, Python {about['python']}, "
         f"load {about['load']:.1f}.", style="dim", highlight=False)

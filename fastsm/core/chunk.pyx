@@ -102,7 +102,7 @@ cdef class Chunk:
             term = unsigned(PyTuple_GET_ITEM(items[i], 1), "term")
             if i and (index <= before_index or term < before_term):
                 raise OrderError(
-                    f"position {i} of the chunk: {LogId(index, term)} behind {LogId(before_index, before_term)}: "
+                    f"position {i} of the chunk: {LogId(index, term)} after {LogId(before_index, before_term)}: "
                     "indexes rise and terms never fall", index=index)
             before_index, before_term = index, term
             if index <= applied:

@@ -65,7 +65,7 @@ class Compaction:
             self._run(engine, job, index)
 
     def compact_by_itself(self, engine: Engine) -> None:
-        """Compacts on a thread that ``apply`` starts, once, when more is dead than the policy bears."""
+        """Compacts on a thread that ``apply`` starts, once, when more is dead than the policy allows."""
         try:
             self.compact(engine, None, None)
         except FastsmError as error:

@@ -57,15 +57,15 @@ class Job:
         self.applies = applies
         self.future: Future[Any] = Future()
         self.loop = event_loops().get_running_loop()
-        self.abandoned = False  # whoever waited for it has its outcome, or will never look
-        self.doomed_by: Job | None = None  # a failed job that this one was queued behind
+        self.abandoned = False  # the one who waited for it has its outcome, or will never look
+        self.doomed_by: Job | None = None  # a failed job that this one was queued after
         self.place = Place()
 
 
 class OrderedWorker:
     """Runs writes of coroutines, one by one, on a thread of its own.
 
-    After a chunk failed, chunks queued behind it fail too, with ``OrderError``, until the caller of the failed
+    After a chunk failed, chunks queued after it fail too, with ``OrderError``, until the caller of the failed
     one has seen the failure: they were sent in the belief that it would be applied.
     """
 

@@ -215,7 +215,7 @@ cdef class Engine(Timed):
         return hold_entries(chunk)
 
     def _apply_in_turn(self, chunk):
-        """`apply`, for whoever has the writer's turn already."""
+        """`apply`, for a caller that has the writer's turn already."""
         cdef Held held
         hold(chunk, &held)
         try:

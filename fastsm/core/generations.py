@@ -55,7 +55,7 @@ class Generations:
         self._clean_end = log.end if clean else -1  # where a log ends that was opened cleanly and has not grown since
 
     def next_number(self) -> int:
-        """Returns a number for files of a generation, which no other call gets, and which no file bears."""
+        """Returns a number for files of a generation, which no other call gets, and which is in no file's name."""
         return next(self._numbers)
 
     def pinned_bytes(self, log: Log) -> int:

@@ -41,7 +41,7 @@ cdef class GroupCommit:
             if self.log.durable >= offset:
                 return
         if self.closed:
-            return  # whoever closes has synced everything, or raises the error itself
+            return  # the one who closes has synced everything, or raises the error itself
         if self.log.durable >= offset and self.log.poisoned is None:
             return
         self.turns.begin()

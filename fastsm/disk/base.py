@@ -1,4 +1,4 @@
-"""The base of a generation: a snapshot that a log starts behind, open for as long as the log is."""
+"""The base of a generation: a snapshot that a log starts after, open for as long as the log is."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Base:
             try:
                 descriptor = directory.open_file(name, os.O_RDONLY)
             except FileNotFoundError:
-                raise CorruptionError(path, None, "the base that the log starts behind", "no file") from None
+                raise CorruptionError(path, None, "the base that the log starts after", "no file") from None
             try:
                 size = directory.size(descriptor)
                 content = os.pread(descriptor.number, format.SNAPSHOT_HEADER_BYTES, 0)
@@ -56,7 +56,7 @@ class Base:
                 found = (head.file_size, head.checksum, head.last_index, head.last_term, head.codec)
                 wanted = log_head.base_size, log_head.base_checksum, log_head.base_index, log_head.base_term
                 if found != (*wanted, format.CODEC_NONE):
-                    raise CorruptionError(path, 0, f"the base that the log starts behind, {wanted}", found)
+                    raise CorruptionError(path, 0, f"the base that the log starts after, {wanted}", found)
                 attachment_end = format.SNAPSHOT_HEADER_BYTES + head.attachment_size
                 padding = os.pread(descriptor.number, head.state_offset - attachment_end, attachment_end)
                 if any(padding):

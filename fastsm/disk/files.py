@@ -219,7 +219,7 @@ class Directory:
         """In a forked child, which may be in the middle of anything: the files are the parent's from here on.
 
         The lock's descriptor is closed, but not unlocked, which would free the parent's. What a child that ends would
-        clean up behind it stays; anything else by name is an error.
+        clean up after it stays; anything else by name is an error.
         """
         self._left = True
         self.close()
@@ -352,7 +352,7 @@ class Directory:
     truncate = staticmethod(os.ftruncate)
 
     def write_paced(self, fd: Descriptor, data: Buffer, offset: int) -> int:
-        """Writes a piece of a large file, and gives it to the disk at its pace; returns the offset behind it."""
+        """Writes a piece of a large file, and gives it to the disk at its pace; returns the offset after it."""
         stop = offset + memoryview(data).nbytes
         self.write(fd, data, offset)
         self.pace_writeback(fd, offset, stop)
@@ -366,7 +366,7 @@ class Directory:
         return mapping.stores_are_safe(fd)
 
     def allocate(self, fd: Descriptor, old_size: int, new_size: int) -> None:
-        """Grows a file with blocks behind every byte; when that fails, it has its old size again."""
+        """Grows a file with a block for every byte; when that fails, it has its old size again."""
         try:
             if not self._fallocate(fd, old_size, new_size):
                 self._write_zeros(fd, old_size, new_size)

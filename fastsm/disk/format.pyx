@@ -64,9 +64,9 @@ MAX_DEADLINE = LATEST_DEADLINE
 # ---- files with one fixed header ----------------------------------------------------------------------
 
 class LogHead(NamedTuple):
-    """The first bytes of a log: which log it is, the entry that it starts behind, and the base that holds that state.
+    """The first bytes of a log: which log it is, the entry that it starts after, and the base that holds that state.
 
-    `base_size` is 0 when there is no base: the log starts behind the empty state.
+    `base_size` is 0 when there is no base: the log starts after the empty state.
     """
     generation: int
     identity: int
@@ -166,7 +166,7 @@ class SavedTable(NamedTuple):
             at + 8 * self.ordered)
 
 
-# Behind the version, and behind the fields, are reserved zeros.
+# After the version, and after the fields, come reserved zeros.
 LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
 TABLE_STRUCT = struct.Struct("<8sII33Q")
@@ -543,9 +543,9 @@ cdef int look_at_frame(
 
 
 cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept nogil:
-    """VALID or MALFORMED: whether runs and records of a frame add up, behind what was seen before it.
+    """VALID or MALFORMED: whether runs and records of a frame add up, after what was seen before it.
 
-    Moves `progress` on behind it. Afterwards a walk over the frame needs no checks.
+    Moves `progress` on after it. Afterwards a walk over the frame needs no checks.
     """
     cdef uint32_t run_count = frame_run_count(frame)
     cdef const uint64_t *run = <const uint64_t *>(frame + FRAME_RUNS)

@@ -22,7 +22,7 @@ cdef int pace(int descriptor, int64_t start, int64_t stop) noexcept nogil
 
 cdef class Mapping:
     # Invariant: start <= mapped <= reserved; the base is at [0, base size), the log's bytes are at [start, mapped);
-    # what lies between them, and GUARD bytes behind, can be read, and is zero.
+    # what lies between them, and GUARD bytes after, can be read, and is zero.
     cdef uint8_t *address
     cdef int protection
     cdef readonly size_t reserved

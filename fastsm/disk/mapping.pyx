@@ -358,7 +358,7 @@ def start_writeback(int descriptor, off_t offset, off_t size):
 def pace_writeback(int descriptor, off_t start, off_t stop):
     """Lets the system begin to write [start, stop) to the disk, and waits until all but the end of it has come there.
 
-    Called behind each piece of a large file, it keeps PACE_WINDOW bytes on their way. A sync of the whole file at its
+    Called after each piece of a large file, it keeps PACE_WINDOW bytes on their way. A sync of the whole file at its
     end would take the disk for itself, and each sync of another file meanwhile would wait for it (RocksDB knows this
     as strict_bytes_per_sync). It makes nothing durable. Raises OSError.
     """
@@ -432,10 +432,10 @@ cdef inline size_t page_behind(size_t offset) noexcept nogil:
 
 
 cdef class Mapping:
-    """The arena: a base, if there is one, and behind it a log, which grows without moving.
+    """The arena: a base, if there is one, and after it a log, which grows without moving.
 
     `Mapping(needed)` reserves at least `needed` bytes of address space; files are laid over them. The pages go back
-    when the last reference is dropped: whoever reads them without the GIL, or lends them out, holds one.
+    when the last reference is dropped: who reads them without the GIL, or lends them out, holds one.
 
     Thread safety: `lay_base` and `extend` under the GIL; bytes once mapped may be read from any thread.
     """
@@ -493,7 +493,7 @@ cdef class Mapping:
         return 0
 
     cdef int shrink(self, size_t size) except -1:
-        """The log's file was cut to `size`: pages behind, where a read would be a SIGBUS, become a guard again."""
+        """The log's file was cut to `size`: pages after, where a read would be a SIGBUS, become a guard again."""
         cdef size_t page = page_behind(self.start + size)
         cdef size_t stop = page_behind(self.mapped)
         if page < stop and mmap(
@@ -505,7 +505,7 @@ cdef class Mapping:
         return 0
 
     cdef int guard(self, size_t file_end, size_t stop) except -1:
-        """Lets what lies behind the page that ends a file be read up to `stop`: it was reserved, and is zero."""
+        """Lets what lies after the page that ends a file be read up to `stop`: it was reserved, and is zero."""
         cdef size_t page = page_behind(file_end)
         if mprotect(self.address + page, stop - page, PROT_READ) < 0:
             PyErr_SetFromErrno(OSError)

@@ -10,8 +10,8 @@ ctypedef struct Walk:
     # the log's frames. All of it was checked before.
     const uint8_t *arena
     uint64_t place      # of the next record
-    uint64_t stop       # records up to here lie one behind the other
-    uint64_t frame      # where the frame behind them starts
+    uint64_t stop       # records up to here lie one after the other
+    uint64_t frame      # where the frame after them starts
     uint64_t end        # where the way ends, at the latest
 
 

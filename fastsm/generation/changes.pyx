@@ -15,7 +15,6 @@ import operator
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.ref cimport PyObject  # no-cython-lint: of the C code below
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
@@ -25,25 +24,11 @@ from fastsm.disk.format cimport (
     record_value_size,
 )
 from fastsm.lookup.terms cimport Run
+from fastsm.named cimport named, set_field
 
 from fastsm.arguments import bytes_of
 from fastsm.errors import CompactedError, CorruptionError, NotRunningError, ReentryError
 from fastsm.types import Change, Position
-
-cdef extern from *:
-    """
-    /* An instance of a subclass of tuple that adds no fields, such as a named tuple. */
-    static PyObject *fastsm_named(PyObject *type, PyObject *fields) {
-        PyObject *made, *arguments = PyTuple_Pack(1, fields);
-        if (arguments == NULL) {
-            return NULL;
-        }
-        made = PyTuple_Type.tp_new((PyTypeObject *)type, arguments, NULL);
-        Py_DECREF(arguments);
-        return made;
-    }
-    """
-    object named "fastsm_named"(object type, object fields)
 
 cdef enum:
     SLICE = 64 << 20          # bytes passed between two looks at signals: some 10 ms
@@ -52,6 +37,18 @@ cdef enum:
 
 cdef uint64_t LARGEST = UNKNOWN_TERM - 1
 NOT_YET = object()
+
+cdef type CHANGE = Change
+
+
+cdef inline object change_of(object index, object term, object key, object value):
+    """A `Change`."""
+    cdef object change = named(CHANGE, 4)
+    set_field(change, 0, index)
+    set_field(change, 1, term)
+    set_field(change, 2, key)
+    set_field(change, 3, value)
+    return change
 
 
 # ---- along the log -----------------------------------------------------------------------------------
@@ -479,9 +476,9 @@ cdef class Changes:
             run += RUN_SIZE
         if record_operation(record) == RECORD_PUT:
             value = PyBytes_FromStringAndSize(key + record_key_size(record), record_value_size(record))
-        return named(Change, (
+        return change_of(
             index, (<Run *>(self.wanted.log + run)).term, PyBytes_FromStringAndSize(key, record_key_size(record)),
-            value))
+            value)
 
     cdef bint fits(self, uint64_t max_bytes, bint is_first) noexcept:
         """Whether a read may still take the change that was found: its key and value are counted. A first one always.

@@ -1,6 +1,6 @@
 """Generations: which base and log are the state, and the one atomic step from one generation to the next.
 
-    CURRENT  ──►  base-1, log-1      the next base and log are written and synced beside them, then CURRENT
+    CURRENT  ──►  base-1, log-1      the next base and log are written and synced next to them, then CURRENT
                                      is replaced, then the old ones are removed. A crash leaves one or the other.
 
 Reset, compaction and installing a snapshot are this step, and differ in what the next generation holds.
@@ -72,7 +72,7 @@ def open_current(
 
 
 def open_read_only(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
-    """The state as it is now, beside an owner who may go on writing. Nothing is written, nothing is locked."""
+    """The state as it is now, next to an owner that may go on writing. Nothing is written, nothing is locked."""
     with storage_errors(directory.path, "looking for an unfinished restore"):
         if is_unfinished(directory):
             raise CorruptionError(
@@ -198,7 +198,7 @@ def prepared_name(generation: int) -> str:
 
 def prepare_next(directory: Directory, log: Log) -> None:
     """All of the step to ``log``, which is synced, that needs no writer to wait: its files' names are durable on
-    return, and beside CURRENT lies what will be in its place. It says how far ``log`` is durable by now.
+    return, and what will take CURRENT's place lies next to it. It says how far ``log`` is durable by now.
     """
     write_next(directory, log)
     with storage_errors(directory.path, "preparing a new generation"):

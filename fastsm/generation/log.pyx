@@ -200,7 +200,7 @@ cdef class Log(FrameFile):
         scan.read_frames()
         scan.judge_durable(known_durable)
         self.judge_current(current)
-        torn_end = scan.end if self.read_only else scan.look_behind(self.descriptor)
+        torn_end = scan.end if self.read_only else scan.end_of_torn_tail(self.descriptor)
         scan.judge_snapshot(metadata)
         judge_expected(self.path, scan.end, expect_applied, scan.last_applied(), terms)
         self.found(scan.end, scan.watermark)
@@ -257,11 +257,11 @@ cdef class Log(FrameFile):
                 offset += frame_length(frame)
         return offset, LogId(last, term)
 
-    def last_durable(self, uint64_t index, uint64_t term, uint64_t behind=LOG_HEADER_SIZE):
-        """The last entry of the frames that are durable; `index` and `term` are of the last one before `behind`."""
+    def last_durable(self, uint64_t index, uint64_t term, uint64_t start=LOG_HEADER_SIZE):
+        """The last entry of the frames that are durable; `index` and `term` are of the last one before `start`."""
         cdef const Run *runs
         cdef uint32_t count
-        cdef uint64_t offset = behind
+        cdef uint64_t offset = start
         while offset < self.end and offset + frame_length(self.address + offset) <= self.durable:
             count = frame_run_count(self.address + offset)
             runs = <const Run *>(self.address + offset + FRAME_RUNS)

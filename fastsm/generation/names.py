@@ -1,4 +1,4 @@
-"""The names in a state's directory, and which of the files that bear them this library made."""
+"""The names in a state's directory, and which of the files with these names this library made."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def holds_raft_log(directory: Directory) -> bool:
 
 
 def free_generations(directory: Directory, first: int) -> Iterator[int]:
-    """Numbers from ``first`` on that no file bears when they are taken: nobody's file is replaced. Thread safe."""
+    """Numbers from ``first`` on, in no file's name when they are taken: nobody's file is replaced. Thread safe."""
 
     def is_free(number: int) -> bool:
         with storage_errors(directory.path, "listing"):

@@ -13,7 +13,7 @@ FINDINGS: dict[int, str]
 
 class Scan:
     def __new__(
-        cls, mapping: Mapping, size: int, head: LogHead, path: str, terms: Terms, behind: int = ..., frames: int = 0,
+        cls, mapping: Mapping, size: int, head: LogHead, path: str, terms: Terms, start: int = ..., frames: int = 0,
         last_frame: int = 0, chain: int | None = None,
     ) -> Self: ...  # fmt: skip
     @property
@@ -33,7 +33,7 @@ class Scan:
     def last_applied(self) -> LogId: ...
     def judge_durable(self, known_durable: int) -> None: ...
     def corrupt(self, expected: str) -> CorruptionError: ...
-    def look_behind(self, descriptor: SupportsIndex) -> int: ...
+    def end_of_torn_tail(self, descriptor: SupportsIndex) -> int: ...
 
 def judge_expected(
     path: str, end: int, expected: LogId | None, recovered: LogId, terms: Terms

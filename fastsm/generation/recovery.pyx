@@ -1,7 +1,7 @@
 """Reading a log back: where its frames end, what is torn and what is corrupt.
 
 The rule: bytes that are known durable, from CURRENT or from the watermark of any valid frame, must be there;
-else they are corrupt, and nothing is touched. What is wrong behind them was never promised: it is torn.
+else they are corrupt, and nothing is touched. What is wrong after them was never promised: it is torn.
 """
 
 import os
@@ -39,14 +39,14 @@ FINDINGS = {
 
 
 cdef class Scan:
-    """A pass over the frames of a mapped log of `size` bytes, from the offset `behind` on. It writes nothing.
+    """A pass over the frames of a mapped log of `size` bytes, from the offset `start` on. It writes nothing.
 
     What lies before that is known already: `terms` hold its entries; there are `frames`, the last of which starts at
     `last_frame`, and `chain` is the checksum that the next one is chained to.
     """
 
     def __cinit__(
-        self, Mapping mapping, uint64_t size, head, str path, Terms terms, uint64_t behind=LOG_HEADER_SIZE,
+        self, Mapping mapping, uint64_t size, head, str path, Terms terms, uint64_t start=LOG_HEADER_SIZE,
         frames=0, last_frame=0, chain=None,
     ):
         self.mapping = mapping
@@ -54,7 +54,7 @@ cdef class Scan:
         self.size = size
         self.path = path
         self.identity = head.identity
-        self.end = behind
+        self.end = start
         self.frames = frames
         self.last_frame = last_frame
         self.chain = format.head_checksum(format.pack_log_head(head)) if chain is None else chain
@@ -133,7 +133,7 @@ cdef class Scan:
             found = "no whole frame" if self.whole_frames_only else "the end of the file"
         return CorruptionError(self.path, self.end, expected, found)
 
-    def look_behind(self, int descriptor):
+    def end_of_torn_tail(self, int descriptor):
         """Return where the torn tail after the last valid frame ends; its end, when there is none.
 
         Raises `CorruptionError` when the tail proves that what is there now was durable once.

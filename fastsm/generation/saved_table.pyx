@@ -292,7 +292,7 @@ cdef uint64_t checksum_of(int descriptor, size_t size) except? 0:
 
 
 cdef uint64_t body_checksum(const uint8_t *file, size_t size) noexcept nogil:
-    """XXH64 of all that is behind the header."""
+    """XXH64 of all that is after the header."""
     return xxh64(file + TABLE_HEADER, size - TABLE_HEADER, 0)
 
 
@@ -550,7 +550,7 @@ cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
         for i in range(sizeof(segment.padding) / sizeof(uint64_t)):
             if segment.padding[i]:
                 return False
-        # An empty slot has no place; one that is filled has one behind the arena's first bytes.
+        # An empty slot has no place; one that is filled has one after the arena's first bytes.
         if filled != leading or filled != segment.count or filled >= SEGMENT_SLOTS or segment.depth > table.depth:
             return False
         total += filled

@@ -40,7 +40,7 @@ class Verification:
             if self._base is not None:
                 self._check_base(self._base, progress, base_size + end)
             with storage_errors(path, "reading the log"):
-                verify_file(descriptor, head, path, end, chain, behind(progress, base_size))
+                verify_file(descriptor, head, path, end, chain, shifted(progress, base_size))
         finally:
             self.close()
 
@@ -78,8 +78,8 @@ class Verification:
                 f"BLAKE3 {base.head.checksum.hex()}", hasher.hexdigest())  # fmt: skip
 
 
-def behind(progress: Progress | None, done: int) -> Progress | None:
-    """``progress`` of a part that comes behind ``done`` bytes."""
+def shifted(progress: Progress | None, done: int) -> Progress | None:
+    """Returns the ``progress`` of a part that starts after ``done`` bytes of the whole."""
     if progress is None or done == 0:
         return progress
     return lambda more, total: progress(done + more, done + total)

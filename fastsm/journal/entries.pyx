@@ -1,18 +1,14 @@
 """The entries of a Raft log: where each lies. In memory alone; the bytes are in the mapped files."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.ref cimport Py_INCREF
-from cpython.tuple cimport PyTuple_SET_ITEM
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
 from fastsm.journal.format cimport item_data, item_index, item_size, item_term
+from fastsm.named cimport named, set_field
 
 from fastsm.types import Entry
-
-cdef extern from "Python.h":
-    object PyType_GenericAlloc(type kind, Py_ssize_t count)
 
 cdef type ENTRY = Entry
 
@@ -26,17 +22,14 @@ cdef object command_of(const uint8_t *frame):
 
 
 cdef object entry_of(const uint8_t *frame):
-    """An `Entry`. Its fields are put into a new tuple of that class, without a second tuple to copy them from."""
+    """An `Entry`."""
     cdef object index = item_index(frame)
     cdef object term = item_term(frame)
     cdef object command = command_of(frame)
-    cdef object entry = PyType_GenericAlloc(ENTRY, 3)
-    Py_INCREF(index)
-    PyTuple_SET_ITEM(entry, 0, index)
-    Py_INCREF(term)
-    PyTuple_SET_ITEM(entry, 1, term)
-    Py_INCREF(command)
-    PyTuple_SET_ITEM(entry, 2, command)
+    cdef object entry = named(ENTRY, 3)
+    set_field(entry, 0, index)
+    set_field(entry, 1, term)
+    set_field(entry, 2, command)
     return entry
 
 

@@ -10,7 +10,7 @@ cdef struct Item:
     uint64_t size
     uint32_t kind
 
-cdef enum:  # JournalFrame: behind the header that all frames have, with no runs
+cdef enum:  # JournalFrame: after the header that all frames have, with no runs
     ITEM_INDEX = FRAME_RUNS
     ITEM_TERM = ITEM_INDEX + 8
     ITEM_SIZE = ITEM_TERM + 8

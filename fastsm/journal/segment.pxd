@@ -10,4 +10,4 @@ cdef class Segment(FrameFile):
     cdef int hold_mapping(self) except -1
     cdef const uint8_t *append(self, const Item *items, size_t count) except NULL
     cdef const uint8_t *frame_of(self, uint64_t offset, uint64_t previous) except? NULL
-    cdef uint64_t look_behind(self, uint64_t end) except? 0
+    cdef uint64_t end_of_torn_tail(self, uint64_t end) except? 0

@@ -149,7 +149,7 @@ cdef class Segment(FrameFile):
         """The error for what is not right at an offset."""
         return CorruptionError(self.path, offset, expected, "bytes that are no frame of the log, or the file's end")
 
-    cdef uint64_t look_behind(self, uint64_t end) except? 0:
+    cdef uint64_t end_of_torn_tail(self, uint64_t end) except? 0:
         """Return where the torn tail after the last valid frame, which ends at `end`, ends itself.
 
         Raises `CorruptionError` when it proves that the segment was durable beyond `end`.

@@ -299,7 +299,7 @@ cdef class Segments(Entries):
         """Whether the next segment was begun where this one ends. `CorruptionError` when that was promised."""
         cdef const uint8_t *frame = following.frame_of(LOG_HEADER_SIZE, following.known_chain)
         if frame == NULL:
-            following.look_behind(LOG_HEADER_SIZE)
+            following.end_of_torn_tail(LOG_HEADER_SIZE)
             return False
         if item_size(frame) < STATE_STRUCT.size:
             raise following.corrupt(LOG_HEADER_SIZE, "a frame that says what the segments before it came to")
@@ -320,7 +320,7 @@ cdef class Segments(Entries):
     def end_at(self, position):
         """Makes a segment the newest: what is after its last frame was torn, and goes."""
         cdef Segment segment = self.segments[position]
-        cdef uint64_t torn_end = segment.look_behind(segment.end)
+        cdef uint64_t torn_end = segment.end_of_torn_tail(segment.end)
         if segment.end == LOG_HEADER_SIZE:
             if position == 0:  # those before it went when it was durable; and the first one is, before it is named
                 raise CorruptionError(

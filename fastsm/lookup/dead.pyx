@@ -17,7 +17,7 @@ cdef size_t BLOCK_SIZE = 1 << (BLOCK_BITS - RECORD_UNIT_BITS - 3)
 
 
 cdef class DeadMap:
-    """Bits of dead records, in blocks that never move: whoever holds the map may read it without the GIL.
+    """Bits of dead records, in blocks that never move: a holder of the map may read it without the GIL.
 
     Thread safety: `reserve` and `mark` by one writer at a time. A copy that is taken meanwhile holds what was marked
     before, and perhaps what is marked meanwhile.

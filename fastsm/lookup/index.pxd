@@ -16,7 +16,7 @@ cdef enum:
 
 cdef class Index:
     # Invariant: a function of the records (and runs) seen so far; every place is in the arena that they came from.
-    cdef readonly uint64_t end             # place behind the last frame that is in it
+    cdef readonly uint64_t end             # place after the last frame that is in it
     cdef readonly bint loaded              # from a saved table: no slot of it was made here
     cdef readonly Table table
     cdef readonly Table sessions           # from the id of a session to the place of its newest record

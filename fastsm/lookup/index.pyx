@@ -7,7 +7,7 @@
     order       the keys in their order, once somebody has asked for it
 
 `apply` keeps it up to date, record by record. Opening, compaction and installing a snapshot build one from base and
-log, beside whatever is in use.
+log, next to the one in use.
 """
 
 import os

@@ -10,9 +10,9 @@ Extendible hashing (Fagin, Nievergelt, Pippenger, Strong, TODS 1979) over open-a
 A segment that is about three quarters full splits in two by the next bit of the hash, so that the table grows
 32 KiB at a time: no call ever waits for the rehashing of all keys. All segments fill alike, so each has a limit of
 its own: with one for all, they would all split within a moment. A slot knows its home, so that a delete
-can close the gap behind it without a look at any key, and leaves no scar. It knows the next four bits by
+can close the gap after it without a look at any key, and leaves no scar. It knows the next four bits by
 which its segment will split, so that only every fourth split has to look at keys. The table itself stores
-no key; whoever calls passes the arena, where places lead to records.
+no key; the caller passes the arena, where places lead to records.
 
 The hash is SipHash-1-3 under a random seed. Keys that collide beyond all chance (somebody knows the seed)
 make the table draw a new seed and build itself again.

@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef class Terms:
     # Invariant: first[i] <= last[i] < first[i + 1], and term[i] < term[i + 1].
-    # Invariant: seen >= last[count - 1]: what comes next is behind it.
+    # Invariant: seen >= last[count - 1]: what comes next is after it.
     cdef uint64_t *first
     cdef uint64_t *last
     cdef uint64_t *term
@@ -41,7 +41,7 @@ cdef class RunList:
     cdef int note_new(self, uint64_t index, uint64_t term) except -1
 
     cdef inline int note(self, uint64_t index, uint64_t term) except -1:
-        """Adds an entry behind all others."""
+        """Adds an entry after all others."""
         if self.count == 0 or term != self.term:
             return self.note_new(index, term)
         self.runs[self.count - 1].last = index

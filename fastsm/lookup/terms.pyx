@@ -67,7 +67,7 @@ cdef class Terms:
         return 0
 
     cdef void append(self, uint64_t last, uint64_t term) noexcept nogil:
-        """Adds a run as frames carry it: from behind what was seen up to `last`. Needs room.
+        """Adds a run as frames carry it: from after what was seen up to `last`. Needs room.
 
         A run of UNKNOWN_TERM is a gap between two terms. The caller checks that `last` rises and `term`
         does not fall.
@@ -92,7 +92,7 @@ cdef class Terms:
         return 0
 
     cdef size_t run_of(self, uint64_t index) noexcept nogil:
-        """The first run that ends at an index or behind it; `count` when there is none.
+        """The first run that ends at an index or after it; `count` when there is none.
 
         Without a branch on what was compared: where an index lies is chance, and the processor would guess wrong.
         In quarters, for the three loads of a step do not wait for one another: half as many steps as in halves.
@@ -157,7 +157,7 @@ cdef class Terms:
         term[0] = self.term[run - 1] if run else 0
 
     def extend(self, uint64_t last, uint64_t term):
-        """Adds the entries behind what was seen up to `last`; the caller keeps the order."""
+        """Adds the entries after what was seen up to `last`; the caller keeps the order."""
         self.reserve(1)
         self.append(last, term)
 
@@ -166,7 +166,7 @@ cdef class Terms:
         return self.term[self.count - 1] if self.count else otherwise
 
     def allows(self, uint64_t index, uint64_t term):
-        """Whether an entry of that index, not behind the last one, may be of that term: terms never fall."""
+        """Whether an entry of that index, not after the last one, may be of that term: terms never fall."""
         cdef size_t i = 0
         cdef uint64_t least = 0
         while i < self.count and self.last[i] < index:
@@ -198,7 +198,7 @@ cdef class Terms:
         return b"".join(RUN.pack(*run) for run in runs)
 
     def unpack(self, bytes packed):
-        """Takes runs as snapshots carry them, behind those taken so before; False when they do not add up."""
+        """Takes runs as snapshots carry them, after those taken so before; False when they do not add up."""
         for first, last, term in RUN.iter_unpack(packed):
             if not self.seen < first <= last < UNKNOWN_TERM or not term < UNKNOWN_TERM:
                 return False
@@ -260,7 +260,7 @@ cdef class Terms:
 cdef class RunList:
     """The entries that were applied but are in no frame yet, as runs `(last, term)`.
 
-    A run starts behind the one before it. Indexes never seen get a run of UNKNOWN_TERM, but only between
+    A run starts after the one before it. Indexes never seen get a run of UNKNOWN_TERM, but only between
     two terms: within one term, what lies between is certain.
     """
 

@@ -20,12 +20,12 @@ cdef class Capture:
     cdef Mapping mapping
     cdef const uint8_t *arena
     cdef uint64_t last_index, last_term
-    cdef bint newest                         # nothing was applied behind it when this was made
+    cdef bint newest                         # nothing was applied after it when this was made
     cdef uint64_t base_first, base_stop      # the base's records
     cdef uint64_t first                      # the first frame
-    cdef uint64_t stop                       # behind the last record that is included
-    cdef readonly uint64_t next_frame        # the first frame that begins there or behind
-    cdef uint64_t end                        # behind the last frame that was in the index when the map was copied
+    cdef uint64_t stop                       # after the last record that is included
+    cdef readonly uint64_t next_frame        # the first frame that begins there or after
+    cdef uint64_t end                        # after the last frame that was in the index when the map was copied
     cdef uint64_t *dead                      # the copy, [0, stop) of which holds as of the last included entry
     cdef uint64_t base_config, config_place
     cdef bint config_was_later

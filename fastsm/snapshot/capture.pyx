@@ -2,15 +2,15 @@
 
 Nothing is copied while the GIL is held, and nobody waits. Records never move, so the state as of entry L is: the put
 records up to L that no record of their key up to L follows. The dead map says which of them were followed by now.
-What it says too much is undone by the entries behind L: the keys that they wrote are gathered in a private table, and
+What it says too much is undone by the entries after L: the keys that they wrote are gathered in a private table, and
 for each of them the last record up to L is looked for among the dead. All other records are judged by one bit.
 
-    arena   | base … | frames up to L …           | frames behind L … |
+    arena   | base … | frames up to L …           | frames after L … |
     pass 1                                        | gather keys       |      only if there are any
     pass 2  | the dead ones among them: revive    |                          only then
     pass 3  | write what is not dead              |
 
-The map is copied first, and where the index has got to is looked up behind that: so whatever was marked meanwhile
+The map is copied first, and where the index has got to is looked up after that: so whatever was marked meanwhile
 comes from a frame that pass 1 sees. Of what pass 1 sees, the copy may lack the marks. So pass 2 looks at the map
 itself, which has them all: else it would revive a record whose successor, up to L as well, is not marked in the copy.
 
@@ -57,7 +57,7 @@ cdef enum:
 cdef class Capture:
     """What is live as of `last_included`, in the order in which it was written.
 
-    Made under the GIL in O(runs of terms). `find` and `write_records` do the work, without the GIL, beside any
+    Made under the GIL in O(runs of terms). `find` and `write_records` do the work, without the GIL, during any
     other use of the machine; they need only what they hold. One thread uses it.
     """
 
@@ -125,7 +125,7 @@ cdef class Capture:
         return (<const char *>self.arena + place)[:record_length(self.arena + place)]
 
     cdef void find_stop(self) noexcept nogil:
-        """Sets the place behind the last record that is included, and where the next frame behind it starts."""
+        """Sets the place after the last record that is included, and where the next frame after it starts."""
         cdef const uint8_t *record
         cdef Walk walk
         self.next_frame = self.first
@@ -149,23 +149,23 @@ cdef class Capture:
         cdef uint32_t count = frame_run_count(frame)
         return count == 0 or (<const Run *>(frame + FRAME_RUNS))[count - 1].last <= self.last_index
 
-    # ---- what the entries behind it have hidden --------------------------------------------------------
+    # ---- what the entries after it have hidden --------------------------------------------------------
 
     cdef int revive(self, tick) except -1:
-        """Unmarks, in the copy of the map, what only entries behind the last included one have overwritten."""
+        """Unmarks, in the copy of the map, what only entries after the last included one have overwritten."""
         cdef Table written = Table()
-        cdef Walk behind = walk_frames(self.arena, self.next_frame, self.end)
+        cdef Walk later = walk_frames(self.arena, self.next_frame, self.end)
         cdef Walk before = self.walk()
         self.written_sessions = Table()
         self.written_touches = Table()
-        behind.place, behind.stop = self.stop, self.next_frame
+        later.place, later.stop = self.stop, self.next_frame
         self.config_was_later = self.config_place and record_index(self.arena + self.config_place) > self.last_index
         if self.config_was_later:
             self.config_place = self.base_config
         self.clock_was_later = self.clock_place and record_index(self.arena + self.clock_place) > self.last_index
         if self.clock_was_later:
             self.clock = self.base_clock
-        self.pass_over(&behind, written, True, tick)
+        self.pass_over(&later, written, True, tick)
         self.pass_over(&before, written, False, tick)
         self.unmark_all(written, False)
         self.unmark_all(self.written_sessions, False)

@@ -88,7 +88,7 @@ class _Frame:
         self._head = bytearray()      # of the frame, then of each block
         self._wanted = 5              # bytes of it: magic, descriptor
         self._skip = 0                # bytes until the next head
-        self._checksum = 0            # bytes behind the last block
+        self._checksum = 0            # bytes after the last block
         self._in_blocks = self._last = False
 
     def error(self, expected: str, found: str) -> SnapshotFormatError:
@@ -121,7 +121,7 @@ class _Frame:
                 step = min(self._skip, len(piece) - at)
                 self._skip -= step
             elif self._done:
-                raise self.error("the end", f"{self._size - self._offset} bytes behind the frame")
+                raise self.error("the end", f"{self._size - self._offset} bytes after the frame")
             else:
                 step = min(self._wanted - len(self._head), len(piece) - at)
                 self._head += piece[at : at + step]

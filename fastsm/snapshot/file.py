@@ -1,7 +1,7 @@
 """A snapshot's file, read: its header, its parts, its two checksums, and whether the parts make sense.
 
 Nothing here needs a state machine. What is read is hostile until its checksum was compared, and after that, too:
-whoever makes a file can make its checksums. Memory stays bounded whatever the header says.
+who can make a file can make its checksums. Memory stays bounded whatever the header says.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Snapshot:
         return self._fd
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """The bytes of the file from ``offset`` on: ``size`` of them, fewer only at the end, none behind it.
+        """The bytes of the file from ``offset`` on: ``size`` of them, fewer only at the end, none after it.
 
         For sending a snapshot in pieces; :class:`fastsm.SnapshotReceiver` takes them. O(size).
         """
@@ -325,7 +325,7 @@ def check_state(
 ) -> None:
     """Reads a flat state to its end: ``SnapshotFormatError`` unless it is what the page of formats says.
 
-    ``again(stop)`` reads the state a second time up to ``stop``: the runs are walked beside the records, so that
+    ``again(stop)`` reads the state a second time up to ``stop``: the runs are walked in step with the records, so that
     no number of them takes memory.
     """
     stream = _Stream(pieces)
@@ -340,9 +340,9 @@ def check_state(
     if not known:
         raise bad_state(path, 0, "a membership of an entry in a run", f"index {index}")
     runs_end = head.membership_size + format.TERM_RUN_BYTES * head.runs
-    beside = _Stream(again(runs_end))
-    beside.skip(head.membership_size)
-    check_records(stream, head, check_runs(beside, head, path), path)
+    runs = _Stream(again(runs_end))
+    runs.skip(head.membership_size)
+    check_records(stream, head, check_runs(runs, head, path), path)
     if stream.take(1):
         raise bad_state(path, stream.offset, "the end", "more")
 
@@ -374,7 +374,7 @@ def check_runs(stream: _Stream, head: SnapshotHead, path: str) -> Iterator[tuple
             raise bad_state(path, stream.offset, f"{head.runs} runs", "the end")
         first, last, term = format.TERM_RUN_STRUCT.unpack(data)
         if not before < first <= last or term <= term_before:
-            expected = f"a run behind index {before}, of a term above {term_before}"
+            expected = f"a run after index {before}, of a term above {term_before}"
             raise bad_state(path, stream.offset, expected, f"{first} to {last}, term {term}")
         before, term_before = last, term
         yield first, last, term

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PART = f"{SNAPSHOT}.part"
 
 # The disk works while the network does, so that the last sync is short. After a power loss pages may be missing all
-# the same, behind the last sync. No mark of what is safe is kept: it would cost two more syncs each time, and all a
+# the same, after the last sync. No mark of what is safe is kept: it would cost two more syncs each time, and all a
 # restart would gain by it is what the checksum of the whole finds out anyway, in the rare case that it was a
 # power loss. Then the transfer starts over.
 SYNC_EVERY = 16 << 20
@@ -160,7 +160,7 @@ class SnapshotReceiver:
         return data
 
     def _look_at_head(self, fd: Descriptor, data: memoryview) -> None:
-        """The header, once it is there: before anything behind it is written."""
+        """The header, once it is there: before anything after it is written."""
         size = format.SNAPSHOT_HEADER_BYTES
         if self._head is None and self.offset + len(data) >= size:
             start = os.pread(fd.number, min(self.offset, size), 0)

@@ -1,6 +1,6 @@
 """How fast it is on this machine: a small comparison with a dict, and with LMDB and SQLite where there are any.
 
-Each store does the same seeded work, in interleaved rounds; what counts is the time beside the dict's in the same
+Each store does the same seeded work, in interleaved rounds; what counts is the ratio to the dict's time in the same
 round. The whole of it takes a minute or two.
 """
 
@@ -327,7 +327,7 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def beside(one: Measured, base: Measured, work: str) -> float | None:
+def ratio_to(one: Measured, base: Measured, work: str) -> float | None:
     """The median of the rounds' ratios to the dict's time in the same round; None where there is nothing to compare."""
     pairs = list(zip(one.rounds.get(work, ()), base.rounds.get(work, ()), strict=False))
     return statistics.median(mine / theirs for mine, theirs in pairs) if pairs else None
@@ -340,7 +340,7 @@ def table(found: list[Measured]) -> Iterator[tuple[str, ...]]:
     for work, unit in WORKS.items():
         cells = []
         for one in found:
-            value, ratio = one.median(work), beside(one, base, work)
+            value, ratio = one.median(work), ratio_to(one, base, work)
             text = "-" if value is None else number_text(value)
             cells.append(text if ratio is None or one is base else f"{text} ({ratio:.2g})")
         yield (f"{work}, {unit}", *cells)

@@ -350,7 +350,7 @@ def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
     if runs and not (runs[-1].last <= last.index and (runs[-1].term or 0) <= last.term):
         raise LoadError(number, f"expected runs up to last_applied, {last}, found {runs[-1]}")
     if line.get("base", [0, 0])[0]:
-        raise LoadError(number, "this log starts behind a base, so it is no state of its own; load a dump of the state")
+        raise LoadError(number, "this log starts after a base, so it is no state of its own; load a dump of the state")
     if not _is_deadline(line.get("clock", 0)):
         raise LoadError(number, f"expected a clock, in milliseconds since 1970, found {line['clock']!r}")
     if not _is_number(line.get("keys", 0)):
@@ -456,7 +456,7 @@ def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, b
     lines = (item for item in lines if item[1].get("operation") not in OF_THE_LOG)
 
     def place(item: tuple[int, Line]) -> LogId:
-        """Where a line belongs; behind the one before it, when it does not say."""
+        """Where a line belongs; after the one before it, when it does not say."""
         nonlocal last
         number, line = item
         found = line.get("index", last.index + 1), line.get("term", last.term)

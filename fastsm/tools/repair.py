@@ -195,7 +195,7 @@ class _Patient:
                 log.close()
                 continue
             cut = 0 if base_alone else max(0, self.used(log) - end)
-            lost = self.last_behind(log, end) if cut else None
+            lost = self.last_after(log, end) if cut else None
             if best is not None:
                 best[2].close()
             best = rank, Damage(
@@ -283,14 +283,14 @@ class _Patient:
             scan.judge_durable(current.durable_offset)
             descriptor = log.verification()[0]
             try:
-                scan.look_behind(descriptor)
+                scan.end_of_torn_tail(descriptor)
             finally:
                 descriptor.close()
         except CorruptionError as error:
             kept = self.last_of(log, scan.end)
             return Damage(
                 self.path, problem_of(error), log.head.generation, scan.end, kept,
-                max(0, self.used(log) - scan.end), self.last_behind(log, scan.end))
+                max(0, self.used(log) - scan.end), self.last_after(log, scan.end))
         try:
             scan.judge_snapshot(None)
         except CorruptionError as error:
@@ -319,7 +319,7 @@ class _Patient:
                 last = LogId(runs[-1][0], runs[-1][1] or 0)
         return last
 
-    def last_behind(self, log: Log, offset: int) -> LogId | None:
+    def last_after(self, log: Log, offset: int) -> LogId | None:
         """The last entry of the whole frames after the damage, if its own length and checksum lead to them."""
         buffer = memoryview(log.mapping)[log.start :]
         if offset + format.FRAME_STRUCT.size > log.allocated:
@@ -327,15 +327,15 @@ class _Patient:
         checksum, length, *_ = format.FRAME_STRUCT.unpack_from(buffer, offset)
         if length < format.FRAME_STRUCT.size or length % 8 or offset + length > log.allocated:
             return None
-        behind = Scan(
+        rest = Scan(
             log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index), offset + length, chain=checksum)
         with contextlib.suppress(CorruptionError):
-            behind.read_frames()
-        last = behind.last_applied()
-        return last if behind.frames else None
+            rest.read_frames()
+        last = rest.last_applied()
+        return last if rest.frames else None
 
     def used(self, log: Log) -> int:
-        """Where the last word of the log that is not zero ends: behind it is only room."""
+        """Where the last word of the log that is not zero ends: after it is only room."""
         buffer = memoryview(log.mapping)[log.start :]
         end = log.allocated
         while end > 0:

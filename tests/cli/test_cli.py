@@ -140,7 +140,7 @@ def test_without_its_extra_the_command_says_what_to_install(tmp_path, missing):
 
 
 def test_a_module_missing_inside_the_package_is_not_called_an_extra(tmp_path):
-    """A broken installation shows its traceback: installing the extra would not mend it."""
+    """A broken installation shows its traceback: installing the extra would not help."""
     done = run(tmp_path, "demo", code="import sys; sys.modules['fastsm.tools.demo'] = None; " + RUN.partition("; ")[2])
     assert done.returncode == 1
     assert "fastsm[cli]" not in done.stderr

@@ -1,4 +1,4 @@
-"""The commands that look, move and mend, as a user types them: what they print, and their status."""
+"""The commands that look, move and repair, as a user types them: what they print, and their status."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_dump_of_the_log_by_range(run, state):
 
 
 def test_snapshot_and_restore(run, state, tmp_path):
-    """A snapshot beside the directory, which is not touched; a new directory of it; never over one that is there."""
+    """A snapshot next to the directory, which is not touched; a new directory of it; never over one that is there."""
     done = run("snapshot", state, tmp_path / "out", "--compress", "zstd")
     assert done.exit_code == 0
     assert "as of entry 5 of term 2" in done.stdout
@@ -165,7 +165,7 @@ def test_compact_says_what_it_gave_back(run, state, tmp_path):
 
 
 def test_a_directory_in_use_is_read_and_not_changed(run, state, machine_at, tmp_path):
-    """What looks works beside the owner; what would change it is refused with the owner's process id."""
+    """What looks works next to the owner; what would change it is refused with the owner's process id."""
     machine = machine_at(state)
     for arguments in (["inspect", state], ["verify", state], ["dump", state], ["get", state, "user/anna"],
                       ["scan", state], ["snapshot", state, tmp_path / "out"]):

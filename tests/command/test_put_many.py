@@ -32,10 +32,10 @@ def as_batch(keys: Cells, values: Cells) -> bytes:
         for number, (key, value) in enumerate(zip(keys, values, strict=True)) if last[key] == number])
 
 
-def arrow(cells: Cells, dtype: str, *, before: bytes = b"", behind: bytes = b"") -> tuple[bytes, np.ndarray]:
+def arrow(cells: Cells, dtype: str, *, before: bytes = b"", after: bytes = b"") -> tuple[bytes, np.ndarray]:
     """The cells as ``(data, offsets)``, with bytes before and after that belong to none."""
     offsets = np.cumsum([len(before), *(len(cell) for cell in cells)])
-    return before + b"".join(cells) + behind, offsets.astype(dtype)
+    return before + b"".join(cells) + after, offsets.astype(dtype)
 
 
 def rows(cells: Cells) -> np.ndarray:
@@ -57,7 +57,7 @@ COLUMNS: dict[str, Callable[[Cells], Any]] = {
     "memoryviews with gaps": lambda cells: [memoryview(bytes(b for byte in c for b in (byte, 0)))[::2] for c in cells],
     "data and int32 offsets": lambda cells: arrow(cells, "int32"),
     "data and int64 offsets": lambda cells: arrow(cells, "int64"),
-    "a slice of data": lambda cells: arrow(cells, "int32", before=b"before", behind=b"behind"),
+    "a slice of data": lambda cells: arrow(cells, "int32", before=b"before", after=b"after"),
     "data as bytearray": lambda cells: (bytearray(arrow(cells, "int64")[0]), arrow(cells, "int64")[1]),
     "data as array": lambda cells: (np.frombuffer(arrow(cells, "int64")[0], np.uint8), arrow(cells, "int64")[1]),
     "offsets with gaps": lambda cells: (arrow(cells, "int64")[0], np.repeat(arrow(cells, "int64")[1], 2)[::2]),

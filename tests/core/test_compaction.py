@@ -59,7 +59,7 @@ def overwrite(machine: FastStateMachine, count: int, *, keys: int = 10, size: in
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_nothing_but_the_space_changes(tmp_path: Path, seed: int, contiguous: bool) -> None:
-    """State, terms, membership, metadata and ids are the same behind a compaction, a kill, and a clean close."""
+    """State, terms, membership, metadata and ids are the same after a compaction, a kill, and a clean close."""
     history = History(seed, contiguous=contiguous, large=False)
     model = MemoryStateMachine(contiguous=contiguous)
     machine = FastStateMachine(tmp_path / "0", contiguous=contiguous)

@@ -1,4 +1,4 @@
-"""The coroutines: their order, what blocks whom, cancellation, and what a failure does to what is queued behind."""
+"""The coroutines: their order, what blocks whom, cancellation, and what a failure does to what is queued after."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def called(wait: Callable[[], None]) -> None:
-    """Waits for something on another thread, beside the event loop."""
+    """Waits for something on another thread, next to the event loop."""
     await asyncio.get_running_loop().run_in_executor(None, wait)
 
 
@@ -264,7 +264,7 @@ def test_where_no_pages_can_be_prepared_no_chunk_runs_on_the_loop(directory: Pat
 
 
 def test_sync_on_apply_does_not_block_the_loop(directory: Path, machine_at: Opener) -> None:
-    """With sync="apply" even a small chunk waits for its sync beside the loop."""
+    """With sync="apply" even a small chunk waits for its sync next to the loop."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
 
@@ -362,10 +362,10 @@ def test_chunks_queued_behind_one_that_failed_fail_too(count: int, directory: Pa
         first = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
         await called(gate.wait)
         failing = asyncio.create_task(machine.apply_chunk([*put(2, LARGE), Entry(3, 1, b"")]))
-        behind = [asyncio.create_task(machine.apply_chunk(put(index))) for index in range(4, 4 + count)]
+        after = [asyncio.create_task(machine.apply_chunk(put(index))) for index in range(4, 4 + count)]
         await a_moment()
         gate.open()
-        results = await asyncio.gather(first, failing, *behind, return_exceptions=True)
+        results = await asyncio.gather(first, failing, *after, return_exceptions=True)
         assert results[0] == [True]
         assert isinstance(results[1], CommandError)
         assert [type(result) for result in results[2:]] == [OrderError] * count
@@ -398,13 +398,13 @@ def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at:
         disk.fail("write")
         failing = asyncio.create_task(machine.apply_chunk(put(1, LARGE)))
         await called(gate.wait)
-        behind = asyncio.create_task(machine.apply_chunk(put(2, LARGE)))
+        after = asyncio.create_task(machine.apply_chunk(put(2, LARGE)))
         await a_moment()
         failing.cancel()
         await a_moment()
         gate.open()
         with pytest.raises(OrderError) as caught:
-            await behind
+            await after
         assert isinstance(caught.value.__cause__, StorageError)
         assert machine.last_applied() == LogId(0, 0)
         assert await machine.apply_chunk(put(3, LARGE)) == [True]

@@ -350,7 +350,7 @@ def test_one_sync_at_a_time_fails_for_everyone_who_waits(directory: Path, machin
 
 
 def test_write_of_suspect_bytes_that_fails_poisons(directory: Path, tmp_path: Path, machine_at: Opener) -> None:
-    """When what is behind the watermark cannot be written again, nothing is durable and nothing goes on."""
+    """When what is after the watermark cannot be written again, nothing is durable and nothing goes on."""
     with FastStateMachine(directory) as machine:
         machine.apply(put(1))
         copy = crash_copy(directory, tmp_path / "copy")
@@ -484,7 +484,7 @@ def test_failed_write_leaves_the_state_as_it_was(
 
 
 def test_failed_write_that_cannot_be_taken_back_poisons(directory: Path, machine_at: Opener) -> None:
-    """When nobody can tell whether a frame is in the file, nothing is written behind it."""
+    """When nobody can tell whether a frame is in the file, nothing is written after it."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))

@@ -223,7 +223,7 @@ def test_read_only_and_stopped_machines_refuse(
     assert_untouched(follower, directory)
 
 
-# ---- beside others ---------------------------------------------------------------------------------------
+# ---- next to others ---------------------------------------------------------------------------------------
 
 
 def test_coroutines_keep_their_order(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
@@ -235,18 +235,18 @@ def test_coroutines_keep_their_order(source: MemoryStateMachine, follower: FastS
         return await asyncio.gather(
             follower.apply_chunk([(3, 1, fastsm.noop())]),
             follower.apply_snapshot_from_file(metadata, tmp_path / "source"),
-            follower.apply_chunk([(index + 1, term, fastsm.put(b"behind", b"1"))]),
+            follower.apply_chunk([(index + 1, term, fastsm.put(b"after", b"1"))]),
         )
 
     assert asyncio.run(story()) == [[True], None, [True]]
     assert follower.last_applied() == LogId(index + 1, term)
-    assert follower.get(b"behind") == b"1"
+    assert follower.get(b"after") == b"1"
 
 
 def test_readers_see_the_old_state_or_the_new_one(
     source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path
 ) -> None:
-    """``get_many`` beside installs, forth and back, never sees a mixture."""
+    """``get_many`` next to installs, forth and back, never sees a mixture."""
     old_metadata = follower.write_snapshot(tmp_path / "old")
     states = {tuple(follower.get_many(KEYS)), tuple(source.get_many(KEYS))}
     seen = set()

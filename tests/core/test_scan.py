@@ -33,7 +33,7 @@ def expected_scan(
 
 
 def fill(machine: FastStateMachine, pairs: dict[bytes, bytes]) -> None:
-    """One chunk that puts all pairs, behind what was applied."""
+    """One chunk that puts all pairs, after what was applied."""
     index = machine.last_applied().index + 1
     machine.apply([(index, 1, fastsm.put_many(list(pairs), list(pairs.values())))])
 
@@ -75,7 +75,7 @@ def test_scan_starts_behind_a_key_that_need_not_be_there(
 
 @pytest.mark.parametrize("page", [1, 2, 7, 1000])
 def test_pages_make_up_the_whole(directory: Path, machine_at: Opener, page: int) -> None:
-    """Page after page, each started behind the last key of the one before, gives every pair once."""
+    """Page after page, each started after the last key of the one before, gives every pair once."""
     machine = machine_at(directory)
     fill(machine, TRICKY)
     pages: Pairs = []

@@ -1,7 +1,7 @@
 """The promise to the host: what a snapshot includes, the host may drop from its own log when the call returns.
 
 The power fails at each moment of a life that writes snapshots. The snapshot's directory and the state's are drawn
-jointly, each on its own; a host whose log starts behind the last snapshot that returned must be able to go on.
+jointly, each on its own; a host whose log starts after the last snapshot that returned must be able to go on.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class Host:
                     self.entries += chunk
                     machine.apply(chunk)
                 self.write_snapshot(machine)
-                self.platter.note("behind the snapshot")
+                self.platter.note("after the snapshot")
                 if self.random.random() < 0.3:
                     machine.compact()
         finally:
             kill(machine)
 
     def write_snapshot(self, machine: FastStateMachine) -> None:
-        behind = [entry for entry in self.entries if entry.index > self.dropped.index]
-        index, term, _ = self.random.choice((*behind[-3:], behind[-1]))
+        after = [entry for entry in self.entries if entry.index > self.dropped.index]
+        index, term, _ = self.random.choice((*after[-3:], after[-1]))
         self.under_way = LogId(index, term)
         machine.write_snapshot(self.path / SHELF, self.under_way, compress=self.random.choice(("none", "zstd")))
         self.dropped, self.under_way = self.under_way, None
@@ -111,7 +111,7 @@ def violations(seed: int, planted: type[Platter], counts: Counter[str]) -> Itera
                 drawn = moment.draw(host.random)
                 counts["states"] += 1
                 counts["names lost"] += drawn.renamed
-                counts["behind a return"] += moment.dropped != LogId()
+                counts["after a return"] += moment.dropped != LogId()
                 try:
                     counts["under way, and known"] += judge(drawn, moment, host, root / "drawn")
                 except (AssertionError, FastsmError) as error:
@@ -128,7 +128,7 @@ def test_host_that_dropped_its_log_up_to_a_snapshot_can_go_on(monkeypatch: pytes
         assert not found, "\n".join(found[:5])
     print(dict(counts))
     assert counts["states"] >= 4_000
-    assert counts["behind a return"] >= 3_000
+    assert counts["after a return"] >= 3_000
     assert counts["names lost"] >= 200
     assert counts["under way, and known"] >= 50
 
@@ -171,7 +171,7 @@ def test_a_disk_that_does_not_sync_is_found(planted: type[Platter]) -> None:
 
 
 def test_metadata_before_the_rename_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot that gets its name behind the metadata's frame may be missing where the state tells of it."""
+    """A snapshot that gets its name after the metadata's frame may be missing where the state tells of it."""
     commit = PreparedSnapshot.commit
 
     def commit_late(prepared: PreparedSnapshot) -> None:

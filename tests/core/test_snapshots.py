@@ -243,7 +243,7 @@ def test_directory_is_made_and_file_replaced_whole(tmp_path: Path, directory: Pa
 
 
 def test_read_only_writes_a_snapshot_and_records_nothing(tmp_path: Path, directory: Path) -> None:
-    """A tool may take a snapshot beside a living owner, whose directory stays as it is."""
+    """A tool may take a snapshot next to a living owner, whose directory stays as it is."""
     with FastStateMachine(directory) as owner:
         owner.apply(history_of(3))
         owner.flush()
@@ -276,7 +276,7 @@ def test_options_of_the_machine_are_those_of_the_trait(tmp_path: Path, directory
 
 
 def test_point_of_a_coroutine_is_fixed_when_its_task_starts(tmp_path: Path, directory: Path) -> None:
-    """What is applied behind the start of ``generate_snapshot_data`` is not in the snapshot."""
+    """What is applied after the start of ``generate_snapshot_data`` is not in the snapshot."""
 
     async def story() -> None:
         task = asyncio.create_task(machine.generate_snapshot_data(tmp_path, None))

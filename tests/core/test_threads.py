@@ -276,7 +276,7 @@ def run(program: str, *arguments: str) -> None:
 
 
 def test_no_reader_sees_a_torn_chunk(directory: Path) -> None:
-    """Eight readers of every kind beside a writer: all keys of a group always carry the number of one chunk."""
+    """Eight readers of every kind next to a writer: all keys of a group always carry the number of one chunk."""
     run(TORN_CHUNKS, str(directory))
 
 

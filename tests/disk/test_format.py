@@ -80,7 +80,7 @@ def test_offsets_are_those_of_the_fields(first: str, last: str, fields: list[str
 
 
 def test_sizes_that_others_rely_on() -> None:
-    """Headers, runs and record headers are multiples of 8, so that everything behind them is aligned."""
+    """Headers, runs and record headers are multiples of 8, so that everything after them is aligned."""
     assert struct.calcsize(LOG) == format.LOG_HEADER_BYTES == START
     assert struct.calcsize(CURRENT) == 64
     assert struct.calcsize(SNAPSHOT_HEAD) == format.SNAPSHOT_HEADER_BYTES == 160
@@ -119,7 +119,7 @@ def test_headers_are_what_struct_makes() -> None:
 
 
 def test_headers_come_back() -> None:
-    """Unpacking gives what was packed; a log may go on behind its header."""
+    """Unpacking gives what was packed; a log may go on after its header."""
     assert format.unpack_log_head(format.pack_log_head(HEAD), "log") == HEAD
     assert format.unpack_log_head(format.pack_log_head(HEAD) + b"frames", "log") == HEAD
     assert format.unpack_current(format.pack_current(NAMED), "CURRENT") == NAMED
@@ -162,7 +162,7 @@ def test_a_header_cut_short_is_corruption(unpack: Any, packed: bytes) -> None:
 
 
 def test_current_has_one_size() -> None:
-    """Bytes behind CURRENT's end are refused."""
+    """Bytes after CURRENT's end are refused."""
     with pytest.raises(CorruptionError, match="65 bytes"):
         format.unpack_current(format.pack_current(NAMED) + b"\0", "CURRENT")
 
@@ -204,7 +204,7 @@ def test_reserved_bytes_are_refused() -> None:
     ("base", "size", "offset"), [((2**64 - 1, 0), 0, 32), ((0, 2**64 - 1), 0, 40), ((1, 1), 2**39 + 1, 48)]
 )
 def test_a_base_that_cannot_be_is_corruption(base: tuple[int, int], size: int, offset: int) -> None:
-    """A log behind an entry or a file that cannot be is refused, before any frame is looked at."""
+    """A log after an entry or a file that cannot be is refused, before any frame is looked at."""
     format.unpack_log_head(log_head(base=(2**64 - 2, 2**64 - 2), size=2**39), "log")
     with pytest.raises(CorruptionError) as caught:
         format.unpack_log_head(log_head(base=base, size=size), "log")
@@ -322,10 +322,10 @@ MALFORMED = {
     "a gap at the end": ([run(1, 1), run(2, GAP)], GOOD),
     "a record of no entry": ([], GOOD),
     "a record before its frame's entries": ([run(1, 1)], record(PUT, 0, b"k", b"v")),
-    "a record behind its frame's entries": ([run(1, 1)], record(PUT, 2, b"k", b"v")),
+    "a record after its frame's entries": ([run(1, 1)], record(PUT, 2, b"k", b"v")),
     "half a record": ([run(1, 1)], GOOD[:8]),
-    "a key that reaches behind the frame": ([run(1, 1)], struct.pack(RECORD, 1, 0, 9, PUT, 0) + bytes(8)),
-    "a value that reaches behind the frame": ([run(1, 1)], struct.pack(RECORD, 1, 9, 0, PUT, 0) + bytes(8)),
+    "a key that reaches past the frame": ([run(1, 1)], struct.pack(RECORD, 1, 0, 9, PUT, 0) + bytes(8)),
+    "a value that reaches past the frame": ([run(1, 1)], struct.pack(RECORD, 1, 9, 0, PUT, 0) + bytes(8)),
     "the largest value size": ([run(1, 1)], struct.pack(RECORD, 1, 2**32 - 1, 65_535, PUT, 0)),
     "operation 0": ([run(1, 1)], record(0, 1)),
     "operation 10": ([run(1, 1)], record(10, 1)),
@@ -391,7 +391,7 @@ def sealed_sizes(length: int, lag: int, count: int) -> bytes:
 NO_FRAME = {
     "a length that is no multiple of 8": frame(START, [], b"1234"),
     "a length below the header's": sealed_sizes(24, 0, 0),
-    "a length behind the end of the file": sealed_sizes(2**38, 0, 0),
+    "a length after the end of the file": sealed_sizes(2**38, 0, 0),
     "the largest length": sealed_sizes(2**64 - 8, 0, 0),
     "a watermark inside the header": frame(START, [], b"", lag=1),
     "more runs than the frame holds": frame(START, [run(1, 1)], b"", count=2),

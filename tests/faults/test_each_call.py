@@ -36,7 +36,7 @@ def outcomes(library: Path, fault: str, *scenes: str) -> dict[str, dict[str, int
     return found["outcomes"]
 
 
-@pytest.mark.parametrize(("fault", "scenes", "least"), [("kill", (), 500), ("kill behind", SOME, 200)])
+@pytest.mark.parametrize(("fault", "scenes", "least"), [("kill", (), 500), ("kill after", SOME, 200)])
 def test_a_kill_at_each_system_call_leaves_a_whole_state(
     library: Path, fault: str, scenes: tuple[str, ...], least: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Every bit of a snapshot of 8 KiB: as a file on its way in, and as the base that a log starts behind.
+"""Every bit of a snapshot of 8 KiB: as a file on its way in, and as the base that a log starts after.
 
 With those of a log of 4 KiB (`test_log_bits.py`) these are 98,304 bits, each tried in more than one mode.
 """

@@ -146,8 +146,8 @@ LARGEST = 2**64 - 1
 
 JOURNALS: dict[str, tuple[tuple[int, ...], list[tuple[int, int, int, bytes]]]] = {
     "a vote for what is no text": (EMPTY, [(VOTE, 1, 1, b"\xff\xfe")]),
-    "a cut far behind the end": (EMPTY, [*ENTRIES, (CUT, LARGEST - 7, 0, b"")]),
-    "a cut behind the end of nothing": (EMPTY, [(CUT, 2**40, 0, b"")]),
+    "a cut far past the end": (EMPTY, [*ENTRIES, (CUT, LARGEST - 7, 0, b"")]),
+    "a cut after the end of nothing": (EMPTY, [(CUT, 2**40, 0, b"")]),
     "a cut before the border": (EMPTY, [*ENTRIES, (START, 2, 1, b""), (CUT, 2, 0, b"")]),
     "a start after the end": (EMPTY, [*ENTRIES, (START, 4, 1, b"")]),
     "a start that is there already": (EMPTY, [*ENTRIES, (START, 2, 1, b""), (START, 2, 1, b"")]),
@@ -156,12 +156,12 @@ JOURNALS: dict[str, tuple[tuple[int, ...], list[tuple[int, int, int, bytes]]]] =
     "an entry that leaves a gap after a border": (EMPTY, [(BORDER, 7, 1, b""), (ENTRY, 9, 1, b"")]),
     "an entry whose term is below the border's": (EMPTY, [(BORDER, 7, 5, b""), (ENTRY, 8, 4, b"")]),
     "a base before everything": (EMPTY, [(BASE, 0, 1, b"")]),
-    "a start far behind the end": (EMPTY, [*ENTRIES, (START, LARGEST - 1, 0, b"")]),
+    "a start far past the end": (EMPTY, [*ENTRIES, (START, LARGEST - 1, 0, b"")]),
     "an entry of the largest number": (EMPTY, [(ENTRY, LARGEST, 1, b"")]),
     "an entry of the largest term": (EMPTY, [(ENTRY, 1, LARGEST, b"")]),
     "a base of the largest number": (EMPTY, [(BASE, LARGEST, 1, b"")]),
     "a state up to the largest number": ((1, LARGEST, 0, 0, 0, 0, 0, 0, 0), []),
-    "a state that keeps what is behind its end": ((9, 3, 0, 0, 0, 0, 0, 0, 0), ENTRIES),
+    "a state that keeps what is after its end": ((9, 3, 0, 0, 0, 0, 0, 0, 0), ENTRIES),
     "a state of a vote for what is no text": ((1, 0, 1, 1, 0, 0, 0, 0, 0), []),
 }
 

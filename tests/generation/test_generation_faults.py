@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("quiet", "quick_collections")
 
 @pytest.fixture(scope="module")
 def template() -> Iterator[Path]:
-    """A state with a base, a log behind it and a saved table; a snapshot of it; two that are newer."""
+    """A state with a base, a log after it and a saved table; a snapshot of it; two that are newer."""
     with memory_directory() as root:
         build_template(root)
         yield root
@@ -177,7 +177,7 @@ def state_of_copy(stage: Stage, root: Path) -> tuple[Any, ...]:
 def judge_running(
     stage: Stage, states: list[tuple[Any, ...]], error: Failed | None, before: list[str], here: str
 ) -> str:
-    """A machine that runs on, right behind the fault: in the old state, or in the new one if nothing was said."""
+    """A machine that runs on, right after the fault: in the old state, or in the new one if nothing was said."""
     machine = stage.machine
     stage.disk.forget()
     inside(machine).check()

@@ -1,4 +1,4 @@
-"""Snapshots, compactions and installs beside one thing that comes at the worst moment, step by step."""
+"""Snapshots, compactions and installs next to one thing that comes at the worst moment, step by step."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_chunks_at_every_step_of_the_work_are_neither_lost_nor_taken_too_early(
 def test_a_snapshot_as_of_each_chunk_installs_as_that_state(
     tmp_path: Path, directory: Path, machine_at: MachineAt
 ) -> None:
-    """What later chunks overwrote or deleted is there again, what was deleted before is not; so behind a compaction."""
+    """What later chunks overwrote or deleted is there again, what was deleted before is not; so after a compaction."""
     history = History(12, large=False)
     chunks = [history.chunk(5) for _ in range(24)]
     machine, other = machine_at(directory, auto_compact=False), machine_at(tmp_path / "other")
@@ -235,7 +235,7 @@ def test_compaction_does_not_carry_over_a_chunk_whose_sync_failed(directory: Pat
 
 
 def test_flush_beside_a_close_whose_sync_fails_fails_too(directory: Path) -> None:
-    """Who waits behind a close is not told that anything is durable when it is not."""
+    """Who waits after a close is not told that anything is durable when it is not."""
     disk = Disk()
     machine = FastStateMachine(directory, _files=disk.files)
     machine.apply(entries(1, 3))
@@ -380,7 +380,7 @@ def test_nothing_begins_behind_a_close(tmp_path: Path, directory: Path) -> None:
 def test_a_chunk_is_applied_although_no_thread_can_be_had_to_compact(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What calls for compaction comes behind the chunk: it is no error of ``apply``, and is called for again."""
+    """What calls for compaction comes after the chunk: it is no error of ``apply``, and is called for again."""
     machine = FastStateMachine(directory, compact_ratio=0, compact_floor=0, retain_entries=0)
     refused = []
 

@@ -136,7 +136,7 @@ COMMON = """
                     except self.allowed(name) as error:
                         self.counts[name + ": " + type(error).__name__] += 1
             except BaseException:
-                self.errors.append(f"{name} beside {self.names}: " + traceback.format_exc())
+                self.errors.append(f"{name} next to {self.names}: " + traceback.format_exc())
                 self.ending.set()
 
         def play(self, names, seconds):
@@ -221,7 +221,7 @@ def test_any_two_calls_at_once_end_well(tmp_path: Path) -> None:
 
 
 def test_eight_readers_beside_snapshots_and_compactions(tmp_path: Path) -> None:
-    """With compaction asked for and coming by itself behind each chunk: no reader sees a torn chunk."""
+    """With compaction asked for and coming by itself after each chunk: no reader sees a torn chunk."""
     run(EIGHT_READERS, tmp_path)
 
 

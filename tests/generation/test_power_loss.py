@@ -45,15 +45,15 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
     # A simulator that does nothing finds nothing: each class of states and of points must have been there.
     assert counts["torn within a page"] >= 1_000
     assert counts["names lost"] >= 500
-    assert counts["behind 1 crashes"] >= 1_000
-    assert counts["behind 2 crashes"] >= 1_000
+    assert counts["after 1 crashes"] >= 1_000
+    assert counts["after 2 crashes"] >= 1_000
     assert counts["recovered in full"] >= 1_000
     assert counts["recovered less"] >= 1_000
     assert counts["with expect_applied"] >= 5_000
     assert counts["failed syncs"] >= 50
     assert counts["applied during a sync"] >= 15
     assert counts["kills"] >= 50
-    assert counts["behind a base"] >= 5_000
+    assert counts["after a base"] >= 5_000
     assert counts["by a saved table"] >= 1_000
     assert counts["with a snapshot"] >= 3_000
     for trait in ("gaps", 'sync="apply"', "frames over 64 KiB", "rare flushes", "frequent flushes", "saved tables"):
@@ -64,7 +64,7 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
             assert counts[f"{when} {what}"] > 0, f"no state of a moment {when} {what}"
     operations = ("apply", "flush", "save", "update", "clear", "close", "overlap", "open")
     for operation in (*operations, "snapshot", "install", "compact"):
-        assert counts[f"behind {operation}"] > 0, f"no state of a moment behind {operation}"
+        assert counts[f"after {operation}"] > 0, f"no state of a moment after {operation}"
 
 
 # ---- planted faults -------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_nothing_that_counted_is_gone_after_a_failed_sync(
     assert machine.durable() == LogId(5, 1)
     machine.flush()
     assert machine.durable() == LogId(19, 1)
-    point = Point(platter, "behind the flush")
+    point = Point(platter, "after the flush")
     kill(machine)
     platter.close()
 
@@ -151,7 +151,7 @@ def test_flush_behind_a_switch_that_was_not_synced(
     assert machine.last_applied() == LogId()
     machine.apply([(1, 2, fastsm.put(b"new", b"2"))])
     machine.flush()
-    point = Point(platter, "behind the flush")
+    point = Point(platter, "after the flush")
     kill(machine)
     platter.close()
 
@@ -225,7 +225,7 @@ def test_rename_happens_as_a_whole_or_not(tmp_path: Path) -> None:
         directory.replace_file("CURRENT", b"old")
         directory.sync_directory = lambda: None  # type: ignore[method-assign]
         directory.replace_file("CURRENT", b"new")
-        point = Point(platter, "behind the rename")
+        point = Point(platter, "after the rename")
     finally:
         directory.close()
         platter.close()
@@ -254,7 +254,7 @@ def test_stores_through_a_mapping_are_seen(tmp_path: Path) -> None:
     before = len(moments)
     machine.apply([(2, 1, fastsm.put(b"b", b"2" * 5000))])
     assert len(moments) == before
-    point = Point(platter, "behind apply")
+    point = Point(platter, "after apply")
     kill(machine)
     platter.close()
     point.killed().build(tmp_path / "killed")

@@ -1,7 +1,7 @@
 """What opening a damaged directory does: a torn tail is cut, anything else is a CorruptionError.
 
 Two subjects. The *unclean* one was killed: three chunks that a later frame knows to be durable, three that no
-frame knows of, zeros behind them. The *clean* one was closed: CURRENT knows how long its log is.
+frame knows of, zeros after them. The *clean* one was closed: CURRENT knows how long its log is.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def page_in(subject: Subject, frame: int) -> int:
 
 TORN = {
     "nothing is wrong": (lambda s: None, 6),
-    "the zeros behind the end are gone": (lambda s: s.cut(s.end), 6),
+    "the zeros after the end are gone": (lambda s: s.cut(s.end), 6),
     "the last frame is cut in its middle": (lambda s: s.cut(sum(s.frames[5]) // 2 & ~7), 5),
     "the last frame is gone, zeros in its place": (lambda s: s.patch(s.frames[5][0], bytes(100)), 5),
     "one bit of the last frame's value is flipped": (lambda s: s.flip(s.frames[5][0] + 80), 5),
@@ -204,17 +204,17 @@ TORN = {
     "the last frame's length is huge": (lambda s: s.patch(s.frames[5][0] + 8, b"\xf8" * 8), 5),
     "the last frame's run count is huge": (lambda s: s.patch(s.frames[5][0] + 20, b"\xff" * 4), 5),
     "only the header of the last frame was written": (lambda s: s.patch(s.frames[5][0] + 24, bytes(200)), 5),
-    "a bit is flipped behind the watermark, a later frame is whole": (lambda s: s.flip(s.frames[4][0] + 99), 4),
-    "a page is zero behind the watermark, a later frame is whole": (
+    "a bit is flipped after the watermark, a later frame is whole": (lambda s: s.flip(s.frames[4][0] + 99), 4),
+    "a page is zero after the watermark, a later frame is whole": (
         lambda s: s.patch(page_in(s, 4), bytes(PAGE)), 4),
-    "the first frame behind the watermark is zero, later ones are whole": (
+    "the first frame after the watermark is zero, later ones are whole": (
         lambda s: s.patch(s.frames[3][0], bytes(s.frames[3][1] - s.frames[3][0])), 3),
-    "everything behind the watermark is garbage": (
+    "everything after the watermark is garbage": (
         lambda s: s.patch(s.frames[3][0], garbage(s.end - s.frames[3][0])), 3),
     "garbage follows the end": (lambda s: s.patch(s.end, garbage(10_000)), 6),
     "garbage follows the end, after a hole": (lambda s: s.patch(s.end + 50_000, garbage(10_000)), 6),
     "a frame of another log of the same history takes the last one's place": (frame_of_another_log, 5),
-    "an earlier frame of this log is repeated behind the end": (earlier_frame_moved_to_the_end, 6),
+    "an earlier frame of this log is repeated after the end": (earlier_frame_moved_to_the_end, 6),
     "the last frame is found where another one was": (last_frame_where_another_was, 3),
     "one byte follows the end": (lambda s: (s.cut(s.end), s.patch(s.end, b"x")), 6),
     "a sparse tail of 1 TiB follows the end": (lambda s: s.cut(1 << 40), 6),
@@ -225,19 +225,19 @@ TORN = {
 
 @pytest.mark.parametrize("sentence", TORN)
 def test_torn_tail_is_cut(sentence: str, unclean: Subject) -> None:
-    """What is wrong behind the last watermark is torn: the whole chunks before it are recovered."""
+    """What is wrong after the last watermark is torn: the whole chunks before it are recovered."""
     damage, chunks = TORN[sentence]
     damage(unclean)
     stats = assert_recovers(unclean.directory, chunks)
     assert stats.recovery.log_bytes == unclean.frames[chunks - 1][1]
     assert not stats.recovery.clean
-    # What told the watermark is a frame behind it: without one, nothing is known to be durable.
+    # What told the watermark is a frame after it: without one, nothing is known to be durable.
     assert stats.durable == (LogId(5, 2) if chunks > FLUSHED else LogId(0, 0))
     if chunks < 6:
         assert stats.recovery.torn_bytes > 0 or "gone" in sentence or "zero" in sentence
     else:
-        behind = any(word in sentence for word in ("garbage", "repeated", "one byte"))
-        assert (stats.recovery.torn_bytes > 0) == behind
+        after = any(word in sentence for word in ("garbage", "repeated", "one byte"))
+        assert (stats.recovery.torn_bytes > 0) == after
 
 
 CORRUPT = {
@@ -258,7 +258,7 @@ CORRUPT = {
     "a page before the watermark is zero": (lambda s: s.patch(page_in(s, 2), bytes(PAGE)), "log-1", "frame 2"),
     "two frames before the watermark are exchanged": (
         lambda s: s.patch(HEADER, s.piece(*s.frames[1]) + s.piece(*s.frames[0])), "log-1", "frame 0"),
-    "frames before the watermark and all but the last behind it are garbage": (
+    "frames before the watermark and all but the last after it are garbage": (
         lambda s: s.patch(HEADER, garbage(s.frames[5][0] - HEADER)), "log-1", "frame 0"),
     "a FIFO is in the place of the log": (replace_by("FIFO", "log-1"), "log-1", None),
     "a symbolic link is in the place of the log": (replace_by("link", "log-1"), "log-1", None),
@@ -336,7 +336,7 @@ def test_log_damaged_after_a_clean_close_is_corrupt(clean: Subject) -> None:
 
 
 def test_tail_of_zeros_after_a_clean_close_is_only_trimmed(clean: Subject) -> None:
-    """Zeros behind the end of a log are room that was allocated ahead."""
+    """Zeros after the end of a log are room that was allocated ahead."""
     clean.cut(clean.end + 300_000)
     stats = assert_recovers(clean.directory, 6)
     assert stats.recovery.torn_bytes == 0
@@ -389,7 +389,7 @@ def test_empty_directory_with_an_expectation_is_corruption(directory: Path) -> N
 
 
 def test_first_flush_writes_again_what_no_sync_is_known_to_cover(unclean: Subject) -> None:
-    """After an unclean end everything behind the watermark is written again, byte for byte, before the sync."""
+    """After an unclean end everything after the watermark is written again, byte for byte, before the sync."""
     start, stop = unclean.frames[2][1], unclean.end
     expected = unclean.piece(start, stop)
     disk = Disk()
@@ -441,7 +441,7 @@ def test_clean_end_leaves_nothing_suspect(clean: Subject) -> None:
 
 
 def test_torn_tail_is_gone_from_the_disk_before_anything_is_written(unclean: Subject) -> None:
-    """The cut is synced at opening, so that a torn frame cannot come back behind new ones."""
+    """The cut is synced at opening, so that a torn frame cannot come back after new ones."""
     unclean.flip(unclean.frames[5][0] + 30)
     disk = Disk()
     with FastStateMachine(unclean.directory, _files=disk.files) as machine:

@@ -76,6 +76,6 @@ def test_every_flipped_bit_leaves_a_right_prefix_after_an_unclean_end() -> None:
             if bit < 8 * watermark:
                 assert outcome == "corrupt", f"bit {bit}, known durable, was not noticed: opened at {applied}"
             else:
-                assert outcome == "open", f"bit {bit}, behind the watermark, is torn, not corrupt"
+                assert outcome == "open", f"bit {bit}, after the watermark, is torn, not corrupt"
                 assert ends[7] <= applied < ends[-1]
                 assert values == right[applied]

@@ -50,7 +50,7 @@ def observed(machine: FastStateMachine) -> dict[str, Any]:
 
 
 def small_state(path: Path) -> dict[str, Any]:
-    """A base, a log behind it, and a table of one segment, closed cleanly; what it holds."""
+    """A base, a log after it, and a table of one segment, closed cleanly; what it holds."""
     history = History(1, large=False)
     machine = FastStateMachine(path, retain_entries=0)
     for _ in range(30):
@@ -125,7 +125,7 @@ def test_a_small_state_needs_no_table(directory: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("seed", range(6))
 def test_frames_behind_the_table_are_read(tmp_path: Path, seed: int, machine_at: Opener) -> None:
-    """After a kill the table serves for its part of the log, and the rest is read behind it."""
+    """After a kill the table serves for its part of the log, and the rest is read after it."""
     path = tmp_path / "state"
     before = small_state(path)
     machine = machine_at(path)
@@ -173,7 +173,7 @@ def test_snapshot_metadata_is_in_the_table(tmp_path: Path, directory: Path) -> N
 
 
 def test_compaction_and_install_save_a_table_too(tmp_path: Path, directory: Path) -> None:
-    """A kill behind a compaction or an install finds a table that serves for what was carried over."""
+    """A kill after a compaction or an install finds a table that serves for what was carried over."""
     with FastStateMachine(directory) as machine:
         machine.apply(entries(1, [fastsm.put(b"%d" % i, b"%d" % i) for i in range(100)]))
         machine.compact(machine.last_applied())
@@ -371,14 +371,14 @@ UNSOUND: dict[str, Callable[[TableFile], object]] = {
     "an offset before the frames": lambda t: t.change(log_offset=88),
     "an offset of 0": lambda t: t.change(log_offset=0),
     "an offset that is no frame's": lambda t: t.change(log_offset=t.saved.log_offset - 1),
-    "an offset behind the log": lambda t: t.change(log_offset=t.saved.log_offset + 8),
+    "an offset after the log": lambda t: t.change(log_offset=t.saved.log_offset + 8),
     "the largest offset": lambda t: t.change(log_offset=2**64 - 1),
     "another place of the log": lambda t: t.change(log_start=t.saved.log_start + 65_536),
     "one key more": lambda t: t.change(keys=t.saved.keys + 1),
     "no keys": lambda t: t.change(keys=0),
     "more live bytes than there are": lambda t: t.change(live_bytes=2**63),
-    "a config place behind the end": lambda t: t.change(config_place=2**64 - 16),
-    "a config place just behind the end": lambda t: t.change(config_place=t.saved.log_start + t.saved.log_offset - 8),
+    "a config place after the end": lambda t: t.change(config_place=2**64 - 16),
+    "a config place just after the end": lambda t: t.change(config_place=t.saved.log_start + t.saved.log_offset - 8),
     "a config place that is a put's": lambda t: t.change(config_place=next(t.slots())[1] % 2**36 * 8),
     "a config place in the header": lambda t: t.change(config_place=8),
     "a config place between base and log": lambda t: t.change(config_place=t.saved.log_start - 16),
@@ -387,7 +387,7 @@ UNSOUND: dict[str, Callable[[TableFile], object]] = {
     "runs that fall": lambda t: t.set("QQ", t.sections.runs, 2, 1),
     "metadata of another size": lambda t: t.change(metadata_size=41),
     "one dead word too many": lambda t: set_dead(t, ((t.saved.log_start + t.saved.log_offset) >> 10) + 2),
-    "a directory entry behind the segments": lambda t: t.set("I", t.sections.directory, t.saved.segments),
+    "a directory entry after the segments": lambda t: t.set("I", t.sections.directory, t.saved.segments),
     "the largest directory entry": lambda t: t.set("I", t.sections.directory, 2**32 - 1),
     "a full segment": full_segment,
     "a segment that counts more": lambda t: t.set("I", t.sections.segments + 8 * 4096, 1),
@@ -395,7 +395,7 @@ UNSOUND: dict[str, Callable[[TableFile], object]] = {
     "the deepest segment": lambda t: t.set("I", t.sections.segments + 8 * 4096 + 4, 2**32 - 1),
     "a place of 0": lambda t: t.move(last_slot(t), 0),
     "a place in the first record": lambda t: t.move(last_slot(t), 8),
-    "a place behind the end": lambda t: t.move(last_slot(t), t.saved.log_start + t.saved.log_offset - 8),
+    "a place after the end": lambda t: t.move(last_slot(t), t.saved.log_start + t.saved.log_offset - 8),
     "the largest place": lambda t: t.move(last_slot(t), 2**39 - 8),
     "bytes that are not zero in a segment": lambda t: t.set("Q", t.sections.segments + 8 * 4096 + 8, 1),
     "bytes that are not zero before the segments": lambda t: t.set("Q", t.sections.segments - 8, 1),

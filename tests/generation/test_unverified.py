@@ -32,7 +32,7 @@ def _always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def state(directory: Path) -> Path:
-    """A base with the key ``base``, a log behind it with the key ``log``, and a table; closed cleanly."""
+    """A base with the key ``base``, a log after it with the key ``log``, and a table; closed cleanly."""
     with FastStateMachine(directory) as machine:
         machine.apply(entries(1, [fastsm.put(b"base", b"in the base"), fastsm.config(b"members")]))
         machine.compact(machine.last_applied())
@@ -96,10 +96,10 @@ def test_full_verification_of_a_sound_state(state: Path, machine_at: Opener) -> 
 @pytest.mark.parametrize("name", ["base", "log"])
 @pytest.mark.parametrize("end", ["clean", "killed"])
 def test_background_verification_poisons_all_calls(tmp_path: Path, state: Path, name: str, end: str) -> None:
-    """Damage found beside the owner is the error of every call; closing writes nothing, and reopening finds it."""
+    """Damage found next to the owner is the error of every call; closing writes nothing, and reopening finds it."""
     if end == "killed":
         with FastStateMachine(state) as machine:
-            machine.apply(entries(5, [fastsm.put(b"behind", b"the table")]))
+            machine.apply(entries(5, [fastsm.put(b"after", b"the table")]))
             state = crash_copy(state, tmp_path / "killed")
     path, offset = damage(state, name)
     machine = FastStateMachine(state)
@@ -238,7 +238,7 @@ print("grown")
 
 
 def test_a_key_size_damaged_at_the_end_of_the_log_is_read_within_the_arena(directory: Path, tmp_path: Path) -> None:
-    """Keys are hashed again when their segment splits, however long they say they are, and behind a cut tail, too."""
+    """Keys are hashed again when their segment splits, however long they say they are, and after a cut tail, too."""
     keys = [b"%d" % i for i in range(24_000)]
     with FastStateMachine(directory) as machine:
         for start in range(0, len(keys), 1_000):

@@ -1,4 +1,4 @@
-"""verify: every byte on disk is read again and checked, beside whoever reads and writes."""
+"""verify: every byte on disk is read again and checked, next to readers and a writer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Makes the golden files again: `python tests/golden/regenerate.py`, and the example of docs/format.md.
 
 Only while the formats are version 0. From the first tagged release on these files are what that release
-wrote, and are never made again: a later version gets files of its own beside them.
+wrote, and are never made again: a later version gets files of its own next to them.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def print_example(folder: Path) -> None:
 
 
 def keep(source: Path, name: str) -> None:
-    """Puts a folder's files beside this script."""
+    """Puts a folder's files next to this script."""
     shutil.rmtree(HERE / name, ignore_errors=True)
     shutil.copytree(source, HERE / name, ignore=shutil.ignore_patterns("LOCK", "PUBLISHED"))
 
 
 def main() -> None:
-    """Replaces the files beside this script, and prints the example."""
+    """Replaces the files next to this script, and prints the example."""
     folder = Path(tempfile.mkdtemp())
     with mock.patch("os.urandom", random.Random(0).randbytes):
         with FastStateMachine(folder / "state", contiguous=False) as machine:

@@ -20,7 +20,7 @@ SMALL = {"journal_bytes": 1 << 20, "ratio": 0.0, "least_seconds": 0.5, "trailing
 
 
 def shorter_than(cluster: Cluster, number: int, first: int) -> None:
-    """Waits until a node's journal begins behind an entry."""
+    """Waits until a node's journal begins after an entry."""
     wait_for(lambda: cluster.call(number, "status")["first_index"] > first or None, "a shorter journal")
 
 

@@ -71,7 +71,7 @@ def holds(found: Restart, index: int, term: int) -> bool:
 
 
 def judge(moment: Moment, root: Path, counts: Counter[str]) -> None:
-    """Every node keeps its promises; whoever may be elected holds every acknowledged write."""
+    """Every node keeps its promises; each that may be elected holds every acknowledged write."""
     found = {}
     try:
         for number, address in enumerate(ADDRESSES):

@@ -44,9 +44,9 @@ def wait(cluster: SimulatedCluster, condition: Callable[[], object], *, write: b
 
 def shortened(cluster: SimulatedCluster, follower: str) -> bool:
     """Whether no journal goes back to what the follower has."""
-    behind = cluster.nodes[follower].journal.last_index
+    after = cluster.nodes[follower].journal.last_index
     others = [node for address, node in cluster.nodes.items() if address != follower]
-    return all(node.journal.first_index > behind + 1 for node in others)
+    return all(node.journal.first_index > after + 1 for node in others)
 
 
 def sending(cluster: SimulatedCluster) -> tuple[str, str]:

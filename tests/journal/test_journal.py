@@ -324,11 +324,11 @@ def live(seed: int, root: Path, durable: bool, planted: type[Platter] = Platter)
     rhythm = model.random.choice((0.05, 0.3))
     for _ in range(40):
         model.invent(journal)
-        moments.append(Moment(platter, "behind an operation", model.history, synced))
+        moments.append(Moment(platter, "after an operation", model.history, synced))
         if model.random.random() < rhythm:
             journal.sync()
             synced = len(model.history) - 1
-            moments.append(Moment(platter, "behind a sync", model.history, synced))
+            moments.append(Moment(platter, "after a sync", model.history, synced))
         if model.random.random() < 0.1:
             journal.remove_retired()
     journal.abandon()

@@ -25,7 +25,7 @@ SHAPES = {
     "a shared kilobyte": [KILOBYTE + DICE.randbytes(8) for _ in range(5_000)],
     "many shared kilobytes": [b"%03d" % (i % 100) + KILOBYTE + b"%d" % i for i in range(5_000)],
     "zeros": [bytes(size) for size in range(3_000)],
-    "zeros behind text": [b"text" + bytes(i % 97) + b"%d" % (i // 97) * (i % 2) for i in range(6_000)],
+    "zeros after text": [b"text" + bytes(i % 97) + b"%d" % (i // 97) * (i % 2) for i in range(6_000)],
     "ones": [b"\xff" * size for size in range(3_000)],
     "one byte of two": [bytes(DICE.choice(b"\x00\xff") for _ in range(DICE.randrange(40))) for _ in range(10_000)],
     "up to the longest": [b"k" * size for size in range(65_535, 65_100, -1)] + [b"", b"k"],

@@ -1,4 +1,4 @@
-"""FastStateMachine beside its model: whatever is done to both, they agree.
+"""FastStateMachine compared with its model: whatever is done to both, they agree.
 
 One random walk serves all configurations: contiguous or not, sync="flush" or "apply", frames stored through
 the mapping or written with pwrite, with or without saved tables and compaction by itself. A crash of the process is a
@@ -312,7 +312,7 @@ class Comparison(RuleBasedStateMachine):
         replayed=st.booleans(),
     )
     def apply_wrong(self, wrong: str, before: list[Any], replayed: bool) -> None:
-        """A chunk with one thing wrong, behind good entries: nothing of it is applied."""
+        """A chunk with one thing wrong, after good entries: nothing of it is applied."""
         self.step("apply_wrong")
         last = self.model.last_applied()
         chunk: list[Any] = [Entry(*log_id, b"") for log_id in self.seen[-2:]] if replayed else []
@@ -397,7 +397,7 @@ class Comparison(RuleBasedStateMachine):
         term_step=st.sampled_from([0, 0, 0, -1, 1]), attachment=st.sampled_from([b"", b"raft's"]), then=reopenings,
     )
     def write_snapshot(self, back: int, index_step: int, term_step: int, attachment: bytes, then: str) -> None:
-        """As of an entry, a made-up id between two, one in front of the base or behind last applied: equal files."""
+        """As of an entry, a made-up id between two, one in front of the base or after last applied: equal files."""
         self.step("write_snapshot")
         index, term = self.seen[-back] if 0 < back <= len(self.seen) else self.model.last_applied()
         log_id = LogId(max(0, index + index_step), max(0, term + term_step))
@@ -449,7 +449,7 @@ class Comparison(RuleBasedStateMachine):
     @precondition(lambda self: self.model.is_running())
     @rule(share=st.floats(0, 1), default=st.booleans(), then=reopenings)
     def compact(self, share: float, default: bool, then: str) -> None:
-        """Up to any entry behind the base: nothing of the state changes."""
+        """Up to any entry after the base: nothing of the state changes."""
         self.step("compact")
         before = self.fast.stats()
         up_to = before.base.index + round(share * (before.last_applied.index - before.base.index))

@@ -1,4 +1,4 @@
-"""read_only: the state at the time of opening, beside a living owner, and nothing is touched."""
+"""read_only: the state at the time of opening, next to a living owner, and nothing is touched."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_what_is_no_file_of_the_state_is_a_typed_error(closed: Path, name: str, 
         assert (now.st_mode, now.st_ino, now.st_size) == (before.st_mode, before.st_ino, before.st_size)
 
 
-# ---- beside an owner who goes on -----------------------------------------------------------------------
+# ---- next to an owner who goes on -----------------------------------------------------------------------
 
 
 def test_it_opens_at_any_moment_beside_an_owner(directory: Path) -> None:

@@ -24,7 +24,7 @@ STORM = """
     faulthandler.dump_traceback_later(40, exit=True)
     path, name = sys.argv[1:3]
     options = {"sync": "apply"} if name == "apply and sync" else {}
-    beside = name == "flush beside others"
+    beside = name == "flush next to others"
     rng = random.Random(name)
     KEYS = [b"key-%d" % i for i in range(2000)]
 
@@ -120,7 +120,7 @@ STORM = """
 
     calls = {"apply": apply, "apply and sync": apply, "small apply": small_apply, "flush": flush, "get_many": get_many,
              "scan": scan, "columns": columns, "verify": lambda: machine.verify(), "hard state": hard_state,
-             "stop and start": stop_and_start, "flush beside others": flush, "clear": lambda: machine.clear(),
+             "stop and start": stop_and_start, "flush next to others": flush, "clear": lambda: machine.clear(),
              "close": close, "open": open_again}
     call = calls[name]
     machine.apply(chunk(1, 10))
@@ -138,7 +138,7 @@ STORM = """
     descriptors = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline:
-        if name in ("flush", "flush beside others", "hard state", "stop and start", "clear", "close"):
+        if name in ("flush", "flush next to others", "hard state", "stop and start", "clear", "close"):
             machine.apply(chunk(machine.last_applied().index + 1, 10))
         elif call is small_apply:
             machine.apply(chunk(machine.last_applied().index + 1, 0))
@@ -296,7 +296,7 @@ def run(program: str, *arguments: str) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        "apply", "apply and sync", "small apply", "flush", "flush beside others", "hard state", "stop and start",
+        "apply", "apply and sync", "small apply", "flush", "flush next to others", "hard state", "stop and start",
         "get_many", "scan", "columns", "verify", "clear", "close", "open",
     ],
 )  # fmt: skip

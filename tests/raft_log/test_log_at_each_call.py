@@ -24,7 +24,7 @@ def outcomes(library: Path, fault: str) -> dict[str, dict[str, int]]:
     return ended
 
 
-@pytest.mark.parametrize("fault", ["kill", "kill behind"])
+@pytest.mark.parametrize("fault", ["kill", "kill after"])
 def test_a_kill_at_each_system_call_leaves_what_had_returned(library: Path, fault: str) -> None:
     """Killed before the n-th call, or when it is done (a write half), for every n: the log after the calls that had
     returned, or after the next one, or with a prefix of its entries; and no vote that was given is gone.

@@ -63,7 +63,7 @@ def test_another_size_than_was_said_is_a_format_error(data: bytes) -> None:
 
 
 def test_a_frame_cut_anywhere_is_a_format_error() -> None:
-    """Also when only its end is missing, behind all of its content."""
+    """Also when only its end is missing, after all of its content."""
     data = random.Random(2).randbytes(500) * 3
     for checksum in (False, True):
         frame = zstandard.ZstdCompressor(write_checksum=checksum).compress(data)
@@ -77,9 +77,9 @@ def test_a_frame_cut_anywhere_is_a_format_error() -> None:
 @pytest.mark.parametrize("tail", [b"\0", b"tail", compressed(b""), compressed(b"x"), b"\x50\x2a\x4d\x18" + bytes(4)],
                          ids=["zero", "bytes", "an empty frame", "a frame", "a skippable frame"])
 def test_anything_behind_the_frame_is_a_format_error(tail: bytes) -> None:
-    """There is one frame, and nothing behind it."""
+    """There is one frame, and nothing after it."""
     for data in (b"", b"x", bytes(3 << 20)):
-        with pytest.raises(SnapshotFormatError, match="behind the frame"):
+        with pytest.raises(SnapshotFormatError, match="after the frame"):
             expand(compressed(data) + tail, len(data))
         with pytest.raises(SnapshotFormatError):
             expand(compressed(data) + tail, len(data) + 1)

@@ -47,7 +47,7 @@ def head_after(base: bytes) -> bytes:
 
 
 def write_base(directory: Path, base: bytes, *frames: bytes, codec: int = 0) -> None:
-    """A directory of generation 1 whose log starts behind a base."""
+    """A directory of generation 1 whose log starts after a base."""
     directory.mkdir()
     (directory / "base-1").write_bytes(base)
     (directory / "log-1").write_bytes(head_after(base) + b"".join(frames))
@@ -100,11 +100,11 @@ BAD_BASES = {
     "two records of one key, counted as one": snapshot((7, 3), RUNS, [RECORDS[0], RECORDS[0]], keys=1),
     "an index that falls": snapshot((7, 3), RUNS, RECORDS[::-1]),
     "a record of an entry in no run": snapshot((7, 3), RUNS, [record(PUT, 3, b"k")]),
-    "a record behind the last entry": snapshot((7, 3), RUNS, [record(PUT, 8, b"k")]),
+    "a record after the last entry": snapshot((7, 3), RUNS, [record(PUT, 8, b"k")]),
     "a delete": snapshot((7, 3), RUNS, [record(DELETE, 4, b"k")]),
     "padding that is not zero": snapshot((7, 3), RUNS, [record(PUT, 4, b"k")[:-1] + b"\1"]),
     "half a record": snapshot((7, 3), RUNS, [RECORDS[1][:-8]]),
-    "a value that reaches behind the base": snapshot((7, 3), RUNS, [struct.pack(RECORD, 4, 9, 0, PUT, 0) + bytes(8)]),
+    "a value that reaches past the base": snapshot((7, 3), RUNS, [struct.pack(RECORD, 4, 9, 0, PUT, 0) + bytes(8)]),
     "more keys than records": snapshot((7, 3), RUNS, [RECORDS[0], record(PUT, 4, b"k" * 40)], keys=3),
     "runs of one term": snapshot((7, 3), [term_run(1, 2, 3), term_run(4, 7, 3)], RECORDS),
     "runs that overlap": snapshot((7, 3), [term_run(1, 4, 1), term_run(4, 7, 3)], RECORDS),

@@ -125,7 +125,7 @@ def test_gaps_and_excess_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_repeated_piece_is_accepted_if_it_is_the_same(tmp_path: Path) -> None:
-    """What came before may come again, byte for byte, also with more behind it; other bytes are refused."""
+    """What came before may come again, byte for byte, also with more after it; other bytes are refused."""
     with SnapshotReceiver(tmp_path) as receiver:
         feed(receiver, stop=500)
         assert receiver.write(0, DATA[:500]) == receiver.write(100, DATA[100:300]) == 500
@@ -145,7 +145,7 @@ def test_a_repeated_piece_is_accepted_if_it_is_the_same(tmp_path: Path) -> None:
 def test_a_hostile_header_is_refused_at_once(
     tmp_path: Path, name: str, value: int, error: type[Exception], first: int
 ) -> None:
-    """As soon as it is there, and before anything behind it is written; the transfer may then start over."""
+    """As soon as it is there, and before anything after it is written; the transfer may then start over."""
     bad = with_field(DATA, name, value)
     with SnapshotReceiver(tmp_path) as receiver:
         if first:
@@ -282,7 +282,7 @@ def test_a_failed_sync_starts_over(tmp_path: Path) -> None:
 
 
 def test_finished_is_durable(tmp_path: Path) -> None:
-    """It is synced before it is renamed, and the directory behind."""
+    """It is synced before it is renamed, and the directory after."""
     disk = Disk()
     with SnapshotReceiver(tmp_path, _files=disk.files) as receiver:
         feed(receiver)

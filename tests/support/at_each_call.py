@@ -55,7 +55,7 @@ acknowledged = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the children: which c
 
 
 def chunk(machine: FastStateMachine, start: int, number: int) -> list[Entry]:
-    """The chunk of a number behind the template's last entry, whatever of it is applied already."""
+    """The chunk of a number after the template's last entry, whatever of it is applied already."""
     term = machine.last_applied().term
     index = start + 2 * number
     value = bytes([number + 1]) * SIZES[number]
@@ -88,13 +88,13 @@ ALL = SCENES | {
 
 
 class Fault(NamedTuple):
-    """``strike(n)`` is a block in which the fault happens; it gives what was struck, empty behind the last n."""
+    """``strike(n)`` is a block in which the fault happens; it gives what was struck, empty after the last n."""
 
     strike: Callable[[shim.Shim, int], Any]
     kills: bool = False
     most: int = 1000    # tries of a scene
     enough: int = 1000  # times in a row that nothing was met: there is room now
-    sparse: int = 1000  # behind n = sparse not every n: there are thousands
+    sparse: int = 1000  # after n = sparse not every n: there are thousands
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def address_space() -> int:
 
 FAULTS = {
     "kill": Fault(lambda library, n: armed(shim.KILL, library, n), kills=True),
-    "kill behind": Fault(lambda library, n: armed(shim.KILL_BEHIND, library, n), kills=True),
+    "kill after": Fault(lambda library, n: armed(shim.KILL_BEHIND, library, n), kills=True),
     "fail": Fault(lambda library, n: armed(shim.FAIL, library, n)),
     "fail, done": Fault(lambda library, n: armed(shim.FAIL_DONE, library, n)),
     "malloc": Fault(lambda library, n: armed(shim.FAIL_ALLOCATION, library, n)),
@@ -285,7 +285,7 @@ class Trial:
 
 
 def open_stage(root: Path) -> FastStateMachine:
-    """A machine behind the template, with some frames of its own, and a membership that tells where it stands."""
+    """A machine after the template, with some frames of its own, and a membership that tells where it stands."""
     machine = FastStateMachine(root / "state", **OPTIONS)
     last = machine.last_applied()
     machine.apply([Entry(last.index + 1, last.term, fastsm.config(b"%d" % (last.index + 4)))])

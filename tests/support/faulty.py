@@ -203,7 +203,7 @@ def frames_of(log: Path) -> list[tuple[int, int]]:
 
 @contextmanager
 def in_thread(function: Callable[[], Any]) -> Iterator[Outcome]:
-    """Runs ``function`` on a thread of its own, beside the block; the block's end waits for it."""
+    """Runs ``function`` on a thread of its own, next to the block; the block's end waits for it."""
     outcome = Outcome(function)
     outcome.thread.start()
     try:

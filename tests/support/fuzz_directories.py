@@ -1,4 +1,4 @@
-"""Fuzzed, too, without a plain reader beside them: a saved table, and the journal of a Raft library."""
+"""Fuzzed, too, without a plain reader next to them: a saved table, and the journal of a Raft library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: each decoder beside the plain reader of docs/format.md, which must agree on every input.
+"""What is fuzzed: each decoder next to the plain reader of docs/format.md, which must agree on every input.
 
 A target draws inputs whose checksums are right, so that they get behind them; runs one through the library's public
 door; and demands a typed error or the plain reader's state. Everything else that may come is a finding.
@@ -362,7 +362,7 @@ class Logs(Target):
         if base:
             (self.path / "base-1").write_bytes(base)
         plain = plainly(lambda: self.read_plainly(current, base, log))
-        if plain is not None and dice.random() < 0.3:  # what is behind the end is the owner's, whom a reader trusts
+        if plain is not None and dice.random() < 0.3:  # what is after the end is the owner's, whom a reader trusts
             looked, machine = ending_of(lambda: FastStateMachine(self.path, read_only=True, _files=QuietDirectory))
             assert not looked, looked
             self.judge(machine, plain)
@@ -552,7 +552,7 @@ class Snapshots(Target):
 
 
 class Receivers(Snapshots):
-    """A snapshot that arrives in pieces, some of them twice, wrong, or behind a restart."""
+    """A snapshot that arrives in pieces, some of them twice, wrong, or after a restart."""
 
     name = "receivers"
     decoders = (fastsm.snapshot.receiver.__file__, fastsm.snapshot.file.__file__, fastsm.snapshot.codec.__file__)

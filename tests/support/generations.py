@@ -51,7 +51,7 @@ SCENES = {
 
 
 def build_template(root: Path) -> None:
-    """A state with a base, a log behind it and a saved table; a snapshot of it; two that are newer."""
+    """A state with a base, a log after it and a saved table; a snapshot of it; two that are newer."""
     history = History(1, large=False)
     threshold, generations.SAVE_TABLE_ABOVE = generations.SAVE_TABLE_ABOVE, 0
     try:
@@ -101,7 +101,7 @@ def open_files(root: Path) -> list[str]:
 
 
 def assert_target_is_whole(root: Path, *, alone: bool) -> Any:
-    """The snapshot is the old one or the new one; `alone`: nothing else is beside it. Returns its metadata."""
+    """The snapshot is the old one or the new one; `alone`: nothing else is next to it. Returns its metadata."""
     with open_snapshot(root / TARGET) as snapshot:
         snapshot.verify()
         if alone:

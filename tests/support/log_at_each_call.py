@@ -37,7 +37,7 @@ HANGS_AFTER = 20
 MOST = 1000  # tries of a scene
 CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EDQUOT)
 ACTIONS = {
-    "kill": shim.KILL, "kill behind": shim.KILL_BEHIND, "fail": shim.FAIL, "fail, done": shim.FAIL_DONE,
+    "kill": shim.KILL, "kill after": shim.KILL_BEHIND, "fail": shim.FAIL, "fail, done": shim.FAIL_DONE,
     "malloc": shim.FAIL_ALLOCATION,
 }  # fmt: skip
 

@@ -254,7 +254,7 @@ def decode_log(
 
 
 def decode_base(log: bytes, base: bytes) -> Decoded:
-    """The state that the log starts behind."""
+    """The state that the log starts after."""
     last_included = struct.unpack_from("<QQ", log, 32)
     (size,) = struct.unpack_from("<Q", log, 48)
     demand(size == len(base), "the base's size")
@@ -298,35 +298,35 @@ def valid_frame(log: bytes, offset: int, identity: int, previous: int) -> int | 
 
 def decode_frame(state: Decoded, frame: bytes) -> None:
     (run_count,) = struct.unpack_from("<I", frame, 20)
-    before = behind = state.last_applied[0]
+    before = after = state.last_applied[0]
     gaps = []
     for i in range(run_count):
         last, term = struct.unpack_from("<QQ", frame, FRAME_HEADER + 16 * i)
-        decode_run(state, behind, last, term)
+        decode_run(state, after, last, term)
         demand(term != GAP or i + 1 < run_count, "a gap is not last")
-        gaps += [(behind, last)] if term == GAP else []
-        behind = last
+        gaps += [(after, last)] if term == GAP else []
+        after = last
     offset = FRAME_HEADER + 16 * run_count
     while offset < len(frame):
         record = decode_record(frame[offset:])
         operation, index = record[:2]
         if operation not in (4, 5):
             demand(before < index <= state.last_applied[0], "an index of this frame")
-            demand(not any(behind < index <= last for behind, last in gaps), "an index in no gap")
+            demand(not any(after < index <= last for after, last in gaps), "an index in no gap")
             before = index - 1
         take_record(state, record, state.log_start + state.end + offset)
         offset += record[-1]
 
 
-def decode_run(state: Decoded, behind: int, last: int, term: int) -> None:
-    demand(behind < last < GAP, "indexes that rise")
+def decode_run(state: Decoded, after: int, last: int, term: int) -> None:
+    demand(after < last < GAP, "indexes that rise")
     if term == GAP:
         return
     demand(term >= state.last_applied[1], "terms that never fall")
     if state.runs and state.runs[-1][2] == term:
         state.runs[-1] = (state.runs[-1][0], last, term)
     else:
-        state.runs.append((behind + 1, last, term))
+        state.runs.append((after + 1, last, term))
     state.last_applied = (last, term)
 
 

@@ -65,7 +65,7 @@ class WorkAtOnce:
 
 
 class Promises:
-    """What a node has let others know: it must be true behind a power loss, too."""
+    """What a node has let others know: it must be true after a power loss, too."""
 
     def __init__(self) -> None:
         self.term = 0
@@ -159,7 +159,7 @@ class Network:
 
 
 class Moment:
-    """All disks at once, and what must hold behind a power loss of all of them."""
+    """All disks at once, and what must hold after a power loss of all of them."""
 
     def __init__(self, cluster: SimulatedCluster, where: str) -> None:
         self.where = where
@@ -266,7 +266,7 @@ class SimulatedCluster:
                 assert entry is not None
                 self.acknowledged[key] = (value, entry)
                 if self.watched and self.random.random() < 0.05:
-                    self.moments.append(Moment(self, "behind an acknowledgement"))
+                    self.moments.append(Moment(self, "after an acknowledgement"))
 
         node.compare_and_swap(key, None, value, callback=answered)
 

@@ -23,7 +23,7 @@ from support.stories import Operation, Source, Story
 # What has not been written yet, they write, and sync it.
 WRITES = ("flush", "save", "stop", "close", "clear", "snapshot", "install")
 SHELF = "snapshots"  # the directory of snapshots, within that of the state
-POINTS = (26, 9, 5)  # from which states are drawn: in a first life, in one behind a crash, and so on
+POINTS = (26, 9, 5)  # from which states are drawn: in a first life, in one after a crash, and so on
 DRAWS = (36, 14, 8)  # states of each
 LIVED_ON = (0.018, 0.011, 0.0)  # share of the states that another life begins with
 KILLED = (0.14, 0.05, 0.0)  # share of the points at which the process is killed as well
@@ -75,16 +75,16 @@ class Life:
                 try:
                     for operation in self.story.steps[step]:
                         self.perform(operation)
-                        self.note(f"behind {operation.kind}")
+                        self.note(f"after {operation.kind}")
                     step += 1
                 except StorageError:
                     if self.platter.struck == struck:
                         raise
                     self.kill()
                     step = self.open()
-                    if self.random.random() < 0.8:  # the first sync behind the failed one
+                    if self.random.random() < 0.8:  # the first sync after the failed one
                         self.perform(Operation("flush", None, self.upper))
-                        self.note("behind flush")
+                        self.note("after flush")
         finally:
             self.counts["failed syncs"] += self.platter.struck
             self.kill()
@@ -105,11 +105,11 @@ class Life:
         position = self.story.find(self.machine, self.returned, self.upper)
         if position is None:
             raise ViolationError(
-                f"opened behind a kill: {self.machine!r}, expected position {self.returned} to {self.upper}"
+                f"opened after a kill: {self.machine!r}, expected position {self.returned} to {self.upper}"
             )
         self.returned = self.upper = position
         self.believe_durable()
-        self.note("behind open")
+        self.note("after open")
         return self.story.next_step(position)
 
     def kill(self) -> None:
@@ -146,7 +146,7 @@ class Life:
         if kind in WRITES or (kind == "apply" and moves and self.story.sync == "apply"):
             self.lower = self.upper
         if kind in ("close", "kill"):
-            self.note(f"behind {kind}")
+            self.note(f"after {kind}")
             self.open()
         self.believe_durable()
 
@@ -310,7 +310,7 @@ class Simulation:
             self.counts["with holes"] += drawn.hole
             self.counts["torn within a page"] += drawn.torn
             self.counts["names lost"] += drawn.renamed
-            self.counts[f"behind {depth} crashes"] += 1
+            self.counts[f"after {depth} crashes"] += 1
             try:
                 position = self._judge(drawn, moment)
             except (AssertionError, FastsmError, OSError) as error:
@@ -340,7 +340,7 @@ class Simulation:
             )
             try:
                 self.counts["by a saved table"] += any(name.startswith("table-") for name in drawn.files)
-                self.counts["behind a base"] += inside(machine).log.base is not None
+                self.counts["after a base"] += inside(machine).log.base is not None
                 positions.append(story.find(machine, moment.lower, moment.upper))
                 if positions[-1] is None:
                     where = story.find(machine, 0, story.last)
@@ -359,7 +359,7 @@ class Simulation:
         return positions[0]
 
     def _judge_shelf(self, path: Path, position: int, moment: Moment) -> None:
-        """The snapshot on disk is one that may be there, and the one that the state tells of is, or one behind it."""
+        """The snapshot on disk is one that may be there, and the one that the state tells of is, or one after it."""
         found = shelved(path)
         self.counts["with a snapshot"] += found is not None
         if found not in moment.shelf:

@@ -26,7 +26,7 @@ def snapshot_of(path: Path, out: Path) -> bytes:
 
 @pytest.fixture
 def filled(directory, machine_at):
-    """A directory with a base, a log behind it, a membership, binary keys, several terms and gaps between them."""
+    """A directory with a base, a log after it, a membership, binary keys, several terms and gaps between them."""
     history = History(11, contiguous=False, large=False)
     with machine_at(directory, contiguous=False) as machine:
         for chunk, _ in zip(history, range(60), strict=False):
@@ -95,7 +95,7 @@ def test_a_dump_of_a_part_of_the_log(filled):
     part = [json.loads(line) for line in dumped(json_lines.dump_log(filled, first=first, last=last))]
     assert part[0]["first"] == first
     assert part[1:-1] == [line for line in whole[1:-1] if first <= line["index"] <= last]
-    with pytest.raises(json_lines.LoadError, match="line 1: this log starts behind a base"):
+    with pytest.raises(json_lines.LoadError, match="line 1: this log starts after a base"):
         json_lines.load(filled.parent / "no", dumped(json_lines.dump_log(filled)))
 
 

@@ -214,7 +214,7 @@ def test_stats_print_in_human_units(flushed):
         assert expected in text
 
 
-# ---- beside an owner, and beyond a piece -------------------------------------------------------------
+# ---- next to an owner, and beyond a piece -------------------------------------------------------------
 
 
 def test_looking_beside_an_owner_finds_nothing_wrong(directory, machine_at):
@@ -263,7 +263,7 @@ def test_proof_of_damage_is_found_in_large_frames(directory):
 
 
 def test_a_large_torn_tail_is_counted(directory):
-    """What is behind the end is read in pieces; the last byte that is not zero counts."""
+    """What is after the end is read in pieces; the last byte that is not zero counts."""
     kill_after(directory, "machine.apply([(1, 1, fastsm.put(b'a', b'1'))]); machine.flush()")
     end = inspection.inspect(directory).stats.log_bytes
     with open(directory / "log-1", "r+b") as log:

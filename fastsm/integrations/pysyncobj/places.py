@@ -1,11 +1,11 @@
-"""A node's directory: what is where, and how it is brought together again behind any end.
+"""A node's directory: what is where, and how it is brought together again after any end.
 
     state      the FastStateMachine: what was applied
     journal    the FastJournal: the entries, term and vote
     snapshot   the node's own newest dump
     incoming   the newest snapshot that came from a leader
 
-The chain that holds at any time, and is looked at before PySyncObj starts: the journal begins not behind the newest
+The chain that holds at any time, and is looked at before PySyncObj starts: the journal begins not after the newest
 snapshot, the snapshot is not newer than the state, and each of them agrees on the terms of the entries.
 """
 
@@ -88,7 +88,7 @@ class Restart(NamedTuple):
 def restart(places: Places, *, durable: bool, has_others: bool, options: dict[str, Any]) -> Restart:
     """Opens, verifies and repairs. Raises what says what is damaged; then nothing is open.
 
-    ``has_others``: there is state beside the state machine's, which is in snapshots and entries alone.
+    ``has_others``: there is state besides the state machine's, which only snapshots and entries hold.
     """
     machine = FastStateMachine(places.state, _files=places.files("state"), **options)
     journal = None
@@ -130,7 +130,7 @@ def _take_snapshot(places: Places, machine: FastStateMachine) -> tuple[LogId, in
 
 
 def _repair(journal: FastJournal, applied: LogId, snapshot: LogId, durable: bool, has_others: bool) -> int:
-    """Makes the journal fit to snapshot and state. Returns the entry that PySyncObj goes on behind."""
+    """Makes the journal fit to snapshot and state. Returns the entry after which PySyncObj goes on."""
     if snapshot.index and journal.term_at(snapshot.index) != snapshot.term and journal.first_index <= snapshot.index:
         # The install ended here, or the journal has lost its end: what is before a snapshot is in it.
         journal.rebase(SENTINEL, *snapshot)
@@ -144,7 +144,7 @@ def _repair(journal: FastJournal, applied: LogId, snapshot: LogId, durable: bool
                 "remove the node's directory: it comes back by its leader's snapshot")
         if has_others:
             return last  # the state machine passes over what it has; the others need it
-        logger.warning("%s: it ends at entry %d, and goes on behind the state's, %d", journal.path, last, applied.index)
+        logger.warning("%s: it ends at entry %d, and goes on after the state's, %d", journal.path, last, applied.index)
         journal.rebase(SENTINEL, *applied)
     term = journal.term_at(applied.index)
     needed = (snapshot if has_others else applied).index + 1

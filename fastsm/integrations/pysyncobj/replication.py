@@ -176,7 +176,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         if fromIDx is None or fromIDx < 0:
             return []
         if count is None and maxSizeBytes is None:
-            # A follower looks for the entry before, and whether there are others behind it, to remove these.
+            # A follower looks for the entry before, and whether there are others after it, to remove these.
             count = 1 if self._fastsm_keep_tail else ALL if self._SyncObj__conf.dynamicMembershipChange else 2
         most_bytes = ALL if maxSizeBytes is None else maxSizeBytes
         return self._fastsm_journal.entries(fromIDx, ALL if count is None else count, most_bytes)
@@ -185,7 +185,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self, node: Any, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
     ) -> None:
         if reset:
-            # What lies behind is not known to be the leader's. One step back for each message that does not fit would
+            # What lies after is not known to be the leader's. One step back for each message that does not fit would
             # be undone by the answer to the next one on its way, which says where this journal ends: for ever.
             nextNodeIdx = self._SyncObj__raftLastApplied + 1
         reply = {
