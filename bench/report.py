@@ -35,9 +35,10 @@ COLUMNS = {"fastsm": "fastsm", "dict": "dict", "lmdb": "LMDB", "sqlite": "SQLite
 ALL_ROWS = """
 Each ratio is to a base timed in the same process, in interleaved rounds of alternating order: the median of the
 rounds' ratios, and their spread. Below 1 is faster than the base. Keys have 16 random bytes, values 100, chunks 1,000
-entries, unless said. *Fresh* are equal keys as new objects, in shuffled order: no hash is cached in them. *dict* is a
-plain `dict` doing the same from a Python loop, with no durability at all. Commands are made before the clock.
-Measured by `pytest bench -q --peers` and `python -m bench scale`; this page is made by `python -m bench report`.
+entries, unless stated otherwise. *Fresh* keys are equal keys as new objects, in shuffled order: no hash is cached in
+them. *dict* is a plain `dict` doing the same from a Python loop, with no durability at all. Commands are made before
+the timing starts. `pytest bench -q --peers` and `python -m bench scale` measured this, and `python -m bench report`
+makes this page; do not edit it.
 """
 
 
