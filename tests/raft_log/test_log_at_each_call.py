@@ -47,3 +47,10 @@ def test_each_allocation_that_fails_changes_nothing(library: Path) -> None:
     """The n-th allocation of the compiled modules fails: a ``MemoryError``, and the same."""
     ended = outcomes(library, "malloc")
     assert sum(counts.get("MemoryError", 0) for counts in ended.values()) >= 10
+
+
+def test_an_interpreter_without_memory_changes_nothing(library: Path) -> None:
+    """The interpreter's n-th allocation fails, whatever it is for: a ``MemoryError``, and the same."""
+    pytest.importorskip("_testcapi")
+    ended = outcomes(library, "nomemory")
+    assert sum(counts.get("MemoryError", 0) for counts in ended.values()) >= 100

@@ -23,6 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+with suppress(ImportError):
+    import _testcapi
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastsm.raft_log
@@ -35,10 +38,11 @@ from support.list_log import ListLog, LogState, Step, do, state_of
 
 HANGS_AFTER = 20
 MOST = 1000  # tries of a scene
+QUIET = 10  # allocations in a row whose failure nobody has met: there are no more
 CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EDQUOT)
 ACTIONS = {
     "kill": shim.KILL, "kill after": shim.KILL_BEHIND, "fail": shim.FAIL, "fail, done": shim.FAIL_DONE,
-    "malloc": shim.FAIL_ALLOCATION,
+    "malloc": shim.FAIL_ALLOCATION, "nomemory": 0,
 }  # fmt: skip
 
 returned = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the children: how many steps of the scene have returned
@@ -163,11 +167,13 @@ class Sweep:
         prepare(self.scene, self.prepared)
 
     def run(self) -> Sweep:
+        quiet = 0
         for n in range(1, MOST):
             outcome, violation = self.try_it(n)
+            quiet = quiet + 1 if outcome == "gone around" else 0
             if violation:
                 self.violations.append(f"{self.name}, {self.fault}, n = {n}, {outcome}: {violation}")
-            if outcome == "over" or len(self.violations) > 3:
+            if outcome == "over" or len(self.violations) > 3 or (self.fault == "nomemory" and quiet == QUIET):
                 break
             self.outcomes[outcome] += 1
         return self
@@ -219,7 +225,7 @@ class Sweep:
         error = ""  # as text: its traceback would hold what is open
         gc.collect()
         gc.disable()
-        self.library.arm(ACTIONS[self.fault], n, CODES[n % len(CODES)])
+        self.arm(n)
         try:
             if log is None:
                 log = RaftLog(self.trial / "log")
@@ -228,7 +234,7 @@ class Sweep:
                 returned[0] += 1
         except (StorageError, MemoryError) as raised:
             error = f"{type(raised).__name__}: {raised}"
-        struck = self.library.disarm()
+        struck = self.disarm()
         gc.enable()
         outcome = "over" if not struck else error.partition(":")[0] or "gone around"
         self.judge(log, error)
@@ -236,6 +242,18 @@ class Sweep:
         gc.collect()
         assert open_files(self.trial) == [], "left open"
         return outcome
+
+    def arm(self, n: int) -> None:
+        if self.fault == "nomemory":  # the interpreter's own, those of the compiled modules' objects among them
+            _testcapi.set_nomemory(n, n + 1)
+        else:
+            self.library.arm(ACTIONS[self.fault], n, CODES[n % len(CODES)])
+
+    def disarm(self) -> str:
+        if self.fault == "nomemory":
+            _testcapi.remove_mem_hooks()
+            return "an allocation"
+        return self.library.disarm()
 
     def judge(self, log: RaftLog | None, error: str) -> None:
         """An error has changed nothing in memory, but for a poisoned log's votes; then the rest is done."""
