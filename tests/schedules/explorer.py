@@ -29,6 +29,10 @@ from fastsm.disk.files import Directory
 PACKAGE = str(Path(fastsm.__file__).resolve().parent)
 SHARING = tuple(f"{PACKAGE}/{name}" for name in ("core/", "machine.py", "disk/files.py", "generation/current.py"))
 FILES = f"{PACKAGE}/disk/files.py"
+CALLS = frozenset({  # of the seam to the system
+    "allocate", "close_file", "create_file", "lock", "open_file", "read_file", "rename", "sync_directory", "sync_now",
+    "told", "truncate", "unlink", "write",
+})  # fmt: skip
 PATIENCE = 20  # seconds until threads count as deadlocked
 GLANCE = 0.001
 
@@ -97,8 +101,8 @@ def is_seam(frame: FrameType, event: str, arg: Any) -> bool:
 
 
 def is_file_seam(frame: FrameType, event: str, arg: Any) -> bool:
-    """Each function of the seam to the system alone: where all else is compiled, nothing comes between two of them."""
-    return event == "call" and frame.f_code.co_filename in (FILES, __file__)
+    """Each call of the seam to the system alone: where all else is compiled, nothing comes between two of them."""
+    return event == "call" and frame.f_code.co_filename in (FILES, __file__) and frame.f_code.co_name in CALLS
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Every pair of a Raft log's operations, at every seam to the system; and a disk that tells of an error once."""
+"""Every pair of a Raft log's operations, at every call of the system; a disk that tells of an error once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from schedules.log_operations import MAKE_DURABLE, OPERATIONS, Template, explore, explore_all, explore_one_error
+from schedules.log_operations import FIRSTS, MAKE_DURABLE, SECONDS, Template, explore, explore_all, explore_one_error
 from schedules.operations import Violation
 
 from fastsm import RaftLog
@@ -17,7 +17,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the system does not say which threads are blocked", allow_module_level=True)
 
 
-@pytest.fixture(scope="module", params=["one segment", "a segment for each append"])
+@pytest.fixture(scope="module", params=["one segment", "many segments"])
 def template(request: pytest.FixtureRequest) -> Iterator[Template]:
     logging.disable(logging.CRITICAL)
     try:
@@ -27,12 +27,12 @@ def template(request: pytest.FixtureRequest) -> Iterator[Template]:
         logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("first", OPERATIONS)
+@pytest.mark.parametrize("first", FIRSTS)
 def test_any_operation_at_any_seam_of_another_comes_to_what_one_after_the_other_would(
     template: Template, first: str
 ) -> None:
     """Each is as if alone, or a typed error; what it promised is on the disk; what is there opens as memory was."""
-    print(first, {second: explore_all(template, (first, second)) for second in OPERATIONS})
+    print(first, {second: explore_all(template, (first, second)) for second in SECONDS})
 
 
 @pytest.mark.parametrize("first", MAKE_DURABLE)
@@ -47,7 +47,7 @@ def test_nothing_is_acknowledged_next_to_a_failing_sync(template: Template, firs
 def test_the_explorer_sees_a_sync_that_is_none(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that acknowledges before it syncs is found, so that the tests above can fail."""
     monkeypatch.setattr(RaftLog, "_sync_to", lambda *_: None)
-    for pair in (("vote", "entries"), ("sync", "append")):
+    for pair in (("vote", "reads"), ("sync", "append")):
         with pytest.raises(Violation):
             explore_all(template, pair)
 
