@@ -472,6 +472,7 @@ cdef class LogEngine:
 
     def _finish(self):
         """In the writer's turn: everything durable, files and lock given back, always."""
+        cdef bint held = False
         cdef Journal log = self._log
         try:
             if log.newest.poisoned is None:
@@ -479,11 +480,20 @@ cdef class LogEngine:
         finally:
             try:
                 self.commit.close()
-                while not self.removing.acquire(True, CHECK_SECONDS):
-                    if sys.is_finalizing():  # it is a thread's that does not go on
-                        break
+                held = self.await_removal()
             finally:
-                log.close()
+                try:
+                    log.close()
+                finally:
+                    if held:
+                        self.removing.release()
+
+    cdef bint await_removal(self) except -1:
+        """Takes the lock of whoever removes files, unless it is one of a thread that does not go on."""
+        while not self.removing.acquire(True, CHECK_SECONDS):
+            if sys.is_finalizing():
+                return False
+        return True
 
     def _abandon(self):
         """Files and lock are given back, without another write or sync."""

@@ -31,6 +31,16 @@ LARGEST_COMMAND = 0xFFFFFFFF
 cdef tuple NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+cdef object close_one(one, error):
+    """Closes it, if it is there; returns the first error so far."""
+    try:
+        if one is not None:
+            one.close()
+    except BaseException as refused:
+        return refused if error is None else error
+    return error
+
+
 cdef class Journal(Segments):
     """The entries after a border, the current term, the vote in it, a commit index: what a Raft log is made of.
 
@@ -301,23 +311,23 @@ cdef class Journal(Segments):
     cdef int close_files(self) except -1:
         """Gives everything back, also where the system refuses to close a file: that is raised at the end."""
         cdef Segment segment
-        cdef list going = self.segments + self.retired  # until all is changed: their end lets other threads run
-        if self.spare is not None:
-            going.append(self.spare)
-        self.start_over(1)
-        self.segments, self.retired = [], []
-        self.newest = self.spare = None
+        cdef Segment spare = self.spare
+        cdef list segments = self.segments
+        cdef list retired = self.retired
         error = None
-        for segment in going:
-            try:
-                segment.close()
-            except OSError as refused:
-                error = refused
-        with storage_errors(self.path or "", "closing the files of the log"):
-            if self.directory is not None:
-                self.directory.close()
-            if error is not None:
-                raise error
+        self.start_over(1)
+        self.newest = self.spare = None  # before anything is given back: that lets other threads run
+        for going in (segments, retired):
+            for segment in going:
+                error = close_one(segment, error)
+        error = close_one(spare, error)
+        error = close_one(self.directory, error)
+        segments.clear()
+        retired.clear()
+        if isinstance(error, OSError):
+            raise StorageError.wrap(error, self.path or "", "closing the files of the log") from error
+        if error is not None:
+            raise error
         return 0
 
 

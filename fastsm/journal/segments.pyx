@@ -126,11 +126,17 @@ cdef class Segments(Entries):
     cdef int retire(self) except -1:
         """Sets segments aside in which no entry lies any more."""
         cdef Segment second
-        while len(self.segments) > 1:
-            second = self.segments[1]
+        cdef list retired
+        cdef Py_ssize_t count = 0
+        while count + 1 < len(self.segments):
+            second = self.segments[count + 1]
             if second.begin > self.first:
                 break
-            self.retired.append(self.segments.pop(0))
+            count += 1
+        if count:
+            retired = self.retired + self.segments[:count]
+            del self.segments[:count]
+            self.retired = retired  # not one by one: without memory none of them is in neither list
         return 0
 
     def remove_files(self, going):
