@@ -13,6 +13,7 @@ from fastsm import FastStateMachine, LogId, RaftLog, noop
 from support.inside import inside
 from support.small_cluster import imported_example
 
+
 @pytest.fixture
 def example() -> Iterator[ModuleType]:
     """Its module ``node``."""

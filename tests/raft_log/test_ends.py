@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,11 @@ def test_a_log_closes_on_a_disk_without_any_room(tmp_path: Path) -> None:
     disk.fail("allocate", errno.ENOSPC, times=1_000_000)
     with pytest.raises(StorageError):
         append(log, 100_000)
-    with pytest.raises(StorageError):  # each takes the room that was left for it
-        for index in range(1, log.last_index):
-            log.compact(LogId(index, 1))
+    compacted = 0
+    with suppress(StorageError):  # each takes some of the room that was left
+        for compacted in range(1, log.last_index):
+            log.compact(LogId(compacted, 1))
+    assert compacted < log.last_index - 1, "there was room"
     before = state_of(log)
     log.close()
     with RaftLog(tmp_path / "log") as log:
@@ -58,7 +61,7 @@ def test_a_log_closes_on_a_disk_without_any_room(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("segment_each")
 def test_a_log_may_have_more_segments_than_a_process_files(tmp_path: Path) -> None:
-    """Only the newest segment is held open: one is begun, all are opened, verified and removed, with few descriptors."""
+    """Only the newest segment is held open: one is begun, all are opened, verified, removed, with few descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)  # that is free
     os.close(lowest)

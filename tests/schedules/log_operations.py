@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 from schedules.explorer import Schedule, Step, Watched, is_file_seam
@@ -80,8 +80,8 @@ class Kept(NamedTuple):
 class WorstDisk(Watched):
     """Keeps of each file what its last sync covered, and the names that a sync of the directory did; nothing else."""
 
-    content: dict[int, bytes] = {}
-    names_kept: dict[str, int] = {}
+    content: ClassVar[dict[int, bytes]] = {}
+    names_kept: ClassVar[dict[str, int]] = {}
     guard = threading.Lock()
 
     def stores_are_safe(self, fd: Any) -> bool:
@@ -176,7 +176,8 @@ OPERATIONS = {
     "durable": promise(lambda log: log.durable_index, nothing),
     "hard state": promise(lambda log: log.hard_state()),
     "reads": Operation(
-        lambda log: (log.entries(9, 99), statistics(log)), lambda model: (model.entries(9, 99), model_statistics(model))),
+        lambda log: (log.entries(9, 99), statistics(log)),
+        lambda model: (model.entries(9, 99), model_statistics(model))),
     "verify": Operation(lambda log: log.verify(), nothing),
     "close": promise(lambda log: log.close()),
     "open": Operation(open_it, open_model),
