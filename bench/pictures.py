@@ -6,6 +6,7 @@ each picture can be read on a light and on a dark page.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ Scale = list[dict[str, Any]]
 ORANGE, BLUE, GREEN, YELLOW, PURPLE = "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7"
 TEXT, GRID = "#808080", "#80808040"
 STORES = {"fastsm": ORANGE, "dict": PURPLE, "LMDB": BLUE, "SQLite": GREEN, "rocksdict": YELLOW}
+MARKS = "osD^v"
 Times = dict[str, dict[str, float]]  # seconds, by work and store
 
 
@@ -127,22 +129,23 @@ def latency(results: Results, scale: Scale) -> Axes | None:
 
 
 def stores(times: Times) -> Axes | None:
-    """Bars of each store's time, grouped by work; the works' own scales differ, so time is logarithmic."""
+    """Each store's time as a multiple of fastsm's, a row of marks for each work."""
     if not times:
         return None
     names = [name for name in STORES if any(name in found for found in times.values())]
-    made = axes("seconds, logarithmic; shorter is better", "", height=1 + 0.9 * len(times))
-    thickness = 0.8 / len(names)
-    for i, name in enumerate(names):
-        rows = [(number + i * thickness, found[name]) for number, found in enumerate(times.values()) if name in found]
-        places, seconds = zip(*rows, strict=True)
-        made.barh(places, seconds, height=thickness * 0.9, label=name, color=STORES[name])
-    middle = thickness * (len(names) - 1) / 2
-    made.set_yticks([number + middle for number in range(len(times))], list(times), fontsize=9)
+    made = axes("time compared with fastsm, logarithmic: to the right of 1, fastsm is faster", "",
+                height=1.3 + 0.55 * len(times))
+    for name, mark in zip(names, MARKS, strict=False):
+        rows = [(found[name] / found["fastsm"], row) for row, found in enumerate(times.values()) if name in found]
+        ratios, places = zip(*rows, strict=True)
+        made.scatter(ratios, places, s=70, marker=mark, label=name, color=STORES[name], zorder=3)
+    made.margins(0.08)
+    made.set_yticks(range(len(times)), [textwrap.fill(work, 34) for work in times], fontsize=9)
     made.invert_yaxis()
     made.set_xscale("log")
-    made.grid(visible=False, axis="y")
-    legend(made, len(names))
+    made.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
+    made.axvline(1, color=ORANGE, linewidth=1)
+    made.figure.legend(frameon=False, labelcolor=TEXT, loc="outside upper left", ncols=len(names))
     return made
 
 

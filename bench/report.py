@@ -12,7 +12,7 @@ from bench.targets import ROWS, verdict
 
 INTRODUCTION = """# Benchmarks
 
-![Time of common work: fastsm, a dict, LMDB, SQLite and rocksdict](img/peers.svg)
+![Time of common work of a dict, LMDB, SQLite and rocksdict, compared with fastsm](img/peers.svg)
 """
 
 READING = """
