@@ -348,6 +348,17 @@ def _pack_value(value: Any, parts: list[bytes]) -> None:
             _pack_value(member, parts)
 
 
+def same_answer(one: Answer, other: Answer) -> bool:
+    """Whether two answers are equal as they are stored: True is not 1."""
+    return one == other and _packed(one.value) == _packed(other.value)
+
+
+def _packed(value: Any) -> bytes:
+    parts: list[bytes] = []
+    _pack_value(value, parts)
+    return b"".join(parts)
+
+
 def unpack_result(data: bytes) -> bool | Answer:
     """What :func:`pack_result` packed. The bytes were checked when they were read from a file."""
     if data[0] <= _TRUE:

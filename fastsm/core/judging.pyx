@@ -19,7 +19,7 @@ from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE
 from fastsm.disk.format cimport SESSION_RESULT
 from fastsm.lookup.terms cimport Terms
 
-from fastsm.answering import MAX_ANSWER_SIZE, REASONS, pack_result, pack_session, unpack_result
+from fastsm.answering import MAX_ANSWER_SIZE, REASONS, pack_result, pack_session, same_answer, unpack_result
 from fastsm.errors import ProcedureError
 from fastsm.procedures import run
 from fastsm.types import Answer, LogId
@@ -279,7 +279,7 @@ cdef class Judge:
         cdef uint64_t index = step.index
         self.view.take_back(mark)
         again = self.run_once(step, called, payload)
-        if again != answer or self.written(mark) != first:
+        if not same_answer(again, answer) or self.written(mark) != first:
             raise ProcedureError(
                 f"entry {index}: procedure {called.name!r}, version {called.version}, came to {answer} and to {again}, "
                 "or wrote something else, when it was run twice: it must depend on nothing but tx and its payload",
