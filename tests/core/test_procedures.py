@@ -7,11 +7,8 @@ import errno
 import gc
 import logging
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -520,90 +517,3 @@ def test_procedures_do_not_run_on_the_event_loop(directory: Path) -> None:
         answers = asyncio.run(machine.apply_chunk([(2, 1, fastsm.call("p")), (3, 1, fastsm.add(b"n", 1))]))
     assert answers == [Answer(True, 1)] * 2
     assert threads[0] != threading.get_ident()
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="groups of exceptions came with Python 3.11")
-def test_trouble_in_a_group_ends_the_apply(make: Make) -> None:
-    """However deep it is; a group of errors that depend on the entry alone is a failure like each of them."""
-    groups = {
-        b"own": ExceptionGroup("", [ValueError(), ExceptionGroup("", [KeyError(), MemoryError()])]),  # noqa: F821
-        b"entry": ExceptionGroup("", [ValueError(), fastsm.CommandError("")]),  # noqa: F821
-    }
-
-    def p(tx: Any, payload: bytes) -> Any:
-        tx.put(b"k", b"w")
-        raise groups[payload]
-
-    machine = make(p)
-    machine.apply(PUT)
-    with pytest.raises(ProcedureError) as raised:
-        run(machine, payload=b"own")
-    assert raised.value.__cause__ is groups[b"own"]
-    assert machine.last_applied() == (1, 1)
-    assert run(machine, payload=b"entry") == FAILED
-    assert dict(machine.items()) == UNTOUCHED
-
-
-async def coroutine(tx: Any, payload: bytes) -> None: ...
-
-
-def generator(tx: Any, payload: bytes) -> Iterator[int]:
-    yield 1
-
-
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [(coroutine, None), (generator, None), (5, "five"), (partial(print), None), ([].append, None), (print, "print"),
-     (lambda tx, payload: None, 5)], ids=repr)
-def test_what_cannot_be_a_procedure_is_refused(function: Any, name: Any) -> None:
-    """Where it is marked: what would never answer, what has no name, and what cannot be marked."""
-    with pytest.raises(TypeError):
-        fastsm.procedure(name=name)(function)
-    with pytest.raises(TypeError):
-        MemoryStateMachine(procedures=[function])
-
-
-def test_check_procedures_tells_true_from_one(directory: Path) -> None:
-    """They are equal in Python, and not in what a session remembers."""
-    calls: list[int] = []
-
-    def p(tx: Any, payload: bytes) -> Any:
-        calls.append(1)
-        return [1 if len(calls) % 2 else True]
-
-    with FastStateMachine(directory, procedures=[fastsm.procedure(p)], check_procedures=True) as machine:
-        with pytest.raises(ProcedureError, match="twice"):
-            run(machine)
-        assert machine.last_applied() == (0, 0)
-
-
-FORKS = """
-import os, sys, fastsm
-import fastsm.core.judging as judging
-
-machine = fastsm.FastStateMachine(sys.argv[1])
-machine.apply([(1, 1, fastsm.open_session())])
-pack_session, forked = judging.pack_session, []
-
-def forking(*arguments):  # where a signal handler of the main thread may run
-    if not forked:
-        forked.append(os.fork())
-    return pack_session(*arguments)
-
-judging.pack_session = forking
-try:
-    found = machine.apply([(2, 1, fastsm.once(1, 1, fastsm.put(b"k", b"v")))])
-except fastsm.NotRunningError as error:
-    found = str(error)
-if forked == [0]:
-    os._exit("fork" not in found)
-assert os.waitpid(forked[0], 0)[1] == 0
-assert (found, machine.get(b"k")) == ([True], b"v")
-machine.close()
-"""
-
-
-def test_a_child_does_not_go_on_with_the_chunk_of_its_parent(directory: Path) -> None:
-    """What forks while a chunk is judged, as a signal handler may, and returns in the child: the call is refused there.
-    """
-    subprocess.run([sys.executable, "-c", FORKS, directory], check=True, timeout=60)
