@@ -41,6 +41,7 @@ cdef class DueWalk:
     cdef size_t count, room
 
     cdef int begin(self, Deadlines deadlines) except -1
+    cdef void end(self) noexcept
     cdef bint holds(self) noexcept
     cdef uint64_t first(self) noexcept
     cdef int pass_first(self, const uint8_t *arena) except -1

@@ -32,6 +32,7 @@ cdef enum:
     MANTISSA_BITS = 22       # of a rough deadline: the others are its exponent
     EARLIER = 1 << 20        # milliseconds from the base to the first deadline: others may be earlier
     FEW_EARLIER = 64         # deadlines before the base that are not worth another one
+    KEPT = 1 << 12           # positions, for which memory stays for the next walk
 
 cdef uint64_t FAR = <uint64_t>1 << 33  # milliseconds from the base, beyond which rough deadlines are too rough
 
@@ -231,6 +232,15 @@ cdef class DueWalk:
         if deadlines.count:
             self.enter(NULL, 0)
         return 0
+
+    cdef void end(self) noexcept:
+        """Lets go of the deadlines, and gives large memory back."""
+        self.deadlines = None
+        self.count = 0
+        if self.room > KEPT:
+            free(self.frontier)
+            self.frontier = NULL
+            self.room = 0
 
     cdef bint holds(self) noexcept:
         """Whether nothing has moved since it began: a reader may have taken off what was stale."""

@@ -190,14 +190,14 @@ import fastsm.core.judging as judging
 
 machine = fastsm.FastStateMachine(sys.argv[1])
 machine.apply([(1, 1, fastsm.open_session())])
-pack_session, forked = judging.pack_session, []
+pack_result, forked = judging.pack_result, []
 
 def forking(*arguments):  # where a signal handler of the main thread may run
     if not forked:
         forked.append(os.fork())
-    return pack_session(*arguments)
+    return pack_result(*arguments)
 
-judging.pack_session = forking
+judging.pack_result = forking
 try:
     found = machine.apply([(2, 1, fastsm.once(1, 1, fastsm.put(b"k", b"v")))])
 except fastsm.NotRunningError as error:

@@ -546,10 +546,10 @@ print((private() - before) / count)
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
 def test_a_key_that_was_touched_takes_little_memory(tmp_path: Path) -> None:
-    """At most 24 bytes for its deadline and the place of its touch, overwritten ones included."""
+    """Less than 32 bytes for its deadline and the place of its touch, overwritten ones included."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "state"), "300000"], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 26
+    assert float(done.stdout) < 32
 
 
 # ---- snapshots that cannot be ------------------------------------------------------------------------------
