@@ -31,9 +31,9 @@ def test_each_command_counts_once_whenever_the_process_is_killed(tmp_path: Path)
     assert min(counts[name] for name in ("commands", "asked again", "never committed", "acknowledged")) > 100
 
 
-@pytest.mark.parametrize("fault", ["forgets", "loses"])
+@pytest.mark.parametrize("fault", ["forgets", "loses", "mistakes"])
 def test_a_session_that_is_wrong_is_found(tmp_path: Path, fault: str) -> None:
-    """One that does what it is asked again, and one that acknowledges what it does not do."""
+    """One that does again what it is asked again, one that does nothing, and one that gives another client's answer."""
     service = Service(tmp_path / "state", 0, Setting(fault=fault))
     with pytest.raises(AssertionError):
         live(service)

@@ -96,6 +96,8 @@ def run(directory: str, given: str, told: str, phases: str, setting: Setting) ->
         phase("applying")
         results = machine.apply([with_fault(entry, setting.fault) for entry in chunk])
         phase("between")
+        if setting.fault == "mistakes":
+            results = results[1:] + results[:1]
         os.write(answers, pickle.dumps([(entry[0], result) for entry, result in zip(chunk, results, strict=True)]))
         if job == "flush":
             machine.flush()
@@ -108,7 +110,7 @@ def run(directory: str, given: str, told: str, phases: str, setting: Setting) ->
 
 
 def with_fault(entry: tuple[int, int, bytes], fault: str) -> tuple[int, int, bytes]:
-    """A planted fault: a session that remembers nothing, or a command that is lost after it was acknowledged."""
+    """With a planted fault: a session that remembers nothing, or a command that is acknowledged and not done."""
     index, term, command = entry
     said: Any = fastsm.decode(command)
     if fault == "forgets" and isinstance(said, fastsm.types.Once):
