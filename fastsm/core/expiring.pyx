@@ -67,10 +67,16 @@ cdef class Expiring(View):
         return 0
 
     cdef int begin_ticks(self) except -1:
-        """At the first tick of a chunk. Making objects may collect garbage, and so run code that reads."""
+        """At the first tick of a chunk. Making objects may collect garbage, and so run code that reads.
+
+        What is overtaken goes from the top of the heaps, as with a reader: a replica that nobody asks for the next
+        deadline would walk over it at each tick.
+        """
         if self.new_sessions is None:
             self.due_keys, self.due_sessions = DueWalk(), DueWalk()
             self.new_keys, self.new_sessions = DueHeap(), DueHeap()
+        self.index.next_of(self.arena, self.index.deadlines)
+        self.index.next_of(self.arena, self.index.session_deadlines)
         self.looked_at = 0
         self.ticking = True
         return 0

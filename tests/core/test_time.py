@@ -458,6 +458,18 @@ def test_a_range_in_a_procedure_does_not_open_the_machine_to_it(directory: Path,
     assert applied(machines[0], fastsm.call("read_past_tx")) == [Answer(True, [b"a"])]
 
 
+def test_a_tick_passes_an_overtaken_deadline_once(machine: FastStateMachine) -> None:
+    """Leases that are prolonged leave deadlines behind: no later tick looks at those, though no reader asked either."""
+    applied(machine, *(fastsm.put(b"%03d" % i, b"", expires=100 + i) for i in range(200)))
+    applied(machine, *(fastsm.open_session(expires=100 + i) for i in range(50)))
+    applied(machine, *(fastsm.touch(b"%03d" % i, 1_000) for i in range(40)))
+    applied(machine, *(fastsm.once(201 + i, 1, fastsm.noop(), expires=1_000) for i in range(20)))
+    assert inside(machine).deadlines() == (200, 240, 50, 70)
+    assert applied(machine, fastsm.tick(119)) == [Answer(True, 0)]
+    assert inside(machine).deadlines() == (200, 200, 50, 50)
+    assert applied(machine, fastsm.tick(120)) == [Answer(True, 1)]
+
+
 def test_readers_next_to_a_long_tick_change_nothing(directory: Path, machine_at: Opener) -> None:
     """They run between its pieces, and take off what is stale, so that the tick has to find its way again."""
     machine, model = machine_at(directory), MemoryStateMachine()
