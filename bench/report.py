@@ -160,6 +160,25 @@ def scale_table(rows: list[dict[str, Any]]) -> list[str]:
             f"{row['open_background_s'] * 1e3:.3g}", f"{row['open_full_s']:.3g}",
         ]  # fmt: skip
         lines.append(f"| {keys:,} | " + " | ".join(cells) + " |")
+    return [*lines, "", *order_table([row for row in rows if "scan_us" in row])]
+
+
+def order_table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [
+        "The same keys in order: the first ordered read builds the order, which is then saved with the table.", "",
+        "| keys | building, s | scan(limit=100), us | count of a tenth, ms | a new key, and a scan, us | bytes a key | "
+        "close, s | open and scan, ms |",
+        "| ---: |" + " ---: |" * 7,
+    ]  # fmt: skip
+    for row in rows:
+        cells = [
+            f"{row['order_build_s']:.3g}", f"{row['scan_us']:.1f}", f"{row['count_ms']:.3g}",
+            f"{row['insert_scan_us']:.1f}", f"{row['order_bytes'] / row['keys']:.1f}", f"{row['close_ordered_s']:.3g}",
+            f"{row['open_ordered_s'] * 1e3:.3g}",
+        ]  # fmt: skip
+        lines.append(f"| {row['keys']:,} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 

@@ -17,6 +17,8 @@ SIZES = [10**3, 10**4, 10**5, 10**6, 10**7, 5 * 10**7]
 VALUE = bytes(range(32))
 CHUNK = 1000
 LOOKUPS = 200_000
+PAGE = 100
+SCANS = 2_000
 
 
 def key_of(number: int) -> bytes:
@@ -42,7 +44,8 @@ def grow(machine: fastsm.FastStateMachine, start: int, stop: int) -> tuple[float
     put, apply, clock = fastsm.put, machine.apply, time.perf_counter
     while start < stop:
         count = min(CHUNK, stop - start)
-        entries = [(i + 1, 1, put(key_of(i + 1), VALUE)) for i in range(start, start + count)]
+        first = machine.last_applied().index + 1 - start
+        entries = [(i + first, 1, put(key_of(i + 1), VALUE)) for i in range(start, start + count)]
         before = clock()
         apply(entries)
         seconds = clock() - before
@@ -80,6 +83,42 @@ def measure_size(machine: fastsm.FastStateMachine, directory: Path, size: int) -
     return found
 
 
+def measure_order(machine: fastsm.FastStateMachine, directory: Path, size: int) -> dict[str, Any]:
+    """The keys in order at one size; the machine that was given is closed, one without the order is in `directory`."""
+    source = random.Random(size)
+    found = {"order_build_s": timed(machine._ask_for_order)}
+    order = machine._order()
+    assert order is not None
+    found["order_bytes"] = order.size
+    starts = [source.randbytes(8) for _ in range(SCANS)]
+    found["scan_us"] = timed(lambda: [machine.scan(start, limit=PAGE) for start in starts]) / SCANS * 1e6
+    tenth = bytes([0x40]), bytes([0x40 + 26])  # of all keys, which are spread like random ones
+    found["count_ms"] = timed(machine.count, *tenth) * 1e3
+    index = machine.last_applied().index
+    new = [key + b"+" for key in starts]  # longer than the others: none of them is there
+
+    def insert_and_scan() -> None:
+        for number, key in enumerate(new, index + 1):
+            machine.apply([(number, 1, fastsm.put(key, VALUE))])
+            machine.scan(key, limit=PAGE)
+
+    found["insert_scan_us"] = timed(insert_and_scan) / SCANS * 1e6
+    machine.apply([(machine.last_applied().index + 1, 1, fastsm.batch([fastsm.delete(key) for key in new]))])
+    assert machine.len() == size
+    found["close_ordered_s"] = timed(machine.close)
+    start = time.perf_counter()
+    machine = fastsm.FastStateMachine(directory, auto_compact=False, verify_on_open="off")
+    machine.scan(limit=1)
+    found["open_ordered_s"] = time.perf_counter() - start
+    order = machine._order()
+    assert order is not None
+    assert order.loaded or size < 100_000  # of small states no table is saved
+    order.forget()
+    machine.apply([(machine.last_applied().index + 1, 1, fastsm.noop())])  # the next table is saved without it
+    machine.close()
+    return found
+
+
 def measure_scale(largest: int, directory: Path, results: Path) -> int:
     """Grows one state from size to size, reopening it at each; writes JSON."""
     directory = directory / "scale"
@@ -108,6 +147,8 @@ def measure_scale(largest: int, directory: Path, results: Path) -> int:
                 assert machine.get(key_of(size)) == VALUE
                 if mode == "background":
                     machine.close()
+            row.update(measure_order(machine, directory / "state", size))
+            machine = fastsm.FastStateMachine(directory / "state", auto_compact=False)
             held = size
             rows.append(row)
             print(" ".join(f"{name}={value:,.4g}" for name, value in row.items()), flush=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib.machinery
 import importlib.util
 import logging
+import os
 import signal
 import sys
 import threading
@@ -50,6 +52,23 @@ sys.path.insert(0, str(TESTS))  # for `import support.…`
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
+
+
+HANGS = 240  # seconds until a test that waits for something that never comes ends the run
+REAL_STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the real standard error, which is caught while tests run: what comes before a hard end would be lost."""
+    config.stash[REAL_STDERR] = os.dup(2)
+
+
+@pytest.fixture
+def a_hang_ends(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Threads that wait for one another end the run, with the tracebacks of all, where they can be seen."""
+    faulthandler.dump_traceback_later(HANGS, exit=True, file=pytestconfig.stash[REAL_STDERR])
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

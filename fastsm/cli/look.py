@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -126,14 +127,17 @@ def scan(
     with told_in_one_line():
         inspection.require_state(directory)
         with waiting("scanning"), Reader(directory) as state:
-            found = state.scan(**bounds, limit=limit, reverse=reverse)
+            ordered = state.ordered(**bounds, reverse=reverse)  # one by one: there may be more than memory holds
+            revision = state.last_applied().index
+        pairs = islice(ordered, limit)
         console = Console(highlight=False)
         if as_json or not console.is_terminal:
-            for key, value in found.entries:
+            for key, value in pairs:
                 write_bytes(line_bytes(text_or_base64("key", key) | text_or_base64("value", value)))
             return
-        console.print(table_of(found.entries, console.width))
-        console.print(f"{count_text(len(found.entries), 'key')} as of entry {found.revision:,}", style="dim")
+        entries = list(pairs)
+        console.print(table_of(entries, console.width))
+        console.print(f"{count_text(len(entries), 'key')} as of entry {revision:,}", style="dim")
 
 
 @app.command(rich_help_panel=LOOK)

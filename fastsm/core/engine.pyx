@@ -21,6 +21,7 @@ from fastsm.core.awaited cimport REPLACED, Ticket
 from fastsm.core.chunk cimport Chunk, Held, hold, hold_entries, let_go, unsigned_slowly
 from fastsm.core.view cimport Step
 from fastsm.core.watchers cimport Reach
+from fastsm.disk.mapping cimport Mapping
 from fastsm.disk.published cimport Publisher
 from fastsm.disk.format cimport (
     FRAME_RUNS, LARGE, RECORD_CLOSE, RECORD_DELETE, RECORD_PUT, RECORD_SNAPSHOT, RUN_SIZE,
@@ -121,6 +122,7 @@ cdef class Engine(Timed):
             runs = RunList(applied.index, applied.term, applied.index > 0)
         # Until all is changed: their end may let another thread run.
         old_log, _old, mapping = self._log, self._index, self.mapping
+        cdef Mapping _of_order = index.order.mapping if index.ordered else None
         name_next()
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds

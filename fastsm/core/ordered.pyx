@@ -35,13 +35,15 @@ cdef class OrderedPairs:
 
     def __next__(self):
         cdef uint64_t place
+        cdef OrderedView view
         while self.at == self.count:
-            if self.view is None or self.view.walk.done:
+            view = self.view  # held: its end lets other threads run, who may be here, too
+            if view is None or view.walk.done:
                 self.view = None
                 raise StopIteration
             self.at = 0
             self.count = 0
-            self.count = self.view.take(self.found, PIECE)
+            self.count = view.take(self.found, PIECE)
             if self.count == 0:
                 PyErr_CheckSignals()  # there may be many entries of deleted keys
         place = self.found[self.at]
@@ -72,6 +74,7 @@ cdef class Ordered(State):
             index = self._index
             if not index.ordered:
                 index.begin_order(self.mapping)
+                self.map_order()  # the log may have outgrown that mapping meanwhile
             elif index.order.built and (index.order.waiting() <= FEW_NEW or attempts >= ATTEMPTS):
                 index.order.absorb()
                 return index.order

@@ -61,3 +61,4 @@ cdef class State:
     cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1
     cdef Frozen freeze(self)
     cdef void take_arena(self) noexcept
+    cdef void map_order(self) noexcept

@@ -511,9 +511,15 @@ cdef class State:
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
             self.arena = self.mapping.address
-            if self._index.ordered:
-                self._index.order.mapping = self.mapping
         self.readable = self.mapping.mapped
+        self.map_order()
+
+    cdef void map_order(self) noexcept:
+        """Lets the order, if there is one, read through the present mapping."""
+        cdef Mapping _old
+        if self._index.ordered and self._index.order.mapping is not self.mapping:
+            _old = self._index.order.mapping  # until all is changed
+            self._index.order.mapping = self.mapping
 
     def _let_go(self):
         """After the last read."""

@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastsm.disk.format cimport RECORD_PUT
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.dead cimport DeadMap
-from fastsm.lookup.sorting cimport Sorting
+from fastsm.lookup.sorting cimport Pauses, Sorting
 from fastsm.lookup.table cimport Table
 from fastsm.lookup.tree cimport Node
 
@@ -26,8 +26,8 @@ cdef class Order:
     cdef uint64_t *fresh                # places of new keys, as they came
     cdef size_t fresh_count, fresh_room
     cdef size_t absorbed                # the first of them, which the tree has already, but one being built may not
-    cdef uint64_t builder               # number of the build that goes on, 0: none does
-    cdef uint64_t builds                # so many were begun
+    cdef uint32_t builders              # builds that go on, the first of which to be through is taken
+    cdef uint64_t trees                 # so many were built, or dropped: other builds that had begun before are in vain
     cdef uint64_t version               # of tree and `fresh` together: changes when places move from one to the other
     cdef void **moments                 # of readers who are not through: borrowed references
     cdef size_t moment_count, moment_room
@@ -35,8 +35,9 @@ cdef class Order:
     cdef size_t gone_count
     cdef readonly uint64_t comparisons  # of keys
     cdef readonly uint64_t looks        # entries that readers looked at
-    cdef object lock                    # one at a time does large work; a courtesy: `builder` and `version` decide
+    cdef object lock                    # one at a time does large work; a courtesy: `trees` and `version` decide
     cdef unsigned long worker           # the thread that has it
+    cdef Pauses pauses                  # of that thread
 
     cdef inline size_t waiting(self) noexcept:
         """How many places of new keys the tree does not have yet."""
@@ -65,11 +66,13 @@ cdef class Order:
     cdef bint is_behind(self) noexcept
     cdef bint has_garbage(self) noexcept
     cdef int catch_up(self, tick) except -1
-    cdef int build(self, tick) except -1
+    cdef bint take_lock(self) except -1
+    cdef int build(self, Pauses pauses) except -1
     cdef int take_sorted(self, const uint64_t *places, size_t count) except -1
     cdef int end_build(self) except -1
-    cdef bint gather(self, Sorting sorting, uint64_t builder, tick) except -1
-    cdef int merge(self, tick) except -1
+    cdef int end_builds(self) except -1
+    cdef bint gather(self, Sorting sorting, uint64_t trees, Pauses pauses) except -1
+    cdef int merge(self, Pauses pauses) except -1
     cdef int absorb(self) except -1
     cdef void take_off(self, size_t count) noexcept
     cdef void drop(self) noexcept

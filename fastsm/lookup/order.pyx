@@ -14,21 +14,23 @@ that it overwrites or deletes which record was the newest: the only thing that t
 """
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memmove
 
+import sys
 from _thread import allocate_lock
 
 from fastsm.disk.format cimport record_key, record_key_size
-from fastsm.lookup.sorting cimport Item, Sorter, begin_sort, go_on_sorting, sorted_places
+from fastsm.lookup.sorting cimport Item, Pauses, Sorter, begin_sort, go_on_sorting, sorted_places
 from fastsm.lookup.table cimport FAILED, SEGMENT_SLOTS, Segment, place_of
 from fastsm.lookup.tree cimport Work, hold, release, tree_bytes
 from fastsm.lookup.tree_changes cimport Children, insert, make_leaves, make_root, release_all
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
+
+GLANCE = 0.05  # seconds between two looks at whether it is right to wait
 
 cdef enum:
     GATHERED = 16             # segments of the table that are read in one go: some tenths of a millisecond
@@ -99,11 +101,12 @@ cdef class Order:
 
     cdef int reserve(self, size_t new_keys, size_t changes) except -1:
         """Makes sure that notes of as many new keys and changes need no memory."""
-        cdef size_t i
+        cdef size_t i = 0
         if self.recording and self.make_room(new_keys) < 0:
             raise MemoryError(f"no memory to keep {self.fresh_count + new_keys} new keys in order")
-        for i in range(self.moment_count):
+        while i < self.moment_count:  # without memory a collection may run, and end readers
             reserve_notes(<Moment>self.moments[i], changes)
+            i += 1
         return 0
 
     cdef void tell_readers(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil:
@@ -117,7 +120,7 @@ cdef class Order:
 
     cdef bint is_behind(self) noexcept:
         """Whether so much is to be done that the next reader should not have to."""
-        if not self.built or self.builder:
+        if not self.built or self.builders:
             return False
         return self.waiting() > max(<uint64_t>MANY_NEW, self.entries / SHARE_OF_TREE) or self.has_garbage()
 
@@ -127,58 +130,73 @@ cdef class Order:
     cdef int catch_up(self, tick) except -1:
         """Does what is long, without the GIL: builds the tree, or sorts many new keys into it.
 
-        Other threads wait here meanwhile. A signal handler that reads on top of it does not: it does the work itself,
-        and the frame below finds it done. It may be done in vain, when others have changed the tree: a caller of it
+        Other threads wait here meanwhile. It may be done in vain, when others have changed the tree: a caller of it
         looks again.
         """
-        cdef unsigned long thread = PyThread_get_thread_ident()
-        cdef bint locked = self.worker != thread
+        cdef Pauses pauses = Pauses(tick)
+        cdef bint locked = self.take_lock()
+        lock = self.lock  # a forked child may have another one
         if locked:
-            self.lock.acquire()  # in the main thread, signal handlers run meanwhile
-            self.worker = thread
+            self.worker = PyThread_get_thread_ident()
+            self.pauses = pauses
         try:
             if not self.built or self.has_garbage():
-                self.build(tick)
+                self.build(pauses)
             elif self.waiting() > FEW_NEW:
-                self.merge(tick)
+                self.merge(pauses)
         finally:
             if locked:
                 self.worker = 0
-                self.lock.release()
+                self.pauses = None
+                lock.release()
         return 0
 
-    cdef int build(self, tick) except -1:
+    cdef bint take_lock(self) except -1:
+        """Waits until no other thread works here. False: the caller works nevertheless, without the lock.
+
+        It does not wait for its own frames below, as in a signal handler; nor for a thread with such a handler on top,
+        which may wait for the caller, or for the writer's turn that the caller has; nor, when the interpreter ends, for
+        a thread that will not go on.
+        """
+        while self.worker != PyThread_get_thread_ident():
+            if self.lock.acquire(True, GLANCE):  # in the main thread, signal handlers run meanwhile
+                return True
+            if (self.pauses is not None and self.pauses.away) or sys.is_finalizing():
+                return False
+        return False
+
+    cdef int build(self, Pauses pauses) except -1:
         """Makes a new tree from the table. O(keys log keys + bytes that tell them apart), without the GIL."""
         cdef Sorting sorting = Sorting()
         cdef Mapping mapping
         cdef uint64_t *places
         cdef Node *root = NULL
         cdef Node *old
-        cdef uint64_t builder
-        if not self.built:
+        cdef uint64_t trees = self.trees
+        if not self.built and self.builders == 0:
             self.fresh_count = self.absorbed = 0
         self.recording = True
-        self.builds += 1
-        self.builder = builder = self.builds
+        self.builders += 1
         try:
-            if not self.gather(sorting, builder, tick):
+            if not self.gather(sorting, trees, pauses):
                 return 0
             mapping = self.mapping  # not before: the log may have outgrown it
-            places = sorting.sort(mapping.address, tick)
-            make_tree(places, sorting.count, &root, tick)
+            places = sorting.sort(mapping.address, pauses)
+            make_tree(places, sorting.count, &root, pauses)
         except BaseException:
             release(root)
-            if self.builder == builder:
+            if self.trees == trees:
                 self.end_build()
             raise
-        if self.builder != builder:
+        if self.trees != trees:
             release(root)
             return 0
         old, self.root = self.root, root
         self.entries = sorting.count
         self.comparisons += sorting.sorter.steps
         self.built = True
-        self.builder = 0
+        self.trees += 1  # others that go on are in vain
+        self.builders = 0
         self.absorbed = 0  # the new tree may lack what the old one has taken meanwhile
         self.version += 1
         with nogil:
@@ -187,7 +205,7 @@ cdef class Order:
 
     cdef int take_sorted(self, const uint64_t *places, size_t count) except -1:
         """Takes the places of all keys of the table, sorted already, as its first tree. O(places), without the GIL."""
-        make_tree(places, count, &self.root, None)
+        make_tree(places, count, &self.root, Pauses())
         self.entries = count
         self.built = self.recording = self.loaded = True
         self.version += 1
@@ -195,14 +213,22 @@ cdef class Order:
 
     cdef int end_build(self) except -1:
         """A build that comes to nothing: the old tree stays, if there is one."""
-        self.builder = 0
+        self.builders -= 1
+        if self.builders == 0:
+            self.end_builds()
+        return 0
+
+    cdef int end_builds(self) except -1:
+        """Those that go on are in vain."""
+        self.builders = 0
+        self.trees += 1
         self.recording = self.built
         self.take_off(self.absorbed if self.built else self.fresh_count)
         self.absorbed = 0
         return 0
 
-    cdef bint gather(self, Sorting sorting, uint64_t builder, tick) except -1:
-        """Reads the table in pieces, while it goes on changing; False when another build has begun meanwhile.
+    cdef bint gather(self, Sorting sorting, uint64_t trees, Pauses pauses) except -1:
+        """Reads the table in pieces, while it goes on changing; False when it is in vain by now.
 
         New keys are noted from before the first piece on. A split moves keys to a segment after all others, where they
         are met again, and sorting leaves one of them.
@@ -211,7 +237,7 @@ cdef class Order:
         cdef uint32_t number = 0
         cdef uint32_t stop
         while True:
-            if self.builder != builder:
+            if self.trees != trees:
                 return False
             if self.table.rebuilds != rebuilds:
                 rebuilds = self.table.rebuilds
@@ -226,11 +252,9 @@ cdef class Order:
             number = stop
             with nogil:
                 pass
-            PyErr_CheckSignals()
-            if tick is not None:
-                tick()
+            pauses.take()
 
-    cdef int merge(self, tick) except -1:
+    cdef int merge(self, Pauses pauses) except -1:
         """Sorts the new keys into a copy of the tree, without the GIL, and takes it."""
         cdef Sorting sorting = Sorting()
         cdef Mapping mapping
@@ -250,7 +274,7 @@ cdef class Order:
         entries = self.entries
         mapping = self.mapping
         try:
-            insert_all(sorting, mapping, &work, &root, tick)
+            insert_all(sorting, mapping, &work, &root, pauses)
         except BaseException:
             release(root)
             raise
@@ -300,7 +324,7 @@ cdef class Order:
     cdef void take_off(self, size_t count) noexcept:
         """The tree has the first `count` of the new keys; one that is being built may need them again."""
         self.version += 1
-        if self.builder:
+        if self.builders:
             self.absorbed += count
             return
         self.fresh_count -= count
@@ -313,9 +337,10 @@ cdef class Order:
     cdef void drop(self) noexcept:
         """There is no tree: the next reader builds one."""
         self.built = self.recording = False
-        self.entries = self.builder = 0
+        self.entries = self.builders = 0
         self.fresh_count = self.absorbed = 0
         self.version += 1
+        self.trees += 1
 
     # ---- readers ---------------------------------------------------------------------------------------
 
@@ -361,7 +386,7 @@ cdef class Moment:
         self.notes = Table()
 
 
-cdef int make_tree(const uint64_t *places, size_t count, Node **root, tick) except -1:
+cdef int make_tree(const uint64_t *places, size_t count, Node **root, Pauses pauses) except -1:
     """A tree of sorted places of different keys, where there was none. O(places); no key is looked at."""
     cdef Children leaves
     cdef size_t first = 0
@@ -373,9 +398,7 @@ cdef int make_tree(const uint64_t *places, size_t count, Node **root, tick) exce
             with nogil:
                 failed = make_leaves(places + first, min(count - first, <size_t>TREE_PIECE), &leaves)
             first += TREE_PIECE
-            PyErr_CheckSignals()
-            if tick is not None:
-                tick()
+            pauses.take()
     except BaseException:
         release_all(&leaves)
         raise
@@ -386,22 +409,20 @@ cdef int make_tree(const uint64_t *places, size_t count, Node **root, tick) exce
     raise MemoryError(f"no memory to keep {count} keys in order")
 
 
-cdef int insert_all(Sorting sorting, Mapping mapping, Work *work, Node **root, tick) except -1:
+cdef int insert_all(Sorting sorting, Mapping mapping, Work *work, Node **root, Pauses pauses) except -1:
     """Sorts what was gathered, and puts it into a tree that only the caller holds; `work` says what it took."""
     cdef uint64_t *places
     cdef size_t first = 0
     cdef int failed = 0
     work.arena = mapping.address
     work.added = 0
-    places = sorting.sort(mapping.address, tick)
+    places = sorting.sort(mapping.address, pauses)
     work.comparisons = sorting.sorter.steps
     while first < sorting.count and not failed:
         with nogil:
             failed = insert(work, root, places + first, min(sorting.count - first, <size_t>BATCH))
         first += BATCH
-        PyErr_CheckSignals()
-        if tick is not None:
-            tick()
+        pauses.take()
     if failed:
         raise MemoryError(f"no memory to keep {sorting.count} keys in order")
     return 0

@@ -51,6 +51,12 @@ cdef bint go_on_sorting(Sorter *sorter, int64_t steps) noexcept nogil
 cdef size_t sorted_places(Item *items, size_t count) noexcept nogil
 
 
+cdef class Pauses:
+    cdef object tick             # called between two pieces, unless it is None; it may raise
+    cdef readonly bint away      # the thread runs Python code between two pieces
+    cdef int take(self) except -1
+
+
 cdef class Sorting:
     cdef Item *items
     cdef size_t count, room
@@ -61,4 +67,4 @@ cdef class Sorting:
         self.items[self.count].place = place
         self.count += 1
 
-    cdef uint64_t *sort(self, const uint8_t *arena, tick) except NULL
+    cdef uint64_t *sort(self, const uint8_t *arena, Pauses pauses) except NULL

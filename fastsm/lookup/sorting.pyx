@@ -342,6 +342,26 @@ cdef size_t sorted_places(Item *items, size_t count) noexcept nogil:
     return kept
 
 
+cdef class Pauses:
+    """What comes between two pieces of long work: signal handlers, and a tick.
+
+    Thread safety: one thread works and takes them; others look at `away`.
+    """
+
+    def __cinit__(self, tick=None):
+        self.tick = tick
+
+    cdef int take(self) except -1:
+        self.away = True
+        try:
+            PyErr_CheckSignals()
+            if self.tick is not None:
+                self.tick()
+        finally:
+            self.away = False
+        return 0
+
+
 cdef class Sorting:
     """Records that are being sorted, and their memory.
 
@@ -364,10 +384,10 @@ cdef class Sorting:
         self.room = room
         return 0
 
-    cdef uint64_t *sort(self, const uint8_t *arena, tick) except NULL:
+    cdef uint64_t *sort(self, const uint8_t *arena, Pauses pauses) except NULL:
         """Sorts without the GIL, in slices; the places, `count` of which are left.
 
-        The caller holds what `arena` leads into. `tick`, unless None, is called between slices.
+        The caller holds what `arena` leads into.
         """
         cdef bint sorted = False
         cdef uint64_t dice = <uint64_t>self.items * <uint64_t>0x9E3779B97F4A7C15
@@ -376,9 +396,7 @@ cdef class Sorting:
         while not sorted:
             with nogil:
                 sorted = go_on_sorting(&self.sorter, SORT_SLICE)
-            PyErr_CheckSignals()
-            if tick is not None:
-                tick()
+            pauses.take()
         with nogil:
             self.count = sorted_places(self.items, self.count)
         return <uint64_t *>self.items

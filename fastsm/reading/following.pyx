@@ -277,5 +277,5 @@ cdef class Follower(Timed):
         if self._index is not None and self._index.ordered:
             self._index.order.lock = allocate_lock()
             self._index.order.worker = 0
-            if self._index.order.builder:
-                self._index.order.end_build()
+            if self._index.order.builders:
+                self._index.order.end_builds()

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import faulthandler
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ from support.faulty import PATIENCE, Call, Disk, in_thread
 from support.inside import inside
 
 Method = Callable[[FastStateMachine, Path], object]
+
+pytestmark = pytest.mark.usefixtures("a_hang_ends")
 
 SEAMS = (
     "sync", "write", "truncate", "allocate", "rename", "sync_directory", "open_file", "create_file", "close_file",
@@ -83,14 +84,6 @@ WRITERS = [
     name for name in METHODS
     if name not in ("start", "get", "items", "stats", "flush", "save", "snapshot", "checksum", "close")
 ]
-
-
-@pytest.fixture(autouse=True)
-def _a_hang_ends() -> Iterator[None]:
-    """A thread that waits for itself ends the run, with the tracebacks of all."""
-    faulthandler.dump_traceback_later(4 * PATIENCE, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 def fill(machine: FastStateMachine, path: Path) -> None:

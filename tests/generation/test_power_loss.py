@@ -55,10 +55,15 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
     assert counts["kills"] >= 50
     assert counts["after a base"] >= 5_000
     assert counts["by a saved table"] >= 1_000
+    assert counts["by a saved order"] >= 500
     assert counts["with a snapshot"] >= 3_000
-    for trait in ("gaps", 'sync="apply"', "frames over 64 KiB", "rare flushes", "frequent flushes", "saved tables"):
+    for trait in (
+        "gaps", 'sync="apply"', "frames over 64 KiB", "rare flushes", "frequent flushes", "saved tables",
+        "saved orders",
+    ):  # fmt: skip
         assert counts[f"stories with {trait}"] > 0
     assert counts["stories without stores"] > 0
+    assert counts["stories in order"] > 0
     for when in ("before", "after"):
         for what in ("create", "write", "sync", "rename", "unlink", "truncate", "allocate", "sync_directory"):
             assert counts[f"{when} {what}"] > 0, f"no state of a moment {when} {what}"

@@ -50,6 +50,13 @@ def watches(machine):
     begun.set()
     watch.read()
 
+def orders(machine):
+    for first in range(0, 400_000, 4_000):
+        keys = [b"%09d" % (i * 7919 % 1_000_003) for i in range(first, first + 4_000)]
+        machine.apply([(100 + first, 1, fastsm.put_many(keys, keys))])
+    begun.set()
+    machine.scan(limit=1)
+
 def close(machine):
     try:
         machine.close()
@@ -62,6 +69,10 @@ def checksum(machine):
 
 def snapshot(machine):
     machine.write_snapshot(path + "-last")
+    machine.close()
+
+def scan(machine):
+    assert machine.scan(b"1", limit=1).entries[0][0] == b"1"
     machine.close()
 
 def opens(machine):
@@ -94,7 +105,8 @@ owner = Owner(machine, getattr(work, sys.argv[3]))
 @pytest.mark.parametrize(
     ("work", "end"),
     [(work, "close") for work in ("nothing", "snapshots", "writes", "waits", "watches")]
-    + [("waits", end) for end in ("checksum", "snapshot", "opens")],
+    + [("waits", end) for end in ("checksum", "snapshot", "opens", "scan")]
+    + [("orders", end) for end in ("close", "scan")],
 )
 def test_a_finalizer_at_the_end_of_the_interpreter_waits_for_nobody(work: str, end: str, tmp_path: Path) -> None:
     """Whatever other threads were in the middle of, and however long the work is that a thread would do otherwise."""

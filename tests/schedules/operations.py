@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import blake3
-from schedules.explorer import Schedule, Step, Watched
+from schedules.explorer import Schedule, Step, Watched, between_pieces
 
 import fastsm
 from fastsm import (
@@ -30,7 +30,7 @@ from fastsm import (
 )
 from support.inside import inside
 
-OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "full", "retain_entries": 0}
+OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "full", "retain_entries": 0, "ordered": True}
 APPLIED = 10  # entries of the template, 4 of which are in its base
 KEYS = [b"key-0", b"key-1", b"key-2", b"nothing", b"new"]
 Machine = Any
@@ -115,6 +115,14 @@ def watch(machine: Machine, root: Path) -> Any:
     return told + watch.read(timeout=0)
 
 
+def scan_anew(machine: Machine, root: Path) -> Any:
+    """A scan for which the order is built, between whose pieces another operation may come."""
+    inside(machine).require()
+    inside(machine).order().forget()
+    inside(machine).order_next(inside(machine).index, inside(machine).log.mapping, between_pieces)
+    return machine.scan()
+
+
 def membership(machine: Machine, root: Path) -> Any:
     return machine.membership()
 
@@ -149,6 +157,7 @@ OPERATIONS = {
         lambda machine, root: machine.scan_prefix(b"key"),
         lambda machine, root: fastsm.ScanResult(
             sorted(pair for pair in machine.items() if pair[0].startswith(b"key")), machine.last_applied().index)),
+    "scan, order built": Operation(scan_anew, lambda machine, root: machine.scan()),
     "ordered": Operation(lambda machine, root: list(machine.ordered(b"key-1", reverse=True))),
     "count": Operation(lambda machine, root: machine.count(b"key-1")),
     "items": Operation(lambda machine, root: list(machine.items())),
@@ -254,6 +263,7 @@ def state_of(machine: Machine) -> Any:
     """All that can be compared."""
     return (
         machine.last_applied(), list(machine.items()), machine.membership(), machine.snapshot_metadata(),
+        machine.scan(), machine.scan(reverse=True),
         [machine.entry_term(index) for index in range(APPLIED + 6)])  # fmt: skip
 
 

@@ -93,7 +93,8 @@ class Life:
     def open(self) -> int:
         """Opens the directory as the process before left it. Returns the step to go on with."""
         options = {
-            "contiguous": self.story.contiguous, "sync": self.story.sync, "_files": self.platter.files
+            "contiguous": self.story.contiguous, "sync": self.story.sync, "ordered": self.story.ordered,
+            "_files": self.platter.files,
         }  # fmt: skip
         struck = self.platter.struck
         try:
@@ -149,6 +150,8 @@ class Life:
             self.note(f"after {kind}")
             self.open()
         self.believe_durable()
+        if self.machine is not None and self.story.ordered:
+            scan_all(self.machine)
 
     def write_snapshot(self, machine: FastStateMachine, last_included: LogId, compress: str) -> None:
         self.shelf, self.arriving = self.shelf | {last_included}, last_included
@@ -194,6 +197,13 @@ class Life:
         durable = self.machine.durable() if self.machine else LogId()
         if durable != LogId():
             self.lower = max(self.lower, self.story.position_of(durable, self.upper))
+
+
+def scan_all(machine: FastStateMachine) -> None:
+    """Reads all keys in order; `ViolationError` where they are not those that the table has."""
+    found = machine.scan().entries
+    if found != sorted(machine.items()) or machine.count(end=b"\xff") != machine.len():
+        raise ViolationError(f"{machine!r} has another order than its keys: {found[:5]}")
 
 
 def shelved(path: Path) -> LogId | None:
@@ -341,6 +351,10 @@ class Simulation:
             try:
                 self.counts["by a saved table"] += any(name.startswith("table-") for name in drawn.files)
                 self.counts["after a base"] += inside(machine).log.base is not None
+                order = inside(machine).order()
+                self.counts["by a saved order"] += order is not None and order.loaded
+                if not positions:
+                    scan_all(machine)
                 positions.append(story.find(machine, moment.lower, moment.upper))
                 if positions[-1] is None:
                     where = story.find(machine, 0, story.last)

@@ -82,6 +82,7 @@ class Story:
         self.rhythm = self.random.choice(RHYTHMS)
         self.large = self.random.random() < 0.15
         self.tables = self.random.random() < 0.4  # saved, however small
+        self.ordered = random.Random(f"order {seed}").random() < 0.6  # the keys are kept in order, and that is saved
         self.steps: list[list[Operation]] = []
         self.states: list[State] = []
         self.epochs: list[int] = []  # for each position, the one of the last clear or install
@@ -155,6 +156,8 @@ class Story:
             'with sync="apply"': self.sync == "apply",
             "without stores": self.stores is False,
             "with saved tables": self.tables,
+            "in order": self.ordered,
+            "with saved orders": self.tables and self.ordered,
             "with frames over 64 KiB": any(len(value or b"") == LARGE for s in self.states for value in s.values),
             "with rare flushes": self.rhythm == RHYTHMS[0],
             "with frequent flushes": self.rhythm == RHYTHMS[-1],
