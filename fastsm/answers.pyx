@@ -197,6 +197,17 @@ cdef uint8_t *pack_value(object value, uint8_t *p) except NULL:
     return p
 
 
+def same_answer(one, other):
+    """Whether two answers are equal as they are stored: True is not 1."""
+    return one == other and packed_value(one[1]) == packed_value(other[1])
+
+
+cdef bytes packed_value(object value):
+    cdef bytes packed = PyBytes_FromStringAndSize(NULL, packed_size(value))
+    pack_value(value, <uint8_t *>PyBytes_AS_STRING(packed))
+    return packed
+
+
 def unpack_result(bytes data):
     """What `pack_result` packed. The bytes were checked when they were read from a file."""
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(data)

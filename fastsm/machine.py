@@ -243,6 +243,7 @@ class FastStateMachine(Engine, StateMachine):
 
     async def close_async(self) -> None:
         """:meth:`close`, off the event loop. Once begun it goes on, also when the wait for it is cancelled."""
+        self._refuse_procedure()  # before the other thread waits for the chunk that this one is in
         await close_off_loop(self)
 
     def _close_late(self) -> None:

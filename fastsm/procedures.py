@@ -7,8 +7,10 @@ applied here, as if the call had never been.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypeVar, overload
@@ -70,12 +72,20 @@ def procedure(
     """
 
     def mark(marked: F) -> F:
-        label = marked.__name__ if name is None else name
+        label = getattr(marked, "__name__", None) if name is None else name
+        if not callable(marked) or not isinstance(label, str):
+            raise TypeError(f"expected a function (tx, payload) and a name of type str, found {marked!r} and {label!r}")
+        kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+        if any(is_kind(marked) for is_kind in kinds):
+            raise TypeError(f"{marked!r} answers a coroutine or a generator: define it with `def`, without `yield`")
         encoded_name(label)
         number = operator.index(version)
         if not 0 <= number < 2**32:
             raise ValueError(f"version {number}: expected 0 to 2**32 - 1")
-        setattr(marked, MARK, (label, number))
+        try:
+            setattr(marked, MARK, (label, number))
+        except AttributeError:
+            raise TypeError(f"{marked!r} cannot be marked: put @fastsm.procedure above its definition") from None
         return marked
 
     return mark if function is None else mark(function)
@@ -109,10 +119,15 @@ def check_calls(command: Any, known: Registry) -> None:
 
 def is_trouble(error: BaseException) -> bool:
     """Whether an exception may be this replica's own, so that it cannot be the answer of an entry."""
-    if not isinstance(error, Exception):
-        return True
     replicas_own = (OSError, ImportError, SystemError, MemoryError, RecursionError, FastsmError)
-    return isinstance(error, replicas_own) and not isinstance(error, CommandError)
+    errors = [error]
+    while errors:
+        one = errors.pop()
+        if sys.version_info >= (3, 11) and isinstance(one, ExceptionGroup):  # noqa: F821
+            errors += one.exceptions
+        elif not isinstance(one, Exception) or (isinstance(one, replicas_own) and not isinstance(one, CommandError)):
+            return True
+    return False
 
 
 def run(called: Procedure, tx: RunningTx, payload: bytes, index: int) -> Answer:

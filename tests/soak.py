@@ -1,6 +1,6 @@
 """Power losses, kills, flipped bits and failing calls, for as long as one likes: ``python -m tests.soak --minutes 60``.
 
-Five families share the time. Each round of one has a seed of its own, counted from ``--seed``. The first round in which
+Six families share the time. Each round of one has a seed of its own, counted from ``--seed``. The first round in which
 something is violated ends it, with status 1, and says how to get it again.
 """
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from generation import test_kill
 
 from fastsm import CorruptionError, FastsmError, FastStateMachine, FormatVersionError
-from support import at_each_call, shim
+from support import at_each_call, killed_clients, shim
 from support.faulty import memory_directory
 from support.histories import History, state_of
 from support.power import QuietDirectory
@@ -33,7 +33,7 @@ LIVES = 5  # of a directory, each ended by a kill
 FLIPS = 3_000  # of a round
 MAJOR = (
     "states", "with holes", "torn within a page", "names lost", "lives", "failed syncs", "processes killed",
-    "killed at a call", "calls and limits", "bits flipped",
+    "killed at a call", "calls and limits", "bits flipped", "kills", "commands", "asked again", "applied twice", "lost",
 )  # fmt: skip
 
 
@@ -54,6 +54,21 @@ def kill_processes(seed: int, root: Path, counts: Counter[str]) -> list[str]:
             test_kill.assert_right(root / "killed", seed, setting, killed)
         except (AssertionError, FastsmError) as error:
             return [f"kill -9, seed {seed}, {name}, life {life}, {killed}: {error!r}"]
+    return []
+
+
+def kill_under_clients(seed: int, root: Path, counts: Counter[str]) -> list[str]:
+    """A few lives of one directory under clients with sessions and leases, until all of them have their answers."""
+    name = random.Random(f"clients {seed}").choice(sorted(killed_clients.SETTINGS))
+    service = killed_clients.Service(root / "clients", seed, killed_clients.SETTINGS[name])
+    try:
+        for _ in range(LIVES):
+            service.live()
+        service.end()
+    except (AssertionError, FastsmError) as error:
+        return [f"clients, seed {seed}, {name}, {killed_clients.report(service.counts)}: {error!r}"]
+    finally:
+        counts.update(service.counts)
     return []
 
 
@@ -117,8 +132,9 @@ KILLS = [name for name, fault in at_each_call.FAULTS.items() if fault.kills]
 # Each with its share of the time.
 FAMILIES: dict[str, tuple[float, Callable[[int, Path, Counter[str]], list[str]]]] = {
     "power": (0.5, lose_power),
-    "flips": (0.17, flip_bits),
+    "flips": (0.12, flip_bits),
     "kills": (0.05, kill_processes),
+    "clients": (0.05, kill_under_clients),
     "calls-killed": (0.2, lambda seed, root, counts: strike_calls(seed, KILLS, counts)),
     "calls-failed": (
         0.08, lambda seed, root, counts: strike_calls(seed, set(at_each_call.FAULTS) - set(KILLS), counts)

@@ -91,6 +91,9 @@ def test_ids_are_unique(propose: Callable[[bytes], Any]) -> None:
         if dice.random() < 0.02:
             clients[at] = unique_ids.UniqueIds(propose, b"ids", block=3)
     assert len(set(drawn)) == len(drawn)
+    propose(fastsm.put(b"ids", b"no number"))
+    with pytest.raises(ValueError, match="not a number"):
+        next(unique_ids.UniqueIds(propose, b"ids"))
 
 
 def test_no_money_is_made_or_lost(machine: Machine, propose: Callable[[bytes], Any]) -> None:

@@ -36,6 +36,9 @@ class UniqueIds:
     def __next__(self) -> int:
         for free in self._ids:
             return free
-        last = self._propose(fastsm.add(self._key, self._block)).value
+        answer = self._propose(fastsm.add(self._key, self._block))
+        if not answer:
+            raise ValueError(f"no ids: {answer.reason}")
+        last = answer.value
         self._ids = iter(range(last - self._block + 1, last + 1))
         return next(self._ids)

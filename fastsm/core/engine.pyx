@@ -243,6 +243,8 @@ cdef class Engine(Timed):
             elif chunk.conditional:
                 chunk.judge(self)
             results = chunk.results()
+            if self.status:
+                self.refuse()  # a procedure, a finalizer or a signal handler may have forked
             if runs.index != mark.index:
                 self.write_chunk(chunk)
             counts = True
@@ -290,8 +292,6 @@ cdef class Engine(Timed):
                 chunk.judgement.stopped = False
         else:
             self.judge_here(chunk)
-        if self.status:
-            self.refuse()  # a procedure may have forked
         return 0
 
     cdef int judge_here(self, Chunk chunk) except -1:

@@ -10,12 +10,12 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp
 
 from fastsm.command cimport number_at
-from fastsm.core.view cimport Pending, step_deadline, writes_key
+from fastsm.core.view cimport BREATH, Pending, step_deadline, writes_key
 from fastsm.disk.format cimport (
     CLOCK_SIZE, NO_DEADLINE, RECORD_CLOCK, RECORD_DELETE, RECORD_FORGET, RECORD_SESSION, SESSION_DEADLINE, record_key,
     record_key_size,
 )
-from fastsm.lookup.deadlines cimport Due
+from fastsm.lookup.deadlines cimport Deadlines
 
 
 cdef enum:
@@ -40,6 +40,7 @@ cdef class Expiring(View):
 
     cdef int tick(self, const Step *step, uint64_t now, uint64_t limit, uint64_t *removed) except -1:
         """Appends what a tick comes to: the clock, deletes of keys, ends of sessions. `step` says of which entry."""
+        self.know()
         if now > self.clock:
             self.move_clock(step, now)
         removed[0] = 0
@@ -66,10 +67,16 @@ cdef class Expiring(View):
         return 0
 
     cdef int begin_ticks(self) except -1:
-        """At the first tick of a chunk. Making objects may collect garbage, and so run code that reads."""
+        """At the first tick of a chunk. Making objects may collect garbage, and so run code that reads.
+
+        What is overtaken goes from the top of the heaps, as with a reader: a replica that nobody asks for the next
+        deadline would walk over it at each tick.
+        """
         if self.new_sessions is None:
             self.due_keys, self.due_sessions = DueWalk(), DueWalk()
             self.new_keys, self.new_sessions = DueHeap(), DueHeap()
+        self.index.next_of(self.arena, self.index.deadlines)
+        self.index.next_of(self.arena, self.index.session_deadlines)
         self.looked_at = 0
         self.ticking = True
         return 0
@@ -78,28 +85,31 @@ cdef class Expiring(View):
         """Appends deletes of at most `limit` keys, or ends of sessions, that are due, in order; returns how many.
 
         What was applied before is walked over in order, and passed for the rest of the chunk: it is removed now, or is
-        overtaken by what the chunk has written. No Python code runs here.
+        overtaken by what the chunk has written. Python code runs in `breathe` alone.
         """
         cdef DueWalk walk = self.due_sessions if sessions else self.due_keys
         cdef DueHeap heap = self.new_sessions if sessions else self.new_keys
         cdef uint64_t removed = 0
         cdef DueKey applied, removing
-        cdef const Due *due
+        cdef Deadlines deadlines = self.index.session_deadlines if sessions else self.index.deadlines
         cdef const DueKey *written
+        cdef uint64_t place
         applied.write = -1
-        # What an earlier walk has passed is passed by this one too.
-        if not walk.holds():
-            walk.begin(self.index.session_deadlines if sessions else self.index.deadlines)
         while removed < limit:
-            due = walk.first()
-            while due != NULL and due.deadline <= self.clock and not self.is_due(sessions, due.place):
+            if removed and removed % BREATH == 0:
+                self.breathe()
+            if not walk.holds():  # what an earlier walk has passed is noted, so that this one passes it too
+                self.know()
+                walk.begin(deadlines)
+            place = walk.first()
+            while place and deadlines.deadline_of(self.arena, place) <= self.clock and not self.is_due(sessions, place):
                 walk.pass_first(self.arena)
-                due = walk.first()
+                place = walk.first()
             written = self.first_written(sessions)
-            if due != NULL and due.deadline <= self.clock:
-                applied.deadline = due.deadline
-                applied.key = record_key(self.arena + due.place)
-                applied.key_size = record_key_size(self.arena + due.place)
+            applied.deadline = deadlines.deadline_of(self.arena, place) if place else NO_DEADLINE
+            if applied.deadline <= self.clock:
+                applied.key = record_key(self.arena + place)
+                applied.key_size = record_key_size(self.arena + place)
                 applied.by_number = sessions
                 applied.hashed = (self.index.sessions if sessions else self.table).hash(applied.key, applied.key_size)
                 if written == NULL or order_of_due(&applied, written) < 0:
@@ -171,7 +181,7 @@ cdef class Expiring(View):
         written.index = step.index
         written.entry = step.entry
         written.record = RECORD_FORGET if due.by_number else RECORD_DELETE
-        return self.write(&written)
+        return self.append(&written)
 
 
 cdef int order_of_due(const DueKey *one, const DueKey *other) noexcept nogil:

@@ -20,7 +20,7 @@ from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE
 from fastsm.disk.format cimport SESSION_RESULT
 from fastsm.lookup.terms cimport Terms
 
-from fastsm.answers import MAX_ANSWER_SIZE, REASONS, checked_value, pack_result, unpack_result
+from fastsm.answers import MAX_ANSWER_SIZE, REASONS, checked_value, pack_result, same_answer, unpack_result
 from fastsm.errors import ProcedureError
 from fastsm.procedures import answer_of_error, answer_of_value, refuse_trouble
 
@@ -302,7 +302,7 @@ cdef class Judge:
         cdef uint64_t index = step.index
         self.view.take_back(mark)
         again = self.run_once(step, called, payload)
-        if again != result or self.written(mark) != first:
+        if not same_answer(again, result) or self.written(mark) != first:
             raise ProcedureError(
                 f"entry {index}: procedure {called.name!r}, version {called.version}, came to {result} and to {again}, "
                 "or wrote something else, when it was run twice: it must depend on nothing but tx and its payload",

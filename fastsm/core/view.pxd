@@ -53,6 +53,9 @@ cdef enum:  # why an entry is refused: 1 + its position in `answering.REASONS`; 
     OVERFLOW = 3
     TOO_LARGE = 6
 
+cdef enum:
+    BREATH = 4096         # keys that are removed between two looks at signals and other threads
+
 
 cdef class View:
     cdef Ordered owner           # of the state, which this is a view of
@@ -64,6 +67,7 @@ cdef class View:
     cdef object log
     cdef Step *writes
     cdef size_t count
+    cdef size_t known            # so many of them are noted in `slots`
     cdef size_t room
     cdef Pending *slots          # the first slot_mask + 1 of them; at most half of these are in use
     cdef size_t slot_room
@@ -93,6 +97,18 @@ cdef class View:
         Found *found
     ) except -1
     cdef int write(self, const Step *step) except -1
+    cdef int append(self, const Step *step) except -1
+    cdef int append_delete(self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed) except -1
+    cdef int append_written(self, const Step *step, bytes key) except -1
+    cdef int know_more(self) except -1
+    cdef int breathe(self) except -1
+
+    cdef inline int know(self) except -1:
+        """To be called before slots are looked at."""
+        return self.know_more() if self.known < self.count else 0
+
+    cdef const uint8_t *key_at(self, uint64_t place) except NULL
+    cdef bint has_written(self, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil
     cdef int write_number(self, const Step *step, int64_t number, uint64_t deadline) except -1
     cdef int64_t remove_range(self, uint64_t index, uint32_t entry, bytes start, bytes end) except -1
     cdef int write_bytes(

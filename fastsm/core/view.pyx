@@ -8,10 +8,11 @@ entry which is refused is taken back from the end. Nothing here changes the stat
 from bisect import bisect_left
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp
 
-from fastsm.command cimport ABSENT
+from fastsm.command cimport ABSENT, DELETE_RANGE
 from fastsm.disk.format cimport (
     DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH,
     SESSION_ID_SIZE, may_be_live, record_deadline, record_index, record_key, record_key_size, record_length,
@@ -51,7 +52,7 @@ cdef class View:
         self.arena = owner.arena
         self.readable = owner.readable
         self.clock = self.index.clock
-        self.count = self.used = 0
+        self.count = self.known = self.used = 0
         self.keys, self.values = [], []
         while slots < 2 * expected:
             slots *= 2
@@ -71,7 +72,7 @@ cdef class View:
         self.slot_room = 0
 
     cdef void forget(self) noexcept:
-        self.count = self.used = 0
+        self.count = self.known = self.used = 0
         if self.slot_room > 2 * KEPT_STEPS:
             self.drop_slots()
         self.arena = NULL
@@ -125,11 +126,14 @@ cdef class View:
     cdef int look_for(
         self, Table table, bint session, const uint8_t *key, size_t size, uint64_t hashed, Found *found
     ) except -1:
-        cdef Pending *slot = self.slot_of(session, key, size, hashed)
+        cdef Pending *slot
         cdef const Step *step
         cdef const uint8_t *record
         cdef uint64_t place
-        cdef int32_t written = self.value_write(slot) if slot.chunk == self.chunk else -1
+        cdef int32_t written
+        self.know()
+        slot = self.slot_of(session, key, size, hashed)
+        written = self.value_write(slot) if slot.chunk == self.chunk else -1
         found.value = NULL
         found.size = ABSENT
         found.index = 0
@@ -181,7 +185,6 @@ cdef class View:
         cdef list keys = []
         cdef OrderedView view = self.owner.range_in_turn(start, end, reverse)
         cdef const uint8_t *record
-        cdef Pending *slot
         cdef size_t i, room, count
         cdef Py_ssize_t next_written = 0
         if reverse:
@@ -190,15 +193,12 @@ cdef class View:
             room = PAGE if most < 0 else min(<size_t>PAGE, <size_t>(most - len(keys)))
             count = view.take(places, room)
             for i in range(count):
-                record = self.arena + places[i]
-                if places[i] + RECORD_KEY + record_key_size(record) > self.readable:
-                    raise self.log.damage_at(places[i])
-                if self.used:
-                    slot = self.slot_of(
-                        False, record_key(record), record_key_size(record),
-                        self.table.hash(record_key(record), record_key_size(record)))
-                    if slot.chunk == self.chunk and self.value_write(slot) >= 0:
-                        continue  # it is among those that were written, or deleted
+                record = self.key_at(places[i])
+                if self.used and self.has_written(
+                    record_key(record), record_key_size(record),
+                    self.table.hash(record_key(record), record_key_size(record))
+                ):
+                    continue  # it is among those that were written, or deleted
                 key = PyBytes_FromStringAndSize(<const char *>record_key(record), record_key_size(record))
                 while next_written < len(written) and (written[next_written] < key) != reverse:
                     keys.append(written[next_written])
@@ -209,11 +209,23 @@ cdef class View:
             next_written += 1
         return keys if most < 0 else keys[:most]
 
+    cdef const uint8_t *key_at(self, uint64_t place) except NULL:
+        """The record at a place, whose key may be read."""
+        if place + RECORD_KEY + record_key_size(self.arena + place) > self.readable:
+            raise self.log.damage_at(place)
+        return self.arena + place
+
+    cdef bint has_written(self, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil:
+        """Whether this chunk has put or deleted a key, as far as `know` knows."""
+        cdef Pending *slot = self.slot_of(False, key, size, hashed)
+        return slot.chunk == self.chunk and self.value_write(slot) >= 0
+
     cdef list written_between(self, bytes start, bytes end):
         """The keys of a range that this chunk has put, and that are there, in order."""
         cdef list keys = []
         cdef Pending *slot
         cdef Py_ssize_t i, stop
+        self.know()
         if self.used == 0:
             return keys
         self.keep_order()
@@ -300,38 +312,77 @@ cdef class View:
 
     cdef int write(self, const Step *step) except -1:
         """Appends what a step writes; its key and value stay where they are."""
-        cdef Pending *slot
-        cdef Step *written
-        cdef bint session = is_of_session(step.record)
+        self.append(step)
+        return self.know()
+
+    cdef int append(self, const Step *step) except -1:
+        """Appends what a step writes, which `know` is to take note of before anybody looks.
+
+        So a range or a tick that removes a million keys takes a slot for each only where a later command looks.
+        """
+        cdef Step *grown
         cdef size_t room
         if self.count == self.room:
             if self.count >= 0x7FFFFFFF:
                 raise MemoryError("a chunk with commands that answer writes at most 2**31 - 1 records")
             room = 2 * self.room + SMALLEST
-            written = <Step *>realloc(self.writes, room * sizeof(Step))
-            if written == NULL:
+            grown = <Step *>realloc(self.writes, room * sizeof(Step))
+            if grown == NULL:
                 raise MemoryError(f"no memory for a chunk that writes {room} records")
-            self.writes = written
+            self.writes = grown
             self.room = room
-        written = &self.writes[self.count]
-        written[0] = step[0]
-        if writes_key(step.record):
-            slot = self.slot_of(session, step.operation.key, step.operation.key_size, step.hashed)
-            if slot.chunk != self.chunk:
-                if 2 * (self.used + 1) > self.slot_mask + 1:
-                    self.resize(2 * (self.slot_mask + 1))
-                    slot = self.slot_of(session, step.operation.key, step.operation.key_size, step.hashed)
-                slot.chunk = self.chunk
-                slot.session = session
-                slot.key = step.operation.key
-                slot.key_size = step.operation.key_size
-                slot.hashed = step.hashed
-                slot.latest = -1
-                self.used += 1
-            written.shadowed = slot.latest
-            written.base = self.value_write(slot)
-            slot.latest = <int32_t>self.count
+        self.writes[self.count] = step[0]
         self.count += 1
+        return 0
+
+    cdef int know_more(self) except -1:
+        """Notes in the slot of its key each write that was appended since the last call."""
+        cdef Pending *slot
+        cdef Step *written
+        cdef bint session
+        while self.known < self.count:
+            written = &self.writes[self.known]
+            if writes_key(written.record):
+                session = is_of_session(written.record)
+                slot = self.slot_of(session, written.operation.key, written.operation.key_size, written.hashed)
+                if slot.chunk != self.chunk:
+                    if 2 * (self.used + 1) > self.slot_mask + 1:
+                        self.resize(2 * (self.slot_mask + 1))
+                        slot = self.slot_of(session, written.operation.key, written.operation.key_size, written.hashed)
+                    slot.chunk = self.chunk
+                    slot.session = session
+                    slot.key = written.operation.key
+                    slot.key_size = written.operation.key_size
+                    slot.hashed = written.hashed
+                    slot.latest = -1
+                    self.used += 1
+                written.shadowed = slot.latest
+                written.base = self.value_write(slot)
+                slot.latest = <int32_t>self.known
+            self.known += 1
+        return 0
+
+    cdef int append_delete(
+        self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed
+    ) except -1:
+        """Appends a delete of a key whose bytes stay where they are. `step`: of which entry it is."""
+        cdef Step removing
+        removing.operation.kind = step.operation.kind
+        removing.operation.key = removing.operation.value = removing.operation.expected = key
+        removing.operation.key_size = <uint16_t>size
+        removing.operation.value_size = removing.operation.expected_size = 0
+        removing.operation.timed = False
+        removing.hashed = hashed
+        removing.index = step.index
+        removing.entry = step.entry
+        removing.record = RECORD_DELETE
+        return self.append(&removing)
+
+    cdef int breathe(self) except -1:
+        """Lets signal handlers and other threads run, which cannot change the state: the writer's turn is taken."""
+        PyErr_CheckSignals()
+        with nogil:
+            pass
         return 0
 
     cdef bytes hold_key(self, const uint8_t *key, size_t size, uint64_t deadline):
@@ -355,11 +406,45 @@ cdef class View:
         return self.write(&put)
 
     cdef int64_t remove_range(self, uint64_t index, uint32_t entry, bytes start, bytes end) except -1:
-        """Appends a delete of each key in a range, in order; returns how many."""
-        cdef list keys = self.keys_between(start, end)
-        for key in keys:
-            self.write_bytes(index, entry, key, None)
-        return len(keys)
+        """Appends a delete of each key in a range, in order; returns how many. No object for any that was applied."""
+        cdef uint64_t places[PAGE]
+        cdef list written = self.written_between(start, end)
+        cdef OrderedView view = self.owner.range_in_turn(start, end, False)
+        cdef const uint8_t *record
+        cdef uint64_t hashed
+        cdef size_t i, count
+        cdef size_t removed = 0
+        cdef Py_ssize_t next_written = 0
+        cdef Step step
+        step.operation.kind = DELETE_RANGE
+        step.index = index
+        step.entry = entry
+        self.keys += written
+        while view is not None and not view.walk.done:
+            count = view.take(places, PAGE)
+            for i in range(count):
+                record = self.key_at(places[i])
+                hashed = self.table.hash(record_key(record), record_key_size(record))
+                if self.used and self.has_written(record_key(record), record_key_size(record), hashed):
+                    continue  # it is among those that were written, or deleted
+                while next_written < len(written) and is_before(written[next_written], record):
+                    self.append_written(&step, written[next_written])
+                    next_written += 1
+                    removed += 1
+                self.append_delete(&step, record_key(record), record_key_size(record), hashed)
+                removed += 1
+                if removed % BREATH == 0:
+                    self.breathe()
+        while next_written < len(written):
+            self.append_written(&step, written[next_written])
+            next_written += 1
+            removed += 1
+        return removed
+
+    cdef int append_written(self, const Step *step, bytes key) except -1:
+        """`append_delete` of a key that this chunk has put, an object that is held."""
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(key)
+        return self.append_delete(step, data, PyBytes_GET_SIZE(key), self.table.hash(data, PyBytes_GET_SIZE(key)))
 
     cdef int write_session(self, uint64_t index, uint32_t entry, uint64_t session, bytes value) except -1:
         """Appends what is remembered of a session from here on; None: it is forgotten."""
@@ -409,6 +494,7 @@ cdef class View:
     cdef void take_back(self, size_t mark) noexcept:
         """Undoes all writes but the first `mark`."""
         cdef Step *step
+        self.count = max(self.known, mark)
         while self.count > mark:
             self.count -= 1
             step = &self.writes[self.count]
@@ -416,7 +502,16 @@ cdef class View:
                 self.slot_of(
                     is_of_session(step.record), step.operation.key, step.operation.key_size, step.hashed,
                 ).latest = step.shadowed
+        self.known = min(self.known, self.count)
         self.ordered_writes = min(self.ordered_writes, self.count)
+
+
+cdef bint is_before(bytes key, const uint8_t *record) noexcept:
+    """Whether a key comes before that of a record."""
+    cdef size_t size = PyBytes_GET_SIZE(key)
+    cdef size_t other = record_key_size(record)
+    cdef int order = memcmp(<const uint8_t *>PyBytes_AS_STRING(key), record_key(record), min(size, other))
+    return order < 0 or (order == 0 and size < other)
 
 
 cdef bint parse_number(const uint8_t *text, uint32_t size, int64_t *number) noexcept nogil:

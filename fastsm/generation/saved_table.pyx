@@ -12,6 +12,7 @@ log.
 import os
 
 from cpython.buffer cimport PyBUF_READ
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -30,7 +31,7 @@ from fastsm.lookup.index cimport Index
 from fastsm.generation.log cimport Log
 from fastsm.generation.saved_order cimport HeldOrder, hold_order, take_order
 from fastsm.disk.mapping cimport Mapping
-from fastsm.lookup.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table
+from fastsm.lookup.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table, place_of
 
 from fastsm.disk import format
 from fastsm.errors import CorruptionError, FormatVersionError
@@ -227,8 +228,9 @@ cdef tuple describe(Log log, Index index):
             index.deadlines.count, index.session_deadlines.count, part_of(index.sessions), part_of(index.touches), 0, 0)
         front = b"".join((
             runs, metadata.ljust(saved.sections.dead - saved.sections.metadata, b"\0"),
-            (<char *>words)[:8 * count], directories, bytes_of_deadlines(index.deadlines),
-            bytes_of_deadlines(index.session_deadlines)))
+            (<char *>words)[:8 * count], directories,
+            bytes_of_deadlines(index.deadlines, log.mapping.address),
+            bytes_of_deadlines(index.session_deadlines, log.mapping.address)))
         return saved, front.ljust(min(saved.sections.segments) - format.TABLE_HEADER_BYTES, b"\0")
     finally:
         free(words)
@@ -241,10 +243,14 @@ cdef object part_of(Table table):
     return format.SavedPart(table.seed0, table.seed1, table.count, table.segment_count, table.depth)
 
 
-cdef bytes bytes_of_deadlines(Deadlines deadlines):
-    if deadlines.count == 0:
-        return b""
-    return (<char *>deadlines.items)[:deadlines.count * sizeof(Due)]
+cdef bytes bytes_of_deadlines(Deadlines deadlines, const uint8_t *arena):
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, deadlines.count * sizeof(Due))
+    cdef Due *due = <Due *>PyBytes_AS_STRING(made)
+    cdef size_t i
+    for i in range(deadlines.count):
+        due[i].place = place_of(deadlines.items[i])
+        due[i].deadline = deadlines.deadline_of(arena, due[i].place)
+    return made
 
 
 cdef bytes directory_of(Table table):

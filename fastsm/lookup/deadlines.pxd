@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 ctypedef struct Due:
+    # As a saved table has it.
     uint64_t deadline
     uint64_t place       # of the record that says it
 
@@ -8,7 +9,9 @@ ctypedef struct Due:
 cdef class Deadlines:
     # Invariant: none of `items` is due before its parent, which is the one at (i - 1) / 4. So many of them are `stale`:
     # they do not count any more.
-    cdef Due *items
+    cdef uint64_t *items         # rough deadlines and places
+    cdef uint64_t base           # the rough deadline 0 is this one, and any before it
+    cdef size_t earlier          # so many were pushed since that are before it
     cdef readonly size_t count
     cdef readonly size_t stale
     cdef uint64_t version        # changes when items move
@@ -16,7 +19,10 @@ cdef class Deadlines:
     cdef bint by_number          # of sessions: equal deadlines are in the order of ids, else of keys
     cdef uint64_t doubtful       # places below come from a saved table
 
-    cdef bint is_before(self, const uint8_t *arena, const Due *one, const Due *other) noexcept nogil
+    cdef bint is_before(self, const uint8_t *arena, uint64_t one, uint64_t other) noexcept nogil
+    cdef uint64_t deadline_of(self, const uint8_t *arena, uint64_t place) noexcept nogil
+    cdef uint64_t item_of(self, uint64_t deadline, uint64_t place) noexcept nogil
+    cdef void begin_at(self, const uint8_t *arena, uint64_t deadline) noexcept nogil
     cdef int order_of(self, const uint8_t *arena, uint64_t one, uint64_t other) noexcept nogil
     cdef int reserve(self, size_t more) except -1
     cdef int make_room(self, size_t more) noexcept nogil
@@ -37,7 +43,7 @@ cdef class DueWalk:
     cdef int begin(self, Deadlines deadlines) except -1
     cdef void end(self) noexcept
     cdef bint holds(self) noexcept
-    cdef const Due *first(self) noexcept
+    cdef uint64_t first(self) noexcept
     cdef int pass_first(self, const uint8_t *arena) except -1
     cdef int enter(self, const uint8_t *arena, size_t position) except -1
     cdef bint is_before(self, const uint8_t *arena, size_t i, size_t j) noexcept

@@ -24,7 +24,7 @@ from fastsm.disk.format cimport (
 from fastsm.disk.hashing cimport load64
 from fastsm.disk.mapping cimport Mapping
 from fastsm.long_work cimport Work
-from fastsm.lookup.table cimport FAILED
+from fastsm.lookup.table cimport FAILED, place_of
 from fastsm.disk.walk cimport next_record, walk_frames
 
 from fastsm.errors import CorruptionError
@@ -306,17 +306,17 @@ cdef class Index:
         cdef size_t kept = 0
         cdef size_t i
         for i in range(deadlines.count):
-            if self.counts(arena, deadlines.items[i].place):
+            if self.counts(arena, place_of(deadlines.items[i])):
                 deadlines.items[kept] = deadlines.items[i]
                 kept += 1
         deadlines.keep(arena, kept)
 
     cdef uint64_t next_of(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
         """The earliest deadline of keys, or of sessions, or NO_DEADLINE; those that do not count go from the top."""
-        while deadlines.count and not self.counts(arena, deadlines.items[0].place):
+        while deadlines.count and not self.counts(arena, place_of(deadlines.items[0])):
             deadlines.drop_first(arena)
             deadlines.stale -= deadlines.stale > 0
-        return deadlines.items[0].deadline if deadlines.count else NO_DEADLINE
+        return deadlines.deadline_of(arena, place_of(deadlines.items[0])) if deadlines.count else NO_DEADLINE
 
     cdef uint64_t deadline_at(self, const uint8_t *arena, uint64_t place) noexcept nogil:
         """The place of the record that says the deadline of the key whose put is at `place`: a touch's, or its own."""
@@ -442,15 +442,20 @@ cdef int check_record(
 cdef int check_deadlines(Index index, const uint8_t *arena) except -1:
     """Asserts the invariants of deadlines. O(deadlines)."""
     cdef size_t stale = 0
+    cdef uint64_t place
     cdef size_t i
     for i in range(index.deadlines.count):
-        stale += not index.counts(arena, index.deadlines.items[i].place)
+        place = place_of(index.deadlines.items[i])
+        stale += not index.counts(arena, place)
         if i:
-            assert not index.deadlines.is_before(arena, &index.deadlines.items[i], &index.deadlines.items[(i - 1) // 4])
-        assert record_deadline(arena + index.deadlines.items[i].place) == index.deadlines.items[i].deadline
+            assert not index.deadlines.is_before(arena, index.deadlines.items[i], index.deadlines.items[(i - 1) // 4])
+        assert index.deadlines.item_of(record_deadline(arena + place), place) == index.deadlines.items[i]
     assert stale == index.deadlines.stale, f"{stale} deadlines are stale, {index.deadlines.stale} were counted"
     stale = 0
     for i in range(index.session_deadlines.count):
-        stale += not index.counts(arena, index.session_deadlines.items[i].place)
+        place = place_of(index.session_deadlines.items[i])
+        stale += not index.counts(arena, place)
+        assert index.session_deadlines.item_of(session_deadline(arena + place), place) == (
+            index.session_deadlines.items[i])
     assert stale == index.session_deadlines.stale
     return 0

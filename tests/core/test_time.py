@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -454,6 +456,112 @@ def test_a_range_in_a_procedure_does_not_open_the_machine_to_it(directory: Path,
     machines.append(machine_at(directory, procedures=[read_past_tx]))
     applied(machines[0], fastsm.put(b"a", b""))
     assert applied(machines[0], fastsm.call("read_past_tx")) == [Answer(True, [b"a"])]
+
+
+def test_a_tick_passes_an_overtaken_deadline_once(machine: FastStateMachine) -> None:
+    """Leases that are prolonged leave deadlines behind: no later tick looks at those, though no reader asked either."""
+    applied(machine, *(fastsm.put(b"%03d" % i, b"", expires=100 + i) for i in range(200)))
+    applied(machine, *(fastsm.open_session(expires=100 + i) for i in range(50)))
+    applied(machine, *(fastsm.touch(b"%03d" % i, 1_000) for i in range(40)))
+    applied(machine, *(fastsm.once(201 + i, 1, fastsm.noop(), expires=1_000) for i in range(20)))
+    assert inside(machine).deadlines() == (200, 240, 50, 70)
+    assert applied(machine, fastsm.tick(119)) == [Answer(True, 0)]
+    assert inside(machine).deadlines() == (200, 200, 50, 50)
+    assert applied(machine, fastsm.tick(120)) == [Answer(True, 1)]
+
+
+def test_readers_next_to_a_long_tick_change_nothing(directory: Path, machine_at: Opener) -> None:
+    """They run between its pieces, and take off what is stale, so that the tick has to find its way again."""
+    machine, model = machine_at(directory), MemoryStateMachine()
+    keys = [b"%05d" % i for i in range(10_000)]
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            machine.next_deadline()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for first in (0, 100_000):
+            chunk = [
+                fastsm.put_many(keys, [b""] * len(keys), expires=[first + i * 7 % 1_000 for i in range(len(keys))]),
+                fastsm.put_many(keys[::5], [b""] * 2_000, expires=[first + 500] * 2_000)]
+            ticks = [fastsm.put(b"03", b"", expires=first + 2), fastsm.tick(first + 600, limit=6_000),
+                     fastsm.delete(b"00001"), fastsm.tick(first + 900), fastsm.delete_range(b"0", b"04"),
+                     fastsm.add(b"n", 1), fastsm.tick(first + 2_000)]
+            for commands in (chunk, ticks):
+                assert applied(machine, *commands) == applied(model, *commands)
+            inside(machine).check()
+    finally:
+        ended.set()
+        reader.join()
+    assert state_of(machine) == state_of(model)
+    assert machine.state_checksum() == model.state_checksum()
+
+
+DISTANT = [0, 1, 2**20, 2**23, 2**33, 10**12, 2**45, 2**62, 2**63 - 1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_deadlines_of_any_distance_go_in_their_order(
+    directory: Path, seed: int, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Milliseconds or millennia apart, earlier and later than the first; kept in few bits, and removed exactly."""
+    monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
+    dice, machine, model = random.Random(seed), machine_at(directory), MemoryStateMachine()
+
+    def some() -> int:
+        return min(max(0, dice.choice(DISTANT) + dice.randrange(-3, 4) * dice.choice((1, 1, 100))), 2**63 - 1)
+
+    now = 0
+    for step in range(60):
+        commands = [
+            dice.choice((fastsm.put(key, b"", expires=some()), fastsm.touch(key, some())))
+            for key in (b"%d" % dice.randrange(300) for _ in range(dice.choice((1, 10, 100))))]
+        commands += [fastsm.open_session(expires=some()) for _ in range(dice.randrange(4))]
+        if step % 7 == 6:
+            now = max(now, some())
+            commands.append(fastsm.tick(now, limit=dice.choice((None, 5, 50))))
+        assert applied(machine, *commands) == applied(model, *commands)
+        assert machine.next_deadline() == model.next_deadline()
+        inside(machine).check()
+        if step % 20 == 10:
+            machine.close()
+            machine = machine_at(directory)
+            assert inside(machine).index.loaded
+    while model.next_deadline() is not None:
+        tick = fastsm.tick(2**63 - 1, limit=7)
+        assert applied(machine, tick) == applied(model, tick)
+        assert list(machine.items()) == model.items()
+    assert machine.state_checksum() == model.state_checksum()
+
+
+MEMORY = """
+import sys, fastsm
+def private():
+    return sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:")) * 1024
+count = int(sys.argv[2])
+machine = fastsm.FastStateMachine(sys.argv[1], auto_compact=False)
+keys = [b"k%015d" % i for i in range(count)]
+def each(make):
+    first = machine.last_applied().index + 1
+    for at in range(0, count, 1000):
+        machine.apply([(first + i, 1, make(i)) for i in range(at, at + 1000)])
+each(lambda i: fastsm.put(keys[i], b""))
+before = private()
+for round in range(1, 3):
+    each(lambda i: fastsm.touch(keys[i], 10**12 * round + 1000 * (i * 7919 % count)))
+print((private() - before) / count)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
+def test_a_key_that_was_touched_takes_little_memory(tmp_path: Path) -> None:
+    """Less than 32 bytes for its deadline and the place of its touch, overwritten ones included."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "state"), "300000"], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 32
 
 
 # ---- snapshots that cannot be ------------------------------------------------------------------------------

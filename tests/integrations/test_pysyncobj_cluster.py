@@ -13,8 +13,11 @@ pytest.importorskip("pysyncobj")
 
 from exactly_once import kill_leaders, report
 
+from fastsm import Change
 from support.cluster import Cluster, NodeError, remove_node, running, wait_for
 from support.depositors import Depositors
+from support.lock_clients import DATA, KEY, ClusterWithClocksApart, Judge, LockService
+from support.lock_clients import report as lock_report
 
 SMALL = {"journal_bytes": 1 << 20, "ratio": 0.0, "least_seconds": 0.5, "trailing_entries": 50}
 
@@ -299,3 +302,28 @@ def test_a_stock_node_is_refused(tmp_path: Path) -> None:
         cluster.wait_ready()
         assert cluster.call(0, "status")["refused"] == {}
         cluster.check()
+
+
+def test_never_two_holders_on_real_nodes(tmp_path: Path) -> None:
+    """By the order of the log the lock is granted when nobody has it, tokens rise, and only its holder writes."""
+    with running(tmp_path, of=ClusterWithClocksApart) as cluster:
+        service = LockService(cluster, random.Random(17))
+        service.start()
+        for _ in range(2):
+            service.kill_leader(1.5)
+        wait_for(service.has_seen_all, "grants, writes and ends")
+        happened = service.stop()
+        print(lock_report(cluster, service.judge, happened), dict(happened))
+        assert cluster.kills == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [([Change(1, 1, KEY, b"a"), Change(2, 1, KEY, b"b")], "took the lock"),
+     ([Change(1, 1, DATA, b"1")], "without a holder"),
+     ([Change(1, 1, KEY, b"a"), Change(2, 1, KEY, None), Change(3, 1, KEY, b"b"), Change(4, 1, DATA, b"1")],
+      "who lost the lock")])
+def test_the_judge_finds_what_is_wrong(changes: list[Change], found: str) -> None:
+    """Two holders, and writes of one who has it no more, or never had it."""
+    with pytest.raises(AssertionError, match=found):
+        Judge().take(changes, 9)

@@ -119,7 +119,7 @@ class Commands:
         if way == 0:
             return fastsm.value_is(self.key(), self.value())
         if way == 1:
-            return fastsm.modified_at(self.key(), self.random.choice((0, index - 1, index - 2)))
+            return fastsm.modified_at(self.key(), self.random.choice((0, index - 1, max(0, index - 2))))
         return fastsm.exists(self.key()) if way == 2 else fastsm.absent(self.key())
 
     def call(self) -> bytes:

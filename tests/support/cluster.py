@@ -307,9 +307,9 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(root: Path, size: int = 3, **options: Any) -> Iterator[Cluster]:
+def running(root: Path, size: int = 3, *, of: type[Cluster] = Cluster, **options: Any) -> Iterator[Cluster]:
     """A cluster whose nodes are up; what failed is shown with their logs."""
-    with Cluster(root, size, **options) as cluster:
+    with of(root, size, **options) as cluster:
         cluster.start()
         try:
             cluster.wait_ready()

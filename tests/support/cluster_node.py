@@ -13,6 +13,7 @@ import errno
 import json
 import logging
 import os
+import pickle
 import queue
 import random
 import signal
@@ -26,6 +27,7 @@ from typing import Any
 import pysyncobj.monotonic
 from pysyncobj import FAIL_REASON, SyncObjConf
 from pysyncobj.batteries import ReplList
+from recipes import recipe
 
 import fastsm
 from fastsm.disk.files import Directory
@@ -141,7 +143,7 @@ class Node:
         self.node = ReplicatedStateMachine(
             options["address"], options["partners"], options["directory"], conf=conf,
             durable=options.get("durable", False), consumers=[self.list] if self.list is not None else [],
-            policy=DumpPolicy(**options.get("policy", {})), procedures=[deposit], **more,
+            policy=DumpPolicy(**options.get("policy", {})), procedures=[deposit, *recipe("lock").PROCEDURES], **more,
         )  # fmt: skip
         if options.get("raising"):
             self.node.addOnTickCallback(raising)
@@ -201,6 +203,22 @@ class Node:
         while not outcome and time.monotonic() < stop and self.node.failure is None:
             time.sleep(0.01)
         return outcome[0] if outcome else None
+
+    def call_submit(self, command: str, timeout: float) -> str:
+        """What any command came to, pickled."""
+        return pickle.dumps(self.node.submit(bytes.fromhex(command), sync=True, timeout=timeout)).hex()
+
+    def call_changes(self, start: int) -> str | None:
+        """The last applied entry, and all changes from an entry on, pickled; None where they are gone."""
+        machine = self.node.state_machine
+        applied, found = machine.last_applied().index, []
+        try:
+            with machine.watch(start=start) as watch:
+                while changes := watch.read(timeout=0):
+                    found += changes
+        except fastsm.CompactedError:
+            return None
+        return pickle.dumps((applied, found)).hex()
 
     def call_append(self, item: str) -> Any:
         assert self.list is not None

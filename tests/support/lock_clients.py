@@ -1,0 +1,193 @@
+"""Clients of the lock in ``examples/recipes`` on a cluster of real nodes, and the judge of what the log says."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import fastsm
+from support.cluster import Cluster, NodeError
+from support.recipes import recipe
+
+lock = recipe("lock")
+MINUTE = 60_000
+LEASE = 2_000
+KEY = lock.lock_key("disk")
+DATA = b"disk/data"
+TIMEOUT = 1.5  # seconds after which nobody knows what became of a proposal
+
+
+class Unknown(Exception):
+    """Nobody can say whether the proposal was committed."""
+
+
+class ClusterWithClocksApart(Cluster):
+    """Its nodes' clocks are minutes apart."""
+
+    def clock_of(self, number: int) -> dict[str, Any]:
+        return {"clock": (1.0, (0.0, 180.0, -240.0)[number])}
+
+
+class Client(threading.Thread):
+    """Wants the lock, works under it, stands still at times, and believes its own clock, which is off."""
+
+    def __init__(self, cluster: Cluster, number: int, seed: int, ended: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.number, self.ended = cluster, number, ended
+        self.dice = random.Random(seed)
+        self.offset = (number % 5 - 2) * MINUTE
+        self.counts: Counter[str] = Counter()
+        self.error: BaseException | None = None
+        self.lock: Any = None
+        self.until = 0  # by its own clock
+        self.is_asking = self.asks_again = False  # for the lock, and it was not told of its last attempt
+
+    @property
+    def now(self) -> int:
+        return time.time_ns() // 1_000_000 + self.offset
+
+    def propose(self, command: bytes) -> Any:
+        try:
+            node = self.dice.choice(list(self.cluster.processes.values()))
+            return pickle.loads(bytes.fromhex(node.call("submit", command=command.hex(), timeout=TIMEOUT)))
+        except (NodeError, IndexError) as error:
+            if isinstance(error, NodeError) and not any(
+                known in str(error) for known in ("has ended", "NotRunningError", "SubmitError")
+            ):
+                raise
+            self.counts["of unknown outcome"] += 1
+            raise Unknown from None
+
+    def run(self) -> None:
+        try:
+            while not self.ended.wait(self.dice.random() * 0.1):
+                try:
+                    self.step()
+                except Unknown:
+                    self.asks_again = self.is_asking
+        except BaseException as error:
+            self.error = error
+
+    def step(self) -> None:
+        counts, dice = self.counts, self.dice
+        if self.lock is None:
+            self.lock = lock.Lock(self.propose, "disk", f"client {self.number}")
+        if self.now >= self.until:
+            if self.lock.token and not self.asks_again:
+                self.lock.release()  # by the log it may be this client's still: clocks are apart
+            self.is_asking = True
+            acquired = self.lock.acquire(LEASE, now=self.now, again=self.asks_again)
+            self.is_asking = self.asks_again = False
+            counts["granted" if acquired else "held by another"] += 1
+            self.until = self.now + LEASE if acquired else 0
+        elif dice.random() < 0.5:
+            done = self.lock.write(fastsm.put(DATA, b"%d" % self.lock.token))
+            counts["written" if done else "fenced off"] += 1
+            self.until = self.until if done else 0
+        elif dice.random() < 0.4:
+            kept = self.lock.keep_alive(LEASE, now=self.now)
+            counts["kept alive" if kept else "kept too late"] += 1
+            self.until = self.now + LEASE if kept else 0
+        elif dice.random() < 0.3:
+            counts["released" if self.lock.release() else "released too late"] += 1
+            self.until = 0
+        elif dice.random() < 0.3:
+            time.sleep(1.5 * LEASE / 1_000)
+            self.until += 10 * MINUTE * (dice.random() < 0.5)  # it does not look at its clock before the next write
+
+
+class Judge:
+    """Goes through the changes of the log: who holds the lock, and with which token each write came."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.next = 1  # the entry from which on changes are to come
+        self.holder = 0  # its token; 0: nobody
+        self.newest = 0
+
+    def take(self, changes: list[fastsm.Change], up_to: int) -> None:
+        """All changes from `next` on, up to an entry."""
+        for change in changes:
+            if change.index > up_to:
+                break
+            assert change.index >= self.next
+            if change.key == KEY and change.value is None:
+                self.counts["ends"] += self.holder > 0
+                self.holder = 0
+            elif change.key == KEY:
+                assert not self.holder, f"entry {change.index}: {change.value!r} took the lock of token {self.holder}"
+                assert change.index > self.newest, f"entry {change.index}: a token that does not rise"
+                self.holder = self.newest = change.index
+                self.counts["grants"] += 1
+            elif change.key == DATA:
+                assert self.holder, f"entry {change.index}: a write without a holder"
+                assert change.value == b"%d" % self.holder, f"entry {change.index}: a write of one who lost the lock"
+                self.counts["writes"] += 1
+        self.next = up_to + 1
+
+
+class LockService:
+    """A cluster whose leaders are killed, clients of one lock, and the judge."""
+
+    def __init__(self, cluster: Cluster, dice: random.Random, clients: int = 4) -> None:
+        self.cluster, self.dice, self.judge = cluster, dice, Judge()
+        self.ended = threading.Event()
+        self.clients = [
+            Client(cluster, number, dice.randrange(2**32), self.ended) for number in range(clients)]
+
+    def start(self) -> None:
+        for client in self.clients:
+            client.start()
+
+    def kill_leader(self, seconds: float) -> None:
+        """Some time, a leader dead, some time; then all nodes are there again."""
+        time.sleep(seconds * self.dice.random())
+        leader = self.cluster.leader()
+        self.cluster.kill(leader)
+        time.sleep(seconds * self.dice.random())
+        self.cluster.start(leader)
+        self.cluster.leader()
+
+    def look(self) -> None:
+        """What the log of any node says that has applied it; those that have, say the same."""
+        found = []
+        for number in self.cluster.processes:
+            told = self.cluster.call(number, "changes", start=self.judge.next)
+            if told is not None:
+                applied, changes = pickle.loads(bytes.fromhex(told))
+                found.append((applied, changes))
+        up_to = min(applied for applied, _ in found)
+        if up_to < self.judge.next:
+            return  # one that has just come back
+        cut = [[change for change in changes if change.index <= up_to] for _, changes in found]
+        assert all(changes == cut[0] for changes in cut), "nodes differ"
+        self.judge.take(cut[0], up_to)
+
+    def has_seen_all(self) -> bool | None:
+        """Whether the judge had something to judge, of each kind."""
+        self.look()
+        return min(self.judge.counts[name] for name in ("grants", "writes", "ends")) > 0 or None
+
+    def stop(self) -> Counter[str]:
+        """Ends the clients, and judges the rest; what happened to the clients."""
+        self.ended.set()
+        for client in self.clients:
+            client.join()
+            if client.error is not None:
+                raise client.error
+        self.cluster.wait_ready()
+        self.look()
+        return sum((client.counts for client in self.clients), Counter())
+
+
+def report(cluster: Cluster, judge: Judge, happened: Counter[str]) -> str:
+    """In one line, after the judge found nothing."""
+    counts = judge.counts
+    return (
+        f"{cluster.kills} kills, {counts['grants']} grants, {counts['writes']} writes, {counts['ends']} ends, "
+        f"{happened['fenced off']} writes fenced off, {happened['of unknown outcome']} of unknown outcome, "
+        "two holders 0")
