@@ -23,7 +23,7 @@ MAKERS = {
 SIZE = 4 << 30  # sparse
 TESTS = [
     "tests/disk", "tests/generation", "tests/snapshot", "tests/core", "tests/journal", "tests/machine", "tests/faults",
-    "tests/tools",
+    "tests/raft_log", "tests/tools",
 ]
 
 

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fastsm
 import fastsm.core.generations
-from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot
+import fastsm.raft_log
+from fastsm import FastsmError, FastStateMachine, RaftLog, SnapshotReceiver, open_snapshot
 from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support.faulty import memory_directory
 from support.power import QuietDirectory
@@ -56,7 +57,7 @@ SLACK = Held(1 << 20, 256 << 20, 0, 4, 100)
 
 
 def live_once(root: Path) -> None:
-    """A life of a machine, a receiver and a journal, errors among it."""
+    """A life of a machine, a receiver, a journal and a log, errors among it."""
     with FastStateMachine(root / "state", retain_entries=100, _files=QuietDirectory) as machine:
         index, term = machine.last_applied()
         machine.apply([(index + 1, term + 1, fastsm.put_many(KEYS, [BALLAST] * len(KEYS)))])
@@ -94,6 +95,32 @@ def live_once(root: Path) -> None:
         journal.add(BALLAST, journal.last_index + 1, 1)
     journal.truncate_before(journal.last_index - 5)
     journal.close()
+    keep_log(root)
+
+
+def keep_log(root: Path) -> None:
+    """A life of a log: segments begun and removed, conflicts, votes, reads."""
+    with RaftLog(root / "raft-log", _files=QuietDirectory) as log:
+        term = log.hard_state()[0] + 1
+        log.save_hard_state(term, b"me")
+        for _ in range(20):
+            first = log.last_index + 1
+            log.append([(first + i, term, BALLAST * (i + 1)) for i in range(5)])
+        log.truncate_after(log.last_index - 3)
+        assert len(log.entries(log.first_index, log.last_index)) > 90
+        asyncio.run(log.sync_async())
+        log.compact((log.last_index - 2, log.last_term))
+        log.sync()
+        log.verify()
+        log.stats()
+        log.compact((log.last_index + 10, term))
+        for call in (
+            lambda: log.append([(1, 0, b"")]), lambda: log.save_hard_state(term, b"you"), lambda: log.entries(1, 2),
+            lambda: log.truncate_after(1), lambda: RaftLog(root / "raft-log"),
+        ):
+            with contextlib.suppress(FastsmError):
+                call()
+                raise AssertionError("no error")
 
 
 def receive(root: Path) -> None:
@@ -144,6 +171,7 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("fastsm").setLevel(logging.CRITICAL + 1)
     fastsm.core.generations.SAVE_TABLE_ABOVE = 0
+    fastsm.raft_log.SEGMENT_BYTES = 20_000
     samples: list[Held] = []
     with memory_directory() as root:
         for number in range(options.rounds + 1):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from storage import Storage, config_of, members_of
-from wire import Address, Link, Message, Unreachable, pack_entries, receive, send, unpack_entries
+from wire import LARGEST_COMMAND, Address, Link, Message, Unreachable, pack_entries, receive, send, unpack_entries
 
 from fastsm import Answer, CommandError, Entry, LogId, SnapshotMetadata, noop, open_snapshot
 
@@ -224,11 +224,11 @@ class Node:
         if self.role != LEADER or self.log.term(self.commit) != self.term:
             raise NotLeader(self.leader)
         index, term, asked = self.commit, self.term, self.now()
-        while True:  # a node that was asked after this moment, and answered, had no newer leader
+        while True:  # a node that was asked after this moment (not at it), and answered, had no newer leader
             if self.role != LEADER or self.term != term:
                 raise NotLeader(self.leader)
             members = self.storage.members
-            since = sum(name == self.name or self.peers[name].answered >= asked for name in members)
+            since = sum(name == self.name or self.peers[name].answered > asked for name in members)
             if since > len(members) // 2:
                 return index
             self.news.set()
@@ -403,6 +403,8 @@ class Node:
                 await self.machine.wait_applied_async(await self.read_index())
                 value = self.machine.get(blob)
                 return {"done": True, "found": value is not None}, value or b""
+            if len(blob) > LARGEST_COMMAND:
+                raise CommandError(f"a command of {len(blob)} bytes; at most {LARGEST_COMMAND} are taken")
             if members_of(blob) is not None:
                 raise CommandError("the members are changed by a request of their own")
             said = await self.propose(blob)

@@ -15,7 +15,8 @@ from fastsm import Entry
 Message = dict[str, Any]
 Address = tuple[str, int]
 LENGTHS = struct.Struct("!II")
-LARGEST = 64 << 20
+LARGEST = 64 << 20             # bytes of a message
+LARGEST_COMMAND = LARGEST - (1 << 20)  # what a client may send has to fit into what a leader sends on
 
 
 class Unreachable(ConnectionError):

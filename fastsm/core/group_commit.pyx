@@ -50,8 +50,10 @@ cdef class GroupCommit:
             self.log.sync()
         finally:
             self.syncing = False
-            self.wake()
-            self.turns.end()
+            try:
+                self.wake()
+            finally:
+                self.turns.end()
 
     def close(self):
         """Waits for a sync under way; afterwards there are none."""
@@ -77,7 +79,6 @@ cdef class GroupCommit:
         return 0
 
     cdef int wake(self) except -1:
-        waiting, self.waiting = self.waiting, []
-        for turn in waiting:
-            turn.release()
+        while self.waiting:  # nothing is made: also without memory everybody is woken
+            self.waiting.pop().release()
         return 0

@@ -178,7 +178,12 @@ cdef class Turns:
         return 0
 
     cdef int end(self) except -1:
-        self.amid.remove(PyThread_get_thread_ident())
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        cdef Py_ssize_t i
+        for i in range(len(self.amid)):  # nothing is made: it ends also without memory
+            if <unsigned long>self.amid[i] == thread:
+                del self.amid[i]
+                break
         self.amid_count -= 1
         if self.put_off_count:
             self.do_what_was_put_off()

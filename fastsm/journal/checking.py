@@ -12,7 +12,7 @@ from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation.names import NEWEST
 from fastsm.generation.recovery import whole_frames
-from fastsm.journal.format import NEWEST_BYTES, SegmentHead, pack_segment_head, unpack_newest
+from fastsm.journal.format import NEWEST_BYTES, Newest, SegmentHead, pack_segment_head, unpack_newest
 
 Progress = Callable[[int, int], None]
 SegmentFile = tuple[str, SegmentHead, int, int]  # its name and header, where its frames end, the last one's checksum
@@ -31,7 +31,7 @@ def check_segments(
         content = directory.read_file(NEWEST, NEWEST_BYTES + 1)
     if content is None:
         raise CorruptionError(path, None, "the name of the newest segment", "no file")
-    unpack_newest(content, path)
+    check_newest(unpack_newest(content, path), segments[-1][1], path)
     total = sum(end for _, _, end, _ in segments)
     done = 0
     for segment in segments:
@@ -43,6 +43,16 @@ def check_segments(
             if is_needed(segment[0]):
                 raise CorruptionError(directory.path_of(segment[0]), None, "a segment", "no file") from None
         done += segment[2]
+
+
+def check_newest(named: Newest, head: SegmentHead, path: str) -> None:
+    """Raises ``CorruptionError`` where NEWEST does not name the segment of a header, or one that was made after it."""
+    if named.number < head.generation:
+        raise CorruptionError(
+            path, 16, f"segment {head.generation} or a later one, since that one is in use", f"segment {named.number}")
+    if named.number == head.generation and named.identity != head.identity:
+        raise CorruptionError(path, 24, f"identity {head.identity:#018x}, that of the newest segment",
+                              f"{named.identity:#018x}: it is of another log")  # fmt: skip
 
 
 def _tell(progress: Progress, before: int, total: int, done: int, _: int) -> None:

@@ -30,4 +30,6 @@ cdef class LogEngine:
     cdef int require(self) except -1
     cdef size_t judge(self, Batch batch) except? -1
     cdef int rotate_if_full(self) except -1
+    cdef int remove_now(self, list retired) except -1
+    cdef bint await_removal(self) except -1
     cdef bint vote_is_durable(self) noexcept

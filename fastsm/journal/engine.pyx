@@ -7,6 +7,7 @@ and copies them out afterwards, whatever happens to the log meanwhile.
 
 import logging
 import operator
+import sys
 import threading
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
@@ -23,6 +24,7 @@ from fastsm.journal.journal cimport Journal
 from fastsm.journal.segment cimport Segment
 
 from fastsm.arguments import bytes_of, not_an_entry, pair_of
+from fastsm.core.turns import CHECK_SECONDS, CLOSED
 from fastsm.disk import format
 from fastsm.errors import CommandError, CompactedError, NotRunningError, OrderError, StorageError
 from fastsm.journal.journal import LARGEST_COMMAND
@@ -182,9 +184,10 @@ cdef class LogEngine:
         self.require()
         begin, end = operator.index(first), operator.index(last)
         if max_bytes is not None:
-            if operator.index(max_bytes) < 0:
-                raise ValueError(f"max_bytes {max_bytes}: expected None or 0 and more")
-            most = min(operator.index(max_bytes), ALL_BYTES - 1)
+            limit = operator.index(max_bytes)
+            if limit < 0:
+                raise ValueError(f"max_bytes {limit}: expected None or 0 and more")
+            most = min(limit, ALL_BYTES - 1)
         if end < begin:
             return []
         if begin > LARGEST:
@@ -341,26 +344,32 @@ cdef class LogEngine:
             if number == log.current_term and log.current_vote is not None and vote != log.current_vote:
                 raise OrderError(
                     f"{log.path}: in term {number} the vote was given to {log.current_vote!r} already, not to {vote!r}")
+            covered = None
             if number > log.current_term or vote != log.current_vote:
                 if self.vote_is_durable():
                     self.durable_term, self.durable_vote = log.current_term, log.current_vote
                 log.note_vote(number, vote)
                 self.vote_segment, self.vote_end = log.newest, log.newest.end
+                covered = log.last(), self.cuts, None
             commit, end = self.commit, self.vote_end
             if self.vote_segment is not log.newest:
                 return  # whatever is in a segment before the newest is durable
         finally:
             self._turns.leave()
-        self._sync_to((commit, (0, end), None))
+        self._sync_to((commit, (0, end), covered))
 
     cdef int rotate_if_full(self) except -1:
         """In the writer's turn: goes on in a new segment where the newest is large, so that files can be removed."""
         cdef Journal log = self._log
+        cdef GroupCommit commit
         if log.newest.end < self.segment_bytes:
             return 0
         self.commit.sync_up_to(log.newest.end)
+        commit = GroupCommit(log.newest, self._turns)  # now: once the new segment counts nothing may fail in memory
         log.go_on(log.first, log.border_term)
-        self.commit = GroupCommit(log.newest, self._turns)
+        if log.newest is not None:  # else this is a forked child
+            commit.log = log.newest
+            self.commit = commit
         return 0
 
     # ---- sync ------------------------------------------------------------------------------------------
@@ -379,9 +388,9 @@ cdef class LogEngine:
         cdef uint64_t last
         commit, (_, end), covered = mark
         commit.sync_up_to(end)
-        if commit.log.durable < end:  # a close came first, and did not sync
+        if commit.log.durable < end:  # a close came first, and could not sync
             commit.log.check_writable()
-            self.require()
+            raise NotRunningError(CLOSED)
         if covered is None:
             return
         last, cuts, retired = covered
@@ -400,15 +409,28 @@ cdef class LogEngine:
 
     def _remove(self, retired):
         """Removes files that are not needed, which is durable. They are tried again when the system refuses."""
-        if not self.removing.acquire(False):
-            return
+        self._turns.begin()  # a close waits for it: one on top of it has to be put off
         try:
-            if self._log.newest is not None:
-                self._log.remove_files([segment for segment in retired if segment in self._log.retired])
-        except StorageError as error:
-            logger.warning("%s: what was compacted takes room until the next sync: %s", self._log.path, error)
+            if self.removing.acquire(False):
+                try:
+                    self.remove_now(retired)
+                finally:
+                    self.removing.release()
         finally:
-            self.removing.release()
+            self._turns.end()
+
+    cdef int remove_now(self, list retired) except -1:
+        cdef Journal log = self._log
+        cdef list going = []
+        for segment in retired:
+            if segment in log.retired:
+                going.append(segment)
+        try:
+            if log.newest is not None:
+                log.remove_files(going)
+        except StorageError as error:
+            logger.warning("%s: what was compacted takes room until the next sync: %s", log.path, error)
+        return 0
 
     # ---- for the other half ------------------------------------------------------------------------------
 
@@ -450,8 +472,28 @@ cdef class LogEngine:
 
     def _finish(self):
         """In the writer's turn: everything durable, files and lock given back, always."""
-        self.commit.close()
-        self._log.close()
+        cdef bint held = False
+        cdef Journal log = self._log
+        try:
+            if log.newest.poisoned is None:
+                self.commit.sync_up_to(log.newest.end)  # while others may wait for it: what it covers is their answer
+        finally:
+            try:
+                self.commit.close()
+                held = self.await_removal()
+            finally:
+                try:
+                    log.close()
+                finally:
+                    if held:
+                        self.removing.release()
+
+    cdef bint await_removal(self) except -1:
+        """Takes the lock of whoever removes files, unless it is one of a thread that does not go on."""
+        while not self.removing.acquire(True, CHECK_SECONDS):
+            if sys.is_finalizing():
+                return False
+        return True
 
     def _abandon(self):
         """Files and lock are given back, without another write or sync."""

@@ -24,11 +24,11 @@ cdef class Entries:
     cdef uint64_t last(self) noexcept
     cdef Reading hold(self, uint64_t index, uint64_t stop, uint64_t most_bytes)
     cdef int reserve(self, size_t more) except -1
-    cdef void push(self, const uint8_t *frame) noexcept
+    cdef void push(self, const uint8_t *frame) noexcept nogil
     cdef void start_over(self, uint64_t first) noexcept
     cdef void drop_from(self, uint64_t index) noexcept
     cdef void drop_before(self, uint64_t index) noexcept
 
 
 cdef object command_of(const uint8_t *frame)
-cdef object entry_of(const uint8_t *frame)
+cdef object entry_of(const uint8_t *frame, object term)

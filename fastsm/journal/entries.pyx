@@ -21,10 +21,9 @@ cdef object command_of(const uint8_t *frame):
     return PyBytes_FromStringAndSize(<const char *>item_data(frame), item_size(frame))
 
 
-cdef object entry_of(const uint8_t *frame):
-    """An `Entry`."""
+cdef object entry_of(const uint8_t *frame, object term):
+    """An `Entry`, given its term."""
     cdef object index = item_index(frame)
-    cdef object term = item_term(frame)
     cdef object command = command_of(frame)
     cdef object entry = named(ENTRY, 3)
     set_field(entry, 0, index)
@@ -42,9 +41,14 @@ cdef class Reading:
     cdef list listed(self):
         """All of them as a list of `Entry`."""
         cdef list found = []
+        cdef object term = None
+        cdef uint64_t last = 0
         cdef size_t i
         for i in range(self.count):
-            found.append(entry_of(self.frames[i]))
+            if term is None or item_term(self.frames[i]) != last:
+                last = item_term(self.frames[i])
+                term = last
+            found.append(entry_of(self.frames[i], term))
         return found
 
 
@@ -118,7 +122,7 @@ cdef class Entries:
         self.frames, self.room = frames, room
         return 0
 
-    cdef void push(self, const uint8_t *frame) noexcept:
+    cdef void push(self, const uint8_t *frame) noexcept nogil:
         self.frames[self.head + self.count] = frame
         self.count += 1
         self.back_changes += 1

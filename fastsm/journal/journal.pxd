@@ -20,4 +20,6 @@ cdef class Journal(Segments):
     cdef int go_on(self, uint64_t first, uint64_t border_term) except -1
     cdef int note_vote(self, uint64_t term, bytes vote) except -1
     cdef int note_commit(self) except -1
+    cdef int sync_segments(self) except -1
+    cdef int end_cleanly(self) except -1
     cdef int close_files(self) except -1

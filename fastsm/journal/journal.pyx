@@ -5,6 +5,7 @@ not at all, in time that does not depend on what is there. Segments without entr
 their files removed once a sync has made that durable. Entries stay in the mapped files; memory holds eight bytes each.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -21,12 +22,23 @@ from fastsm.journal.segments cimport Segments
 
 from fastsm.disk import format
 from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
-from fastsm.errors import NotRunningError, ReentryError
+from fastsm.errors import NotRunningError, ReentryError, StorageError
 
 logger = logging.getLogger("fastsm")
 
 LARGEST_INDEX = format.MAX_INDEX
 LARGEST_COMMAND = 0xFFFFFFFF
+cdef tuple NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+cdef object close_one(one, error):
+    """Closes it, if it is there; returns the first error so far."""
+    try:
+        if one is not None:
+            one.close()
+    except BaseException as refused:
+        return refused if error is None else error
+    return error
 
 
 cdef class Journal(Segments):
@@ -123,12 +135,14 @@ cdef class Journal(Segments):
 
     cdef int append_entries(self, const Item *items, size_t count) except -1:
         """Appends entries that were checked: all of them, or none on an error; a prefix after a crash."""
+        cdef Segment newest = self.newest  # held: a forked child that goes on here has dropped it
         cdef const uint8_t *frame
         cdef size_t _i
         self.begin_step()
         try:
             self.reserve(count)
-            frame = self.newest.append(items, count)
+            frame = newest.append(items, count)
+            self.require_newest(newest)
             for _i in range(count):
                 self.push(frame)
                 frame += frame_length(frame)
@@ -138,8 +152,11 @@ cdef class Journal(Segments):
 
     cdef const uint8_t *note(self, uint32_t kind, uint64_t index, uint64_t term=0, bytes data=b"") except NULL:
         """Appends a frame that is no entry, within a step."""
+        cdef Segment newest = self.newest
         cdef Item item = Item(index, term, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), kind)
-        return self.newest.append(&item, 1)
+        cdef const uint8_t *frame = newest.append(&item, 1)
+        self.require_newest(newest)
+        return frame
 
     cdef int remove_from(self, uint64_t index) except -1:
         """Removes the entries from `index` on, the first one or a later one. O(segments)."""
@@ -239,8 +256,7 @@ cdef class Journal(Segments):
         if not self.retired or self.newest is None:
             return
         going = list(self.retired)  # what is set aside from here on is replaced by frames that no sync below covers
-        for segment in list(self.segments):  # in order: what one goes on from is never torn when it is durable
-            segment.sync()
+        self.sync_segments()
         self.remove_files(going)
 
     # ---- sync and close --------------------------------------------------------------------------------
@@ -248,12 +264,18 @@ cdef class Journal(Segments):
     def sync(self):
         """Makes all that was appended before the call durable. On failure nothing more is written to the log."""
         cdef uint64_t last = self.last()
-        cdef Segment segment
         self.check_open()
+        self.sync_segments()
+        self.synced = min(last, self.last())
+
+    cdef int sync_segments(self) except -1:
+        """In order: what a segment goes on from is never torn when it is durable."""
+        cdef Segment segment
         for segment in list(self.segments):
             if segment.durable < segment.end:
+                segment.wake()
                 segment.sync()
-        self.synced = min(last, self.last())
+        return 0
 
     def close(self):
         """Makes everything durable and gives files and lock back, always. Idempotent."""
@@ -265,13 +287,22 @@ cdef class Journal(Segments):
         try:
             if self.newest.poisoned is None and not self.read_only:
                 self.remove_retired()
-                self.write_commit_index()
                 self.sync()
-                self.note_commit()  # it says that all before it was durable
-                self.sync()
-                self.newest.trim()
+                self.end_cleanly()
         finally:
             self.close_files()
+
+    cdef int end_cleanly(self) except -1:
+        """Appends a last frame, which says that all before it was durable."""
+        try:
+            self.note_commit()
+            self.sync()
+            self.newest.trim()
+        except StorageError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            logger.warning("%s: closed without a final frame, the next opening takes longer: %s", self.path, error)
+        return 0
 
     def abandon(self):
         """Gives files and lock back without another write or sync, as a killed process would. Idempotent."""
@@ -280,23 +311,23 @@ cdef class Journal(Segments):
     cdef int close_files(self) except -1:
         """Gives everything back, also where the system refuses to close a file: that is raised at the end."""
         cdef Segment segment
-        cdef list going = self.segments + self.retired  # until all is changed: their end lets other threads run
-        if self.spare is not None:
-            going.append(self.spare)
-        self.start_over(1)
-        self.segments, self.retired = [], []
-        self.newest = self.spare = None
+        cdef Segment spare = self.spare
+        cdef list segments = self.segments
+        cdef list retired = self.retired
         error = None
-        for segment in going:
-            try:
-                segment.close()
-            except OSError as refused:
-                error = refused
-        with storage_errors(self.path or "", "closing the files of the log"):
-            if self.directory is not None:
-                self.directory.close()
-            if error is not None:
-                raise error
+        self.start_over(1)
+        self.newest = self.spare = None  # before anything is given back: that lets other threads run
+        for going in (segments, retired):
+            for segment in going:
+                error = close_one(segment, error)
+        error = close_one(spare, error)
+        error = close_one(self.directory, error)
+        segments.clear()
+        retired.clear()
+        if isinstance(error, OSError):
+            raise StorageError.wrap(error, self.path or "", "closing the files of the log") from error
+        if error is not None:
+            raise error
         return 0
 
 

@@ -75,6 +75,18 @@ cdef class Segment(FrameFile):
             self.mappings.append(self.mapping)
         return 0
 
+    cdef int rest(self) except -1:
+        """Gives the descriptor back while nothing is written: a log may have more segments than a process may files."""
+        self.descriptor = None
+        return 0
+
+    cdef int wake(self) except -1:
+        """Opens the file again, if it rests."""
+        if self.descriptor is None:
+            with storage_errors(self.path, "opening a segment of the log"):
+                self.descriptor = self.directory.open_file(self.name, os.O_RDONLY if self.read_only else os.O_RDWR)
+        return 0
+
     cdef const uint8_t *append(self, const Item *items, size_t count) except NULL:
         """Appends frames, all or none; returns where the first one lies. After a crash a prefix of them is there.
 

@@ -4,6 +4,14 @@ from fastsm.journal.entries cimport Entries
 from fastsm.journal.segment cimport Segment
 
 
+cdef struct Walk:           # how far the frames of a segment were taken over
+    uint64_t end
+    uint64_t chain          # the checksum of the last of them, or of the header
+    uint64_t watermark      # the highest that they say
+    uint64_t frames
+    uint64_t last_frame     # where the last of them starts
+
+
 cdef class Segments(Entries):
     # Invariant: each entry lies in the last segment whose `begin` is not above its index.
     cdef object __weakref__
@@ -28,7 +36,9 @@ cdef class Segments(Entries):
     cdef readonly uint64_t torn_bytes    # that recovery has cut off
     cdef object creating                 # a lock: one segment at a time is made
 
+    cdef void take_entries(self, Segment segment, Walk *walk, uint64_t stop) noexcept nogil
     cdef int begin_segment(self, uint64_t first, uint64_t border_term) except -1
+    cdef int require_newest(self, Segment segment) except -1
     cdef bytes state_before(self, uint64_t first, uint64_t border_term)
     cdef int retire(self) except -1
     cdef int forget_from(self, uint64_t index) except -1

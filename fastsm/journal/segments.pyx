@@ -12,18 +12,20 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_checksum, frame_length, frame_watermark
+from fastsm.disk.format cimport (
+    LARGE, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, frame_watermark, look_at_frame,
+)
 from fastsm.journal.entries cimport Entries
 from fastsm.journal.format cimport (
     ITEM_BASE, ITEM_BORDER, ITEM_COMMIT, ITEM_CUT, ITEM_ENTRY, ITEM_START, ITEM_STATE, ITEM_VOTE, Item,
-    item_data, item_index, item_kind, item_length, item_size, item_term,
+    item_data, item_index, item_kind, item_length, item_size, item_term, look_at_item,
 )
 from fastsm.journal.segment cimport Segment
 
 from fastsm.disk import format
 from fastsm.disk.files import storage_errors
 from fastsm.disk.tail import data_ranges
-from fastsm.errors import CorruptionError
+from fastsm.errors import CorruptionError, NotRunningError
 from fastsm.generation.names import LOG_NAMES, NEWEST, holds_state
 from fastsm.journal.format import NEWEST_BYTES, STATE_STRUCT, Newest, SegmentState, pack_newest, unpack_newest
 from fastsm.journal.segment import segment_name
@@ -35,6 +37,13 @@ cdef uint64_t LARGEST = format.MAX_INDEX
 
 cdef enum:
     SLICE = 16 << 20         # bytes between two looks at signals: some milliseconds
+
+
+cdef inline void step_over(Walk *walk, const uint8_t *frame) noexcept nogil:
+    walk.watermark = max(walk.watermark, frame_watermark(frame, walk.end))
+    walk.frames += 1
+    walk.last_frame, walk.chain = walk.end, frame_checksum(frame)
+    walk.end += frame_length(frame)
 
 
 cdef class Segments(Entries):
@@ -60,11 +69,15 @@ cdef class Segments(Entries):
 
     cdef int begin_segment(self, uint64_t first, uint64_t border_term) except -1:
         """Goes on in a new segment, which says that the entries from `first` on are kept."""
+        cdef Segment old = self.newest
         cdef Segment segment
+        cdef list following
         cdef bytes state
         cdef Item item
         self.make_spare()
         segment = self.spare
+        self.require_newest(old)
+        following = self.segments + [segment]  # now: once its frame is written nothing may fail in memory
         state = self.state_before(first, border_term)
         item = Item(first, 0, <const uint8_t *>PyBytes_AS_STRING(state), PyBytes_GET_SIZE(state), ITEM_STATE)
         try:
@@ -74,16 +87,25 @@ cdef class Segments(Entries):
             if self.named is None:
                 self.name_newest(segment, 0)
         except BaseException as error:
-            if segment.end > LOG_HEADER_SIZE and self.newest is not None:
-                self.newest.poison(error)  # it cannot go on: the next segment says already where it ended
+            if segment.end > LOG_HEADER_SIZE and old is not None:
+                old.poison(error)  # it cannot go on: the next segment says already where it ended
             raise
+        self.require_newest(old)
         segment.begin = self.first + self.count if self.first + self.count > first else first
-        self.segments.append(segment)
+        self.segments = following
         self.newest, self.spare = segment, None
+        if old is not None and old.durable == old.end and not old.syncing:
+            old.rest()
         self.written_commit = self.committed
         self.drop_before(first)
         self.border_term = border_term
         self.retire()
+        return 0
+
+    cdef int require_newest(self, Segment segment) except -1:
+        """Raises where a step goes on in a forked child, which has left the log meanwhile."""
+        if self.newest is not segment:
+            raise NotRunningError(f"{self.path}: this log was forked in the middle of a step: it is the parent's")
         return 0
 
     cdef bytes state_before(self, uint64_t first, uint64_t border_term):
@@ -104,11 +126,17 @@ cdef class Segments(Entries):
     cdef int retire(self) except -1:
         """Sets segments aside in which no entry lies any more."""
         cdef Segment second
-        while len(self.segments) > 1:
-            second = self.segments[1]
+        cdef list retired
+        cdef Py_ssize_t count = 0
+        while count + 1 < len(self.segments):
+            second = self.segments[count + 1]
             if second.begin > self.first:
                 break
-            self.retired.append(self.segments.pop(0))
+            count += 1
+        if count:
+            retired = self.retired + self.segments[:count]
+            del self.segments[:count]
+            self.retired = retired  # not one by one: without memory none of them is in neither list
         return 0
 
     def remove_files(self, going):
@@ -190,6 +218,7 @@ cdef class Segments(Entries):
     def open_segments(self):
         """The segments in order; one that is missing is damage, unless it was never used."""
         cdef list numbers = []
+        cdef Segment segment
         content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)  # an owner makes a segment before it names it
         for name in self.directory.names():
             found = LOG_NAMES.fullmatch(name)
@@ -215,6 +244,8 @@ cdef class Segments(Entries):
             if segment is None:
                 raise CorruptionError(self.directory.path_of(segment_name(number)), 0, "a header", "zeros")
             self.segments.append(segment)
+            if number != numbers[-1]:
+                segment.rest()
         if self.segments[-1].head.identity != self.named.identity:
             raise CorruptionError(
                 path, 24, f"the identity of {segment_name(self.named.number)}", "another one: it is of another log")
@@ -271,29 +302,46 @@ cdef class Segments(Entries):
         return None
 
     def take_frames(self, Segment segment, bint is_first):
-        """Takes over what the frames of a segment say, up to where they end."""
-        cdef uint64_t end = LOG_HEADER_SIZE
-        cdef uint64_t watermark = 0
-        cdef uint64_t frames = 0
-        cdef uint64_t last = 0
-        cdef uint64_t chain = segment.known_chain
-        cdef uint64_t pause = SLICE
-        cdef const uint8_t *frame = segment.frame_of(end, chain)
+        """Takes over what the frames of a segment say, up to where they end. Many entries: without the GIL."""
+        cdef Walk walk = Walk(LOG_HEADER_SIZE, segment.known_chain, 0, 0, 0)
+        cdef const uint8_t *frame = segment.frame_of(walk.end, walk.chain)
+        cdef uint64_t pause = LARGE
         while frame != NULL:
-            if end > pause:
-                PyErr_CheckSignals()
-                pause = end + SLICE
             if not self.take_frame(segment, frame, is_first):
                 raise CorruptionError(
-                    segment.path, end, "a frame that goes on with what is before it",
+                    segment.path, walk.end, "a frame that goes on with what is before it",
                     f"one of kind {item_kind(frame)}, index {item_index(frame)}, term {item_term(frame)}")
-            watermark = max(watermark, frame_watermark(frame, end))
-            frames += 1
-            last, chain = end, frame_checksum(frame)
-            end += frame_length(frame)
-            frame = segment.frame_of(end, chain) if end < segment.allocated else NULL
-        segment.found(end, watermark)
-        segment.frames, segment.last_frame, segment.chain = frames, last, chain
+            step_over(&walk, frame)
+            self.take_entries(segment, &walk, pause)
+            if walk.end >= pause:
+                with nogil:
+                    self.take_entries(segment, &walk, pause + SLICE)
+                PyErr_CheckSignals()
+                pause = walk.end + LARGE
+            frame = segment.frame_of(walk.end, walk.chain) if walk.end < segment.allocated else NULL
+        segment.found(walk.end, walk.watermark)
+        segment.frames, segment.last_frame, segment.chain = walk.frames, walk.last_frame, walk.chain
+
+    cdef void take_entries(self, Segment segment, Walk *walk, uint64_t stop) noexcept nogil:
+        """Takes over entry after entry, as `take_frame` would, up to `stop` or to a frame that is left to it."""
+        cdef const uint8_t *frame
+        cdef uint64_t term, available
+        if not self.count:
+            return
+        term = item_term(self.frame_at(self.count - 1))
+        while walk.end < stop and walk.end < segment.allocated and self.head + self.count < self.room:
+            frame = segment.address + walk.end
+            available = segment.allocated - walk.end
+            if (
+                look_at_frame(frame, available, segment.identity, walk.end, walk.chain) != VALID
+                or look_at_item(frame, available) != VALID or item_kind(frame) != ITEM_ENTRY
+                or item_index(frame) != self.first + self.count or item_index(frame) > LARGEST
+                or not term <= item_term(frame) <= LARGEST
+            ):
+                return
+            term = item_term(frame)
+            self.push(frame)
+            step_over(walk, frame)
 
     def continues(self, Segment segment, Segment following):
         """Whether the next segment was begun where this one ends. `CorruptionError` when that was promised."""
@@ -320,7 +368,9 @@ cdef class Segments(Entries):
     def end_at(self, position):
         """Makes a segment the newest: what is after its last frame was torn, and goes."""
         cdef Segment segment = self.segments[position]
-        cdef uint64_t torn_end = segment.end_of_torn_tail(segment.end)
+        cdef uint64_t torn_end
+        segment.wake()
+        torn_end = segment.end_of_torn_tail(segment.end)
         if segment.end == LOG_HEADER_SIZE:
             if position == 0:  # those before it went when it was durable; and the first one is, before it is named
                 raise CorruptionError(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,23 +11,14 @@ import pytest
 
 from fastsm import FastStateMachine, LogId, RaftLog, noop
 from support.inside import inside
-from support.small_cluster import EXAMPLE
-
-MODULES = ("node", "storage", "wire", "client")
+from support.small_cluster import imported_example
 
 
 @pytest.fixture
 def example() -> Iterator[ModuleType]:
-    """Its module ``node``, which imports its siblings as a program in that folder would."""
-    before = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    sys.path.insert(0, str(EXAMPLE))
-    try:
-        yield importlib.import_module("node")
-    finally:
-        sys.path.remove(str(EXAMPLE))
-        for name in MODULES:
-            sys.modules.pop(name, None)
-        sys.modules.update(before)
+    """Its module ``node``."""
+    with imported_example() as node:
+        yield node
 
 
 def state_as_of(folder: Path, applied: LogId) -> None:
@@ -82,3 +71,19 @@ def test_a_leader_that_is_deposed_at_once_appends_nothing_in_the_new_term(tmp_pa
         await node.storage.close()
 
     asyncio.run(be_deposed())
+
+
+def test_a_leader_takes_no_command_that_it_could_not_send_on(tmp_path: Path, example: ModuleType) -> None:
+    """A message to a follower has more in its head than a client's: what just fitted into that is refused."""
+
+    async def ask() -> dict[str, object]:
+        node = example.Node("a", tmp_path, {"a": ("127.0.0.1", 0)}, ["a"])
+        node.role = "leader"
+        try:
+            reply, _ = await inside(node).answer({"type": "propose"}, bytes(example.LARGEST_COMMAND + 1))
+            assert node.log.last_index == 0
+            return dict(reply)
+        finally:
+            await node.storage.close()
+
+    assert "at most" in str(asyncio.run(ask())["refused"])

@@ -19,8 +19,10 @@ import os, random, signal, sys, time
 from contextlib import closing
 
 import fastsm
+import fastsm.raft_log
 from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
+fastsm.raft_log.SEGMENT_BYTES = 20_000
 root, ending, points = sys.argv[1], sys.argv[2], int(sys.argv[3])
 parent = os.getpid()
 dice = random.Random(ending)
@@ -59,7 +61,7 @@ class TheEnd(BaseException):
     pass
 
 
-def work(machine, journal):
+def work(machine, journal, log):
     global armed
     values = {}
     index = 0
@@ -78,9 +80,23 @@ def work(machine, journal):
             journal.add(b"entry %d" % (first + number), first + number, 1)
         journal.sync()
 
+    def use_log():
+        first = log.last_index + 1
+        log.append([(first + number, 1, b"entry %d" % (first + number)) for number in range(dice.randrange(1, 200))])
+        log.sync()
+
+    def vote():
+        log.save_hard_state(log.hard_state()[0] + 1, b"me")
+
+    def compact_log():
+        if log.last_index > 20:
+            log.compact((log.last_index - 20, 1))
+            log.sync()
+
     target = os.path.join(root, "snapshots")
     calls = [
-        apply, machine.flush, machine.save_hard_state, append, append, lambda: machine.write_snapshot(target),
+        apply, machine.flush, machine.save_hard_state, append, append, use_log, use_log, use_log, vote, compact_log,
+        log.verify, lambda: machine.write_snapshot(target),
         lambda: machine.write_snapshot(target, compress="zstd"), lambda: machine.compact(index),
         lambda: (machine.write_snapshot(target), machine.install_snapshot(None, target)),
     ]
@@ -99,10 +115,11 @@ def work(machine, journal):
 
 try:
     with fastsm.FastStateMachine(os.path.join(root, "state"), retain_entries=0) as machine:
-        with closing(Journal(os.path.join(root, "journal"))) as journal:
+        with closing(Journal(os.path.join(root, "journal"))) as journal, fastsm.RaftLog(root + "/raft-log") as log:
             signal.signal(signal.SIGALRM, fork)
-            values, index = work(machine, journal)
+            values, index = work(machine, journal, log)
             last = journal.last_index
+            kept = log.first_index, log.last_index, log.hard_state()
         assert os.listdir(os.path.join(root, "snapshots")) == ["snapshot.fsm"]
     assert os.getpid() == parent
     with fastsm.FastStateMachine(os.path.join(root, "state"), verify_on_open="full") as machine:
@@ -111,6 +128,11 @@ try:
     with closing(Journal(os.path.join(root, "journal"))) as journal:
         assert journal.last_index == last
         assert [journal[n][0] for n in range(len(journal))] == [b"entry %d" % n for n in range(1, last + 1)]
+    with fastsm.RaftLog(root + "/raft-log") as log:
+        log.verify()
+        assert (log.first_index, log.last_index, log.hard_state()) == kept and log.stats().recovery.clean
+        found = log.entries(kept[0], kept[1])
+        assert [entry.command for entry in found] == [b"entry %d" % n for n in range(kept[0], kept[1] + 1)]
     for pid in living:
         os.kill(pid, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9, "the child did not live on"
@@ -122,7 +144,7 @@ except TheEnd:
 
 @pytest.mark.parametrize("ending", ["_exit", "sys.exit", "the end", "signal", "lives on"])
 def test_a_child_forked_anywhere_harms_nothing(ending: str, tmp_path: Path) -> None:
-    """At 50 points of applies, flushes, snapshots, installs and compactions: the parent goes on as if nothing was."""
+    """At 50 points of applies, flushes, snapshots, installs, compactions, and of a log: the parent goes on."""
     ended = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PARENT, tmp_path, ending, str(POINTS)],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,

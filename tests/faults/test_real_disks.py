@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 import fastsm
-from fastsm import Entry, FastStateMachine, LogId, StorageError
+from fastsm import Entry, FastStateMachine, LogId, RaftLog, StorageError, raft_log
 from support.faulty import Disk, crash_copy
 from support.inside import inside
+from support.list_log import state_of as log_state
 from support.permits import ext4, tmpfs
 from support.simulation import kill
 
@@ -201,3 +202,91 @@ def test_what_counted_is_there_after_a_real_failed_sync(stores: bool | None, tmp
         disk / "state", expect_applied=LogId(29, 1), verify_on_open="full"
     ) as machine:
         assert state_of(machine) == state
+
+
+# ---- the log ---------------------------------------------------------------------------------------------
+
+
+def log_entries(log: RaftLog, size: int, count: int = 1) -> list[Entry]:
+    first = log.last_index + 1
+    return [Entry(index, 1, bytes([index % 256]) * size) for index in range(first, first + count)]
+
+
+@pytest.mark.parametrize("mounted", [small_tmpfs, small_ext4], ids=["tmpfs", "ext4"])
+@pytest.mark.parametrize("stores", [None, False], ids=["stored", "written"])
+@pytest.mark.parametrize("segment_bytes", [100_000, 64 << 20])
+def test_a_log_on_a_full_disk_is_compacted_and_goes_on(
+    mounted: Mounted, stores: bool | None, segment_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOSPC, and the log as it was, in memory and on disk; a compaction still works, and gives files back."""
+    monkeypatch.setattr(raft_log, "SEGMENT_BYTES", segment_bytes)
+    with mounted(tmp_path) as disk:
+        log = RaftLog(disk / "log", _files=Disk(stores=stores).files)
+        for round_ in range(8):
+            filler = fill(disk, leave=(round_ * 24) << 10)
+            size = (100, 5_000, 30_000, 200_000)[round_ % 4]
+            for _ in range(5_000):
+                before = log_state(log)
+                try:
+                    log.append(log_entries(log, size, 1 + round_ % 3))
+                except StorageError as error:
+                    refused = error.errno
+                    break
+            else:
+                pytest.fail("the disk is never full")
+            assert (refused, log_state(log)) == (errno.ENOSPC, before)
+            copy = crash_copy(disk / "log", tmp_path / f"copy-{round_}")
+            with RaftLog(copy) as killed:
+                assert log_state(killed) == before
+            log.sync()
+            assert log.durable_index == log.last_index
+            if log.last_index - log.first_index > 2:
+                log.compact((log.last_index - 1, 1))
+                log.sync()
+                assert log.first_index == log.last_index
+            if round_ % 2:  # closed and opened without any room
+                before = log_state(log)
+                log.close()
+                log = RaftLog(disk / "log", _files=Disk(stores=stores).files)
+                assert log_state(log) == before
+            filler.unlink()
+            log.save_hard_state(round_ + 1, b"me")
+            log.append(log_entries(log, 10))
+            log.sync()
+        before = log_state(log)
+        log.close()
+        with RaftLog(disk / "log") as log:
+            log.verify()
+            assert log_state(log) == before
+
+
+def test_what_counted_in_a_log_is_there_after_a_real_failed_sync(tmp_path: Path) -> None:
+    """The disk fails a sync, the process is killed, the next one syncs, power fails: all that counted is there."""
+    with failing_disk(tmp_path) as (disk, image):
+        log = RaftLog(disk / "log")
+        log.save_hard_state(3, b"me")
+        log.append(log_entries(log, 5_000, 5))
+        log.sync()
+        log.append(log_entries(log, 4 * MIB))  # its blocks are allocated in the file system, and nowhere below
+        log.append(log_entries(log, 5_000, 20))
+        filler = fill(image.parent)
+        with pytest.raises(StorageError) as caught:
+            log.save_hard_state(4, b"you")
+        assert caught.value.errno in (errno.EIO, errno.ENOSPC)
+        assert (log.durable_index, log.hard_state()) == (5, (3, b"me"))
+        with pytest.raises(StorageError, match="poisoned"):
+            log.append(log_entries(log, 10))
+        kept = log.entries(1, 99)
+        inside(log).abandon()
+
+        filler.unlink()
+        log = RaftLog(disk / "log")
+        assert log.entries(1, 99) == kept, "the page cache has all of it, and is not believed:"
+        assert log.hard_state() in ((3, b"me"), (4, b"you"))
+        log.sync()
+        assert log.durable_index == 26
+        hard_state = log.hard_state()
+        shutil.copy(image, tmp_path / "image-after")  # what the device holds now, and no page that was not synced
+        inside(log).abandon()
+    with ext4(tmp_path / "after", tmp_path / "image-after") as disk, RaftLog(disk / "log") as log:
+        assert (log.entries(1, 99), log.hard_state()) == (kept, hard_state)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastsm
-from fastsm import FastsmError, FastStateMachine, SnapshotReceiver, open_snapshot
+from fastsm import FastsmError, FastStateMachine, RaftLog, SnapshotReceiver, open_snapshot, raft_log
 from fastsm.core import generations
 from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 
@@ -22,8 +22,9 @@ SECRET = b"nobody's business"
 
 @pytest.fixture(autouse=True)
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A saved table is among the files."""
+    """A saved table is among the files; each entry of a Raft log begins a segment."""
     monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0)
+    monkeypatch.setattr(raft_log, "SEGMENT_BYTES", 1)
 
 
 @pytest.fixture
@@ -44,6 +45,13 @@ def outside(tmp_path: Path) -> Path:
     path.write_bytes(SECRET)
     path.chmod(0o640)
     return path
+
+
+def fill(log: RaftLog) -> None:
+    """Every kind of file: three segments, NEWEST, LOCK."""
+    for index in range(1, 4):
+        log.append([(index, 1, b"entry")])
+    log.save_hard_state(1, b"me")
 
 
 def use(path: Path) -> None:
@@ -71,7 +79,7 @@ class Opened:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
 def test_all_that_is_made_is_its_owners_alone(umask: int, tmp_path: Path) -> None:
-    """Directories are 0700 and files 0600: of a state, a snapshot, a receiver and a journal, whatever the umask."""
+    """Directories are 0700 and files 0600: of a state, a snapshot, a receiver and logs, whatever the umask."""
     before = os.umask(umask)
     try:
         with FastStateMachine(tmp_path / "state", retain_entries=0) as machine:
@@ -81,12 +89,13 @@ def test_all_that_is_made_is_its_owners_alone(umask: int, tmp_path: Path) -> Non
         with open_snapshot(tmp_path / "snapshots") as snapshot, SnapshotReceiver(tmp_path / "received") as receiver:
             receiver.write(0, snapshot.read_at(0, snapshot.size))
             receiver.finish()
-        with Opened(tmp_path / "journal") as journal:
+        with Opened(tmp_path / "journal") as journal, RaftLog(tmp_path / "raft-log") as log:
             journal.add(b"entry", 1, 1)
+            fill(log)
     finally:
         os.umask(before)
     made = [path for top in tmp_path.iterdir() for path in (top, *top.rglob("*"))]
-    assert len(made) >= 4 + 8
+    assert len(made) >= 5 + 8 + 5
     for path in made:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
@@ -129,6 +138,38 @@ def test_a_link_in_a_journal_is_refused(name: str, tmp_path: Path, outside: Path
     (tmp_path / "journal" / name).symlink_to(outside)
     with pytest.raises(FastsmError, match="symbolic link"):
         Journal(tmp_path / "journal")
+    assert (outside.read_bytes(), outside.stat().st_mode & 0o777) == (SECRET, 0o640)
+
+
+@pytest.mark.parametrize("name", ["journal-2", "journal-4", "NEWEST", "LOCK"])
+@pytest.mark.parametrize("target", ["a file outside", "itself, elsewhere", "nothing"])
+def test_a_link_in_a_raft_log_is_refused(name: str, target: str, tmp_path: Path, outside: Path) -> None:
+    """The same of each file of a Raft log; what it leads to stays as it is."""
+    path = tmp_path / "raft-log"
+    with RaftLog(path) as log:
+        fill(log)
+    moved = outside.with_name("moved")
+    (path / name).rename(moved)
+    content = moved.read_bytes()
+    leads_to = {"a file outside": outside, "itself, elsewhere": moved, "nothing": outside.with_name("nothing")}[target]
+    (path / name).symlink_to(leads_to)
+    with pytest.raises(FastsmError, match="symbolic link"):
+        RaftLog(path)
+    assert (outside.read_bytes(), outside.stat().st_mode & 0o777) == (SECRET, 0o640)
+    assert moved.read_bytes() == content
+    assert not outside.with_name("nothing").exists()
+
+
+@pytest.mark.parametrize("name", ["NEWEST.tmp", "journal-5"])
+def test_a_link_where_a_raft_log_would_make_a_file_is_not_followed(name: str, tmp_path: Path, outside: Path) -> None:
+    """It is replaced or refused: what it leads to stays as it is."""
+    path = tmp_path / "raft-log"
+    with RaftLog(path) as log:
+        fill(log)
+        (path / name).symlink_to(outside)
+        log.append([(4, 1, b"another segment")])
+    with RaftLog(path) as log:
+        assert log.last_index == 4
     assert (outside.read_bytes(), outside.stat().st_mode & 0o777) == (SECRET, 0o640)
 
 

@@ -14,12 +14,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shim.compiled(tmp_path_factory.mktemp("shim"))
 
 
-def outcomes(library: Path, fault: str) -> dict[str, dict[str, int]]:
+def outcomes(library: Path, fault: str, *names: str) -> dict[str, dict[str, int]]:
     """How often each scene ended how, under a fault; nothing was violated."""
-    found = shim.run_with(library, Path(log_at_each_call.__file__), fault)
+    found = shim.run_with(library, Path(log_at_each_call.__file__), fault, *names)
     print(fault, found["outcomes"])
     assert not found["violations"], "\n\n".join(found["violations"][:5])
-    assert set(found["outcomes"]) == set(log_at_each_call.SCENES)
+    assert set(found["outcomes"]) == set(names or log_at_each_call.SCENES)
     ended: dict[str, dict[str, int]] = found["outcomes"]
     return ended
 
@@ -47,3 +47,10 @@ def test_each_allocation_that_fails_changes_nothing(library: Path) -> None:
     """The n-th allocation of the compiled modules fails: a ``MemoryError``, and the same."""
     ended = outcomes(library, "malloc")
     assert sum(counts.get("MemoryError", 0) for counts in ended.values()) >= 10
+
+
+def test_an_interpreter_without_memory_changes_nothing(library: Path) -> None:
+    """The interpreter's n-th allocation fails, whatever it is for: a ``MemoryError``, and the same."""
+    pytest.importorskip("_testcapi")
+    ended = outcomes(library, "nomemory", "append, sync", "new segments", "compact", "save_hard_state", "close", "open")
+    assert sum(counts.get("MemoryError", 0) for counts in ended.values()) >= 100

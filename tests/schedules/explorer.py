@@ -28,6 +28,11 @@ from fastsm.disk.files import Directory
 
 PACKAGE = str(Path(fastsm.__file__).resolve().parent)
 SHARING = tuple(f"{PACKAGE}/{name}" for name in ("core/", "machine.py", "disk/files.py", "generation/current.py"))
+FILES = f"{PACKAGE}/disk/files.py"
+CALLS = frozenset({  # of the seam to the system
+    "allocate", "close_file", "create_file", "lock", "open_file", "read_file", "rename", "sync_directory", "sync_now",
+    "told", "truncate", "unlink", "write",
+})  # fmt: skip
 PATIENCE = 20  # seconds until threads count as deadlocked
 GLANCE = 0.001
 
@@ -84,6 +89,9 @@ class Watched(Directory):
         """Nothing: the files are in memory."""
 
 
+IsSeam = Callable[[FrameType, str, Any], bool]
+
+
 def between_pieces() -> None:
     """A seam between two pieces of work that takes this as its tick."""
 
@@ -94,6 +102,11 @@ def is_seam(frame: FrameType, event: str, arg: Any) -> bool:
     if event == "c_call":  # what comes after its return is the next seam
         return is_watched(frame.f_code.co_filename, False) and is_ours(type(getattr(arg, "__self__", None)))
     return False
+
+
+def is_file_seam(frame: FrameType, event: str, arg: Any) -> bool:
+    """Each call of the seam to the system alone: where all else is compiled, nothing comes between two of them."""
+    return event == "call" and frame.f_code.co_filename in (FILES, __file__) and frame.f_code.co_name in CALLS
 
 
 @cache
@@ -114,14 +127,15 @@ def is_ours(kind: type) -> bool:
 class Counter:
     """The profile function of an operation's thread: stops at one seam, once."""
 
-    def __init__(self, seam: int | None, stop: Callable[[], None]) -> None:
+    def __init__(self, seam: int | None, stop: Callable[[], None], is_seam: IsSeam = is_seam) -> None:
         self.seen = 0
         self.place = ""
         self._seam = seam
         self._stop = stop
+        self._is_seam = is_seam
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
-        if not is_seam(frame, event, arg):
+        if not self._is_seam(frame, event, arg):
             return
         self.seen += 1
         if self.seen - 1 == self._seam:
@@ -137,8 +151,9 @@ class Counter:
 class Schedule:
     """Runs operations, each at a seam of the one before it. ``outcomes`` in their order; ``seams`` of the first."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[Step], is_seam: IsSeam = is_seam) -> None:
         self.steps = steps
+        self.is_seam = is_seam
         self.outcomes = [Outcome() for _ in steps]
         self.counters: list[Counter | None] = [None] * len(steps)
         self.started = [False] * len(steps)
@@ -173,7 +188,7 @@ class Schedule:
 
     def _work(self, number: int) -> None:
         step, outcome = self.steps[number], self.outcomes[number]
-        counter = Counter(step.seam, lambda: self._run_next(number + 1))
+        counter = Counter(step.seam, lambda: self._run_next(number + 1), self.is_seam)
         self.counters[number] = counter
         if step.seam is not None:
             sys.setprofile(counter)

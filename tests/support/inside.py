@@ -23,7 +23,7 @@ NAMES = frozenset({
     # Reader
     "await_news", "taken_up_to",
     # the node of the example of a Raft from nothing
-    "follow", "lead",
+    "advance", "answer", "apply", "campaign", "follow", "lead", "on_vote", "spawn",
 })  # fmt: skip
 
 

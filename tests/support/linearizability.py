@@ -38,7 +38,7 @@ def is_linearizable(operations: list[Operation], value: object = None) -> bool:
 
     Operations without an answer took place at any time after their call, or never. A get without one says nothing.
     """
-    said = sorted(one for one in operations if one.returned != UNKNOWN)
+    said = sorted((one for one in operations if one.returned != UNKNOWN), key=lambda one: one.called)
     maybe = [one for one in operations if one.returned == UNKNOWN and one.kind != "get"]
     # A step: how many of `said`, in the order of calls, have taken place; which of the later ones; which of `maybe`.
     stack: list[tuple[int, frozenset[int], frozenset[int], object]] = [(0, frozenset(), frozenset(), value)]

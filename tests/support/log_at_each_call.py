@@ -23,6 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+with suppress(ImportError):
+    import _testcapi
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastsm.raft_log
@@ -35,11 +38,16 @@ from support.list_log import ListLog, LogState, Step, do, state_of
 
 HANGS_AFTER = 20
 MOST = 1000  # tries of a scene
+DENSE = 80  # allocations, each of which fails once; there are hundreds after them
+QUIET = 10  # allocations in a row whose failure nobody has met: there are no more
 CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EDQUOT)
 ACTIONS = {
     "kill": shim.KILL, "kill after": shim.KILL_BEHIND, "fail": shim.FAIL, "fail, done": shim.FAIL_DONE,
-    "malloc": shim.FAIL_ALLOCATION,
+    "malloc": shim.FAIL_ALLOCATION, "nomemory": 0,
 }  # fmt: skip
+
+# Without memory the interpreter has its own ways to say so: at locks and at conversions, for instance.
+EXPECTED = (StorageError, MemoryError), (StorageError, MemoryError, RuntimeError, SystemError, TypeError)
 
 returned = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the children: how many steps of the scene have returned
 
@@ -163,11 +171,15 @@ class Sweep:
         prepare(self.scene, self.prepared)
 
     def run(self) -> Sweep:
+        quiet = 0
         for n in range(1, MOST):
+            if self.fault == "nomemory" and n > DENSE and n % 8:
+                continue
             outcome, violation = self.try_it(n)
+            quiet = quiet + 1 if outcome == "gone around" else 0
             if violation:
                 self.violations.append(f"{self.name}, {self.fault}, n = {n}, {outcome}: {violation}")
-            if outcome == "over" or len(self.violations) > 3:
+            if outcome == "over" or len(self.violations) > 3 or (self.fault == "nomemory" and quiet == QUIET):
                 break
             self.outcomes[outcome] += 1
         return self
@@ -219,23 +231,36 @@ class Sweep:
         error = ""  # as text: its traceback would hold what is open
         gc.collect()
         gc.disable()
-        self.library.arm(ACTIONS[self.fault], n, CODES[n % len(CODES)])
+        self.arm(n)
         try:
             if log is None:
                 log = RaftLog(self.trial / "log")
             for step in self.scene.steps:
                 perform(log, step)
                 returned[0] += 1
-        except (StorageError, MemoryError) as raised:
+        except EXPECTED[self.fault == "nomemory"] as raised:
             error = f"{type(raised).__name__}: {raised}"
-        struck = self.library.disarm()
+        struck = self.disarm()
         gc.enable()
         outcome = "over" if not struck else error.partition(":")[0] or "gone around"
         self.judge(log, error)
         del log
         gc.collect()
-        assert open_files(self.trial) == [], "left open"
+        if self.fault != "nomemory":  # an interpreter without memory may lose references
+            assert (left := open_files(self.trial)) == [], f"left open: {left}"
         return outcome
+
+    def arm(self, n: int) -> None:
+        if self.fault == "nomemory":  # the interpreter's own, those of the compiled modules' objects among them
+            _testcapi.set_nomemory(n, n + 1)
+        else:
+            self.library.arm(ACTIONS[self.fault], n, CODES[n % len(CODES)])
+
+    def disarm(self) -> str:
+        if self.fault == "nomemory":
+            _testcapi.remove_mem_hooks()
+            return "an allocation"
+        return self.library.disarm()
 
     def judge(self, log: RaftLog | None, error: str) -> None:
         """An error has changed nothing in memory, but for a poisoned log's votes; then the rest is done."""
@@ -247,6 +272,8 @@ class Sweep:
         if inside(log).is_closed():  # it gives everything back also when its last sync fails
             returned[0] = len(self.states) - 1
             return
+        if self.fault == "nomemory" and state_of(log) != self.states[done]:
+            done = returned[0] = done + 1  # it was done: there was no memory to say so
         assert state_of(log) == self.states[done], f"after {error}: {shown(state_of(log))}"
         assert log.durable_index <= log.last_index
         if inside(log).is_poisoned():
@@ -270,7 +297,7 @@ class Sweep:
         with suppress(StorageError):
             log.close()
         del log
-        after = self.states[done + 1]
+        after = self.states[min(done + 1, len(self.states) - 1)]
         with RaftLog(self.trial / "log") as again:
             found = state_of(again)
             assert found in (self.states[done], after), f"after a poisoning: {shown(found)}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import random
 import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,23 @@ def client_module() -> ModuleType:
         sys.path.remove(str(EXAMPLE))
     assert isinstance(client, ModuleType)
     return client
+
+
+MODULES = ("node", "storage", "wire", "client")
+
+
+@contextmanager
+def imported_example() -> Iterator[ModuleType]:
+    """Its module ``node``, which imports its siblings as a program in that folder would."""
+    before = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
+    sys.path.insert(0, str(EXAMPLE))
+    try:
+        yield importlib.import_module("node")
+    finally:
+        sys.path.remove(str(EXAMPLE))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 def free_port() -> int:
