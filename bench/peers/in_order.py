@@ -47,7 +47,7 @@ class Fastsm:
 
     def delete_range(self, start: bytes, end: bytes) -> int:
         (answer,) = self.machine.apply([(self.machine.last_applied().index + 1, 1, fastsm.delete_range(start, end))])
-        return answer.value  # type: ignore[union-attr,return-value]
+        return answer.value  # type: ignore[union-attr,no-any-return]
 
 
 class Lmdb:
