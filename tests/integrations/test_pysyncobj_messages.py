@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -295,3 +296,79 @@ def test_a_flood_of_commands_goes_in_pieces(pair: Pair) -> None:
     sizes = [len(message["messages"]) for sender, message in pair.posted if message["type"] == transport.SEVERAL]
     assert max(sizes) <= transport.MANY
     assert told == [(True, 0)] * 3000
+
+
+# ---- connections -----------------------------------------------------------------------------------------
+
+
+def no_descriptor(*_: Any) -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_connection_that_cannot_be_begun_stops_nobody(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left when one has ended, as in PySyncObj: it is tried again."""
+    caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
+    called = next(node for node in pair.nodes if node is not caller)
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 0.0
+    with monkeypatch.context() as patch:
+        patch.setattr(TcpConnection, "connect", no_descriptor)
+        called._fastsm_transport.disconnect(caller.selfNode)
+        pair.until(lambda: not caller.hasQuorum)
+        for _ in range(10):
+            caller.doTick(0.001)
+    pair.until(lambda: all(node.hasQuorum for node in pair.nodes))
+    assert [node.failure for node in pair.nodes] == [None, None]
+
+
+def test_a_server_that_could_not_accept_listens_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PySyncObj closes it for good, and no node can connect to this one any more."""
+    caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
+    called = next(node for node in pair.nodes if node is not caller)
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = node.conf.bindRetryTime = 0.0
+    server = called._fastsm_transport._server
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "accept", no_descriptor)
+        caller._fastsm_transport.disconnect(called.selfNode)
+        pair.until(lambda: server._TcpServer__fileno is None)
+    pair.until(lambda: all(node.hasQuorum for node in pair.nodes))
+    pair.settle()
+    assert [node.failure for node in pair.nodes] == [None, None]
+
+
+def test_an_older_connection_of_a_node_is_ended(pair: Pair) -> None:
+    """One that its other side has forgotten, or that a router has, would stay open for ever."""
+    caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
+    called = next(node for node in pair.nodes if node is not caller)
+    connection = caller._fastsm_transport._connections[called.selfNode]
+    older = connection._TcpConnection__socket
+    caller.conf.connectionRetryTime = 0.0
+    connection._TcpConnection__poller.unsubscribe(connection.fileno())
+    connection._TcpConnection__socket = None  # it is not told to anybody
+    connection.disconnect()
+    pair.until(lambda: all(node.hasQuorum for node in pair.nodes))
+    pair.settle()
+
+    def ended() -> bool:
+        try:
+            while older.recv(1 << 16):
+                pass
+        except BlockingIOError:
+            return False
+        return True
+
+    pair.until(ended)
+    older.close()
+    assert [node.failure for node in pair.nodes] == [None, None]
+
+
+@pytest.mark.parametrize("command", [b"", "text", None, 7, [b"\x46"]], ids=repr)
+def test_a_forwarded_command_that_makes_no_sense(pair: Pair, command: Any) -> None:
+    """It ends the connection, and not the leader."""
+    leader, follower = pair.nodes
+    leader._fastsm_transport._onMessageReceived(follower.selfNode, {"type": "apply_command", "command": command})
+    for _ in range(5):
+        leader.doTick(0.001)
+    assert (leader.failure, leader._isLeader()) == (None, True)
+    pair.settle()

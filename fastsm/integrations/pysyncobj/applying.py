@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pysyncobj import FAIL_REASON
 from pysyncobj import monotonic as clock
+from pysyncobj.pickle import loads
 from pysyncobj.syncobj import AsyncResult
 
 from fastsm.command import noop
@@ -72,7 +73,6 @@ class Applying(Replication):
     _fastsm_machine: FastStateMachine
     _fastsm_installing: Any
     _fastsm_on_change: Callable[[list[Change] | None], object] | None
-    _fastsm_over: bool
 
     def _fastsm_begin_applying(self, machine: FastStateMachine) -> None:
         self._fastsm_machine = machine
@@ -156,6 +156,8 @@ class Applying(Replication):
             if callback is not None and not isinstance(callback, Pending):
                 callback = self._fastsm_waiting.add(callback)
             command = bytes([commandType]) + command
+        elif not isinstance(command, bytes) or not command:
+            raise ValueError(f"expected a command from another node, found {command!r:.50}")
         try:
             self._SyncObj__commandsQueue.put_nowait((command, callback))
         except queue.Full:
@@ -171,7 +173,7 @@ class Applying(Replication):
             raise NotRunningError(f"this node has stopped: {self._fastsm_failure}") from self._fastsm_failure
         if self._SyncObj__destroying:
             raise NotRunningError("this node was destroyed")
-        self._fastsm_machine._refuse_procedure()  # replicas would submit it each, and one that waits wait for ever
+        self._fastsm_machine._require()  # a procedure, say: replicas would submit it each, and wait for themselves
 
     def _fastsm_require_other_thread(self) -> None:
         if threading.get_ident() == self._fastsm_ticker:
@@ -193,7 +195,7 @@ class Applying(Replication):
         """Whether there is something to apply."""
         return (
             self._fastsm_failure is None
-            and not self._fastsm_over
+            and not self._SyncObj__destroying
             and self._fastsm_installing is None
             and self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied
         )
@@ -246,16 +248,17 @@ class Applying(Replication):
         In the state machine they are entries without effect; it is at the entry whose method is called.
         """
         commands = self._fastsm_journal.entries(entries[0][0], len(entries))
+        waiting = self._SyncObj__commandsWaitingCommit
         done = 0
         for entry, (command, index, _) in zip(entries, commands, strict=True):
             done += 1
             self._fastsm_machine.apply([entry])
             self._SyncObj__raftLastApplied = index - 1
             result = self._fastsm_apply_other(command)
-            if self._SyncObj__commandsWaitingCommit:
+            if waiting and index in waiting:
                 self._fastsm_tell([entry], [result])
             self._SyncObj__raftLastApplied = index
-            if clock.monotonic() > stop or not self._fastsm_behind:
+            if self._SyncObj__destroying or clock.monotonic() > stop:
                 break
         return done
 
@@ -292,16 +295,48 @@ class Applying(Replication):
             raise UnknownCommandError(f"an entry of kind {command[0]} is of another release")
         if command[0] != 0:
             return self._SyncObj__doApplyCommand(command)
+        reading = True
         try:
-            return self._SyncObj__doApplyCommand(command)
+            method, arguments, keywords = self._fastsm_call_of(command)
+            reading = False
+            return method(*arguments, **keywords, _doApply=True)
         except NOT_THE_ENTRYS:
             raise  # the others may well apply it: to pass over it here would make this replica another one
         except KeyboardInterrupt:
             raise
         except BaseException as error:
+            if reading and isinstance(error, UnknownCommandError):
+                raise
             # Every replica comes by here: to stop or to try again would end the cluster.
             logger.exception("a replicated method raised; its entry is passed over")
             return Raised(error)
+
+    def _fastsm_call_of(self, command: bytes) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
+        """Returns the replicated method that an entry calls, and with what.
+
+        Raises ``UnknownCommandError`` where this node lacks the method or a class, which other nodes may have.
+        """
+        try:
+            content = loads(command[1:])
+        except AttributeError as error:
+            raise UnknownCommandError(
+                f"an entry calls a replicated method with an object that this node cannot read: {error}; all nodes need "
+                "the classes of what is given to replicated methods, where pickle finds them by name") from error
+        arguments: Any = ()
+        keywords: dict[str, Any] = {}
+        if not isinstance(content, tuple):
+            number = content
+        elif len(content) == 2:
+            number, arguments = content
+        else:
+            number, arguments, keywords = content
+        method = self._idToMethod.get(number)
+        if method is None:
+            raise UnknownCommandError(
+                f"an entry calls replicated method {number!r}, and this node has {len(self._idToMethod)}: it is of another "
+                "release; mark a method that is added by @replicated(ver=N), and call setCodeVersion(N) once all nodes "
+                "run the release")
+        return method, arguments, keywords
 
     def _fastsm_tell(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
         """Calls those who wait for these entries."""

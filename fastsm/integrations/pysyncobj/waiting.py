@@ -158,7 +158,7 @@ class Outcome:
         self._until.release()
 
     def wait(self, timeout: float | None) -> Any:
-        if not self._until.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+        if not self._until.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)):
             raise SubmitError("Timeout")
         if self._reason != FAIL_REASON.SUCCESS:
             raise SubmitError(self._reason)
