@@ -102,9 +102,12 @@ class Store:
                 expires = time.time_ns() // 1_000_000 + SESSION_MS
                 try:
                     if not self._session:
-                        self._session = self.node.open_session(expires=expires, sync=True, timeout=2).value
+                        opened = self.node.open_session(expires=expires, sync=True, timeout=2)
+                        assert isinstance(opened, fastsm.Answer)
+                        self._session = opened.value
                     answer = self.node.once(
                         self._session, self._sequence, command, expires=expires, sync=True, timeout=2)
+                    assert isinstance(answer, fastsm.Answer)
                 except SubmitError:
                     if time.monotonic() > give_up:
                         raise

@@ -151,9 +151,9 @@ class Applying(Replication):
                 raise CommandError(
                     f"expected a command of at most {LARGEST_COMMAND} bytes, found one of {len(command)}: while "
                     "PySyncObj sends a larger one its leader is given up; split it")
-            if isinstance(getattr(callback, "__self__", None), AsyncResult):
-                self._fastsm_require_other_thread()
-            if callback is not None and not isinstance(callback, Pending):
+            if callback is not None and type(callback) is not Pending:
+                if isinstance(getattr(callback, "__self__", None), AsyncResult):
+                    self._fastsm_require_other_thread()
                 callback = self._fastsm_waiting.add(callback)
             command = bytes([commandType]) + command
         elif not isinstance(command, bytes) or not command:
@@ -165,7 +165,7 @@ class Applying(Replication):
         else:
             if commandType is not None:  # in a message it comes in the tick thread, right before the next tick
                 self._fastsm_wake()
-        if isinstance(callback, Pending) and (self._fastsm_failure is not None or self._fastsm_over):
+        if (self._fastsm_over or self._fastsm_failure is not None) and isinstance(callback, Pending):
             callback(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it ended meanwhile: nobody else will say so
 
     def _fastsm_require_running(self) -> None:
@@ -255,8 +255,9 @@ class Applying(Replication):
             self._fastsm_machine.apply([entry])
             self._SyncObj__raftLastApplied = index - 1
             result = self._fastsm_apply_other(command)
-            if waiting and index in waiting:
-                self._fastsm_tell([entry], [result])
+            subscribers = waiting.pop(index, None)
+            if subscribers:
+                self._fastsm_answer(subscribers, entry[1], result)
             self._SyncObj__raftLastApplied = index
             if self._SyncObj__destroying or clock.monotonic() > stop:
                 break
@@ -320,8 +321,8 @@ class Applying(Replication):
             content = loads(command[1:])
         except AttributeError as error:
             raise UnknownCommandError(
-                f"an entry calls a replicated method with an object that this node cannot read: {error}; all nodes need "
-                "the classes of what is given to replicated methods, where pickle finds them by name") from error
+                f"an entry calls a replicated method with an object that this node cannot read: {error}; all nodes "
+                "need the classes of what is given to replicated methods, where pickle finds them by name") from error
         arguments: Any = ()
         keywords: dict[str, Any] = {}
         if not isinstance(content, tuple):
@@ -333,9 +334,9 @@ class Applying(Replication):
         method = self._idToMethod.get(number)
         if method is None:
             raise UnknownCommandError(
-                f"an entry calls replicated method {number!r}, and this node has {len(self._idToMethod)}: it is of another "
-                "release; mark a method that is added by @replicated(ver=N), and call setCodeVersion(N) once all nodes "
-                "run the release")
+                f"an entry calls replicated method {number!r}, and this node has {len(self._idToMethod)}: it is of "
+                "another release; mark a method that is added by @replicated(ver=N), and call setCodeVersion(N) once "
+                "all nodes run the release")
         return method, arguments, keywords
 
     def _fastsm_tell(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
@@ -346,13 +347,17 @@ class Applying(Replication):
             if not subscribers:
                 continue
             self._SyncObj__raftLastApplied = index - 1
-            for submitted_term, callback in subscribers:
-                if submitted_term != term:
-                    callback(None, FAIL_REASON.DISCARDED)
-                elif isinstance(result, Raised):
-                    callback(None, FAIL_REASON.UNKNOWN_OUTCOME)
-                else:
-                    callback(result, FAIL_REASON.SUCCESS)
+            self._fastsm_answer(subscribers, term, result)
+
+    def _fastsm_answer(self, subscribers: list[tuple[int, Callback]], term: int, result: Any) -> None:
+        """Calls those who wait for an entry of a term."""
+        for submitted_term, callback in subscribers:
+            if submitted_term != term:
+                callback(None, FAIL_REASON.DISCARDED)
+            elif isinstance(result, Raised):
+                callback(None, FAIL_REASON.UNKNOWN_OUTCOME)
+            else:
+                callback(result, FAIL_REASON.SUCCESS)
 
     def _fastsm_pass_over_waiting(self, index: int) -> None:
         """After an install: what became of the commands up to there is not known."""

@@ -214,7 +214,8 @@ class Lock(NamedTuple):
 
 
 def lock_of(data: bytes) -> Lock:
-    return Lock(*_LOCK.unpack_from(data), data[_LOCK.size :])
+    end, token = _LOCK.unpack_from(data)
+    return Lock(end, token, data[_LOCK.size :])
 
 
 def _lock_until(tx: Tx, prefix: bytes, lease: bytes, token: int, holder: bytes) -> bytes:

@@ -82,10 +82,11 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
 
     _SyncObj__raftLog = _OwnJournal()
     _SyncObj__onTickCallbacksLock = _OwnLock()
-    _SyncObj__commandsQueue = _OwnQueue()
+    _SyncObj__commandsQueue: Any = _OwnQueue()
 
     _fastsm_journal: FastJournal
     _fastsm_over: bool
+    _SyncObj__raftCommitIndex: int
 
     def _fastsm_begin_replication(self, journal: FastJournal) -> None:
         self._fastsm_journal = journal

@@ -86,7 +86,7 @@ class Waiting:
     """All commands of a node whose answers are waited for. What is answered takes no memory. Thread safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may submit in the middle of `add`
+        self._lock = threading.RLock()  # of the deadlines; a signal handler may submit in the middle of `add`
         self._pending: set[Pending] = set()
         self._deadlines: list[tuple[float, int, Pending]] = []
         self._timed = 0  # pending ones that have a deadline
@@ -103,19 +103,22 @@ class Waiting:
     def add(self, callback: Callback, timeout: float | None = None) -> Pending:
         """Notes a command; after ``timeout`` seconds its answer is ``UNKNOWN_OUTCOME``. O(log n)."""
         pending = Pending(self, callback, timeout)
-        with self._lock:
-            self._pending.add(pending)
-            if pending.deadline is not None:
+        self._pending.add(pending)  # one step; a lock would be waited for once for each command
+        if pending.deadline is not None:
+            with self._lock:
                 self._timed += 1
                 heapq.heappush(self._deadlines, (pending.deadline, next(self._numbers), pending))
         return pending
 
     def remove(self, pending: Pending) -> None:
         """Called by a command that was answered. O(1)."""
-        with self._lock:
-            if pending in self._pending:
-                self._pending.discard(pending)
-                self._timed -= pending.deadline is not None
+        try:
+            self._pending.remove(pending)
+        except KeyError:
+            return
+        if pending.deadline is not None:
+            with self._lock:
+                self._timed -= 1
 
     def expire(self) -> None:
         """Answers the commands whose time is over, and drops the deadlines of those that were answered before."""
@@ -135,9 +138,7 @@ class Waiting:
 
     def give_up_all(self) -> None:
         """Tells everybody that the outcome is not known."""
-        with self._lock:
-            pending = list(self._pending)
-        for each in pending:
+        for each in list(self._pending):
             each(None, FAIL_REASON.UNKNOWN_OUTCOME)
 
 
