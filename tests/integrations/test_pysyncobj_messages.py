@@ -372,3 +372,22 @@ def test_a_forwarded_command_that_makes_no_sense(pair: Pair, command: Any) -> No
         leader.doTick(0.001)
     assert (leader.failure, leader._isLeader()) == (None, True)
     pair.settle()
+
+
+def test_a_burst_is_committed_in_one_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PySyncObj looks at each entry to see whether a majority has it; here there is nothing left for it to look at."""
+    looked: list[int] = []
+    original = ReplicatedStateMachine._SyncObj__getEntries
+
+    def looking(node: Any, first: int, count: int | None = None, most: int | None = None) -> Any:
+        looked.append(first)
+        return original(node, first, count, most)
+
+    pair.settle()
+    monkeypatch.setattr(ReplicatedStateMachine, "_SyncObj__getEntries", looking)
+    told: list[Any] = []
+    for number in range(2000):
+        pair.nodes[0].put(b"%d" % number, b"", callback=lambda *answer: told.append(answer))
+    pair.until(lambda: len(told) == 2000)
+    assert told == [(True, 0)] * 2000
+    assert len(looked) < 400  # some for each message; not one for each entry

@@ -143,9 +143,11 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         with self._fastsm_waking:
             if notifier is None or self._fastsm_wakes:
                 return  # the frame below this signal handler is about to write to it: it stays open
-            self._poller.unsubscribe(notifier._PipeNotifier__pipeR)
-            os.close(notifier._PipeNotifier__pipeR)
-            os.close(notifier._PipeNotifier__pipeW)
+            ends = notifier._PipeNotifier__pipeR, notifier._PipeNotifier__pipeW
+            notifier._PipeNotifier__pipeR = notifier._PipeNotifier__pipeW = -1
+            self._poller.unsubscribe(ends[0])
+            for end in ends:
+                os.close(end)
 
     # ---- a follower ------------------------------------------------------------------------------------
 
