@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -329,3 +330,23 @@ def test_value_and_entry_come_in_one_read(nodes: Nodes, monkeypatch: pytest.Monk
     assert node.get_modified(b"a") == (b"2", (index + 1, term))
     assert Interrupted.reads > 3
     monkeypatch.undo()
+
+
+def test_a_node_that_nobody_ends_leaves_no_directory(nodes: Nodes) -> None:
+    """A temporary one goes with the node, or with its process; a forked child leaves it to its parent."""
+    node = FastCounting(None, [nodes.addresses[0]], nodes.conf(None, 0))
+    directory = node._fastsm_places.path
+    child = os.fork()
+    if child == 0:
+        node.destroy()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.path.isdir(directory)
+    node.destroy()
+    assert not os.path.exists(directory)
+    node = FastCounting(None, [nodes.addresses[0]], nodes.conf(None, 0))
+    directory = node._fastsm_places.path
+    with pytest.warns(ResourceWarning):
+        del node
+        gc.collect()
+    assert not os.path.exists(directory)

@@ -291,3 +291,18 @@ def test_a_relative_directory_stays_where_it_was(
     node.destroy()
     assert os.listdir(tmp_path / "elsewhere") == []
     assert (tmp_path / "data" / "snapshot" / "snapshot.fsm").exists()
+
+
+def test_a_procedure_cannot_end_its_node(node_at: MakeNode) -> None:
+    """The tick waits for it: an error that stops the node, and no wait without end."""
+    made: list[Any] = []
+
+    @fastsm.procedure
+    def end_it(tx: Any, payload: bytes) -> None:
+        made[0].destroy()
+
+    made.append(node_at(procedures=[end_it]))
+    ticks(made[0], made[0].isReady)
+    made[0].call("end_it")
+    ticks(made[0], lambda: made[0].failure)
+    assert isinstance(made[0].failure, fastsm.ProcedureError)

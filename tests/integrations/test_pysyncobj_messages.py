@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("pysyncobj")
 
-from pysyncobj import SyncObjConf
+from pysyncobj import FAIL_REASON, SyncObjConf
 from pysyncobj.pipe_notifier import PipeNotifier
 from pysyncobj.tcp_connection import TcpConnection
 
@@ -391,3 +391,46 @@ def test_a_burst_is_committed_in_one_step(pair: Pair, monkeypatch: pytest.Monkey
     pair.until(lambda: len(told) == 2000)
     assert told == [(True, 0)] * 2000
     assert len(looked) < 400  # some for each message; not one for each entry
+
+
+# ---- commands on their way -------------------------------------------------------------------------------
+
+
+def test_commands_wait_for_the_connection_to_the_leader(pair: Pair) -> None:
+    """A follower that has lost it does not send them into nothing."""
+    leader, follower = pair.nodes
+    told: list[Any] = []
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 1000.0
+    follower._fastsm_transport.disconnect(leader.selfNode)
+    pair.until(lambda: not leader.hasQuorum and not follower.hasQuorum)
+    for number in range(10):
+        follower.put(b"%d" % number, b"", callback=lambda *answer: told.append(answer))
+        follower.doTick(0)
+    assert (told, follower._getLeader()) == ([], leader.selfNode)
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 0.0
+        node._fastsm_transport._lastConnectAttempt.clear()
+    pair.until(lambda: len(told) == 10)
+    assert told == [(True, 0)] * 10
+
+
+def test_whoever_waits_is_told_when_the_connection_to_the_leader_has_ended(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was on its way may be lost, and the same leader leads on: nobody else would ever say so."""
+    leader, follower = pair.nodes
+    told: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(FastTransport, "_post", lambda *_: None)  # lost on the way
+        follower.put(b"a", b"b", callback=lambda *answer: told.append(answer))
+        follower.doTick(0)
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 0.0
+    follower._fastsm_transport.disconnect(leader.selfNode)
+    pair.until(lambda: told)
+    assert told == [(None, FAIL_REASON.UNKNOWN_OUTCOME)]
+    assert leader._isLeader()
+    follower.put(b"a", b"c", callback=lambda *answer: told.append(answer))
+    pair.until(lambda: len(told) == 2)
+    assert (told[1], leader.get(b"a")) == ((True, 0), b"c")

@@ -19,7 +19,7 @@ from fastsm.integrations.pysyncobj.changes import Change, Place
 from fastsm.integrations.pysyncobj.errors import SubmitError, UnreadableItemError
 from fastsm.integrations.pysyncobj.places import MARK, SENTINEL
 from fastsm.integrations.pysyncobj.replication import Replication
-from fastsm.integrations.pysyncobj.waiting import Callback, Outcome, Pending, Waiting
+from fastsm.integrations.pysyncobj.waiting import Callback, Outcome, Pending, Waiting, is_interrupt
 from fastsm.machine import FastStateMachine
 from fastsm.types import Result
 
@@ -303,10 +303,8 @@ class Applying(Replication):
             return method(*arguments, **keywords, _doApply=True)
         except NOT_THE_ENTRYS:
             raise  # the others may well apply it: to pass over it here would make this replica another one
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
-            if reading and isinstance(error, UnknownCommandError):
+            if is_interrupt(error) or (reading and isinstance(error, UnknownCommandError)):
                 raise
             # Every replica comes by here: to stop or to try again would end the cluster.
             logger.exception("a replicated method raised; its entry is passed over")

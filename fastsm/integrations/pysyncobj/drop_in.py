@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ class FastSyncObj(ReplicatedStateMachine):
                     f"{directory}: expected nothing of PySyncObj's own where this node begins, found {stock[0]!r}, "
                     "which is not taken over: move it away, and start all nodes of the cluster on fastsm")
         self._fastsm_temporary = tempfile.mkdtemp(prefix="fastsm-") if directory is None else None
+        self._fastsm_remove_temporary = weakref.finalize(self, _remove, self._fastsm_temporary, os.getpid())
         try:
             super().__init__(
                 selfNode, otherNodes, directory or str(self._fastsm_temporary), conf=conf, consumers=consumers or (),
@@ -61,6 +63,7 @@ class FastSyncObj(ReplicatedStateMachine):
         super()._doDestroy()
         self._fastsm_remove_temporary()
 
-    def _fastsm_remove_temporary(self) -> None:
-        if self._fastsm_temporary is not None:
-            shutil.rmtree(self._fastsm_temporary, ignore_errors=True)
+
+def _remove(directory: str | None, process: int) -> None:
+    if directory is not None and process == os.getpid():  # a forked child leaves it to its parent
+        shutil.rmtree(directory, ignore_errors=True)

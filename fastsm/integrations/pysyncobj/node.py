@@ -318,6 +318,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         if self._fastsm_machine._forked():
             self._doDestroy()  # the parent's thread that ticks is not here
             return
+        self._fastsm_machine._refuse_procedure()  # the tick waits for it
         self._SyncObj__destroying = True
         self._fastsm_wake()  # another thread's tick, which may sleep
         with self._fastsm_turn:

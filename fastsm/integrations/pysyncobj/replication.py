@@ -19,7 +19,7 @@ import queue
 import threading
 from typing import Any
 
-from pysyncobj import SyncObj
+from pysyncobj import FAIL_REASON, SyncObj
 from pysyncobj import monotonic as clock
 from pysyncobj.fast_queue import FastQueue
 
@@ -109,8 +109,12 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     def _checkCommandsToApply(self) -> None:
         """Takes the commands that wait; whatever goes out for them goes out together."""
         self._fastsm_woken = False  # before the look at the queue: what is put there later wakes again
+        leader, transport = self._SyncObj__raftLeader, self._fastsm_transport
+        if self._SyncObj__conf.commandsWaitLeader and not (
+            leader is None or self._SyncObj__raftState == LEADER or transport.reaches(leader)
+        ):
+            return  # they wait here for the connection: without one they would be lost without a word
         began = clock.monotonic()
-        transport = self._fastsm_transport
         transport.gather()
         self._fastsm_gathers_until = 0.0
         try:
@@ -271,6 +275,14 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         conf = self._SyncObj__conf
         moment: float = min(conf.appendEntriesPeriod, conf.leaderFallbackTimeout - conf.appendEntriesPeriod) / 2
         return moment
+
+    def _SyncObj__onNodeConnected(self, node: Any) -> None:
+        """Connected again, to the same leader: what was on its way when the connection ended is not answered any more."""
+        super()._SyncObj__onNodeConnected(node)
+        if node == self._SyncObj__raftLeader:
+            waiting, self._SyncObj__commandsWaitingReply = self._SyncObj__commandsWaitingReply, {}
+            for number in sorted(waiting):
+                waiting[number](None, FAIL_REASON.UNKNOWN_OUTCOME)
 
     def _SyncObj__onNodeDisconnected(self, node: Any) -> None:
         super()._SyncObj__onNodeDisconnected(node)

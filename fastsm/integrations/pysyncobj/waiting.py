@@ -2,7 +2,7 @@
 
 Each caller is told once, whatever becomes of the command and of the node. What a function of the user's raises is
 logged, a ``SystemExit`` too; it never reaches PySyncObj, which would leave its tick in the middle, or end its thread.
-Only a ``KeyboardInterrupt`` passes: it is meant for the thread.
+Only a ``KeyboardInterrupt`` in the main thread passes: it is meant for that.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ FEW = 64  # deadlines of answered commands that are not worth a look
 Callback = Callable[[Any, Any], None]
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, which comes in the main thread alone; elsewhere it is an error like any other."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 class Guarded:
     """A function whose exceptions are logged. Equal to the function itself, so that PySyncObj finds it in a list."""
 
@@ -37,9 +42,9 @@ class Guarded:
     def __call__(self, *arguments: Any) -> None:
         try:
             self._function(*arguments)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             logger.exception("%r raised; the node goes on", self._function)
 
     def __eq__(self, other: object) -> bool:
@@ -66,9 +71,9 @@ class Pending:
         self._waiting.remove(self)
         try:
             callback(result, reason)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             logger.exception("a callback raised")
 
     def forget(self) -> None:
