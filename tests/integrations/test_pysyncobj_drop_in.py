@@ -346,7 +346,7 @@ def test_a_node_that_nobody_ends_leaves_no_directory(nodes: Nodes) -> None:
     assert not os.path.exists(directory)
     node = FastCounting(None, [nodes.addresses[0]], nodes.conf(None, 0))
     directory = node._fastsm_places.path
+    del node
     with pytest.warns(ResourceWarning):
-        del node
         gc.collect()
     assert not os.path.exists(directory)

@@ -87,6 +87,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     _fastsm_journal: FastJournal
     _fastsm_over: bool
     _SyncObj__raftCommitIndex: int
+    _SyncObj__commandsWaitingReply: dict[int, Any]
 
     def _fastsm_begin_replication(self, journal: FastJournal) -> None:
         self._fastsm_journal = journal
@@ -277,7 +278,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         return moment
 
     def _SyncObj__onNodeConnected(self, node: Any) -> None:
-        """Connected again, to the same leader: what was on its way when the connection ended is not answered any more."""
+        """Connected again, to the same leader: what was on its way when a connection ended is not answered."""
         super()._SyncObj__onNodeConnected(node)
         if node == self._SyncObj__raftLeader:
             waiting, self._SyncObj__commandsWaitingReply = self._SyncObj__commandsWaitingReply, {}
