@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -13,21 +10,7 @@ from support.cluster import release_ports
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ports that were held are given back, and so are the pipes that PySyncObj's own nodes leave open."""
-    pipes: list[Any] = []
-    if importlib.util.find_spec("pysyncobj") is not None:
-        import pysyncobj.syncobj  # noqa: PLC0415
-
-        class Noted(pysyncobj.syncobj.PipeNotifier):  # type: ignore[misc]
-            def __init__(self, *arguments: Any) -> None:
-                super().__init__(*arguments)
-                pipes.append(self)
-
-        monkeypatch.setattr(pysyncobj.syncobj, "PipeNotifier", Noted)
+def _no_port_is_held() -> Iterator[None]:
+    """Ports that a test has found are given back at its end."""
     yield
-    for pipe in pipes:
-        for end in (pipe._PipeNotifier__pipeR, pipe._PipeNotifier__pipeW):
-            if end >= 0:  # else a node of fastsm's has closed it
-                os.close(end)
     release_ports()

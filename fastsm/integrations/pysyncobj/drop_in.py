@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
@@ -26,6 +25,8 @@ class FastSyncObj(ReplicatedStateMachine):
     ``options``: of :class:`ReplicatedStateMachine`, such as ``durable``.
     """
 
+    _fastsm_conf_names_files = True
+
     def __init__(
         self,
         selfNode: Any,
@@ -39,9 +40,8 @@ class FastSyncObj(ReplicatedStateMachine):
     ) -> None:
         if transport is not None:
             raise TypeError("expected transportClass=, found transport=: a class of your own is put on top of fastsm's")
-        conf = SyncObjConf() if conf is None else copy.copy(conf)
+        conf = SyncObjConf() if conf is None else conf
         files = [name for name in (conf.journalFile, conf.fullDumpFile) if name is not None]
-        conf.journalFile = conf.fullDumpFile = None
         directory = f"{os.fsdecode(files[0])}.fastsm" if files else None
         if directory is not None and not os.path.lexists(directory):
             stock = [name for name in files if os.path.lexists(name)]

@@ -120,6 +120,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
 
     _SyncObj__mainThread: ClassVar[Any] = MakerSlot()
     journal = Shown("_fastsm_journal")
+    _fastsm_conf_names_files: ClassVar[bool] = False
     dumps = Shown("_fastsm_dumps")
     installs = Shown("_fastsm_installs")
 
@@ -145,7 +146,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         if not (self_address is None or isinstance(self_address, (str, Node))):
             raise TypeError(f"expected this node's address, or None for a read-only node, found {self_address!r}")
         transportClass = transport_class(transportClass)
-        conf = configuration(conf)
+        conf = configuration(conf, names_files=self._fastsm_conf_names_files)
         consumers = consumers_of(consumers)
         methods = method_table(type(self), consumers)
         batteries = distinct(consumers)
