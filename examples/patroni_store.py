@@ -6,8 +6,6 @@ Run: ``python examples/patroni_store.py [seconds that a key lives]``. Needs ``fa
 from __future__ import annotations
 
 import json
-import os
-import queue
 import socket
 import sys
 import tempfile
@@ -16,113 +14,117 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pysyncobj import FAIL_REASON, SyncObjConf
+from pysyncobj import SyncObjConf
 
 import fastsm
-from fastsm.integrations.pysyncobj import Change, ReplicatedStateMachine
+from fastsm.integrations.pysyncobj import Change, ReplicatedStateMachine, SubmitError
 
 Record = dict[str, Any]
+SESSION_MS = 24 * 60 * 60 * 1000
+
+
+@fastsm.procedure(name="store.set")
+def set_key(tx: Any, payload: bytes) -> int:
+    """Sets a key if what is required of it holds at this place of the log; answers the entry's index."""
+    key, value, required, ttl_ms, now = json.loads(payload)
+    old, written = tx.get(key.encode()), tx.modified(key.encode())
+    found = {
+        "prevExist": old is not None, "prevValue": old and old.decode(), "prevIndex": written and written.index,
+    }  # fmt: skip
+    if any(found[name] != wanted for name, wanted in required.items()):
+        raise fastsm.Abort
+    tx.put(key.encode(), value.encode(), expires=None if ttl_ms is None else max(now, tx.clock) + ttl_ms)
+    index: int = tx.entry.index
+    return index
 
 
 class Store:
-    """Values with an index (the entry that wrote them) and perhaps a deadline, the same on every node.
+    """Keys with a value, an index (the entry that wrote them) and perhaps a deadline, the same on every node.
 
-    ``on_set(key, record)`` and ``on_delete(key)`` are called in the tick thread, on every node.
+    ``on_set(key, record)`` and ``on_delete(key)`` are called in the tick thread, on every node. Keys whose time is over
+    are removed by ticks, which the node that leads proposes.
     """
 
     def __init__(
         self, own: str, partners: list[str], directory: str, *,
         on_set: Callable[[str, Record], object] = lambda key, record: None,
         on_delete: Callable[[str], object] = lambda key: None,
+        patience: float = 10.0,
     ) -> None:
-        self.on_set, self.on_delete = on_set, on_delete
-        self.expiring: dict[bytes, bytes] = {}
+        self.on_set, self.on_delete, self.patience = on_set, on_delete, patience
+        self._turn, self._session, self._sequence = threading.Lock(), 0, 0
         conf = SyncObjConf(bindAddress=own, appendEntriesUseBatch=False, dynamicMembershipChange=True)
         self.node = ReplicatedStateMachine(
-            own, partners, directory, conf=conf, durable=True, on_change=self._changed)
-        self.node.addOnTickCallback(self._expire)
+            own, partners, directory, conf=conf, durable=True, procedures=[set_key], on_change=self._changed,
+            clock=lambda machine: fastsm.Clock(machine, interval_ms=200))
 
     def get(self, key: str) -> Record | None:
         """The record of a key, as this node has it."""
-        return self._read(key)[1] or None
-
-    def _read(self, key: str) -> tuple[bytes | None, Record]:
-        """What a comparison needs, of one state: the bytes and what they say."""
         found = self.node.get_modified(key.encode())
-        return (None, {}) if found is None else (found[0], {**json.loads(found[0]), "index": found[1].index})
+        return None if found is None else {"value": found[0].decode(), "index": found[1].index}
 
-    def get_all(self, prefix: str) -> dict[str, Any]:
-        """The values of all keys below a prefix."""
-        found = self.node.scan_prefix(prefix.encode()).entries
-        return {key.decode(): json.loads(value)["value"] for key, value in found}
+    def get_all(self, prefix: str) -> dict[str, str]:
+        """The values of all keys below a prefix, in order, as this node has them."""
+        return {key.decode(): value.decode() for key, value in self.node.scan(prefix=prefix.encode()).entries}
 
-    def set(self, key: str, value: str, ttl: float | None = None, **required: Any) -> Record | None:
-        """Sets a key if what is required (prevExist, prevValue, prevIndex) holds when it is its turn; else None."""
-        name = os.urandom(8).hex()  # no two records are equal, so comparing their bytes compares their index
-        while True:
-            before, old = self._read(key)
-            if old.get("id") == name:
-                return old  # an attempt whose answer was lost
-            if not self._holds(old, **required):
-                return None
-            now = time.time()
-            record = {"value": value, "created": old.get("created", now), "updated": now, "id": name}
-            if ttl is not None:
-                record["expire"] = now + ttl
-            index = self._submit(fastsm.compare_and_swap(key.encode(), before, json.dumps(record).encode()))
-            if index is not None:
-                return {**record, "index": index}
+    def set(
+        self, key: str, value: str, ttl: float | None = None, *,
+        prevExist: bool | None = None, prevValue: str | None = None, prevIndex: int | None = None,
+    ) -> Record | None:
+        """Sets a key, for ``ttl`` seconds if given, if what is required of it holds at its turn; else None."""
+        conditions = {"prevExist": prevExist, "prevValue": prevValue, "prevIndex": prevIndex}
+        required = {name: wanted for name, wanted in conditions.items() if wanted is not None}
+        now, ttl_ms = time.time_ns() // 1_000_000, None if ttl is None else int(1000 * ttl)
+        answer = self._do(fastsm.call("store.set", json.dumps([key, value, required, ttl_ms, now]).encode()))
+        return {"value": value, "index": answer.value} if answer.ok else None
 
-    def delete(self, key: str, **required: Any) -> bool:
-        """Deletes a key if what is required holds when it is its turn."""
-        while True:
-            before, old = self._read(key)
-            if before is None or not self._holds(old, **required):
-                return False
-            if self._submit(fastsm.compare_and_swap(key.encode(), before, None)) is not None:
-                return True
+    def delete(self, key: str, *, prevValue: str | None = None, prevIndex: int | None = None) -> bool:
+        """Deletes a key if it is there at its turn, and is what is required."""
+        name = key.encode()
+        conditions = [fastsm.exists(name)]
+        if prevValue is not None:
+            conditions.append(fastsm.value_is(name, prevValue.encode()))
+        if prevIndex is not None:
+            conditions.append(fastsm.modified_at(name, prevIndex))
+        return bool(self._do(fastsm.transaction(conditions, [fastsm.delete(name)])))
 
-    def delete_all(self, prefix: str) -> None:
-        """Deletes all keys below a prefix that this node knows of, in one step."""
-        keys = [key for key, _ in self.node.scan_prefix(prefix.encode()).entries]
-        if keys:
-            self._submit(fastsm.batch([fastsm.delete(key) for key in keys]))
+    def delete_all(self, prefix: str) -> int:
+        """Deletes all keys below a prefix, in one step; how many that were."""
+        count: int = self._do(fastsm.delete_prefix(prefix.encode())).value
+        return count
 
-    @staticmethod
-    def _holds(
-        old: Record, prevExist: bool | None = None, prevValue: str | None = None, prevIndex: int | None = None
-    ) -> bool:
-        return (
-            (prevExist is None or prevExist == bool(old))
-            and (prevValue is None or old.get("value") == prevValue)
-            and (prevIndex is None or old.get("index") == prevIndex)
-        )
-
-    def _submit(self, command: bytes) -> int | None:
-        """Has it applied; the index of its entry, or None where it did not match, or nobody knows: look again."""
-        told: queue.Queue[Any] = queue.Queue()
-        self.node.submit(
-            command, timeout=5,
-            callback=lambda result, reason: told.put((result, reason, self.node.raftLastApplied + 1)))
-        result, reason, index = told.get()
-        return index if reason == FAIL_REASON.SUCCESS and result else None
-
-    def _expire(self) -> None:
-        """In each tick: the leader removes what is over, if it is still the same when its turn comes."""
-        if not self.node._isLeader():
-            self.expiring.clear()
-            return
-        for key, data in self.node.scan_prefix(b"").entries:
-            if json.loads(data).get("expire", time.time() + 1) <= time.time() and self.expiring.get(key) != data:
-                self.expiring[key] = data
-                self.node.compare_and_swap(key, data, None)
+    def _do(self, command: bytes) -> fastsm.Answer:
+        """Has a command applied once: while nobody can say what became of it, it is submitted again."""
+        give_up = time.monotonic() + self.patience
+        with self._turn:
+            self._sequence += 1
+            while True:
+                expires = time.time_ns() // 1_000_000 + SESSION_MS
+                try:
+                    if not self._session:
+                        opened = self.node.open_session(expires=expires, sync=True, timeout=2)
+                        assert isinstance(opened, fastsm.Answer)
+                        self._session = opened.value
+                    answer = self.node.once(
+                        self._session, self._sequence, command, expires=expires, sync=True, timeout=2)
+                    assert isinstance(answer, fastsm.Answer)
+                except SubmitError:
+                    if time.monotonic() > give_up:
+                        raise
+                    continue
+                if answer.reason != "no session":  # it was not used for a day
+                    return answer
+                self._session = 0
 
     def _changed(self, changes: list[Change] | None) -> None:
-        for change in changes or ():  # None: a snapshot came; a real one would read everything again
+        if changes is None:  # the leader's snapshot: every key may have changed
+            for key in self.get_all(""):
+                self.on_set(key, self.get(key) or {})
+        for change in changes or ():
             if change.value is None:
                 self.on_delete(change.key.decode())
             else:
-                self.on_set(change.key.decode(), {**json.loads(change.value), "index": change.index})
+                self.on_set(change.key.decode(), {"value": change.value.decode(), "index": change.index})
 
 
 def main(seconds: float) -> None:
@@ -145,8 +147,6 @@ def main(seconds: float) -> None:
             store.set(f"/members/{number}", addresses[number])
         first = stores[0].set("/config", "1")
         assert first is not None
-        while stores[1].get("/config") != first:  # what is required is looked at here first, as in Patroni
-            time.sleep(0.01)
         second = stores[1].set("/config", "2", prevIndex=first["index"])
         print("a second one by index:", bool(second), "- a third one by the same:",
               bool(stores[1].set("/config", "3", prevIndex=first["index"])))
@@ -154,12 +154,9 @@ def main(seconds: float) -> None:
         leads.node.destroy_synchronous()  # its successor removes the key in its time
         rest = [store for store in stores if store is not leads]
         gone.wait(30)
-        while any(store.get("/leader") for store in rest):
-            time.sleep(0.05)
         print("taken again:", bool(rest[0].set("/leader", "another", prevExist=False)))
-        rest[1].delete_all("/members/")
-        while rest[0].get_all("/members/"):
-            time.sleep(0.05)
+        print("members removed:", rest[1].delete_all("/members/"))
+        rest[0].node.sync_read(b"")
         print("what is left:", rest[0].get_all("/"))
         for store in rest:
             store.node.destroy_synchronous()

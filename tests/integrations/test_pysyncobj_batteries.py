@@ -21,7 +21,6 @@ from fastsm.integrations.pysyncobj import DumpPolicy, ReplicatedStateMachine
 from fastsm.integrations.pysyncobj.batteries import (
     FastCounter,
     FastDict,
-    FastLockManager,
     FastPriorityQueue,
     FastQueue,
     FastSet,
@@ -454,61 +453,3 @@ def test_a_codec_of_the_users_own(cluster: Callable[..., Cluster]) -> None:
     assert nodes.nodes[0].get(b"dict\x00ff") == b"10"
 
 
-# ---- locks -----------------------------------------------------------------------------------------------
-
-
-def test_locks_are_what_they_are_in_stock(cluster: Callable[..., Cluster]) -> None:
-    """Every answer and every holder, under random calls of three holders at random times."""
-    manager = FastLockManager(10.0, "a")
-    manager.destroy()  # its thread would come in between
-    nodes = cluster(lambda: [manager])
-    locks, model = manager._consumer(), stock._ReplLockManagerImpl(10.0)
-    chance, now, answers = random.Random(5), 1000.0, set()
-    for _ in range(400):
-        now += chance.choice([0.0, 0.5, 3.0, 4.75, 10.0])
-        lock, holder = chance.choice(["x", "y", 3]), chance.choice("abc")
-        kind = chance.choice(["acquire", "acquire", "prolongate", "release"])
-        given = {"acquire": (lock, holder, now), "prolongate": (holder, now), "release": (lock, holder)}[kind]
-        answer = nodes.call(getattr(locks, kind), *given)
-        assert answer == by_model(getattr(model, kind), *given)
-        answers.add(answer)
-        for each in ("x", "y", 3):
-            for other in "abc":
-                for later in (now, now + 9.5, now + 10, now + 11):
-                    assert locks.is_acquired(each, other, later) == model.isAcquired(each, other, later)
-    assert answers == {True, False, None}
-
-
-def test_a_lock_manager_keeps_its_locks(tmp_path: Path) -> None:
-    """tryAcquire, isAcquired and release as in PySyncObj; locks that are held are prolongated by themselves."""
-    one, other = (FastLockManager(60.0, name, name=f"locks of {name}") for name in ("one", "other"))
-    told: list[Any] = []
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    conf = SyncObjConf(bindAddress=address, appendEntriesUseBatch=False)
-    node = ReplicatedStateMachine(address, [], tmp_path / "node", conf=conf, consumers=[one, other])
-    try:
-        other._locks.prefix = one._locks.prefix  # as on another node
-        assert one.tryAcquire("a", sync=True, timeout=30) is True
-        assert other.tryAcquire("a", sync=True, timeout=30) is False
-        heard = threading.Event()
-        other.tryAcquire("a", callback=lambda *answer: (told.append(answer), heard.set()))
-        assert heard.wait(30)
-        assert told == [(False, FAIL_REASON.SUCCESS)]
-        assert (one.isAcquired("a"), other.isAcquired("a")) == (True, False)
-        one.release("a", sync=True, timeout=30)
-        assert (one.isAcquired("a"), other.tryAcquire("a", sync=True, timeout=30)) == (False, True)
-        assert one._prolongate_now()
-        with pytest.raises(KeyError, match="nobody"):
-            FastSetOf(node).remove("nobody", sync=True, timeout=30)
-    finally:
-        node.destroy_synchronous()
-        one.destroy()
-        other.destroy()
-    assert one._prolongate_now() is False
-
-
-def FastSetOf(node: ReplicatedStateMachine) -> FastSet:
-    """A set of a node that runs."""
-    items = FastSet()
-    items._syncObj = node
-    return items

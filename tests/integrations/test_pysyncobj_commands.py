@@ -301,7 +301,7 @@ def test_a_leap_is_not_proposed(node_at: MakeNode, caplog: pytest.LogCaptureFixt
     node = ready(node_at(clock=now.clock_of))
     answer(node, node.put, b"lease", b"", )
     answer(node, node.touch, b"lease", 1)
-    node._fastsm_clock._not_before = 0.0
+    node._fastsm_timers[0]._not_before = 0.0
     for _ in range(20):
         node.doTick(0.001)
     assert (node.get(b"lease"), node.clock(), node.failure) == (b"", 0, None)

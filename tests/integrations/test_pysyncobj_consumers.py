@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 pytest.importorskip("pysyncobj")
 
-from pysyncobj import FAIL_REASON, SyncObjException, replicated
+from pysyncobj import FAIL_REASON, SyncObjConsumer, SyncObjException, replicated
 from pysyncobj.batteries import ReplCounter, ReplDict, ReplLockManager
 from pysyncobj.node import Node as PySyncObjNode
 
@@ -208,3 +210,96 @@ class FakeConnection:
 
     def disconnect(self) -> None:
         self.on_end()
+
+
+# ---- what this node lacks ---------------------------------------------------------------------------------
+
+
+class Calls(SyncObjConsumer):  # type: ignore[misc]
+    """Methods that are called by their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[Any] = []
+
+    @replicated
+    def take(self, value: Any) -> int:
+        self.taken.append(value)
+        return len(self.taken)
+
+    @replicated
+    def check(self, command: bytes) -> None:
+        fastsm.check(command)
+
+
+class Passing:
+    """A value of a class that a release may lack."""
+
+
+@pytest.mark.parametrize("lacks", ["method", "class", "module"])
+def test_an_entry_that_this_node_cannot_call_stops_it(
+    node_at: MakeNode, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    """Another release, or another program: to pass over the entry here alone would make this node another replica."""
+    calls = Calls()
+    node = node_at(consumers=[calls])
+    ticks(node, node.isReady)
+    assert answer(node, calls.take, 1) == (1, FAIL_REASON.SUCCESS)
+    if lacks == "method":
+        node._applyCommand(pickle.dumps((77, (1,)), 2), None, 0)  # as a node of the next release calls it
+    else:
+        calls.take(Passing())
+        monkeypatch.delattr(sys.modules[__name__], "Passing")
+        if lacks == "module":
+            monkeypatch.setitem(sys.modules, __name__, None)
+    ticks(node, lambda: node.failure)
+    expected = ImportError if lacks == "module" else fastsm.UnknownCommandError
+    assert isinstance(node.failure, expected), node.failure
+    assert calls.taken == [1]
+    node.destroy()
+    if lacks != "method":  # with the class it goes on
+        monkeypatch.undo()
+        calls = Calls()
+        node = node_at(consumers=[calls])
+        ticks(node, lambda: len(calls.taken) == 2 and node.isReady())
+
+
+def test_what_no_node_can_read_is_passed_over(node_at: MakeNode) -> None:
+    """Bytes that are no pickle, an object that cannot be made again, a method that raises: on every replica alike."""
+    calls = Calls()
+    node = node_at(consumers=[calls])
+    ticks(node, node.isReady)
+    for content in (b"", b"nonsense", pickle.dumps((0,), 2), pickle.dumps(([], ()), 2), pickle.dumps(Unmakeable(1), 2)):
+        answers = Answers()
+        node._applyCommand(content, answers, 0)
+        ticks(node, lambda answers=answers: answers)
+        assert answers == [(None, FAIL_REASON.UNKNOWN_OUTCOME)]
+    assert answer(node, calls.check, b"nonsense") == (None, FAIL_REASON.UNKNOWN_OUTCOME)
+    assert answer(node, calls.check, fastsm.noop()) == (None, FAIL_REASON.SUCCESS)
+    assert answer(node, calls.take, 1) == (1, FAIL_REASON.SUCCESS)
+
+
+class Unmakeable(Exception):
+    def __init__(self, one: int, other: int = 2) -> None:
+        super().__init__(one, other, 3)
+
+
+def test_a_consumer_that_could_never_be_in_a_snapshot_is_refused(node_at: MakeNode, tmp_path: Path) -> None:
+    """It is named at the start, before anything is made. What is set before the base's constructor does not travel."""
+
+    class Locked(SyncObjConsumer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.own = threading.Lock()
+            super().__init__()
+            self.shared = threading.Lock()
+
+    with pytest.raises(TypeError, match=r"Locked.*found shared \("):
+        node_at(consumers=[Locked()])
+    assert not (tmp_path / "node").exists()
+
+    class OwnWay(Locked):
+        def _serialize(self) -> int:
+            return 1
+
+    node = node_at(consumers=[OwnWay()])
+    ticks(node, node.isReady)

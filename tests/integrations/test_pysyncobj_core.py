@@ -20,7 +20,7 @@ from pysyncobj.syncobj_admin import executeAdminCommand
 
 from fastsm.integrations.pysyncobj import DumpPolicy, FastSyncObj
 from support.cluster import free_ports
-from support.twin_nodes import ticked_until
+from support.twin_nodes import close_pipe, ticked_until
 
 # Stock leaves it to the garbage collection to close its files.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -88,7 +88,10 @@ class Nodes:
 
     def stop(self, *numbers: Any) -> None:
         for number in numbers or list(self.running):
-            self.running.pop(number).destroy()
+            node = self.running.pop(number)
+            node.destroy()
+            if not node.conf.autoTick:
+                close_pipe(node)
 
     def until(self, condition: Callable[[], object], without: tuple[int, ...] = ()) -> None:
         ticked = [node for number, node in self.running.items() if number not in without]

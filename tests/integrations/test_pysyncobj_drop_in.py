@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pysyncobj.transport import TCPTransport
 import fastsm
 from fastsm.integrations.pysyncobj import Change, DumpPolicy, FastSyncObj, ReplicatedStateMachine
 from support.cluster import free_ports
-from support.twin_nodes import ticked_until
+from support.twin_nodes import close_pipe, ticked_until
 
 
 class Counting:
@@ -74,6 +75,7 @@ class Nodes:
     def stop(self, node: Any) -> None:
         self.running.remove(node)
         node.destroy()
+        close_pipe(node)
 
     def end(self) -> None:
         for node in list(self.running):
@@ -329,3 +331,59 @@ def test_value_and_entry_come_in_one_read(nodes: Nodes, monkeypatch: pytest.Monk
     assert node.get_modified(b"a") == (b"2", (index + 1, term))
     assert Interrupted.reads > 3
     monkeypatch.undo()
+
+
+def test_a_node_that_nobody_ends_leaves_no_directory(nodes: Nodes) -> None:
+    """A temporary one goes with the node, or with its process; a forked child leaves it to its parent."""
+    node = FastCounting(None, [nodes.addresses[0]], nodes.conf(None, 0))
+    directory = node._fastsm_places.path
+    child = os.fork()
+    if child == 0:
+        node.destroy()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.path.isdir(directory)
+    node.destroy()
+    assert not os.path.exists(directory)
+    node = FastCounting(None, [nodes.addresses[0]], nodes.conf(None, 0))
+    directory = node._fastsm_places.path
+    del node
+    with pytest.warns(ResourceWarning):
+        gc.collect()
+    assert not os.path.exists(directory)
+
+
+@pytest.mark.parametrize("kind", [StockCounting, FastCounting])
+def test_what_the_caller_changes_in_its_configuration_counts(nodes: Nodes, tmp_path: Path, kind: type[Any]) -> None:
+    """Also after the node was made: callbacks and times are read where they are needed; files stay the caller's."""
+    conf = nodes.conf(nodes.addresses[0], 0, journalFile=str(tmp_path / f"{kind.__name__}.journal"))
+    node = kind(nodes.addresses[0], [], conf)
+    nodes.running.append(node)
+    called: list[str] = []
+    conf.onReady = lambda: called.append("ready")
+    nodes.ready()
+    assert called == ["ready"]
+    conf.appendEntriesPeriod = 0.123
+    assert node.conf.appendEntriesPeriod == 0.123
+    node.conf.connectionRetryTime = 0.5
+    assert conf.connectionRetryTime == 0.5
+    assert conf.journalFile == str(tmp_path / f"{kind.__name__}.journal")
+
+
+def test_nodes_stay_as_the_user_made_them(nodes: Nodes, tmp_path: Path) -> None:
+    """What a user has noted on a node object is still there after a restart from a snapshot."""
+    own = nodes.addresses[0]
+    for _ in range(2):
+        other = TCPNode(nodes.addresses[1], rack="b")
+        conf = nodes.conf(own, 0, dynamicMembershipChange=True)
+        node = ReplicatedStateMachine(own, [other], tmp_path / "node", conf=conf)
+        nodes.running.append(node)
+        peer = ReplicatedStateMachine(
+            nodes.addresses[1], [own], tmp_path / "peer", conf=nodes.conf(nodes.addresses[1], 1))
+        nodes.running.append(peer)
+        nodes.ready()
+        assert [each.rack for each in node.otherNodes] == ["b"]
+        nodes.call(node.put, b"a", b"b")
+        node.forceLogCompaction()
+        nodes.until(lambda node=node: node.dumps)
+        nodes.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -15,7 +16,7 @@ import pytest
 
 pytest.importorskip("pysyncobj")
 
-from pysyncobj import SyncObjConf
+from pysyncobj import FAIL_REASON, SyncObjConf
 from pysyncobj.pipe_notifier import PipeNotifier
 from pysyncobj.tcp_connection import TcpConnection
 
@@ -295,3 +296,141 @@ def test_a_flood_of_commands_goes_in_pieces(pair: Pair) -> None:
     sizes = [len(message["messages"]) for sender, message in pair.posted if message["type"] == transport.SEVERAL]
     assert max(sizes) <= transport.MANY
     assert told == [(True, 0)] * 3000
+
+
+# ---- connections -----------------------------------------------------------------------------------------
+
+
+def no_descriptor(*_: Any) -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_connection_that_cannot_be_begun_stops_nobody(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left when one has ended, as in PySyncObj: it is tried again."""
+    caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
+    called = next(node for node in pair.nodes if node is not caller)
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 0.0
+    with monkeypatch.context() as patch:
+        patch.setattr(TcpConnection, "connect", no_descriptor)
+        called._fastsm_transport.disconnect(caller.selfNode)
+        pair.until(lambda: not caller.hasQuorum)
+        for _ in range(10):
+            caller.doTick(0.001)
+    pair.until(lambda: all(node.hasQuorum for node in pair.nodes))
+    assert [node.failure for node in pair.nodes] == [None, None]
+
+
+def test_a_server_that_could_not_accept_listens_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PySyncObj closes it for good, and no node can connect to this one any more."""
+    caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
+    called = next(node for node in pair.nodes if node is not caller)
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = node.conf.bindRetryTime = 0.0
+    server = called._fastsm_transport._server
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "accept", no_descriptor)
+        caller._fastsm_transport.disconnect(called.selfNode)
+        pair.until(lambda: server._TcpServer__fileno is None)
+    pair.until(lambda: all(node.hasQuorum for node in pair.nodes))
+    pair.settle()
+    assert [node.failure for node in pair.nodes] == [None, None]
+
+
+def test_an_older_connection_of_a_node_is_ended(pair: Pair) -> None:
+    """One that its other side has forgotten, or that a router has, would stay open for ever."""
+    caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
+    called = next(node for node in pair.nodes if node is not caller)
+    connection = caller._fastsm_transport._connections[called.selfNode]
+    older = connection._TcpConnection__socket
+    caller.conf.connectionRetryTime = 0.0
+    connection._TcpConnection__poller.unsubscribe(connection.fileno())
+    connection._TcpConnection__socket = None  # it is not told to anybody
+    connection.disconnect()
+    pair.until(lambda: all(node.hasQuorum for node in pair.nodes))
+    pair.settle()
+
+    def ended() -> bool:
+        try:
+            while older.recv(1 << 16):
+                pass
+        except BlockingIOError:
+            return False
+        return True
+
+    pair.until(ended)
+    older.close()
+    assert [node.failure for node in pair.nodes] == [None, None]
+
+
+@pytest.mark.parametrize("command", [b"", "text", None, 7, [b"\x46"]], ids=repr)
+def test_a_forwarded_command_that_makes_no_sense(pair: Pair, command: Any) -> None:
+    """It ends the connection, and not the leader."""
+    leader, follower = pair.nodes
+    leader._fastsm_transport._onMessageReceived(follower.selfNode, {"type": "apply_command", "command": command})
+    for _ in range(5):
+        leader.doTick(0.001)
+    assert (leader.failure, leader._isLeader()) == (None, True)
+    pair.settle()
+
+
+def test_a_burst_is_committed_in_one_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PySyncObj looks at each entry to see whether a majority has it; here there is nothing left for it to look at."""
+    looked: list[int] = []
+    original = ReplicatedStateMachine._SyncObj__getEntries
+
+    def looking(node: Any, first: int, count: int | None = None, most: int | None = None) -> Any:
+        looked.append(first)
+        return original(node, first, count, most)
+
+    pair.settle()
+    monkeypatch.setattr(ReplicatedStateMachine, "_SyncObj__getEntries", looking)
+    told: list[Any] = []
+    for number in range(2000):
+        pair.nodes[0].put(b"%d" % number, b"", callback=lambda *answer: told.append(answer))
+    pair.until(lambda: len(told) == 2000)
+    assert told == [(True, 0)] * 2000
+    assert len(looked) < 400  # some for each message; not one for each entry
+
+
+# ---- commands on their way -------------------------------------------------------------------------------
+
+
+def test_commands_wait_for_the_connection_to_the_leader(pair: Pair) -> None:
+    """A follower that has lost it does not send them into nothing."""
+    leader, follower = pair.nodes
+    told: list[Any] = []
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 1000.0
+    follower._fastsm_transport.disconnect(leader.selfNode)
+    pair.until(lambda: not leader.hasQuorum and not follower.hasQuorum)
+    for number in range(10):
+        follower.put(b"%d" % number, b"", callback=lambda *answer: told.append(answer))
+        follower.doTick(0)
+    assert (told, follower._getLeader()) == ([], leader.selfNode)
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 0.0
+        node._fastsm_transport._lastConnectAttempt.clear()
+    pair.until(lambda: len(told) == 10)
+    assert told == [(True, 0)] * 10
+
+
+def test_whoever_waits_is_told_when_the_connection_to_the_leader_has_ended(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was on its way may be lost, and the same leader leads on: nobody else would ever say so."""
+    leader, follower = pair.nodes
+    told: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(FastTransport, "_post", lambda *_: None)  # lost on the way
+        follower.put(b"a", b"b", callback=lambda *answer: told.append(answer))
+        follower.doTick(0)
+    for node in pair.nodes:
+        node.conf.connectionRetryTime = 0.0
+    follower._fastsm_transport.disconnect(leader.selfNode)
+    pair.until(lambda: told)
+    assert told == [(None, FAIL_REASON.UNKNOWN_OUTCOME)]
+    assert leader._isLeader()
+    follower.put(b"a", b"c", callback=lambda *answer: told.append(answer))
+    pair.until(lambda: len(told) == 2)
+    assert (told[1], leader.get(b"a")) == ((True, 0), b"c")

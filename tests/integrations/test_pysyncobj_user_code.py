@@ -401,3 +401,25 @@ def test_a_backlog_of_replicated_methods_is_read_once(node_at: MakeNode, monkeyp
     ticks(node, lambda: len(answers) == 5000)
     node._fastsm_journal = journal
     assert sum(read) == 5000
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_what_is_no_exception_ends_no_thread_of_pysyncobjs(node_at: MakeNode, error: type[BaseException]) -> None:
+    """Ctrl-C comes in the main thread: raised in another one by a function of the user's it is an error like any."""
+
+    class Node(ReplicatedStateMachine):
+        @replicated
+        def give(self) -> None:
+            raise error
+
+    def give(*_: Any) -> None:
+        raise error
+
+    node = node_at(Node, conf={"autoTick": True, "onReady": give})
+    node.put(b"a", b"b", callback=give)
+    node.addOnTickCallback(give)
+    with pytest.raises(SyncObjException):
+        node.give(sync=True, timeout=20)
+    assert node.put(b"a", b"c", sync=True, timeout=20) is True
+    assert node.failure is None
+    node.destroy_synchronous()

@@ -280,6 +280,12 @@ def wait_for(condition: Callable[[], Any], what: str, why: Callable[[], Any] | N
 _held: list[socket.socket] = []
 
 
+def release_ports() -> None:
+    """Gives back the ports that `free_ports` has found so far."""
+    while _held:
+        _held.pop().close()
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface for this process alone, below those that the system hands out by itself.
 

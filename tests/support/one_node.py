@@ -30,7 +30,8 @@ def nodes_at(tmp_path: Path) -> Iterator[MakeNode]:
             "bindAddress": address, "appendEntriesUseBatch": False, "autoTick": False, "raftMinTimeout": 0.02,
             "raftMaxTimeout": 0.03, "appendEntriesPeriod": 0.005, **(conf or {}),
         })  # fmt: skip
-        nodes.append(node(address, partners, tmp_path / name, conf=configuration, **options))
+        directory = options.pop("directory", tmp_path / name)
+        nodes.append(node(address, partners, directory, conf=configuration, **options))
         return nodes[-1]
 
     try:

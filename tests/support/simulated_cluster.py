@@ -336,6 +336,7 @@ def kill(node: ReplicatedStateMachine) -> None:
     node.state_machine._worker.abandon()
     node.state_machine._release()
     node._fastsm_end_dumping()
+    node._fastsm_end_waking()
 
 
 def state_checksum(machine: fastsm.FastStateMachine, directory: Path) -> bytes:

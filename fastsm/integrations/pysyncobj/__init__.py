@@ -18,9 +18,11 @@ Reading order:
     applying         committed entries to the state machine, results to those who wait
     shorthands       a method for each command and each read
     dumping          snapshots: written, sent, installed
-    ticking          who leads proposes ticks
+    ticking          who leads proposes ticks, and counts the time of locks
     node             ReplicatedStateMachine
     drop_in          FastSyncObj: PySyncObj's own constructor
+    battery          what the batteries have in common
+    locks            FastLockManager
     batteries        FastDict, FastCounter, FastSet, FastQueue, FastPriorityQueue, FastLockManager
 """
 

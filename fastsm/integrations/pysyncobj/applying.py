@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pysyncobj import FAIL_REASON
 from pysyncobj import monotonic as clock
+from pysyncobj.pickle import loads
 from pysyncobj.syncobj import AsyncResult
 
 from fastsm.command import noop
@@ -18,7 +19,7 @@ from fastsm.integrations.pysyncobj.changes import Change, Place
 from fastsm.integrations.pysyncobj.errors import SubmitError, UnreadableItemError
 from fastsm.integrations.pysyncobj.places import MARK, SENTINEL
 from fastsm.integrations.pysyncobj.replication import Replication
-from fastsm.integrations.pysyncobj.waiting import Callback, Outcome, Pending, Waiting
+from fastsm.integrations.pysyncobj.waiting import Callback, Outcome, Pending, Waiting, is_interrupt
 from fastsm.machine import FastStateMachine
 from fastsm.types import Result
 
@@ -72,7 +73,6 @@ class Applying(Replication):
     _fastsm_machine: FastStateMachine
     _fastsm_installing: Any
     _fastsm_on_change: Callable[[list[Change] | None], object] | None
-    _fastsm_over: bool
 
     def _fastsm_begin_applying(self, machine: FastStateMachine) -> None:
         self._fastsm_machine = machine
@@ -151,11 +151,13 @@ class Applying(Replication):
                 raise CommandError(
                     f"expected a command of at most {LARGEST_COMMAND} bytes, found one of {len(command)}: while "
                     "PySyncObj sends a larger one its leader is given up; split it")
-            if isinstance(getattr(callback, "__self__", None), AsyncResult):
-                self._fastsm_require_other_thread()
-            if callback is not None and not isinstance(callback, Pending):
+            if callback is not None and type(callback) is not Pending:
+                if isinstance(getattr(callback, "__self__", None), AsyncResult):
+                    self._fastsm_require_other_thread()
                 callback = self._fastsm_waiting.add(callback)
             command = bytes([commandType]) + command
+        elif not isinstance(command, bytes) or not command:
+            raise ValueError(f"expected a command from another node, found {command!r:.50}")
         try:
             self._SyncObj__commandsQueue.put_nowait((command, callback))
         except queue.Full:
@@ -163,7 +165,7 @@ class Applying(Replication):
         else:
             if commandType is not None:  # in a message it comes in the tick thread, right before the next tick
                 self._fastsm_wake()
-        if isinstance(callback, Pending) and (self._fastsm_failure is not None or self._fastsm_over):
+        if (self._fastsm_over or self._fastsm_failure is not None) and isinstance(callback, Pending):
             callback(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it ended meanwhile: nobody else will say so
 
     def _fastsm_require_running(self) -> None:
@@ -171,7 +173,7 @@ class Applying(Replication):
             raise NotRunningError(f"this node has stopped: {self._fastsm_failure}") from self._fastsm_failure
         if self._SyncObj__destroying:
             raise NotRunningError("this node was destroyed")
-        self._fastsm_machine._refuse_procedure()  # replicas would submit it each, and one that waits wait for ever
+        self._fastsm_machine._require()  # a procedure, say: replicas would submit it each, and wait for themselves
 
     def _fastsm_require_other_thread(self) -> None:
         if threading.get_ident() == self._fastsm_ticker:
@@ -193,7 +195,7 @@ class Applying(Replication):
         """Whether there is something to apply."""
         return (
             self._fastsm_failure is None
-            and not self._fastsm_over
+            and not self._SyncObj__destroying
             and self._fastsm_installing is None
             and self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied
         )
@@ -246,16 +248,18 @@ class Applying(Replication):
         In the state machine they are entries without effect; it is at the entry whose method is called.
         """
         commands = self._fastsm_journal.entries(entries[0][0], len(entries))
+        waiting = self._SyncObj__commandsWaitingCommit
         done = 0
         for entry, (command, index, _) in zip(entries, commands, strict=True):
             done += 1
             self._fastsm_machine.apply([entry])
             self._SyncObj__raftLastApplied = index - 1
             result = self._fastsm_apply_other(command)
-            if self._SyncObj__commandsWaitingCommit:
-                self._fastsm_tell([entry], [result])
+            subscribers = waiting.pop(index, None)
+            if subscribers:
+                self._fastsm_answer(subscribers, entry[1], result)
             self._SyncObj__raftLastApplied = index
-            if clock.monotonic() > stop or not self._fastsm_behind:
+            if self._SyncObj__destroying or clock.monotonic() > stop:
                 break
         return done
 
@@ -292,16 +296,46 @@ class Applying(Replication):
             raise UnknownCommandError(f"an entry of kind {command[0]} is of another release")
         if command[0] != 0:
             return self._SyncObj__doApplyCommand(command)
+        reading = True
         try:
-            return self._SyncObj__doApplyCommand(command)
+            method, arguments, keywords = self._fastsm_call_of(command)
+            reading = False
+            return method(*arguments, **keywords, _doApply=True)
         except NOT_THE_ENTRYS:
             raise  # the others may well apply it: to pass over it here would make this replica another one
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
+            if is_interrupt(error) or (reading and isinstance(error, UnknownCommandError)):
+                raise
             # Every replica comes by here: to stop or to try again would end the cluster.
             logger.exception("a replicated method raised; its entry is passed over")
             return Raised(error)
+
+    def _fastsm_call_of(self, command: bytes) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
+        """Returns the replicated method that an entry calls, and with what.
+
+        Raises ``UnknownCommandError`` where this node lacks the method or a class, which other nodes may have.
+        """
+        try:
+            content = loads(command[1:])
+        except AttributeError as error:
+            raise UnknownCommandError(
+                f"an entry calls a replicated method with an object that this node cannot read: {error}; all nodes "
+                "need the classes of what is given to replicated methods, where pickle finds them by name") from error
+        arguments: Any = ()
+        keywords: dict[str, Any] = {}
+        if not isinstance(content, tuple):
+            number = content
+        elif len(content) == 2:
+            number, arguments = content
+        else:
+            number, arguments, keywords = content
+        method = self._idToMethod.get(number)
+        if method is None:
+            raise UnknownCommandError(
+                f"an entry calls replicated method {number!r}, and this node has {len(self._idToMethod)}: it is of "
+                "another release; mark a method that is added by @replicated(ver=N), and call setCodeVersion(N) once "
+                "all nodes run the release")
+        return method, arguments, keywords
 
     def _fastsm_tell(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
         """Calls those who wait for these entries."""
@@ -311,13 +345,17 @@ class Applying(Replication):
             if not subscribers:
                 continue
             self._SyncObj__raftLastApplied = index - 1
-            for submitted_term, callback in subscribers:
-                if submitted_term != term:
-                    callback(None, FAIL_REASON.DISCARDED)
-                elif isinstance(result, Raised):
-                    callback(None, FAIL_REASON.UNKNOWN_OUTCOME)
-                else:
-                    callback(result, FAIL_REASON.SUCCESS)
+            self._fastsm_answer(subscribers, term, result)
+
+    def _fastsm_answer(self, subscribers: list[tuple[int, Callback]], term: int, result: Any) -> None:
+        """Calls those who wait for an entry of a term."""
+        for submitted_term, callback in subscribers:
+            if submitted_term != term:
+                callback(None, FAIL_REASON.DISCARDED)
+            elif isinstance(result, Raised):
+                callback(None, FAIL_REASON.UNKNOWN_OUTCOME)
+            else:
+                callback(result, FAIL_REASON.SUCCESS)
 
     def _fastsm_pass_over_waiting(self, index: int) -> None:
         """After an install: what became of the commands up to there is not known."""

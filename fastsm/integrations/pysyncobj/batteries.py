@@ -14,86 +14,22 @@ Names are given (``name=``) where a node has two batteries of one kind. All node
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastsm.answering import absent, delete_prefix, exists, read, transaction
 from fastsm.command import batch, delete, noop, put
-from fastsm.errors import NotRunningError
 from fastsm.integrations.pysyncobj import operations
 from fastsm.integrations.pysyncobj.applying import Denied
+from fastsm.integrations.pysyncobj.battery import Battery, same
 from fastsm.integrations.pysyncobj.codecs import KEYS, VALUES, Codec, codec
-from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
-from fastsm.integrations.pysyncobj.places import MARK
-from fastsm.integrations.pysyncobj.replicated import StateInMachine
-from fastsm.integrations.pysyncobj.waiting import Callback
+from fastsm.integrations.pysyncobj.locks import FastLockManager
 from fastsm.types import Answer
-
-if TYPE_CHECKING:
-    from fastsm.machine import FastStateMachine
 
 __all__ = ["FastCounter", "FastDict", "FastLockManager", "FastPriorityQueue", "FastQueue", "FastSet"]
 
-Take = Callable[[Any], Any]
 
-
-def _nothing(_: Any) -> None:
-    return None
-
-
-class _Battery(StateInMachine):
-    def __init__(self, name: str | None, kind: str) -> None:
-        super().__init__()
-        name = kind if name is None else name
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise ValueError(f"expected a name without zero bytes, found {name!r}")
-        self.prefix = name.encode() + b"\0"
-
-    def _node(self) -> ReplicatedStateMachine:
-        node = self._syncObj
-        if node is None:
-            raise NotRunningError(f"this {type(self).__name__} is not one of the consumers of a node that runs")
-        if not isinstance(node, ReplicatedStateMachine):
-            raise TypeError(f"expected a ReplicatedStateMachine around a {type(self).__name__}, found {node!r}")
-        return node
-
-    def _machine(self) -> FastStateMachine:
-        return self._node().state_machine
-
-    def _pairs(self) -> list[tuple[bytes, bytes]]:
-        """All of it, keys without the prefix, in the order of bytes."""
-        size = len(self.prefix)
-        return [(key[size:], value) for key, value in self._machine().scan(prefix=self.prefix).entries]
-
-    def _submit(self, command: bytes, options: dict[str, Any], take: Take = _nothing) -> Any:
-        """Submits a command; ``take`` makes the caller's result of what it came to."""
-        return self._node()._fastsm_submit(command, MARK, take=take, **options)
-
-    def _operate(
-        self, function: Callable[..., Any], *arguments: bytes, options: dict[str, Any], take: Take = _nothing
-    ) -> Any:
-        """Submits an operation; ``take`` makes the caller's result of its value."""
-
-        def take_value(result: Any) -> Any:
-            try:
-                value = operations.value_of(result)
-            except Exception as error:
-                raise Denied(error) from error
-            return take(value)
-
-        return self._submit(operations.encode(function, *arguments), options, take_value)
-
-
-def _same(result: Any) -> Any:
-    return result
-
-
-class FastDict(_Battery):
+class FastDict(Battery):
     """``pysyncobj.batteries.ReplDict``, in fastsm.
 
     ``keys`` and ``values``: ``str``, ``bytes``, or a codec (``encode`` and ``decode``). Without, keys are ``str``,
@@ -195,7 +131,7 @@ class FastDict(_Battery):
         return {self._keys.decode(key): self._values.decode(value) for key, value in self._pairs()}
 
 
-class FastCounter(_Battery):
+class FastCounter(Battery):
     """``pysyncobj.batteries.ReplCounter``, in fastsm: an int of any size, or a float."""
 
     def __init__(self, name: str | None = None) -> None:
@@ -223,7 +159,7 @@ class FastCounter(_Battery):
         return operations.number_of(self._machine().get(self.prefix))
 
 
-class FastSet(_Battery):
+class FastSet(Battery):
     """``pysyncobj.batteries.ReplSet``, in fastsm. ``items``: what a :class:`FastDict` takes for keys."""
 
     ordered = True
@@ -287,7 +223,7 @@ class FastSet(_Battery):
         return iter(self.rawData())
 
 
-class _AnyQueue(_Battery):
+class _AnyQueue(Battery):
     _put: Callable[..., Any]
     _get: Callable[..., Any]
 
@@ -314,7 +250,7 @@ class _AnyQueue(_Battery):
     def _put_by(self, operation: Callable[..., Any], item: Any, options: dict[str, Any]) -> Any:
         data, most = self._items.encode(item), b"%d" % max(self._maxsize, 0)
         put(self.prefix, data)  # raises what is too large, before it is in the log
-        return self._operate(operation, self.prefix, most, data, options=options, take=_same)
+        return self._operate(operation, self.prefix, most, data, options=options, take=same)
 
     def _get_by(self, operation: Callable[..., Any], default: Any, options: dict[str, Any]) -> Any:
         def take(data: bytes | None) -> Any:
@@ -365,115 +301,3 @@ class FastPriorityQueue(_AnyQueue):
         return self._get_by(operations.heap_get, default, options)
 
 
-class _Locks(_Battery):
-    """The locks themselves."""
-
-    ordered = True
-
-    def __init__(self, autoUnlockTime: float, name: str | None) -> None:
-        super().__init__(name, "locks")
-        self._most_age = repr(float(autoUnlockTime)).encode()
-
-    def _key(self, lock: Any) -> bytes:
-        return self.prefix + KEYS.encode(lock)
-
-    def acquire(self, lock: Any, holder: str, now: float, **options: Any) -> Any:
-        arguments = self._key(lock), holder.encode(), repr(float(now)).encode(), self._most_age
-        return self._operate(operations.lock_acquire, *arguments, options=options, take=_same)
-
-    def prolongate(self, holder: str, now: float, **options: Any) -> None:
-        arguments = self.prefix, holder.encode(), repr(float(now)).encode(), self._most_age
-        self._operate(operations.lock_prolongate, *arguments, options=options)
-
-    def release(self, lock: Any, holder: str, **options: Any) -> None:
-        self._operate(operations.lock_release, self._key(lock), holder.encode(), options=options)
-
-    def is_acquired(self, lock: Any, holder: str, now: float) -> bool:
-        found = operations.lock_of(self._machine().get(self._key(lock)))
-        return found is not None and found[1] == holder.encode() and now - found[0] < float(self._most_age)
-
-
-class FastLockManager:
-    """``pysyncobj.batteries.ReplLockManager``, in fastsm: locks that end when their holder is silent for a while.
-
-    As there, time is that of the nodes' clocks, which must be close to each other compared with ``autoUnlockTime``.
-    Without ``selfID`` a manager gets an id of its own. Its thread ends with :meth:`destroy`, with the manager, and with
-    the thread that made it.
-    """
-
-    def __init__(self, autoUnlockTime: float, selfID: str | None = None, *, name: str | None = None) -> None:
-        self._locks = _Locks(autoUnlockTime, name)
-        self._own = f"{socket.gethostname()}:{os.getpid()}:{id(self)}" if selfID is None else selfID
-        self._time = autoUnlockTime
-        self._end = threading.Event()
-        arguments = weakref.ref(self), self._end, threading.current_thread()
-        threading.Thread(target=_prolongate, args=arguments, name="fastsm locks", daemon=True).start()
-
-    def _consumer(self) -> _Locks:
-        return self._locks
-
-    def destroy(self) -> None:
-        """Ends its thread. Its locks end by themselves."""
-        self._end.set()
-
-    def __del__(self) -> None:
-        end = getattr(self, "_end", None)
-        if end is not None:
-            end.set()
-
-    def _prolongate_now(self) -> bool:
-        """Says that their holder lives; whether that could be said."""
-        node = self._locks._syncObj
-        if node is None or node._getLeader() is None:
-            return False
-        try:
-            self._locks.prolongate(self._own, time.time())
-        except NotRunningError:
-            return False
-        return True
-
-    def tryAcquire(
-        self, lockID: Any, callback: Callback | None = None, sync: bool = False, timeout: float | None = None
-    ) -> Any:
-        """Whether the lock could be had: with ``sync`` the result, else what ``callback(result, reason)`` is told."""
-        began = time.time()
-
-        def late(acquired: Any) -> bool:
-            """Whether it came too late to be relied on; then it is given back."""
-            if not acquired or time.time() - began <= self._time / 2.0:
-                return False
-            self._locks.release(lockID, self._own)
-            return True
-
-        if callback is None and sync:
-            acquired = self._locks.acquire(lockID, self._own, began, sync=True, timeout=timeout)
-            return acquired and not late(acquired)
-
-        def told(acquired: Any, reason: Any) -> None:
-            acquired = acquired and not late(acquired)
-            if callback is not None:
-                callback(acquired, reason)
-
-        return self._locks.acquire(lockID, self._own, began, callback=told, timeout=timeout)
-
-    def isAcquired(self, lockID: Any) -> bool:
-        """Whether this manager has the lock, as this node knows."""
-        return self._locks.is_acquired(lockID, self._own, time.time())
-
-    def release(
-        self, lockID: Any, callback: Callback | None = None, sync: bool = False, timeout: float | None = None
-    ) -> None:
-        """Gives a lock back."""
-        self._locks.release(lockID, self._own, callback=callback, sync=sync, timeout=timeout)
-
-
-def _prolongate(manager: weakref.ref[FastLockManager], end: threading.Event, maker: threading.Thread) -> None:
-    """Runs on a manager's thread."""
-    last = 0.0
-    while not end.wait(0.1) and maker.is_alive():
-        found = manager()
-        if found is None:
-            return
-        if time.time() - last >= found._time / 4.0 and found._prolongate_now():
-            last = time.time()
-        del found

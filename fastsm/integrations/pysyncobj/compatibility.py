@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import inspect
 
+import pysyncobj.fast_queue
 import pysyncobj.journal
+import pysyncobj.pipe_notifier
 import pysyncobj.syncobj
 import pysyncobj.tcp_connection
+import pysyncobj.tcp_server
 import pysyncobj.transport
 from pysyncobj.version import VERSION
 
@@ -30,6 +33,7 @@ METHODS = {
         "_SyncObj__applyLogEntries": "",
         "_SyncObj__doApplyCommand": "command",
         "_SyncObj__onMessageReceived": "node message",
+        "_SyncObj__onNodeConnected": "node",
         "_SyncObj__onNodeDisconnected": "node",
         "_SyncObj__onReadonlyNodeDisconnected": "node",
         "_SyncObj__sendNextNodeIdx": "node reset nextNodeIdx success",
@@ -49,6 +53,7 @@ METHODS = {
         "_onReadonlyNodeConnected": "node",
         "_onReadonlyNodeDisconnected": "node",
         "_onTick": "",
+        "_connectIfNecessarySingle": "node",
         "_onMessageReceived": "node message",
         "_onIncomingMessageReceived": "conn message",
         "_sendSelfAddress": "conn",
@@ -59,6 +64,14 @@ METHODS = {
         "getSendBufferSize": "",
         "_TcpConnection__trySendBuffer": "",
         "_TcpConnection__processConnection": "descr eventType",
+    },
+    pysyncobj.fast_queue.FastQueue: {
+        "put_nowait": "value",
+        "get_nowait": "",
+    },
+    pysyncobj.tcp_server.TcpServer: {
+        "bind": "",
+        "unbind": "",
     },
     pysyncobj.journal.Journal: {
         "add": "command idx term",
@@ -82,9 +95,13 @@ ATTRIBUTES = {
         "raftMatchIndex", "otherNodes", "readonlyNodes", "connectedNodes", "commandsWaitingCommit", "transport",
         "newAppendEntriesTime", "consumers", "needLoadDumpFile", "leaderCommitIndex", "forceLogCompaction",
         "destroying", "properies", "selfNode", "enabledCodeVersion", "mainThread", "onReadyCalled",
-        "onTickCallbacks", "conf", "lastResponseTime", "commandsQueue", "pipeNotifier",
+        "onTickCallbacks", "conf", "lastResponseTime", "commandsQueue", "pipeNotifier", "onTickCallbacksLock",
+        "commandsWaitingReply",
     ),
     pysyncobj.tcp_connection.TcpConnection: ("writeBuffer", "poller", "socket"),
+    pysyncobj.tcp_server.TcpServer: ("state",),
+    pysyncobj.fast_queue.FastQueue: ("queue", "maxSize"),
+    pysyncobj.pipe_notifier.PipeNotifier: ("pipeR", "pipeW"),
 }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ What PySyncObj's configuration says of dumps becomes the node's :class:`DumpPoli
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 from pysyncobj import SyncObjConf
@@ -44,14 +43,21 @@ class DumpPolicy(NamedTuple):
     piece_bytes: int = 256 << 10
 
 
-def configuration(conf: Any) -> Any:
-    """A copy of the caller's configuration. Raises ``ValueError`` for a file or serializer of the caller's own."""
-    conf = SyncObjConf() if conf is None else copy.copy(conf)
+def configuration(conf: Any, *, names_files: bool = False) -> Any:
+    """The caller's configuration, seen through another class: what the caller changes later counts, as in PySyncObj.
+
+    With ``names_files`` its files and serializers are passed over, else they are a ``ValueError``.
+    """
+    conf = SyncObjConf() if conf is None else conf
+    members = {name: _guarded(name) for name in CALLBACKS}
     for name in NOT_FOR_US:
-        if getattr(conf, name) is not None:
+        if names_files:
+            members[name] = property(lambda conf: None)
+        elif getattr(conf, name) is not None:
             raise ValueError(f"conf.{name} is set: journal and snapshots are the node's own, in its directory")
-    conf.__class__ = type(type(conf).__name__, (type(conf),), {name: _guarded(name) for name in CALLBACKS})
-    return conf
+    seen: Any = object.__new__(type(type(conf).__name__, (type(conf),), members))
+    seen.__dict__ = conf.__dict__
+    return seen
 
 
 def policy_of(conf: Any, policy: DumpPolicy | None) -> DumpPolicy:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +25,8 @@ class FastSyncObj(ReplicatedStateMachine):
     ``options``: of :class:`ReplicatedStateMachine`, such as ``durable``.
     """
 
+    _fastsm_conf_names_files = True
+
     def __init__(
         self,
         selfNode: Any,
@@ -38,9 +40,8 @@ class FastSyncObj(ReplicatedStateMachine):
     ) -> None:
         if transport is not None:
             raise TypeError("expected transportClass=, found transport=: a class of your own is put on top of fastsm's")
-        conf = SyncObjConf() if conf is None else copy.copy(conf)
+        conf = SyncObjConf() if conf is None else conf
         files = [name for name in (conf.journalFile, conf.fullDumpFile) if name is not None]
-        conf.journalFile = conf.fullDumpFile = None
         directory = f"{os.fsdecode(files[0])}.fastsm" if files else None
         if directory is not None and not os.path.lexists(directory):
             stock = [name for name in files if os.path.lexists(name)]
@@ -49,6 +50,7 @@ class FastSyncObj(ReplicatedStateMachine):
                     f"{directory}: expected nothing of PySyncObj's own where this node begins, found {stock[0]!r}, "
                     "which is not taken over: move it away, and start all nodes of the cluster on fastsm")
         self._fastsm_temporary = tempfile.mkdtemp(prefix="fastsm-") if directory is None else None
+        self._fastsm_remove_temporary = weakref.finalize(self, _remove, self._fastsm_temporary, os.getpid())
         try:
             super().__init__(
                 selfNode, otherNodes, directory or str(self._fastsm_temporary), conf=conf, consumers=consumers or (),
@@ -61,6 +63,7 @@ class FastSyncObj(ReplicatedStateMachine):
         super()._doDestroy()
         self._fastsm_remove_temporary()
 
-    def _fastsm_remove_temporary(self) -> None:
-        if self._fastsm_temporary is not None:
-            shutil.rmtree(self._fastsm_temporary, ignore_errors=True)
+
+def _remove(directory: str | None, process: int) -> None:
+    if directory is not None and process == os.getpid():  # a forked child leaves it to its parent
+        shutil.rmtree(directory, ignore_errors=True)

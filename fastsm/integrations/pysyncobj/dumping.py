@@ -467,7 +467,8 @@ class Dumping(Applying):
         self._SyncObj__onSetCodeVersion(content["code_version"])
         if self._SyncObj__conf.dynamicMembershipChange:
             own = self._SyncObj__selfNode
-            others = [node for node in content["nodes"] if own is None or node != own.id]
+            known = {node.id: node for node in self._SyncObj__otherNodes}  # as the user made them
+            others = [known.get(node, node) for node in content["nodes"] if own is None or node != own.id]
             self._SyncObj__updateClusterConfiguration(others)
 
     def _fastsm_end_dumping(self) -> None:

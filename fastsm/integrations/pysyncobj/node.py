@@ -25,7 +25,13 @@ from fastsm.integrations.pysyncobj.configuration import DumpPolicy, configuratio
 from fastsm.integrations.pysyncobj.dumping import Dumping
 from fastsm.integrations.pysyncobj.operations import procedures_of
 from fastsm.integrations.pysyncobj.places import MARK, Files, Places, Restart, restart
-from fastsm.integrations.pysyncobj.replicated import consumers_of, distinct, method_table, replicates
+from fastsm.integrations.pysyncobj.replicated import (
+    consumers_of,
+    distinct,
+    method_table,
+    replicates,
+    require_picklable,
+)
 from fastsm.integrations.pysyncobj.replication import LEADER
 from fastsm.integrations.pysyncobj.shorthands import Shorthands
 from fastsm.integrations.pysyncobj.ticking import LeadersClock, MakeClock
@@ -114,6 +120,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
 
     _SyncObj__mainThread: ClassVar[Any] = MakerSlot()
     journal = Shown("_fastsm_journal")
+    _fastsm_conf_names_files: ClassVar[bool] = False
     dumps = Shown("_fastsm_dumps")
     installs = Shown("_fastsm_installs")
 
@@ -139,10 +146,11 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         if not (self_address is None or isinstance(self_address, (str, Node))):
             raise TypeError(f"expected this node's address, or None for a read-only node, found {self_address!r}")
         transportClass = transport_class(transportClass)
-        conf = configuration(conf)
+        conf = configuration(conf, names_files=self._fastsm_conf_names_files)
         consumers = consumers_of(consumers)
         methods = method_table(type(self), consumers)
         batteries = distinct(consumers)
+        require_picklable(consumers)
         options.setdefault("verify_on_open", "full")
         if any(each.ordered for each in batteries.values()):
             options.setdefault("ordered", True)
@@ -153,7 +161,8 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         self._fastsm_places = Places(directory, _files or (lambda name: Directory))
         self._fastsm_on_failure = on_failure
         self._fastsm_on_change = None if on_change is None else Guarded(on_change)
-        self._fastsm_began = self._fastsm_over = self._fastsm_looked_at = False
+        self._fastsm_began = self._fastsm_over = self._fastsm_looked_at = self._fastsm_ticking = False
+        self._fastsm_turn = threading.RLock()  # of a tick; a signal handler may come in between
         has_others = len(consumers) > len(batteries) or conf.dynamicMembershipChange or replicates(type(self))
         self._fastsm_restart: Restart | None
         self._fastsm_restart = found = restart(
@@ -163,7 +172,9 @@ class ReplicatedStateMachine(Shorthands, Dumping):
                 methods.require(pickle.loads(found.attachment), self._fastsm_places.path)
             self._fastsm_begin_replication(found.journal)
             self._fastsm_begin_applying(found.machine)
-            self._fastsm_clock = None if clock is None else LeadersClock(clock(found.machine))
+            self._fastsm_timers = [each.timer(found.machine) for each in batteries.values() if each.timed]
+            if clock is not None:
+                self._fastsm_timers.insert(0, LeadersClock(clock(found.machine)))
             self._fastsm_begin_dumping(found.snapshot, found.snapshot_bytes, methods)
             super().__init__(
                 self_address, list(partner_addresses), conf, consumers=consumers, nodeClass=nodeClass,
@@ -194,7 +205,19 @@ class ReplicatedStateMachine(Shorthands, Dumping):
     # ---- the tick --------------------------------------------------------------------------------------
 
     def _onTick(self, timeToWait: float = 0.0) -> None:
-        if self._fastsm_failure is not None or self._fastsm_over:
+        if self._fastsm_machine._forked():
+            raise NotRunningError("this node is that of the process that this one was forked from")
+        with self._fastsm_turn:
+            outer, self._fastsm_ticking = self._fastsm_ticking, True
+            try:
+                self._fastsm_tick(timeToWait)
+            finally:
+                self._fastsm_ticking = outer
+                if self._SyncObj__destroying and not (outer or self._SyncObj__conf.autoTick):
+                    self._doDestroy()
+
+    def _fastsm_tick(self, timeToWait: float) -> None:
+        if self._fastsm_failure is not None or self._SyncObj__destroying:
             return
         self._fastsm_ticker = threading.get_ident()
         try:
@@ -202,8 +225,9 @@ class ReplicatedStateMachine(Shorthands, Dumping):
                 self._fastsm_began = True
                 self._fastsm_begin()
             self._fastsm_make_durable()  # nothing is applied that the journal could lose
-            if self._fastsm_clock is not None and self._SyncObj__raftState == LEADER:
-                self._fastsm_propose_tick(self._fastsm_clock)
+            if self._SyncObj__raftState == LEADER:
+                self._fastsm_commit()
+                self._fastsm_propose_ticks()
             super()._onTick(0.0 if self._fastsm_behind else timeToWait)
             self._fastsm_make_durable()
             self._fastsm_waiting.expire()
@@ -216,8 +240,6 @@ class ReplicatedStateMachine(Shorthands, Dumping):
             if not self._SyncObj__conf.autoTick:
                 raise  # to the caller of doTick: a KeyboardInterrupt is meant for it
             self._fastsm_fail(error)  # nobody else would: PySyncObj's thread ends without a word
-        if self._fastsm_failure is not None and not self._SyncObj__conf.autoTick:
-            self._doDestroy()
 
     def _fastsm_begin(self) -> None:
         """In the first tick: PySyncObj's own state as the restart found it."""
@@ -235,11 +257,13 @@ class ReplicatedStateMachine(Shorthands, Dumping):
             self._fastsm_transport.holding = True
             super().addOnTickCallback(self._fastsm_make_durable)
 
-    def _fastsm_propose_tick(self, clock: LeadersClock) -> None:
-        tick = clock.tick(time_of.monotonic())
-        if tick is not None:
-            with contextlib.suppress(queue.Full):  # then the next one does its work
-                self._SyncObj__commandsQueue.put_nowait((bytes([MARK]) + tick, None))
+    def _fastsm_propose_ticks(self) -> None:
+        now, term = time_of.monotonic(), self._SyncObj__raftCurrentTerm
+        for each in self._fastsm_timers:
+            command = each.tick(now, term)
+            if command is not None:
+                with contextlib.suppress(queue.Full):  # then the next one does its work
+                    self._SyncObj__commandsQueue.put_nowait((bytes([MARK]) + command, None))
 
     def addOnTickCallback(self, callback: Callable[[], object]) -> None:
         """As in PySyncObj; what the callback raises is logged."""
@@ -287,18 +311,40 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         if self._fastsm_on_failure is not None:
             Guarded(self._fastsm_on_failure)(error)
 
+    def destroy(self) -> None:
+        """As in PySyncObj; from anywhere: in the middle of a tick, the node ends with it."""
+        if self._SyncObj__conf.autoTick:
+            super().destroy()
+            return
+        if self._fastsm_machine._forked():
+            self._doDestroy()  # the parent's thread that ticks is not here
+            return
+        self._fastsm_machine._refuse_procedure()  # the tick waits for it
+        self._SyncObj__destroying = True
+        self._fastsm_wake()  # another thread's tick, which may sleep
+        with self._fastsm_turn:
+            if not self._fastsm_ticking:
+                self._doDestroy()
+
     def _doDestroy(self) -> None:
         """Ends everything; what was applied is durable, unless the disk refuses."""
         if self._fastsm_over:
             return
         self._fastsm_over = self._SyncObj__destroying = True
+        forked = self._fastsm_machine._forked()  # then threads and locks are the parent's, and nobody here waits
         # What runs on threads ends with the state machine; only then is the journal closed under it.
-        for end in (self._fastsm_machine.close, self._fastsm_end_dumping, super()._doDestroy):
+        ends = [self._fastsm_machine.close, *([] if forked else [self._fastsm_end_dumping]),
+                self._fastsm_transport.destroy, *(consumer._destroy for consumer in self._SyncObj__consumers),
+                self._fastsm_journal._destroy, *([] if forked else [self._fastsm_end_waking])]  # fmt: skip
+        for end in ends:
             try:
                 end()
             except (FastsmError, OSError) as error:
                 logger.warning("%s: while the node was ended: %s", self._fastsm_places.path, error)
-        self._fastsm_waiting.give_up_all()
+            except Exception:  # of a consumer, or of a transport of the user's own
+                logger.exception("%s: while the node was ended", self._fastsm_places.path)
+        if not forked:
+            self._fastsm_waiting.give_up_all()
 
     def _fastsm_end_with(self, thread: threading.Thread) -> None:
         """Called in the tick thread: the thread that made the node has ended, and with it the ticks.

@@ -11,19 +11,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fastsm.answering import call
 from fastsm.errors import FastsmError
 from fastsm.integrations.pysyncobj.codecs import Codec
 from fastsm.integrations.pysyncobj.errors import UnreadableItemError
 from fastsm.procedures import Abort, procedure
-from fastsm.types import Answer
+from fastsm.types import Answer, LogId
 
 _LENGTH = struct.Struct("<I")
 _ENDS = struct.Struct(">QQ")
 _PLACE = struct.Struct(">Q")
-_TIME = struct.Struct("<d")
+_LOCKS_TIME = struct.Struct(">QQQ")
+_LOCK = struct.Struct(">QQ")
 MOST_DIGITS = 4000  # of a counter; some Pythons refuse to convert numbers of more than 4300, others do not
 _TOO_LARGE = 10**MOST_DIGITS
 
@@ -31,6 +32,8 @@ _TOO_LARGE = 10**MOST_DIGITS
 class Tx(Protocol):
     """What an operation uses of a procedure's ``tx``."""
 
+    @property
+    def entry(self) -> LogId: ...
     def get(self, key: bytes) -> bytes | None: ...
     def put(self, key: bytes, value: bytes) -> None: ...
     def delete(self, key: bytes) -> None: ...
@@ -191,42 +194,84 @@ def heap_get(codec: Codec, tx: Tx, prefix: bytes) -> bytes | None:
 
 
 # ---- locks -------------------------------------------------------------------------------------------------
-# The value of a lock's key: the time in its first eight bytes, then its holder.
+# The prefix itself is the key of the locks' time, in milliseconds: what the nodes that led have counted, all together;
+# then the term of the last count, and what its leader had counted in it. The value of a lock's key: the time after
+# which it ends and the entry that took it, in eight bytes each, then its holder. A lock that has ended is not there.
 
 
-def lock_of(data: bytes | None) -> tuple[float, bytes] | None:
-    """Time and holder."""
-    return None if data is None else (_TIME.unpack(data[: _TIME.size])[0], data[_TIME.size :])
+def locks_time_of(data: bytes | None) -> tuple[int, int, int]:
+    """The locks' time, the term in which it was counted last, and how much of it in that term."""
+    now, term, counted = _LOCKS_TIME.unpack(data) if data else (0, 0, 0)
+    return now, term, counted
 
 
-def lock_acquire(tx: Tx, key: bytes, holder: bytes, now: bytes, most_age: bytes) -> bool:
-    found = lock_of(tx.get(key))
-    if found is not None and float(now) - found[0] <= float(most_age) and found[1] != holder:
-        return False
-    tx.put(key, _TIME.pack(float(now)) + holder)
-    return True
+class Lock(NamedTuple):
+    """The time after which a lock ends, the entry that took it, and its holder."""
+
+    end: int
+    token: int
+    holder: bytes
 
 
-def lock_prolongate(tx: Tx, prefix: bytes, holder: bytes, now: bytes, most_age: bytes) -> None:
-    for key, data in tx.scan(prefix=prefix):
-        found = lock_of(data)
-        assert found is not None
-        if float(now) - found[0] > float(most_age):
+def lock_of(data: bytes) -> Lock:
+    end, token = _LOCK.unpack_from(data)
+    return Lock(end, token, data[_LOCK.size :])
+
+
+def _lock_until(tx: Tx, prefix: bytes, lease: bytes, token: int, holder: bytes) -> bytes:
+    return _LOCK.pack(locks_time_of(tx.get(prefix))[0] + int(lease), token) + holder
+
+
+def _locks(tx: Tx, prefix: bytes) -> list[tuple[bytes, Lock]]:
+    return [(key, lock_of(data)) for key, data in tx.scan(prefix=prefix) if key != prefix]
+
+
+def locks_pass(tx: Tx, prefix: bytes, term: bytes, counted: bytes, most: bytes) -> None:
+    """Lets time pass: the leader of a term has counted so many milliseconds in it. Removes the locks that end by that.
+
+    Only one node leads in a term, and what arrives in a later one does not count. So the locks' time is never faster
+    than the clock of a leader, however far their clocks are apart. What has passed since the last entry counts for
+    ``most`` at most: all that a lock can lose which was taken in between.
+    """
+    now, counted_term, before = locks_time_of(tx.get(prefix))
+    if tx.entry.term != int(term):
+        return
+    here = int(counted)
+    if counted_term == int(term):
+        now += min(max(here - before, 0), int(most))
+        here = max(here, before)
+    tx.put(prefix, _LOCKS_TIME.pack(now, int(term), here))
+    for key, lock in _locks(tx, prefix):
+        if lock.end < now:
             tx.delete(key)
-        elif found[1] == holder:
-            tx.put(key, _TIME.pack(float(now)) + holder)
 
 
-def lock_release(tx: Tx, key: bytes, holder: bytes) -> None:
-    found = lock_of(tx.get(key))
-    if found is not None and found[1] == holder:
+def lock_take(tx: Tx, prefix: bytes, key: bytes, holder: bytes, lease: bytes) -> int:
+    """The entry that took it: a token that no other acquisition has; 0 where another one holds it."""
+    found = tx.get(key)
+    if found is not None and lock_of(found).holder != holder:
+        return 0
+    tx.put(key, _lock_until(tx, prefix, lease, tx.entry.index, holder))
+    return tx.entry.index
+
+
+def locks_keep(tx: Tx, prefix: bytes, holder: bytes, lease: bytes) -> None:
+    for key, lock in _locks(tx, prefix):
+        if lock.holder == holder:
+            tx.put(key, _lock_until(tx, prefix, lease, lock.token, holder))
+
+
+def lock_give_back(tx: Tx, key: bytes, holder: bytes, token: bytes) -> None:
+    """What is said of an earlier acquisition, and comes late, gives no later one back. 0: of any."""
+    found = tx.get(key)
+    if found is not None and lock_of(found).holder == holder and int(token) in (0, lock_of(found).token):
         tx.delete(key)
 
 
 # ---- procedures --------------------------------------------------------------------------------------------
 
 OPERATIONS: tuple[Callable[..., Any], ...] = (
-    take_first, replace, add, queue_put, queue_get, lock_acquire, lock_prolongate, lock_release)
+    take_first, replace, add, queue_put, queue_get, locks_pass, lock_take, locks_keep, lock_give_back)
 WITH_CODEC: tuple[Callable[..., Any], ...] = (heap_put, heap_get)
 
 

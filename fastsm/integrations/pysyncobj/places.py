@@ -36,7 +36,7 @@ class Places:
     """The four parts of a node's directory."""
 
     def __init__(self, directory: str | os.PathLike[str], files: Files) -> None:
-        self.path = os.fsdecode(directory)
+        self.path = os.path.abspath(os.fsdecode(directory))  # where the process goes later is no matter
         self.files = files
         with storage_errors(self.path, "opening the node's directory"):
             make_directory(directory).close()

@@ -15,6 +15,8 @@ from pysyncobj import SyncObj, SyncObjConsumer
 
 from fastsm.integrations.pysyncobj.codecs import Codec
 from fastsm.integrations.pysyncobj.errors import ConsumersChangedError
+from fastsm.integrations.pysyncobj.ticking import Timer
+from fastsm.machine import FastStateMachine
 
 
 def replicates(owner: type[Any]) -> bool:
@@ -29,12 +31,17 @@ class StateInMachine(SyncObjConsumer):  # type: ignore[misc]  # PySyncObj has no
     prefix = b""  # of its keys
     codec: Codec | None = None  # for what is compared while entries are applied
     ordered = False  # whether entries ask for keys in order: a tick is not the time to bring all of them into it
+    timed = False  # whether it has a `timer`
 
     def _serialize(self) -> None:
         return None
 
     def _deserialize(self, data: object) -> None:
         """Nothing: the state machine has it."""
+
+    def timer(self, machine: FastStateMachine) -> Timer:
+        """What the node that leads asks for entries to propose."""
+        raise NotImplementedError
 
 
 def distinct(consumers: Iterable[Any]) -> dict[bytes, StateInMachine]:
@@ -91,6 +98,18 @@ def method_table(node: type[Any], consumers: list[Any]) -> MethodTable:
                 found.append((method.ver, number, name))
     methods = [f"{number}.{name}" for _, number, name in sorted(found)]
     return MethodTable([type(each).__qualname__ for each in consumers], methods)
+
+
+def require_picklable(consumers: Iterable[Any]) -> None:
+    """Raises ``TypeError`` where a consumer could never be in a snapshot. One with ways of its own is not looked at."""
+    for consumer in consumers:
+        if getattr(type(consumer), "_serialize", None) is SyncObjConsumer._serialize:
+            wrong = unpicklable(consumer._serialize())
+            if wrong:
+                raise TypeError(
+                    f"what a {type(consumer).__name__} sets after super().__init__() is replicated state and travels "
+                    f"in snapshots; expected what can be pickled, found {', '.join(wrong)}; set before "
+                    "super().__init__() what belongs to this node alone")
 
 
 def unpicklable(attributes: dict[str, Any]) -> list[str]:

@@ -14,10 +14,14 @@ PySyncObj's way is kept, but for these differences:
 from __future__ import annotations
 
 import contextlib
+import os
+import queue
+import threading
 from typing import Any
 
-from pysyncobj import SyncObj
+from pysyncobj import FAIL_REASON, SyncObj
 from pysyncobj import monotonic as clock
+from pysyncobj.fast_queue import FastQueue
 
 from fastsm.integrations.pysyncobj.errors import DivergedError
 from fastsm.integrations.pysyncobj.journal import FastJournal
@@ -37,12 +41,53 @@ class _OwnJournal:
         node.__dict__["_SyncObj__raftLog"] = node._fastsm_journal
 
 
+class _OwnLock:
+    """Puts a lock that its own thread may take again where PySyncObj's constructor puts one for its tick callbacks.
+
+    PySyncObj calls them under it: one that takes itself away would wait for itself.
+    """
+
+    def __set__(self, node: Replication, made: Any) -> None:
+        node.__dict__["_SyncObj__onTickCallbacksLock"] = threading.RLock()
+
+
+class _OwnQueue:
+    """Puts a queue without a lock where PySyncObj's constructor puts one of its own."""
+
+    def __set__(self, node: Replication, made: Any) -> None:
+        node.__dict__["_SyncObj__commandsQueue"] = CommandQueue(made._FastQueue__maxSize)
+
+
+class CommandQueue(FastQueue):  # type: ignore[misc]  # PySyncObj has no types
+    """PySyncObj's queue of commands. No lock is held, so a signal handler may submit in the middle of anything.
+
+    Threads that submit at the same moment may exceed its size, each by one.
+    """
+
+    def put_nowait(self, value: Any) -> None:
+        commands = self._FastQueue__queue
+        if 0 < self._FastQueue__maxSize <= len(commands):
+            raise queue.Full
+        commands.append(value)
+
+    def get_nowait(self) -> Any:
+        try:
+            return self._FastQueue__queue.popleft()
+        except IndexError:
+            raise queue.Empty from None
+
+
 class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     """A ``SyncObj`` on a :class:`FastJournal` and a :class:`FastTransport`. All of it runs in the tick thread."""
 
     _SyncObj__raftLog = _OwnJournal()
+    _SyncObj__onTickCallbacksLock = _OwnLock()
+    _SyncObj__commandsQueue: Any = _OwnQueue()
 
     _fastsm_journal: FastJournal
+    _fastsm_over: bool
+    _SyncObj__raftCommitIndex: int
+    _SyncObj__commandsWaitingReply: dict[int, Any]
 
     def _fastsm_begin_replication(self, journal: FastJournal) -> None:
         self._fastsm_journal = journal
@@ -51,6 +96,8 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._fastsm_batch: tuple[Any, dict[str, Any]] = None, {}  # the last one, and what it depended on
         self._fastsm_gathers_until: float | None = None  # while commands are gathered; 0.0: none has come yet
         self._fastsm_woken = False  # whether the tick thread was woken since it last looked at the queue
+        self._fastsm_waking = threading.RLock()  # held while the pipe to the tick thread is written to, or closed
+        self._fastsm_wakes = False  # whether this is such a moment
         self._fastsm_said: dict[Any, tuple[Any, float]] = {}  # to each node: what was replied last, and when
 
     @property
@@ -63,8 +110,12 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     def _checkCommandsToApply(self) -> None:
         """Takes the commands that wait; whatever goes out for them goes out together."""
         self._fastsm_woken = False  # before the look at the queue: what is put there later wakes again
+        leader, transport = self._SyncObj__raftLeader, self._fastsm_transport
+        if self._SyncObj__conf.commandsWaitLeader and not (
+            leader is None or self._SyncObj__raftState == LEADER or transport.reaches(leader)
+        ):
+            return  # they wait here for the connection: without one they would be lost without a word
         began = clock.monotonic()
-        transport = self._fastsm_transport
         transport.gather()
         self._fastsm_gathers_until = 0.0
         try:
@@ -80,10 +131,28 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     def _fastsm_wake(self) -> None:
         """Has the tick thread look at the queue now, if it is asleep."""
         notifier = getattr(self, "_SyncObj__pipeNotifier", None)  # there is none with conf.appendEntriesUseBatch
-        if not self._fastsm_woken and notifier is not None:
-            self._fastsm_woken = True
-            with contextlib.suppress(BlockingIOError):  # the pipe is full of calls to wake up
-                notifier.notify()
+        if self._fastsm_woken or notifier is None:
+            return
+        with self._fastsm_waking:
+            if not self._fastsm_over:
+                self._fastsm_woken = self._fastsm_wakes = True
+                try:
+                    with contextlib.suppress(BlockingIOError):  # the pipe is full of calls to wake up
+                        notifier.notify()
+                finally:
+                    self._fastsm_wakes = False
+
+    def _fastsm_end_waking(self) -> None:
+        """Closes the pipe, which PySyncObj leaves open."""
+        notifier = getattr(self, "_SyncObj__pipeNotifier", None)
+        with self._fastsm_waking:
+            if notifier is None or self._fastsm_wakes:
+                return  # the frame below this signal handler is about to write to it: it stays open
+            ends = notifier._PipeNotifier__pipeR, notifier._PipeNotifier__pipeW
+            notifier._PipeNotifier__pipeR = notifier._PipeNotifier__pipeW = -1
+            self._poller.unsubscribe(ends[0])
+            for end in ends:
+                os.close(end)
 
     # ---- a follower ------------------------------------------------------------------------------------
 
@@ -208,11 +277,30 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         moment: float = min(conf.appendEntriesPeriod, conf.leaderFallbackTimeout - conf.appendEntriesPeriod) / 2
         return moment
 
+    def _SyncObj__onNodeConnected(self, node: Any) -> None:
+        """Connected again, to the same leader: what was on its way when a connection ended is not answered."""
+        super()._SyncObj__onNodeConnected(node)
+        if node == self._SyncObj__raftLeader:
+            waiting, self._SyncObj__commandsWaitingReply = self._SyncObj__commandsWaitingReply, {}
+            for number in sorted(waiting):
+                waiting[number](None, FAIL_REASON.UNKNOWN_OUTCOME)
+
     def _SyncObj__onNodeDisconnected(self, node: Any) -> None:
         super()._SyncObj__onNodeDisconnected(node)
         self._fastsm_said.pop(node, None)  # it may not have arrived
 
     # ---- the leader ------------------------------------------------------------------------------------
+
+    def _fastsm_commit(self) -> None:
+        """Commits what a majority has, in one step; PySyncObj then finds nothing to look at entry by entry."""
+        journal = self._fastsm_journal
+        matching = [self._SyncObj__raftMatchIndex[node] for node in self._SyncObj__otherNodes]
+        matching.append(journal.last_index)
+        matching.sort(reverse=True)
+        index = min(matching[len(matching) // 2], journal.last_index)
+        if index > self._SyncObj__raftCommitIndex and journal.term_at(index) == self._SyncObj__raftCurrentTerm:
+            self._SyncObj__raftCommitIndex = index
+            journal.setRaftCommitIndex(index)
 
     def _fastsm_take_reply(self, node: Any, message: dict[str, Any]) -> None:
         following = self._SyncObj__raftNextIndex

@@ -11,6 +11,7 @@ from typing import Any
 from pysyncobj import monotonic as clock
 from pysyncobj.poller import POLL_EVENT_TYPE
 from pysyncobj.tcp_connection import CONNECTION_STATE
+from pysyncobj.tcp_server import SERVER_STATE
 from pysyncobj.transport import TCPTransport, TransportNotReadyError
 
 logger = logging.getLogger("fastsm")
@@ -48,6 +49,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         self._silent: dict[Any, float] = {}  # read-only nodes that have not greeted yet, and since when they are there
         self._held: list[tuple[Any, dict[str, Any]]] = []
         self._gathered: dict[Any, list[dict[str, Any]]] | None = None
+        self._not_listening_before = 0.0  # when the server is bound again at the earliest
         self._ended: Any = None  # a connection that ended while this node's address was sent on it
         self._encoded: tuple[Any, bytes] = None, b""  # the last message: the next follower often gets the same one
         super().__init__(*arguments)
@@ -65,10 +67,26 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
     def _onIncomingMessageReceived(self, conn: Any, message: Any) -> None:
         """Takes the first messages of a connection, from any sender: none of them may end the tick."""
         try:
+            known = self._nodeAddrToNode.get(message) if isinstance(message, str) else None
+            older = self._connections.get(known)
             super()._onIncomingMessageReceived(conn, message)
         except Exception:
             logger.exception("the first message of a connection makes no sense; it is ended")
             conn.disconnect()
+        else:
+            if older is not None and older is not conn and self._connToNode(older) is None:
+                older.disconnect()  # PySyncObj forgets it, open: the other side has begun a new one
+
+    def _connectIfNecessarySingle(self, node: Any) -> bool:
+        """Connects to a node; where that cannot be done now (no descriptor is left, say), it is tried again later.
+
+        Called from wherever a connection has ended, in the middle of a tick.
+        """
+        try:
+            return bool(super()._connectIfNecessarySingle(node))
+        except Exception as error:
+            logger.warning("no connection to %s: %s", node.id, error)
+            return False
 
     def _sendSelfAddress(self, conn: Any) -> None:
         socket = conn._TcpConnection__socket
@@ -108,10 +126,24 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
 
     def _onTick(self) -> None:
         super()._onTick()
+        if self._ready and self._server is not None and self._server._TcpServer__state == SERVER_STATE.UNBINDED:
+            self._listen_again()
         if self._silent:  # one without fastsm waits for the first entry, for ever
             late = clock.monotonic() - self._syncObj.conf.connectionTimeout
             for node in [node for node, since in self._silent.items() if since < late]:
                 self.disconnect(node)
+
+    def _listen_again(self) -> None:
+        """Binds the server, which PySyncObj has closed for good: a connection could not be accepted."""
+        now = clock.monotonic()
+        if now < self._not_listening_before or self._syncObj._SyncObj__destroying:
+            return
+        self._not_listening_before = now + self._syncObj.conf.bindRetryTime
+        try:
+            self._server.bind()
+        except OSError as error:
+            logger.warning("the node's address cannot be bound again: %s", error)
+            self._server.unbind()
 
     def _onMessageReceived(self, node: Any, message: Any) -> None:
         if node in self._greeted:

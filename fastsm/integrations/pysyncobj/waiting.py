@@ -2,7 +2,7 @@
 
 Each caller is told once, whatever becomes of the command and of the node. What a function of the user's raises is
 logged, a ``SystemExit`` too; it never reaches PySyncObj, which would leave its tick in the middle, or end its thread.
-Only a ``KeyboardInterrupt`` passes: it is meant for the thread.
+Only a ``KeyboardInterrupt`` in the main thread passes: it is meant for that.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ FEW = 64  # deadlines of answered commands that are not worth a look
 Callback = Callable[[Any, Any], None]
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, which comes in the main thread alone; elsewhere it is an error like any other."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 class Guarded:
     """A function whose exceptions are logged. Equal to the function itself, so that PySyncObj finds it in a list."""
 
@@ -37,9 +42,9 @@ class Guarded:
     def __call__(self, *arguments: Any) -> None:
         try:
             self._function(*arguments)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             logger.exception("%r raised; the node goes on", self._function)
 
     def __eq__(self, other: object) -> bool:
@@ -66,9 +71,9 @@ class Pending:
         self._waiting.remove(self)
         try:
             callback(result, reason)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             logger.exception("a callback raised")
 
     def forget(self) -> None:
@@ -86,7 +91,7 @@ class Waiting:
     """All commands of a node whose answers are waited for. What is answered takes no memory. Thread safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may submit in the middle of `add`
+        self._lock = threading.RLock()  # of the deadlines; a signal handler may submit in the middle of `add`
         self._pending: set[Pending] = set()
         self._deadlines: list[tuple[float, int, Pending]] = []
         self._timed = 0  # pending ones that have a deadline
@@ -103,19 +108,22 @@ class Waiting:
     def add(self, callback: Callback, timeout: float | None = None) -> Pending:
         """Notes a command; after ``timeout`` seconds its answer is ``UNKNOWN_OUTCOME``. O(log n)."""
         pending = Pending(self, callback, timeout)
-        with self._lock:
-            self._pending.add(pending)
-            if pending.deadline is not None:
+        self._pending.add(pending)  # one step; a lock would be waited for once for each command
+        if pending.deadline is not None:
+            with self._lock:
                 self._timed += 1
                 heapq.heappush(self._deadlines, (pending.deadline, next(self._numbers), pending))
         return pending
 
     def remove(self, pending: Pending) -> None:
         """Called by a command that was answered. O(1)."""
-        with self._lock:
-            if pending in self._pending:
-                self._pending.discard(pending)
-                self._timed -= pending.deadline is not None
+        try:
+            self._pending.remove(pending)
+        except KeyError:
+            return
+        if pending.deadline is not None:
+            with self._lock:
+                self._timed -= 1
 
     def expire(self) -> None:
         """Answers the commands whose time is over, and drops the deadlines of those that were answered before."""
@@ -135,9 +143,7 @@ class Waiting:
 
     def give_up_all(self) -> None:
         """Tells everybody that the outcome is not known."""
-        with self._lock:
-            pending = list(self._pending)
-        for each in pending:
+        for each in list(self._pending):
             each(None, FAIL_REASON.UNKNOWN_OUTCOME)
 
 
@@ -158,7 +164,7 @@ class Outcome:
         self._until.release()
 
     def wait(self, timeout: float | None) -> Any:
-        if not self._until.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+        if not self._until.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)):
             raise SubmitError("Timeout")
         if self._reason != FAIL_REASON.SUCCESS:
             raise SubmitError(self._reason)
