@@ -46,8 +46,11 @@ def hides_seam(init: Init) -> Init:
     return init
 
 
-def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
-    """A set for what is open; in a forked child, whose copies are the parent's to end, each is given to ``leave``."""
+def left_by_children(leave: Callable[[Open], object], *, go_on: bool = False) -> weakref.WeakSet[Open]:
+    """A set for what is open; in a forked child, whose copies are the parent's to end, each is given to ``leave``.
+
+    ``go_on``: they work on in the child, and so in children of its own, to which the same is done.
+    """
     opened: weakref.WeakSet[Open] = weakref.WeakSet()
 
     def leave_all() -> None:
@@ -57,7 +60,8 @@ def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
                 leave(one)
             except Exception as error:  # the others have to be left all the same
                 errors.append(error)
-        opened.clear()
+        if not go_on:
+            opened.clear()
         if errors:
             raise errors[0]
 

@@ -12,10 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fastsm import CorruptionError, FastsmError, FastStateMachine, Reader, StorageError, put
+from fastsm import (
+    Change,
+    CompactedError,
+    CorruptionError,
+    FastsmError,
+    FastStateMachine,
+    MemoryStateMachine,
+    Reader,
+    StorageError,
+    put,
+)
 from fastsm.disk import published
 from fastsm.disk.files import Directory
 from fastsm.reading import news
+from fastsm.reading import reader as reading
+from fastsm.reading.watching import ReaderWatch, Tail
 from support.faulty import memory_directory
 from support.inside import inside
 from support.power import Platter, Point
@@ -108,6 +120,99 @@ def test_a_planted_mistake_is_found(owned: Written, mistake: str) -> None:
     assert schedule(owned, mistake=mistake) != []
 
 
+def watched(written: Written, **mistake: Any) -> list[str]:
+    """Publishes moment after moment, store by store; what watches told in between that cannot be."""
+    wrong = []
+    (written.path / published.NAME).write_bytes(published.HEADER.ljust(4096, b"\0"))
+    by_hand = ByHand(written.path, **mistake)
+    by_hand.publish(written.moments[0])
+    first = written.moments[0].index + 1
+    with Reader(written.path) as reader:
+        watch = reader.watch()
+        told: list[int] = []
+        for number, moment in enumerate(written.moments[1:], 1):
+            for done in by_hand.stores(moment):
+                last = moment.index if done else written.moments[number - 1].index
+                try:
+                    told += [change.index for change in watch.read(timeout=0)]
+                    with Reader(written.path) as other:
+                        fresh = [change.index for change in other.watch(start=first).read(timeout=0)]
+                except FastsmError as error:
+                    wrong.append(f"moment {number}: {error}")
+                    continue
+                if (told, fresh) != (list(range(first, last + 1)),) * 2:
+                    wrong.append(f"moment {number}: told of {told}, and {fresh}, expected those up to {last}")
+    return wrong
+
+
+def test_each_store_leaves_watches_whole(owned: Written) -> None:
+    """A watch that looks between any two stores, or begins then, tells every change of what is published, once."""
+    assert watched(owned) == []
+
+
+@pytest.mark.parametrize("mistake", ["one slot", "number first", "no checksum", "before the frame is whole"])
+def test_a_planted_mistake_is_found_by_watches(owned: Written, mistake: str) -> None:
+    """Each of these owners leads a watch astray, and the schedule sees it."""
+    assert watched(owned, mistake=mistake) != []
+
+
+def followed(path: Path) -> tuple[list[Change], list[Change]]:
+    """What a watch tells through compactions, and the model's list of changes."""
+    model = MemoryStateMachine()
+    told = []
+    with FastStateMachine(path, retain_entries=0) as machine, Reader(path) as reader:
+        watch = reader.watch()
+        for index in range(1, 60):
+            for one in (machine, model):
+                one.apply([(index, 1, put(b"color", b"%d" % index))])
+            if index % 10 == 3:
+                told += watch.read(timeout=0)
+            if index % 10 == 5:
+                machine.compact(index - 2)
+        told += watch.read(timeout=0)
+    return told, model.watch(start=1).read(timeout=0)
+
+
+def test_a_watch_tells_everything_through_compactions(tmp_path: Path) -> None:
+    """What was told is compacted, and what was not is told from the next log."""
+    told, expected = followed(tmp_path)
+    assert told == expected
+
+
+def test_a_watch_that_skips_at_a_compaction_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes on at the end of the next log loses what it had not told: the comparison sees it."""
+
+    class Skipping(ReaderWatch):
+        __slots__ = ()
+
+        def _look(self) -> None:
+            before = self._source.identity
+            super()._look()
+            if before != self._source.identity:
+                self._collect([], 1 << 20, 1 << 30, False)
+
+    monkeypatch.setattr(reading, "ReaderWatch", Skipping)
+    told, expected = followed(tmp_path)
+    assert told != expected
+
+
+def test_a_watch_that_trusts_an_old_generation_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not look at the log's identity stands still after a compaction: the comparison sees it."""
+
+    class Trusting(Tail):
+        __slots__ = ()
+
+        def _take_news(self) -> None:
+            publication = self._lookout.publication
+            seen = None if publication is None else publication.read()
+            if seen is not None and seen.identity == self._log.head.identity:
+                self._take_up_to(seen.end, seen.applied_index, seen.applied_term, seen.durable_index)
+
+    monkeypatch.setattr(reading, "Tail", Trusting)
+    told, expected = followed(tmp_path)
+    assert told != expected
+
+
 def test_a_reader_that_trusts_an_old_generation_is_found(tmp_path: Path) -> None:
     """One that does not look at the log's identity stands still after a compaction: the comparison sees it."""
 
@@ -146,6 +251,8 @@ def test_an_incarnation_that_does_not_change_is_found(tmp_path: Path, changes: b
         by_hand.publish(longer.moments[0])
         with Reader(first.path) as reader:
             assert look(reader) == (4, b"1")
+            watch = reader.watch(start=3)
+            assert len(watch.read()) == 2
             log = "log-1"
             content = (tmp_path / "copy" / log).read_bytes()
             with open(first.path / log, "r+b") as file:
@@ -153,7 +260,11 @@ def test_an_incarnation_that_does_not_change_is_found(tmp_path: Path, changes: b
             by_hand.publish(other.moments[1], incarnation=by_hand.incarnation + changes)
             if changes:
                 assert (look(reader), reader.stats().rebuilt) == ((6, b"y"), 1)
+                with pytest.raises(CompactedError):
+                    watch.read(timeout=0)
             else:
+                with pytest.raises(CorruptionError):
+                    watch.read(timeout=0)
                 with pytest.raises(CorruptionError):
                     reader.refresh()
     finally:

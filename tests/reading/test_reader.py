@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsm import (
+    CompactedError,
     CorruptionError,
     FastStateMachine,
     LogId,
@@ -647,6 +649,134 @@ def test_a_forked_child_reads_on(machine: FastStateMachine, reader: Reader) -> N
     add(machine, put(b"color", b"green"))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (reader.refresh(), reader.get(b"color")) == ((3, 1), b"green")
+
+
+def test_a_child_of_a_forked_child_reads_on(machine: FastStateMachine, reader: Reader) -> None:
+    """A reader works in every generation of processes, whatever other threads were at when they forked."""
+    watch = reader.watch()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            with inside(reader).lock:  # as if another thread of the child were at it
+                grandchild = os.fork()
+            if grandchild:
+                status = os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1])
+            else:
+                signal.alarm(60)
+                thread = threading.Thread(target=reader.wait, args=(2,))  # one that does not have the lock
+                thread.start()
+                thread.join()
+                status = 0 if reader.get(b"color") == b"red" and len(watch.read()) == 1 else 2
+        finally:
+            os._exit(status)
+    add(machine, put(b"color", b"red"))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("step", ["reset", "compact"])
+@pytest.mark.parametrize("what", ["reader", "watch"])
+def test_what_a_signal_handler_raises_after_a_step_leaves_it_whole(
+    machine: FastStateMachine, reader: Reader, step: str, what: str
+) -> None:
+    """The next generation is shown, its files stay open, and that the state went back is counted."""
+    watch = reader.watch()
+    add(machine, put(b"color", b"red"))
+    assert len(watch.read()) == 1
+    reader.refresh()
+    machine.clear() if step == "reset" else machine.compact(machine.last_applied())
+    look = reader.refresh if what == "reader" else lambda: watch.read(timeout=0)
+
+    def interrupt(frame: Any, event: str, argument: Any) -> None:
+        if event == "c_return" and getattr(argument, "__name__", "") == "_show":
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            look()
+    finally:
+        sys.setprofile(None)
+    add(machine, put(b"color", b"green"))
+    assert (reader.refresh(), reader.get(b"color")) == (machine.last_applied(), b"green")
+    assert (reader.stats().rebuilt, reader.stats().opened) == (step == "reset", 2)
+    assert everything(reader) == everything(machine)
+    if step == "compact":
+        assert [change.value for change in watch.read()] == [b"green"]
+    else:
+        with pytest.raises(CompactedError):
+            watch.read(timeout=0)
+
+
+def test_an_owner_in_a_container_with_another_number_for_this_run_is_followed(
+    machine: FastStateMachine, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published while a reader looks on is of this run of the machine, through a compaction too."""
+    watch = reader.watch()
+    (tmp_path / "boot").write_bytes(b"another run")
+    monkeypatch.setattr(published, "BOOT_ID", str(tmp_path / "boot"))
+    for _ in range(2):
+        add(machine, put(b"color", b"red"))
+        assert reader.refresh() == machine.last_applied()
+        assert len(watch.read(timeout=0)) == 1
+        machine.compact(machine.last_applied())
+        add(machine, put(b"color", b"green"))
+        assert reader.refresh() == machine.last_applied()
+        assert len(watch.read(timeout=0)) == 1
+
+
+def test_a_publication_that_was_written_in_part_is_seen_once_it_is_whole(tmp_path: Path) -> None:
+    """Where it is written and not stored, its number comes last too: a reader that has seen it has seen the rest."""
+    resource = pytest.importorskip("resource")
+
+    class Copying(Directory):
+        def stores_are_safe(self, fd: Any) -> bool:
+            return False
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with FastStateMachine(tmp_path, _files=Copying) as machine, Reader(tmp_path) as reader:
+        for number in range(1, 20):
+            before = reader.refresh()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64 * (1 + number % 2) + 8, limits[1]))
+            try:
+                machine.update_last_applied((2 * number - 1, 1))  # not written, or up to its number alone
+                assert reader.refresh().index in (before.index, 2 * number - 1)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            machine.update_last_applied((2 * number, 1))
+            assert reader.refresh() == (2 * number, 1)
+
+
+def test_a_closed_reader_that_ran_out_of_memory_stays_closed(
+    machine: FastStateMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refresh after the close does not open its files again."""
+
+    class Broken(Reader):
+        __slots__ = ()
+        _broken = True  # as after a table that could not grow
+
+    reader = Broken(machine.path)
+    reader.close()
+    with pytest.raises(NotRunningError):
+        inside(reader).follow()
+
+
+def test_a_checksum_is_computed_off_the_event_loop(machine: FastStateMachine, reader: Reader) -> None:
+    """`state_checksum_async` says what `state_checksum` does, as of the entry at which its task started."""
+
+    async def main() -> None:
+        expected = machine.state_checksum()
+        task = asyncio.ensure_future(reader.state_checksum_async())
+        await asyncio.sleep(0)
+        add(machine, put(b"color", b"red"))
+        reader.refresh()
+        assert await task == expected
+        assert await reader.state_checksum_async() == reader.state_checksum() == machine.state_checksum()
+
+    asyncio.run(main())
 
 
 def test_nothing_stays_open(machine: FastStateMachine) -> None:
