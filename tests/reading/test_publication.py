@@ -25,13 +25,14 @@ from fastsm import (
 )
 from fastsm.disk import published
 from fastsm.disk.files import Directory
+from fastsm.generation import current
 from fastsm.reading import news
 from fastsm.reading import reader as reading
 from fastsm.reading.watching import ReaderWatch, Tail
 from support.faulty import memory_directory
 from support.inside import inside
 from support.power import Platter, Point
-from support.publishing import ByHand, Moment, checksum_of, read_page
+from support.publishing import ByHand, Moment, checksum_of, read_page, read_step
 
 
 @pytest.fixture(autouse=True)
@@ -327,6 +328,36 @@ def test_the_page_of_formats_says_what_is_there(tmp_path: Path) -> None:
     with FastStateMachine(tmp_path):
         slots = read_page((tmp_path / published.NAME).read_bytes())
         assert max(slots, key=lambda slot: slot["number"])["incarnation"] not in seen
+
+
+@pytest.mark.parametrize("step", ["compact", "install", "reset"])
+def test_the_page_of_formats_says_what_a_step_announces(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before CURRENT is replaced both logs are named, and the incarnation that comes with the next one."""
+    announced = []
+    name_next = current.name_next
+
+    def look(directory: Directory, old: Any, log: Any) -> None:
+        announced.append(read_step((tmp_path / "state" / published.NAME).read_bytes()))
+        assert announced[-1] is not None
+        assert announced[-1][:2] == (old.head.identity, log.head.identity)
+        name_next(directory, old, log)
+
+    monkeypatch.setattr(current, "name_next", look)
+    with FastStateMachine(tmp_path / "state", retain_entries=0) as machine:
+        machine.apply([(1, 1, put(b"color", b"blue"))])
+        before = max(read_page((tmp_path / "state" / published.NAME).read_bytes()), key=lambda slot: slot["number"])
+        if step == "compact":
+            machine.compact()
+        elif step == "install":
+            machine.write_snapshot(tmp_path / "snapshot")
+            machine.install_snapshot(None, tmp_path / "snapshot")
+        else:
+            machine.clear()
+        after = max(read_page((tmp_path / "state" / published.NAME).read_bytes()), key=lambda slot: slot["number"])
+        assert announced == [(before["identity"], after["identity"], after["incarnation"])]
+        assert after["incarnation"] - before["incarnation"] == {"compact": 0, "install": 1, "reset": 1 << 10}[step]
 
 
 # ---- power loss --------------------------------------------------------------------------------------

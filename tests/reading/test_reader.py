@@ -11,6 +11,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from fastsm.disk.files import Directory
 from fastsm.reading import news
 from support.histories import KEYS, History
 from support.inside import inside
+from support.permits import cannot, ext4, mounted, run
 from support.publishing import checksum_of
 
 
@@ -499,6 +501,51 @@ def test_another_user_reads(tmp_path: Path) -> None:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
 
 
+@contextmanager
+def bound_read_only(state: str, path: Path) -> Iterator[Path]:
+    """The directory at a second path, where nothing can be written, as containers are given one."""
+    if os.geteuid() != 0:
+        cannot("only root mounts directories")
+    with mounted(path, "--bind", state) as bound:
+        run("mount", "-o", "remount,ro,bind", bound)
+        yield bound
+
+
+def test_a_read_only_mount_is_followed(machine: FastStateMachine, tmp_path: Path) -> None:
+    """Readers and their watches follow a living owner, its compaction and its end, where they cannot write."""
+    with bound_read_only(machine.path, tmp_path / "bound") as bound:
+        with pytest.raises(OSError, match="Read-only"):
+            (bound / "file").touch()
+        with Reader(bound) as reader:
+            watch = reader.watch()
+            assert reader.owner() == os.getpid()
+            for _ in range(2):
+                add(machine, put(b"color", b"red"))
+                assert (reader.wait(machine.last_applied().index, 20), reader.get(b"color")) == (
+                    machine.last_applied(), b"red")
+                assert len(watch.read()) == 1
+                machine.compact(machine.last_applied())
+            machine.close()
+            assert (reader.refresh(), reader.owner()) == ((3, 1), None)
+        with Reader(bound) as reader:
+            assert reader.get(b"color") == b"red"
+
+
+def test_a_read_only_file_system_is_read(tmp_path: Path) -> None:
+    """What an owner left on it, killed or closed, is there; nothing has to be written to see it."""
+    with ext4(tmp_path / "disk", tmp_path / "image", 16 << 20) as disk:
+        with FastStateMachine(disk / "closed") as machine:
+            add(machine, put(b"color", b"blue"))
+        killed = FastStateMachine(disk / "killed")
+        add(killed, put(b"color", b"blue"))
+        inside(killed).release()
+        run("mount", "-o", "remount,ro", disk)
+        for name in ("closed", "killed"):
+            with Reader(disk / name) as reader:
+                assert (reader.get(b"color"), reader.owner(), reader.refresh()) == (b"blue", None, (1, 1))
+                assert len(reader.watch(start=1).read()) == 1
+
+
 # ---- where there is nothing yet ----------------------------------------------------------------------
 
 def test_no_state_is_said_at_once(tmp_path: Path) -> None:
@@ -658,16 +705,23 @@ def test_a_child_of_a_forked_child_reads_on(machine: FastStateMachine, reader: R
     if child == 0:
         status = 1
         try:
-            signal.alarm(60)
-            with inside(reader).lock:  # as if another thread of the child were at it
-                grandchild = os.fork()
+            signal.alarm(20)
+            held, over = threading.Event(), threading.Event()
+
+            def follow() -> None:
+                with inside(reader).lock:
+                    held.set()
+                    over.wait()
+
+            threading.Thread(target=follow, daemon=True).start()
+            held.wait()
+            grandchild = os.fork()
+            over.set()
             if grandchild:
                 status = os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1])
             else:
-                signal.alarm(60)
-                thread = threading.Thread(target=reader.wait, args=(2,))  # one that does not have the lock
-                thread.start()
-                thread.join()
+                signal.alarm(10)
+                reader.wait(2)
                 status = 0 if reader.get(b"color") == b"red" and len(watch.read()) == 1 else 2
         finally:
             os._exit(status)

@@ -103,13 +103,13 @@ def test_the_explorer_sees_a_publication_that_is_read_half_written(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slot that is torn between its fields, and made to look whole, is found: a reader must not take it."""
-    tear = operations.tear
 
     def tear_unseen(state: Path) -> None:
-        tear(state)
         slots = np.memmap(state / "PUBLISHED", np.uint64, "r+", 64, (2, 8))
         older, newer = sorted(slots, key=lambda slot: int(slot[0]))
-        older[0] = newer[0] + np.uint64(1)
+        older[:7] = newer[:7]
+        older[0] += np.uint64(1)
+        older[4] += np.uint64(1)  # the last applied entry is the next one's, all else is not
         older[7] = checksum_of(older)
 
     monkeypatch.setattr(operations, "tear", tear_unseen)
