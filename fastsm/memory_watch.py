@@ -95,13 +95,11 @@ class MemoryWatch(Reads):
             return
         if len(start) != 3:
             raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)")
-        index, term, offset = (None if number is None else operator.index(number) for number in start)
-        if index is None or offset is None:
-            raise TypeError(f"start={start!r}: expected an index and an offset")
-        for number in (index, offset, term or 0):
+        self._index, self._offset = operator.index(start[0]), operator.index(start[2])
+        self._term = None if start[1] is None else operator.index(start[1])
+        for number in (self._index, self._offset, self._term or 0):
             if not 0 <= number <= LARGEST:
                 raise ValueError(f"start={start!r}: expected numbers from 0 to 2**64 - 2")
-        self._index, self._term, self._offset = index, term, offset
         self._whole = False
 
     @property

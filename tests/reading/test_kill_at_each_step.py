@@ -101,7 +101,7 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def template(memory: Path) -> Path:
-    """A directory with a base and a log, and snapshots of an earlier and of a later entry."""
+    """Make a directory with a base and a log, and snapshots of an earlier and of a later entry."""
     root = memory / "template"
     root.mkdir()
     with FastStateMachine(root / "later", **OPTIONS) as machine:
@@ -169,7 +169,7 @@ class Life:
             went_back = found < self.before[0]
             assert not went_back or act.goes_back
             assert self.reader.stats().rebuilt == went_back
-            if shown[0].index > found.index and not went_back:  # the entry without a command is lost: its host repeats it
+            if shown[0].index > found.index and not went_back:  # an entry without a command: its host repeats it
                 machine.update_last_applied(shown[0])
             fill(machine, machine.last_applied().index + 1, machine.last_applied().index + 20, term=5)
             for reader in (self.reader, self.seldom):
