@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOCK = "LOCK"
 LOCK_PAUSE = 0.02  # seconds between two attempts at a lock that another process holds
 LOCK_MOMENT = 0.002  # seconds for which it is tried at least
+ASKED_SECONDS = 5.0  # seconds for which it is tried while nobody holds it but who asks for the owner
 NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS: its locks need a file that is open for writing
 NO_REGULAR_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "another kind of file"}
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems refuse what they cannot do
@@ -136,8 +137,8 @@ class Directory:
         processes could then lock two files of one name; where a tool that failed removes the directory that it made,
         LOCK goes too, and a process that waited for it notices.
         """
-        # At least a moment: a process that asks who the owner is has the lock for some microseconds.
         deadline = time.monotonic() + max(timeout, LOCK_MOMENT)
+        asked_until = time.monotonic() + max(timeout, ASKED_SECONDS)
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
         try:
             while True:
@@ -147,7 +148,8 @@ class Directory:
                     lock.close()  # a tool has removed what it made, LOCK too
                     lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
                     continue
-                left = deadline - time.monotonic()
+                # A process that asks who the owner is has the lock for a moment, longer if it is stopped just then.
+                left = (asked_until if self._is_only_asked_for(lock) else deadline) - time.monotonic()
                 if left <= 0:
                     raise self._locked_by(lock)
                 time.sleep(min(left, LOCK_PAUSE, max(timeout, LOCK_MOMENT) / 4))
@@ -171,7 +173,7 @@ class Directory:
     def owner(self) -> LockedError | None:
         """Who has the directory open, as the error that they would be told; None when nobody has. For tools.
 
-        Asking takes the lock for some microseconds, shared, which only an opening at that very moment could notice.
+        Asking takes the lock for some microseconds, shared, for which an opening at that very moment waits.
         """
         try:
             lock = self.open_file(LOCK, os.O_RDONLY)
@@ -184,6 +186,16 @@ class Directory:
         finally:
             self.close_file(lock)
         return None
+
+    @staticmethod
+    def _is_only_asked_for(lock: Descriptor) -> bool:
+        """Whether those who hold the lock share it: they ask who the owner is, and there is none."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        return True
 
     def _locked_by(self, lock: Descriptor) -> LockedError:
         holder = os.pread(lock.number, 100, 0).split(b"\n")

@@ -32,6 +32,7 @@ from fastsm import (
 from fastsm.disk import published
 from fastsm.disk.files import Directory
 from fastsm.reading.watching import Tail
+from support.inside import inside
 from support.publishing import checksum_of
 
 KEYS = [b"", b"a", b"ab", b"b", b"ba"]
@@ -424,7 +425,7 @@ def test_whoever_waits_looks_seldom(why: str, machine: FastStateMachine, monkeyp
     if why == "no publication":
         path.unlink()
     looks: list[int] = []
-    taken = {kind: kind._take_news for kind in (Tail, Reader)}
+    taken = {kind: inside(kind).take_news for kind in (Tail, Reader)}
     for kind in (Tail, Reader):
         monkeypatch.setattr(kind, "_take_news", lambda self: (looks.append(1), taken[type(self)](self)))
     with Reader(machine.path) as reader:
