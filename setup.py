@@ -6,7 +6,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
-    "background", "long_work", "command", "distinct", "columns",
+    "background", "long_work", "answers", "command", "distinct", "columns",
     *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail", "published")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "deadlines", "sorting", "tree", "tree_changes")),
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),

@@ -23,7 +23,8 @@ bytes to files to memory to the machine; each module imports only what stands be
     named                   named tuples that the garbage collector need not look at
     distinct                which of many keys come again
     command, columns        the bytes that Raft carries; many puts of them, made from columns
-    answering, procedures   commands that answer, and what they answer; functions of the embedder's, and their rules
+    answers, answering      what entries answer; the commands that are answered so
+    procedures              functions of the embedder's that are commands, and their rules
     clock                   for hosts: when a tick is worth proposing
     lookup/                 indexes in memory
         table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
@@ -119,7 +120,6 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 from fastsm.answering import (
-    MAX_ANSWER_SIZE,
     absent,
     add,
     call,
@@ -136,6 +136,7 @@ from fastsm.answering import (
     transaction,
     value_is,
 )
+from fastsm.answers import MAX_ANSWER_SIZE
 from fastsm.clock import Clock
 from fastsm.columns import put_many
 from fastsm.command import (

@@ -1,7 +1,7 @@
-"""Commands that answer, made; and what they answer, as bytes.
+"""Commands that answer, made.
 
 A proposer makes these commands as rarely as a network round trip allows, so this is plain Python; ``command`` decodes
-them at C speed. docs/format.md has their layout, and that of stored answers.
+them at C speed. docs/format.md has their layout.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastsm.command import MAX_COMMAND_SIZE, MAX_KEY_SIZE, MAX_VALUE_SIZE, check, decode
 from fastsm.command import deadline_number as deadline_number  # noqa: PLC0414  # others take it from here
-from fastsm.disk.format import MAX_RESULT_BYTES
 from fastsm.errors import CommandError
 from fastsm.types import (
     Add,
-    Answer,
     Config,
     Delete,
     DeleteRange,
@@ -34,10 +32,6 @@ if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from typing_extensions import Buffer
-
-MAX_ANSWER_SIZE = 64 << 20
-MAX_ANSWER_DEPTH = 8
-REASONS = ("mismatch", "not a number", "overflow", "abort", "failed", "too large", "stale", "no session")
 
 ADD, READ, DELETE_RANGE, TRANSACTION, CALL, OPEN_SESSION, ONCE, FORGET = range(7, 15)
 TOUCH, TICK = 17, 18
@@ -254,119 +248,3 @@ def _integer(number: SupportsIndex, name: str) -> int:
     if not -(2**63) <= integer < 2**63:
         raise CommandError(f"{name} {integer}: expected -2**63 to 2**63 - 1")
     return integer
-
-
-# ---- answers -------------------------------------------------------------------------------------------
-
-class BadAnswerError(ValueError):
-    """A value that no answer may have; ``too_large`` where only its size is wrong."""
-
-    def __init__(self, message: str, *, too_large: bool = False) -> None:
-        self.too_large = too_large
-        super().__init__(message)
-
-
-def checked_value(value: Any) -> Any:
-    """A copy of a value that an answer may have: nobody else holds its lists. Raises ``BadAnswerError``.
-
-    None, a bool, an int of 64 bits, bytes, or a list of these: of exactly these types, since others may say anything.
-    """
-    copied, size = _copy_value(value, 0, MAX_ANSWER_SIZE)
-    if size > MAX_ANSWER_SIZE:
-        raise BadAnswerError(f"an answer of {size} bytes: the limit is {MAX_ANSWER_SIZE}", too_large=True)
-    return copied
-
-
-def checked_values(values: Iterable[Any]) -> list[Any]:
-    """The members of a list that an answer may have: ``BadAnswerError`` at the first that is too much."""
-    members: list[Any] = []
-    room = MAX_ANSWER_SIZE - 5
-    for each in values:
-        member, size = _copy_value(each, 1, room)
-        members.append(member)
-        room -= size
-        if room < 0:
-            raise BadAnswerError(f"an answer of more than {MAX_ANSWER_SIZE} bytes", too_large=True)
-    return members
-
-
-def _copy_value(value: Any, depth: int, room: int) -> tuple[Any, int]:
-    kind = type(value)
-    if value is None or kind is bool:
-        return value, 1
-    if kind is int:
-        if not -(2**63) <= value < 2**63:
-            raise BadAnswerError(f"{value.bit_length()} bits in an int: an answer takes 64, with the sign")
-        return value, 9
-    if kind is bytes:
-        return value, 5 + len(value)
-    if kind is not list:
-        raise BadAnswerError(f"expected None, a bool, an int, bytes or a list of these, found {kind.__name__}")
-    if depth == MAX_ANSWER_DEPTH:
-        raise BadAnswerError(f"lists in an answer are at most {MAX_ANSWER_DEPTH} deep")
-    total, members = 5, []
-    for each in value:
-        member, size = _copy_value(each, depth + 1, room - total)
-        members.append(member)
-        total += size
-        if total > room:
-            raise BadAnswerError(f"an answer of more than {MAX_ANSWER_SIZE} bytes", too_large=True)
-    return members, total
-
-
-# ---- what a session remembers ----------------------------------------------------------------------------
-
-_FALSE, _TRUE, _OK, _REFUSED = range(4)
-_NOTHING, _INTEGER, _BYTES, _LIST = 0, 3, 4, 5
-
-
-def pack_session(sequence: int, deadline: int, result: bytes) -> bytes:
-    """The value of a session's record."""
-    return struct.pack("<QQ", sequence, deadline) + result
-
-
-def pack_result(result: bool | Answer) -> bytes | None:
-    """What an entry came to, as bytes; None where its value takes more than 1 MiB."""
-    if isinstance(result, bool):
-        return bytes([result])
-    parts = [bytes([_OK if result.reason is None else _REFUSED + REASONS.index(result.reason)])]
-    _pack_value(result.value, parts)
-    packed = b"".join(parts)
-    return None if len(packed) > 1 + MAX_RESULT_BYTES else packed
-
-
-def _pack_value(value: Any, parts: list[bytes]) -> None:
-    if value is None or isinstance(value, bool):
-        parts.append(bytes([_NOTHING if value is None else 1 + value]))
-    elif isinstance(value, int):
-        parts.append(struct.pack("<Bq", _INTEGER, value))
-    elif isinstance(value, bytes):
-        parts += [struct.pack("<BI", _BYTES, len(value)), value]
-    else:
-        parts.append(struct.pack("<BI", _LIST, len(value)))
-        for member in value:
-            _pack_value(member, parts)
-
-
-def unpack_result(data: bytes) -> bool | Answer:
-    """What :func:`pack_result` packed. The bytes were checked when they were read from a file."""
-    if data[0] <= _TRUE:
-        return data[0] == _TRUE
-    value, _ = _unpack_value(data, 1)
-    return Answer(True, value) if data[0] == _OK else Answer(False, value, REASONS[data[0] - _REFUSED])
-
-
-def _unpack_value(data: bytes, at: int) -> tuple[Any, int]:
-    kind, at = data[at], at + 1
-    if kind < _INTEGER:
-        return (None, False, True)[kind], at
-    if kind == _INTEGER:
-        return struct.unpack_from("<q", data, at)[0], at + 8
-    (count,), at = struct.unpack_from("<I", data, at), at + 4
-    if kind == _BYTES:
-        return data[at : at + count], at + count
-    members = []
-    for _ in range(count):
-        member, at = _unpack_value(data, at)
-        members.append(member)
-    return members, at

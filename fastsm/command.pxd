@@ -68,26 +68,30 @@ ctypedef struct Reader:
     uint8_t form
 
 cdef inline bint is_put(const uint8_t *data, size_t size, Operation *operation) noexcept nogil:
-    """Whether a command is a put that is whole and within the limits, which is decoded then.
+    """Whether a command is a put, with a deadline or without, that is whole and within the limits: it is decoded then.
 
     Most commands are. All others, and whatever is wrong with one, is for `open_command` to find.
     """
     cdef uint64_t head, key_size, value_size
+    cdef uint64_t taken = HEADER_SIZE
     if size < HEADER_SIZE:
         return False
     memcpy(&head, data, HEADER_SIZE)
     key_size, value_size = head >> 16 & 0xFFFF, head >> 32
-    if (
-        head & 0xFFFF != (VERSION | PUT << 8) or size != HEADER_SIZE + key_size + value_size
-        or value_size > VALUE_LIMIT or size > COMMAND_LIMIT
-    ):
+    operation.timed = head & 0xFFFF == (VERSION | PUT_UNTIL << 8)
+    if operation.timed:
+        taken += 8
+        if size < taken or number_at(data + HEADER_SIZE) >> 63:  # deadlines have 63 bits
+            return False
+    elif head & 0xFFFF != (VERSION | PUT << 8):
+        return False
+    if size != taken + key_size + value_size or value_size > VALUE_LIMIT or size > COMMAND_LIMIT:
         return False
     operation.kind = PUT
-    operation.timed = False
     operation.key_size = <uint16_t>key_size
     operation.value_size = <uint32_t>value_size
     operation.expected_size = 0
-    operation.key = data + HEADER_SIZE
+    operation.key = data + taken
     operation.value = operation.expected = operation.key + key_size
     return True
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-from fastsm.answering import (
+from fastsm.answering import deadline_number
+from fastsm.answers import (
     BadAnswerError,
     checked_value,
     checked_values,
-    deadline_number,
     pack_result,
     pack_session,
     unpack_result,

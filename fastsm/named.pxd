@@ -19,6 +19,7 @@ cdef extern from *:
     }
     """
     object named "fastsm_named"(type kind, Py_ssize_t fields)
+    object tracked "PyType_GenericAlloc"(type kind, Py_ssize_t fields)  # for fields that may be part of a cycle
 
 
 cdef inline void set_field(object made, Py_ssize_t i, object value) noexcept:

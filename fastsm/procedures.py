@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypeVar, overload
 
-from fastsm.answering import BadAnswerError, checked_value, encoded_name
+from fastsm.answering import encoded_name
+from fastsm.answers import BadAnswerError, checked_value
 from fastsm.command import check, decode
 from fastsm.errors import CommandError, FastsmError, ProcedureError, UnknownCommandError
 from fastsm.types import Answer, Call, Once
@@ -120,26 +121,43 @@ def run(called: Procedure, tx: RunningTx, payload: bytes, index: int) -> Answer:
     Raises ``ProcedureError``, and what is no ``Exception`` as it is.
     """
     try:
-        ok, returned = True, called.function(tx, payload)
-    except Abort as abort:
-        ok, returned = False, abort
+        returned = called.function(tx, payload)
     except Exception as error:
-        _refuse_trouble(called, tx._trouble() or error, index)
-        return _failed(called, error, index)
+        return answer_of_error(called, error, tx._trouble(), index)
     finally:
         tx._end()
-    _refuse_trouble(called, tx._trouble(), index)
+    refuse_trouble(called, tx._trouble(), index)
+    return answer_of_value(called, returned, index)
+
+
+def answer_of_value(called: Procedure, returned: Any, index: int) -> Answer:
+    """What a call comes to that returned a value."""
     try:
-        value = checked_value(returned if ok else returned.value)
+        return Answer(True, checked_value(returned))
     except BadAnswerError as error:
         return _failed(called, error, index)
-    except Exception as error:  # an abort's value may be a property
-        _refuse_trouble(called, error, index)
+    except Exception as error:
+        refuse_trouble(called, error, index)
         return _failed(called, error, index)
-    return Answer(True, value) if ok else Answer(False, value, "abort")
 
 
-def _refuse_trouble(called: Procedure, error: BaseException | None, index: int) -> None:
+def answer_of_error(called: Procedure, error: Exception, trouble: BaseException | None, index: int) -> Answer:
+    """What a call comes to that raised; ``trouble``: what came out of ``tx`` and was this replica's own."""
+    if not isinstance(error, Abort):
+        refuse_trouble(called, trouble or error, index)
+        return _failed(called, error, index)
+    refuse_trouble(called, trouble, index)
+    try:
+        return Answer(False, checked_value(error.value), "abort")
+    except BadAnswerError as bad:
+        return _failed(called, bad, index)
+    except Exception as bad:  # an abort's value may be a property
+        refuse_trouble(called, bad, index)
+        return _failed(called, bad, index)
+
+
+def refuse_trouble(called: Procedure, error: BaseException | None, index: int) -> None:
+    """Raises where an exception is this replica's own trouble, which is no answer."""
     if error is None or not is_trouble(error):
         return
     if not isinstance(error, Exception):

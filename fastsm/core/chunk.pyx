@@ -229,10 +229,10 @@ cdef class Chunk:
             self.outcomes[step.entry] = LISTS if form == BATCHED else ANSWERS
         if operation.kind == CALL:
             self.calls = True
-            name = call_name(operation)
-            if name is None:
-                raise CommandError(f"entry {step.index}: the name of a procedure is not UTF-8", index=step.index)
-            if (name, call_version(operation)) not in self.judgement.procedures:
+            if self.judgement.procedure_of(operation) is None:
+                name = call_name(operation)
+                if name is None:
+                    raise CommandError(f"entry {step.index}: the name of a procedure is not UTF-8", index=step.index)
                 raise UnknownCommandError(
                     f"entry {step.index}: a call of procedure {name!r}, version {call_version(operation)}, which this "
                     "machine was not given: open it with procedures=[…] on every replica before one is proposed",

@@ -275,6 +275,7 @@ cdef class Engine(Timed):
     def _set_procedures(self, procedures, bint twice):
         """The procedures that `call` can run, by name and version; `twice`: see `check_procedures`."""
         self.chunk.judgement.procedures = procedures
+        self.chunk.judgement.called = self.chunk.judgement.called_name = None
         self.chunk.judgement.twice = twice
 
     def _procedures(self):

@@ -18,12 +18,14 @@ cdef class DueHeap:
     cdef size_t count, room
 
     cdef int push(self, const DueKey *added) except -1
+    cdef void end(self) noexcept
     cdef void drop_first(self) noexcept
 
 
 cdef class Expiring(View):
-    cdef DueWalk due_keys, due_sessions  # over what was applied before this chunk; None: there was no tick yet
-    cdef DueHeap new_keys, new_sessions  # what this chunk has written with a deadline, up to `looked_at`; None likewise
+    cdef bint ticking                    # this chunk has had a tick: what follows counts
+    cdef DueWalk due_keys, due_sessions  # over what was applied before this chunk
+    cdef DueHeap new_keys, new_sessions  # what this chunk has written with a deadline, up to `looked_at`
     cdef size_t looked_at
 
     cdef int tick(self, const Step *step, uint64_t now, uint64_t limit, uint64_t *removed) except -1

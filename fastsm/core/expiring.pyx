@@ -20,6 +20,7 @@ from fastsm.lookup.deadlines cimport Due
 
 cdef enum:
     SMALLEST = 16
+    KEPT = 1 << 12        # deadlines, for which memory stays for the next chunk
 
 
 cdef class Expiring(View):
@@ -29,8 +30,12 @@ cdef class Expiring(View):
     """
 
     cdef void forget(self) noexcept:
-        self.due_keys = self.due_sessions = None
-        self.new_keys = self.new_sessions = None
+        if self.ticking:
+            self.ticking = False
+            self.due_keys.end()
+            self.due_sessions.end()
+            self.new_keys.end()
+            self.new_sessions.end()
         View.forget(self)
 
     cdef int tick(self, const Step *step, uint64_t now, uint64_t limit, uint64_t *removed) except -1:
@@ -38,7 +43,7 @@ cdef class Expiring(View):
         if now > self.clock:
             self.move_clock(step, now)
         removed[0] = 0
-        if self.due_keys is None:
+        if not self.ticking:
             self.begin_ticks()
         self.take_written()
         if limit:
@@ -62,9 +67,11 @@ cdef class Expiring(View):
 
     cdef int begin_ticks(self) except -1:
         """At the first tick of a chunk. Making objects may collect garbage, and so run code that reads."""
-        self.due_keys, self.due_sessions = DueWalk(), DueWalk()
-        self.new_keys, self.new_sessions = DueHeap(), DueHeap()
+        if self.new_sessions is None:
+            self.due_keys, self.due_sessions = DueWalk(), DueWalk()
+            self.new_keys, self.new_sessions = DueHeap(), DueHeap()
         self.looked_at = 0
+        self.ticking = True
         return 0
 
     cdef uint64_t remove_due(self, const Step *step, bint sessions, uint64_t limit) except? 0:
@@ -119,7 +126,7 @@ cdef class Expiring(View):
         slot = self.slot_of(
             sessions, record_key(record), record_key_size(record),
             (self.index.sessions if sessions else self.table).hash(record_key(record), record_key_size(record)))
-        return slot.key == NULL or slot.latest < 0
+        return slot.chunk != self.chunk or slot.latest < 0
 
     cdef int take_written(self) except -1:
         """Takes the deadlines that the chunk has written since the last tick. Those entries are decided."""
@@ -188,6 +195,14 @@ cdef class DueHeap:
 
     def __dealloc__(self):
         free(self.items)
+
+    cdef void end(self) noexcept:
+        """Forgets all of them, and gives large memory back."""
+        self.count = 0
+        if self.room > KEPT:
+            free(self.items)
+            self.items = NULL
+            self.room = 0
 
     cdef int push(self, const DueKey *added) except -1:
         """Adds one. O(log of all)."""

@@ -1,5 +1,6 @@
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastsm.command cimport Operation
 from fastsm.core.expiring cimport Expiring
 from fastsm.core.view cimport Step
 from fastsm.lookup.terms cimport Terms
@@ -21,6 +22,9 @@ cdef class Judge:
     cdef Terms terms
     cdef readonly object procedures  # by name and version
     cdef bint twice              # each call is run two times, and what they come to is compared
+    cdef object called           # the procedure that was looked for last
+    cdef bytes called_name       # its name, as commands carry it
+    cdef uint32_t called_version
     cdef object value            # what the last step gave
     cdef uint64_t value_bytes    # of an answer as it would be stored
     cdef bint stopped            # somebody interrupted the caller of `apply`
@@ -37,6 +41,7 @@ cdef class Judge:
     cdef int do_step(self, Step *step, bint answering) except -1
     cdef int take_value(self, const uint8_t *value, uint64_t size) except -1
     cdef object call(self, Step *step)
-    cdef object run_again(self, Step *step, size_t mark, called, bytes payload, answer)
+    cdef object procedure_of(self, const Operation *operation)
+    cdef object run_again(self, Step *step, size_t mark, called, bytes payload, result)
     cdef object run_once(self, Step *step, called, bytes payload)
     cdef list written(self, size_t mark)

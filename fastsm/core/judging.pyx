@@ -5,10 +5,11 @@ Chunks of puts, deletes and no-ops alone are never judged: they take effect what
 
 import operator
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
+from fastsm.answers cimport answer, session_value
 from fastsm.command cimport (
     ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
     FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, call_name, call_version, number_at,
@@ -19,10 +20,9 @@ from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE
 from fastsm.disk.format cimport SESSION_RESULT
 from fastsm.lookup.terms cimport Terms
 
-from fastsm.answering import MAX_ANSWER_SIZE, REASONS, pack_result, pack_session, unpack_result
+from fastsm.answers import MAX_ANSWER_SIZE, REASONS, checked_value, pack_result, unpack_result
 from fastsm.errors import ProcedureError
-from fastsm.procedures import run
-from fastsm.types import Answer, LogId
+from fastsm.procedures import answer_of_error, answer_of_value, refuse_trouble
 
 cdef uint64_t ANSWER_LIMIT = MAX_ANSWER_SIZE
 cdef enum:
@@ -97,8 +97,8 @@ cdef class Judge:
         cdef uint64_t index = step.index
         cdef Found found
         if step.operation.kind == OPEN_SESSION:
-            self.view.write_session(index, step.entry, index, pack_session(0, number, b""))
-            return Answer(True, index)
+            self.view.write_session(index, step.entry, index, session_value(0, number, b""))
+            return answer(True, index, None)
         self.view.look_at_session(number, &found)
         if found.size == ABSENT:
             return False
@@ -117,10 +117,10 @@ cdef class Judge:
         cdef Found found
         self.view.look_at_session(number_at(numbers), &found)
         if found.size == ABSENT:
-            return Answer(False, None, "no session")
+            return answer(False, None, "no session")
         last = number_at(found.value)
         if sequence < last:
-            return Answer(False, None, "stale")
+            return answer(False, None, "stale")
         if sequence == last:
             return unpack_result(found.value[SESSION_RESULT:found.size])
         if deadline == NO_DEADLINE:
@@ -130,9 +130,9 @@ cdef class Judge:
         packed = pack_result(result)
         if packed is None:
             self.view.take_back(mark)
-            result = Answer(False, None, "too large")
+            result = answer(False, None, "too large")
             packed = pack_result(result)
-        self.view.write_session(index, entry, number_at(numbers), pack_session(sequence, deadline, packed))
+        self.view.write_session(index, entry, number_at(numbers), session_value(sequence, deadline, packed))
         return result
 
     cdef object judge_tick(self, Step *step):
@@ -140,7 +140,7 @@ cdef class Judge:
         cdef const uint8_t *numbers = step.operation.key
         cdef uint64_t removed = 0
         self.view.tick(step, number_at(numbers - 16), number_at(numbers - 8), &removed)
-        return Answer(True, removed)
+        return answer(True, removed, None)
 
     # ---- commands --------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ cdef class Judge:
                 values.append(self.value)
         if outcome == APPLIED:
             return True
-        return Answer(True, self.value if values is None else values)
+        return answer(True, self.value if values is None else values, None)
 
     cdef object judge_transaction(self, size_t head, size_t stop):
         """The steps after `head` are conditions, then the commands of one branch, then those of the other."""
@@ -185,7 +185,7 @@ cdef class Judge:
                 return refusal(reason)
             values.append(self.value)
             i += 1
-        return Answer(True, values) if all_hold else Answer(False, values, "mismatch")
+        return answer(True, values, None) if all_hold else answer(False, values, "mismatch")
 
     cdef int holds(self, const Step *step) except -1:
         """Whether a condition holds."""
@@ -212,10 +212,10 @@ cdef class Judge:
         if kind == ADD:
             reason = self.view.add(
                 operation.key, operation.key_size, step.hashed, <int64_t>number_at(operation.key - 16),
-                <int64_t>number_at(operation.key - 8), &number)
+                <int64_t>number_at(operation.key - 8), &number, &found)
             if reason != DONE:
                 return reason
-            self.view.write_number(step, number)
+            self.view.write_number(step, number, self.view.deadline_of(&found))
             self.value = number
             self.value_bytes += NUMBER_BYTES
         elif kind == TOUCH:
@@ -254,34 +254,57 @@ cdef class Judge:
         cdef size_t mark = self.view.count
         cdef size_t values = len(self.view.values)
         cdef bytes payload = step.operation.value[:step.operation.value_size]
-        called = self.procedures[call_name(&step.operation), call_version(&step.operation)]
+        called = self.procedure_of(&step.operation)
         if self.stopped:
             raise KeyboardInterrupt
-        answer = self.run_once(step, called, payload)
+        result = self.run_once(step, called, payload)
         if self.twice:
-            answer = self.run_again(step, mark, called, payload, answer)
-        if not answer.ok:
+            result = self.run_again(step, mark, called, payload, result)
+        if not result[0]:
             self.view.take_back(mark)
             del self.view.values[values:]
-        return answer
+        return result
+
+    cdef object procedure_of(self, const Operation *operation):
+        """The procedure that a call names, or None. Mostly it is that of the call before."""
+        cdef bytes name = self.called_name
+        if not (
+            name is not None and PyBytes_GET_SIZE(name) == operation.key_size
+            and memcmp(PyBytes_AS_STRING(name), operation.key, operation.key_size) == 0
+            and self.called_version == call_version(operation)
+        ):
+            called = self.procedures.get((call_name(operation), call_version(operation)))
+            if called is None:
+                return None
+            self.called, self.called_name = called, operation.key[:operation.key_size]
+            self.called_version = call_version(operation)
+        return self.called
 
     cdef object run_once(self, Step *step, called, bytes payload):
         cdef uint64_t index = step.index
-        cdef Tx tx = Tx(self.view, self.term_of, called, LogId(index, self.term_of(step.entry, 0)), step.entry)
+        cdef Tx tx = Tx(self.view, self.term_of, called, index, self.term_of(step.entry, 0), step.entry)
         try:
-            return run(called, tx, payload, index)
+            returned = called.function(tx, payload)
+        except Exception as error:
+            return answer_of_error(called, error, tx.trouble, index)
         finally:
             tx.view = None  # whatever came between
+        if tx.trouble is not None:
+            refuse_trouble(called, tx.trouble, index)
+        try:
+            return answer(True, checked_value(returned), None)
+        except Exception:
+            return answer_of_value(called, returned, index)
 
-    cdef object run_again(self, Step *step, size_t mark, called, bytes payload, answer):
+    cdef object run_again(self, Step *step, size_t mark, called, bytes payload, result):
         """For `check_procedures`: takes the call back and runs it once more. `ProcedureError` when it differs."""
         cdef list first = self.written(mark)
         cdef uint64_t index = step.index
         self.view.take_back(mark)
         again = self.run_once(step, called, payload)
-        if again != answer or self.written(mark) != first:
+        if again != result or self.written(mark) != first:
             raise ProcedureError(
-                f"entry {index}: procedure {called.name!r}, version {called.version}, came to {answer} and to {again}, "
+                f"entry {index}: procedure {called.name!r}, version {called.version}, came to {result} and to {again}, "
                 "or wrote something else, when it was run twice: it must depend on nothing but tx and its payload",
                 index=index, name=called.name)
         return again
@@ -312,4 +335,4 @@ cdef inline bint has_value(const Found *found, const uint8_t *value, uint32_t si
 
 
 cdef object refusal(int reason):
-    return Answer(False, None, REASONS[reason - 1])
+    return answer(False, None, REASONS[reason - 1])

@@ -7,9 +7,9 @@ cdef class Tx:
     cdef View view               # None: the call is over
     cdef object terms_of         # from the position of an entry in the chunk, or an index before it, to a term
     cdef object procedure
-    cdef readonly object entry
     cdef readonly uint64_t clock
-    cdef uint64_t index
+    cdef uint64_t index          # of its entry
+    cdef object term
     cdef uint32_t position
     cdef unsigned long thread
     cdef object trouble

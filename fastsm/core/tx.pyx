@@ -29,13 +29,17 @@ cdef class Tx:
     Thread safety: none; it refuses other threads.
     """
 
-    def __cinit__(self, View view, terms_of, procedure, entry, uint32_t position):
+    def __cinit__(self, View view, terms_of, procedure, uint64_t index, term, uint32_t position):
         self.view, self.terms_of, self.procedure = view, terms_of, procedure
-        self.entry = entry
-        self.index = entry[0]
+        self.index, self.term = index, term
         self.position = position
         self.clock = view.clock
         self.thread = PyThread_get_thread_ident()
+
+    @property
+    def entry(self):
+        """The call's entry, as a `LogId`."""
+        return LogId(self.index, self.term)
 
     def __repr__(self):
         return f"<Tx of {self.procedure.name!r} at {tuple(self.entry)}{'' if self.view is not None else ', over'}>"
@@ -149,7 +153,7 @@ cdef class Tx:
         cdef uint64_t deadline
         try:
             key, value = taken(key, "key", MAX_KEY_SIZE), taken(value, "value", MAX_VALUE_SIZE)
-            deadline = deadline_number(expires)
+            deadline = NO_DEADLINE if expires is None else deadline_number(expires)
             self.check()
             self.view.write_bytes(self.index, self.position, key, value, deadline)
         except BaseException as error:
@@ -191,6 +195,7 @@ cdef class Tx:
         cdef int64_t number, first
         cdef uint64_t deadline
         cdef int reason
+        cdef Found found
         try:
             data = taken(key, "key", MAX_KEY_SIZE)
             number, first = integer(delta, "delta"), integer(initial, "initial")
@@ -198,12 +203,10 @@ cdef class Tx:
             reason = self.view.add(
                 <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data),
                 self.view.table.hash(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
-                number, first, &total)
+                number, first, &total, &found)
             if reason != DONE:
                 raise ValueError("not a number" if reason == NOT_A_NUMBER else "overflow")
-            deadline = self.view.deadline(
-                <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data),
-                self.view.table.hash(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)))
+            deadline = self.view.deadline_of(&found)
             self.view.write_bytes(self.index, self.position, data, str(total).encode(), deadline)
             return total
         except BaseException as error:

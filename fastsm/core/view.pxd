@@ -30,11 +30,12 @@ cdef inline uint64_t step_deadline(const Step *step) noexcept nogil:
 
 ctypedef struct Pending:
     # A key that this chunk has written, or wrote and took back.
-    const uint8_t *key    # NULL: an empty slot
+    const uint8_t *key
     uint64_t hashed
     int32_t latest        # the last write of it, a touch too; -1: none that counts
+    uint32_t chunk        # in which the slot was taken: of an earlier one, it is empty
     uint16_t key_size
-    bint session          # it is the id of a session, not a key of the state
+    uint8_t session       # it is the id of a session, not a key of the state
 
 ctypedef struct Found:
     # What is under a key at this moment of the chunk.
@@ -42,6 +43,8 @@ ctypedef struct Found:
     uint32_t size         # ABSENT: the key is not there
     uint64_t index        # of the entry that wrote it, 0: the key is not there
     int32_t entry         # its position in this chunk, -1: it was applied before
+    int32_t latest        # the last write of the key in this chunk, a touch too, or -1
+    uint64_t place        # of its record, 0: this chunk has written it, or it is not there
 
 cdef enum:  # why an entry is refused: 1 + its position in `answering.REASONS`; 0: it is not
     DONE = 0
@@ -62,8 +65,10 @@ cdef class View:
     cdef Step *writes
     cdef size_t count
     cdef size_t room
-    cdef Pending *slots          # slot_mask + 1 of them; at most half of them are in use
+    cdef Pending *slots          # the first slot_mask + 1 of them; at most half of these are in use
+    cdef size_t slot_room
     cdef size_t slot_mask
+    cdef uint32_t chunk          # counts chunks, so that no slot has to be emptied after one
     cdef size_t used
     cdef list keys               # bytes objects that slots and writes lead into, for as long as the chunk lasts
     cdef list values             # the same; those of what was taken back are dropped
@@ -80,13 +85,15 @@ cdef class View:
     cdef int write_session(self, uint64_t index, uint32_t entry, uint64_t session, bytes value) except -1
     cdef int32_t value_write(self, const Pending *slot) noexcept nogil
     cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0
+    cdef uint64_t deadline_of(self, const Found *found) except? 0
     cdef int check_readable(self, uint64_t place) except -1
     cdef bint touch(self, const Step *step) except -1
     cdef int add(
-        self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total
+        self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total,
+        Found *found
     ) except -1
     cdef int write(self, const Step *step) except -1
-    cdef int write_number(self, const Step *step, int64_t number) except -1
+    cdef int write_number(self, const Step *step, int64_t number, uint64_t deadline) except -1
     cdef int64_t remove_range(self, uint64_t index, uint32_t entry, bytes start, bytes end) except -1
     cdef int write_bytes(
         self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=*) except -1
@@ -97,4 +104,5 @@ cdef class View:
     cdef int merge_in(self, list new) except -1
     cdef list written_between(self, bytes start, bytes end)
     cdef int resize(self, size_t slots) except -1
+    cdef void drop_slots(self) noexcept
     cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil

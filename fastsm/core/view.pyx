@@ -55,12 +55,25 @@ cdef class View:
         self.keys, self.values = [], []
         while slots < 2 * expected:
             slots *= 2
-        return self.resize(slots)
+        self.chunk += 1
+        if self.chunk == 0:  # slots of four billion chunks ago would seem to be of this one
+            self.drop_slots()
+            self.chunk = 1
+        if slots > self.slot_room:
+            self.drop_slots()
+            return self.resize(slots)
+        self.slot_mask = slots - 1
+        return 0
+
+    cdef void drop_slots(self) noexcept:
+        free(self.slots)
+        self.slots = NULL
+        self.slot_room = 0
 
     cdef void forget(self) noexcept:
         self.count = self.used = 0
-        free(self.slots)
-        self.slots = NULL
+        if self.slot_room > 2 * KEPT_STEPS:
+            self.drop_slots()
         self.arena = NULL
         self.owner = self.index = self.table = self.mapping = self.log = None
         self.keys = self.values = self.in_order = None
@@ -77,9 +90,10 @@ cdef class View:
         if self.slots == NULL:
             self.slots = old
             raise MemoryError(f"no memory to judge a chunk that writes {slots // 2} keys")
+        self.slot_room = slots
         self.slot_mask = slots - 1
         for i in range(old_count):
-            if old[i].key != NULL:
+            if old[i].chunk == self.chunk:
                 self.slot_of(old[i].session, old[i].key, old[i].key_size, old[i].hashed)[0] = old[i]
         free(old)
         return 0
@@ -88,7 +102,7 @@ cdef class View:
         """The slot of a key, or of a session, or the empty one where it would be."""
         cdef size_t i = hashed & self.slot_mask
         cdef Pending *slot = &self.slots[i]
-        while slot.key != NULL:
+        while slot.chunk == self.chunk:
             if slot.hashed == hashed and slot.key_size == size and slot.session == session:
                 if memcmp(slot.key, key, size) == 0:
                     break
@@ -115,11 +129,13 @@ cdef class View:
         cdef const Step *step
         cdef const uint8_t *record
         cdef uint64_t place
-        cdef int32_t written = self.value_write(slot) if slot.key != NULL else -1
+        cdef int32_t written = self.value_write(slot) if slot.chunk == self.chunk else -1
         found.value = NULL
         found.size = ABSENT
         found.index = 0
         found.entry = -1
+        found.latest = slot.latest if slot.chunk == self.chunk else -1
+        found.place = 0
         if written >= 0:
             step = &self.writes[written]
             found.entry = <int32_t>step.entry
@@ -127,6 +143,7 @@ cdef class View:
                 found.value, found.size, found.index = step.operation.value, step.operation.value_size, step.index
             return 0
         place = table.find(self.arena, hashed, key, <uint16_t>size)
+        found.place = place
         if place:
             record = self.arena + place
             found.value = record + RECORD_KEY + record_key_size(record)
@@ -143,11 +160,11 @@ cdef class View:
         return self.writes[slot.latest].base
 
     cdef int add(
-        self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total
+        self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total,
+        Found *found
     ) except -1:
-        """DONE, with what an addition comes to, or the reason why it cannot be done."""
-        cdef Found found
-        self.look(key, size, hashed, &found)
+        """DONE, with what an addition comes to, or the reason why it cannot be done; `found` is what was there."""
+        self.look(key, size, hashed, found)
         if found.size != ABSENT and not parse_number(found.value, found.size, &initial):
             return NOT_A_NUMBER
         return OVERFLOW if add_overflows(initial, delta, total) else DONE
@@ -180,7 +197,7 @@ cdef class View:
                     slot = self.slot_of(
                         False, record_key(record), record_key_size(record),
                         self.table.hash(record_key(record), record_key_size(record)))
-                    if slot.key != NULL and self.value_write(slot) >= 0:
+                    if slot.chunk == self.chunk and self.value_write(slot) >= 0:
                         continue  # it is among those that were written, or deleted
                 key = PyBytes_FromStringAndSize(<const char *>record_key(record), record_key_size(record))
                 while next_written < len(written) and (written[next_written] < key) != reverse:
@@ -206,7 +223,7 @@ cdef class View:
             slot = self.slot_of(
                 False, <const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key),
                 self.table.hash(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)))
-            if slot.key != NULL and self.value_write(slot) >= 0:
+            if slot.chunk == self.chunk and self.value_write(slot) >= 0:
                 if self.writes[self.value_write(slot)].record == RECORD_PUT:
                     keys.append(key)
         return keys
@@ -246,14 +263,18 @@ cdef class View:
 
     cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0:
         """The deadline of a key, NO_DEADLINE: it has none, or is not there."""
-        cdef Pending *slot = self.slot_of(False, key, size, hashed)
+        cdef Found found
+        self.look(key, size, hashed, &found)
+        return self.deadline_of(&found)
+
+    cdef uint64_t deadline_of(self, const Found *found) except? 0:
+        """The deadline of a key that was looked at, with nothing written since; NO_DEADLINE as `deadline`."""
         cdef uint64_t place
-        if slot.key != NULL and slot.latest >= 0:
-            return step_deadline(&self.writes[slot.latest])
-        place = self.table.find(self.arena, hashed, key, <uint16_t>size)
-        if place == 0:
+        if found.latest >= 0:
+            return step_deadline(&self.writes[found.latest])
+        if found.place == 0:
             return NO_DEADLINE
-        place = self.index.deadline_at(self.arena, place)
+        place = self.index.deadline_at(self.arena, found.place)
         self.check_readable(place)
         return record_deadline(self.arena + place)
 
@@ -271,7 +292,7 @@ cdef class View:
             return False
         touched.record = RECORD_TOUCH
         touched.operation.value_size = 0
-        if self.deadline(step.operation.key, step.operation.key_size, step.hashed) != step_deadline(step):
+        if self.deadline_of(&found) != step_deadline(step):
             self.write(&touched)
         return True
 
@@ -296,10 +317,11 @@ cdef class View:
         written[0] = step[0]
         if writes_key(step.record):
             slot = self.slot_of(session, step.operation.key, step.operation.key_size, step.hashed)
-            if slot.key == NULL:
+            if slot.chunk != self.chunk:
                 if 2 * (self.used + 1) > self.slot_mask + 1:
                     self.resize(2 * (self.slot_mask + 1))
                     slot = self.slot_of(session, step.operation.key, step.operation.key_size, step.hashed)
+                slot.chunk = self.chunk
                 slot.session = session
                 slot.key = step.operation.key
                 slot.key_size = step.operation.key_size
@@ -318,11 +340,10 @@ cdef class View:
         self.keys.append(held)
         return held
 
-    cdef int write_number(self, const Step *step, int64_t number) except -1:
-        """Appends a put of a number as text, under the key of a step, which keeps its deadline."""
+    cdef int write_number(self, const Step *step, int64_t number, uint64_t deadline) except -1:
+        """Appends a put of a number as text, under the key of a step."""
         cdef Step put = step[0]
         cdef bytes text = number_text(number)
-        cdef uint64_t deadline = self.deadline(step.operation.key, step.operation.key_size, step.hashed)
         if deadline != NO_DEADLINE:
             key = self.hold_key(step.operation.key, step.operation.key_size, deadline)
             put.operation.key = <const uint8_t *>PyBytes_AS_STRING(key) + DEADLINE_SIZE

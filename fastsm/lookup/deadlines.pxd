@@ -35,6 +35,7 @@ cdef class DueWalk:
     cdef size_t count, room
 
     cdef int begin(self, Deadlines deadlines) except -1
+    cdef void end(self) noexcept
     cdef bint holds(self) noexcept
     cdef const Due *first(self) noexcept
     cdef int pass_first(self, const uint8_t *arena) except -1

@@ -14,6 +14,7 @@ from fastsm.disk.hashing cimport load64
 cdef enum:
     CHILDREN = 4             # of an item: they are on one cache line
     SMALLEST = 16
+    KEPT = 1 << 12        # positions, for which memory stays for the next walk
 
 
 cdef class Deadlines:
@@ -163,6 +164,15 @@ cdef class DueWalk:
         if deadlines.count:
             self.enter(NULL, 0)
         return 0
+
+    cdef void end(self) noexcept:
+        """Lets go of the deadlines, and gives large memory back."""
+        self.deadlines = None
+        self.count = 0
+        if self.room > KEPT:
+            free(self.frontier)
+            self.frontier = NULL
+            self.room = 0
 
     cdef bint holds(self) noexcept:
         """Whether nothing has moved since it began: a reader may have taken off what was stale."""
