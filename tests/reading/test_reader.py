@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsm import (
+    CompactedError,
     CorruptionError,
     FastStateMachine,
     LogId,
@@ -340,6 +341,25 @@ def test_another_history_of_the_same_log_is_told(machine: FastStateMachine, read
         owner.apply([(2, 2, put(b"color", b"green")), (3, 2, put(b"other", b"2"))])
         assert (reader.refresh(), reader.get(b"color"), reader.stats().rebuilt) == ((3, 2), b"green", 1)
         assert everything(reader) == everything(owner)
+
+
+def test_a_restored_history_that_is_ahead_is_told(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
+    """Files of another history in the place of the old ones, with more entries: the state went back nevertheless."""
+    watch = reader.watch()
+    with FastStateMachine(tmp_path / "other", auto_compact=False, retain_entries=0) as other:
+        add(other, *(put(b"color", b"%d" % index) for index in range(20)))
+        other.compact()
+        add(other, put(b"color", b"theirs"))
+        generation = other.stats().generation
+    machine.close()
+    for name in ("CURRENT", f"base-{generation}", f"log-{generation}"):
+        shutil.copy(tmp_path / "other" / name, Path(machine.path) / name)
+    with FastStateMachine(machine.path) as owner:
+        add(owner, put(b"more", b""))
+        assert (reader.refresh(), reader.get(b"color"), reader.stats().rebuilt) == ((22, 1), b"theirs", 1)
+        assert everything(reader) == everything(owner)
+        with pytest.raises(CompactedError):
+            watch.read(timeout=0)
 
 
 def test_another_directory_at_the_same_path_is_found(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
