@@ -1,10 +1,14 @@
-"""The pictures of a report, drawn with matplotlib: one question each."""
+"""The pictures of a report, drawn with matplotlib: one question each.
+
+Colors are Okabe and Ito's, which color-blind readers tell apart; the ground is transparent and the text gray, so that
+each picture can be read on a light and on a dark page.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
@@ -13,23 +17,40 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from bench.harness import Result
-from bench.targets import ROWS
 
 Results = dict[tuple[str, str], Result]
 Scale = list[dict[str, Any]]
-BLUE, ORANGE, GRAY = "#2a6f97", "#d1602b", "#8a8a8a"
+ORANGE, BLUE, GREEN, YELLOW, PURPLE = "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7"
+TEXT, GRID = "#808080", "#80808040"
+STORES = {"fastsm": ORANGE, "dict": PURPLE, "LMDB": BLUE, "SQLite": GREEN, "rocksdict": YELLOW}
+Times = dict[str, dict[str, float]]  # seconds, by work and store
 
 
-def axes(title: str, x: str, y: str, *, height: float = 4) -> Axes:
+class Picture(NamedTuple):
+    """One picture in docs/img."""
+
+    name: str
+    title: str
+    caption: str
+
+
+def axes(x: str, y: str, *, height: float = 4) -> Axes:
     figure, made = plt.subplots(figsize=(7.5, height), layout="constrained")
-    figure.patch.set_facecolor("white")
-    made.set_title(title, loc="left", fontsize=12)
-    made.set_xlabel(x)
-    made.set_ylabel(y)
+    figure.patch.set_alpha(0)
+    made.patch.set_alpha(0)
+    made.set_xlabel(x, color=TEXT)
+    made.set_ylabel(y, color=TEXT)
+    made.tick_params(colors=TEXT)
     made.spines[["top", "right"]].set_visible(False)
-    made.grid(visible=True, color="#e6e6e6", linewidth=0.8)
+    made.spines[["left", "bottom"]].set_color(TEXT)
+    made.grid(visible=True, color=GRID, linewidth=0.8)
     made.set_axisbelow(True)
     return made
+
+
+def legend(made: Axes, columns: int = 1) -> None:
+    """Above the picture, where it hides nothing."""
+    made.legend(frameon=False, labelcolor=TEXT, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
 
 
 def save(made: Axes, path: Path) -> None:
@@ -40,48 +61,50 @@ def save(made: Axes, path: Path) -> None:
 
 def line(made: Axes, scale: Scale, value: Callable[[dict[str, Any]], float], label: str, color: str) -> None:
     keys = [row["keys"] for row in scale]
-    numbers = [value(row) for row in scale]
-    made.plot(keys, numbers, marker="o", color=color, label=label, linewidth=2)
-    made.annotate(f" {numbers[-1]:.3g}", (keys[-1], numbers[-1]), color=color, va="bottom", fontsize=9)
+    made.plot(keys, [value(row) for row in scale], marker="o", color=color, label=label, linewidth=2)
 
 
 def rate(results: Results, scale: Scale) -> Axes | None:
     if not scale:
         return None
-    made = axes("Rate over table size (8-byte keys, 32-byte values)", "keys", "million a second")
+    made = axes("keys", "million a second")
     line(made, scale, lambda row: 1e3 / row["get_many_ns"], "get_many, 1,000 at a time", BLUE)
     line(made, scale, lambda row: 1e3 / row["get_ns"], "get", ORANGE)
-    line(made, scale, lambda row: 1e3 / row["apply_ns"], "apply of new keys, chunks of 1,000", GRAY)
+    line(made, scale, lambda row: 1e3 / row["apply_ns"], "apply of new keys, chunks of 1,000", GREEN)
     made.set_xscale("log")
     made.set_ylim(0)
-    made.legend(frameon=False)
+    legend(made)
     return made
 
 
 def reopening(results: Results, scale: Scale) -> Axes | None:
     if not scale:
         return None
-    made = axes("Opening and snapshots over table size", "keys", "seconds")
-    line(made, scale, lambda row: row["open_background_s"], 'open, "background"', BLUE)
-    line(made, scale, lambda row: row["open_full_s"], 'open, "full": every byte checked', ORANGE)
-    line(made, scale, lambda row: row["snapshot_s"], "snapshot, BLAKE3 and fsync included", GRAY)
+    made = axes("keys", "seconds")
+    line(made, scale, lambda row: row["open_background_s"], "opening; bytes are checked in the background", BLUE)
+    line(made, scale, lambda row: row["open_full_s"], "opening, every byte checked before it returns", ORANGE)
+    line(made, scale, lambda row: row["snapshot_s"], "a snapshot, with checksum and fsync", GREEN)
     made.set_xscale("log")
     made.set_yscale("log")
-    made.legend(frameon=False)
+    legend(made)
     return made
 
 
 def memory(results: Results, scale: Scale) -> Axes | None:
     worst = results.get(("memory.private.worst", "fastsm"))
-    if worst is None:
+    if worst is None or "dict" not in worst.extra:
         return None
-    sizes = [(size, private) for size, private, _ in worst.extra["sizes"] if size >= 100_000]
-    made = axes("Private memory a key", "keys", "bytes a key")
-    made.plot(*zip(*sizes, strict=True), marker="o", color=BLUE, linewidth=2)
-    made.axhline(24, color=GRAY, linestyle="--", linewidth=1)
-    made.annotate("target for the worst size", (sizes[-1][0], 24), ha="right", va="bottom", color=GRAY, fontsize=9)
+    sizes = [found for found in worst.extra["sizes"] if found[0] >= 100_000]
+    keys = [size for size, _, _ in sizes]
+    made = axes("keys", "bytes a key")
+    made.plot(*zip(*worst.extra["dict"], strict=True), marker="s", color=PURPLE, linewidth=2, label="dict, all of it")
+    made.plot(keys, [private + mapped for _, private, mapped in sizes], marker="o", color=BLUE, linewidth=2,
+              label="fastsm with its mapped files, which the system may drop and read again")
+    made.plot(keys, [private for _, private, _ in sizes], marker="o", color=ORANGE, linewidth=2,
+              label="fastsm, memory of the process's own")
     made.set_xscale("log")
     made.set_ylim(0)
+    legend(made)
     return made
 
 
@@ -89,59 +112,63 @@ def latency(results: Results, scale: Scale) -> Axes | None:
     reader = results.get(("snapshot.reader.p9999", "fastsm"))
     if reader is None:
         return None
-    made = axes("A reader's get while a snapshot of a million keys is written", "percentile", "microseconds")
+    made = axes("of a hundred reads, so many take at most this time", "microseconds")
     names = [f"{mark:g}" for mark in reader.extra["percentiles"]] + ["longest"]
     lines = (
-        ("without", "without", GRAY), ("next to C", "while C hashes and writes as much", BLUE),
-        ("with", "while it is written", ORANGE),
+        ("without", "nobody else works", GREEN), ("next to C", "a thread in C hashes and writes as many bytes", BLUE),
+        ("with", "a snapshot is being written", ORANGE),
     )  # fmt: skip
     for which, label, color in lines:
         times = [time / 1e3 for time in [*reader.extra[which], reader.extra[f"{which}_longest"]]]
         made.plot(names, times, marker="o", label=label, color=color, linewidth=2)
     made.set_yscale("log")
-    made.legend(frameon=False)
+    legend(made)
     return made
 
 
-def peers(results: Results, scale: Scale) -> Axes | None:
-    wanted = ["get.1m.fresh", "apply.1", "apply.100", "flush.100", "load", "snapshot"]
-    names = sorted({who for _, who in results if who != "fastsm"})
-    if not names:
+def stores(times: Times) -> Axes | None:
+    """Bars of each store's time, grouped by work; the works' own scales differ, so time is logarithmic."""
+    if not times:
         return None
-    columns = ["fastsm", *names]
-    made = axes("Time as a ratio to each row's base (base = 1, left is faster)", "ratio, logarithmic", "", height=5.5)
-    marks = "osD^vP*X"
-    for i, who in enumerate(columns):
-        rows = [(results[row, who].median, wanted.index(row)) for row in wanted if (row, who) in results]
-        if rows:
-            ratios, heights = zip(*rows, strict=True)
-            made.scatter(
-                ratios, heights, s=90 if who == "fastsm" else 45, marker=marks[i % len(marks)], label=who,
-                color=ORANGE if who == "fastsm" else plt.get_cmap("Blues")(0.35 + 0.6 * i / len(columns)), zorder=3)
-    made.axvline(1, color=GRAY, linewidth=1)
-    made.set_yticks(range(len(wanted)), [ROWS[row].work for row in wanted], fontsize=8)
+    names = [name for name in STORES if any(name in found for found in times.values())]
+    made = axes("seconds, logarithmic; shorter is better", "", height=1 + 0.9 * len(times))
+    thickness = 0.8 / len(names)
+    for i, name in enumerate(names):
+        rows = [(number + i * thickness, found[name]) for number, found in enumerate(times.values()) if name in found]
+        places, seconds = zip(*rows, strict=True)
+        made.barh(places, seconds, height=thickness * 0.9, label=name, color=STORES[name])
+    middle = thickness * (len(names) - 1) / 2
+    made.set_yticks([number + middle for number in range(len(times))], list(times), fontsize=9)
     made.invert_yaxis()
     made.set_xscale("log")
-    made.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    made.grid(visible=False, axis="y")
+    legend(made, len(names))
     return made
 
 
-PICTURES: dict[str, tuple[str, Callable[[Results, Scale], Axes | None]]] = {
-    "rate.svg": ("Rate over table size", rate),
-    "latency.svg": ("Latency while a snapshot is written", latency),
-    "reopening.svg": ("Opening over table size", reopening),
-    "memory.svg": ("Memory a key", memory),
-    "peers.svg": ("fastsm and its peers", peers),
-}
+PICTURES: dict[Picture, Callable[[Results, Scale], Axes | None]] = {
+    Picture("latency.svg", "Reads while a snapshot is written",
+            "How long a read takes while a snapshot of a million keys is written: the writer works without the "
+            "interpreter's lock, so what is left is the processor's caches and the disk."): latency,
+    Picture("memory.svg", "Memory a key",
+            "Memory a key, with 16-byte keys and 100-byte values. The records lie in the mapped log, which the system "
+            "may drop and read again; only table and terms are the process's own."): memory,
+    Picture("rate.svg", "Rates over the size of the table", "Rates over the number of keys."): rate,
+    Picture("reopening.svg", "Opening and snapshots over the size of the table",
+            "Opening after a clean close, and snapshots, over the number of keys."): reopening,
+}  # fmt: skip
 
 
-def draw(results: Results, scale: Scale, directory: Path) -> list[tuple[str, str]]:
-    """Draws what there are results for; titles and file names."""
+def draw(results: Results, scale: Scale, times: Times, directory: Path) -> list[Picture]:
+    """Draws what there are results for."""
     mpl.rcParams["svg.hashsalt"] = "fastsm"
     drawn = []
-    for name, (title, picture) in PICTURES.items():
-        made = picture(results, scale)
+    for picture, made_of in PICTURES.items():
+        made = made_of(results, scale)
         if made is not None:
-            save(made, directory / name)
-            drawn.append((title, name))
+            save(made, directory / picture.name)
+            drawn.append(picture)
+    made = stores(times)
+    if made is not None:
+        save(made, directory / "peers.svg")
     return drawn

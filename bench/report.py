@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,86 @@ from bench.targets import ROWS, verdict
 
 INTRODUCTION = """# Benchmarks
 
-Made by `python -m bench report` from what `pytest bench` and `python -m bench scale` measured; not edited by hand.
+![Time of common work: fastsm, a dict, LMDB, SQLite and rocksdict](img/peers.svg)
+"""
 
+READING = """
+One million keys of 16 random bytes, values of 100 bytes; shorter is better. Each time is the median of
+interleaved rounds on one machine, described below; in brackets is the ratio to fastsm: above 1, fastsm is faster.
+"dict" keeps everything in memory and nothing on a disk; with † it has a log that it appends to, and pickles itself for
+a snapshot.
+"""
+
+SUMMARY = {  # row: what is done, of what the time is
+    "get.1m.fresh": ("read one key", "a key"),
+    "apply.100": ("apply entries, 100 at a time: half overwrites, a tenth deletes", "an entry"),
+    "flush.100": ("apply 100 entries and make them durable", "100 entries"),
+    "load": ("load a million keys", "all"),
+    "snapshot": ("write a snapshot of a million keys", "all"),
+    "open.background": ("open a million keys after a clean close", "all"),
+}
+COLUMNS = {"fastsm": "fastsm", "dict": "dict", "lmdb": "LMDB", "sqlite": "SQLite", "rocksdict": "rocksdict"}
+
+ALL_ROWS = """
 Each ratio is to a base timed in the same process, in interleaved rounds of alternating order: the median of the
 rounds' ratios, and their spread. Below 1 is faster than the base. Keys have 16 random bytes, values 100, chunks 1,000
-entries, unless said. *Fresh* are equal keys as new objects, in shuffled order: no hash is cached in them. *dict* is a
-plain `dict` doing the same from a Python loop, with no durability at all. Commands are made before the clock.
+entries, unless stated otherwise. *Fresh* keys are equal keys as new objects, in shuffled order: no hash is cached in
+them. *dict* is a plain `dict` doing the same from a Python loop, with no durability at all. Commands are made before
+the timing starts. `pytest bench -q --peers` and `python -m bench scale` measured this, and `python -m bench report`
+makes this page; do not edit it.
 """
+
+
+def seconds_of(results: dict[tuple[str, str], Result], row: str, who: str) -> tuple[float | None, str]:
+    """The median time of one piece of work, in seconds, and a mark; None where it was not measured."""
+    if who == "dict":
+        own = results.get((row, "fastsm"))
+        if own is not None and own.base and ROWS[row].base.startswith("dict"):
+            return statistics.median(own.base) / per(own, row), ""
+        return seconds_of(results, row, "dict_log")[0], "†"
+    result = results.get((row, who))
+    if result is None:
+        return None, ""
+    if result.subject:
+        return statistics.median(result.subject) / per(result, row), ""
+    return result.median * {"ms": 1e-3, "us": 1e-6, "ns": 1e-9}[result.unit], ""
+
+
+def per(result: Result, row: str) -> int:
+    return 1 if SUMMARY[row][1] == "all" else result.items
+
+
+def stores_of(results: dict[tuple[str, str], Result], row: str) -> dict[str, float]:
+    """The seconds of each store."""
+    found = {name: seconds_of(results, row, who)[0] for who, name in COLUMNS.items()}
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
+def time_text(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def summary_table(results: dict[tuple[str, str], Result]) -> list[str]:
+    lines = [
+        "| work | time of | " + " | ".join(COLUMNS.values()) + " |",
+        "| --- | --- |" + " ---: |" * len(COLUMNS),
+    ]
+    for row, (work, of) in SUMMARY.items():
+        own, _ = seconds_of(results, row, "fastsm")
+        if own is None:
+            continue
+        cells = []
+        for who in COLUMNS:
+            found, mark = seconds_of(results, row, who)
+            if found is None:
+                cells.append("")
+            else:
+                cells.append(time_text(found) + mark + ("" if who == "fastsm" else f" ({found / own:.2g})"))
+        lines.append(f"| {work} | {of} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def spread(result: Result) -> str:
@@ -36,7 +110,7 @@ def about_table(about: dict[str, Any]) -> list[str]:
 
 def target_table(results: dict[tuple[str, str], Result]) -> list[str]:
     lines = [
-        "## fastsm", "", "Measured by `pytest bench -q` (with `--peers`: the others as well).", "",
+        "## All rows, with the project's own targets", ALL_ROWS,
         "| work | base | measured | spread | target | |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name, row in ROWS.items():
@@ -57,7 +131,7 @@ def peer_table(results: dict[tuple[str, str], Result]) -> list[str]:
     if not peers:
         return []
     columns = ["fastsm", *peers]
-    lines = ["## Peers", "", "The same ratios to the same base, timed in turns with it.", ""]
+    lines = ["### The other stores", "", "The same ratios to the same base, timed in turns with it.", ""]
     lines += ["| work | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     for name, row in ROWS.items():
         found = {who: results[name, who].median for who in columns if (name, who) in results}
@@ -73,7 +147,7 @@ def scale_table(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     lines = [
-        "## Scale", "", "Keys of 8 bytes, values of 32: `python -m bench scale --largest 50000000`.", "",
+        "### Scale", "", "Keys of 8 bytes, values of 32: `python -m bench scale --largest 50000000`.", "",
         "| keys | apply, ns an entry | longest apply, ms | get, ns | get_many, ns a key | private bytes a key | "
         "disk bytes a key | snapshot, s | open, ms | open full, s |",
         "| ---: |" + " ---: |" * 9,
@@ -100,14 +174,13 @@ def write_report(paths: list[Path], docs: Path) -> int:
     scale = sorted(
         (result.extra for (row, _), result in results.items() if row.startswith("scale.")), key=lambda row: row["keys"])
     (docs / "img").mkdir(parents=True, exist_ok=True)
-    pictures = draw(results, scale, docs / "img")
-    lines = [INTRODUCTION, *about_table(about), *target_table(results), *peer_table(results), *scale_table(scale)]
-    lines += [Path(__file__).with_name("notes.md").read_text()]
-    if pictures:
-        lines += ["## Pictures", ""]
-        lines += [line for title, name in pictures for line in (f"![{title}](img/{name})", "")]
+    times = {work: stores_of(results, row) for row, (work, _) in SUMMARY.items() if (row, "fastsm") in results}
+    pictures = draw(results, scale, times, docs / "img")
+    costs, rest = Path(__file__).with_name("notes.md").read_text().split("<!-- pictures and rows -->\n")
+    lines = [INTRODUCTION, READING.strip(), "", *summary_table(results), costs]
+    for picture in pictures:
+        lines += ["", f"![{picture.title}](img/{picture.name})", "", picture.caption]
+    lines += ["", *about_table(about), *target_table(results), *peer_table(results), *scale_table(scale), rest]
     (docs / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
     print(f"{docs / 'benchmarks.md'}: {len(results)} results, {len(pictures)} pictures")
     return 0
-
-

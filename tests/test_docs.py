@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import re
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +25,14 @@ def test_examples_of_a_page_run(page: Path) -> None:
     """Every `>>>` of a page gives what the page says."""
     result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_of_python_without_prompts_compile(page: Path) -> None:
+    """What a page shows as Python is Python, also where it needs a cluster to run."""
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        if ">>>" not in block:
+            compile(textwrap.dedent(block), str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 @pytest.mark.parametrize("module", ["clock", "machine", "command"])
@@ -44,11 +54,20 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file of the checkout."""
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+    """Every relative link names a file of the checkout, and a heading that the page has."""
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
         if "fastsm/" in target and not (ROOT / "fastsm").is_dir():
             continue  # the sources are out of the way: the installed package is tested
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        there = page.parent / target if target else page
+        assert there.exists(), f"{page.name} links to {target}"
+        assert not heading or heading in headings_of(there), f"{page.name} links to {target}#{heading}"
+
+
+def headings_of(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as Python-Markdown makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
 def test_every_public_name_is_in_the_reference() -> None:
@@ -96,7 +115,9 @@ def test_links_of_the_readme_work_on_a_package_index() -> None:
             assert (ROOT / source[1]).exists(), target
         if page:
             here = ROOT / "docs" / page[1].rstrip("/")
-            assert here.with_suffix(".md").exists() or (here / "index.md").exists(), target
+            file = here / "index.md" if here.is_dir() else here.with_suffix(".md")
+            assert file.exists(), target
+            assert "#" not in target or target.partition("#")[2] in headings_of(file), target
 
 
 # ---- importing ---------------------------------------------------------------------------------------

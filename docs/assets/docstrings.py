@@ -68,6 +68,9 @@ def take_signature(function: Any) -> None:
         function.parameters = found.parameters
         function.returns = found.returns
     function.parameters = griffe.Parameters(*(p for p in function.parameters if not re.match("_[^_]", p.name)))
+    for parameter in function.parameters:
+        if parameter.name == "mode" and parameter.default is not None:
+            parameter.default = oct(int(str(parameter.default), 0))  # permissions are not read in decimal
 
 
 @cache

@@ -8,7 +8,8 @@ from fastsm.types import Change, LogId, Position
 
 NOT_YET: object
 
-def changes_of(mapping: Mapping | None, stop: int, index: int) -> int | None: ...
+def changes_of(mapping: Mapping | None, stop: int, index: int) -> int | None:
+    """Returns how many changes an entry made, in the frames of a log before `stop`; None where that cannot be known."""
 
 class Source:
     @property

@@ -18,7 +18,13 @@ class Follower(Timed):
     def _opened(self) -> int: ...
     @property
     def _rebuilt(self) -> int: ...
-    def refresh(self) -> LogId: ...
+    def refresh(self) -> LogId:
+        """Takes what the owner has applied since; returns last applied. Without news it makes no system call.
+
+        O(records since); after a compaction or an install O(keys). Each chunk becomes visible as a whole. Raises
+        `NotRunningError` after `close`; `StorageError`, `CorruptionError` where what was published cannot be read: then
+        the state stays as it was. `ReentryError` in a signal handler on top of a refresh of its own thread.
+        """
     def _await_news(self, seconds: float) -> bool: ...
     def _show(
         self, log: Log, index: Index, applied: LogId, durable: LogId, verified: bool, incarnation: int,

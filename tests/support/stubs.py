@@ -13,15 +13,26 @@ from pathlib import Path
 import fastsm
 
 PACKAGE = Path(fastsm.__file__).resolve().parent
-MODULES = (  # those with public names
-    "command", "columns", "core.state", "core.ordered", "core.timed", "core.engine", "journal.engine",
-)  # fmt: skip
-CLASSES = ("State", "Ordered", "Timed", "Engine", "LogEngine")  # what FastStateMachine and RaftLog are made of
 
 
 def stub_of(module: str) -> Path:
     """The stub of one of the modules."""
     return PACKAGE.joinpath(*module.split(".")).with_suffix(".pyi")
+
+
+def compiled_bases() -> list[type]:
+    """Return the compiled classes that the public ones are made of."""
+    public = [getattr(fastsm, name) for name in fastsm.__all__]
+    bases = {base for each in public if isinstance(each, type) for base in each.__mro__}
+    return [
+        base
+        for base in bases
+        if base.__module__.startswith("fastsm.") and stub_of(base.__module__.removeprefix("fastsm.")).exists()
+    ]
+
+
+CLASSES = {base.__name__ for base in compiled_bases()}
+MODULES = sorted({"command", "columns", *(base.__module__.removeprefix("fastsm.") for base in compiled_bases())})
 
 
 def quoted(text: str, indent: str) -> list[str]:
