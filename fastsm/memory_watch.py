@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from fastsm.arguments import bytes_of
 from fastsm.errors import CompactedError, NotRunningError, ReentryError
-from fastsm.event_loops import event_loops
-from fastsm.generation.watch import LIMIT, MAX_BYTES, checked_read, seconds_left
+from fastsm.event_loops import event_loops, set_result, tell
+from fastsm.generation.watch import Reads
 from fastsm.types import Change, LogId, Position
 
 if TYPE_CHECKING:
@@ -38,16 +39,26 @@ class History:
         self.look = look
         self.term_of = term_of
         self.state = object()  # another one for each state that is no continuation of the one before
+        self.wakes = 0
         self.waiting: list[Callable[[], object]] = []
 
     def wake(self) -> None:
         """Has all who wait look again."""
-        waiting, self.waiting = self.waiting, []
-        for tell in waiting:
-            tell()
+        self.wakes += 1
+        for wake in list(self.waiting):
+            wake()
+
+    @contextmanager
+    def waking(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Within the block `wake()` is called whenever it is worth looking again."""
+        self.waiting.append(wake)
+        try:
+            yield
+        finally:
+            self.waiting.remove(wake)
 
 
-class MemoryWatch:
+class MemoryWatch(Reads):
     """The changes of a model's keys below a prefix: what ``fastsm.Watch`` is for a ``FastStateMachine``."""
 
     def __init__(
@@ -74,17 +85,21 @@ class MemoryWatch:
     def _start_at(self, start: Any) -> None:
         self._checked = False
         if not isinstance(start, tuple):
-            index = operator.index(start)
+            try:
+                index = operator.index(start)
+            except TypeError:
+                raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)") from None
             if not 0 <= index <= LARGEST:
                 raise ValueError(f"start={index}: expected an index from 0 to 2**64 - 2, or a Position")
             self._index, self._term = max(index, 1) - 1, None
             return
         if len(start) != 3:
             raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)")
-        for number in (start[0], start[2], start[1] if start[1] is not None else 0):
-            if not 0 <= operator.index(number) <= LARGEST:
+        self._index, self._offset = operator.index(start[0]), operator.index(start[2])
+        self._term = None if start[1] is None else operator.index(start[1])
+        for number in (self._index, self._offset, self._term or 0):
+            if not 0 <= number <= LARGEST:
                 raise ValueError(f"start={start!r}: expected numbers from 0 to 2**64 - 2")
-        self._index, self._term, self._offset = start
         self._whole = False
 
     @property
@@ -106,6 +121,7 @@ class MemoryWatch:
         """Raises what ends the watch."""
         if self._closed:
             raise NotRunningError("this watch is closed")
+        self._wakes = self._history.wakes
         self._moment = self._history.look()
         base, applied = self._moment.base, self._moment.applied
         if self._state is not self._history.state:
@@ -131,7 +147,6 @@ class MemoryWatch:
 
     def _take(self, limit: int, max_bytes: int) -> list[Change]:
         """What is to be told next; the place moves."""
-        self._look()
         last = self._moment.durable if self._is_durable else self._moment.applied
         found: list[Change] = []
         size = number = at = 0
@@ -155,48 +170,41 @@ class MemoryWatch:
 
     # ---- read ------------------------------------------------------------------------------------------
 
-    def read(
-        self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
-    ) -> list[Change]:
-        """Up to ``limit`` changes, as soon as there is one, by another thread; an empty list after ``timeout``."""
-        limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
-        self._begin()
-        try:
-            while True:
-                over = threading.Event()
-                self._history.waiting.append(over.set)  # before the look, so that nothing is missed
-                found = self._take(limit, max_bytes) if limit else []
-                if found or not limit or not over.wait(seconds_left(end)):
-                    return found
-        finally:
-            self._reading = False
-
-    async def read_async(
-        self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
-    ) -> list[Change]:
-        """:meth:`read` for coroutines."""
-        limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
-        asyncio = event_loops()
-        loop = asyncio.get_running_loop()
-        self._begin()
-        try:
-            while True:
-                over = asyncio.Event()
-                self._history.waiting.append(partial(loop.call_soon_threadsafe, over.set))
-                found = self._take(limit, max_bytes) if limit else []
-                if found or not limit:
-                    return found
-                try:
-                    await asyncio.wait_for(over.wait(), seconds_left(end))
-                except asyncio.TimeoutError:
-                    return []
-        finally:
-            self._reading = False
-
     def _begin(self) -> None:
         if self._reading:
             raise ReentryError("this watch is being read already")
         self._reading = True
+
+    def _end(self) -> None:
+        self._reading = False
+
+    def _collect(self, found: list[Change], limit: int, max_bytes: int, may_pause: bool) -> bool:
+        if limit:
+            found += self._take(limit, max_bytes)
+        return False
+
+    def _hand_over(self) -> None:
+        """The place has moved already."""
+
+    def _wait_for_change(self, timeout: float | None) -> bool:
+        over = threading.Event()
+        with self._history.waking(over.set):
+            if self._history.wakes != self._wakes:
+                return True
+            return over.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+    async def _wait_for_change_async(self, timeout: float | None) -> bool:
+        asyncio = event_loops()
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        with self._history.waking(partial(tell, loop, partial(set_result, over, None))):
+            if self._history.wakes != self._wakes:
+                return True
+            try:
+                await asyncio.wait_for(over, timeout)
+            except asyncio.TimeoutError:
+                return False
+        return True
 
     def __iter__(self) -> Self:
         return self
@@ -209,24 +217,13 @@ class MemoryWatch:
                 raise StopIteration from None
             raise
 
-    def __aiter__(self) -> Self:
-        return self
+    # ---- the end ---------------------------------------------------------------------------------------
 
-    async def __anext__(self) -> Change:
-        try:
-            return (await self.read_async(1))[0]
-        except NotRunningError:
-            if self._closed:
-                raise StopAsyncIteration from None
-            raise
+    def _is_over(self) -> bool:
+        return False  # a model that was stopped may start again
 
-    def close(self) -> None:
-        """Ends the watch."""
+    def _close(self) -> None:
         self._closed = True
+
+    def _wake(self) -> None:
         self._history.wake()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()

@@ -1,4 +1,4 @@
-"""A thread that answers coroutines: as many at a time as have come meanwhile, each on its own event loop."""
+"""Threads of a machine's own that serve others; one kind answers coroutines, many at a time, on their event loops."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class BatchThread(ABC, Generic[T]):
-    """Serves what was put into its queue; the thread is started once, when it is first needed. Thread safe.
+class ServingThread(ABC):
+    """A thread that is started once, when it is first needed, and ends with the machine. Thread safe.
 
-    A subclass says what a batch comes to.
+    A subclass says what it does, until it is told to end.
     """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[T | None] = SimpleQueue()
-        self._lock = threading.RLock()  # of `_closed` and what is queued; the thread never takes it
+        self._lock = threading.RLock()  # of `_closed` and what is to be served; the thread never takes it
         self._thread = LastingThread()
         self._closed = False
 
     @abstractmethod
-    def _outcomes(self, batch: list[T]) -> Iterable[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]:
-        """Returns each answer, with the event loop that is to run it."""
+    def _work(self) -> None:
+        """Serves, on the thread, until it was told to end and all were served that had come before."""
+
+    @abstractmethod
+    def _tell_to_end(self) -> None:
+        """Has `_work` end."""
 
     def _start(self) -> None:
-        """Where no thread can be had nothing has changed, and the next call tries again."""
+        """Where no thread can be had it is a ``StorageError``, nothing has changed, and the next call tries again."""
+        if self._thread.call is not None:
+            return
         with self._lock:
             self._require_open()
             self._thread.start(self._work)
@@ -47,7 +52,7 @@ class BatchThread(ABC, Generic[T]):
             raise NotRunningError(CLOSED)
 
     def close(self) -> None:
-        """Ends the thread once everything in the queue was answered."""
+        """Ends the thread once everything that had come was served."""
         self.abandon()
         self._thread.wait()
 
@@ -55,7 +60,22 @@ class BatchThread(ABC, Generic[T]):
         """Takes nothing more, and waits for nothing."""
         with self._lock:
             self._closed = True
-            self._queue.put(None)
+            self._tell_to_end()
+
+
+class BatchThread(ServingThread, Generic[T]):
+    """Serves what was put into its queue. A subclass says what a batch comes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queue: SimpleQueue[T | None] = SimpleQueue()
+
+    @abstractmethod
+    def _outcomes(self, batch: list[T]) -> Iterable[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]:
+        """Returns each answer, with the event loop that is to run it."""
+
+    def _tell_to_end(self) -> None:
+        self._queue.put(None)
 
     def _work(self) -> None:
         ended = False

@@ -86,7 +86,7 @@ cdef class Engine(Timed):
         if old is not None:
             old.close()
         if publisher is not None:
-            publisher.begin(self._log.identity, self._index.end - self._log.start, self._log.base is not None)
+            publisher.begin(self._log.identity, self._index.end - self._log.start)
             self.tell_readers()
 
     cdef inline void tell_readers(self) noexcept:
@@ -116,6 +116,7 @@ cdef class Engine(Timed):
         cdef uint64_t old_end = self._index.end - self._log.start
         cdef Reach reach
         cdef uint64_t before = self.applied_index
+        cdef uint64_t incarnation = 0
         applied, metadata = LogId(self.applied_index, self.applied_term), self.metadata
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
@@ -123,6 +124,9 @@ cdef class Engine(Timed):
         # Until all is changed: their end may let another thread run.
         old_log, _old, mapping = self._log, self._index, self.mapping
         cdef Mapping _of_order = index.order.mapping if index.ordered else None
+        if self.publisher is not None:
+            incarnation = self.publisher.announce(
+                self._log.identity, log.identity, state_of_its_own is not None, runs.index == 0 or runs.index < before)
         name_next()
         log.sync_count += self._log.sync_count
         log.sync_seconds += self._log.sync_seconds
@@ -137,8 +141,8 @@ cdef class Engine(Timed):
         self.applied_index, self.applied_term = runs.index, runs.term
         self.framed_index, self.framed_term = runs.index, runs.term
         self.durable_index, self.durable_term = runs.index, runs.term
-        if self.publisher is not None and state_of_its_own is not None:
-            self.publisher.note_state(runs.index == 0 or runs.index < before)
+        if self.publisher is not None:
+            self.publisher.go_on_as(incarnation)
         self.tell_readers()
         if state_of_its_own is not None:
             self._watchers.wake_all()

@@ -80,9 +80,13 @@ cdef class StateSource(Source):
         cdef Waiting waiting = Waiting(watch, self.durable, queue, owner)
         if turns is not None:
             turns.check()
+        if state.status:
+            return None  # the next look says why
+        if state.gate:
+            state.refuse()  # a procedure's own thread; others go on
         # From here on no Python code runs: it waits, or something has come.
         if (
-            state.gate or watch._closed or state._epoch >> 32 != self.state or state._log.identity != self.identity
+            watch._closed or state._epoch >> 32 != self.state or state._log.identity != self.identity
             or (state.durable_index if self.durable else state.applied_index) != self.index
         ):
             return None

@@ -29,6 +29,8 @@ cdef class Waiting:
     def __cinit__(self, Changes watch not None, bint durable, queue, owner):
         self.watch, self.prefix, self.durable, self.queue, self.owner = watch, watch._prefix, durable, queue, owner
         self.index = watch.draft.index
+        if self.index and (watch.draft.unchecked or not watch.draft.whole):
+            self.index -= 1  # that entry, or some of its changes, are to come
 
     def tell(self):
         """Wakes a thread."""

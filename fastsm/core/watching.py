@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from fastsm.background import LastingThread
+from fastsm.background import LOOK_SECONDS
+from fastsm.core.batches import ServingThread
 from fastsm.core.matching import StateSource, serve
-from fastsm.core.turns import CLOSED
-from fastsm.errors import NotRunningError
 from fastsm.event_loops import event_loops, run_all, set_result, tell
-from fastsm.generation.watch import Watch
+from fastsm.generation.watch import Watch, seconds_left
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,10 +44,11 @@ class MachineWatch(Watch):
         waiting = source.wait(self, self._turns, queue, None)
         if waiting is None:
             return True
+        end = None if timeout is None else time.monotonic() + timeout
         try:
-            queue.get(timeout=None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-        except Empty:
-            return bool(waiting.over)  # it was told at the last moment
+            while not wait_a_while(queue, seconds_left(end)):
+                if end is not None and time.monotonic() >= end:
+                    return bool(waiting.over)  # it was told at the last moment
         finally:
             self._watching.watchers.discard(waiting)
         return True
@@ -80,34 +81,36 @@ class MachineWatch(Watch):
             self._watching.watchers.discard(one)
 
 
-class Watching:
+class Watching(ServingThread):
     """The thread that tells watches of changes, once a millisecond at most. Thread safe."""
 
     def __init__(self, watchers: Watchers) -> None:
+        super().__init__()
         self.watchers = watchers
-        self._lock = threading.RLock()  # of `_closed`; the thread never takes it
-        self._thread = LastingThread()
-        self._closed = False
 
     def start(self) -> None:
-        """Starts the thread, once. Where none can be had it is a ``StorageError``, and the next call tries again."""
-        if self._thread.call is not None:
-            return
-        with self._lock:
-            if self._closed:
-                raise NotRunningError(CLOSED)
-            self._thread.start(partial(serve, self.watchers, tell_all))
+        """Starts the thread, once."""
+        self._start()
 
-    def close(self) -> None:
-        """Ends the thread, once those who wait were told."""
-        self.abandon()
-        self._thread.wait()
+    def _work(self) -> None:
+        serve(self.watchers, tell_all)
 
-    def abandon(self) -> None:
-        """Waits for nothing."""
-        with self._lock:
-            self._closed = True
-            self.watchers.silence()
+    def _tell_to_end(self) -> None:
+        self.watchers.silence()
+
+
+def wait_a_while(queue: SimpleQueue[Waiting], seconds: float | None) -> bool:
+    """Returns whether something came, in so many seconds at most; sooner on the main thread, which serves signals.
+
+    A signal that another thread has taken does not wake it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        seconds = LOOK_SECONDS if seconds is None else min(seconds, LOOK_SECONDS)
+    try:
+        queue.get(timeout=None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+    except Empty:
+        return False
+    return True
 
 
 def tell_all(awake: list[Waiting]) -> None:

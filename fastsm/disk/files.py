@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOCK = "LOCK"
 LOCK_PAUSE = 0.02  # seconds between two attempts at a lock that another process holds
 LOCK_MOMENT = 0.002  # seconds for which it is tried at least
+ASKED_SECONDS = 5.0  # seconds for which it is tried while nobody holds it but who asks for the owner
 NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS: its locks need a file that is open for writing
 NO_REGULAR_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "another kind of file"}
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems refuse what they cannot do
@@ -46,8 +47,11 @@ def hides_seam(init: Init) -> Init:
     return init
 
 
-def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
-    """A set for what is open; in a forked child, whose copies are the parent's to end, each is given to ``leave``."""
+def left_by_children(leave: Callable[[Open], object], *, go_on: bool = False) -> weakref.WeakSet[Open]:
+    """A set for what is open; in a forked child, whose copies are the parent's to end, each is given to ``leave``.
+
+    ``go_on``: they work on in the child, and so in children of its own, to which the same is done.
+    """
     opened: weakref.WeakSet[Open] = weakref.WeakSet()
 
     def leave_all() -> None:
@@ -57,7 +61,8 @@ def left_by_children(leave: Callable[[Open], object]) -> weakref.WeakSet[Open]:
                 leave(one)
             except Exception as error:  # the others have to be left all the same
                 errors.append(error)
-        opened.clear()
+        if not go_on:
+            opened.clear()
         if errors:
             raise errors[0]
 
@@ -132,8 +137,8 @@ class Directory:
         processes could then lock two files of one name; where a tool that failed removes the directory that it made,
         LOCK goes too, and a process that waited for it notices.
         """
-        # At least a moment: a process that asks who the owner is has the lock for some microseconds.
         deadline = time.monotonic() + max(timeout, LOCK_MOMENT)
+        asked_until = time.monotonic() + max(timeout, ASKED_SECONDS)
         lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
         try:
             while True:
@@ -143,7 +148,8 @@ class Directory:
                     lock.close()  # a tool has removed what it made, LOCK too
                     lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
                     continue
-                left = deadline - time.monotonic()
+                # A process that asks who the owner is has the lock for a moment, longer if it is stopped just then.
+                left = (asked_until if self._is_only_asked_for(lock) else deadline) - time.monotonic()
                 if left <= 0:
                     raise self._locked_by(lock)
                 time.sleep(min(left, LOCK_PAUSE, max(timeout, LOCK_MOMENT) / 4))
@@ -167,7 +173,7 @@ class Directory:
     def owner(self) -> LockedError | None:
         """Who has the directory open, as the error that they would be told; None when nobody has. For tools.
 
-        Asking takes the lock for some microseconds, shared, which only an opening at that very moment could notice.
+        Asking takes the lock for some microseconds, shared, for which an opening at that very moment waits.
         """
         try:
             lock = self.open_file(LOCK, os.O_RDONLY)
@@ -180,6 +186,16 @@ class Directory:
         finally:
             self.close_file(lock)
         return None
+
+    @staticmethod
+    def _is_only_asked_for(lock: Descriptor) -> bool:
+        """Whether those who hold the lock share it: they ask who the owner is, and there is none."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        return True
 
     def _locked_by(self, lock: Descriptor) -> LockedError:
         holder = os.pread(lock.number, 100, 0).split(b"\n")

@@ -21,6 +21,8 @@ cdef enum:  # the file
     HEADER_SIZE = 64
     SLOT_SIZE = 64           # a line of the cache each
     SLOTS = 2
+    STEP_OFFSET = HEADER_SIZE + SLOTS * SLOT_SIZE
+    STEP_SIZE = 32
 
 ctypedef struct Slot:
     uint64_t number          # of the publication; the slot of an even one is the first
@@ -38,6 +40,13 @@ cdef enum:
     OPENING_SHIFT = 20
     BOOT_SHIFT = 32
 
+ctypedef struct Step:
+    # What an owner is about to do: go on in another log. It counts only where nothing was published after it.
+    uint64_t identity        # of the log that is left
+    uint64_t next_identity   # of the next one
+    uint64_t incarnation     # of the state in it
+    uint64_t checksum        # of these
+
 cdef inline uint64_t mixed(uint64_t mix, uint64_t field) noexcept nogil:
     mix ^= field
     mix = (mix << 29) | (mix >> 35)
@@ -54,6 +63,11 @@ cdef inline uint64_t slot_checksum(const Slot *slot) noexcept nogil:
     return mixed(mix, slot.durable_index)
 
 
+cdef inline uint64_t step_checksum(const Step *step) noexcept nogil:
+    cdef uint64_t mix = mixed(<uint64_t>0x2545F4914F6CDD1D, step.identity)
+    return mixed(mixed(mix, step.next_identity), step.incarnation)
+
+
 cdef class Publisher:
     # Invariant: one of the two slots is whole at any moment; what it says was in the log before.
     cdef object descriptor
@@ -64,7 +78,10 @@ cdef class Publisher:
     cdef readonly uint64_t incarnation
     cdef readonly bint failed        # the last one could not be written; the next one says it all
 
-    cdef void note_state(self, bint is_back) noexcept
+    cdef uint64_t announce(
+        self, uint64_t identity, uint64_t next_identity, bint is_other_state, bint is_back) noexcept
+    cdef void go_on_as(self, uint64_t incarnation) noexcept
+    cdef object content(self)
     cdef void write_slot(self, Slot *slot) noexcept
 
     cdef inline void publish(
@@ -102,6 +119,7 @@ cdef class Publication:
     cdef readonly str path
     cdef uint64_t device, inode
     cdef uint64_t seen[SLOTS]        # the slots' numbers when `read` last looked
+    cdef uint64_t first              # the newest number when this was opened
 
     cdef inline bint is_new(self) noexcept nogil:
         """Whether something was published since `read` last looked."""

@@ -4,7 +4,10 @@ The owner writes two slots in turn, each with a number and a checksum. So a read
 an owner who is killed half way, leave the other one whole. Neither side calls the system: the owner stores, the reader
 looks. The number is stored last, and a reader looks at it first: one that sees it sees the frames that it speaks of.
 
-    header | slot | slot | zeros          slot: number, incarnation, identity, end, applied, durable, checksum
+    header | slot | slot | step | zeros   slot: number, incarnation, identity, end, applied, durable, checksum
+
+Before an owner takes the step to another log, it announces that. So the next owner knows what the step was, should this
+one be killed before it has published anything of that log.
 
 Nothing here is needed to recover a state, and nothing is synced. After a restart of the machine the file may say
 anything that it ever said: the incarnation tells, for it says in which run of the machine it was drawn.
@@ -35,6 +38,7 @@ cdef enum:
     FILE_SIZE = 4096
 
 assert sizeof(Slot) == SLOT_SIZE
+assert sizeof(Step) == STEP_SIZE
 
 
 class Published(NamedTuple):
@@ -117,6 +121,24 @@ def newest_in(const uint8_t[::1] content):
     return newest(&content[0])
 
 
+cdef object announced(const uint8_t *page):
+    """The step that was announced last, `(identity, next identity, incarnation)`; None where that is not whole."""
+    cdef const Step *source = <const Step *>(page + STEP_OFFSET)
+    cdef Step step
+    step.identity = load(&source.identity)
+    step.next_identity = load(&source.next_identity)
+    step.incarnation = load(&source.incarnation)
+    step.checksum = load(&source.checksum)
+    if step.checksum != step_checksum(&step):
+        return None
+    return step.identity, step.next_identity, step.incarnation
+
+
+def announced_in(const uint8_t[::1] content):
+    """Return the step that was announced in the bytes of such a file, or None."""
+    return announced(&content[0]) if content.shape[0] >= STEP_OFFSET + STEP_SIZE else None
+
+
 cdef class Publisher:
     """The owner's side.
 
@@ -150,6 +172,8 @@ cdef class Publisher:
     def take(self, bint stores):
         """Goes on after what the file says. `stores`: a store into it never lacks a block."""
         content = os.pread(self.file, FILE_SIZE, 0)
+        if len(content) < FILE_SIZE:
+            raise CorruptionError(self.path, len(content), f"{FILE_SIZE} bytes", "the end of the file")
         cdef const uint8_t[::1] bytes_read = content
         cdef const Slot *slots = <const Slot *>(&bytes_read[0] + HEADER_SIZE)
         cdef void *page
@@ -158,31 +182,73 @@ cdef class Publisher:
             page = mmap(NULL, FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, self.file, 0)
             self.page = NULL if page == MAP_FAILED else <uint8_t *>page  # then it is written
 
-    def begin(self, uint64_t identity, uint64_t end, bint has_base):
-        """Draws the incarnation of this opening, which has recovered a log up to its end."""
-        last = self.last()
-        lost = last is None or last.identity != identity or last.end > end
-        before = int.from_bytes(os.urandom(4), "little") if last is None else last.incarnation
+    def begin(self, uint64_t identity, uint64_t end):
+        """Draws the incarnation of this opening, which has recovered a log up to its end.
+
+        Where that is another log, and nobody announced a step to it, or where frames are lost, the state is an earlier
+        one, as far as can be told: the directory was restored or repaired.
+        """
+        content = self.content()
+        last = newest_in(content)
+        step = announced_in(content)
+        cdef uint64_t before
+        if last is None:
+            before = int.from_bytes(os.urandom(4), "little")
+        elif last.identity == identity:
+            before = after(last.incarnation, last.end > end, True)
+        elif step is not None and step[:2] == (last.identity, identity):
+            before = step[2]  # the owner before was killed in that step, before a word about this log
+        else:
+            before = after(last.incarnation, True, True)
         opening = ((before >> OPENING_SHIFT) + 1) & 0xFFF
         self.incarnation = boot_number() << BOOT_SHIFT | opening << OPENING_SHIFT | before & 0xFFFFF
-        if lost:  # frames were, or the owner before was killed in the step to this log, before a word about it
-            self.note_state(not has_base or (last is not None and last.identity == identity))
 
-    cdef void note_state(self, bint is_back) noexcept:
-        """From here on it is another state than before, which is no continuation. `is_back`: an earlier one."""
-        cdef uint64_t shift = BACK_SHIFT if is_back else 0
-        cdef uint64_t mask = <uint64_t>0x3FF << shift
-        self.incarnation = (self.incarnation & ~mask) | ((self.incarnation + (<uint64_t>1 << shift)) & mask)
+    cdef uint64_t announce(
+        self, uint64_t identity, uint64_t next_identity, bint is_other_state, bint is_back
+    ) noexcept:
+        """Tells the next owner of a step to another log, before it is taken; returns the incarnation after it.
+
+        `is_other_state`: what is there is no continuation. `is_back`: an earlier one.
+        """
+        cdef Step step
+        cdef Step *target
+        step.identity, step.next_identity = identity, next_identity
+        step.incarnation = after(self.incarnation, is_other_state, is_back)
+        step.checksum = step_checksum(&step)
+        if self.page == NULL:
+            if pwrite(self.file, &step, STEP_SIZE, STEP_OFFSET) != STEP_SIZE:
+                pass  # a kill in the step would look as if the directory had been restored
+            return step.incarnation
+        target = <Step *>(self.page + STEP_OFFSET)
+        store(&target.identity, step.identity)
+        store(&target.next_identity, step.next_identity)
+        store(&target.incarnation, step.incarnation)
+        store(&target.checksum, step.checksum)
+        return step.incarnation
+
+    cdef void go_on_as(self, uint64_t incarnation) noexcept:
+        """The step was taken: what is published from here on is of that incarnation."""
+        self.incarnation = incarnation
 
     def last(self):
         """The newest publication in the file, or None. Raises StorageError."""
+        return newest_in(self.content())
+
+    cdef object content(self):
         with storage_errors(self.path, "reading what readers were told last"):
-            return newest_in(os.pread(self.file, FILE_SIZE, 0))
+            return os.pread(self.file, FILE_SIZE, 0)
 
     cdef void write_slot(self, Slot *slot) noexcept:
-        """Where a store may lack a block it is written. What a full disk refuses, the next publication says again."""
+        """Where a store may lack a block it is written. What a full disk refuses, the next publication says again.
+
+        The number comes last here, too: a reader that has seen it does not look again before the next one.
+        """
         cdef off_t offset = HEADER_SIZE + SLOT_SIZE * (slot.number & 1)
-        self.failed = pwrite(self.file, slot, SLOT_SIZE, offset) != SLOT_SIZE
+        cdef size_t first = sizeof(slot.number)
+        cdef size_t rest = SLOT_SIZE - first
+        self.failed = (
+            pwrite(self.file, <const uint8_t *>slot + first, rest, offset + first) != <ssize_t>rest
+            or pwrite(self.file, slot, first, offset) != <ssize_t>first)
         if not self.failed:
             self.number = slot.number
 
@@ -195,6 +261,15 @@ cdef class Publisher:
             munmap(page, FILE_SIZE)
         if self.descriptor is not None:
             self.descriptor.close()
+
+
+cdef uint64_t after(uint64_t incarnation, bint is_other_state, bint is_back) noexcept:
+    """The incarnation of a state that comes after another one, which it continues or not."""
+    cdef uint64_t shift = BACK_SHIFT if is_back else 0
+    cdef uint64_t mask = <uint64_t>0x3FF << shift
+    if not is_other_state:
+        return incarnation
+    return (incarnation & ~mask) | ((incarnation + (<uint64_t>1 << shift)) & mask)
 
 
 cdef object open_or_make(directory, path):
@@ -258,7 +333,26 @@ cdef class Publication:
             publication.page = <const uint8_t *>page
         finally:
             directory.close_file(descriptor)
+        published = newest(publication.page)
+        publication.first = published.number if published is not None else 0
         return publication
+
+    def go_on_from(self, Publication other=None):
+        """Knows of the same file what another one knew before."""
+        if self.is_same(other):
+            self.first = other.first
+
+    def is_of_this_run(self, published):
+        """Whether a publication is of this run of the machine, so that it says what the log holds.
+
+        One that has come since the file was opened is, whatever its incarnation says: in a container of its own the
+        owner may be shown another number for this run.
+        """
+        return published.number != self.first or may_have_readers(published)
+
+    def step(self):
+        """The step to another log that was announced last, `(identity, next identity, incarnation)`, or None."""
+        return announced(self.page)
 
     def read(self):
         """The newest publication, or None when none is whole. From here on it is not new any more."""

@@ -65,6 +65,7 @@ cdef class Changes:
     cdef uint64_t state       # of the source
     cdef uint64_t size        # bytes of keys and values that the read under way has taken
     cdef bint reading
+    cdef unsigned long reader         # the thread that began that
     cdef object awaited       # what stands for it among those who wait; None: nothing, or it is out of date
     cdef readonly bint _closed
     cdef int start_at(self, start) except -1
@@ -74,7 +75,7 @@ cdef class Changes:
     cdef int settle(self) except -1
     cdef int find_place(self) except -1
     cdef int next_found(self, bint may_pause) except -1
-    cdef int pass_rest(self) except -1
+    cdef bint pass_rest(self, bint may_pause) except -1
     cdef void note_told(self) noexcept
     cdef void note_ended(self) noexcept
     cdef void pass_to(self, uint64_t index, uint64_t term, uint64_t identity, uint64_t frame) noexcept

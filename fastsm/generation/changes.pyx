@@ -15,6 +15,7 @@ import operator
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
@@ -137,21 +138,23 @@ cdef int advance(Place *place, const Wanted *wanted) noexcept nogil:
 
 
 cdef bint pass_entry(Place *place, const Wanted *wanted, uint64_t left) noexcept nogil:
-    """Whether it is known, `left` bytes later at most, whether more of the place's entry is to come."""
+    """Whether it is known, some `left` bytes later, whether more of the place's entry is to come."""
     cdef const uint8_t *record
+    cdef uint64_t length
     while place.at < place.stop:
         record = wanted.log + place.at
-        if record_length(record) > place.stop - place.at:
+        length = record_length(record)
+        if length > place.stop - place.at:
             return True  # the next step says so
         if is_change(record_operation(record)):
             if record_index(record) != place.index:
                 break
             if is_wanted(record, wanted):
                 return True
-        if left < record_length(record):
+        place.at += length
+        if left < length:
             return False
-        left -= record_length(record)
-        place.at += record_length(record)
+        left -= length
     place.whole = True  # all of an entry is in one frame
     return True
 
@@ -259,7 +262,10 @@ cdef class Changes:
         self.place.unchecked = True
         self.place.term = UNKNOWN_TERM
         if not isinstance(start, tuple):
-            index = operator.index(start)
+            try:
+                index = operator.index(start)
+            except TypeError:
+                raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)") from None
             if not 0 <= index <= LARGEST:
                 raise ValueError(f"start={index}: expected an index from 0 to 2**64 - 2, or a Position")
             self.place.index = max(index, 1) - 1
@@ -294,6 +300,7 @@ cdef class Changes:
         if self.reading:
             raise ReentryError("this watch is being read already: it has one consumer, each of several has its own")
         self.reading = True
+        self.reader = PyThread_get_thread_ident()
         self.awaited = None
         self.draft = self.place
         self.size = 0
@@ -309,6 +316,10 @@ cdef class Changes:
 
     def _end(self):
         self.end()
+
+    def _is_read_here(self):
+        """Whether a read is under way that the calling thread has begun."""
+        return self.reading and self.reader == PyThread_get_thread_ident()
 
     def _hand_over(self):
         """Makes what the read under way has taken told; a later part of the read goes on there."""
@@ -458,12 +469,16 @@ cdef class Changes:
         draft.whole = True
         self.place = draft[0]
 
-    cdef int pass_rest(self) except -1:
-        """After the last change of a read: finds out whether its entry has more, as long as the log is at hand."""
-        if not pass_entry(&self.draft, &self.wanted, LARGE):
+    cdef bint pass_rest(self, bint may_pause) except -1:
+        """After the last change of a read: finds out whether its entry has more, as long as the log is at hand.
+
+        Whether that is known by now: where it may pause, it has to be called again otherwise.
+        """
+        cdef bint known = pass_entry(&self.draft, &self.wanted, LARGE)
+        if not known:
             with nogil:
-                pass_entry(&self.draft, &self.wanted, LARGEST)
-        return 0
+                known = pass_entry(&self.draft, &self.wanted, PIECE if may_pause else LARGEST)
+        return known
 
     cdef object change_here(self):
         """The change that was found, as an object."""
@@ -515,7 +530,7 @@ cdef class Changes:
                 until = len(found) + TAKEN_AT_ONCE
                 pause = self.size + PIECE
         if found:
-            self.pass_rest()
+            return not self.pass_rest(may_pause)
         return False
 
     cdef object next_change(self):
@@ -529,7 +544,7 @@ cdef class Changes:
             return NOT_YET
         change = self.change_here()
         self.note_told()
-        self.pass_rest()
+        self.pass_rest(False)
         self.place = self.draft
         return change
 

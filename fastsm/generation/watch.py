@@ -24,28 +24,24 @@ LIMIT = 1024
 MAX_BYTES = 16 << 20
 
 
-class Watch(Changes):
-    """The changes of the keys below a prefix, from a place in the log on: in order, none lost, none twice.
+class Reads:
+    """How a watch is read, on threads and event loops, whatever it is a watch of: the model's too.
 
-    An iterator, on threads and event loops, that waits for what comes; :meth:`read` and :meth:`read_async` take many at
-    a time. It holds no changes, and never holds compaction back: where its entries are gone, that and every later read
-    raises ``CompactedError``. One consumer each: a second read meanwhile is a ``ReentryError``. ``position`` and
-    ``close`` may be used from any thread.
-
-    >>> import fastsm, tempfile
-    >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine, machine.watch(b"color/") as watch:
-    ...     machine.apply([(1, 1, fastsm.put(b"color/sky", b"blue")), (2, 1, fastsm.delete(b"shape/sun"))])
-    ...     watch.read()
-    ...     watch.position
-    [True, True]
-    [Change(index=1, term=1, key=b'color/sky', value=b'blue')]
-    Position(index=2, term=1, offset=0)
+    A subclass says what there is, and how to wait for more.
     """
 
     __slots__ = ()
 
-    def __init__(self, source: Source, prefix: Any, start: tuple[int, int | None, int] | int | None) -> None:
-        super().__init__(source, prefix, start)
+    if TYPE_CHECKING:
+        _closed: bool
+
+        def _begin(self) -> None: ...
+        def _end(self) -> None: ...
+        def _look(self) -> None: ...
+        def _collect(self, found: list[Change], limit: int, max_bytes: int, may_pause: bool) -> bool: ...
+        def _hand_over(self) -> None: ...
+        def _is_over(self) -> bool: ...
+        def _close(self) -> None: ...
 
     def read(
         self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
@@ -78,7 +74,7 @@ class Watch(Changes):
         try:
             while True:
                 found: list[Change] = []
-                self._look()
+                await self._look_async()
                 while self._collect(found, limit, max_bytes, True):
                     await event_loops().sleep(0)
                 self._hand_over()
@@ -94,7 +90,7 @@ class Watch(Changes):
         try:
             return (await self.read_async(1))[0]
         except NotRunningError:
-            if self._closed or self._source.is_over():
+            if self._closed or self._is_over():
                 raise StopAsyncIteration from None
             raise
 
@@ -109,8 +105,9 @@ class Watch(Changes):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._prefix!r} at {tuple(self.position)}>"
+    async def _look_async(self) -> None:
+        """`_look`, for coroutines: what of it takes long is done elsewhere."""
+        self._look()
 
     @abstractmethod
     def _wait_for_change(self, timeout: float | None) -> bool:
@@ -123,6 +120,36 @@ class Watch(Changes):
     @abstractmethod
     def _wake(self) -> None:
         """Wakes the reader that waits, so that it looks again."""
+
+
+class Watch(Reads, Changes):
+    """The changes of the keys below a prefix, from a place in the log on: in order, none lost, none twice.
+
+    An iterator, on threads and event loops, that waits for what comes; :meth:`read` and :meth:`read_async` take many at
+    a time. It holds no changes, and never holds compaction back: where its entries are gone, that and every later read
+    raises ``CompactedError``. One consumer each: a second read meanwhile is a ``ReentryError``. ``position`` and
+    ``close`` may be used from any thread.
+
+    >>> import fastsm, tempfile
+    >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine, machine.watch(b"color/") as watch:
+    ...     machine.apply([(1, 1, fastsm.put(b"color/sky", b"blue")), (2, 1, fastsm.delete(b"shape/sun"))])
+    ...     watch.read()
+    ...     watch.position
+    [True, True]
+    [Change(index=1, term=1, key=b'color/sky', value=b'blue')]
+    Position(index=2, term=1, offset=0)
+    """
+
+    __slots__ = ()
+
+    def __init__(self, source: Source, prefix: Any, start: tuple[int, int | None, int] | int | None) -> None:
+        Changes.__init__(self, source, prefix, start)
+
+    def _is_over(self) -> bool:
+        return bool(self._source.is_over())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._prefix!r} at {tuple(self.position)}>"
 
 
 def checked_read(limit: int, max_bytes: int, timeout: float | None) -> tuple[int, int, float | None]:

@@ -1,4 +1,5 @@
 from fastsm.core.timed import Timed
+from fastsm.disk.published import Publication
 from fastsm.generation.log import Log
 from fastsm.lookup.index import Index
 from fastsm.reading.frames import Lookout
@@ -13,6 +14,10 @@ class Follower(Timed):
     def _incarnation(self) -> int: ...
     @property
     def _broken(self) -> bool: ...
+    @property
+    def _opened(self) -> int: ...
+    @property
+    def _rebuilt(self) -> int: ...
     def refresh(self) -> LogId:
         """Takes what the owner has applied since; returns last applied. Without news it makes no system call.
 
@@ -22,7 +27,8 @@ class Follower(Timed):
         """
     def _await_news(self, seconds: float) -> bool: ...
     def _show(
-        self, log: Log, index: Index, applied: LogId, durable: LogId, verified: bool, incarnation: int
+        self, log: Log, index: Index, applied: LogId, durable: LogId, verified: bool, incarnation: int,
+        publication: Publication | None, continued: bool,
     ) -> None: ...
     def _goes_on_in(self, incarnation: int) -> None: ...
     def _want_order(self) -> None: ...

@@ -38,6 +38,8 @@ cdef class Follower(Timed):
     cdef readonly Lookout _lookout   # where it hears of news
     cdef readonly object _position   # last applied
     cdef readonly uint64_t _incarnation
+    cdef readonly uint64_t _opened   # generations, the first one too
+    cdef readonly uint64_t _rebuilt  # how often the state went back
     cdef readonly bint _broken       # there was no memory in the middle of a frame: only another table helps
     cdef uint64_t file_size          # of the log, when it was last looked at
     # What the owner applied but no frame says yet, an entry without a command, is in the terms until one does.
@@ -77,8 +79,11 @@ cdef class Follower(Timed):
 
     # ---- a state ---------------------------------------------------------------------------------------
 
-    def _show(self, Log log, Index index, applied, durable, bint verified, uint64_t incarnation):
-        """Reads show this state from here on."""
+    def _show(
+        self, Log log, Index index, applied, durable, bint verified, uint64_t incarnation,
+        Publication publication or None, bint continued,
+    ):
+        """Reads show this state from here on. `continued`: it goes on from the one before."""
         cdef Terms terms = index.terms
         cdef uint64_t applied_index = applied.index
         cdef uint64_t applied_term = applied.term
@@ -101,13 +106,18 @@ cdef class Follower(Timed):
         self._verified = verified
         self._epoch = ((self._epoch >> 32) + 1) << 32
         self._incarnation = incarnation
+        self._opened += 1
+        self._rebuilt += not continued
         if self.status == CORRUPT:
             self.status = RUNNING
             self.set_gate()
         self._position = LogId(self.applied_index, self.applied_term)
+        self._lookout.turn_to(publication)
 
     def _goes_on_in(self, uint64_t incarnation):
-        """The log has another owner by now, and is still the one that was read."""
+        """The log is still the one that was read, and may have another owner by now, who may have cut its file."""
+        if incarnation != self._incarnation:
+            self.file_size = 0
         self._incarnation = incarnation
 
     def _want_order(self):

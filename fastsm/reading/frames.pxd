@@ -29,6 +29,7 @@ cdef extern from *:
 cdef enum:
     SLICE = 1 << 20              # bytes of frames between two looks at signals
     LOOK_INTERVAL = 1000000000   # nanoseconds between two looks at the name of the publication's file
+    RETRY_INTERVAL = 100000000   # while there is none yet, or what it says is not there
     FIRST_STEP = 200_000         # nanoseconds between two looks at the publication
     LAST_STEP = 1_000_000
 
@@ -36,9 +37,12 @@ cdef enum:
 cdef class Lookout:
     cdef readonly Publication publication   # None: there is none yet
     cdef uint64_t look_at                   # when the file's name is looked at again
+    cdef bint again                         # what was published last is to be looked at again
 
     cdef inline bint may_have_news(self) noexcept:
-        return self.publication is None or self.publication.is_new() or now() >= self.look_at
+        return self.publication is None or self.again or self.publication.is_new() or now() >= self.look_at
+
+    cpdef bint is_worth_a_look(self) noexcept
 
 
 cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1

@@ -34,11 +34,25 @@ cdef class Lookout:
             publication.forget()
 
     def is_due(self):
-        """Whether the name of the publication's file is to be looked at: another one may be in its place."""
+        """Begins a look; whether the name of the publication's file is part of it: another one may be in its place."""
+        self.again = False
         if now() < self.look_at:
             return False
         self.look_at = now() + LOOK_INTERVAL
         return True
+
+    def look_again(self):
+        """Whoever waits looks again soon, also where nothing new is published; whoever does not, at once."""
+        self.again = True
+        self.look_at = now() + RETRY_INTERVAL
+
+    cpdef bint is_worth_a_look(self) noexcept:
+        """`may_have_news` for those who wait, and would look as often as they may."""
+        return now() >= self.look_at or (self.publication is not None and self.publication.is_new())
+
+    def may_lead_elsewhere(self):
+        """Whether a look may find the state in another file: one that nobody may have opened yet."""
+        return self.publication is None or now() >= self.look_at
 
 
 cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:

@@ -7,17 +7,18 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastsm.disk.files import storage_errors
-from fastsm.disk.published import may_have_readers
 from fastsm.errors import CorruptionError, ReentryError, StorageError
 from fastsm.reading.frames import is_still_there
-from fastsm.reading.opening import is_owned, open_directory, open_publication
+from fastsm.reading.opening import is_owned, open_directory, open_publication, open_state
 
 if TYPE_CHECKING:
     import threading
 
-    from fastsm.disk.published import Published
+    from fastsm.disk.files import Directory
+    from fastsm.disk.published import Publication, Published
     from fastsm.generation.log import Log
     from fastsm.reading.frames import Lookout
+    from fastsm.reading.opening import Opened, Recover
     from fastsm.types import LogId
 
 RECOVERY_SECONDS = 10.0  # published frames that are not there may be ones that an owner is recovering from
@@ -42,6 +43,8 @@ class Following:
         __slots__ = ()  # those below are slots of the subclasses: only one base of a class may have some
 
     path: str
+    _recover: Recover  # what is made of a log that is opened
+    _directory: Directory | None  # of that log
     _lock: threading.RLock  # one thread follows at a time
     _following: bool  # it is at it: a signal handler of that thread must not
     _close_late: bool
@@ -62,8 +65,8 @@ class Following:
         """Raises ``NotRunningError`` when it is closed."""
         raise NotImplementedError
 
-    def _reopen(self) -> None:
-        """Shows the state that is there now in the place of the one before."""
+    def _take_opened(self, opened: Opened, publication: Publication | None) -> None:
+        """Shows a state that was opened, in one step at the end."""
         raise NotImplementedError
 
     def _release(self) -> None:
@@ -74,6 +77,42 @@ class Following:
         self._lock = lock
         self._following = self._close_late = False
         self._missing = None
+
+    def _open_files(self) -> None:
+        """Opens what is there now, and shows it."""
+        directory = open_directory(self.path)
+        log: Log | None = None
+        try:
+            publication = open_publication(directory)
+            if publication is not None:
+                publication.go_on_from(self._lookout.publication)
+            opened = open_state(directory, publication, self._recover)
+            log = opened.generation.log
+            self._take_opened(opened, publication)
+        except BaseException:
+            if log is None or self._log is not log:
+                if log is not None:
+                    log.close()
+                directory.close()
+                raise
+            self._hold(directory)  # a signal handler has raised this after the step
+            raise
+        self._hold(directory)
+
+    def _hold(self, directory: Directory) -> None:
+        """Keeps the directory of what is shown open, in the place of the one before."""
+        old, self._directory = self._directory, directory
+        if old is not None:
+            old.close()
+
+    def _reopen(self) -> None:
+        """Shows the state that is there now in the place of the one before."""
+        before = self._log
+        try:
+            self._open_files()
+        finally:
+            if self._log is not before:
+                before.close()
 
     def _follow(self) -> LogId:
         """Takes what is new, where something may be."""
@@ -104,7 +143,7 @@ class Following:
         if publication is None:
             return
         published = publication.read()
-        if published is None or not may_have_readers(published):
+        if published is None or not publication.is_of_this_run(published):
             return  # what was published before the machine was started anew says nothing of what its disk kept
         if not self._is_continued(published):
             self._reopen()
@@ -115,7 +154,7 @@ class Following:
         except CorruptionError:
             # What an owner has published, and the disk then lost: the next owner will not have it either.
             if self._may_be_recovering(published):
-                publication.forget()
+                self._lookout.look_again()
             elif self._is_owned():
                 raise
         else:
@@ -144,6 +183,7 @@ class Following:
         if publication is not None:
             with storage_errors(publication.path, "looking whether it is the same"):
                 return self._lookout.is_due() and not publication.is_at(publication.path)
+        self._lookout.look_again()
         try:
             directory = open_directory(self.path)
         except StorageError as error:
@@ -164,9 +204,11 @@ class Following:
         return published.end >= self._taken_up_to() and is_still_there(self._log)
 
     def _has_much_to_take(self) -> bool:
-        """Whether to follow may take long."""
+        """Whether to follow may take long, so that an event loop has it done elsewhere."""
         publication = self._lookout.publication
-        if publication is None or not publication.is_news():
+        if publication is None or self._lookout.may_lead_elsewhere():
+            return True
+        if not publication.is_news():
             return False
         published = publication.peek()
         if published is None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.format import CurrentFile
-from fastsm.disk.published import Publication, Published, may_have_readers
+from fastsm.disk.published import Publication, Published
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation import current
 from fastsm.generation.log import Log
@@ -70,7 +70,7 @@ def open_state(
         try:
             named = read_current(directory)
             owned = is_owned(directory)
-            opened = open_named(directory, named, published, owned, recover)
+            opened = open_named(directory, named, publication, published, owned, recover)
         except CorruptionError:
             # The owner may have taken the step to another generation between two of our looks.
             if attempt + 1 == ATTEMPTS or (named is not None and read_current(directory) == named):
@@ -96,11 +96,25 @@ def read_current(directory: Directory) -> CurrentFile:
 
 
 def open_named(
-    directory: Directory, named: CurrentFile, published: Published | None, owned: bool, recover: Recover
+    directory: Directory,
+    named: CurrentFile,
+    publication: Publication | None,
+    published: Published | None,
+    owned: bool,
+    recover: Recover,
 ) -> Opened:
     """The state that CURRENT names, up to where its owner says that it goes."""
-    if published is not None and (published.identity != named.identity or not may_have_readers(published)):
-        published = None
+    incarnation = 0
+    if publication is not None and published is not None:
+        if not publication.is_of_this_run(published):
+            published = None
+        elif published.identity == named.identity:
+            incarnation = published.incarnation
+        else:  # an owner is in the step between the two, or was killed there
+            step = publication.step()
+            if step is not None and step[:2] == (published.identity, named.identity):
+                incarnation = step[2]
+            published = None
     # An owner's log ends where the owner says, whatever comes after it: a chunk under way, or one whose sync failed.
     # Before the first word about a log it ends where CURRENT says. Without an owner all that is whole counts.
     up_to = 0
@@ -115,10 +129,10 @@ def open_named(
     terms = generation.index.terms
     applied = LogId(terms.seen, terms.last_term(log.head.base_term))
     if published is None:
-        return Opened(generation, applied, generation.durable, 0)
+        return Opened(generation, applied, generation.durable, incarnation)
     if published.applied_index > applied.index and published.end <= log.end:
         applied = LogId(published.applied_index, published.applied_term)  # an entry without a command: no frame says it
-    return Opened(generation, applied, generation.durable, published.incarnation)
+    return Opened(generation, applied, generation.durable, incarnation)
 
 
 def is_owned(directory: Directory) -> bool:

@@ -8,7 +8,9 @@ import os
 import threading
 import time
 import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastsm.disk.files import Directory, left_by_children, storage_errors
@@ -19,7 +21,7 @@ from fastsm.generation.watch import Watch
 from fastsm.reading.following import Follower
 from fastsm.reading.frames import is_in
 from fastsm.reading.news import Following
-from fastsm.reading.opening import Opened, open_directory, open_publication, open_state
+from fastsm.reading.opening import Opened, open_directory, recover_state
 from fastsm.reading.watching import ReaderWatch, Tail
 from fastsm.snapshot.writer import state_checksum
 from fastsm.types import LogId, flattened, log_id_text
@@ -27,6 +29,8 @@ from fastsm.units import count_text, size_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from fastsm.snapshot.capture import Capture
 
 OPENING_PAUSE = 0.01  # seconds between two looks for a state that is not there yet
 SIGNAL_SECONDS = 0.1  # at most so long without a look at signals
@@ -114,11 +118,12 @@ class Reader(Following, Follower):
     """
 
     __slots__ = (
-        "__weakref__", "_close_late", "_directory", "_following", "_lock", "_missing", "_opened", "_ordered",
-        "_rebuilt", "_tail", "_watches", "path",
+        "__weakref__", "_close_late", "_directory", "_following", "_lock", "_missing", "_ordered", "_tail", "_watches",
+        "path",
     )  # fmt: skip
 
     path: str
+    _recover = staticmethod(recover_state)
 
     def __init__(
         self, directory: str | os.PathLike[str], *, ordered: bool = False, wait_for_owner: float = 0.0
@@ -131,7 +136,6 @@ class Reader(Following, Follower):
         self._tail: Tail | None = None  # there is one from the first watch on
         self._watches: weakref.WeakSet[ReaderWatch] = weakref.WeakSet()
         self._ordered = ordered
-        self._opened = self._rebuilt = 0
         deadline = time.monotonic() + wait_for_owner
         while True:
             try:
@@ -186,57 +190,33 @@ class Reader(Following, Follower):
         What takes long, as the first refresh after a compaction does, is done on another thread.
         """
         sleep = event_loops().sleep
-        step = FIRST_STEP
         while True:
             self._require()
             position = await call(self.refresh)[0] if self._has_much_to_take() else self.refresh()
+            step = FIRST_STEP
+            while self._position.index < index and not (self._closed() or self._lookout.is_worth_a_look()):
+                await sleep(step)
+                step = min(1.5 * step, LAST_STEP)
             if position.index >= index:
                 return position
-            await sleep(step)
-            step = min(1.5 * step, LAST_STEP)
 
     # ---- following -------------------------------------------------------------------------------------
 
     def _require_open(self) -> None:
-        if not self._broken:
+        if self._closed() or not self._broken:
             self._require()
 
-    def _reopen(self) -> None:
-        """Shows the state that is there now in the place of the one before."""
-        before = self._log
-        continued = self._open_files()
+    def _take_opened(self, opened: Opened, publication: Publication | None) -> None:
+        self._order_for(opened)
+        continued = self._opened == 0 or self._continues(opened, publication)
+        generation = opened.generation
         if not continued:
-            self._rebuilt += 1
             logger.info(
-                "%s: the state went back, or is another one: %s now (generation %d)", self.path,
-                self._position, self._log.head.generation)
-        before.close()
-
-    def _open_files(self) -> bool:
-        """Opens what is there now, and shows it; returns whether it continues what was shown before."""
-        directory = open_directory(self.path)
-        try:
-            publication = open_publication(directory)
-            opened = open_state(directory, publication)
-            try:
-                self._order_for(opened)
-                continued = self._opened == 0 or self._continues(opened, publication)
-                generation = opened.generation
-                self._show(
-                    generation.log, generation.index, opened.applied, opened.durable, generation.verified,
-                    opened.incarnation)
-            except BaseException:
-                opened.generation.log.close()
-                raise
-        except BaseException:
-            directory.close()
-            raise
-        old, self._directory = self._directory, directory
-        self._lookout.turn_to(publication)
-        self._opened += 1
-        if old is not None:
-            old.close()
-        return continued
+                "%s: the state goes back, or is another one: from %s to %s (generation %d)", self.path,
+                self._position, opened.applied, generation.log.head.generation)
+        self._show(
+            generation.log, generation.index, opened.applied, opened.durable, generation.verified, opened.incarnation,
+            publication, continued)
 
     def _order_for(self, opened: Opened) -> None:
         if self._ordered:
@@ -268,9 +248,8 @@ class Reader(Following, Follower):
         applied after this call. A ``start`` may come from a watch of the owner, or of another process.
 
         It goes on through compactions, restarts and kills of the owner. Raises ``CompactedError``, now or from a read,
-        where entries are gone, or the state was replaced by a reset, an install or another directory; and, after a kill
-        in the middle of a compaction, where that cannot be told apart from an install. It ends when the reader is
-        closed. A waiting watch sees a change within 1.5 ms, on an event loop within 5 ms.
+        where entries are gone, or the state was replaced by a reset, an install or another directory. It ends when the
+        reader is closed. A waiting watch sees a change within 1.5 ms, on an event loop within 5 ms.
 
         O(bytes of the log) for a reader's first watch and after each compaction, without the GIL; then O(1) without a
         start, else O(chunks in the log). Thread safe.
@@ -310,8 +289,16 @@ class Reader(Following, Follower):
         O(bytes of base and log); other threads read on.
         """
         self._require()
-        capture = self._capture(last_included)
+        return self._checksum_of(self._capture(last_included))
 
+    async def state_checksum_async(
+        self, last_included: LogId | tuple[int, int] | None = None
+    ) -> tuple[LogId, bytes]:
+        """:meth:`state_checksum`, off the event loop; its point is fixed when the task starts."""
+        self._require()
+        return await call(partial(self._checksum_of, self._capture(last_included)))[0]
+
+    def _checksum_of(self, capture: Capture) -> tuple[LogId, bytes]:
         def tick(_done: int = 0) -> None:
             self._require()
 
@@ -361,16 +348,14 @@ class Reader(Following, Follower):
         _readers.discard(self)
         directory, self._directory = self._directory, None
         tail, self._tail = self._tail, None
-        if tail is not None:
-            tail.close()
-        try:
-            with storage_errors(self.path, "closing the files"):
-                self._log.close()
-                if directory is not None:
-                    directory.close()
-        finally:
-            self._lookout.turn_to(None)
-            self._let_go()
+        with storage_errors(self.path, "closing the files"), ExitStack() as rest:
+            rest.callback(self._let_go)
+            rest.callback(self._lookout.turn_to, None)
+            if directory is not None:
+                rest.callback(directory.close)
+            rest.callback(self._log.close)
+            if tail is not None:
+                rest.callback(tail.close)
 
     def __enter__(self) -> Self:
         return self
@@ -388,4 +373,4 @@ class Reader(Following, Follower):
             watch._after_fork()
 
 
-_readers = left_by_children(Reader._after_fork_in_child)
+_readers = left_by_children(Reader._after_fork_in_child, go_on=True)

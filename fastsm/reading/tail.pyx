@@ -60,7 +60,10 @@ cdef class TailState:
 
     # ---- a log -----------------------------------------------------------------------------------------
 
-    def _show(self, Log log, Terms terms, applied, durable, uint64_t incarnation, bint continued):
+    def _show(
+        self, Log log, Terms terms, applied, durable, uint64_t incarnation, Publication publication or None,
+        bint continued,
+    ):
         """Sources look at this log from here on. `continued`: its state goes on from the one before."""
         cdef uint64_t applied_index = applied.index
         cdef uint64_t applied_term = applied.term
@@ -82,9 +85,12 @@ cdef class TailState:
         if not continued or durable_index > self.durable_index:
             self.durable_index, self.durable_term = durable_index, durable_term
         self.note(applied_index, applied_term)
+        self._lookout.turn_to(publication)
 
     def _goes_on_in(self, uint64_t incarnation):
-        """The log has another owner by now, and is still the one that was read."""
+        """The log is still the one that was read, and may have another owner by now, who may have cut its file."""
+        if incarnation != self._incarnation:
+            self.file_size = 0
         self._incarnation = incarnation
 
     def _take_up_to(self, uint64_t end, uint64_t applied_index, uint64_t applied_term, uint64_t durable_index):
@@ -197,7 +203,7 @@ cdef class TailSource(Source):
     def may_have_changes(self):
         """Whether it is worth looking again."""
         cdef TailState tail = self._tail
-        return self.woken or tail.over or tail.version != self.version or tail._lookout.may_have_news()
+        return self.woken or tail.over or tail.version != self.version or tail._lookout.is_worth_a_look()
 
     def await_changes(self, double seconds):
         """Waits until it is worth looking again, so many seconds at most; returns whether it is. Without the GIL."""

@@ -13,7 +13,7 @@ from fastsm.event_loops import call, event_loops
 from fastsm.generation.watch import Watch
 from fastsm.reading.frames import is_in
 from fastsm.reading.news import Following
-from fastsm.reading.opening import open_directory, open_publication, open_state, recover_frames
+from fastsm.reading.opening import recover_frames
 from fastsm.reading.tail import TailSource, TailState
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Tail(Following, TailState):
 
     __slots__ = ("_close_late", "_closed", "_directory", "_following", "_lock", "_missing", "path")
 
+    _recover = staticmethod(recover_frames)
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._directory: Directory | None = None
@@ -41,31 +43,10 @@ class Tail(Following, TailState):
         if self._closed:
             raise NotRunningError(f"{self.path}: this reader is closed")
 
-    def _reopen(self) -> None:
-        before = self._log
-        self._open_files()
-        before.close()
-
-    def _open_files(self) -> None:
-        directory = open_directory(self.path)
-        try:
-            publication = open_publication(directory)
-            opened = open_state(directory, publication, recover_frames)
-            log = opened.generation.log
-            try:
-                self._show(
-                    log, opened.generation.index.terms, opened.applied, opened.durable, opened.incarnation,
-                    self._directory is None or self._continues(opened, publication))
-            except BaseException:
-                log.close()
-                raise
-        except BaseException:
-            directory.close()
-            raise
-        old, self._directory = self._directory, directory
-        self._lookout.turn_to(publication)
-        if old is not None:
-            old.close()
+    def _take_opened(self, opened: Opened, publication: Publication | None) -> None:
+        self._show(
+            opened.generation.log, opened.generation.index.terms, opened.applied, opened.durable, opened.incarnation,
+            publication, self._directory is None or self._continues(opened, publication))
 
     def _continues(self, opened: Opened, publication: Publication | None) -> bool:
         """Whether a state goes on from the one that is shown: by its log, or by its owner's word."""
@@ -132,15 +113,19 @@ class ReaderWatch(Watch):
                 return False
             await sleep(min(left, step))
             if source.may_have_changes():
-                if self._tail._has_much_to_take():
-                    await call(self._tail._follow)[0]
                 return True
             step = min(1.5 * step, LAST_STEP)
+
+    async def _look_async(self) -> None:
+        if self._tail._has_much_to_take():
+            await call(self._tail._follow)[0]
+        self._look()
 
     def _wake(self) -> None:
         source: Any = self._source
         source.wake()
 
     def _after_fork(self) -> None:
-        """In a child: nobody is reading it, for the threads that did are gone."""
-        self._end()
+        """In a child: the threads that were reading it are gone, but for the one that forked."""
+        if not self._is_read_here():
+            self._end()

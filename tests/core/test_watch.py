@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
@@ -250,6 +251,19 @@ def test_a_position_that_was_lost_with_the_power_waits_for_its_entry(directory: 
     with pytest.raises(CompactedError, match="another term") as caught:
         other.read()
     assert caught.value.oldest == 1
+
+
+@pytest.mark.parametrize("term", [1, 9])
+def test_a_position_of_an_entry_to_come_is_woken_by_it(term: int, directory: Path, machine_at: Opener) -> None:
+    """A read that waits for the rest of that entry gets it with the entry, or hears then that its term is another."""
+    machine = machine_at(directory)
+    consumer = Consumer(machine, machine.watch(start=Position(2, term, 1)).read)
+    fill(machine, put(b"a", b"1"), batch([put(b"a", b"2"), put(b"b", b"2")]))
+    if term == 1:
+        assert consumer.end() == changes((2, b"b", b"2"))
+    else:
+        with pytest.raises(CompactedError, match="another term"):
+            consumer.end()
 
 
 def test_a_position_of_another_history_is_an_error_at_once(directory: Path, machine_at: Opener) -> None:
@@ -514,6 +528,32 @@ def test_a_signal_handler_ends_a_wait_and_nothing_is_lost(directory: Path, machi
     assert watch.read() == changes((1, b"a", b"1"))
 
 
+def test_an_interruption_by_another_thread_ends_a_wait(directory: Path, machine_at: Opener) -> None:
+    """The main thread looks at signals while it waits, also at those that did not wake it."""
+    machine = machine_at(directory)
+    watch = machine.watch()
+    ended: list[bool] = []
+
+    def interrupt() -> None:
+        watchers = inside(machine).watchers
+        while len(watchers) == 0:
+            threading.Event().wait(0.001)
+        _thread.interrupt_main()
+        for _ in range(5000):
+            if len(watchers) == 0:
+                break
+            threading.Event().wait(0.001)
+        ended.append(len(watchers) == 0)
+        fill(machine, put(b"a", b"1"))
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        watch.read()
+    thread.join()
+    assert ended == [True]
+
+
 def test_a_callback_amid_a_write_cannot_wait_for_a_change(tmp_path: Path, directory: Path, machine_at: Opener) -> None:
     """Where its own thread holds the writers up nothing could come: a `ReentryError`; a look without a wait works."""
     machine = machine_at(directory)
@@ -531,6 +571,31 @@ def test_a_callback_amid_a_write_cannot_wait_for_a_change(tmp_path: Path, direct
         with pytest.raises(ReentryError):
             watch.read()
     assert len(seen[0]) == 1
+
+
+def test_a_watch_begins_to_wait_while_a_procedure_runs(directory: Path, machine_at: Opener) -> None:
+    """It does not look again and again until that is over: the procedure sees it among those who wait."""
+    waited: list[bool] = []
+
+    @fastsm.procedure
+    def look(tx: Any, payload: bytes) -> None:
+        thread.start()
+        watchers = inside(machine).watchers
+        for _ in range(2000):
+            if len(watchers):
+                break
+            threading.Event().wait(0.001)
+        waited.append(len(watchers) == 1)
+        tx.put(b"key", b"1")
+
+    machine = machine_at(directory, procedures=[look])
+    found: list[Change] = []
+    watch = machine.watch()
+    thread = threading.Thread(target=lambda: found.extend(watch.read()))
+    fill(machine, fastsm.call("look"))
+    thread.join(LONG)
+    assert waited == [True]
+    assert found == changes((1, b"key", b"1"))
 
 
 def test_a_procedure_cannot_watch(directory: Path, machine_at: Opener) -> None:

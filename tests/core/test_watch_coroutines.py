@@ -80,6 +80,48 @@ def test_the_model_waits_too() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("timeout", [0.001, 60.0])
+def test_the_model_forgets_loops_that_are_over(timeout: float) -> None:
+    """Whoever waited there, or was told at once, is not told again: a later write is not disturbed."""
+    machine = MemoryStateMachine()
+    fill(machine, put(b"a", b"0"))
+    watch = machine.watch(start=1 if timeout > 1 else None)
+    asyncio.run(watch.read_async(timeout=timeout))
+    fill(machine, put(b"a", b"1"))
+    assert [change.value for change in watch.read(timeout=float("inf"))] == [b"1"]
+
+
+def test_an_abandoned_loop_does_not_disturb_the_model() -> None:
+    """A task that was left behind by its loop is told nothing, and others are."""
+    machine = MemoryStateMachine()
+    other = machine.watch()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(machine.watch().read_async())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    fill(machine, put(b"a", b"1"))
+    assert len(other.read()) == 1
+    del task
+    gc.collect()
+
+
+def test_the_rest_of_a_long_entry_is_passed_in_pieces(directory: Path, machine_at: Opener) -> None:
+    """A read that takes the first change of an entry does not hold the event loop while it looks for a second one."""
+    machine = machine_at(directory)
+    fill(machine, batch([put(b"a", b""), *(put(b"x%d" % i, bytes(1 << 20)) for i in range(12))]))
+
+    async def main() -> int:
+        turns = 0
+        reading = asyncio.ensure_future(machine.watch(b"a", start=1).read_async(1))
+        while not reading.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert len(await reading) == 1
+        return turns
+
+    assert asyncio.run(main()) > 5
+
+
 def test_a_cancelled_read_loses_nothing(directory: Path, machine_at: Opener) -> None:
     """Cancelled while it waits, when it was just told, and amid a long read: the next one tells all."""
     machine = machine_at(directory)

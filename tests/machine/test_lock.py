@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -198,3 +199,26 @@ def test_sixteen_processes_race_and_one_at_a_time_wins(directory: Path) -> None:
     with FastStateMachine(directory) as machine:
         assert machine.get(b"counter") == b"%d" % (16 * rounds)
         assert machine.last_applied() == LogId(16 * rounds, 1)
+
+
+def test_who_asks_for_the_owner_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An opening waits for a process that was stopped while it asked: that is no owner; a real one is told at once."""
+    FastStateMachine(tmp_path).close()
+    attempts = 0
+    sleep = time.sleep
+    with open(tmp_path / "LOCK", "rb") as asker:
+        fcntl.flock(asker, fcntl.LOCK_SH)
+
+        def pause(seconds: float) -> None:
+            nonlocal attempts
+            attempts += 1
+            sleep(seconds)
+            if attempts == 40:
+                fcntl.flock(asker, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(time, "sleep", pause)
+        with FastStateMachine(tmp_path) as machine:
+            assert machine.is_running()
+            with pytest.raises(LockedError):
+                FastStateMachine(tmp_path)
+        assert 40 <= attempts < 400

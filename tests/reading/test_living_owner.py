@@ -10,6 +10,8 @@ import pytest
 import readers
 
 from fastsm import Reader
+from fastsm.disk import published
+from fastsm.disk.files import Directory
 from fastsm.reading.reader import ReaderStats
 
 SECONDS = float(os.environ.get("FASTSM_READERS_SECONDS", "20"))
@@ -23,6 +25,15 @@ def test_readers_never_see_what_cannot_be(tmp_path: Path) -> None:
     # How much of it there is in these seconds is the machine's affair.
     assert all(counts[name] > 0 for name in ("kills", "with news", "entries", "changes")), counts
     assert counts["generations"] >= 4 + counts["rebuilt"]
+
+
+def test_readers_where_the_system_has_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where the publication is written and not stored, and runs of the machine have no number, as on macOS."""
+    monkeypatch.setattr(Directory, "stores_are_safe", lambda *_: False)
+    monkeypatch.setattr(published, "BOOT_ID", str(tmp_path / "missing"))
+    counts, violations = readers.run(SECONDS / 4, readers=2, seed=3, root=tmp_path)
+    assert not violations, "\n".join(violations[:5])
+    assert all(counts[name] > 0 for name in ("kills", "with news", "entries", "changes")), counts
 
 
 class Silent(Reader):

@@ -12,14 +12,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fastsm import CorruptionError, FastsmError, FastStateMachine, Reader, StorageError, put
+from fastsm import (
+    Change,
+    CompactedError,
+    CorruptionError,
+    FastsmError,
+    FastStateMachine,
+    MemoryStateMachine,
+    Reader,
+    StorageError,
+    put,
+)
 from fastsm.disk import published
 from fastsm.disk.files import Directory
+from fastsm.generation import current
 from fastsm.reading import news
+from fastsm.reading import reader as reading
+from fastsm.reading.watching import ReaderWatch, Tail
 from support.faulty import memory_directory
 from support.inside import inside
 from support.power import Platter, Point
-from support.publishing import ByHand, Moment, checksum_of, read_page
+from support.publishing import ByHand, Moment, checksum_of, read_page, read_step
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +121,99 @@ def test_a_planted_mistake_is_found(owned: Written, mistake: str) -> None:
     assert schedule(owned, mistake=mistake) != []
 
 
+def watched(written: Written, **mistake: Any) -> list[str]:
+    """Publishes moment after moment, store by store; what watches told in between that cannot be."""
+    wrong = []
+    (written.path / published.NAME).write_bytes(published.HEADER.ljust(4096, b"\0"))
+    by_hand = ByHand(written.path, **mistake)
+    by_hand.publish(written.moments[0])
+    first = written.moments[0].index + 1
+    with Reader(written.path) as reader:
+        watch = reader.watch()
+        told: list[int] = []
+        for number, moment in enumerate(written.moments[1:], 1):
+            for done in by_hand.stores(moment):
+                last = moment.index if done else written.moments[number - 1].index
+                try:
+                    told += [change.index for change in watch.read(timeout=0)]
+                    with Reader(written.path) as other:
+                        fresh = [change.index for change in other.watch(start=first).read(timeout=0)]
+                except FastsmError as error:
+                    wrong.append(f"moment {number}: {error}")
+                    continue
+                if (told, fresh) != (list(range(first, last + 1)),) * 2:
+                    wrong.append(f"moment {number}: told of {told}, and {fresh}, expected those up to {last}")
+    return wrong
+
+
+def test_each_store_leaves_watches_whole(owned: Written) -> None:
+    """A watch that looks between any two stores, or begins then, tells every change of what is published, once."""
+    assert watched(owned) == []
+
+
+@pytest.mark.parametrize("mistake", ["one slot", "number first", "no checksum", "before the frame is whole"])
+def test_a_planted_mistake_is_found_by_watches(owned: Written, mistake: str) -> None:
+    """Each of these owners leads a watch astray, and the schedule sees it."""
+    assert watched(owned, mistake=mistake) != []
+
+
+def followed(path: Path) -> tuple[list[Change], list[Change]]:
+    """What a watch tells through compactions, and the model's list of changes."""
+    model = MemoryStateMachine()
+    told = []
+    with FastStateMachine(path, retain_entries=0) as machine, Reader(path) as reader:
+        watch = reader.watch()
+        for index in range(1, 60):
+            for one in (machine, model):
+                one.apply([(index, 1, put(b"color", b"%d" % index))])
+            if index % 10 == 3:
+                told += watch.read(timeout=0)
+            if index % 10 == 5:
+                machine.compact(index - 2)
+        told += watch.read(timeout=0)
+    return told, model.watch(start=1).read(timeout=0)
+
+
+def test_a_watch_tells_everything_through_compactions(tmp_path: Path) -> None:
+    """What was told is compacted, and what was not is told from the next log."""
+    told, expected = followed(tmp_path)
+    assert told == expected
+
+
+def test_a_watch_that_skips_at_a_compaction_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes on at the end of the next log loses what it had not told: the comparison sees it."""
+
+    class Skipping(ReaderWatch):
+        __slots__ = ()
+
+        def _look(self) -> None:
+            before = self._source.identity
+            super()._look()
+            if before != self._source.identity:
+                self._collect([], 1 << 20, 1 << 30, False)
+
+    monkeypatch.setattr(reading, "ReaderWatch", Skipping)
+    told, expected = followed(tmp_path)
+    assert told != expected
+
+
+def test_a_watch_that_trusts_an_old_generation_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not look at the log's identity stands still after a compaction: the comparison sees it."""
+
+    class Trusting(Tail):
+        __slots__ = ()
+
+        def _take_news(self) -> None:
+            publication = self._lookout.publication
+            seen = None if publication is None else publication.read()
+            if seen is not None and seen.identity == self._log.head.identity:
+                self._take_up_to(seen.end, seen.applied_index, seen.applied_term, seen.durable_index)
+
+    monkeypatch.setattr(reading, "Tail", Trusting)
+    told, expected = followed(tmp_path)
+    assert told != expected
+
+
 def test_a_reader_that_trusts_an_old_generation_is_found(tmp_path: Path) -> None:
     """One that does not look at the log's identity stands still after a compaction: the comparison sees it."""
 
@@ -146,6 +252,8 @@ def test_an_incarnation_that_does_not_change_is_found(tmp_path: Path, changes: b
         by_hand.publish(longer.moments[0])
         with Reader(first.path) as reader:
             assert look(reader) == (4, b"1")
+            watch = reader.watch(start=3)
+            assert len(watch.read()) == 2
             log = "log-1"
             content = (tmp_path / "copy" / log).read_bytes()
             with open(first.path / log, "r+b") as file:
@@ -153,7 +261,11 @@ def test_an_incarnation_that_does_not_change_is_found(tmp_path: Path, changes: b
             by_hand.publish(other.moments[1], incarnation=by_hand.incarnation + changes)
             if changes:
                 assert (look(reader), reader.stats().rebuilt) == ((6, b"y"), 1)
+                with pytest.raises(CompactedError):
+                    watch.read(timeout=0)
             else:
+                with pytest.raises(CorruptionError):
+                    watch.read(timeout=0)
                 with pytest.raises(CorruptionError):
                     reader.refresh()
     finally:
@@ -216,6 +328,36 @@ def test_the_page_of_formats_says_what_is_there(tmp_path: Path) -> None:
     with FastStateMachine(tmp_path):
         slots = read_page((tmp_path / published.NAME).read_bytes())
         assert max(slots, key=lambda slot: slot["number"])["incarnation"] not in seen
+
+
+@pytest.mark.parametrize("step", ["compact", "install", "reset"])
+def test_the_page_of_formats_says_what_a_step_announces(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before CURRENT is replaced both logs are named, and the incarnation that comes with the next one."""
+    announced = []
+    name_next = current.name_next
+
+    def look(directory: Directory, old: Any, log: Any) -> None:
+        announced.append(read_step((tmp_path / "state" / published.NAME).read_bytes()))
+        assert announced[-1] is not None
+        assert announced[-1][:2] == (old.head.identity, log.head.identity)
+        name_next(directory, old, log)
+
+    monkeypatch.setattr(current, "name_next", look)
+    with FastStateMachine(tmp_path / "state", retain_entries=0) as machine:
+        machine.apply([(1, 1, put(b"color", b"blue"))])
+        before = max(read_page((tmp_path / "state" / published.NAME).read_bytes()), key=lambda slot: slot["number"])
+        if step == "compact":
+            machine.compact()
+        elif step == "install":
+            machine.write_snapshot(tmp_path / "snapshot")
+            machine.install_snapshot(None, tmp_path / "snapshot")
+        else:
+            machine.clear()
+        after = max(read_page((tmp_path / "state" / published.NAME).read_bytes()), key=lambda slot: slot["number"])
+        assert announced == [(before["identity"], after["identity"], after["incarnation"])]
+        assert after["incarnation"] - before["incarnation"] == {"compact": 0, "install": 1, "reset": 1 << 10}[step]
 
 
 # ---- power loss --------------------------------------------------------------------------------------

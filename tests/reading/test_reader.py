@@ -6,8 +6,6 @@ import asyncio
 import os
 import random
 import shutil
-import signal
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsm import (
+    CompactedError,
     CorruptionError,
     FastStateMachine,
     LogId,
@@ -344,6 +343,25 @@ def test_another_history_of_the_same_log_is_told(machine: FastStateMachine, read
         assert everything(reader) == everything(owner)
 
 
+def test_a_restored_history_that_is_ahead_is_told(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
+    """Files of another history in the place of the old ones, with more entries: the state went back nevertheless."""
+    watch = reader.watch()
+    with FastStateMachine(tmp_path / "other", auto_compact=False, retain_entries=0) as other:
+        add(other, *(put(b"color", b"%d" % index) for index in range(20)))
+        other.compact()
+        add(other, put(b"color", b"theirs"))
+        generation = other.stats().generation
+    machine.close()
+    for name in ("CURRENT", f"base-{generation}", f"log-{generation}"):
+        shutil.copy(tmp_path / "other" / name, Path(machine.path) / name)
+    with FastStateMachine(machine.path) as owner:
+        add(owner, put(b"more", b""))
+        assert (reader.refresh(), reader.get(b"color"), reader.stats().rebuilt) == ((22, 1), b"theirs", 1)
+        assert everything(reader) == everything(owner)
+        with pytest.raises(CompactedError):
+            watch.read(timeout=0)
+
+
 def test_another_directory_at_the_same_path_is_found(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
     """A directory that was put in the place of the old one is looked for at most a second later."""
     machine.close()
@@ -450,51 +468,6 @@ def test_an_owner_who_cannot_publish_says_so(tmp_path: Path) -> None:
         FastStateMachine(tmp_path / "before", _files=Full)
     with FastStateMachine(tmp_path / "before"):
         pass
-
-
-def test_where_stores_may_lack_a_block_it_is_written(tmp_path: Path) -> None:
-    """On a file system that copies on write, readers follow just the same."""
-
-    class Copying(Directory):
-        def stores_are_safe(self, fd: Any) -> bool:
-            return False
-
-    with FastStateMachine(tmp_path, _files=Copying) as machine, Reader(tmp_path) as reader:
-        for number in range(1, 20):
-            add(machine, put(b"color", b"%d" % number))
-            assert (reader.refresh().index, reader.get(b"color")) == (number, b"%d" % number)
-
-
-def test_the_file_has_the_directory_s_mode(tmp_path: Path) -> None:
-    """Another user's process can read where `mode` lets it."""
-    with FastStateMachine(tmp_path / "state", mode=0o750):
-        assert stat.S_IMODE(os.stat(tmp_path / "state" / published.NAME).st_mode) == 0o640
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_another_user_reads(tmp_path: Path) -> None:
-    """A process without any rights but those of `mode` follows; without them it is a `StorageError`."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_mode & 0o005 != 0o005 and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o005)
-    for mode, expected in ((0o755, 0), (0o700, 13)):
-        path = tmp_path / f"{mode:o}"
-        with FastStateMachine(path, mode=mode) as machine:
-            add(machine, put(b"color", b"blue"))
-            child = os.fork()
-            if child == 0:
-                status = 99
-                try:
-                    os.setgid(65534)
-                    os.setuid(65534)
-                    with Reader(path) as reader:
-                        status = 0 if reader.wait(2, 20) and reader.owner() else 98
-                except StorageError as error:
-                    status = error.errno or 97
-                finally:
-                    os._exit(status)
-            add(machine, put(b"color", b"red"))
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
 
 
 # ---- where there is nothing yet ----------------------------------------------------------------------
@@ -626,45 +599,16 @@ def test_views_and_iterators_outlive_the_reader(machine: FastStateMachine) -> No
     assert repr(reader).endswith("closed>")
 
 
-def test_a_forked_child_reads_on(machine: FastStateMachine, reader: Reader) -> None:
-    """A reader made before a fork follows in the child, through a compaction, with the parent's threads gone."""
-    reader.count(b"a")  # the order is in use
-    with inside(reader).lock:  # as if another thread were at it
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                signal.alarm(60)
-                reader.wait(2)
-                reader.wait(3)
-                status = 0 if reader.scan().entries == [(b"color", b"green")] and reader.stats().opened == 2 else 2
-            finally:
-                os._exit(status)
-    assert reader.refresh() == (1, 1)
-    add(machine, put(b"color", b"red"))
-    reader.wait(2)
-    machine.compact(machine.last_applied())
-    add(machine, put(b"color", b"green"))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert (reader.refresh(), reader.get(b"color")) == ((3, 1), b"green")
+def test_a_checksum_is_computed_off_the_event_loop(machine: FastStateMachine, reader: Reader) -> None:
+    """`state_checksum_async` says what `state_checksum` does, as of the entry at which its task started."""
 
-
-def test_nothing_stays_open(machine: FastStateMachine) -> None:
-    """After `close` no descriptor and no mapping of the directory is left but the owner's."""
-
-    def held() -> tuple[int, int]:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            return len(os.listdir("/proc/self/fd")), sum(machine.path in line for line in maps)
-
-    if not os.path.exists("/proc/self/maps"):
-        pytest.skip("needs /proc")
-    machine.compact(machine.last_applied())
-    add(machine, put(b"color", b"red"))
-    before = held()
-    for _ in range(3):
-        reader = Reader(machine.path, ordered=True)
-        machine.compact(machine.last_applied())
+    async def main() -> None:
+        expected = machine.state_checksum()
+        task = asyncio.ensure_future(reader.state_checksum_async())
+        await asyncio.sleep(0)
         add(machine, put(b"color", b"red"))
         reader.refresh()
-        reader.close()
-    assert held() == before
+        assert await task == expected
+        assert await reader.state_checksum_async() == reader.state_checksum() == machine.state_checksum()
+
+    asyncio.run(main())

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fastsm
@@ -28,6 +29,11 @@ from fastsm import (
     delete,
     put,
 )
+from fastsm.disk import published
+from fastsm.disk.files import Directory
+from fastsm.reading.watching import Tail
+from support.inside import inside
+from support.publishing import checksum_of
 
 KEYS = [b"", b"a", b"ab", b"b", b"ba"]
 PREFIXES = [b"", b"a", b"b", b"x"]
@@ -377,6 +383,105 @@ def test_a_cancelled_read_loses_nothing(machine: FastStateMachine, reader: Reade
         return found + [one async for one in watch]
 
     assert [one.index for one in asyncio.run(run())] == list(range(2, 40))
+
+
+def test_much_news_is_not_taken_on_the_event_loop(
+    machine: FastStateMachine, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a watch has to take first, much of a log or another one, is taken by another thread, then it tells all."""
+    takers: list[int] = []
+    taken = Tail._take_news
+
+    def take_news(self: Tail) -> None:
+        if self.has_much_news():
+            takers.append(threading.get_ident())
+        taken(self)
+
+    def has_much_news(self: Tail) -> bool:
+        seen = self._lookout.publication.peek()
+        return seen.identity != self._log.head.identity or seen.end > self._taken_up_to() + (1 << 20)
+
+    monkeypatch.setattr(Tail, "has_much_news", has_much_news, raising=False)
+    monkeypatch.setattr(Tail, "_take_news", take_news)
+    watch = reader.watch()
+    machine.apply([(2, 1, put(b"a", bytes(2 << 20)))])
+
+    async def main() -> None:
+        assert [change.index for change in await watch.read_async()] == [2]
+        machine.compact()
+        machine.apply([(3, 1, put(b"a", b""))])
+        assert [change.index for change in await watch.read_async()] == [3]
+
+    asyncio.run(main())
+    assert len(takers) == 2
+    assert threading.get_ident() not in takers
+
+
+@pytest.mark.parametrize("why", ["no publication", "lost frames"])
+def test_whoever_waits_looks_seldom(why: str, machine: FastStateMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has published yet, or what was published is not there, a wait is no look after the other."""
+    machine.close()
+    path = Path(machine.path) / published.NAME
+    if why == "no publication":
+        path.unlink()
+    looks: list[int] = []
+    taken = {kind: inside(kind).take_news for kind in (Tail, Reader)}
+    for kind in (Tail, Reader):
+        monkeypatch.setattr(kind, "_take_news", lambda self: (looks.append(1), taken[type(self)](self)))
+    with Reader(machine.path) as reader:
+        watch = reader.watch()
+        directory = Directory(machine.path)
+        directory.lock()  # the next owner, who recovers
+        if why == "lost frames":
+            slots = np.memmap(path, np.uint64, "r+", 64, (2, 8))
+            newest = slots[int(slots[1][0] > slots[0][0])]
+            newest[0] += 2
+            newest[3] += 48
+            newest[7] = checksum_of(newest)
+        looks.clear()
+        assert watch.read(timeout=0.05) == []
+        assert asyncio.run(watch.read_async(timeout=0.05)) == []
+        with pytest.raises(TimeoutError):
+            reader.wait(2, 0.05)
+
+        async def too_long() -> None:
+            await asyncio.wait_for(reader.wait_async(2), 0.05)
+
+        with pytest.raises(asyncio.TimeoutError):
+            asyncio.run(too_long())
+        directory.close()
+    assert len(looks) <= 12
+
+
+def test_a_read_that_forks_goes_on_in_both(machine: FastStateMachine, reader: Reader) -> None:
+    """Also where the log that it is amid was replaced meanwhile, and nothing else holds that any more."""
+    count = 30_000
+    machine.apply([(index, 1, put(b"a", b"v" * 100)) for index in range(2, count)])
+    watch, other = reader.watch(start=2), reader.watch()
+
+    async def main() -> tuple[int, int]:
+        reading = asyncio.ensure_future(watch.read_async(count, max_bytes=1 << 30))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        machine.compact()
+        machine.apply([(count, 1, put(b"a", b""))])
+        assert len(await other.read_async()) == 1  # the tail has gone on
+        assert not reading.done()
+        pid = os.fork()
+        try:
+            if pid == 0:
+                signal.alarm(60)
+            return pid, len(await reading)
+        except BaseException:
+            if pid == 0:
+                os._exit(3)
+            raise
+
+    pid, told = asyncio.run(main())
+    if pid == 0:
+        os._exit(0 if told == count - 2 else 2)
+    assert told == count - 2
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_watch_goes_on_in_a_forked_child(machine: FastStateMachine, reader: Reader) -> None:

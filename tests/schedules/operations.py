@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import blake3
+import numpy as np
 from schedules.explorer import Schedule, Step, Watched, between_pieces
 
 import fastsm
@@ -24,6 +25,7 @@ from fastsm import (
     LogId,
     MemoryStateMachine,
     NotRunningError,
+    Reader,
     SnapshotError,
     SnapshotRangeError,
     StorageError,
@@ -123,6 +125,38 @@ def scan_anew(machine: Machine, root: Path) -> Any:
     return machine.scan()
 
 
+# ---- readers of the directory ----------------------------------------------------------------------------
+
+STANDING: dict[Path, Reader] = {}  # one that was opened before the schedule, by the root of the template
+
+
+def shown(machine: Machine, root: Path) -> Any:
+    """What a reader shows: last applied and all pairs. The model's does not ask whether it runs."""
+    if isinstance(machine, MemoryStateMachine):
+        return machine.last_applied(), list(inside(machine).state.values.items())
+    return machine.last_applied(), list(machine.items())
+
+
+def open_reader(machine: Machine, root: Path) -> Any:
+    with Reader(root / "state") as reader:
+        return shown(reader, root)
+
+
+def refresh(machine: Machine, root: Path) -> Any:
+    """The slot whose turn it is has been stored in part at this moment, by an owner who is in the middle of it."""
+    reader = STANDING[root]
+    tear(root / "state")
+    reader.refresh()
+    return shown(reader, root)
+
+
+def tear(state: Path) -> None:
+    """Stores the fields of a next publication that makes no sense, but for its number, which comes last."""
+    slots = np.memmap(state / "PUBLISHED", np.uint64, "r+", 64, (2, 8))
+    older = slots[int(slots[1][0] < slots[0][0])]
+    older[1:7] = slots[int(slots[1][0] > slots[0][0])][1:7] + np.uint64(8)
+
+
 def membership(machine: Machine, root: Path) -> Any:
     return machine.membership()
 
@@ -151,6 +185,8 @@ OPERATIONS = {
     "open read-only": Operation(
         read_only, lambda machine, root: (machine.last_applied(), list(inside(machine).state.values.items())),
         sees_files=True),
+    "open reader": Operation(open_reader, shown),
+    "refresh": Operation(refresh, shown),
     "watch": Operation(watch, is_ended=True),
     "get_many": Operation(lambda machine, root: machine.get_many(KEYS)),
     "scan": Operation(
@@ -276,6 +312,8 @@ class Violation(AssertionError):
 def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> Schedule:
     """Runs one schedule: each operation of ``names`` at a seam of the one before. Raises ``Violation``."""
     machine = template.fresh()
+    if "refresh" in names:
+        STANDING[template.root] = Reader(template.root / "state")
     steps = [
         Step(partial(OPERATIONS_AND_READS[name].run, machine, template.root), seam)
         for name, seam in itertools.zip_longest(names, seams)]
@@ -289,6 +327,8 @@ def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> S
         raise Violation(f"{' / '.join(names)} at {schedule.place}: {schedule.outcomes}: then {error!r}") from error
     finally:
         machine.close()
+        if template.root in STANDING:
+            STANDING.pop(template.root).close()
     return schedule
 
 
@@ -317,6 +357,10 @@ def judge(template: Template, machine: FastStateMachine, names: Sequence[str], s
         state = state_of(machine)
         machine.close()
     found = template.reopened()
+    if template.root in STANDING:
+        STANDING[template.root].refresh()
+        if shown(STANDING[template.root], template.root) != (found[0], found[1]):
+            raise Violation(f"{' / '.join(names)} at {schedule.place}: a reader does not show {found}")
     if state is not None and found != state:
         raise Violation(f"{' / '.join(names)} at {schedule.place}: {outcomes}: state {state}, reopened {found}")
     if not any(fits(template, ran, order, outcomes, found) for order in itertools.permutations(range(len(ran)))):

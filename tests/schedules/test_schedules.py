@@ -6,8 +6,11 @@ import logging
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from schedules import operations
 from schedules.operations import (
     MAKE_DURABLE,
     OPERATIONS,
@@ -19,8 +22,9 @@ from schedules.operations import (
     explore_one_error,
 )
 
-from fastsm import FastStateMachine
+from fastsm import FastStateMachine, Reader
 from support.faulty import memory_directory
+from support.publishing import checksum_of
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the system does not say which threads are blocked", allow_module_level=True)
@@ -74,6 +78,43 @@ def test_the_explorer_sees_a_missing_epoch(template: Template, monkeypatch: pyte
     monkeypatch.setattr(FastStateMachine, "_is_same_state", lambda *_: True)
     with pytest.raises(Violation):
         explore_all(template, ("snapshot", "reset"))
+
+
+def test_the_explorer_sees_a_reader_that_trusts_an_old_generation(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that does not look at the identity of the log that is published is found."""
+
+    class Trusting(Reader):
+        __slots__ = ()
+
+        def _take_news(self) -> None:
+            publication = self._lookout.publication
+            seen = None if publication is None else publication.read()
+            if seen is not None and seen.end > self._taken_up_to():
+                self._take_up_to(seen.end, seen.applied_index, seen.applied_term, seen.durable_index)
+
+    monkeypatch.setattr(operations, "Reader", Trusting)
+    with pytest.raises(Violation):
+        explore_all(template, ("reset", "refresh"))
+
+
+def test_the_explorer_sees_a_publication_that_is_read_half_written(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot that is torn between its fields, and made to look whole, is found: a reader must not take it."""
+
+    def tear_unseen(state: Path) -> None:
+        slots = np.memmap(state / "PUBLISHED", np.uint64, "r+", 64, (2, 8))
+        older, newer = sorted(slots, key=lambda slot: int(slot[0]))
+        older[:7] = newer[:7]
+        older[0] += np.uint64(1)
+        older[4] += np.uint64(1)  # the last applied entry is the next one's, all else is not
+        older[7] = checksum_of(older)
+
+    monkeypatch.setattr(operations, "tear", tear_unseen)
+    with pytest.raises(Violation):
+        explore_all(template, ("apply", "refresh"))
 
 
 def test_the_same_seam_is_the_same_place(template: Template) -> None:

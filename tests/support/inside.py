@@ -21,7 +21,7 @@ NAMES = frozenset({
     # RaftLog
     "abandon", "is_closed", "is_poisoned",
     # Reader
-    "await_news", "taken_up_to",
+    "await_news", "take_news", "taken_up_to",
     # the node of the example of a Raft from nothing
     "advance", "answer", "apply", "campaign", "follow", "lead", "on_vote", "spawn",
 })  # fmt: skip

@@ -24,8 +24,13 @@ class Moment(NamedTuple):
 
 def checksum_of(slot: Any) -> int:
     """A slot's checksum."""
+    return mixed(slot[:7])
+
+
+def mixed(fields: Any) -> int:
+    """The checksum of fields."""
     mix = 0x2545F4914F6CDD1D
-    for field in slot[:7]:
+    for field in fields:
         mix ^= int(field)
         mix = (mix << 29 | mix >> 35) & (1 << 64) - 1
         mix = mix * 0x9E3779B97F4A7C15 & (1 << 64) - 1
@@ -37,13 +42,19 @@ def read_page(content: bytes) -> list[dict[str, int]]:
     assert len(content) == 4096
     assert content[:16] == b"FASTSM-P" + bytes(8)
     assert not any(content[16:64])
-    assert not any(content[192:])
+    assert not any(content[224:])
     found = []
     for at in (64, 128):
         fields = [int.from_bytes(content[at + 8 * i : at + 8 * i + 8], "little") for i in range(8)]
         if fields[7] == checksum_of(fields) and fields[0] % 2 == (at - 64) // 64:
             found.append(dict(zip(FIELDS, fields, strict=True)))
     return found
+
+
+def read_step(content: bytes) -> tuple[int, ...] | None:
+    """The step that was announced last: the log that is left, the next one, the incarnation there; None: not whole."""
+    *step, checksum = np.frombuffer(content, np.uint64, 4, 192).tolist()
+    return tuple(step) if checksum == mixed(step) else None
 
 
 class ByHand:
