@@ -161,7 +161,9 @@ def generator(tx: Any, payload: bytes) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("function", "name"),
     [(coroutine, None), (generator, None), (5, "five"), (partial(print), None), ([].append, None), (print, "print"),
-     (lambda tx, payload: None, 5)], ids=repr)
+     (lambda tx, payload: None, 5)],
+    ids=["coroutine", "generator", "number", "partial", "bound", "builtin", "name"],
+)  # fmt: skip
 def test_what_cannot_be_a_procedure_is_refused(function: Any, name: Any) -> None:
     """Where it is marked: what would never answer, what has no name, and what cannot be marked."""
     with pytest.raises(TypeError):
