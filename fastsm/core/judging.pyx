@@ -273,7 +273,8 @@ cdef class Judge:
             and memcmp(PyBytes_AS_STRING(name), operation.key, operation.key_size) == 0
             and self.called_version == call_version(operation)
         ):
-            called = self.procedures.get((call_name(operation), call_version(operation)))
+            label = call_name(operation)
+            called = None if label is None else self.procedures.get((label, call_version(operation)))
             if called is None:
                 return None
             self.called, self.called_name = called, operation.key[:operation.key_size]

@@ -26,7 +26,7 @@ from support.inside import inside
 from support.mutation import NUMBERS
 from support.tables import SEGMENT, TableFile
 
-MEMORY = 64 << 20
+MEMORY = 96 << 20  # a verification reads pieces of 64 MiB
 TEBIBYTE = 1 << 40
 
 
@@ -38,7 +38,7 @@ def resident(name: str) -> int:
 
 @contextlib.contextmanager
 def little_memory() -> Iterator[None]:
-    """Within, no more than 64 MiB are taken at any time, mapped pages of files among them.
+    """Within, no more than `MEMORY` is taken at any time, mapped pages of files among them.
 
     On Linux, where no sanitizer keeps what was freed.
     """

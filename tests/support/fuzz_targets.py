@@ -103,10 +103,7 @@ IN_BRANCH = (1, 2, 7, 8, 9, 15, 17)
 class Anything(dict):  # type: ignore[type-arg]
     """Procedures of every name and version."""
 
-    def __contains__(self, key: object) -> bool:
-        return True
-
-    def __missing__(self, key: tuple[str, int]) -> Procedure:
+    def get(self, key: tuple[str, int], default: object = None) -> Procedure:
         return Procedure(*key, lambda tx, payload: tx.add(payload, 1))
 
 
