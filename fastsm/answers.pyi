@@ -6,6 +6,7 @@ from fastsm.types import Answer
 MAX_ANSWER_SIZE: int
 MAX_ANSWER_DEPTH: int
 REASONS: tuple[str, ...]
+MAX_RESULT_BYTES: int
 
 class BadAnswerError(ValueError):
     too_large: bool

@@ -10,6 +10,8 @@ from fastsm.types import Entry, LogId
 
 LARGEST_COMMAND: int
 LARGEST_VOTE: int
+CHECK_SECONDS: float
+CLOSED: str
 
 class Batch: ...
 

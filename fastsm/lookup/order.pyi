@@ -4,6 +4,8 @@ from fastsm.disk.mapping import Mapping
 from fastsm.lookup.dead import DeadMap
 from fastsm.lookup.table import Table
 
+GLANCE: float
+
 class Order:
     def __new__(cls, table: Table, dead: DeadMap, mapping: Mapping) -> Self: ...
     @property
