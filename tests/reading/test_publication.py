@@ -32,7 +32,7 @@ from fastsm.reading.watching import ReaderWatch, Tail
 from support.faulty import memory_directory
 from support.inside import inside
 from support.power import Platter, Point
-from support.publishing import ByHand, Moment, checksum_of, read_page, read_step
+from support.publishing import ByHand, Moment, checksum_of, read_page, read_step, take_all_news
 
 
 @pytest.fixture(autouse=True)
@@ -221,10 +221,7 @@ def test_a_reader_that_trusts_an_old_generation_is_found(tmp_path: Path) -> None
         __slots__ = ()
 
         def _take_news(self) -> None:
-            publication = self._lookout.publication
-            seen = None if publication is None else publication.read()
-            if seen is not None and seen.end > self._taken_up_to():
-                self._take_up_to(seen.end, seen.applied_index, seen.applied_term, seen.durable_index)
+            take_all_news(self)
 
     def follow(kind: type[Reader]) -> bytes | None:
         with FastStateMachine(tmp_path / kind.__name__) as machine, kind(machine.path) as reader:
@@ -330,6 +327,11 @@ def test_the_page_of_formats_says_what_is_there(tmp_path: Path) -> None:
         assert max(slots, key=lambda slot: slot["number"])["incarnation"] not in seen
 
 
+def counts_in(incarnation: int) -> tuple[int, int]:
+    """How many other states came, and how many earlier ones. Both begin anywhere, and go round."""
+    return incarnation & 0x3FF, incarnation >> 10 & 0x3FF
+
+
 @pytest.mark.parametrize("step", ["compact", "install", "reset"])
 def test_the_page_of_formats_says_what_a_step_announces(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -357,7 +359,11 @@ def test_the_page_of_formats_says_what_a_step_announces(
             machine.clear()
         after = max(read_page((tmp_path / "state" / published.NAME).read_bytes()), key=lambda slot: slot["number"])
         assert announced == [(before["identity"], after["identity"], after["incarnation"])]
-        assert after["incarnation"] - before["incarnation"] == {"compact": 0, "install": 1, "reset": 1 << 10}[step]
+        steps = {"compact": (0, 0), "install": (1, 0), "reset": (0, 1)}[step]
+        assert counts_in(after["incarnation"]) == tuple(
+            (count + more) % 1024 for count, more in zip(counts_in(before["incarnation"]), steps, strict=True)
+        )
+        assert after["incarnation"] >> 20 == before["incarnation"] >> 20
 
 
 # ---- power loss --------------------------------------------------------------------------------------
