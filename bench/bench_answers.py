@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import random
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 
 import fastsm
 from bench.data import chunked, fill, random_keys, scaled
-from bench.harness import run_python
+from bench.harness import measured
 
 KEYS = scaled(100_000)
 ENTRIES = scaled(20_000)
@@ -136,20 +135,14 @@ def test_a_procedure(compare: Any, machine_at: Any, place: Path) -> None:
 
 
 CHILD = """
-import json, sys
 import fastsm
-
-def private():
-    for line in open("/proc/self/smaps_rollup"):
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) * 1024
 
 machine, count = fastsm.FastStateMachine(sys.argv[1], auto_compact=False), int(sys.argv[2])
 machine.apply([(1, 1, fastsm.open_session())])
-before = private()
+before = own_memory()
 for first in range(2, count, 1000):
     machine.apply([(index, 1, fastsm.open_session()) for index in range(first, first + 1000)])
-print(json.dumps((private() - before) / count))
+print(json.dumps((own_memory() - before) / count))
 machine.close()
 """
 
@@ -157,6 +150,4 @@ machine.close()
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
 def test_memory_of_a_session(note: Any, place: Path) -> None:
     """Of the process's own: what is mapped is the page cache's."""
-    ended = run_python(CHILD, place / "state", SESSIONS)
-    assert ended.returncode == 0, ended.stderr
-    note("answer.session", "bytes", [json.loads(ended.stdout)])
+    note("answer.session", "bytes", [measured(CHILD, place / "state", SESSIONS)])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.data import scaled
-from bench.harness import run_python
+from bench.harness import measured
 
 MILLION = scaled(1_000_000)
 
@@ -44,28 +44,21 @@ print(json.dumps(found))
 
 # The same keys and values in a dict, as new objects each, as a network gives them.
 CHILD_OF_DICT = """
-import json, random, sys
-
-def memory():
-    for line in open("/proc/self/smaps_rollup"):
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) * 1024
+import random
 
 source, value, pairs, found = random.Random(15), b"v" * 100, {}, []
-before = memory()
+before = own_memory()
 for size in json.loads(sys.argv[1]):
     while len(pairs) < size:
         pairs[source.randbytes(16)] = bytes(bytearray(value))
-    found.append((size, (memory() - before) / size))
+    found.append((size, (own_memory() - before) / size))
 print(json.dumps(found))
 """
 
 
 def measure(directory: Path, sizes: list[int], chunk: int = 1000) -> Any:
     """`(keys, private bytes a key, mapped bytes a key)` at each size."""
-    ended = run_python(CHILD, directory, json.dumps(sizes), chunk)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+    return measured(CHILD, directory, json.dumps(sizes), chunk)
 
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
@@ -79,10 +72,9 @@ def test_memory(note: Any, place: Path) -> None:
         if size == MILLION:
             note("memory.private.1m", "bytes", [private])
             note("memory.mapped", "bytes", [mapped])
-    ended = run_python(CHILD_OF_DICT, json.dumps([size for size in sizes if size >= scaled(100_000)]))
-    assert ended.returncode == 0, ended.stderr
+    of_dict = measured(CHILD_OF_DICT, json.dumps([size for size in sizes if size >= scaled(100_000)]))
     large = [private for size, private, _ in found if size >= scaled(100_000)]
-    note("memory.private.worst", "bytes", [max(large)], extra={"sizes": found, "dict": json.loads(ended.stdout)})
+    note("memory.private.worst", "bytes", [max(large)], extra={"sizes": found, "dict": of_dict})
 
 
 @pytest.mark.parametrize("chunk", [1000, 1])

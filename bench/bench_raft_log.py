@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 
 import fastsm
 from bench.data import scaled
-from bench.harness import run_python
+from bench.harness import measured
 from bench.machine import sync_data, write_all
 from bench.peers import open_peer
 from fastsm import Entry
@@ -121,20 +120,14 @@ def test_read_all(compare: Any, million: Path) -> None:
 
 
 CHILD = """
-import json, sys
 import fastsm
 
-def private():
-    for line in open("/proc/self/smaps_rollup"):
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) * 1024
-
 log = fastsm.RaftLog(sys.argv[1])
-count, before = int(sys.argv[2]), private()
+count, before = int(sys.argv[2]), own_memory()
 log.append([(1, 1, b"")])
 for first in range(2, count, 100):
     log.append([(index, 1, b"v" * 128) for index in range(first, first + 100)])
-print(json.dumps((private() - before) / count))
+print(json.dumps((own_memory() - before) / count))
 log._abandon()
 """
 
@@ -142,6 +135,4 @@ log._abandon()
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
 def test_memory_of_an_entry(note: Any, place: Path) -> None:
     """Of the process's own: what is mapped is the page cache's."""
-    ended = run_python(CHILD, place / "log", MILLION)
-    assert ended.returncode == 0, ended.stderr
-    note("raft_log.memory", "bytes", [json.loads(ended.stdout)])
+    note("raft_log.memory", "bytes", [measured(CHILD, place / "log", MILLION)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 import fastsm
 from bench.data import chunked, scaled
-from bench.harness import run_python
+from bench.harness import measured
 
 ENTRIES = scaled(100_000)
 TIMED = scaled(1_000_000)
@@ -92,18 +91,13 @@ def test_ticks(note: Any, machine_at: Any) -> None:
 
 
 CHILD = """
-import json, random, sys
+import random
 import fastsm
-
-def resident():
-    for line in open("/proc/self/smaps_rollup"):
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) * 1024
 
 directory, count, has_deadlines = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
 machine, dice, index = fastsm.FastStateMachine(directory, auto_compact=False), random.Random(3), 0
 machine.apply([(1, 1, fastsm.noop())])
-before = resident()
+before = own_memory()
 for _ in range(2):  # the second time they are overwritten
     for first in range(0, count, 1000):
         machine.apply([
@@ -111,7 +105,7 @@ for _ in range(2):  # the second time they are overwritten
                 b"key-%012d" % (first + i), b"value", expires=dice.randrange(1 << 40) if has_deadlines else None))
             for i in range(1000)])
         index += 1000
-print(json.dumps((resident() - before) / count))
+print(json.dumps((own_memory() - before) / count))
 machine.close()
 """
 
@@ -119,9 +113,5 @@ machine.close()
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
 def test_memory_of_a_deadline(note: Any, place: Path) -> None:
     """Resident bytes a key that has one, more than without, after all were overwritten."""
-    found = []
-    for has_deadlines in (True, False):
-        ended = run_python(CHILD, place / str(has_deadlines), max(TIMED, 1000), has_deadlines)
-        assert ended.returncode == 0, ended.stderr
-        found.append(json.loads(ended.stdout))
-    note("time.memory", "bytes", [found[0] - found[1]])
+    timed, plain = (measured(CHILD, place / str(each), max(TIMED, 1000), each) for each in (True, False))
+    note("time.memory", "bytes", [timed - plain])

@@ -86,6 +86,24 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
         return subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
 
 
+OWN_MEMORY = """
+import json, sys
+
+def own_memory():
+    for line in open("/proc/self/smaps_rollup"):
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+
+"""
+
+
+def measured(code: str, *arguments: object) -> Any:
+    """Runs code as `run_python` does, which may ask for its `own_memory()` in bytes; returns what it prints as JSON."""
+    ended = run_python(OWN_MEMORY + code, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
 def write_results(path: Path, results: list[Result], about: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"about": about, "results": [vars(result) for result in results]}

@@ -119,7 +119,7 @@ cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
 
 # ---- what a session remembers ------------------------------------------------------------------------------
 
-cdef bytes session_value(uint64_t sequence, uint64_t deadline, bytes result):
+cpdef bytes pack_session(uint64_t sequence, uint64_t deadline, bytes result):
     """The value of a session's record."""
     cdef bytes made = PyBytes_FromStringAndSize(NULL, 16 + PyBytes_GET_SIZE(result))
     cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(made)
@@ -127,11 +127,6 @@ cdef bytes session_value(uint64_t sequence, uint64_t deadline, bytes result):
     memcpy(p + 8, &deadline, 8)
     memcpy(p + 16, PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result))
     return made
-
-
-def pack_session(sequence, deadline, result):
-    """The value of a session's record."""
-    return session_value(sequence, deadline, result)
 
 
 def pack_result(result):

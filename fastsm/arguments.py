@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+LARGEST = 2**64 - 2  # of indexes and terms
 
 def bytes_of(source: Any, name: str) -> bytes:
     """Copies a bytes-like object; ``name`` is what a ``TypeError`` calls it."""
@@ -26,6 +28,32 @@ def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
             "entry_term(index) tells the term of an applied entry"
         ) from None
     return index, term
+
+
+def watch_start(start: Any) -> tuple[int, int | None, int | None]:
+    """Takes where a watch starts apart: an index, or a ``Position``, also as a plain tuple.
+
+    Returns the entry after which it goes on, its term where that is known, and how many of its changes were told; None
+    for all of them.
+    """
+    if isinstance(start, tuple):
+        if len(start) != 3:
+            raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)")
+        index, term, offset = (None if number is None else operator.index(number) for number in start)
+        for name, number in (("index", index), ("term", term or 0), ("offset", offset)):
+            if number is None:
+                raise TypeError(f"start={start!r}: expected an {name}, found None")
+            if not 0 <= number <= LARGEST:
+                raise ValueError(f"start={start!r}: expected an {name} from 0 to 2**64 - 2")
+        assert index is not None
+        return index, term, offset
+    try:
+        index = operator.index(start)
+    except TypeError:
+        raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)") from None
+    if not 0 <= index <= LARGEST:
+        raise ValueError(f"start={index}: expected an index from 0 to 2**64 - 2, or a Position")
+    return max(index, 1) - 1, None, None
 
 
 def not_an_entry(item: Any, position: int) -> TypeError:

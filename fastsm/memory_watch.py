@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from fastsm.arguments import bytes_of
+from fastsm.arguments import bytes_of, watch_start
 from fastsm.errors import CompactedError, NotRunningError, ReentryError
 from fastsm.event_loops import event_loops, set_result, tell
 from fastsm.generation.watch import Reads
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from fastsm.memory_tx import Outcome
 
-LARGEST = 2**64 - 2
 
 
 class Moment(NamedTuple):
@@ -84,23 +82,9 @@ class MemoryWatch(Reads):
 
     def _start_at(self, start: Any) -> None:
         self._checked = False
-        if not isinstance(start, tuple):
-            try:
-                index = operator.index(start)
-            except TypeError:
-                raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)") from None
-            if not 0 <= index <= LARGEST:
-                raise ValueError(f"start={index}: expected an index from 0 to 2**64 - 2, or a Position")
-            self._index, self._term = max(index, 1) - 1, None
-            return
-        if len(start) != 3:
-            raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)")
-        self._index, self._offset = operator.index(start[0]), operator.index(start[2])
-        self._term = None if start[1] is None else operator.index(start[1])
-        for number in (self._index, self._offset, self._term or 0):
-            if not 0 <= number <= LARGEST:
-                raise ValueError(f"start={start!r}: expected numbers from 0 to 2**64 - 2")
-        self._whole = False
+        self._index, self._term, offset = watch_start(start)
+        self._whole = offset is None
+        self._offset = offset or 0
 
     @property
     def position(self) -> Position:

@@ -145,30 +145,25 @@ def run(called: Procedure, tx: RunningTx, payload: bytes, index: int) -> Answer:
     return answer_of_value(called, returned, index)
 
 
-def answer_of_value(called: Procedure, returned: Any, index: int) -> Answer:
-    """What a call comes to that returned a value."""
+def answer_of_value(called: Procedure, returned: Any, index: int, *, aborted: bool = False) -> Answer:
+    """What a call comes to that returned a value, or, with ``aborted``, raised an ``Abort`` that has one."""
     try:
-        return Answer(True, checked_value(returned))
+        value = checked_value(returned.value if aborted else returned)
     except BadAnswerError as error:
         return _failed(called, error, index)
-    except Exception as error:
+    except Exception as error:  # an abort's value may be a property
         refuse_trouble(called, error, index)
         return _failed(called, error, index)
+    return Answer(False, value, "abort") if aborted else Answer(True, value)
 
 
 def answer_of_error(called: Procedure, error: Exception, trouble: BaseException | None, index: int) -> Answer:
     """What a call comes to that raised; ``trouble``: what came out of ``tx`` and was this replica's own."""
-    if not isinstance(error, Abort):
-        refuse_trouble(called, trouble or error, index)
-        return _failed(called, error, index)
-    refuse_trouble(called, trouble, index)
-    try:
-        return Answer(False, checked_value(error.value), "abort")
-    except BadAnswerError as bad:
-        return _failed(called, bad, index)
-    except Exception as bad:  # an abort's value may be a property
-        refuse_trouble(called, bad, index)
-        return _failed(called, bad, index)
+    if isinstance(error, Abort):
+        refuse_trouble(called, trouble, index)
+        return answer_of_value(called, error, index, aborted=True)
+    refuse_trouble(called, trouble or error, index)
+    return _failed(called, error, index)
 
 
 def refuse_trouble(called: Procedure, error: BaseException | None, index: int) -> None:

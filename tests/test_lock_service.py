@@ -16,6 +16,7 @@ import pytest
 
 import fastsm
 from fastsm import Answer, Clock, Entry, FastStateMachine, MemoryStateMachine
+from support.lock_holder import DATA, Holder
 from support.recipes import recipe
 
 lock = recipe("lock")
@@ -24,7 +25,6 @@ NOW = 1_800_000_000_000
 LEASE = 10_000
 STEPS, SEEDS = 600, 5
 KEY = lock.lock_key("disk")
-DATA = b"disk/data"
 
 
 class Unknown(Exception):
@@ -112,14 +112,14 @@ class Cluster:
             replica.close()
 
 
-class Client:
+class Client(Holder):
     """Wants the lock, works under it, and believes its own clock."""
 
     def __init__(self, cluster: Cluster, name: str, offset: int) -> None:
-        self.cluster = cluster
+        super().__init__(LEASE)
+        self.cluster, self.counts = cluster, cluster.counts
         self.offset = offset
         self.lock = lock.Lock(self.propose, "disk", name)
-        self.until = 0  # by its own clock
         self.asks_again = False
 
     def propose(self, command: bytes) -> Any:
@@ -134,24 +134,17 @@ class Client:
         return self.now < self.until
 
     def step(self) -> None:
-        counts, dice = self.cluster.counts, self.cluster.dice
+        dice = self.cluster.dice
         try:
             if not self.believes:
-                acquired = self.lock.acquire(LEASE, now=self.now, again=self.asks_again)
+                self.acquire(again=self.asks_again)
                 self.asks_again = False
-                counts["granted" if acquired else "held by another"] += 1
-                self.until = self.now + LEASE if acquired else 0
             elif dice.random() < 0.5:
-                done = self.lock.write(fastsm.put(DATA, b"%d" % self.lock.token))
-                counts["written" if done else "fenced off"] += 1
-                self.until = self.until if done else 0
+                self.write()
             elif dice.random() < 0.6:
-                kept = self.lock.keep_alive(LEASE, now=self.now)
-                counts["kept alive" if kept else "kept too late"] += 1
-                self.until = self.now + LEASE if kept else 0
+                self.keep_alive()
             elif dice.random() < 0.3:
-                counts["released" if self.lock.release() else "released too late"] += 1
-                self.until = 0
+                self.release()
         except Unknown:
             self.asks_again = not self.believes
 

@@ -171,17 +171,8 @@ cdef class Expiring(View):
 
     cdef int remove_key(self, const Step *step, const DueKey *due) except -1:
         """Appends the delete of a key, or the end of a session, whose bytes stay where they are."""
-        cdef Step written
-        written.operation.kind = step.operation.kind
-        written.operation.key = written.operation.value = written.operation.expected = due.key
-        written.operation.key_size = due.key_size
-        written.operation.value_size = written.operation.expected_size = 0
-        written.operation.timed = False
-        written.hashed = due.hashed
-        written.index = step.index
-        written.entry = step.entry
-        written.record = RECORD_FORGET if due.by_number else RECORD_DELETE
-        return self.append(&written)
+        return self.append_removal(
+            step, due.key, due.key_size, due.hashed, RECORD_FORGET if due.by_number else RECORD_DELETE)
 
 
 cdef int order_of_due(const DueKey *one, const DueKey *other) noexcept nogil:

@@ -10,7 +10,6 @@ back would keep a machine that nobody closed alive until the next garbage collec
 
 from __future__ import annotations
 
-import errno
 import logging
 import weakref
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from fastsm.core.engine import Engine
 from fastsm.core.group_commit import GroupCommit
 from fastsm.core.jobs import Jobs
 from fastsm.core.policy import Policy
-from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.files import NO_ROOM, Directory, storage_errors
 from fastsm.disk.mapping import Mapping
 from fastsm.errors import ReentryError, SnapshotError, StorageError
 from fastsm.generation import current
@@ -32,7 +31,6 @@ from fastsm.lookup.index import Index
 from fastsm.types import LogId, SnapshotMetadata
 
 SAVE_TABLE_ABOVE = 4 << 20  # bytes of base and log: reading fewer takes no longer than reading a table
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger("fastsm")
 

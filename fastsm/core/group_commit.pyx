@@ -19,7 +19,7 @@ from fastsm.errors import NotRunningError, ReentryError
 cdef class GroupCommit:
     """Makes a log durable up to an offset, with as few syncs as overlapping callers allow.
 
-    The first caller syncs, outside the GIL. Whoever comes meanwhile waits, and syncs only if that sync began
+    The first caller syncs, outside the GIL. A caller that comes meanwhile waits, and syncs only if that sync began
     too early for it. (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", SIGMOD 1984.)
     Thread safe.
     """

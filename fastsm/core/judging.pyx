@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from fastsm.answers cimport answer, session_value
+from fastsm.answers cimport answer, pack_session
 from fastsm.command cimport (
     ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
     FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, call_name, call_version, number_at,
@@ -97,7 +97,7 @@ cdef class Judge:
         cdef uint64_t index = step.index
         cdef Found found
         if step.operation.kind == OPEN_SESSION:
-            self.view.write_session(index, step.entry, index, session_value(0, number, b""))
+            self.view.write_session(index, step.entry, index, pack_session(0, number, b""))
             return answer(True, index, None)
         self.view.look_at_session(number, &found)
         if found.size == ABSENT:
@@ -132,7 +132,7 @@ cdef class Judge:
             self.view.take_back(mark)
             result = answer(False, None, "too large")
             packed = pack_result(result)
-        self.view.write_session(index, entry, number_at(numbers), session_value(sequence, deadline, packed))
+        self.view.write_session(index, entry, number_at(numbers), pack_session(sequence, deadline, packed))
         return result
 
     cdef object judge_tick(self, Step *step):

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastsm.core.engine import Engine
-from fastsm.core.generations import NO_ROOM
 from fastsm.core.jobs import Jobs, Progress
 from fastsm.core.verifying import Verifying
-from fastsm.disk.files import Directory
+from fastsm.disk.files import NO_ROOM, Directory
 from fastsm.errors import StorageError
 from fastsm.snapshot.capture import Capture
 from fastsm.snapshot.file import metadata_of

@@ -98,7 +98,8 @@ cdef class View:
     ) except -1
     cdef int write(self, const Step *step) except -1
     cdef int append(self, const Step *step) except -1
-    cdef int append_delete(self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed) except -1
+    cdef int append_removal(
+        self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed, uint8_t record=*) except -1
     cdef int append_written(self, const Step *step, bytes key) except -1
     cdef int know_more(self) except -1
     cdef int breathe(self) except -1

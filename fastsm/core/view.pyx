@@ -362,10 +362,13 @@ cdef class View:
             self.known += 1
         return 0
 
-    cdef int append_delete(
-        self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed
+    cdef int append_removal(
+        self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed, uint8_t record=RECORD_DELETE
     ) except -1:
-        """Appends a delete of a key whose bytes stay where they are. `step`: of which entry it is."""
+        """Appends a delete of a key, or the end of a session, whose bytes stay where they are.
+
+        `step`: of which entry it is.
+        """
         cdef Step removing
         removing.operation.kind = step.operation.kind
         removing.operation.key = removing.operation.value = removing.operation.expected = key
@@ -375,7 +378,7 @@ cdef class View:
         removing.hashed = hashed
         removing.index = step.index
         removing.entry = step.entry
-        removing.record = RECORD_DELETE
+        removing.record = record
         return self.append(&removing)
 
     cdef int breathe(self) except -1:
@@ -431,7 +434,7 @@ cdef class View:
                     self.append_written(&step, written[next_written])
                     next_written += 1
                     removed += 1
-                self.append_delete(&step, record_key(record), record_key_size(record), hashed)
+                self.append_removal(&step, record_key(record), record_key_size(record), hashed)
                 removed += 1
                 if removed % BREATH == 0:
                     self.breathe()
@@ -442,9 +445,9 @@ cdef class View:
         return removed
 
     cdef int append_written(self, const Step *step, bytes key) except -1:
-        """`append_delete` of a key that this chunk has put, an object that is held."""
+        """`append_removal` of a key that this chunk has put, an object that is held."""
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(key)
-        return self.append_delete(step, data, PyBytes_GET_SIZE(key), self.table.hash(data, PyBytes_GET_SIZE(key)))
+        return self.append_removal(step, data, PyBytes_GET_SIZE(key), self.table.hash(data, PyBytes_GET_SIZE(key)))
 
     cdef int write_session(self, uint64_t index, uint32_t entry, uint64_t session, bytes value) except -1:
         """Appends what is remembered of a session from here on; None: it is forgotten."""

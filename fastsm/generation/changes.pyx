@@ -11,8 +11,6 @@ A read works on a draft of its place, which becomes the place once its changes a
 loses none. It holds the log's mapping meanwhile, and nothing between two reads.
 """
 
-import operator
-
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -27,7 +25,7 @@ from fastsm.disk.format cimport (
 from fastsm.lookup.terms cimport Run
 from fastsm.named cimport named, set_field
 
-from fastsm.arguments import bytes_of
+from fastsm.arguments import bytes_of, watch_start
 from fastsm.errors import CompactedError, CorruptionError, NotRunningError, ReentryError
 from fastsm.types import Change, Position
 
@@ -261,27 +259,13 @@ cdef class Changes:
         """Takes an index, or a position, also as a plain tuple."""
         self.place.unchecked = True
         self.place.term = UNKNOWN_TERM
-        if not isinstance(start, tuple):
-            try:
-                index = operator.index(start)
-            except TypeError:
-                raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)") from None
-            if not 0 <= index <= LARGEST:
-                raise ValueError(f"start={index}: expected an index from 0 to 2**64 - 2, or a Position")
-            self.place.index = max(index, 1) - 1
-            self.place.whole = True
-            return 0
-        if len(start) != 3:
-            raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)")
-        index, term, offset = start
-        for name, number in (("index", index), ("term", term), ("offset", offset)):
-            if number is None and name == "term":
-                continue
-            if not 0 <= operator.index(number) <= LARGEST:
-                raise ValueError(f"start={start!r}: expected an {name} from 0 to 2**64 - 2")
-        self.place.index, self.place.offset = index, offset
+        index, term, offset = watch_start(start)
+        self.place.index = index
         if term is not None:
             self.place.term = term
+        self.place.whole = offset is None
+        if offset is not None:
+            self.place.offset = offset
         return 0
 
     @property

@@ -62,7 +62,7 @@ def open_current(
     try:
         opened = recover(log, current, expect_applied, verify, published)
         with storage_errors(directory.path, "opening"):
-            # Whoever replaced CURRENT may have been killed before this sync, without which it may still be undone.
+            # Who replaced CURRENT may have been killed before this sync, without which it may still be undone.
             directory.sync_directory()
         remove_others(directory, current.generation)
     except BaseException:

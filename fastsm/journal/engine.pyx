@@ -489,7 +489,7 @@ cdef class LogEngine:
                         self.removing.release()
 
     cdef bint await_removal(self) except -1:
-        """Takes the lock of whoever removes files, unless it is one of a thread that does not go on."""
+        """Takes the lock for removing files, unless a thread holds it that will not go on."""
         while not self.removing.acquire(True, CHECK_SECONDS):
             if sys.is_finalizing():
                 return False

@@ -5,6 +5,7 @@ from fastsm.journal.segments import Segments
 
 LARGEST_INDEX: int
 LARGEST_COMMAND: int
+NO_ROOM: tuple[int, ...]
 
 class Journal(Segments):
     def __init__(

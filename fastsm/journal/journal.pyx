@@ -5,7 +5,6 @@ not at all, in time that does not depend on what is there. Segments without entr
 their files removed once a sync has made that durable. Entries stay in the mapped files; memory holds eight bytes each.
 """
 
-import errno
 import logging
 import os
 import threading
@@ -21,14 +20,13 @@ from fastsm.journal.segment cimport Segment
 from fastsm.journal.segments cimport Segments
 
 from fastsm.disk import format
-from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
+from fastsm.disk.files import NO_ROOM, Directory, left_by_children, make_directory, storage_errors
 from fastsm.errors import NotRunningError, ReentryError, StorageError
 
 logger = logging.getLogger("fastsm")
 
 LARGEST_INDEX = format.MAX_INDEX
 LARGEST_COMMAND = 0xFFFFFFFF
-cdef tuple NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 cdef object close_one(one, error):

@@ -42,7 +42,7 @@ cdef class Lookout:
         return True
 
     def look_again(self):
-        """Whoever waits looks again soon, also where nothing new is published; whoever does not, at once."""
+        """Has a reader that waits look again soon, also where nothing new is published; one that does not, at once."""
         self.again = True
         self.look_at = now() + RETRY_INTERVAL
 

@@ -377,7 +377,7 @@ def test_chunks_queued_behind_one_that_failed_fail_too(count: int, directory: Pa
 
 @pytest.mark.parametrize("size", [10, LARGE])
 def test_next_chunk_after_the_failure_was_seen_works(size: int, directory: Path, machine_at: Opener) -> None:
-    """Whoever has seen the failure knows what to send."""
+    """The caller that has seen the failure knows what to send."""
     machine = machine_at(directory)
 
     async def main() -> None:

@@ -82,7 +82,7 @@ def test_the_model_waits_too() -> None:
 
 @pytest.mark.parametrize("timeout", [0.001, 60.0])
 def test_the_model_forgets_loops_that_are_over(timeout: float) -> None:
-    """Whoever waited there, or was told at once, is not told again: a later write is not disturbed."""
+    """A reader that waited there, or was told at once, is not told again: a later write is not disturbed."""
     machine = MemoryStateMachine()
     fill(machine, put(b"a", b"0"))
     watch = machine.watch(start=1 if timeout > 1 else None)

@@ -22,7 +22,7 @@ from support.linearizability import UNKNOWN, Operation, is_linearizable
 from support.small_cluster import imported_example
 
 KEY = b"x"
-IN_VAIN = 4  # messages that did not arrive: until then whoever can answer without them has
+IN_VAIN = 4  # messages that did not arrive: until then a node that can answer without them has
 
 
 class HandLink:

@@ -1,4 +1,4 @@
-"""``FastLockManager``: never two holders, whatever the clocks of the nodes say and whoever stands still."""
+"""``FastLockManager``: never two holders, whatever the clocks of the nodes say, and whichever of them stands still."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,6 @@ from fastsm.reading import news
 from support.histories import KEYS, History
 from support.inside import inside
 from support.publishing import checksum_of
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[FastStateMachine]:
-    """An owner, with one entry."""
-    with FastStateMachine(tmp_path / "state", auto_compact=False) as opened:
-        opened.apply([(1, 1, put(b"color", b"blue"))])
-        yield opened
-
-
-@pytest.fixture
-def reader(machine: FastStateMachine) -> Iterator[Reader]:
-    """A reader next to it."""
-    with Reader(machine.path) as opened:
-        yield opened
 
 
 def add(machine: FastStateMachine, *commands: bytes) -> LogId:

@@ -22,21 +22,6 @@ from support.inside import inside
 from support.permits import cannot, ext4, mounted, run
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[FastStateMachine]:
-    """An owner, with one entry."""
-    with FastStateMachine(tmp_path / "state", auto_compact=False) as opened:
-        opened.apply([(1, 1, put(b"color", b"blue"))])
-        yield opened
-
-
-@pytest.fixture
-def reader(machine: FastStateMachine) -> Iterator[Reader]:
-    """A reader next to it."""
-    with Reader(machine.path) as opened:
-        yield opened
-
-
 def test_where_stores_may_lack_a_block_it_is_written(tmp_path: Path) -> None:
     """On a file system that copies on write, readers follow just the same."""
 

@@ -48,13 +48,6 @@ def machine(tmp_path: Path) -> Iterator[FastStateMachine]:
         yield opened
 
 
-@pytest.fixture
-def reader(machine: FastStateMachine) -> Iterator[Reader]:
-    """A reader next to it."""
-    with Reader(machine.path) as opened:
-        yield opened
-
-
 def change(index: int, value: bytes | None, key: bytes = b"a") -> Change:
     return Change(index, 1, key, value)
 

@@ -14,17 +14,20 @@ hit a moment.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import fastsm
 from fastsm.disk.files import Directory
+from support.faulty import memory_directory
 
 PACKAGE = str(Path(fastsm.__file__).resolve().parent)
 SHARING = tuple(f"{PACKAGE}/{name}" for name in ("core/", "machine.py", "disk/files.py", "generation/current.py"))
@@ -87,6 +90,29 @@ class Watched(Directory):
 
     def pace_writeback(self, fd: Any, first: int, stop: int) -> None:  # type: ignore[override]
         """Nothing: the files are in memory."""
+
+
+class TellsOnce(Watched):
+    """The first sync of a file after arming fails; the system has told it then, and says nothing to those after it."""
+
+    armed: ClassVar[bool] = False
+
+    def sync_now(self, fd: Any) -> None:
+        if TellsOnce.armed:
+            TellsOnce.armed = False
+            self.told()
+            raise OSError(5, "I/O error")
+
+
+@contextmanager
+def quiet_directory() -> Iterator[Path]:
+    """A directory in memory, for schedules whose errors are not logged: there are thousands."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with memory_directory() as root:
+            yield root
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 IsSeam = Callable[[FrameType, str, Any], bool]

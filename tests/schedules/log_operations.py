@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
-from schedules.explorer import Schedule, Step, Watched, is_file_seam
+from schedules.explorer import Schedule, Step, TellsOnce, Watched, is_file_seam
 from schedules.operations import Violation, run_alone
 
 import fastsm.raft_log
@@ -82,6 +82,7 @@ class WorstDisk(Watched):
 
     content: ClassVar[dict[int, bytes]] = {}
     names_kept: ClassVar[dict[str, int]] = {}
+    looks = kept_look = 0  # at the names: how many there were, and the one that `names_kept` is of
     guard = threading.Lock()
 
     def stores_are_safe(self, fd: Any) -> bool:
@@ -96,10 +97,14 @@ class WorstDisk(Watched):
                 WorstDisk.content[number] = covered
 
     def sync_directory(self) -> None:
-        found = {name: (Path(self.path) / name).stat().st_ino for name in self.names() if name != "LOCK"}
+        with WorstDisk.guard:
+            found = {name: (Path(self.path) / name).stat().st_ino for name in self.names() if name != "LOCK"}
+            WorstDisk.looks += 1
+            look = WorstDisk.looks
         super().sync_directory()
         with WorstDisk.guard:
-            WorstDisk.names_kept = found
+            if look > WorstDisk.kept_look:  # else another one, that saw the names later, is over already
+                WorstDisk.names_kept, WorstDisk.kept_look = found, look
 
     @staticmethod
     def begin(path: Path) -> None:
@@ -332,22 +337,14 @@ def judge_kept(template: Template, name: str, other: str, value: Any, found: Log
 MAKE_DURABLE = ("sync", "sync, coroutine", "vote", "vote, another", "append", "close")
 
 
-class TellsOnce(WorstDisk):
-    """The first sync of a file after arming fails; the system has told it then, and says nothing to those after it."""
-
-    armed = False
-
-    def sync_now(self, fd: Any) -> None:
-        if TellsOnce.armed:
-            TellsOnce.armed = False
-            self.told()
-            raise OSError(5, "I/O error")
+class WorstTellsOnce(TellsOnce, WorstDisk):
+    """Both at once."""
 
 
 def explore_one_error(template: Template, names: tuple[str, str], seam: int) -> Schedule:
     """One schedule of two that make durable; nothing that either acknowledged may hang on the failed sync."""
     TellsOnce.armed = False
-    log = template.fresh(TellsOnce)
+    log = template.fresh(WorstTellsOnce)
     TellsOnce.armed = True
     schedule = schedule_of(log, names, seam)
     what = f"{' / '.join(names)} at {schedule.place}: {schedule.outcomes}"

@@ -15,7 +15,7 @@ from unittest import mock
 
 import blake3
 import numpy as np
-from schedules.explorer import Schedule, Step, Watched, between_pieces
+from schedules.explorer import Schedule, Step, TellsOnce, Watched, between_pieces
 
 import fastsm
 from fastsm import (
@@ -401,18 +401,6 @@ def was_ended(names: Sequence[str], number: int, error: BaseException | None) ->
 # ---- a disk that tells of an error once ------------------------------------------------------------------
 
 MAKE_DURABLE = ("apply", "flush", "save_hard_state", "update")
-
-
-class TellsOnce(Watched):
-    """The first sync after arming fails; the system has told it then, and says nothing to those after it."""
-
-    armed = False
-
-    def sync_now(self, fd: Any) -> None:
-        if TellsOnce.armed:
-            TellsOnce.armed = False
-            self.told()
-            raise OSError(5, "I/O error")
 
 
 def explore_one_error(template: Template, names: Sequence[str], seam: int) -> Schedule:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 
 import pytest
+from schedules.explorer import quiet_directory
 from schedules.log_operations import FIRSTS, MAKE_DURABLE, SECONDS, Template, explore, explore_all, explore_one_error
 from schedules.operations import Violation
 
 from fastsm import RaftLog
-from support.faulty import memory_directory
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the system does not say which threads are blocked", allow_module_level=True)
@@ -19,12 +18,8 @@ if not sys.platform.startswith("linux"):
 
 @pytest.fixture(scope="module", params=["one segment", "many segments"])
 def template(request: pytest.FixtureRequest) -> Iterator[Template]:
-    logging.disable(logging.CRITICAL)
-    try:
-        with memory_directory() as root:
-            yield Template(root, rotating=request.param != "one segment")
-    finally:
-        logging.disable(logging.NOTSET)
+    with quiet_directory() as root:
+        yield Template(root, rotating=request.param != "one segment")
 
 
 @pytest.mark.parametrize("first", FIRSTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from schedules import operations
+from schedules.explorer import quiet_directory
 from schedules.operations import (
     MAKE_DURABLE,
     OPERATIONS,
@@ -23,8 +23,7 @@ from schedules.operations import (
 )
 
 from fastsm import FastStateMachine, Reader
-from support.faulty import memory_directory
-from support.publishing import checksum_of
+from support.publishing import checksum_of, take_all_news
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the system does not say which threads are blocked", allow_module_level=True)
@@ -35,12 +34,8 @@ TRIPLES = 200
 
 @pytest.fixture(scope="module")
 def template() -> Iterator[Template]:
-    logging.disable(logging.CRITICAL)
-    try:
-        with memory_directory() as root:
-            yield Template(root)
-    finally:
-        logging.disable(logging.NOTSET)
+    with quiet_directory() as root:
+        yield Template(root)
 
 
 @pytest.mark.parametrize("first", OPERATIONS)
@@ -89,10 +84,7 @@ def test_the_explorer_sees_a_reader_that_trusts_an_old_generation(
         __slots__ = ()
 
         def _take_news(self) -> None:
-            publication = self._lookout.publication
-            seen = None if publication is None else publication.read()
-            if seen is not None and seen.end > self._taken_up_to():
-                self._take_up_to(seen.end, seen.applied_index, seen.applied_term, seen.durable_index)
+            take_all_news(self)
 
     monkeypatch.setattr(operations, "Reader", Trusting)
     with pytest.raises(Violation):

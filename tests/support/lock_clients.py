@@ -11,13 +11,13 @@ from typing import Any
 
 import fastsm
 from support.cluster import Cluster, NodeError
+from support.lock_holder import DATA, Holder
 from support.recipes import recipe
 
 lock = recipe("lock")
 MINUTE = 60_000
 LEASE = 2_000
 KEY = lock.lock_key("disk")
-DATA = b"disk/data"
 TIMEOUT = 1.5  # seconds after which nobody knows what became of a proposal
 
 
@@ -32,18 +32,18 @@ class ClusterWithClocksApart(Cluster):
         return {"clock": (1.0, (0.0, 180.0, -240.0)[number])}
 
 
-class Client(threading.Thread):
+class Client(Holder, threading.Thread):
     """Wants the lock, works under it, stands still at times, and believes its own clock, which is off."""
 
     def __init__(self, cluster: Cluster, number: int, seed: int, ended: threading.Event) -> None:
-        super().__init__(daemon=True)
+        Holder.__init__(self, LEASE)
+        threading.Thread.__init__(self, daemon=True)
         self.cluster, self.number, self.ended = cluster, number, ended
         self.dice = random.Random(seed)
         self.offset = (number % 5 - 2) * MINUTE
         self.counts: Counter[str] = Counter()
         self.error: BaseException | None = None
         self.lock: Any = None
-        self.until = 0  # by its own clock
         self.is_asking = self.asks_again = False  # for the lock, and it was not told of its last attempt
 
     @property
@@ -73,28 +73,21 @@ class Client(threading.Thread):
             self.error = error
 
     def step(self) -> None:
-        counts, dice = self.counts, self.dice
+        dice = self.dice
         if self.lock is None:
             self.lock = lock.Lock(self.propose, "disk", f"client {self.number}")
         if self.now >= self.until:
             if self.lock.token and not self.asks_again:
                 self.lock.release()  # by the log it may be this client's still: clocks are apart
             self.is_asking = True
-            acquired = self.lock.acquire(LEASE, now=self.now, again=self.asks_again)
+            self.acquire(again=self.asks_again)
             self.is_asking = self.asks_again = False
-            counts["granted" if acquired else "held by another"] += 1
-            self.until = self.now + LEASE if acquired else 0
         elif dice.random() < 0.5:
-            done = self.lock.write(fastsm.put(DATA, b"%d" % self.lock.token))
-            counts["written" if done else "fenced off"] += 1
-            self.until = self.until if done else 0
+            self.write()
         elif dice.random() < 0.4:
-            kept = self.lock.keep_alive(LEASE, now=self.now)
-            counts["kept alive" if kept else "kept too late"] += 1
-            self.until = self.now + LEASE if kept else 0
+            self.keep_alive()
         elif dice.random() < 0.3:
-            counts["released" if self.lock.release() else "released too late"] += 1
-            self.until = 0
+            self.release()
         elif dice.random() < 0.3:
             time.sleep(1.5 * LEASE / 1_000)
             self.until += 10 * MINUTE * (dice.random() < 0.5)  # it does not look at its clock before the next write

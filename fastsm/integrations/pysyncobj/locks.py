@@ -87,9 +87,9 @@ class FastLockManager:
 
     Unlike there, no clock of a node is compared with another one's. Time is counted in the log, by the node that leads,
     and a holder counts the time since it asked: ``isAcquired`` is True only where both say so. So two managers never
-    have a lock at the same time, however far the nodes' clocks are apart and whoever stands still or is cut off. (What
-    a process does after it asked is its own risk: it may stand still then.) The lock of a manager that has died is free
-    after a time between ``autoUnlockTime`` and one and a half of it.
+    have a lock at the same time, however far the nodes' clocks are apart, and whichever node stands still or is cut
+    off. (What a process does after it asked is its own risk: it may stand still then.) The lock of a manager that has
+    died is free after a time between ``autoUnlockTime`` and one and a half of it.
 
     All managers of one name have the same ``autoUnlockTime``. Without ``selfID`` a manager gets an id of its own. Its
     thread ends with :meth:`destroy`, with the manager, and with the thread that made it.
