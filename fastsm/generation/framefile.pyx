@@ -243,13 +243,13 @@ cdef class FrameFile:
         return 0
 
     cdef int settle_piece(self) except -1:
-        """What was written with `pwrite` becomes present in the mapping, before a read takes a page fault for it.
+        """What was written becomes present in the mapping for reads, before one takes a page fault for it.
 
         And after much that no sync has covered, the disk works while more is appended, so that a sync is short.
         """
         cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
         cdef uint64_t first
-        self.mapping.populate_read(self.start + self.settled_end, self.start + stop)
+        self.mapping.settle(self.start + self.settled_end, self.start + stop)
         self.settled_end = stop
         if stop > self.durable + WRITEBACK_BEHIND:
             first = max(self.writeback_end, self.durable & ~<uint64_t>(PAGE - 1))
