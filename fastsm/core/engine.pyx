@@ -184,7 +184,7 @@ cdef class Engine(Timed):
         chunk was applied. Thread safe; concurrent calls take turns.
         """
         if self.gate:
-            self.refuse()  # before the turn, which nobody passes on in a forked child
+            self.refuse()  # before the turn, which would never be passed on in a forked child
         cdef Held held
         hold(chunk, &held)
         try:

@@ -155,7 +155,7 @@ def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size
         found = os.pread(descriptor, FRAME_RUNS, end).strip(b"\0")
         raise CorruptionError(
             path, end,
-            f"a frame, for the one at offset {tail.proof} says that the file was durable up to offset "
+            f"a frame, since the one at offset {tail.proof} says that the file was durable up to offset "
             f"{tail.watermark} when it was written",
             "bytes that are not a frame, or whose checksum does not match" if found else "zeros")
     return tail.torn_end

@@ -105,7 +105,7 @@ cdef class Scan:
         """Raises if the frames end before what CURRENT or one of them says was durable."""
         self.watermark = max(self.watermark, known_durable)
         if self.end < self.watermark:
-            raise self.corrupt(f"a frame, for the log is known durable up to offset {self.watermark}")
+            raise self.corrupt(f"a frame, since the log is known durable up to offset {self.watermark}")
 
     def judge_snapshot(self, metadata):
         """Raises if the state is older than its own snapshot: the host may have dropped its log up to that snapshot.

@@ -1,23 +1,23 @@
 r"""States and logs as lines of JSON, and back.
 
-A line is an object. The first says what the lines are; all others say what happened, in order:
+A line is an object. The first one says what the lines are; the others describe what happened, in order:
 
     {"operation": "state", "last_applied": [9, 2], "end": true, "runs": [[1, 5, 1], [6, 9, 2]], "keys": 2}
     {"operation": "put", "index": 3, "term": 1, "key": "color", "value": "blue"}
     {"operation": "put", "index": 7, "term": 2, "key": "logo", "value_base64": "iVBORw0KGgo="}
     {"operation": "end", "lines": 2}
 
-``"log"`` in place of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``session``,
+``"log"`` instead of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``session``,
 ``forget``, ``clock``, ``snapshot`` and ``close``. A put may have a deadline, ``"expires": 5``, and a key may be touched
 after it was put: ``{"operation": "touch", "key": "color", "expires": 9}``, or null. The first line of a state has the
-``clock``, where there was a tick. What a session remembers is ``{"operation": "session", "session": 5, "sequence":
-2, "expires": null, "result_base64": "AQ=="}``, next to its index and term.
-``"end": true`` announces the last line, which counts those between: so a dump that was cut short, or from which lines
-were taken, is an error to :func:`load`. Dumps of releases before that mark announce none, and load as they did; but
-where they say how many keys there are, so many there must be.
+``clock``, if there was a tick. A session's memory is ``{"operation": "session", "session": 5, "sequence": 2, "expires":
+null, "result_base64": "AQ=="}``, in addition to its index and term. ``"end": true`` announces a last line, which has
+the number of lines in between: so :func:`load` detects a dump that was cut short, or from which lines were removed.
+Dumps of earlier releases announce no last line, and load as before; but if they say how many keys there are, the number
+must match.
 
-Bytes that are UTF-8 stand as text, others in Base64, and then the name says so. :func:`load` makes an equal state of
-them, to the last term. It also takes lines that are written by hand: ``{"key": "a", "value": "b"}``.
+Bytes that are UTF-8 are stored as text, others in Base64, which the field's name then says. :func:`load` makes an equal
+state from the lines, including terms. It also accepts lines written by hand: ``{"key": "a", "value": "b"}``.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ CUT = (
     "the dump was cut short, or lines were taken from it. To load what is left, take the first and the last line away "
     "as well"
 )
-OF_THE_LOG = ("snapshot", "close")  # they change no state
+OF_THE_LOG = ("snapshot", "close")  # they do not change the state
 
 Line = dict[str, Any]
 
 
 class LoadError(FastsmError):
-    """Lines that make no state; ``line`` is the number of the first that is wrong."""
+    """Lines from which no state can be made; ``line`` is the number of the first wrong one."""
 
     def __init__(self, line: int, message: str) -> None:
         self.line = line
@@ -72,16 +72,16 @@ class LoadError(FastsmError):
 def dump_state(
     path: str | os.PathLike[str], *, prefix: bytes = b"", as_of: int | None = None
 ) -> Iterator[Line]:
-    """The pairs of a directory's state, or of a snapshot, in the order in which they were written, between two marks.
+    """Yields the pairs of a directory's state, or of a snapshot, in the order in which they were written.
 
-    ``prefix``: of the keys. ``as_of``: the state after that entry, where it can still be had. Every byte is checked
-    first: O(bytes). Nothing is written, and an owner is not disturbed.
+    ``prefix``: only keys with it. ``as_of``: the state after that entry, if it is still available. The first and the
+    last line are marks. Every byte is checked first: O(bytes). Writes nothing, and does not disturb an owner.
     """
     return _with_end(_state_lines(os.fsdecode(path), prefix, as_of))
 
 
 def _with_end(lines: Iterator[Line]) -> Iterator[Line]:
-    """The lines, and the mark after the last one. A dump that failed has none."""
+    """Yields the lines, and a mark after the last one. A dump that fails has no such mark."""
     count = 0
     for count, line in enumerate(lines):  # noqa: B007  # the first line is not counted
         yield line
@@ -132,7 +132,7 @@ def _pairs(
     records: Iterable[tuple[str, LogId, bytes, bytes, int | None]], membership: tuple[LogId, bytes] | None,
     prefix: bytes,
 ) -> Iterator[Line]:
-    """Records and membership, by index."""
+    """Yields records and membership, ordered by index."""
     if prefix:
         membership = None
     for operation, log_id, key, value, expires in records:
@@ -146,10 +146,10 @@ def _pairs(
 
 
 def dump_log(path: str | os.PathLike[str], *, first: int = 0, last: int | None = None) -> Iterator[Line]:
-    """The records of a directory's log, those of entries ``first`` to ``last``, both included.
+    """Yields the records of a directory's log from entry ``first`` to entry ``last``, both included.
 
-    What compaction has put into the base is not there any more: the first line says where the log starts. Every byte
-    is checked first: O(bytes). Nothing is written, and an owner is not disturbed.
+    What compaction has moved to the base is no longer available: the first line says where the log starts. Every byte
+    is checked first: O(bytes). Writes nothing, and does not disturb an owner.
     """
     return _with_end(_log_lines(os.fsdecode(path), first, last))
 
@@ -189,7 +189,7 @@ def _log_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
 
 
 def change_line(change: Change) -> Line:
-    """The line of a change that a watch tells, as those of a log's records are."""
+    """Returns a change from a watch as a line, in the format of a log's records."""
     operation = "delete" if change.value is None else "put"
     return _line(operation, LogId(change.index, change.term), change.key, change.value or b"")
 
@@ -220,7 +220,7 @@ def _session_line(key: bytes, value: bytes) -> Line:
 
 
 def text_or_base64(name: str, data: bytes) -> Line:
-    """``{name: text}`` for bytes that are UTF-8, ``{name_base64: …}`` for others."""
+    """Returns ``{name: text}`` for bytes that are UTF-8, ``{name_base64: …}`` for others."""
     try:
         return {name: data.decode("utf-8")}
     except UnicodeDecodeError:
@@ -228,7 +228,7 @@ def text_or_base64(name: str, data: bytes) -> Line:
 
 
 def line_bytes(line: Line) -> bytes:
-    """A line, ready to be written: nothing in it that a terminal would obey."""
+    """Returns a line ready to be written, without control characters that a terminal would interpret."""
     text = json.dumps(line, ensure_ascii=False)
     return (text if text.isprintable() else json.dumps(line)).encode("utf-8") + b"\n"
 
@@ -236,12 +236,12 @@ def line_bytes(line: Line) -> bytes:
 # ---- load --------------------------------------------------------------------------------------------
 
 def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, int, int]:
-    """Makes a new directory of lines; returns its last applied entry, and how many entries and keys it holds.
+    """Makes a new directory from lines; returns its last applied entry, and how many entries and keys it has.
 
     The state is that of the dump, with its indexes, terms and membership, and has the same ``state_checksum``; a dump
-    by prefix or range makes a state of what it holds. The state is there whole or not at all. Raises ``LoadError`` for
-    lines that are wrong, that are fewer than the end mark says, or none at all; ``StorageError`` when the directory is
-    not empty. O(bytes).
+    by prefix or range makes a state of its content. The state is made completely or not at all. Raises ``LoadError``
+    for wrong lines, missing lines (according to the end mark), or no lines; ``StorageError`` if the directory is not
+    empty. O(bytes).
     """
     head, rest = _split(lines)
     entries = 0
@@ -253,7 +253,7 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
         last = LogId(*head.get("last_applied", machine.last_applied()))
         if last.index < machine.last_applied().index:
             raise LoadError(1, f"expected entries up to {last}, as this line says, found {machine.last_applied()}")
-        # A dump that ends early (``last``) is a state as of where it ends: Raft sends what came after.
+        # A dump that ends early (``last``) is a state as of its end: Raft sends what came after.
         if last.index > machine.last_applied().index and head.get("last") is None:
             if last.term < machine.last_applied().term:
                 raise LoadError(
@@ -268,7 +268,7 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
 
 
 class _Unsaid:
-    """What no command can say: what sessions remember, by their ids and entries; the clock without what it removed."""
+    """What no command can express: sessions' memory, by ids and entries; a clock that moves without removing keys."""
 
     def __init__(self, clock: int) -> None:
         self.sessions: dict[int, tuple[int, bytes]] = {}
@@ -276,7 +276,7 @@ class _Unsaid:
 
 
 def _without(unsaid: _Unsaid, lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, Line]]:
-    """The lines, those of sessions and of the clock as no-ops of their entries; ``unsaid`` takes what they come to."""
+    """Yields the lines, with no-ops instead of those of sessions and the clock, which are collected in ``unsaid``."""
     sessions = unsaid.sessions
     for number, line in lines:
         operation = line.get("operation")
@@ -309,11 +309,11 @@ def _session_value(number: int, line: Line) -> bytes:
 
 
 def _install(machine: FastStateMachine, directory: str, unsaid: _Unsaid) -> None:
-    """Gives a machine sessions and clock, by a snapshot of its state with them. O(bytes), in memory."""
+    """Gives a machine its sessions and clock, by installing a snapshot of its state with them. O(bytes), in memory."""
     state = State(membership=machine.membership(), clock=unsaid.clock)
     waiting = sorted(unsaid.sessions.items(), key=lambda item: item[1][0])
     for operation, writer, key, value, expires in machine._live_records(None):
-        while waiting and waiting[0][1][0] < writer.index:  # what a session remembers is an entry's last record
+        while waiting and waiting[0][1][0] < writer.index:  # a session's record is the last one of its entry
             _remember(state, *waiting.pop(0))
         if operation == "touch":
             state.touch(writer, key, expires)
@@ -334,7 +334,7 @@ def _remember(state: State, session: int, record: tuple[int, bytes]) -> None:
 
 
 def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
-    """The first line, if it is one that announces, and the others with their numbers."""
+    """Returns the first line, if it is an announcement, and the other lines with their numbers."""
     parsed = _parsed(lines)
     first = next(parsed, None)
     if first is None:
@@ -359,7 +359,7 @@ def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
 
 
 def _runs(number: int, line: Line) -> list[Run]:
-    """The runs of terms that the first line announces."""
+    """Returns the runs of terms in the first line."""
     runs = line.get("runs", [])
     if not isinstance(runs, list) or not all(_is_numbers(run, 3) for run in runs):
         raise LoadError(number, "expected runs, each [first index, last index, term]")
@@ -374,7 +374,7 @@ def _runs(number: int, line: Line) -> list[Run]:
 
 
 def _up_to_end(lines: Iterator[tuple[int, Line]], *, announced: bool) -> Iterator[tuple[int, Line]]:
-    """The lines before the end mark, which says how many they are; all of them where none is announced."""
+    """Yields the lines before the end mark, which has their number; all lines if no mark is announced."""
     count = number = 0
     for number, line in lines:
         if line.get("operation") != "end":
@@ -415,7 +415,7 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
             continue
         try:
             line = json.loads(text)
-        except (ValueError, RecursionError) as error:  # the latter of lists in lists, thousands deep
+        except (ValueError, RecursionError) as error:  # the latter for lists nested thousands deep
             raise LoadError(number, f"expected an object of JSON: {error}") from None
         if not isinstance(line, dict):
             raise LoadError(number, f"expected an object of JSON, found {type(line).__name__}")
@@ -423,9 +423,9 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
 
 
 def _entries(lines: Iterator[tuple[int, Line]], runs: list[Run]) -> Iterator[Entry]:
-    """One entry for each index, and no-ops where a run of terms begins or ends without one.
+    """Yields one entry for each index, and no-ops where a run of terms begins or ends without an entry.
 
-    Where runs were announced each entry lies in one of them: so the no-ops between have terms that never fall.
+    If runs were announced, each entry must be in one of them, so the terms of no-ops in between never fall.
     """
     ahead = runs[::-1]
     run = Run(0, 0, 0)
@@ -451,12 +451,12 @@ def _noop(index: int, run: Run) -> Entry:
 
 
 def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, bytes]]:
-    """The number of its first line, the id and the command of each entry."""
+    """Yields the number of the first line, the id and the command of each entry."""
     last = LogId(0, 1)
     lines = (item for item in lines if item[1].get("operation") not in OF_THE_LOG)
 
     def place(item: tuple[int, Line]) -> LogId:
-        """Where a line belongs; after the one before it, when it does not say."""
+        """Returns the id of a line; if it has none, the next index after the previous line's."""
         nonlocal last
         number, line = item
         found = line.get("index", last.index + 1), line.get("term", last.term)
@@ -475,22 +475,22 @@ def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, b
 
 
 def _command_of(items: list[tuple[int, Line]]) -> bytes:
-    """What the lines of one entry do."""
+    """Returns the command for the lines of one entry."""
     number = items[0][0]
     try:
         commands = []
         for number, line in items:
             commands += _commands(number, line)
         return commands[0] if len(commands) == 1 else batch(commands)
-    except CommandError as error:  # a key that is too long, or too many lines of one entry
+    except CommandError as error:  # a key is too long, or one entry has too many lines
         raise LoadError(number, str(error)) from None
 
 
 def _commands(number: int, line: Line) -> list[bytes]:
-    """What a line does."""
+    """Returns the commands for a line."""
     if line.get("operation") != "touch":
         return [_command(number, line)]
-    # Where a state is loaded, the deadline before may be the same: but a touch that changes nothing leaves no record.
+    # In a loaded state, the earlier deadline may be the same, but a touch that changes nothing would leave no record.
     key, expires = _bytes(number, line, "key"), _expires(number, line)
     return [touch(key, 1 if expires is None else None), touch(key, expires)]
 
