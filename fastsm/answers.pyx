@@ -88,7 +88,7 @@ cdef object too_large():
 
 
 cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
-    """Returns a copy of a value, and adds its size to `size`, in bytes. Stops copying a list once that exceeds `room`."""
+    """Returns a copy of a value, and adds its size to `size`, in bytes. Stops in a list once that exceeds `room`."""
     cdef list members
     cdef Py_ssize_t i = 0
     kind = type(value)

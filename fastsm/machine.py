@@ -232,7 +232,7 @@ class FastStateMachine(Engine, StateMachine):
                     undisturbed(self._turns.lent(self._end), needs_thread=False)
 
     def _end(self) -> None:
-        """In the writer's turn: the last steps of a close, which no signal handler interrupts."""
+        """In the writer's turn: takes the last steps of a close, which no signal handler interrupts."""
         self._verifying.stop()
         try:
             if not self._corrupt():

@@ -113,7 +113,7 @@ def check_calls(command: Any, known: Registry) -> None:
     if isinstance(decoded, Call) and (decoded.name, decoded.version) not in known:
         raise UnknownCommandError(
             f"a call of procedure {decoded.name!r}, version {decoded.version}, which this machine was not given: open "
-            "it with procedures=[…] on every replica before a call of it is proposed"
+            "it with procedures=[…] on every replica before a call is proposed"
         )
 
 

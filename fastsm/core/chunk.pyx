@@ -235,7 +235,7 @@ cdef class Chunk:
                     raise CommandError(f"entry {step.index}: the name of a procedure is not UTF-8", index=step.index)
                 raise UnknownCommandError(
                     f"entry {step.index}: calls procedure {name!r}, version {call_version(operation)}, which this "
-                    "machine was not given: open it with procedures=[…] on every replica before a call of it is proposed",
+                    "machine was not given: open it with procedures=[…] on every replica before a call is proposed",
                     index=step.index)
         elif operation.kind < DELETE_RANGE or operation.kind == TOUCH or operation.kind >= VALUE_IS:
             step.hashed = table.hash(operation.key, operation.key_size)

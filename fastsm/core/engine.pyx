@@ -108,8 +108,8 @@ cdef class Engine(Timed):
         """In the writer's turn: takes the step to the next generation, on disk and in memory.
 
         `name_next` is called to take the step on disk. The caller ensures that no signal handler interrupts any of
-        this, so disk and memory never name different generations. `state_of_its_own` is given when the next generation is
-        another state (a reset, a snapshot), all of which is durable: its last entry and the snapshot's metadata, as
+        this, so disk and memory never name different generations. `state_of_its_own` is given when the next generation
+        is another state (a reset, a snapshot), all of which is durable: its last entry and the snapshot's metadata, as
         `(LogId, SnapshotMetadata or None)`. None means the same state without overwritten records; then everything
         applied is durable in the next generation.
         """
@@ -163,7 +163,7 @@ cdef class Engine(Timed):
         self.compact_above = dead_bytes
 
     def _is_called_for(self):
-        """Whether a compaction was called for and is not over; always true if none ever starts by itself."""
+        """Returns whether a compaction was called for and is not over; always true if none ever starts by itself."""
         return self.compact_above == NEVER
 
     # ---- apply -----------------------------------------------------------------------------------------
@@ -527,7 +527,7 @@ cdef class Engine(Timed):
         self.tell_readers()
 
     def _has_unwritten(self, bint with_metadata):
-        """Whether something that is applied, or metadata to be saved, is in no frame yet."""
+        """Returns whether something that is applied, or metadata to be saved, is in no frame yet."""
         return self.runs.count > 0 or (with_metadata and self.metadata_unsaved)
 
     def _position(self):

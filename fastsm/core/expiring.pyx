@@ -126,7 +126,7 @@ cdef class Expiring(View):
         return removed
 
     cdef bint is_due(self, bint sessions, uint64_t place) except -1:
-        """Whether a deadline applied earlier is still current, and this chunk has not written its key."""
+        """Returns whether a deadline applied earlier is still current, and this chunk has not written its key."""
         cdef const uint8_t *record = self.arena + place
         cdef Pending *slot
         if not self.index.counts(self.arena, place):

@@ -82,7 +82,7 @@ cdef class Frozen:
         return self.count
 
     def keys(self):
-        """Iterates over all keys."""
+        """Returns an iterator over all keys."""
         cdef const uint8_t *record
         cdef Py_ssize_t i
         for i in range(<Py_ssize_t>self.count):
@@ -90,7 +90,7 @@ cdef class Frozen:
             yield key_of(record)
 
     def items(self):
-        """Iterates over all pairs."""
+        """Returns an iterator over all pairs."""
         cdef const uint8_t *record
         cdef Py_ssize_t i
         for i in range(<Py_ssize_t>self.count):
@@ -100,7 +100,7 @@ cdef class Frozen:
     @cython.boundscheck(False)
     @cython.wraparound(False)
     def columns(self):
-        """All pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), the same of values."""
+        """Returns pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), and values'."""
         np = library("numpy")  # imported on first use: it would dominate the import time of fastsm
         cdef Py_ssize_t count = <Py_ssize_t>self.count
         key_offsets = np.zeros(count + 1, dtype=np.int64)

@@ -249,5 +249,5 @@ class Generations:
 
 
 def lacks_table(index: Index) -> bool:
-    """Whether an index that is unchanged since the opening has something that the saved table lacks."""
+    """Returns whether an index that is unchanged since the opening has something that the saved table lacks."""
     return not index.loaded or (index.order is not None and not index.order.loaded)

@@ -127,7 +127,7 @@ cdef class Turns:
         return False
 
     def step_aside(self, function):
-        """For closing. Returns True if this thread will call `function()` as soon as it holds nothing any more.
+        """For closing: returns True if this thread will call `function()` as soon as it holds nothing any more.
 
         Returns False if the caller may go on. An interrupted call of this thread that waits for the turn then gets a
         `NotRunningError`.

@@ -217,7 +217,7 @@ cdef class Source:
         raise NotImplementedError
 
     cpdef bint is_over(self) except -1:
-        """Whether the iteration ends, after `look` has raised a `NotRunningError`."""
+        """Returns whether the iteration ends, after `look` has raised a `NotRunningError`."""
         return True
 
     cdef void release(self) noexcept:
@@ -235,7 +235,7 @@ cdef class Changes:
     """
 
     def __init__(self, Source source, prefix, start):
-        """`start`: a position or an index; None: after what is applied now."""
+        """Finds the place to start: a position, an index, or None for what is applied after now."""
         self._source = source
         self._prefix = bytes_of(prefix, "prefix")
         memset(&self.place, 0, sizeof(Place))

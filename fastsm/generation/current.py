@@ -1,9 +1,9 @@
 """Generations: which base and log are the state, and the one atomic step from one generation to the next.
 
-    CURRENT  ──►  base-1, log-1      the next base and log are written and synced next to them, then CURRENT
-                                     is replaced, then the old ones are removed. A crash leaves one or the other.
+    CURRENT  ──►  base-1, log-1      the next base and log are written and synced next to these, then CURRENT is
+                                     replaced, then the old ones are removed. A crash leaves one pair or the other.
 
-Reset, compaction and installing a snapshot are this step, and differ in what the next generation holds.
+Reset, compaction and installing a snapshot all take this step; they differ in the content of the next generation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("fastsm")
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A base and a log with the index into them, as opening found them."""
+    """A base, a log, and their index, as recovered by opening."""
 
     log: Log
     index: Index
@@ -46,9 +46,9 @@ class Generation:
 def open_current(
     directory: Directory, expect_applied: LogId | None, verify: bool, published: Published | None = None
 ) -> Generation:
-    """The directory's state, recovered; a new one in an empty directory. ``verify``: every byte is checked before.
+    """Recovers the directory's state, or makes a new one in an empty directory. ``verify``: first checks every byte.
 
-    ``published``: what readers were told of the log, which is not cut if it ends before that.
+    ``published``: what readers were last told; a log that ends before that is not cut.
     """
     if not directory.unfinished:
         with storage_errors(directory.path, "removing what a restore or a load left"):

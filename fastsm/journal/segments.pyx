@@ -184,7 +184,7 @@ cdef class Segments(Entries):
     # ---- recover ---------------------------------------------------------------------------------------
 
     def recover(self):
-        """Reads segments backwards from the newest until all kept entries are found; cuts a torn tail, removes the rest.
+        """Reads segments backwards from the newest until all kept entries are found; cuts a torn tail and the rest.
 
         So a segment that was set aside, but still exists, is not read, torn or not.
         """
@@ -419,7 +419,7 @@ cdef class Segments(Entries):
         return 0
 
     cdef bint is_in_doubt(self, const uint8_t *frame) noexcept:
-        """After recovery: whether a frame exists in the newest segment, and no known sync has covered it."""
+        """After recovery: returns whether a frame exists in the newest segment, and no known sync has covered it."""
         return frame != NULL and <uint64_t>(frame - self.newest.address) >= self.newest.durable
 
     # ---- the effect of one frame: False if it cannot follow those before it ----------------------------------

@@ -243,7 +243,7 @@ cdef class DueWalk:
             self.room = 0
 
     cdef bint holds(self) noexcept:
-        """Whether no item has moved since the walk began: a reader may have removed stale ones."""
+        """Returns whether no item has moved since the walk began: a reader may have removed stale ones."""
         return self.deadlines is not None and self.version == self.deadlines.version
 
     cdef uint64_t first(self) noexcept:

@@ -284,7 +284,7 @@ cdef class Follower(Timed):
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _after_fork(self):
-        """In a forked child: no thread is working on the order any more."""
+        """In a forked child: resets the order's lock and builds, since threads that worked on it are gone."""
         if self._index is not None and self._index.ordered:
             self._index.order.lock = allocate_lock()
             self._index.order.worker = 0

@@ -365,7 +365,7 @@ class Reader(Following, Follower):
         self.close()
 
     def _after_fork_in_child(self) -> None:
-        """In a forked child: threads that were working are gone, including any holder of the lock."""
+        """In a forked child: resets the lock, since threads that were working, or held it, are gone."""
         self._begin_following(threading.RLock())
         self._after_fork()
         if self._tail is not None:

@@ -202,7 +202,7 @@ cdef class TailSource(Source):
         self.woken = True
 
     def may_have_changes(self):
-        """Whether it is worth looking again."""
+        """Returns whether it is worth looking again."""
         cdef TailState tail = self._tail
         return self.woken or tail.over or tail.version != self.version or tail._lookout.is_worth_a_look()
 

@@ -77,7 +77,7 @@ class Tail(Following, TailState):
                 directory.close()
 
     def after_fork(self) -> None:
-        """In a forked child: threads that were working are gone, including any holder of the lock."""
+        """In a forked child: resets the lock, since threads that were working, or held it, are gone."""
         self._begin_following(RLock())
 
 
@@ -126,6 +126,6 @@ class ReaderWatch(Watch):
         source.wake()
 
     def _after_fork(self) -> None:
-        """In a forked child: the threads that were reading it are gone, except the one that forked."""
+        """In a forked child: ends reads of other threads, which are gone."""
         if not self._is_read_here():
             self._end()

@@ -55,7 +55,7 @@ class AnswerRules:
         read = fastsm.read(b"k")
         answers = apply_commands(answering, read, fastsm.put(b"k", b"1"), read, fastsm.put(b"k", b"2"), read)
         found = [answer for answer in answers if isinstance(answer, Answer)]
-        assert found == [Answer(True, None), Answer(True, b"1"), Answer(True, b"2")], "a read has another place in the log"
+        assert found == [Answer(True, None), Answer(True, b"1"), Answer(True, b"2")], "a read is not at its place"
 
     def test_a_range_is_removed_and_counted(self, answering: StateMachine) -> None:
         """``delete_range`` removes keys from the first up to, but excluding, the last; ``delete_prefix`` by prefix."""
@@ -73,7 +73,7 @@ class AnswerRules:
             assert [key for key in keys if answering.get(key) is not None] == left, f"{said} removed other keys"
 
     def test_a_transaction_takes_one_of_two_branches(self, answering: StateMachine) -> None:
-        """If all conditions hold, the commands of ``then`` are done, else those of ``otherwise``; one value for each."""
+        """If all conditions hold, ``then`` is done, otherwise ``otherwise``; each command done gives one value."""
         apply_commands(answering, fastsm.put(b"k", b"v"))
         holding = [fastsm.value_is(b"k", b"v"), fastsm.exists(b"k"), fastsm.absent(b"x"), fastsm.modified_at(b"x", 0)]
         failing = [fastsm.value_is(b"k", b"w"), fastsm.exists(b"x"), fastsm.absent(b"k"), fastsm.modified_at(b"k", 9)]

@@ -59,7 +59,7 @@ class CallRules:
 
     @pytest.mark.parametrize("error", [OSError(5, "disk"), MemoryError()], ids=["a disk", "no memory"])
     def test_the_trouble_of_a_replica_is_no_answer(self, with_procedures: MakeMachine, error: Exception) -> None:
-        """An error of this replica raises ``ProcedureError``; nothing is applied, and the chunk can be applied again."""
+        """An error of this replica raises ``ProcedureError``; nothing is applied, and the chunk can be retried."""
         troubles = [error]
 
         @fastsm.procedure
