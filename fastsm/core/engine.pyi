@@ -79,4 +79,4 @@ class Engine(Timed):
     def _note_synced(self, log: Log, applied: LogId) -> None: ...
 
 def append_metadata(log: Log, metadata: SnapshotMetadata) -> None:
-    """A frame of a snapshot's metadata alone, for a log that is not the state yet."""
+    """Writes a frame of a snapshot's metadata alone, to a log that is not the state's log yet."""
