@@ -5,12 +5,12 @@ or another replica is the better way. A torn tail is not damage: opening cuts it
 
 Every kind of damage for which opening fails is covered here:
 
-        CURRENT damaged, lost, or of another log    the log that goes furthest, with the base that it needs
-        the log's header damaged                    made again from CURRENT and the base, if the frames prove it right
-        a frame damaged, lost or malformed          the frames before it
-        the log lost                                the base alone
-        a snapshot's metadata ahead of the state    all frames, and the metadata that was recorded earlier
-        the base damaged or lost                    nothing, unless there is another generation: all entries need it
+    CURRENT damaged, lost, or of another log    the log that goes furthest, with the base that it needs
+    the log's header damaged                    made again from CURRENT and the base, if the frames prove it right
+    a frame damaged, lost or malformed          the frames before it
+    the log lost                                the base alone
+    a snapshot's metadata ahead of the state    all frames, and the metadata that was recorded earlier
+    the base damaged or lost                    nothing, unless there is another generation: all entries need it
 """
 
 from __future__ import annotations
