@@ -299,11 +299,11 @@ cdef object command_error(int code, const Reader *reader, object index):
         return UnknownCommandError(
             f"{where}: not made by fastsm's commands (put, delete and so on), or by those of a newer release: "
             f"version {version}, this release knows version {VERSION}; "
-            "if there is a newer release, upgrade this replica before it goes on", index=index)
+            "if there is a newer release, upgrade this replica before it continues", index=index)
     if code == UNKNOWN_KIND:
         return UnknownCommandError(
             f"{where}: kind {kind}, this release knows kinds {PUT} to {LAST_KIND}; "
-            "upgrade this replica before it goes on", index=index)
+            "upgrade this replica before it continues", index=index)
     reasons = {
         TOO_SHORT: "it ends before the sizes in its header say",
         WRONG_SIZE: "bytes are left over after its end",

@@ -6,7 +6,7 @@ and sorted into the tree at the next read, or on a thread if there are many. A r
 record replaces it by the newest, and removes entries of deleted keys.
 
     from the table, without the GIL    ─►  sorted  ─►  tree      when the order is needed for the first time
-    from a saved table, already sorted            ─►  tree      when it was in use at the last close
+    from a saved table, already sorted             ─►  tree      when it was in use at the last close
     new keys, recorded by apply        ─►  sorted  ─►  tree      before each read: a few directly, many without the GIL
 
 A view consists of the tree at one moment, and the place after the last record of that moment. While it is open, apply

@@ -207,7 +207,7 @@ cdef class TailSource(Source):
         return self.woken or tail.over or tail.version != self.version or tail._lookout.is_worth_a_look()
 
     def await_changes(self, double seconds):
-        """Waits until it is worth looking again, so many seconds at most; returns whether it is. Without the GIL."""
+        """Waits without the GIL, at most `seconds`, until it is worth looking again; returns whether it is."""
         cdef TailState tail = self._tail
         cdef Publication publication = tail._lookout.publication
         cdef uint64_t stop = now() + <uint64_t>(seconds * 1e9)
