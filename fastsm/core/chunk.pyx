@@ -411,7 +411,7 @@ cdef void let_go(Held *held) noexcept:
 
 cdef tuple tuple_of(PyObject **items, Py_ssize_t count):
     """Returns held entries as a tuple."""
-    cdef tuple entries = PyTuple_New(count)  # may collect garbage, which the held entries are not
+    cdef tuple entries = PyTuple_New(count)  # a garbage collection here cannot change held entries
     cdef Py_ssize_t i
     for i in range(count):
         Py_INCREF(<object>items[i])

@@ -165,7 +165,7 @@ cdef class Running:
         self.jobs.running.discard(self.job)
         self.job.over.release()
         if isinstance(error, Exception) and not isinstance(error, SnapshotError):
-            self.job.check()  # if the job was ended, that is what the error comes from
+            self.job.check()  # the error was caused by the end of the job, if that was ended
 
 
 cdef class Committing:
