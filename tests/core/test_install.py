@@ -119,7 +119,7 @@ def test_an_older_snapshot_is_refused_unless_allowed(
     older = MemoryStateMachine()
     older.apply([(1, 1, fastsm.put(b"old", b"1"))])
     metadata = older.write_snapshot(tmp_path / "older")
-    with pytest.raises(StaleSnapshotError, match=r"last applied, LogId\(index=2, term=1\).* LogId\(index=1, term=1\)"):
+    with pytest.raises(StaleSnapshotError, match=r"\(index=2, term=1\) \(last applied\).* LogId\(index=1, term=1\)"):
         follower.install_snapshot(metadata, tmp_path / "older")
     assert follower.last_applied() == LogId(2, 1)
     follower.install_snapshot(metadata, tmp_path / "older", allow_older=True)

@@ -304,7 +304,7 @@ def test_entries_before_the_base_and_behind_last_applied_are_refused(tmp_path: P
         base = machine.stats().base
         assert base == LogId(entries[49].index, entries[49].term)
         for log_id in (entries[48][:2], (entries[-1].index + 1, entries[-1].term)):
-            with pytest.raises(SnapshotRangeError, match=f"index={base.index}, .* to last applied"):
+            with pytest.raises(SnapshotRangeError, match=f"index={base.index}, .*last applied"):
                 machine.write_snapshot(tmp_path / "target", log_id)
         assert not (tmp_path / "target").exists()
         machine.write_snapshot(tmp_path / "target", base)
