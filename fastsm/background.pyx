@@ -18,7 +18,7 @@ cdef extern from "Python.h":
 
 
 cdef class BackgroundCall:
-    """Runs `function()` on a new thread; raises `RuntimeError` if none can be had.
+    """Runs `function()` on a new thread; raises `RuntimeError` if none can be started.
 
     `threading.Thread.start` waits forever for a thread that died for lack of memory (CPython before 3.15). A thread
     started here needs no Python frame before its end is certain to be reported.
@@ -90,7 +90,7 @@ cdef class BackgroundCall:
 
 
 def start(function):
-    """Starts a thread that runs `function()`. Raises `StorageError`, with nothing done, if no thread can be had."""
+    """Starts a thread that runs `function()`. Raises `StorageError`, with nothing done, if no thread can be started."""
     try:
         return BackgroundCall(function)
     except RuntimeError as error:

@@ -105,7 +105,7 @@ def run_long(function, tick, size):
         aside = Aside(function)
         try:
             call = BackgroundCall(aside)
-        except RuntimeError:  # no thread can be had
+        except RuntimeError:  # no thread can be started
             pass
         else:
             return aside.wait(call, tick)

@@ -40,7 +40,7 @@ class ServingThread(ABC):
         """Makes `_work` return."""
 
     def _start(self) -> None:
-        """Starts the thread, once. If no thread can be had, raises ``StorageError``; the next call tries again."""
+        """Starts the thread, once. If no thread can be started, raises ``StorageError``; the next call tries again."""
         if self._thread.call is not None:
             return
         with self._lock:

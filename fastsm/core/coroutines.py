@@ -110,7 +110,7 @@ class OrderedWorker:
         return result
 
     def _start(self, machine: Engine) -> None:
-        """Starts the thread, once. If no thread can be had, nothing has changed and the next call tries again."""
+        """Starts the thread, once. If no thread can be started, nothing has changed and the next call tries again."""
         if not self.closed:
             self._thread.start(partial(self._work, machine._turns))
 

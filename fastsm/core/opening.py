@@ -127,7 +127,7 @@ class Opening(Generic[M]):
 
 
 async def close_off_loop(machine: Closes) -> None:
-    """Closes a machine on a thread of its own, or on the event loop if no thread can be had."""
+    """Closes a machine on a thread of its own, or on the event loop if no thread can be started."""
     try:
         future, _ = call(machine.close)
     except StorageError:
@@ -137,7 +137,7 @@ async def close_off_loop(machine: Closes) -> None:
 
 
 def close_unwanted(machine: Closes) -> None:
-    """Closes a machine that no caller waits for any more, on a thread of its own if one can be had."""
+    """Closes a machine that no caller waits for any more, on a thread of its own if one can be started."""
 
     def close() -> None:
         try:

@@ -102,7 +102,7 @@ class BackgroundVerification:
         self._thread: BackgroundCall | None = None
         try:
             self._thread = BackgroundCall(self._run)
-        except RuntimeError:  # no thread can be had, so verify right here
+        except RuntimeError:  # no thread can be started, so verify right here
             self._run()
 
     def wait(self, tick: Callable[[], None] = lambda: None) -> None:
