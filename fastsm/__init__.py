@@ -99,6 +99,7 @@ files to memory to the machine; each module imports only modules listed before i
         raft_logs           a Raft log, examined from outside
         inspection          a directory or a snapshot, examined from outside
         new_state           a state that is made completely or not at all
+        line_entries        lines of a dump, as entries
         json_lines          dump and load
         repair              salvaging a damaged directory
         benchmark           how fast fastsm is on the user's machine
