@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 pytest.importorskip("pysyncobj")
 
-from pysyncobj import FAIL_REASON, SyncObjConsumer, SyncObjException, replicated
+from pysyncobj import FAIL_REASON, SyncObjConf, SyncObjConsumer, SyncObjException, replicated
 from pysyncobj.batteries import ReplCounter, ReplDict, ReplLockManager
 from pysyncobj.node import Node as PySyncObjNode
 
@@ -23,6 +25,7 @@ from fastsm.integrations.pysyncobj import (
     ReplicatedStateMachine,
     dumping,
 )
+from support.cluster import free_ports
 from support.one_node import Answers, MakeNode, answer, nodes_at, threading_call, ticks
 
 
@@ -185,6 +188,20 @@ def test_an_address_that_cannot_be_bound_ends_the_node(node_at: MakeNode, tmp_pa
     with pytest.raises(SyncObjException):
         node.waitBinded()
     fastsm.FastStateMachine(tmp_path / "node" / "state").close()
+
+
+def test_a_node_that_is_dropped_after_destroy_is_ended_by_its_tick_thread(tmp_path: Path) -> None:
+    """PySyncObj's thread refers to the node weakly, and sleeps before its first tick: still the node is closed."""
+    conf = SyncObjConf(autoTick=True, bindAddress=f"127.0.0.1:{free_ports(1)[0]}")
+    node = ReplicatedStateMachine(conf.bindAddress, (), tmp_path / "node", conf=conf)
+    thread, machine = node._SyncObj__thread, weakref.ref(node._fastsm_machine)
+    node.destroy()
+    del node
+    gc.collect()
+    thread.join()
+    fastsm.FastStateMachine(tmp_path / "node" / "state").close()  # its lock is free
+    gc.collect()
+    assert machine() is None
 
 
 def test_read_only_nodes_without_fastsm_are_refused_once(

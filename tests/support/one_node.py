@@ -39,6 +39,9 @@ def nodes_at(tmp_path: Path) -> Iterator[MakeNode]:
     finally:
         for node in nodes:
             node.destroy()
+        for node in nodes:
+            if node.tick_thread_alive():
+                node._SyncObj__thread.join()
 
 
 def ticks(node: ReplicatedStateMachine, condition: Callable[[], object]) -> None:

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastsm")
 
+# Nodes whose tick thread is to end them. The thread alone does not keep them alive, and its user may have dropped them.
+_ending: dict[int, ReplicatedStateMachine] = {}
+
 
 class Shown:
     """Exposes a part of a node under a plain name, which a subclass may use for something else."""
@@ -315,7 +318,11 @@ class ReplicatedStateMachine(Shorthands, Dumping):
     def destroy(self) -> None:
         """As in PySyncObj; may be called from anywhere: in the middle of a tick, the node ends with that tick."""
         if self._SyncObj__conf.autoTick:
+            if self.tick_thread_alive():
+                _ending[id(self)] = self
             super().destroy()
+            if self._fastsm_over:
+                _ending.pop(id(self), None)
             return
         if self._fastsm_machine._forked():
             self._doDestroy()  # the thread that ticks exists only in the parent
@@ -346,6 +353,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
                 logger.exception("%s: while the node was ended", self._fastsm_places.path)
         if not forked:
             self._fastsm_waiting.give_up_all()
+        _ending.pop(id(self), None)
 
     def _fastsm_end_with(self, thread: threading.Thread) -> None:
         """Called in the tick thread when the thread that made the node has ended, and the ticks with it.
