@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Set
 from typing import Any
 
 LARGEST = 2**64 - 2  # of indexes and terms
+
 
 def bytes_of(source: Any, name: str) -> bytes:
     """Copies a bytes-like object; ``name`` is what a ``TypeError`` calls it."""
@@ -19,8 +21,13 @@ def bytes_of(source: Any, name: str) -> bytes:
 
 
 def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
-    """Takes a ``LogId``, or any other pair of an index and a term, apart; anything else is a ``TypeError``."""
+    """Takes a ``LogId``, or any other pair of an index and a term, apart; anything else is a ``TypeError``.
+
+    Bytes are a sequence of integers, too, and a set or a mapping has no order that says which is which: none is a pair.
+    """
     try:
+        if isinstance(log_id, (bytes, bytearray, memoryview, Set, Mapping)):
+            raise TypeError
         index, term = log_id
     except (TypeError, ValueError):
         raise TypeError(
@@ -61,3 +68,21 @@ def not_an_entry(item: Any, position: int) -> TypeError:
     found = f"a tuple of {len(item)}" if isinstance(item, tuple) else type(item).__name__
     hint = "" if isinstance(item, tuple) else "; a chunk is a list of entries, also where it is a single one"
     return TypeError(f"position {position} of the chunk: expected an Entry(index, term, command), found {found}{hint}")
+
+
+def at_least_zero(name: str, number: Any, what: str = "") -> None:
+    """Raises a ``TypeError`` or a ``ValueError`` that names an option unless it is a number from 0 on."""
+    try:
+        fine = number >= 0  # not of NaN
+    except TypeError:
+        raise TypeError(f"{name}={number!r}: expected a number{what}, 0 or more") from None
+    if not fine:
+        raise ValueError(f"{name}={number!r}: expected 0 or more{what}")
+
+
+def plain_id(log_id: Any, name: str) -> tuple[int, int]:
+    """Takes an id as plain integers; a ``ValueError`` for what no entry can have."""
+    index, term = map(operator.index, pair_of(log_id, name))
+    if not (0 <= index <= LARGEST and 0 <= term <= LARGEST):
+        raise ValueError(f"{name}={log_id!r}: expected 0 to 2**64 - 2 each")
+    return index, term

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from functools import partial
 from typing import TYPE_CHECKING
@@ -128,7 +129,9 @@ class SnapshotReceiver:
         :meth:`finish` or :meth:`close`. After a ``StorageError`` for want of room the same piece may come again.
         """
         files = self._require()
-        data = memoryview(piece).cast("B")
+        offset = operator.index(offset)
+        data = memoryview(piece)
+        data = data.cast("B") if data.c_contiguous and data.nbytes else memoryview(bytes(data))
         if offset < 0:
             raise ValueError(f"expected an offset from 0 on, found {offset}")
         if self._finished:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastsm import (
@@ -137,10 +138,17 @@ def test_a_repeated_piece_is_accepted_if_it_is_the_same(tmp_path: Path) -> None:
         assert Path(receiver.finish()).read_bytes() == DATA
 
 
-@pytest.mark.parametrize(("name", "value", "error"), [
-    ("magic", 7, SnapshotFormatError), ("version", 9, FormatVersionError), ("codec", 5, SnapshotFormatError),
-    ("attachment size", 1 << 40, SnapshotFormatError), ("records size", 1 << 45, SnapshotFormatError),
-    ("stored size", 1 << 63, SnapshotFormatError)])
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("magic", 7, SnapshotFormatError),
+        ("version", 9, FormatVersionError),
+        ("codec", 5, SnapshotFormatError),
+        ("attachment size", 1 << 40, SnapshotFormatError),
+        ("records size", 1 << 45, SnapshotFormatError),
+        ("stored size", 1 << 63, SnapshotFormatError),
+    ],
+)
 @pytest.mark.parametrize("first", [0, 100])
 def test_a_hostile_header_is_refused_at_once(
     tmp_path: Path, name: str, value: int, error: type[Exception], first: int
@@ -301,6 +309,7 @@ def test_the_disk_works_while_pieces_arrive(tmp_path: Path, monkeypatch: pytest.
 
 
 # ---- a receiver that is told what it receives ----------------------------------------------------------
+
 
 def metadata_of(data: bytes) -> SnapshotMetadata:
     index, term = int.from_bytes(data[16:24], "little"), int.from_bytes(data[24:32], "little")
@@ -610,9 +619,7 @@ def test_finish_on_an_event_loop_leaves_the_loop_free(tmp_path: Path, monkeypatc
     assert Path(asyncio.run(story())).read_bytes() == DATA
 
 
-def test_a_cancelled_finish_goes_on_and_close_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_finish_goes_on_and_close_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelling the await stops nothing: when ``close`` returns, the file has its name, and no thread has it open."""
     checking, go_on, verify = threading.Event(), threading.Event(), Snapshot.verify
 
@@ -654,3 +661,20 @@ def test_a_finish_that_fails_on_an_event_loop_may_be_tried_again(tmp_path: Path)
 
     asyncio.run(story())
     assert (tmp_path / "snapshot.fsm").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("offset", [0.0, "0", None])
+def test_an_offset_is_an_integer(tmp_path: Path, offset: object) -> None:
+    """A float would be taken as far as it happens to compare, so nothing but an integer is."""
+    with SnapshotReceiver(tmp_path) as receiver, pytest.raises(TypeError, match="integer"):
+        receiver.write(offset, b"")  # type: ignore[arg-type]
+
+
+def test_a_piece_is_any_buffer(tmp_path: Path) -> None:
+    """Pieces of an array, every second byte of a buffer, and nothing at all in two dimensions are bytes, too."""
+    with SnapshotReceiver(tmp_path) as receiver:
+        assert receiver.write(np.int64(0), np.zeros((0, 5), np.uint8)) == 0
+        twice = bytes(byte for byte in DATA[:400] for _ in range(2))
+        assert receiver.write(0, memoryview(twice)[::2]) == 400
+        assert receiver.write(400, np.frombuffer(DATA, np.uint8)[400:]) == len(DATA)
+        assert Path(receiver.finish()).read_bytes() == DATA
