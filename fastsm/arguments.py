@@ -20,6 +20,14 @@ def bytes_of(source: Any, name: str) -> bytes:
     return bytes(view)
 
 
+def flat_view(source: Any, name: str) -> memoryview:
+    """Takes a bytes-like object as a flat view of its bytes, without a copy where they lie in one piece."""
+    if isinstance(source, str):
+        raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
+    view = memoryview(source)
+    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(bytes(view))
+
+
 def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
     """Takes a ``LogId``, or any other pair of an index and a term, apart; anything else is a ``TypeError``.
 

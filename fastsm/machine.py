@@ -114,7 +114,8 @@ class FastStateMachine(Engine, StateMachine):
         check_procedures: bool = False,
         _files: type[Directory] = Directory,
     ) -> None:
-        self._set_status("closed")
+        if not self._closed():
+            raise RuntimeError(f"{self!r} was opened already: make another one")
         self._late_error: StorageError | None = None  # of a close that was put off: the next one raises it
         sizes = {
             "retain_entries": retain_entries, "retain_bytes": retain_bytes, "compact_ratio": compact_ratio,

@@ -337,7 +337,7 @@ class MemoryStateMachine(StateMachine):
         if compress not in {None, *CODECS}:
             raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
         last = self._wanted(last_included)
-        data = snapshot_bytes(self._state_as_of(last), compress or "none", bytes(memoryview(attachment or b"")))
+        data = snapshot_bytes(self._state_as_of(last), compress or "none", b"" if attachment is None else bytes_of(attachment, "attachment"))
         if progress is not None:
             progress(0, len(data))
         metadata = write_file(directory, data)

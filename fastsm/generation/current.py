@@ -55,10 +55,11 @@ def open_current(
             remove_unfinished(directory)
     current = read_current(directory)
     if current is None:
-        if expect_applied is not None and expect_applied.index:
+        expected = expect_applied or LogId()
+        if expected.index:
             # Before a state is made here, which would be in the way of the one that is to be restored.
             raise CorruptionError(
-                directory.path_of(CURRENT), None, f"entries up to {expect_applied} (expect_applied)", "no state",
+                directory.path_of(CURRENT), None, f"entries up to {expected} (expect_applied)", "no state",
                 "acknowledged entries are lost: restore the directory from a snapshot or a replica")
         log = create_first(directory)
         current = current_of(log)

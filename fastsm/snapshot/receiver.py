@@ -7,6 +7,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fastsm.arguments import flat_view
 from fastsm.disk import format
 from fastsm.disk.files import Directory, hides_seam, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
@@ -130,8 +131,7 @@ class SnapshotReceiver:
         """
         files = self._require()
         offset = operator.index(offset)
-        data = memoryview(piece)
-        data = data.cast("B") if data.c_contiguous and data.nbytes else memoryview(bytes(data))
+        data = flat_view(piece, "piece")
         if offset < 0:
             raise ValueError(f"expected an offset from 0 on, found {offset}")
         if self._finished:
