@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Set
 from typing import Any
 
 LARGEST = 2**64 - 2  # the largest index or term
+
 
 def bytes_of(source: Any, name: str) -> bytes:
     """Copies a bytes-like object; ``name`` is its name in a ``TypeError``."""
@@ -18,9 +20,22 @@ def bytes_of(source: Any, name: str) -> bytes:
     return bytes(view)
 
 
+def flat_view(source: Any, name: str) -> memoryview:
+    """Takes a bytes-like object as a flat view of its bytes, without a copy where they lie in one piece."""
+    if isinstance(source, str):
+        raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
+    view = memoryview(source)
+    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(bytes(view))
+
+
 def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
-    """Splits a ``LogId``, or any other pair of an index and a term; ``TypeError`` for anything else."""
+    """Splits a ``LogId``, or any other pair of an index and a term; ``TypeError`` for anything else.
+
+    Bytes are a sequence of integers too, and sets and mappings have no order of their items: none of them is a pair.
+    """
     try:
+        if isinstance(log_id, (bytes, bytearray, memoryview, Set, Mapping)):
+            raise TypeError
         index, term = log_id
     except (TypeError, ValueError):
         raise TypeError(
@@ -61,3 +76,21 @@ def not_an_entry(item: Any, position: int) -> TypeError:
     found = f"a tuple of {len(item)}" if isinstance(item, tuple) else type(item).__name__
     hint = "" if isinstance(item, tuple) else "; a chunk is a list of entries, even if there is only one"
     return TypeError(f"position {position} of the chunk: expected an Entry(index, term, command), found {found}{hint}")
+
+
+def at_least_zero(name: str, number: Any, what: str = "") -> None:
+    """Raises a ``TypeError`` or a ``ValueError`` that names an option unless it is a number from 0 on."""
+    try:
+        fine = number >= 0  # not of NaN
+    except TypeError:
+        raise TypeError(f"{name}={number!r}: expected a number{what}, 0 or more") from None
+    if not fine:
+        raise ValueError(f"{name}={number!r}: expected 0 or more{what}")
+
+
+def plain_id(log_id: Any, name: str) -> tuple[int, int]:
+    """Takes an id as plain integers; a ``ValueError`` for what no entry can have."""
+    index, term = map(operator.index, pair_of(log_id, name))
+    if not (0 <= index <= LARGEST and 0 <= term <= LARGEST):
+        raise ValueError(f"{name}={log_id!r}: expected 0 to 2**64 - 2 each")
+    return index, term

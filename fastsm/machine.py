@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastsm.arguments import pair_of
+from fastsm.arguments import plain_id
 from fastsm.background import undisturbed
 from fastsm.core.compaction import Compaction
 from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
@@ -116,14 +116,17 @@ class FastStateMachine(Engine, StateMachine):
         check_procedures: bool = False,
         _files: type[Directory] = Directory,
     ) -> None:
-        self._set_status("closed")
+        if not self._closed():
+            raise RuntimeError(f"{self!r} was opened already: make another one")
         self._late_error: StorageError | None = None  # of a close that was put off; the next close raises it
-        check_options(
-            sync, verify_on_open, snapshot_compress, (retain_entries, retain_bytes, compact_ratio, compact_floor),
-            lock_timeout, mode)
+        sizes = {
+            "retain_entries": retain_entries, "retain_bytes": retain_bytes, "compact_ratio": compact_ratio,
+            "compact_floor": compact_floor,
+        }  # fmt: skip
+        check_options(sync, verify_on_open, snapshot_compress, snapshot_attachment, sizes, lock_timeout, mode)
         self._set_procedures(registry(procedures), check_procedures)
         self.path = os.fsdecode(directory)
-        expected = None if expect_applied is None else LogId(*pair_of(expect_applied, "expect_applied"))
+        expected = None if expect_applied is None else LogId(*plain_id(expect_applied, "expect_applied"))
         with storage_errors(self.path, "opening the directory"):
             self._directory = _files(directory, create=not read_only, mode=mode)
         policy = Policy(auto_compact and not read_only, compact_ratio, compact_floor)

@@ -86,9 +86,8 @@ class MemoryStateMachine(StateMachine):
     def apply(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
         """Applies committed entries, all or none."""
         self._require()
-        entries = self._check_order(chunk)
-        new = [entry for entry in entries if entry.index > self.last_applied().index]
-        commands = [self._decode(entry) for entry in new]
+        entries, commands = self._check(chunk)
+        new = entries[len(entries) - len(commands) :]
         trial, outcomes = self._state.copy(), []
         results: list[Result] = [None] * (len(entries) - len(new))
         for entry, command in zip(new, commands, strict=True):
@@ -117,8 +116,10 @@ class MemoryStateMachine(StateMachine):
     async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
         return self.apply(chunk)
 
-    def _check_order(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Entry]:
+    def _check(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> tuple[list[Entry], list[Any]]:
+        """The entries in order, and what those say that are new; the first entry that cannot be raises."""
         entries: list[Entry] = []
+        commands = []
         before: LogId | None = None
         previous = self.last_applied()
         for position, item in enumerate(chunk):
@@ -138,8 +139,9 @@ class MemoryStateMachine(StateMachine):
                 if self._contiguous and log_id.index != previous.index + 1:
                     raise OrderError(f"{log_id} after {previous}: a gap", index=log_id.index)
                 previous = log_id
+                commands.append(self._decode(Entry(*log_id, item[2])))
             entries.append(Entry(*log_id, item[2]))
-        return entries
+        return entries, commands
 
     # ---- read ------------------------------------------------------------------------------------------
 
@@ -152,6 +154,7 @@ class MemoryStateMachine(StateMachine):
         return [self.get(key) for key in keys]
 
     def entry_term(self, entry_id: int, /) -> int | None:
+        entry_id = operator.index(entry_id)
         at = bisect_left(self._state.seen, (entry_id,))
         if at == len(self._state.seen):
             return None
@@ -295,7 +298,7 @@ class MemoryStateMachine(StateMachine):
         self._require()
         if not isinstance(metadata, SnapshotMetadata):
             raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
-        last = _checked(metadata.last_included)
+        last = _checked(pair_of(metadata.last_included, "last_included"))
         metadata = checked_metadata(metadata, "the state in memory")
         if last.index > self.last_applied().index:
             raise SnapshotRangeError(f"a snapshot as of {last} cannot be of this state, up to {self.last_applied()}")
@@ -333,8 +336,8 @@ class MemoryStateMachine(StateMachine):
         self._require()
         if compress not in {None, *CODECS}:
             raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
-        last = self.last_applied() if last_included is None else _checked(pair_of(last_included, "last_included"))
-        data = snapshot_bytes(self._state_as_of(last), compress or "none", bytes(memoryview(attachment or b"")))
+        last = self._wanted(last_included)
+        data = snapshot_bytes(self._state_as_of(last), compress or "none", b"" if attachment is None else bytes_of(attachment, "attachment"))
         if progress is not None:
             progress(0, len(data))
         metadata = write_file(directory, data)
@@ -356,7 +359,7 @@ class MemoryStateMachine(StateMachine):
     def state_checksum(self, last_included: LogId | tuple[int, int] | None = None) -> tuple[LogId, bytes]:
         """Returns the id and the state checksum that a snapshot would have."""
         self._require()
-        last = self.last_applied() if last_included is None else _checked(last_included)
+        last = self._wanted(last_included)
         head = unpack_snapshot_head(snapshot_bytes(self._state_as_of(last), "none", b""), "a snapshot")
         return LogId(head.last_index, head.last_term), head.state_checksum
 
@@ -365,6 +368,14 @@ class MemoryStateMachine(StateMachine):
     ) -> tuple[LogId, bytes]:
         """Returns what :meth:`state_checksum` returns."""
         return self.state_checksum(last_included)
+
+    def _wanted(self, last_included: LogId | tuple[int, int] | None) -> LogId:
+        if last_included is None:
+            return self.last_applied()
+        try:
+            return _checked(pair_of(last_included, "last_included"))
+        except OrderError as error:
+            raise SnapshotRangeError(str(error)) from None
 
     def _state_as_of(self, last: LogId) -> State:
         """Returns the base with the writes of the entries up to an id."""

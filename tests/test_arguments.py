@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fastsm
-from fastsm import FastStateMachine, MemoryStateMachine
+from fastsm import FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
 
 TEXT = "is a str: encode it first"
 NO_BUFFER = "key: a bytes-like object is required, not 'int'"
@@ -36,6 +37,21 @@ WRONG: list[tuple[str, tuple[Any, ...], type[Exception], str, bool]] = [
     ("persist_last_applied", ((5,),), TypeError, f"last applied: {PAIR}", True),
     ("write_snapshot", ("somewhere", 5), TypeError, f"last_included: {PAIR} 5; entry_term", True),
     ("write_snapshot", ("somewhere", (5,)), TypeError, f"last_included: {PAIR}", True),
+    ("update_last_applied", (b"ab",), TypeError, f"last applied: {PAIR} b'ab'", True),
+    ("persist_last_applied", ({7, 8},), TypeError, f"last applied: {PAIR}", True),
+    ("update_last_applied", ({7: 1, 8: 1},), TypeError, f"last applied: {PAIR}", True),
+    ("write_snapshot", ("somewhere", b"ab"), TypeError, f"last_included: {PAIR} b'ab'", True),
+    ("write_snapshot", ("somewhere", (-1, 1)), fastsm.SnapshotRangeError, r"0 to 2\*\*64 - 2", True),
+    ("state_checksum", (5,), TypeError, f"last_included: {PAIR} 5", True),
+    ("state_checksum", ((0, 0, 0),), TypeError, f"last_included: {PAIR}", True),
+    ("state_checksum", ((2**64 - 1, 1),), fastsm.SnapshotRangeError, r"0 to 2\*\*64 - 2", True),
+    ("entry_term", (1.0,), TypeError, "integer", True),
+    ("entry_term", ("1",), TypeError, "integer", True),
+    ("entry_terms", ([1.5],), TypeError, "ids: expected an array of uint64, found one of float64", False),
+    ("entry_terms", (["1"],), TypeError, "ids: expected an array of uint64", False),
+    ("update_last_snapshot_metadata", (SnapshotMetadata((0, 0, 0), bytes(32)),), TypeError, PAIR, True),  # type: ignore[arg-type]
+    ("update_last_snapshot_metadata", (SnapshotMetadata(None, bytes(32)),), TypeError, PAIR, True),  # type: ignore[arg-type]
+    ("persist_last_snapshot_metadata", (SnapshotMetadata(LogId(), "x" * 32),), TypeError, f"checksum {TEXT}", True),  # type: ignore[arg-type]
     ("live_records", (5,), TypeError, f"last_included: {PAIR} 5", False),
 ]
 
@@ -63,6 +79,68 @@ def test_expect_applied_is_a_pair(directory: Path) -> None:
     with pytest.raises(TypeError, match=f"expect_applied: {PAIR} 5"):
         FastStateMachine(directory, expect_applied=5)  # type: ignore[arg-type]
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("expected", [(-1, 1), (1, -1), (2**64 - 1, 1), (2**70, 1)])
+def test_expect_applied_is_an_id_that_an_entry_can_have(directory: Path, expected: tuple[int, int]) -> None:
+    """No recovery could ever reach such an id: it is refused before anything is opened."""
+    with pytest.raises(ValueError, match=r"expect_applied=.*: expected 0 to 2\*\*64 - 2 each"):
+        FastStateMachine(directory, expect_applied=expected)
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("retain_entries", "5", TypeError),
+        ("retain_entries", None, TypeError),
+        ("retain_bytes", float("nan"), ValueError),
+        ("compact_ratio", -1, ValueError),
+        ("compact_floor", "64", TypeError),
+        ("lock_timeout", None, TypeError),
+        ("lock_timeout", -0.5, ValueError),
+        ("mode", "0o700", TypeError),
+        ("mode", 448.0, TypeError),
+        ("snapshot_attachment", "text", TypeError),
+        ("snapshot_attachment", 5, TypeError),
+    ],
+)
+def test_an_option_of_a_wrong_kind_is_refused_before_anything_is_made(
+    directory: Path, option: str, value: object, error: type[Exception]
+) -> None:
+    """The error names the option; what would fail at the first snapshot fails at the opening."""
+    with pytest.raises(error, match=f"{option}"):
+        FastStateMachine(directory, **{option: value})  # type: ignore[arg-type]
+    assert not directory.exists()
+
+
+def test_terms_of_indexes_that_no_entry_has(fast: FastStateMachine) -> None:
+    """Signed and small types are taken as what they say; a negative index has no term."""
+    fast.update_last_applied((3, 2))
+    assert fast.entry_terms(np.array([-1, -2, 3], np.int64)).tolist() == [0, 0, 2]
+    assert fast.entry_terms(np.array([3, 4], np.uint8)).tolist() == [2, 0]
+    assert fast.entry_terms([]).tolist() == []
+    assert fast.entry_terms(np.array([[3, 1]], ">u4")).tolist() == [[2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "error"),
+    [
+        ([(1, 1, b"hello"), (3, 1, fastsm.noop())], fastsm.UnknownCommandError),
+        ([(1, 1, fastsm.noop()), (3, 1, b"hello")], fastsm.OrderError),
+        ([(1, 1, b"hello"), (1, 1)], fastsm.UnknownCommandError),
+        ([(1, 1, "text"), (3, 1, fastsm.noop())], TypeError),
+        ([(1, 1, fastsm.noop()), (2, 0, None)], fastsm.OrderError),
+    ],
+)
+def test_the_first_entry_that_cannot_be_is_the_one_that_is_told_of(
+    fast: FastStateMachine, chunk: list[Any], error: type[Exception]
+) -> None:
+    """The implementation and the model look at a chunk's entries one after the other, order before command."""
+    for machine in (fast, MemoryStateMachine()):
+        with pytest.raises(error):
+            machine.apply(chunk)
+        assert machine.last_applied() == (0, 0)
 
 
 @pytest.mark.parametrize("function", [fastsm.decode, fastsm.check, lambda command: fastsm.batch([command])])

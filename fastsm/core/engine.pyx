@@ -34,7 +34,7 @@ from fastsm.core.timed cimport Timed
 from fastsm.lookup.terms cimport RunList, Terms
 from fastsm.core.turns cimport Turns
 
-from fastsm.arguments import pair_of
+from fastsm.arguments import bytes_of, pair_of
 from fastsm.background import undisturbed
 from fastsm.errors import OrderError, SnapshotFormatError, SnapshotRangeError, StorageError
 from fastsm.types import LogId, SnapshotMetadata
@@ -491,9 +491,10 @@ cdef class Engine(Timed):
     def _note_metadata(self, metadata):
         if not isinstance(metadata, SnapshotMetadata):
             raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
-        cdef uint64_t index = unsigned_slowly(metadata.last_included[0], "index")
-        cdef uint64_t term = unsigned_slowly(metadata.last_included[1], "term")
-        cdef bytes checksum = bytes(memoryview(metadata.checksum))
+        given_index, given_term = pair_of(metadata.last_included, "last_included")
+        cdef uint64_t index = unsigned_slowly(given_index, "index")
+        cdef uint64_t term = unsigned_slowly(given_term, "term")
+        cdef bytes checksum = bytes_of(metadata.checksum, "checksum")
         checked = SnapshotMetadata(LogId(index, term), checksum)
         if len(checksum) != CHECKSUM_BYTES:
             raise SnapshotFormatError(

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
+from fastsm.arguments import at_least_zero, bytes_of
 from fastsm.background import start
 from fastsm.core.moving import move
+from fastsm.core.snapshots import Attachment
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.published import Published, Publisher, may_have_readers
 from fastsm.errors import FastsmError, StorageError
@@ -20,18 +22,22 @@ logger = logging.getLogger("fastsm")
 
 
 def check_options(
-    sync: str, verify_on_open: str, compress: str, sizes: tuple[float, ...], lock_timeout: float, mode: int
-) -> None:
-    """Raises ``ValueError`` for invalid options of a machine."""
+    sync: str, verify_on_open: str, compress: str, attachment: Attachment, sizes: dict[str, float], lock_timeout: float,
+    mode: int,
+) -> None:  # fmt: skip
+    """Raises ``ValueError`` or ``TypeError`` for invalid options of a machine."""
     if sync not in ("flush", "apply"):
         raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
     if verify_on_open not in ("full", "background", "off"):
         raise ValueError(f'verify_on_open={verify_on_open!r}: expected "full", "background" or "off"')
     require_compression(compress)
-    if not all(size >= 0 for size in sizes):  # NaN, too
-        raise ValueError("retain_entries, retain_bytes, compact_ratio and compact_floor: expected 0 or more")
-    if not lock_timeout >= 0:
-        raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
+    if attachment is not None and not callable(attachment):
+        bytes_of(attachment, "snapshot_attachment")
+    for name, size in sizes.items():
+        at_least_zero(name, size)
+    at_least_zero("lock_timeout", lock_timeout, " of seconds")
+    if not isinstance(mode, int):
+        raise TypeError(f"mode={mode!r}: expected permissions as an int, such as 0o700")
     if mode & 0o700 != 0o700 or mode & ~0o777:
         raise ValueError(f"mode={mode:#o}: expected permissions that let the owner in, such as 0o700 or 0o770")
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 LOCK = "LOCK"
+MADE_AGAIN = frozenset({LOCK, "PUBLISHED"})  # by the next opening; they hold nothing of the state
 LOCK_PAUSE = 0.02  # seconds between two attempts to get a lock that another process has
 LOCK_MOMENT = 0.002  # seconds of attempts, at least
 ASKED_SECONDS = 5.0  # seconds of attempts while the lock's holders only look up the owner
@@ -274,11 +275,15 @@ class Directory:
         except OSError as error:
             found = NO_REGULAR_FILE.get(error.errno or 0)
             if found is not None:
-                raise CorruptionError(self.path_of(name), None, "a regular file", found) from None
+                raise self._no_regular_file(name, found) from None
             raise
         if not stat.S_ISREG(os.fstat(fd.number).st_mode):
-            raise CorruptionError(self.path_of(name), None, "a regular file", "another kind of file")
+            raise self._no_regular_file(name, "another kind of file")
         return fd
+
+    def _no_regular_file(self, name: str, found: str) -> CorruptionError:
+        advice = "move it away" if name in MADE_AGAIN else ""
+        return CorruptionError(self.path_of(name), None, "a regular file", found, advice)
 
     def _open_or_create(self, name: str, flags: int) -> Descriptor:
         """Opens a file; with ``O_CREAT``, creates it exclusively, so that it is known which process made it."""

@@ -278,9 +278,7 @@ cdef object open_or_make(directory, path):
         start = os.pread(descriptor.number, HEADER_SIZE, 0)
         if directory.size(descriptor) == FILE_SIZE and start == HEADER:
             return descriptor
-        if start.strip(b"\0") and not start.startswith(MAGIC):
-            raise CorruptionError(
-                path, 0, "the file in which readers see the state", "a file not made by fastsm", "move it away")
+        refuse_foreign(start, path)
     except BaseException:
         directory.close_file(descriptor)
         raise
@@ -294,6 +292,20 @@ cdef object open_or_make(directory, path):
         directory.close_file(descriptor)
         raise
     return descriptor
+
+
+cdef int refuse_foreign(bytes start, str path) except -1:
+    if start.strip(b"\0") and not start.startswith(MAGIC):
+        raise CorruptionError(
+            path, 0, "the file in which readers see the state", "a file not made by fastsm", "move it away")
+    return 0
+
+
+def check_owned(directory):
+    """Raises the `CorruptionError` with which opening would refuse this file, if it exists; or OSError."""
+    content = directory.read_file(NAME, HEADER_SIZE)
+    if content is not None:
+        refuse_foreign(content, directory.path_of(NAME))
 
 
 cdef class Publication:

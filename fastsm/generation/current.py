@@ -55,6 +55,12 @@ def open_current(
             remove_unfinished(directory)
     current = read_current(directory)
     if current is None:
+        expected = expect_applied or LogId()
+        if expected.index:
+            # Before a state is made here, which would be in the way of the one that is to be restored.
+            raise CorruptionError(
+                directory.path_of(CURRENT), None, f"entries up to {expected} (expect_applied)", "no state",
+                "acknowledged entries are lost: restore the directory from a snapshot or a replica")
         log = create_first(directory)
         current = current_of(log)
     else:

@@ -219,7 +219,13 @@ cdef class Terms:
     def get_many(self, ids):
         """Returns the terms of a uint64 array of indexes, in an array of the same shape; 0: not certain."""
         np = library("numpy")  # imported on first use: it would dominate the import time of fastsm
-        cdef const uint64_t[::1] wanted = np.ascontiguousarray(ids, dtype=np.uint64).reshape(-1)
+        given = np.asarray(ids)
+        if given.size and given.dtype.kind not in "uib":
+            raise TypeError(f"ids: expected an array of uint64, found one of {given.dtype}")
+        plain = given.astype(np.uint64, casting="unsafe")
+        if given.dtype.kind == "i":
+            plain[given < 0] = UNKNOWN_TERM  # the index of no entry
+        cdef const uint64_t[::1] wanted = plain.reshape(-1)
         result = np.zeros(wanted.shape[0], dtype=np.uint64)
         cdef uint64_t[::1] terms = result
         cdef size_t runs[LANES]
@@ -237,7 +243,7 @@ cdef class Terms:
             for i in range(count):
                 if runs[i] < self.count and self.first[runs[i]] <= wanted[first + i]:
                     terms[first + i] = self.term[runs[i]]
-        return result.reshape(np.shape(ids))
+        return result.reshape(given.shape)
 
     def runs(self):
         """Returns a list of `(first, last, term)`, ascending."""

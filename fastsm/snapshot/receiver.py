@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fastsm.arguments import flat_view
 from fastsm.disk import format
 from fastsm.disk.files import Directory, hides_seam, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
@@ -68,6 +70,7 @@ class SnapshotReceiver:
         self._whole: Descriptor | None = None  # that file, if it is the announced snapshot
         self._fd: Descriptor | None = None
         self._finished: SnapshotHead | None = None
+        self._name_is_durable = False
         self._finishing: BackgroundCall | None = None
         self._synced = 0
         with storage_errors(self.directory, "receiving a snapshot"):
@@ -129,7 +132,8 @@ class SnapshotReceiver:
         again.
         """
         files = self._require()
-        data = memoryview(piece).cast("B")
+        offset = operator.index(offset)
+        data = flat_view(piece, "piece")
         if offset < 0:
             raise ValueError(f"expected an offset from 0 on, found {offset}")
         if self._finished:
@@ -228,11 +232,14 @@ class SnapshotReceiver:
     def _finish_once(self, files: Directory, metadata: SnapshotMetadata | None) -> str:
         if metadata is not None:
             metadata = checked_metadata(metadata, self.directory)  # before anything is discarded because of it
-        if self._finished is None:
-            with storage_errors(self._path, "receiving a snapshot"):
+        with storage_errors(self._path, "receiving a snapshot"):
+            if self._finished is None:
                 self._finish(files, metadata)
-        elif metadata is not None:
-            check_metadata(metadata, self._finished, files.path_of(SNAPSHOT))
+            elif metadata is not None:
+                check_metadata(metadata, self._finished, files.path_of(SNAPSHOT))
+            if not self._name_is_durable:  # also where the call before this one failed at just this
+                files.sync_directory()
+                self._name_is_durable = True
         return files.path_of(SNAPSHOT)
 
     def _finish(self, files: Directory, metadata: SnapshotMetadata | None) -> None:
@@ -249,7 +256,7 @@ class SnapshotReceiver:
             self.discard()
             raise
         if self._whole is None:
-            put_in_place(files, PART, LogId(head.last_index, head.last_term), self._present)
+            self._put_in_place(files, fd, head)
         elif not files.is_named(self._whole, SNAPSHOT):
             raise StaleSnapshotError(
                 f"{files.path_of(SNAPSHOT)}: another snapshot has replaced the one as of "
@@ -257,7 +264,18 @@ class SnapshotReceiver:
         self._finished = head
         # The partial file either has its final name now, or is an empty one that only carried the lock.
         self._release(files, remove=self._whole is not None)
-        files.sync_directory()
+
+    def _put_in_place(self, files: Directory, fd: Descriptor, head: SnapshotHead) -> None:
+        """Gives the checked file its name, unless a rename did that and reported an error all the same."""
+        if files.is_named(fd, SNAPSHOT):
+            return
+        if not files.is_named(fd, PART):  # another file has that name, or none: not this one would be renamed
+            self._release(files, remove=False)
+            self.offset, self._head, self._synced = 0, None, 0
+            raise SnapshotError(
+                f"{self._path}: the file that was being received is no longer there: somebody removed or replaced it; "
+                "the transfer starts over, at offset 0")
+        put_in_place(files, PART, LogId(head.last_index, head.last_term), self._present)
 
     def _check_asked(self, metadata: SnapshotMetadata, head: SnapshotHead) -> None:
         """Raises unless this is the snapshot that the caller wants; then discards a part that was not announced."""
@@ -281,8 +299,10 @@ class SnapshotReceiver:
                 with files.exclusive():
                     if files.is_named(self._whole, SNAPSHOT):  # otherwise the name belongs to another one by now
                         files.unlink(SNAPSHOT)
-            self._release(files, remove=True)
-        self.offset, self._head, self._synced = 0, None, 0
+            try:
+                self._release(files, remove=True)
+            finally:  # after an error the next piece takes what may still be there, and says from where it goes on
+                self.offset, self._head, self._synced = 0, None, 0
 
     def close(self) -> None:
         """Makes what was received durable, and releases the directory for a later receiver to continue. Idempotent.

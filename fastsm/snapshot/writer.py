@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import blake3
 
+from fastsm.arguments import flat_view
 from fastsm.disk import format
 from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
 from fastsm.disk.format import SnapshotHead
@@ -101,7 +102,7 @@ def prepare(
     """
     if compress not in COMPRESSIONS:
         raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
-    attachment = memoryview(attachment).cast("B")
+    attachment = flat_view(attachment, "attachment")
     if len(attachment) > format.MAX_RECORD_VALUE:
         raise ValueError(f"expected an attachment of at most {format.MAX_RECORD_VALUE} bytes, found {len(attachment)}")
     tick = tick or no_tick

@@ -10,6 +10,7 @@ Every kind of damage for which opening fails is covered here:
     a frame damaged, lost or malformed          the frames before it
     the log lost                                the base alone
     a snapshot's metadata ahead of the state    all frames, and the metadata that was recorded earlier
+    PUBLISHED not made by fastsm                all frames; the file is set aside
     the base damaged or lost                    nothing, unless there is another generation: all entries need it
 """
 
@@ -25,6 +26,8 @@ from fastsm.disk import format
 from fastsm.disk.base import Base, base_name
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.mapping import Descriptor
+from fastsm.disk.published import NAME as PUBLISHED
+from fastsm.disk.published import check_owned
 from fastsm.errors import ChecksumMismatchError, CorruptionError, FastsmError, SnapshotFormatError
 from fastsm.generation import current as generation
 from fastsm.generation.log import Log, log_name
@@ -155,7 +158,7 @@ class _Patient:
             return self.best_of_all(problem_of(error), current)
         try:
             self.check_base(log)
-            damage = self.examine_log(log, current)
+            damage = self.examine_log(log, current) or self.examine_published(log)
             if damage is not None:
                 return damage, log
         except CorruptionError as error:
@@ -301,6 +304,15 @@ class _Patient:
             return Damage(self.path, problem_of(error), log.head.generation, None, scan.last_applied(), 0, None)
         return None
 
+    def examine_published(self, log: Log) -> Damage | None:
+        with storage_errors(self.directory.path_of(PUBLISHED), "reading"):
+            try:
+                check_owned(self.directory)
+            except CorruptionError as error:
+                kept = self.last_of(log, self.frames_end(log))
+                return Damage(self.path, problem_of(error), log.head.generation, None, kept, 0, None)
+        return None
+
     def frames_end(self, log: Log) -> int:
         """Returns the end of the intact frames."""
         scan = self.scan(log)
@@ -424,7 +436,12 @@ class _Patient:
         """Renames what an opening would remove, or take for the state. The table and a copied base may be removed."""
         kept = None
         present = self.directory.names()
-        for name in {CURRENT, log_name(damage.generation), *own_names(self.directory)}:
+        names = {CURRENT, log_name(damage.generation), *own_names(self.directory)}
+        try:
+            check_owned(self.directory)
+        except CorruptionError:
+            names.add(PUBLISHED)
+        for name in names:
             if name not in present or number_of(name) == number or name.startswith("table-"):
                 continue
             if name == base_name(damage.generation):

@@ -11,7 +11,9 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import fastsm
@@ -436,3 +438,29 @@ def test_a_full_state_disk_does_not_fail_a_snapshot_on_another(tmp_path: Path, c
         crash_copy(tmp_path / "state", tmp_path / "copy")
     with fastsm.open_snapshot(tmp_path / "elsewhere") as snapshot, FastStateMachine(tmp_path / "copy") as machine:
         assert machine.snapshot_metadata() == snapshot.metadata
+
+
+@pytest.mark.parametrize(
+    "attachment", [np.zeros(1, np.uint8), np.array([[1, 2], [3, 4]], np.uint16), memoryview(b"abcdef")[::2], b"", bytearray(b"x")]
+)
+@pytest.mark.parametrize("given", ["to the call", "at the opening", "by a function"])
+def test_an_attachment_is_any_buffer(directory: Path, tmp_path: Path, attachment: Any, given: str) -> None:
+    """Its bytes travel along as they are, also where the object counts as false, or as neither; the model agrees."""
+    option = {"at the opening": attachment, "by a function": lambda last: attachment}.get(given)
+    to_the_call = attachment if given == "to the call" else None
+    with FastStateMachine(directory, snapshot_attachment=option) as machine:
+        machine.write_snapshot(tmp_path / "real", attachment=to_the_call)
+    MemoryStateMachine().write_snapshot(tmp_path / "model", attachment=attachment)
+    for name in ("real", "model"):
+        with open_snapshot(tmp_path / name) as snapshot:
+            assert snapshot.attachment == bytes(memoryview(attachment))
+
+
+@pytest.mark.parametrize("attachment", [0, "", False, "text", [1]])
+def test_an_attachment_that_is_no_buffer_is_refused(directory: Path, tmp_path: Path, attachment: Any) -> None:
+    """What counts as false is no empty attachment; nothing is written."""
+    with FastStateMachine(directory) as machine:
+        for writer in (machine, MemoryStateMachine()):
+            with pytest.raises(TypeError):
+                writer.write_snapshot(tmp_path / "out", attachment=attachment)
+    assert not (tmp_path / "out" / "snapshot.fsm").exists()

@@ -497,3 +497,18 @@ def test_stats_are_flat_for_metrics(directory: Path, machine_at: Opener) -> None
     flat = stats.as_dict()
     assert (flat["keys"], flat["last_applied_index"], flat["durable_term"]) == (1, 3, 2)
     assert all(isinstance(value, (int, float, bool)) for value in flat.values())
+
+
+def test_a_machine_is_opened_once(directory: Path, tmp_path: Path) -> None:
+    """A second call of the constructor raises before anything changed; after ``close`` it opens again."""
+    machine = FastStateMachine(directory)
+    machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
+    for place in (directory, tmp_path / "another"):
+        with pytest.raises(RuntimeError, match="was opened already: make another one"):
+            machine.__init__(place)  # type: ignore[misc]
+    assert not (tmp_path / "another").exists()
+    assert machine.get(b"a") == b"1"
+    machine.close()
+    machine.__init__(directory)  # type: ignore[misc]
+    assert machine.get(b"a") == b"1"
+    machine.close()

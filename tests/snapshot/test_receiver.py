@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastsm import (
@@ -32,6 +33,7 @@ from fastsm import (
     open_snapshot,
     put,
 )
+from fastsm.disk.files import Directory
 from fastsm.snapshot.model import snapshot_bytes
 from support.faulty import Disk
 from support.snapshots import open_files, some_state, with_field
@@ -137,10 +139,17 @@ def test_a_repeated_piece_is_accepted_if_it_is_the_same(tmp_path: Path) -> None:
         assert Path(receiver.finish()).read_bytes() == DATA
 
 
-@pytest.mark.parametrize(("name", "value", "error"), [
-    ("magic", 7, SnapshotFormatError), ("version", 9, FormatVersionError), ("codec", 5, SnapshotFormatError),
-    ("attachment size", 1 << 40, SnapshotFormatError), ("records size", 1 << 45, SnapshotFormatError),
-    ("stored size", 1 << 63, SnapshotFormatError)])
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("magic", 7, SnapshotFormatError),
+        ("version", 9, FormatVersionError),
+        ("codec", 5, SnapshotFormatError),
+        ("attachment size", 1 << 40, SnapshotFormatError),
+        ("records size", 1 << 45, SnapshotFormatError),
+        ("stored size", 1 << 63, SnapshotFormatError),
+    ],
+)
 @pytest.mark.parametrize("first", [0, 100])
 def test_a_hostile_header_is_refused_at_once(
     tmp_path: Path, name: str, value: int, error: type[Exception], first: int
@@ -301,6 +310,7 @@ def test_the_disk_works_while_pieces_arrive(tmp_path: Path, monkeypatch: pytest.
 
 
 # ---- a receiver that is told what it receives ----------------------------------------------------------
+
 
 def metadata_of(data: bytes) -> SnapshotMetadata:
     index, term = int.from_bytes(data[16:24], "little"), int.from_bytes(data[24:32], "little")
@@ -610,9 +620,7 @@ def test_finish_on_an_event_loop_leaves_the_loop_free(tmp_path: Path, monkeypatc
     assert Path(asyncio.run(story())).read_bytes() == DATA
 
 
-def test_a_cancelled_finish_goes_on_and_close_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_finish_goes_on_and_close_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelling the await stops nothing: when ``close`` returns, the file has its name, and no thread has it open."""
     checking, go_on, verify = threading.Event(), threading.Event(), Snapshot.verify
 
@@ -654,3 +662,102 @@ def test_a_finish_that_fails_on_an_event_loop_may_be_tried_again(tmp_path: Path)
 
     asyncio.run(story())
     assert (tmp_path / "snapshot.fsm").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("offset", [0.0, "0", None])
+def test_an_offset_is_an_integer(tmp_path: Path, offset: object) -> None:
+    """A float would be taken as far as it happens to compare, so nothing but an integer is."""
+    with SnapshotReceiver(tmp_path) as receiver, pytest.raises(TypeError, match="integer"):
+        receiver.write(offset, b"")  # type: ignore[arg-type]
+
+
+def test_a_piece_is_any_buffer(tmp_path: Path) -> None:
+    """Pieces of an array, every second byte of a buffer, and nothing at all in two dimensions are bytes, too."""
+    with SnapshotReceiver(tmp_path) as receiver:
+        assert receiver.write(np.int64(0), np.zeros((0, 5), np.uint8)) == 0
+        twice = bytes(byte for byte in DATA[:400] for _ in range(2))
+        assert receiver.write(0, memoryview(twice)[::2]) == 400
+        assert receiver.write(400, np.frombuffer(DATA, np.uint8)[400:]) == len(DATA)
+        assert Path(receiver.finish()).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_discard_that_fails_says_so_and_the_transfer_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    """The receiver then expects the first byte again, whether the part is gone or not; the same bytes lead to the end."""
+    unlink = Directory.unlink
+
+    def fail(directory: Directory, name: str) -> None:
+        if removed:
+            unlink(directory, name)
+        raise OSError(errno.EIO, "the disk says no")
+
+    with SnapshotReceiver(tmp_path) as receiver:
+        feed(receiver, stop=500)
+        with monkeypatch.context() as patch:
+            patch.setattr(Directory, "unlink", fail)
+            with pytest.raises(StorageError, match="the disk says no"):
+                receiver.discard()
+        assert (receiver.offset, receiver.complete) == (0, False)
+        assert receiver.write(0, DATA[:100]) == (100 if removed else 500)
+        feed(receiver)
+        assert Path(receiver.finish()).read_bytes() == DATA
+
+
+def test_a_finish_whose_last_sync_failed_is_not_durable_until_that_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call raises as long as the directory cannot be synced: a path is given only for a name that stays."""
+    synced: list[str] = []
+
+    def no_sync(directory: Directory) -> None:
+        raise OSError(errno.EIO, "the disk says no")
+
+    with SnapshotReceiver(tmp_path) as receiver:
+        feed(receiver)
+        with monkeypatch.context() as patch:
+            patch.setattr(Directory, "sync_directory", no_sync)
+            for _ in range(2):
+                with pytest.raises(StorageError):
+                    receiver.finish()
+        monkeypatch.setattr(Directory, "sync_directory", lambda directory: synced.append(directory.path))
+        assert Path(receiver.finish()).read_bytes() == DATA
+        receiver.finish()
+    assert synced == [str(tmp_path)]
+
+
+def test_a_rename_that_reports_an_error_after_it_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next ``finish`` finds the file under its name, and leaves alone what another receiver does meanwhile."""
+    rename = Directory.rename
+
+    def do_and_fail(directory: Directory, source: str, target: str) -> None:
+        rename(directory, source, target)
+        raise OSError(errno.EIO, "the reply was lost")
+
+    with SnapshotReceiver(tmp_path) as receiver:
+        feed(receiver)
+        with monkeypatch.context() as patch:
+            patch.setattr(Directory, "rename", do_and_fail)
+            with pytest.raises(StorageError, match="the reply was lost"):
+                receiver.finish()
+        with SnapshotReceiver(tmp_path) as another:
+            feed(another, stop=300)
+            assert Path(receiver.finish()).read_bytes() == DATA
+            assert another.write(300, DATA[300:400]) == 400
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_part_that_somebody_removed_is_never_taken_for_another(tmp_path: Path, replaced: bool) -> None:
+    """``finish`` says so, whatever has the name by now, and the transfer starts over."""
+    with SnapshotReceiver(tmp_path) as receiver:
+        feed(receiver)
+        (tmp_path / PART).unlink()
+        if replaced:
+            (tmp_path / PART).write_bytes(b"something else")
+        with pytest.raises(SnapshotError, match="removed or replaced it; the transfer starts over"):
+            receiver.finish()
+        assert receiver.offset == 0
+        assert not (tmp_path / "snapshot.fsm").exists()
+        feed(receiver)
+        assert Path(receiver.finish()).read_bytes() == DATA

@@ -90,6 +90,7 @@ def test_an_error_leaves_nothing(tmp_path: Path, made: bool) -> None:
     """A directory that was made is removed, one that was there is empty again, but for its lock."""
     if not made:
         (tmp_path / "new").mkdir()
+
     def interrupted() -> None:
         with new_state(tmp_path / "new") as machine:
             fill(machine)
@@ -181,3 +182,16 @@ def test_only_the_tool_s_own_mark_counts(tmp_path: Path, content: bytes) -> None
     (tmp_path / UNFINISHED).write_bytes(content)
     assert read(tmp_path) == [(b"a", b"1")]
     assert (tmp_path / UNFINISHED).read_bytes() == content
+
+
+def test_a_lost_directory_stays_free_for_what_is_restored(directory: Path, tmp_path: Path) -> None:
+    """Refusing for want of the expected entries makes no state, so that ``restore`` finds the place empty."""
+    with FastStateMachine(tmp_path / "replica") as replica:
+        replica.apply([(1, 1, put(b"a", b"1"))])
+        replica.write_snapshot(tmp_path)
+    with pytest.raises(CorruptionError, match=r"CURRENT: expected entries up to .* found no state; .* restore"):
+        FastStateMachine(directory, expect_applied=(1, 1))
+    with new_state(directory) as machine:
+        machine.install_snapshot(None, tmp_path)
+    with FastStateMachine(directory, expect_applied=(1, 1)) as machine:
+        assert machine.get(b"a") == b"1"

@@ -253,6 +253,12 @@ EVERY: dict[str, tuple[Callable[[Path], object], int | str]] = {
         lambda s: changed_base(s, lambda data: data.__setitem__(slice(64, 72), (1).to_bytes(8, "little"))), GONE),
     "the base's count of keys": (lambda s: changed_base(s, count_one_less), GONE),
     "the base's keys": (lambda s: changed_base(s, change_key), GONE),
+    "PUBLISHED is not made by fastsm": (lambda s: flip(s / "PUBLISHED", 1), LAST),
+    "PUBLISHED is a link": (lambda s: becomes(s / "PUBLISHED", "symbolic link"), LAST),
+    "PUBLISHED is a directory": (lambda s: becomes(s / "PUBLISHED", "directory"), LAST),
+    "PUBLISHED is a FIFO": (lambda s: becomes(s / "PUBLISHED", "FIFO"), LAST),
+    "PUBLISHED and a frame are damaged": (lambda s: (damage_frame(s), flip(s / "PUBLISHED", 1)), CUT),
+    "PUBLISHED and CURRENT are lost": (lambda s: (flip(s / "CURRENT", 20), becomes(s / "PUBLISHED", "FIFO")), LAST),
     "base and log are lost": (lambda s: ((s / "base-2").unlink(), (s / "log-2").unlink()), GONE),
 }
 
@@ -322,7 +328,7 @@ SITE = re.compile(r"CorruptionError\(\s*[^,]+(?:\([^()]*\))?[^,]*,\s*[^,]+,\s*(f
 
 def raise_sites() -> Iterator[tuple[str, str]]:
     """The ``expected`` of each CorruptionError in what an opening runs, as it stands in the source."""
-    for pattern in ("disk/base.py", "disk/format.pyx", "disk/files.py", "lookup/*.pyx", "generation/*.py*"):
+    for pattern in ("disk/base.py", "disk/format.pyx", "disk/files.py", "disk/published.pyx", "lookup/*.pyx", "generation/*.py*"):
         for path in sorted((ROOT / "fastsm").glob(pattern)):
             if path.suffix not in (".py", ".pyx"):
                 continue
