@@ -8,7 +8,7 @@ from typing_extensions import Buffer, Self
 _Column: TypeAlias = (
     Sequence[Buffer] | npt.NDArray[np.bytes_] | npt.NDArray[np.uint8] | tuple[Buffer, npt.NDArray[Any]]
 )
-_Deadlines: TypeAlias = Sequence[SupportsIndex | None] | npt.NDArray[np.integer[Any]]
+_Deadlines: TypeAlias = SupportsIndex | Sequence[SupportsIndex | None] | npt.NDArray[np.integer[Any]]
 
 def put_many(keys: _Column, values: _Column, *, expires: _Deadlines | None = None) -> bytes:
     """Returns the batch that sets each key of a column to the value in the other one. O(bytes).

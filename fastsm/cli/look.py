@@ -83,12 +83,12 @@ def get(
         inspection.require_state(directory)
         with Reader(directory) as state:
             name = key_bytes(key, coded)
-            value, modified = state.get(name), state.modified(name)
+            value, modified, expires = state.get(name), state.modified(name), state.deadline(name)
         if value is None or modified is None:
             fail(f"{directory}: no key {ascii(key)[1:-1]}")
         if as_json:
             line = {"index": modified.index, "term": modified.term}
-            write_bytes(line_bytes(line | text_or_base64("key", name) | text_or_base64("value", value)))
+            write_bytes(line_bytes(line | pair_line(name, value, expires)))
         elif sys.stdout.isatty():
             print(shown(value, len(value)))
         else:
@@ -133,9 +133,9 @@ def scan(
         console = Console(highlight=False)
         if as_json or not console.is_terminal:
             for key, value in pairs:
-                write_bytes(line_bytes(text_or_base64("key", key) | text_or_base64("value", value)))
+                write_bytes(line_bytes(pair_line(key, value, state.deadline(key))))
             return
-        entries = list(pairs)
+        entries = [(key, value, state.deadline(key)) for key, value in pairs]
         console.print(table_of(entries, console.width))
         console.print(f"{count_text(len(entries), 'key')} as of entry {revision:,}", style="dim")
 
@@ -170,16 +170,30 @@ def bounds_of(
     return {name: None if text is None else key_bytes(text, coded) for name, text in typed.items()}
 
 
-def table_of(pairs: list[tuple[bytes, bytes]], width: int) -> Table:
-    """Keys whole, on at most half of the width; values as far as there is room."""
-    keys = [shown(key, len(key)) for key, _ in pairs]
-    widest = min(max(map(len, keys), default=3), width // 2)
+def pair_line(key: bytes, value: bytes, expires: int | None) -> dict[str, object]:
+    """A pair for JSON; with its deadline where it has one, under the name that a dump gives it."""
+    line = text_or_base64("key", key) | text_or_base64("value", value)
+    return line if expires is None else line | {"expires": expires}
+
+
+def table_of(pairs: list[tuple[bytes, bytes, int | None]], width: int) -> Table:
+    """Keys whole, on at most half of the width; values as far as there is room; deadlines if any key has one."""
+    keys = [shown(key, len(key)) for key, _, _ in pairs]
+    widest = max(min(max(map(len, keys), default=3), width // 2), 3)
+    deadlines = [str(expires) for _, _, expires in pairs if expires is not None]
+    digits = max(map(len, ["expires", *deadlines])) if deadlines else 0
+    room = width - widest - 8 - 2 - (digits + 1 if deadlines else 0)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("key", style="cyan", overflow="fold", width=max(widest, 3))
+    table.add_column("key", style="cyan", overflow="fold", width=widest)
     table.add_column("bytes", justify="right", no_wrap=True, width=8)
-    table.add_column("value", no_wrap=True, overflow="ellipsis", width=max(1, width - max(widest, 3) - 8 - 2))
-    for key, (_, value) in zip(keys, pairs, strict=True):
-        table.add_row(Text(key), size_text(len(value)), Text(shown(value, width)))
+    if deadlines:
+        table.add_column("expires", justify="right", no_wrap=True, width=digits)
+    table.add_column("value", no_wrap=True, overflow="ellipsis", width=max(1, room))
+    for key, (_, value, expires) in zip(keys, pairs, strict=True):
+        cells = [Text(key), size_text(len(value)), Text(shown(value, width))]
+        if deadlines:
+            cells.insert(2, "" if expires is None else str(expires))
+        table.add_row(*cells)
     return table
 
 

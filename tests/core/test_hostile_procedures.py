@@ -50,7 +50,7 @@ def run(machine: Machine, name: str = "p", payload: bytes = b"") -> Any:
 
 METADATA = SnapshotMetadata(LogId(1, 1), bytes(32))
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "apply": ([],), "apply_chunk": ([],), "apply_snapshot_from_file": (METADATA, "nowhere"), "deadline": (b"k",),
+    "apply": ([],), "check": (fastsm.noop(),), "apply_chunk": ([],), "apply_snapshot_from_file": (METADATA, "nowhere"), "deadline": (b"k",),
     "entry_term": (1,), "entry_terms": (np.array([1], dtype=np.uint64),), "fill": ([],),
     "generate_snapshot_data": ("nowhere", LogId(1, 1)), "get": (b"k",), "get_columns": ([b"k"],), "get_many": ([b"k"],),
     "get_view": (b"k",), "install_snapshot": (None, "nowhere"), "modified": (b"k",), "persist_last_applied": ((1, 1),),
@@ -58,13 +58,23 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "update_last_snapshot_metadata": (METADATA,), "wait_applied": (1,), "wait_applied_async": (1,),
     "write_snapshot": ("nowhere",), "__contains__": (b"k",),
 }
-HARMLESS = {"check", "is_running", "open_async"}  # they look at nothing that a procedure could change
-METHODS = sorted(
-    {name for name in dir(FastStateMachine) if name[0] != "_" and callable(getattr(FastStateMachine, name))} - HARMLESS)
+HARMLESS = {"is_running", "open_async"}  # they look at nothing that a procedure could change
 
 
-@pytest.mark.parametrize("name", [*METHODS, "__len__", "__contains__"])
-def test_every_call_of_its_own_machine_is_an_error(directory: Path, name: str) -> None:
+def calls_of(machine: type[Machine]) -> list[str]:
+    """The names of all that can be called of it."""
+    names = {name for name in dir(machine) if name[0] != "_" and callable(getattr(machine, name))} - HARMLESS
+    return sorted(names | ({"__len__", "__contains__"} & set(dir(machine))))
+
+
+CALLS = [
+    pytest.param(make, name, id=f"{name}-{make}")
+    for make, machine in (("fast", FastStateMachine), ("model", MemoryStateMachine)) for name in calls_of(machine)
+]
+
+
+@pytest.mark.parametrize(("make", "name"), CALLS, indirect=["make"])
+def test_every_call_of_its_own_machine_is_an_error(make: Make, name: str) -> None:
     """Reads and coroutines too; the machine is as it was afterwards, and no call waits for the chunk that it is in."""
     raised: list[BaseException] = []
 
@@ -76,11 +86,11 @@ def test_every_call_of_its_own_machine_is_an_error(directory: Path, name: str) -
         except BaseException as error:
             raised.append(error)
 
-    with FastStateMachine(directory, procedures=[fastsm.procedure(p)]) as machine:
-        machine.apply(PUT)
-        assert run(machine) == Answer(True, None)
-        assert [type(error) for error in raised] == [ProcedureError]
-        assert (dict(machine.items()), machine.last_applied(), machine.is_running()) == (UNTOUCHED, (2, 1), True)
+    machine = make(p)
+    machine.apply(PUT)
+    assert run(machine) == Answer(True, None)
+    assert [type(error) for error in raised] == [ProcedureError]
+    assert (dict(machine.items()), machine.last_applied(), machine.is_running()) == (UNTOUCHED, (2, 1), True)
 
 
 def test_ctrl_c_cannot_be_swallowed(directory: Path) -> None:
