@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,8 @@ from fastsm.reading.reader import Reader
 from fastsm.tools import inspection
 from fastsm.tools.json_lines import line_bytes, text_or_base64
 from fastsm.units import count_text, size_text
+
+GAP = 2  # between the columns of a table
 
 Place = Annotated[Path, typer.Argument(metavar="DIR|SNAPSHOT", show_default=False)]
 Dir = Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]
@@ -126,18 +129,19 @@ def scan(
         bounds["start"] = max(following, bounds["start"] or b"")
     with told_in_one_line():
         inspection.require_state(directory)
-        with waiting("scanning"), Reader(directory) as state:
-            ordered = state.ordered(**bounds, reverse=reverse)  # one by one: there may be more than memory holds
-            revision = state.last_applied().index
-        pairs = islice(ordered, limit)
-        console = Console(highlight=False)
-        if as_json or not console.is_terminal:
-            for key, value in pairs:
-                write_bytes(line_bytes(pair_line(key, value, state.deadline(key))))
-            return
-        entries = [(key, value, state.deadline(key)) for key, value in pairs]
-        console.print(table_of(entries, console.width))
-        console.print(f"{count_text(len(entries), 'key')} as of entry {revision:,}", style="dim")
+        with ExitStack() as stack:
+            with waiting("scanning"):
+                state = stack.enter_context(Reader(directory))
+                ordered = state.ordered(**bounds, reverse=reverse)  # one by one: there may be more than memory holds
+            found = ((key, value, state.deadline(key)) for key, value in islice(ordered, limit))
+            console = Console(highlight=False)
+            if as_json or not console.is_terminal:
+                for key, value, expires in found:
+                    write_bytes(line_bytes(pair_line(key, value, expires)))
+                return
+            pairs = list(found)
+            console.print(table_of(pairs, console.width))
+            console.print(f"{count_text(len(pairs), 'key')} as of entry {state.last_applied().index:,}", style="dim")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -182,7 +186,7 @@ def table_of(pairs: list[tuple[bytes, bytes, int | None]], width: int) -> Table:
     widest = max(min(max(map(len, keys), default=3), width // 2), 3)
     deadlines = [str(expires) for _, _, expires in pairs if expires is not None]
     digits = max(map(len, ["expires", *deadlines])) if deadlines else 0
-    room = width - widest - 8 - 2 - (digits + 1 if deadlines else 0)
+    room = width - widest - (GAP + 8) - (GAP + digits if deadlines else 0) - GAP  # else all columns are cut
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("key", style="cyan", overflow="fold", width=widest)
     table.add_column("bytes", justify="right", no_wrap=True, width=8)

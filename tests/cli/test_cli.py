@@ -460,9 +460,11 @@ def test_deadlines_are_shown(tmp_path):
     assert found == [{"key": "lease", "value": "ann", "expires": 9_000}, {"key": "other", "value": "bob"}]
     assert json.loads(run(tmp_path, "get", "state", "lease", "--json").stdout)["expires"] == 9_000
     assert "expires" not in json.loads(run(tmp_path, "get", "state", "other", "--json").stdout)
-    drawn, _ = in_terminal(tmp_path / "cwd", 80, "scan", "state")
-    assert re.search("lease.*9000.*ann", drawn)
-    assert re.search("other.*bob", drawn)
+    for columns in (40, 80):
+        drawn, _ = in_terminal(tmp_path / "cwd", columns, "scan", "state")
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn)
+        assert re.search("lease +3 B +9000 +ann", plain)  # short keys are in one line
+        assert re.search("other +3 B +bob", plain)
 
 
 def test_a_prefix_is_given_once(tmp_path, places):

@@ -50,8 +50,8 @@ def run(machine: Machine, name: str = "p", payload: bytes = b"") -> Any:
 
 METADATA = SnapshotMetadata(LogId(1, 1), bytes(32))
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "apply": ([],), "check": (fastsm.noop(),), "apply_chunk": ([],), "apply_snapshot_from_file": (METADATA, "nowhere"), "deadline": (b"k",),
-    "entry_term": (1,), "entry_terms": (np.array([1], dtype=np.uint64),), "fill": ([],),
+    "apply": ([],), "apply_chunk": ([],), "apply_snapshot_from_file": (METADATA, "nowhere"), "deadline": (b"k",),
+    "check": (fastsm.noop(),), "entry_term": (1,), "entry_terms": (np.array([1], dtype=np.uint64),), "fill": ([],),
     "generate_snapshot_data": ("nowhere", LogId(1, 1)), "get": (b"k",), "get_columns": ([b"k"],), "get_many": ([b"k"],),
     "get_view": (b"k",), "install_snapshot": (None, "nowhere"), "modified": (b"k",), "persist_last_applied": ((1, 1),),
     "persist_last_snapshot_metadata": (METADATA,), "scan_prefix": (b"",), "update_last_applied": ((1, 1),),
