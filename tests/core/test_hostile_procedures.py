@@ -93,6 +93,20 @@ def test_every_call_of_its_own_machine_is_an_error(make: Make, name: str) -> Non
     assert (dict(machine.items()), machine.last_applied(), machine.is_running()) == (UNTOUCHED, (2, 1), True)
 
 
+@pytest.mark.parametrize("name", ["entry", "clock", "get", "own"])
+def test_tx_keeps_nothing_for_a_procedure(make: Make, name: str) -> None:
+    """What one call leaves in its tx no other replica has after a restart: an attribute cannot be set."""
+    def p(tx: Any, payload: bytes) -> None:
+        tx.put(b"k", b"changed")
+        setattr(tx, name, 1)
+
+    machine = make(p)
+    machine.apply(PUT)
+    answer = run(machine)
+    assert (answer, type(answer.error)) == (FAILED, AttributeError)
+    assert dict(machine.items()) == UNTOUCHED
+
+
 def test_ctrl_c_cannot_be_swallowed(directory: Path) -> None:
     """A procedure that catches it and goes on is done, and the apply is interrupted all the same: nothing counts."""
     started = threading.Event()
