@@ -18,7 +18,7 @@ def put_many(keys: _Column, values: _Column, *, expires: _Deadlines | None = Non
     A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
     2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
     than the column. `expires`: a column of deadlines as `put` takes them, a sequence of ints and Nones or an integer
-    array; without it no key has one.
+    array, or one deadline for all keys; without it no key has one.
 
     Raises `CommandError` over the limits and for a deadline out of range, `ValueError` when the columns differ in
     length.
