@@ -194,7 +194,7 @@ def table_of(pairs: list[tuple[bytes, bytes, int | None]], width: int) -> Table:
         table.add_column("expires", justify="right", no_wrap=True, width=digits)
     table.add_column("value", no_wrap=True, overflow="ellipsis", width=max(1, room))
     for key, (_, value, expires) in zip(keys, pairs, strict=True):
-        cells = [Text(key), size_text(len(value)), Text(shown(value, width))]
+        cells: list[Text | str] = [Text(key), size_text(len(value)), Text(shown(value, width))]
         if deadlines:
             cells.insert(2, "" if expires is None else str(expires))
         table.add_row(*cells)
