@@ -13,14 +13,18 @@ from fastsm.named cimport named, set_field, tracked
 from fastsm.disk.format import MAX_RESULT_BYTES
 from fastsm.types import Answer
 
+cdef enum:
+    HEAD = 5          # kind and count, ahead of the bytes of a value, or of the members of a list
+
+# Without the head of the value itself, so that a value of exactly this many bytes is an answer.
 MAX_ANSWER_SIZE = 64 << 20
 MAX_ANSWER_DEPTH = 8
 REASONS = ("mismatch", "not a number", "overflow", "abort", "failed", "too large", "stale", "no session")
 
 cdef type ANSWER = Answer
-cdef uint64_t SIZE_LIMIT = MAX_ANSWER_SIZE
+cdef uint64_t SIZE_LIMIT = MAX_ANSWER_SIZE + HEAD
 cdef int DEPTH_LIMIT = MAX_ANSWER_DEPTH
-cdef uint64_t RESULT_LIMIT = MAX_RESULT_BYTES
+cdef uint64_t RESULT_LIMIT = MAX_RESULT_BYTES + HEAD
 
 cdef enum:            # the first byte of a result
     FALSE = 0
@@ -34,7 +38,6 @@ cdef enum:            # the first byte of a value; 0 to 2: None, False, True
     LIST = 5
 
 cdef enum:
-    HEAD = 5          # kind and count, ahead of the bytes of a value, or of the members of a list
     NUMBER = 9        # kind and integer
 
 
@@ -65,7 +68,7 @@ def checked_value(value):
     cdef uint64_t size = 0
     copied = copy_value(value, 0, SIZE_LIMIT, &size)
     if size > SIZE_LIMIT:
-        raise BadAnswerError(f"an answer of {size} bytes: the limit is {MAX_ANSWER_SIZE}", too_large=True)
+        raise BadAnswerError(f"an answer of {size - HEAD} bytes: the limit is {MAX_ANSWER_SIZE}", too_large=True)
     return copied
 
 

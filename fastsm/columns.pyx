@@ -195,15 +195,17 @@ cdef list copy_ahead(source):
 
 
 cdef class Deadlines:
-    """A column of deadlines: a sequence of ints and Nones, or an integer array of one dimension."""
+    """A column of deadlines: a sequence of ints and Nones, or an integer array of one dimension; or one int for all."""
     cdef uint64_t *numbers         # a checked copy
     cdef Py_ssize_t count
 
-    def __cinit__(self, source):
+    def __cinit__(self, source, Py_ssize_t count):
         cdef list cells
         cdef Py_ssize_t i
         if source is None:
             return
+        if hasattr(source, "__index__") and getattr(source, "ndim", 0) == 0:
+            source = [source] * count
         if isinstance(source, (str, bytes, bytearray, memoryview)) or getattr(source, "ndim", 1) != 1:
             raise TypeError(f"expires: expected a column of deadlines, found {type(source).__name__}")
         cells = source.tolist() if hasattr(source, "dtype") else list(source)
@@ -231,15 +233,15 @@ def put_many(keys, values, *, expires=None):
 
     A column is a sequence of bytes-like objects, a NumPy `S` array (without the NULs at the end of each cell), a 2-D
     uint8 array (complete rows), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer than the
-    column. `expires`: a column of deadlines as in `put`, either a sequence of ints and Nones or an integer array;
-    without it no key has a deadline.
+    column. `expires`: a column of deadlines as in `put`, a sequence of ints and Nones or an integer array, or one
+    deadline for all keys; without it no key has a deadline.
 
     Raises `CommandError` if a limit is exceeded or a deadline is out of range, `ValueError` if the columns differ in
     length.
     """
     cdef Column key_column = Column(keys, "keys")
     cdef Column value_column = Column(values, "values")
-    cdef Deadlines deadlines = Deadlines(expires)
+    cdef Deadlines deadlines = Deadlines(expires, key_column.count)
     cdef size_t key_size, value_size
     cdef size_t size = HEADER_SIZE
     cdef const uint8_t *key

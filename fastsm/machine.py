@@ -302,6 +302,7 @@ class FastStateMachine(Engine, StateMachine):
 
     def check(self, command: bytes) -> None:
         """Raises what :meth:`apply` would raise for this command: like ``fastsm.check``, and for unknown procedures."""
+        self._require()
         check_calls(command, self._procedures())
 
     async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:

@@ -6,7 +6,7 @@ import operator
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastsm.arguments import bytes_of, not_an_entry, pair_of
 from fastsm.command import decode
@@ -28,6 +28,9 @@ from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, wri
 from fastsm.trait import StateMachine
 from fastsm.types import Entry, LogId, Result, ScanResult, SnapshotMetadata, checked_metadata
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 LARGEST = 2**64 - 2
 
 
@@ -45,8 +48,8 @@ class MemoryStateMachine(StateMachine):
     ) -> None:
         self._contiguous = contiguous
         self._judge = self._judges(procedures)
-        self._running = True
-        self._waiters = Waiters(lambda: self.last_applied().index)
+        self._running, self._closed = True, False
+        self._waiters = Waiters(lambda: self._state.last.index)
         self._history = History(self._moment, self.entry_term)
         self._forget()
 
@@ -59,25 +62,49 @@ class MemoryStateMachine(StateMachine):
         self._end_watches()
 
     def __repr__(self) -> str:
-        return f"<MemoryStateMachine: {len(self._state.values)} keys, applied {tuple(self.last_applied())}>"
+        return f"<MemoryStateMachine: {len(self._state.values)} keys, applied {tuple(self._state.last)}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     # ---- life cycle ------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self._require_open()
         self._running = True
 
     def stop(self) -> None:
         self.flush()
+        self._end("this state machine was stopped")
+
+    def close(self) -> None:
+        """Ends it for good: afterwards only ``close`` and ``is_running`` work. Idempotent."""
+        self._refuse_procedure()
+        self._closed = self._history.closed = True
+        self._end("this state machine was closed")
+
+    def _end(self, why: str) -> None:
         self._running = False
-        self._waiters.end(NotRunningError("this state machine was stopped"))
+        self._waiters.end(NotRunningError(why))
         self._history.wake()
 
     def is_running(self) -> bool:
         return self._running
 
-    def _require(self) -> None:
+    def _refuse_procedure(self) -> None:
         if self._judge.is_calling():
             raise ProcedureError("a procedure called the state machine that runs it: it has its tx alone")
+
+    def _require_open(self) -> None:
+        self._refuse_procedure()
+        if self._closed:
+            raise NotRunningError("this state machine is closed: make another one")
+
+    def _require(self) -> None:
+        self._require_open()
         if not self._running:
             raise NotRunningError("this state machine is stopped: call start() first")
 
@@ -104,11 +131,12 @@ class MemoryStateMachine(StateMachine):
 
     def check(self, command: Any) -> None:
         """Raises what :meth:`apply` would raise for this command."""
+        self._require()
         self._judge.check(command)
 
     def _decode(self, entry: Entry) -> Any:
         try:
-            self.check(entry.command)
+            self._judge.check(entry.command)
         except CommandError as error:
             raise type(error)(f"entry {entry.index}: {error}", index=entry.index) from None
         return decode(entry.command)
@@ -154,6 +182,7 @@ class MemoryStateMachine(StateMachine):
         return [self.get(key) for key in keys]
 
     def entry_term(self, entry_id: int, /) -> int | None:
+        self._require_open()
         entry_id = operator.index(entry_id)
         at = bisect_left(self._state.seen, (entry_id,))
         if at == len(self._state.seen):
@@ -165,6 +194,7 @@ class MemoryStateMachine(StateMachine):
         return None
 
     def len(self) -> int:
+        self._require_open()
         return len(self._state.values)
 
     def items(self) -> list[tuple[bytes, bytes]]:
@@ -214,6 +244,7 @@ class MemoryStateMachine(StateMachine):
 
     def membership(self) -> tuple[LogId, bytes] | None:
         """Returns the newest ``config``."""
+        self._require_open()
         return self._state.membership
 
     # ---- time ------------------------------------------------------------------------------------------
@@ -284,7 +315,8 @@ class MemoryStateMachine(StateMachine):
         self._history.wake()
 
     def last_applied(self) -> LogId:
-        return self._state.seen[-1] if self._state.seen else LogId()
+        self._require_open()
+        return self._state.last
 
     def persist_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         self.update_last_applied(log_id)
@@ -292,6 +324,7 @@ class MemoryStateMachine(StateMachine):
 
     def durable(self) -> LogId:
         """Returns the last applied entry at the last flush."""
+        self._require_open()
         return self._durable
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
@@ -305,6 +338,7 @@ class MemoryStateMachine(StateMachine):
         self._metadata = metadata
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
+        self._require_open()
         return self._metadata
 
     def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
@@ -454,6 +488,7 @@ class MemoryStateMachine(StateMachine):
 
     def clear(self) -> None:
         """Returns to the initial empty state."""
+        self._require_open()
         self._forget()
         self._waiters.end(OrderError("the state was reset"))
 

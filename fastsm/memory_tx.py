@@ -147,14 +147,26 @@ def noting(method: Method) -> Method:
 
 
 class Tx:
-    """The argument of a procedure of the model."""
+    """The argument of a procedure of the model. Attributes cannot be set, as with a ``FastStateMachine``."""
+
+    __slots__ = ("_clock", "_entry", "_noted", "_thread", "_written")
 
     def __init__(self, written: Written) -> None:
-        self.entry = written.log_id
-        self.clock = written.state.clock
+        self._entry = written.log_id
+        self._clock = written.state.clock
         self._written: Written | None = written
         self._thread = get_ident()
         self._noted: BaseException | None = None
+
+    @property
+    def entry(self) -> LogId:
+        """Returns the call's entry."""
+        return self._entry
+
+    @property
+    def clock(self) -> int:
+        """Returns the clock of the state at this entry."""
+        return self._clock
 
     def _trouble(self) -> BaseException | None:
         return self._noted
@@ -165,7 +177,7 @@ class Tx:
     @property
     def _pending(self) -> Written:
         if self._written is None or self._thread != get_ident():
-            raise ProcedureError(f"tx at entry {self.entry.index}: the call is over, or this is another thread")
+            raise ProcedureError(f"tx at entry {self._entry.index}: the call is over, or this is another thread")
         return self._written
 
     @noting

@@ -37,6 +37,7 @@ class History:
         self.look = look
         self.term_of = term_of
         self.state = object()  # replaced by each state that does not continue the previous one
+        self.closed = False  # the model was closed
         self.wakes = 0
         self.waiting: list[Callable[[], object]] = []
 
@@ -197,14 +198,14 @@ class MemoryWatch(Reads):
         try:
             return self.read(1)[0]
         except NotRunningError:
-            if self._closed:
+            if self._closed or self._is_over():
                 raise StopIteration from None
             raise
 
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _is_over(self) -> bool:
-        return False  # a model that was stopped may start again
+        return self._history.closed  # a model that was stopped may start again
 
     def _close(self) -> None:
         self._closed = True

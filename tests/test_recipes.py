@@ -80,6 +80,15 @@ def test_the_counter_counts_once(machine: Machine, propose: Callable[[bytes], An
         clients[0].add(1, number=99)
 
 
+def test_the_counter_never_takes_a_number_again(machine: Machine, propose: Callable[[bytes], Any]) -> None:
+    """After an earlier number, which is stale, the next addition has a new one, so that it is counted."""
+    client = counter.Counter(propose, b"n")
+    assert (client.add(5, number=3), client.number) == (5, 3)
+    with pytest.raises(ValueError, match="stale"):
+        client.add(5, number=2)
+    assert (client.add(1), client.number, client.value(machine)) == (6, 4, 6)
+
+
 def test_ids_are_unique(propose: Callable[[bytes], Any]) -> None:
     """Of any number of clients, in blocks of any size, of which some are killed."""
     dice = random.Random(2)
@@ -94,6 +103,9 @@ def test_ids_are_unique(propose: Callable[[bytes], Any]) -> None:
     propose(fastsm.put(b"ids", b"no number"))
     with pytest.raises(ValueError, match="not a number"):
         next(unique_ids.UniqueIds(propose, b"ids"))
+    for block in (0, -3):  # would give no ids, or give back those of others
+        with pytest.raises(ValueError, match="1 or more"):
+            unique_ids.UniqueIds(propose, b"ids", block=block)
 
 
 def test_no_money_is_made_or_lost(machine: Machine, propose: Callable[[bytes], Any]) -> None:
@@ -113,6 +125,9 @@ def test_no_money_is_made_or_lost(machine: Machine, propose: Callable[[bytes], A
     assert 0 < refused < 199
     with pytest.raises(ValueError, match="amount 0"):
         bank.transfer_command("a", "b", 0)
+    for amount in (0, -50, "50", 0.5):
+        assert not propose(fastsm.call("bank.transfer", json.dumps(["a", "b", amount]).encode())).ok
+    assert [int(machine.get(b"account/" + name.encode()) or b"") for name in names] == balances
 
 
 def test_the_limit_is_kept_in_every_window(propose: Callable[[bytes], Any]) -> None:

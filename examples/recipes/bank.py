@@ -36,8 +36,13 @@ def transfer_command(source: str, target: str, amount: int) -> bytes:
 
 @fastsm.procedure(name="bank.transfer")
 def transfer(tx: Any, payload: bytes) -> list[int]:
-    """Answers the two balances after it; aborts, which takes back everything, where there is not enough."""
+    """Answers the two balances after it; aborts, which takes back everything, where there is not enough.
+
+    Whoever can propose a command may propose any payload: what is checked where a command is made is checked here.
+    """
     source, target, amount = json.loads(payload)
+    if amount < 1:
+        raise fastsm.Abort(b"an amount is 1 or more")
     left = tx.add(b"account/" + source.encode(), -amount)
     if left < 0:
         raise fastsm.Abort(f"{source} has {left + amount}, not {amount}".encode())

@@ -16,6 +16,11 @@ A client that was not told what became of its command asks again, with the same 
 
 >>> visits.add(5, number=3), visits.add(5, number=3)
 (8, 8)
+
+``number`` has that of its last addition, for a client that left it to the counter:
+
+>>> visits.add(1), visits.number
+(9, 4)
 """
 
 from __future__ import annotations
@@ -29,18 +34,22 @@ Propose = Callable[[bytes], Any]
 
 
 class Counter:
-    """A number in the state, through a session of its own: one addition at a time."""
+    """A number in the state, through a session of its own: one addition at a time.
+
+    ``number``: which addition the last one was. Numbers rise: an earlier one raises ``ValueError``, "stale".
+    """
 
     def __init__(self, propose: Propose, key: bytes) -> None:
         self._propose = propose
         self._key = key
         self._session = propose(fastsm.open_session()).value
-        self._number = 0
+        self.number = 0
 
     def add(self, delta: int, *, number: int | None = None) -> int:
         """Adds, and returns the new value. ``number`` says which addition it is; the next one by default."""
-        self._number = self._number + 1 if number is None else number
-        answer = self._propose(fastsm.once(self._session, self._number, fastsm.add(self._key, delta)))
+        number = self.number + 1 if number is None else number
+        self.number = max(self.number, number)
+        answer = self._propose(fastsm.once(self._session, number, fastsm.add(self._key, delta)))
         if not answer:
             raise ValueError(f"not added: {answer.reason}")
         value: int = answer.value

@@ -22,11 +22,13 @@ Propose = Callable[[bytes], Any]
 
 
 class UniqueIds:
-    """An iterator of ids. Thread safety: none; give each thread its own."""
+    """An iterator of ids, reserved ``block`` at a time. Thread safety: none; give each thread its own."""
 
     def __init__(self, propose: Propose, key: bytes, *, block: int = 1_000) -> None:
         self._propose = propose
         self._key = key
+        if block < 1:
+            raise ValueError(f"block {block}: expected 1 or more ids")
         self._block = block
         self._ids: Iterator[int] = iter(())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,8 @@ from fastsm.reading.reader import Reader
 from fastsm.tools import inspection
 from fastsm.tools.json_lines import line_bytes, text_or_base64
 from fastsm.units import count_text, size_text
+
+GAP = 2  # between the columns of a table
 
 Place = Annotated[Path, typer.Argument(metavar="DIR|SNAPSHOT", show_default=False)]
 Dir = Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]
@@ -83,12 +86,12 @@ def get(
         inspection.require_state(directory)
         with Reader(directory) as state:
             name = key_bytes(key, coded)
-            value, modified = state.get(name), state.modified(name)
+            value, modified, expires = state.get(name), state.modified(name), state.deadline(name)
         if value is None or modified is None:
             fail(f"{directory}: no key {ascii(key)[1:-1]}")
         if as_json:
             line = {"index": modified.index, "term": modified.term}
-            write_bytes(line_bytes(line | text_or_base64("key", name) | text_or_base64("value", value)))
+            write_bytes(line_bytes(line | pair_line(name, value, expires)))
         elif sys.stdout.isatty():
             print(shown(value, len(value)))
         else:
@@ -126,18 +129,19 @@ def scan(
         bounds["start"] = max(following, bounds["start"] or b"")
     with told_in_one_line():
         inspection.require_state(directory)
-        with waiting("scanning"), Reader(directory) as state:
-            ordered = state.ordered(**bounds, reverse=reverse)  # one by one, since memory may not suffice for all
-            revision = state.last_applied().index
-        pairs = islice(ordered, limit)
-        console = Console(highlight=False)
-        if as_json or not console.is_terminal:
-            for key, value in pairs:
-                write_bytes(line_bytes(text_or_base64("key", key) | text_or_base64("value", value)))
-            return
-        entries = list(pairs)
-        console.print(table_of(entries, console.width))
-        console.print(f"{count_text(len(entries), 'key')} as of entry {revision:,}", style="dim")
+        with ExitStack() as stack:
+            with waiting("scanning"):
+                state = stack.enter_context(Reader(directory))
+                ordered = state.ordered(**bounds, reverse=reverse)  # one by one, since memory may not suffice for all
+            found = ((key, value, state.deadline(key)) for key, value in islice(ordered, limit))
+            console = Console(highlight=False)
+            if as_json or not console.is_terminal:
+                for key, value, expires in found:
+                    write_bytes(line_bytes(pair_line(key, value, expires)))
+                return
+            pairs = list(found)
+            console.print(table_of(pairs, console.width))
+            console.print(f"{count_text(len(pairs), 'key')} as of entry {state.last_applied().index:,}", style="dim")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -170,16 +174,30 @@ def bounds_of(
     return {name: None if text is None else key_bytes(text, coded) for name, text in typed.items()}
 
 
-def table_of(pairs: list[tuple[bytes, bytes]], width: int) -> Table:
-    """Shows keys in full, on at most half of the width; values as far as there is room."""
-    keys = [shown(key, len(key)) for key, _ in pairs]
-    widest = min(max(map(len, keys), default=3), width // 2)
+def pair_line(key: bytes, value: bytes, expires: int | None) -> dict[str, object]:
+    """Returns a pair for JSON, with its deadline if it has one, under the name that a dump uses."""
+    line = text_or_base64("key", key) | text_or_base64("value", value)
+    return line if expires is None else line | {"expires": expires}
+
+
+def table_of(pairs: list[tuple[bytes, bytes, int | None]], width: int) -> Table:
+    """Shows keys in full, on at most half of the width; values as far as there is room; deadlines if there are any."""
+    keys = [shown(key, len(key)) for key, _, _ in pairs]
+    widest = max(min(max(map(len, keys), default=3), width // 2), 3)
+    deadlines = [str(expires) for _, _, expires in pairs if expires is not None]
+    digits = max(map(len, ["expires", *deadlines])) if deadlines else 0
+    room = width - widest - (GAP + 8) - (GAP + digits if deadlines else 0) - GAP  # else all columns are cut
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("key", style="cyan", overflow="fold", width=max(widest, 3))
+    table.add_column("key", style="cyan", overflow="fold", width=widest)
     table.add_column("bytes", justify="right", no_wrap=True, width=8)
-    table.add_column("value", no_wrap=True, overflow="ellipsis", width=max(1, width - max(widest, 3) - 8 - 2))
-    for key, (_, value) in zip(keys, pairs, strict=True):
-        table.add_row(Text(key), size_text(len(value)), Text(shown(value, width)))
+    if deadlines:
+        table.add_column("expires", justify="right", no_wrap=True, width=digits)
+    table.add_column("value", no_wrap=True, overflow="ellipsis", width=max(1, room))
+    for key, (_, value, expires) in zip(keys, pairs, strict=True):
+        cells: list[Text | str] = [Text(key), size_text(len(value)), Text(shown(value, width))]
+        if deadlines:
+            cells.insert(2, "" if expires is None else str(expires))
+        table.add_row(*cells)
     return table
 
 

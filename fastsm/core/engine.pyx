@@ -285,6 +285,10 @@ cdef class Engine(Timed):
     def _procedures(self):
         return self.chunk.judgement.procedures
 
+    def _looked_past(self):
+        """Returns how many keys ranges passed one by one because their chunk had written them; for tests."""
+        return self.chunk.judgement.view.looked_past
+
     cdef int judge_calls(self, Chunk chunk) except -1:
         """Judges a chunk that runs procedures: never in the main thread, where a signal handler could interrupt one."""
         if PyThread_get_thread_ident() == threading.main_thread().ident:

@@ -24,10 +24,10 @@ from fastsm.answers import MAX_ANSWER_SIZE, REASONS, checked_value, pack_result,
 from fastsm.errors import ProcedureError
 from fastsm.procedures import answer_of_error, answer_of_value, refuse_trouble
 
-cdef uint64_t ANSWER_LIMIT = MAX_ANSWER_SIZE
 cdef enum:
     VALUE_HEAD = 5         # bytes stored ahead of a bytes value, or of the members of a list
     NUMBER_BYTES = 9
+cdef uint64_t ANSWER_LIMIT = MAX_ANSWER_SIZE + VALUE_HEAD
 
 
 cdef class Judge:

@@ -7,6 +7,7 @@ from fastsm.disk.format cimport (
     DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_PUT, RECORD_TOUCH, is_of_session,
 )
 from fastsm.lookup.index cimport Index
+from fastsm.lookup.ranges cimport OrderedView
 from fastsm.lookup.table cimport Table
 
 ctypedef struct Step:
@@ -78,6 +79,11 @@ cdef class View:
     cdef list values             # the same for values, except those that were taken back
     cdef list in_order           # keys put by writes before `ordered_writes`, sorted; None: no range was read yet
     cdef size_t ordered_writes
+    cdef size_t order_cut_at     # number of writes when deleted keys were last dropped from `in_order`
+    cdef bytes passed_start      # the chunk has written every key that existed before it from here; None: no range is known
+    cdef bytes passed_end        # up to, but without, this one; None: to the last key
+    cdef size_t passed_at        # number of writes when that was recorded
+    cdef uint64_t looked_past    # number of keys that ranges passed one by one because the chunk had written them; for tests
     cdef readonly uint64_t clock
 
     cdef int begin(self, Ordered owner, size_t expected) except -1
@@ -120,6 +126,9 @@ cdef class View:
     cdef int keep_order(self) except -1
     cdef int merge_in(self, list new) except -1
     cdef list written_between(self, bytes start, bytes end)
+    cdef OrderedView applied_between(self, bytes start, bytes end, bint reverse, int part)
+    cdef int note_passed(self, bytes start, bytes end) except -1
+    cdef int cut_order(self, Py_ssize_t first, Py_ssize_t stop, list left) except -1
     cdef int resize(self, size_t slots) except -1
     cdef void drop_slots(self) noexcept
     cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil

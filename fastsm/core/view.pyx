@@ -31,6 +31,7 @@ cdef enum:
     SMALLEST = 16
     PAGE = 64                 # keys of a range that are fetched at a time
     FEW_NEW = 16              # up to this many new keys are inserted one by one
+    FEW_PASSED = 32           # fewer keys than this are passed again each time
 
 
 cdef class View:
@@ -52,7 +53,7 @@ cdef class View:
         self.arena = owner.arena
         self.readable = owner.readable
         self.clock = self.index.clock
-        self.count = self.known = self.used = 0
+        self.count = self.known = self.used = self.order_cut_at = 0
         self.keys, self.values = [], []
         while slots < 2 * expected:
             slots *= 2
@@ -77,7 +78,7 @@ cdef class View:
             self.drop_slots()
         self.arena = NULL
         self.owner = self.index = self.table = self.mapping = self.log = None
-        self.keys = self.values = self.in_order = None
+        self.keys = self.values = self.in_order = self.passed_start = self.passed_end = None
         if self.room > KEPT_STEPS:
             free(self.writes)
             self.writes = NULL
@@ -178,36 +179,78 @@ cdef class View:
     cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=-1, bint reverse=False):
         """Returns the existing keys from `start` to before `end` (None: unbounded), in order, or in reverse.
 
-        `most`: the maximum number; -1: all. O(log keys + results + keys of the range that this chunk has written).
+        `most`: the maximum number; -1: all. O(log keys + results + keys of the range that this chunk has put). Deleted
+        keys do not count, except for a few: they are dropped from `in_order`, or lie between `passed_start` and
+        `passed_end`.
         """
         cdef uint64_t places[PAGE]
         cdef list written = self.written_between(start, end)
         cdef list keys = []
-        cdef OrderedView view = self.owner.range_in_turn(start, end, reverse)
+        cdef OrderedView view
         cdef const uint8_t *record
         cdef size_t i, room, count
+        cdef int part
+        cdef size_t passed = 0
+        cdef bytes nearest = None  # of the keys that were applied and that the chunk has not written
         cdef Py_ssize_t next_written = 0
         if reverse:
             written.reverse()
-        while view is not None and not view.walk.done and (most < 0 or len(keys) < most):
-            room = PAGE if most < 0 else min(<size_t>PAGE, <size_t>(most - len(keys)))
-            count = view.take(places, room)
-            for i in range(count):
-                record = self.key_at(places[i])
-                if self.used and self.has_written(
-                    record_key(record), record_key_size(record),
-                    self.table.hash(record_key(record), record_key_size(record))
-                ):
-                    continue  # either it comes from `written`, or the chunk deleted it
-                key = PyBytes_FromStringAndSize(<const char *>record_key(record), record_key_size(record))
-                while next_written < len(written) and (written[next_written] < key) != reverse:
-                    keys.append(written[next_written])
-                    next_written += 1
-                keys.append(key)
+        for part in range(2):
+            view = self.applied_between(start, end, reverse, part)
+            while view is not None and not view.walk.done and (most < 0 or len(keys) < most):
+                room = PAGE if most < 0 else min(<size_t>PAGE, <size_t>(most - len(keys)))
+                count = view.take(places, room)
+                for i in range(count):
+                    record = self.key_at(places[i])
+                    if self.used and self.has_written(
+                        record_key(record), record_key_size(record),
+                        self.table.hash(record_key(record), record_key_size(record))
+                    ):
+                        passed += nearest is None
+                        continue  # either it comes from `written`, or the chunk deleted it
+                    key = PyBytes_FromStringAndSize(<const char *>record_key(record), record_key_size(record))
+                    nearest = key if nearest is None else nearest
+                    while next_written < len(written) and (written[next_written] < key) != reverse:
+                        keys.append(written[next_written])
+                        next_written += 1
+                    keys.append(key)
+        self.looked_past += passed
+        if passed >= FEW_PASSED and reverse:
+            self.note_passed(start if nearest is None else nearest + b"\0", end)
+        elif passed >= FEW_PASSED:
+            self.note_passed(start, end if nearest is None else nearest)
         while next_written < len(written) and (most < 0 or len(keys) < most):
             keys.append(written[next_written])
             next_written += 1
         return keys if most < 0 else keys[:most]
+
+    cdef OrderedView applied_between(self, bytes start, bytes end, bint reverse, int part):
+        """Returns the places of a range as it was before the chunk, in one of two parts; None: the part is empty.
+
+        The parts lie before and after the keys that the chunk is known to have written.
+        """
+        cdef bytes middle = self.passed_start
+        if middle is None:
+            return self.owner.range_in_turn(start, end, reverse) if part == 0 else None
+        if (part == 0) != reverse:
+            return self.owner.range_in_turn(start, middle if end is None else min(end, middle), reverse)
+        if self.passed_end is None:
+            return None
+        return self.owner.range_in_turn(max(start, self.passed_end), end, reverse)
+
+    cdef int note_passed(self, bytes start, bytes end) except -1:
+        """Records that the chunk has written every key of a range that existed before it."""
+        if self.passed_start is not None and is_within(self.passed_start, end) and is_within(start, self.passed_end):
+            start = min(start, self.passed_start)  # two ranges that touch are one
+            end = None if end is None or self.passed_end is None else max(end, self.passed_end)
+        self.passed_start, self.passed_end, self.passed_at = start, end, self.count
+        return 0
+
+    cdef int cut_order(self, Py_ssize_t first, Py_ssize_t stop, list left) except -1:
+        """Drops deleted keys from a part of `in_order`, so that later ranges need not look at them."""
+        self.in_order[first:stop] = left
+        self.order_cut_at = self.count
+        return 0
 
     cdef const uint8_t *key_at(self, uint64_t place) except NULL:
         """Returns the record at a place, after checking that its key is readable."""
@@ -224,13 +267,15 @@ cdef class View:
         """Returns the keys of a range that this chunk has put and that still exist, in order."""
         cdef list keys = []
         cdef Pending *slot
-        cdef Py_ssize_t i, stop
+        cdef Py_ssize_t i, first, stop
+        cdef Py_ssize_t gone = 0
         self.know()
         if self.used == 0:
             return keys
         self.keep_order()
         stop = len(self.in_order) if end is None else bisect_left(self.in_order, end)
-        for i in range(bisect_left(self.in_order, b"" if start is None else start), stop):
+        first = bisect_left(self.in_order, start)
+        for i in range(first, stop):
             key = self.in_order[i]
             slot = self.slot_of(
                 False, <const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key),
@@ -238,6 +283,11 @@ cdef class View:
             if slot.chunk == self.chunk and self.value_write(slot) >= 0:
                 if self.writes[self.value_write(slot)].record == RECORD_PUT:
                     keys.append(key)
+                    continue
+            gone += 1
+        self.looked_past += gone
+        if gone >= FEW_PASSED:
+            self.cut_order(first, stop, keys)
         return keys
 
     cdef int keep_order(self) except -1:
@@ -412,36 +462,44 @@ cdef class View:
         """Appends a delete for each key in a range, in order; returns how many. Makes no objects for applied keys."""
         cdef uint64_t places[PAGE]
         cdef list written = self.written_between(start, end)
-        cdef OrderedView view = self.owner.range_in_turn(start, end, False)
+        cdef OrderedView view
         cdef const uint8_t *record
         cdef uint64_t hashed
         cdef size_t i, count
         cdef size_t removed = 0
+        cdef size_t passed = 0
         cdef Py_ssize_t next_written = 0
+        cdef int part
         cdef Step step
         step.operation.kind = DELETE_RANGE
         step.index = index
         step.entry = entry
         self.keys += written
-        while view is not None and not view.walk.done:
-            count = view.take(places, PAGE)
-            for i in range(count):
-                record = self.key_at(places[i])
-                hashed = self.table.hash(record_key(record), record_key_size(record))
-                if self.used and self.has_written(record_key(record), record_key_size(record), hashed):
-                    continue  # either it comes from `written`, or the chunk deleted it
-                while next_written < len(written) and is_before(written[next_written], record):
-                    self.append_written(&step, written[next_written])
-                    next_written += 1
+        for part in range(2):
+            view = self.applied_between(start, end, False, part)
+            while view is not None and not view.walk.done:
+                count = view.take(places, PAGE)
+                for i in range(count):
+                    record = self.key_at(places[i])
+                    hashed = self.table.hash(record_key(record), record_key_size(record))
+                    if self.used and self.has_written(record_key(record), record_key_size(record), hashed):
+                        passed += 1
+                        continue  # either it comes from `written`, or the chunk deleted it
+                    while next_written < len(written) and is_before(written[next_written], record):
+                        self.append_written(&step, written[next_written])
+                        next_written += 1
+                        removed += 1
+                    self.append_removal(&step, record_key(record), record_key_size(record), hashed)
                     removed += 1
-                self.append_removal(&step, record_key(record), record_key_size(record), hashed)
-                removed += 1
-                if removed % BREATH == 0:
-                    self.breathe()
+                    if removed % BREATH == 0:
+                        self.breathe()
         while next_written < len(written):
             self.append_written(&step, written[next_written])
             next_written += 1
             removed += 1
+        self.looked_past += passed
+        if passed + removed >= FEW_PASSED:
+            self.note_passed(start, end)
         return removed
 
     cdef int append_written(self, const Step *step, bytes key) except -1:
@@ -507,6 +565,16 @@ cdef class View:
                 ).latest = step.shadowed
         self.known = min(self.known, self.count)
         self.ordered_writes = min(self.ordered_writes, self.count)
+        if self.order_cut_at > mark:
+            self.in_order = None
+            self.order_cut_at = 0
+        if self.passed_at > mark:
+            self.passed_start = self.passed_end = None
+
+
+cdef bint is_within(bytes key, bytes end) except -1:
+    """Returns whether a key is at or before an end; None is after all keys."""
+    return end is None or key <= end
 
 
 cdef bint is_before(bytes key, const uint8_t *record) noexcept:

@@ -47,7 +47,8 @@ cdef uint64_t LARGEST_VALUE = 0x7FFFFFFF
 MAX_TERM = MAX_INDEX = LARGEST
 
 cdef enum:  # a session's record of its last command's result
-    RESULT_LIMIT = 1 << 20   # bytes of its value
+    RESULT_LIMIT = 1 << 20   # bytes of its value, without its head
+    VALUE_HEAD = 5
     RESULT_ANSWER = 2        # an Answer with ok=True; lower codes: False, True
     RESULT_REFUSED = 3       # this and higher codes: one for each reason
     REFUSALS = 8
@@ -323,7 +324,7 @@ OPERATION_CONFIG = RECORD_CONFIG
 OPERATION_SESSION = RECORD_SESSION
 OPERATION_TOUCH = RECORD_TOUCH
 MAX_RESULT_BYTES = RESULT_LIMIT
-MAX_SESSION_VALUE = SESSION_RESULT + 1 + RESULT_LIMIT
+MAX_SESSION_VALUE = SESSION_RESULT + 1 + VALUE_HEAD + RESULT_LIMIT
 MAX_RECORD_VALUE = LARGEST_VALUE
 STATE_CHECKSUM_COVERS = slice(SNAPSHOT_INDEX, SNAPSHOT_STATE_CHECKSUM)
 CHECKSUM_COVERS = slice(0, SNAPSHOT_CHECKSUM)
@@ -633,7 +634,7 @@ cdef bint is_session(const uint8_t *value, uint64_t size) noexcept nogil:
     cdef uint64_t sequence
     cdef uint64_t deadline
     cdef uint64_t left
-    if size < SESSION_RESULT or size > SESSION_RESULT + 1 + <uint64_t>RESULT_LIMIT:
+    if size < SESSION_RESULT or size > SESSION_RESULT + 1 + VALUE_HEAD + <uint64_t>RESULT_LIMIT:
         return False
     memcpy(&sequence, value, 8)
     memcpy(&deadline, value + 8, 8)

@@ -100,8 +100,9 @@ class CallRules:
         @fastsm.procedure
         def keep(tx: Any, payload: bytes) -> None:
             kept.append(tx)
-            with pytest.raises(ProcedureError):
-                machine.get(b"key")
+            for call in (lambda: machine.get(b"key"), machine.len, machine.last_applied, machine.flush, machine.stop):
+                with pytest.raises(ProcedureError):
+                    call()
 
         machine = with_procedures([keep])
         apply_commands(machine, PUT, fastsm.call("keep"))

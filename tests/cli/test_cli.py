@@ -299,6 +299,7 @@ def test_what_is_drawn_fits_the_terminal(tmp_path, columns):
     with fastsm.FastStateMachine(tmp_path / "state") as machine:
         machine.apply([(1, 1, fastsm.put(b"a long key " * 9, b"\x1b[2J\x07 a long value " * 30))])
         machine.apply([(2, 7, fastsm.config(b"\x1b[31m nodes " * 9))])
+        machine.apply([(3, 7, fastsm.put(b"leased", b"a long value " * 30, expires=2**63 - 1))])
     for arguments in (["inspect", "state"], ["scan", "state"]):
         drawn, status = in_terminal(tmp_path, columns, *arguments)
         assert status == 0
@@ -447,6 +448,23 @@ def test_ranges_are_listed_and_counted(tmp_path, arguments, keys):
         done = run(tmp_path, "scan", "state", *arguments, *more)
         assert (done.returncode, done.stderr) == (0, "")
         assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == found
+
+
+def test_deadlines_are_shown(tmp_path):
+    """`scan` and `get --json` give the deadline of a key that has one, under the name that `dump` gives it."""
+    (tmp_path / "cwd").mkdir()
+    with fastsm.FastStateMachine(tmp_path / "cwd" / "state") as machine:
+        machine.apply([(1, 1, fastsm.put(b"lease", b"ann", expires=7_000)), (2, 1, fastsm.put(b"other", b"bob"))])
+        machine.apply([(3, 1, fastsm.touch(b"lease", 9_000))])
+    found = [json.loads(line) for line in run(tmp_path, "scan", "state").stdout.splitlines()]
+    assert found == [{"key": "lease", "value": "ann", "expires": 9_000}, {"key": "other", "value": "bob"}]
+    assert json.loads(run(tmp_path, "get", "state", "lease", "--json").stdout)["expires"] == 9_000
+    assert "expires" not in json.loads(run(tmp_path, "get", "state", "other", "--json").stdout)
+    for columns in (40, 80):
+        drawn, _ = in_terminal(tmp_path / "cwd", columns, "scan", "state")
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn)
+        assert re.search("lease +3 B +9000 +ann", plain)  # short keys are in one line
+        assert re.search("other +3 B +bob", plain)
 
 
 def test_a_prefix_is_given_once(tmp_path, places):

@@ -460,12 +460,22 @@ def test_where_a_column_of_deadlines_says_none_a_pair_has_none() -> None:
     assert fastsm.put_many([b"a"], [b"1"], expires=None) == fastsm.batch([fastsm.put(b"a", b"1")])
 
 
+@pytest.mark.parametrize("deadline", [0, 2**63 - 1, True, np.uint64(7), np.array(7)], ids=repr)
+def test_one_deadline_is_that_of_all_pairs(deadline: Any) -> None:
+    """An int in place of the column; one out of range is refused as in a column."""
+    expected = fastsm.batch([fastsm.put(key, b"v", expires=deadline) for key in (b"a", b"b")])
+    assert fastsm.put_many([b"a", b"b"], [b"v", b"v"], expires=deadline) == expected
+    assert fastsm.put_many([], [], expires=deadline) == fastsm.batch([])
+    with pytest.raises(CommandError, match="expires -1"):
+        fastsm.put_many([b"a"], [b"v"], expires=-1)
+
+
 def test_a_column_of_deadlines_is_as_long_as_the_others() -> None:
     """Else it is a ValueError that says both lengths; a deadline that cannot be says where it stands."""
     with pytest.raises(ValueError, match="2 keys, but 1 deadlines"):
         fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=[5])
     with pytest.raises(CommandError, match="deadline 1: expires -1"):
         fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=[5, -1])
-    for column in (5, b"12", "12", np.zeros((2, 1), np.int64), np.zeros(2)):
+    for column in (5.0, b"12", "12", np.zeros((2, 1), np.int64), np.zeros(2)):
         with pytest.raises(TypeError):
             fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=column)

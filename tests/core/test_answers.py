@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,13 +162,27 @@ def test_ranges_count_what_they_remove(machine: FastStateMachine | MemoryStateMa
 
 
 def test_an_answer_too_large_changes_nothing(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """The limit of all values together is 64 MiB, as an answer is stored."""
-    large, half = bytes(FULL - 5), bytes(FULL // 2)
+    """The limit is 64 MiB: of a value, or of all values in a list, each with its head of five bytes."""
+    large, half = bytes(fastsm.MAX_ANSWER_SIZE), bytes(FULL // 2 - 5)
     assert apply(machine, fastsm.put(b"k", large), fastsm.read(b"k"))[1] == Answer(True, large)
     assert apply(machine, fastsm.put(b"k", large + b"x"), fastsm.read(b"k"))[1] == Answer(False, None, "too large")
-    twice = fastsm.transaction([], [fastsm.put(b"other", b""), fastsm.read(b"h"), fastsm.read(b"h")])
-    assert apply(machine, fastsm.put(b"h", half), twice)[1] == Answer(False, None, "too large")
+    reads = [fastsm.read(b"h"), fastsm.read(b"h")]
+    both, twice = fastsm.transaction([], reads), fastsm.transaction([], [fastsm.put(b"other", b""), *reads])
+    assert apply(machine, fastsm.put(b"h", half), both, twice)[1:] == [
+        Answer(True, [half, half]), Answer(False, None, "too large")]
     assert machine.get(b"other") is None
+
+
+def test_an_answer_of_a_procedure_is_as_large_as_any(directory: Path) -> None:
+    """A value of exactly the limit is an answer, one byte more is not."""
+    def make(tx: Any, payload: bytes) -> Any:
+        return [bytes(FULL + len(payload) - 5)] if payload[:1] == b"[" else bytes(FULL + len(payload))
+
+    procedures = [fastsm.procedure(make)]
+    calls = [fastsm.call("make", payload) for payload in (b"", b"x")]
+    with FastStateMachine(directory, procedures=procedures) as fast:
+        for machine in (fast, MemoryStateMachine(procedures=procedures)):
+            assert [answer.ok for answer in apply(machine, *calls)] == [True, False]
 
 
 def test_replayed_entries_give_none(machine: FastStateMachine | MemoryStateMachine) -> None:

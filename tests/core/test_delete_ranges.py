@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import fastsm
 from fastsm import Answer, FastStateMachine, MemoryStateMachine
+from fastsm.types import Call
 from support.faulty import crash_copy, memory_directory
 from support.inside import inside
 
@@ -213,3 +215,73 @@ def test_its_memory_is_in_proportion_to_the_keys(tmp_path: Path) -> None:
     each, keys = done.stdout.split()
     assert int(keys) == 200_000
     assert float(each) < 200
+
+
+# ---- many in one chunk -------------------------------------------------------------------------------------
+
+
+@fastsm.procedure
+def take_first(tx: Any, payload: bytes) -> bytes | None:
+    """Removes the first key that starts with the payload; the last one, where it ends with a minus."""
+    found = tx.scan(prefix=payload.rstrip(b"-"), limit=1, reverse=payload.endswith(b"-"))
+    if not found:
+        return None
+    tx.delete(found[0][0])
+    key: bytes = found[0][0]
+    return key
+
+
+NUMBER = 2_000
+EACH_FEW = 40  # keys that are looked at in vain for each command
+PUTS = [fastsm.put(b"k%04d" % i, b"") for i in range(NUMBER)]
+PATTERNS = {
+    "the first, one by one": [fastsm.call("take_first", b"k")] * NUMBER,
+    "the last, one by one": [fastsm.call("take_first", b"k-")] * NUMBER,
+    "put and taken in turns": [each for put in PUTS for each in (put, fastsm.call("take_first", b"k"))],
+    "ranges": [fastsm.delete_prefix(b"k")] * NUMBER,
+    "ranges of one batch": [fastsm.batch([fastsm.delete_prefix(b"k")] * NUMBER)],
+    "ranges that overlap": [fastsm.delete_range(b"k%04d" % i, None) for i in reversed(range(NUMBER))],
+    "puts and ranges of one batch": [
+        fastsm.batch([each for put in PUTS for each in (put, fastsm.delete_prefix(b"k"))])],
+}
+
+
+@pytest.mark.parametrize("commands", PATTERNS.values(), ids=PATTERNS.keys())
+def test_what_is_gone_is_not_looked_at_again_and_again(
+    directory: Path, machine_at: Opener, commands: list[bytes]
+) -> None:
+    """What a chunk costs grows with its commands and keys, not with their product: here in counts, of keys passed."""
+    machine = machine_at(directory, procedures=[take_first])
+    put_all(machine, [b"k%04d" % i for i in range(NUMBER)])
+    applied(machine, *commands)
+    assert inside(machine).looked_past() < EACH_FEW * NUMBER
+    assert machine.count(b"k") in (0, NUMBER)  # what is put in turns overwrites all that was there
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_many_ranges_of_one_chunk_do_what_the_model_does(directory: Path, machine_at: Opener, seed: int) -> None:
+    """In chunks of hundreds of entries, of which many are refused after they have removed something."""
+    dice = random.Random(seed)
+    keys = [b"%03d" % i for i in range(400)]
+
+    def some() -> bytes:
+        low, high = sorted(dice.choices([None, *keys], k=2), key=lambda key: key or b"")
+        kind = dice.randrange(6)
+        if kind == 0:
+            return fastsm.delete_range(low, high if dice.random() < 0.5 else low and low + b"\xff")
+        if kind == 1:
+            return fastsm.put(dice.choice(keys), b"v")
+        return fastsm.delete(dice.choice(keys)) if kind == 2 else fastsm.call(
+            "take_first", dice.choice((b"", b"-", b"1", b"2-", b"11")))
+
+    def refused() -> bytes:
+        members = [each for each in (some() for _ in range(9)) if not isinstance(fastsm.decode(each), Call)]
+        return fastsm.batch([*members, fastsm.compare_and_swap(b"x", b"no", b"")])
+
+    machine, model = machine_at(directory, procedures=[take_first]), MemoryStateMachine(procedures=[take_first])
+    for _ in range(6):
+        mixed = [some() if dice.random() < 0.8 else refused() for _ in range(250)]
+        for commands in ([fastsm.put_many(keys, keys)], mixed):
+            assert applied(machine, *commands) == applied(model, *commands)
+        assert machine.scan() == model.scan()
+        assert machine.state_checksum() == model.state_checksum()

@@ -51,20 +51,30 @@ def run(machine: Machine, name: str = "p", payload: bytes = b"") -> Any:
 METADATA = SnapshotMetadata(LogId(1, 1), bytes(32))
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "apply": ([],), "apply_chunk": ([],), "apply_snapshot_from_file": (METADATA, "nowhere"), "deadline": (b"k",),
-    "entry_term": (1,), "entry_terms": (np.array([1], dtype=np.uint64),), "fill": ([],),
+    "check": (fastsm.noop(),), "entry_term": (1,), "entry_terms": (np.array([1], dtype=np.uint64),), "fill": ([],),
     "generate_snapshot_data": ("nowhere", LogId(1, 1)), "get": (b"k",), "get_columns": ([b"k"],), "get_many": ([b"k"],),
     "get_view": (b"k",), "install_snapshot": (None, "nowhere"), "modified": (b"k",), "persist_last_applied": ((1, 1),),
     "persist_last_snapshot_metadata": (METADATA,), "scan_prefix": (b"",), "update_last_applied": ((1, 1),),
     "update_last_snapshot_metadata": (METADATA,), "wait_applied": (1,), "wait_applied_async": (1,),
     "write_snapshot": ("nowhere",), "__contains__": (b"k",),
 }
-HARMLESS = {"check", "is_running", "open_async"}  # they look at nothing that a procedure could change
-METHODS = sorted(
-    {name for name in dir(FastStateMachine) if name[0] != "_" and callable(getattr(FastStateMachine, name))} - HARMLESS)
+HARMLESS = {"is_running", "open_async"}  # they look at nothing that a procedure could change
 
 
-@pytest.mark.parametrize("name", [*METHODS, "__len__", "__contains__"])
-def test_every_call_of_its_own_machine_is_an_error(directory: Path, name: str) -> None:
+def calls_of(machine: type[Machine]) -> list[str]:
+    """Returns the names of all its public methods."""
+    names = {name for name in dir(machine) if name[0] != "_" and callable(getattr(machine, name))} - HARMLESS
+    return sorted(names | ({"__len__", "__contains__"} & set(dir(machine))))
+
+
+CALLS = [
+    pytest.param(make, name, id=f"{name}-{make}")
+    for make, machine in (("fast", FastStateMachine), ("model", MemoryStateMachine)) for name in calls_of(machine)
+]
+
+
+@pytest.mark.parametrize(("make", "name"), CALLS, indirect=["make"])
+def test_every_call_of_its_own_machine_is_an_error(make: Make, name: str) -> None:
     """So are reads and coroutines; the machine is unchanged afterwards, and no call waits for its own chunk."""
     raised: list[BaseException] = []
 
@@ -76,11 +86,25 @@ def test_every_call_of_its_own_machine_is_an_error(directory: Path, name: str) -
         except BaseException as error:
             raised.append(error)
 
-    with FastStateMachine(directory, procedures=[fastsm.procedure(p)]) as machine:
-        machine.apply(PUT)
-        assert run(machine) == Answer(True, None)
-        assert [type(error) for error in raised] == [ProcedureError]
-        assert (dict(machine.items()), machine.last_applied(), machine.is_running()) == (UNTOUCHED, (2, 1), True)
+    machine = make(p)
+    machine.apply(PUT)
+    assert run(machine) == Answer(True, None)
+    assert [type(error) for error in raised] == [ProcedureError]
+    assert (dict(machine.items()), machine.last_applied(), machine.is_running()) == (UNTOUCHED, (2, 1), True)
+
+
+@pytest.mark.parametrize("name", ["entry", "clock", "get", "own"])
+def test_tx_keeps_nothing_for_a_procedure(make: Make, name: str) -> None:
+    """Attributes of tx cannot be set: what one call leaves there another replica may not have."""
+    def p(tx: Any, payload: bytes) -> None:
+        tx.put(b"k", b"changed")
+        setattr(tx, name, 1)
+
+    machine = make(p)
+    machine.apply(PUT)
+    answer = run(machine)
+    assert (answer, type(answer.error)) == (FAILED, AttributeError)
+    assert dict(machine.items()) == UNTOUCHED
 
 
 def test_ctrl_c_cannot_be_swallowed(directory: Path) -> None:

@@ -58,6 +58,17 @@ REFUSED_STOPPED: dict[str, Callable[[FastStateMachine], Any]] = {
     "get of another kind": lambda machine: machine.get(bytearray(b"key-1")),
     "get_many": lambda machine: machine.get_many([b"key-1"]),
     "in": lambda machine: b"key-1" in machine,
+    "check": lambda machine: machine.check(fastsm.noop()),
+    "scan": lambda machine: machine.scan(),
+    "scan_prefix": lambda machine: machine.scan_prefix(b"key"),
+    "count": lambda machine: machine.count(),
+    "ordered": lambda machine: machine.ordered(),
+    "modified": lambda machine: machine.modified(b"key-1"),
+    "clock": lambda machine: machine.clock(),
+    "deadline": lambda machine: machine.deadline(b"key-1"),
+    "next_deadline": lambda machine: machine.next_deadline(),
+    "state_checksum": lambda machine: machine.state_checksum(),
+    "watch": lambda machine: machine.watch().close(),
     "apply": lambda machine: machine.apply(put(2)),
     "apply of nothing": lambda machine: machine.apply([]),
     "apply_chunk": lambda machine: asyncio.run(machine.apply_chunk(put(2))),
@@ -114,6 +125,36 @@ def test_refused_after_close(name: str, directory: Path, machine_at: Opener) -> 
             calls[name](machine)
     machine.close()
     assert not machine.is_running()
+
+
+NOT_OF_THE_MODEL = ("stats", "in")
+
+
+@pytest.mark.parametrize("name", [*WORKS_STOPPED, *REFUSED_STOPPED, *RESETS, "start"])
+def test_the_model_ends_as_the_machine_does(name: str, directory: Path) -> None:
+    """Everything works, or is refused, after stop and after close as it does there; what was begun goes on."""
+    if name in NOT_OF_THE_MODEL:
+        pytest.skip("the model has no such call")
+    outcomes = []
+    for machine in (FastStateMachine(directory), fastsm.MemoryStateMachine()):
+        calls: dict[str, Callable[[Any], Any]] = {
+            **WORKS_STOPPED, **REFUSED_STOPPED, **RESETS, "start": lambda machine: machine.start()}
+        with machine:
+            machine.apply(put(1))
+            pairs, watch = machine.ordered(), machine.watch()
+            found = []
+            for end in (machine.stop, machine.close):
+                end()
+                try:
+                    calls[name](machine)
+                    found.append("works")
+                except NotRunningError:
+                    found.append("refused")
+                found.append(str(machine.is_running()))
+            assert (list(pairs), list(watch)) == ([(b"key-1", b"v" * 10)], [])
+        machine.close()
+        outcomes.append(found)
+    assert outcomes[0] == outcomes[1]
 
 
 def test_a_machine_is_true_however_empty(directory: Path, machine_at: Opener) -> None:

@@ -13,7 +13,7 @@ NAMES = frozenset({
     "capture", "closed", "compact_by_itself", "is_called_for", "mark", "note_metadata", "opened", "release", "require",
     "sync_to", "await_applied", "wait_no_more", "waiting_for_entries", "write_captured", "write_state", "bytes",
     # the order of keys
-    "ask_for_order", "keep_order", "keys_of_range", "order", "order_next",
+    "ask_for_order", "keep_order", "keys_of_range", "looked_past", "order", "order_next",
     # MemoryStateMachine
     "entries", "metadata", "running", "state", "state_as_of",
     # Directory; the threads of coroutines

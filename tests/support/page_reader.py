@@ -402,7 +402,7 @@ def take_record(state: Decoded, record: Record, place: int) -> None:
 
 
 def check_session(value: bytes) -> None:
-    demand(16 <= len(value) <= 17 + (1 << 20), "a sequence, a deadline and a result")
+    demand(16 <= len(value) <= 22 + (1 << 20), "a sequence, a deadline and a result")
     sequence, deadline = struct.unpack_from("<QQ", value)
     demand(deadline < 2**63 or deadline == NO_DEADLINE, "a deadline")
     result = value[16:]
