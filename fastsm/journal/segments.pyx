@@ -220,6 +220,9 @@ cdef class Segments(Entries):
         cdef list numbers = []
         cdef Segment segment
         content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)  # an owner makes a segment before it names it
+        if content is not None and not self.read_only:
+            with storage_errors(self.directory.path, "making the names in the directory durable"):
+                self.directory.sync_directory()  # who gave them may have died before that
         for name in self.directory.names():
             found = LOG_NAMES.fullmatch(name)
             if found is not None:
