@@ -67,6 +67,7 @@ class MemoryWatch(Reads):
         self._is_durable = bool(durable)
         self._state = history.state
         self._reading = self._closed = False
+        self._in_a_row = 0
         self._whole = True  # nothing more of the entry of its place is to come
         self._checked = True  # that entry's term
         self._moment = history.look()

@@ -58,19 +58,19 @@ class LogEngine:
         Raises `CommandError` for a command of more than 2**32 - 1 bytes, `StorageError`; then nothing has changed.
         After a crash a prefix of what was not synced is there.
         """
-    def truncate_after(self, index: int, /) -> None:
+    def truncate_after(self, index: int) -> None:
         """Removes the entries after `index`; at or above `last_index` nothing happens. O(1), durable after `sync`.
 
         `index` may be the one that the log begins after: then no entry is left. Below that: `OrderError`.
         """
-    def compact(self, up_to: LogId | tuple[int, int], /) -> None:
+    def compact(self, up_to: LogId | tuple[int, int]) -> None:
         """Drops the entries up to `up_to`, a `LogId`: a snapshot holds them. O(1), durable after `sync`.
 
         Where the log does not hold that very entry (a snapshot was installed), all entries are dropped, and the log
         begins after it. At or below what was compacted already nothing happens; a term below that one's is an
         `OrderError`. Reads see it at once. The files of segments that hold nothing any more go with a later `sync`.
         """
-    def save_hard_state(self, term: int, voted_for: Buffer | None = None, /) -> None:
+    def save_hard_state(self, term: int, voted_for: Buffer | None = None) -> None:
         """Saves the current term and who was voted for in it, bytes or None; durable on return.
 
         `voted_for`: at most 65,535 bytes, else a `ValueError`: each new segment of the log begins with a copy of it.

@@ -269,7 +269,7 @@ cdef class LogEngine:
                     "terms never fall", index=item.index)
         return known
 
-    def truncate_after(self, index, /):
+    def truncate_after(self, index):
         """Removes the entries after `index`; at or above `last_index` nothing happens. O(1), durable after `sync`.
 
         `index` may be the one that the log begins after: then no entry is left. Below that: `OrderError`.
@@ -291,7 +291,7 @@ cdef class LogEngine:
         finally:
             self._turns.leave()
 
-    def compact(self, up_to, /):
+    def compact(self, up_to):
         """Drops the entries up to `up_to`, a `LogId`: a snapshot holds them. O(1), durable after `sync`.
 
         Where the log does not hold that very entry (a snapshot was installed), all entries are dropped, and the log
@@ -323,7 +323,7 @@ cdef class LogEngine:
         finally:
             self._turns.leave()
 
-    def save_hard_state(self, term, voted_for=None, /):
+    def save_hard_state(self, term, voted_for=None):
         """Saves the current term and who was voted for in it, bytes or None; durable on return.
 
         `voted_for`: at most 65,535 bytes, else a `ValueError`: each new segment of the log begins with a copy of it.
