@@ -31,7 +31,8 @@ class Reads:
     A subclass says what there is, and how to wait for more.
     """
 
-    __slots__ = ()
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those below are slots of the subclasses
 
     if TYPE_CHECKING:
         _closed: bool
