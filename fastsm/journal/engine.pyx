@@ -380,7 +380,7 @@ cdef class LogEngine:
         cdef uint64_t end, last
         self.require()
         end, last = log.newest.end, log.last()
-        return self.commit, (log.newest.head.generation, end), (last, self.cuts, list(log.retired))
+        return self.commit, (log.newest.head.generation, end), (last, self.cuts, log.retired[:])
 
     def _sync_to(self, mark):
         """Makes durable what was there when the mark was taken."""
@@ -440,7 +440,7 @@ cdef class LogEngine:
         cdef list found = []
         cdef list segments
         self.require()
-        segments = list(self._log.segments)
+        segments = self._log.segments[:]
         for segment in segments:
             found.append((segment.name, segment.head, segment.end, segment.chain))
         return found
@@ -454,7 +454,7 @@ cdef class LogEngine:
         cdef size_t count
         cdef double seconds = 0
         self.require()
-        segments = list(log.segments)
+        segments = log.segments[:]
         first, last, term, count = log.first, log.last(), log.last_term(), log.count
         durable = min(log.synced, last)
         size = syncs = 0

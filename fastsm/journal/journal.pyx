@@ -253,7 +253,7 @@ cdef class Journal(Segments):
         """Removes the files of segments that are not needed, when it is durable that they are not. For any thread."""
         if not self.retired or self.newest is None:
             return
-        going = list(self.retired)  # what is set aside from here on is replaced by frames that no sync below covers
+        going = self.retired[:]  # what is set aside from here on is replaced by frames that no sync below covers
         self.sync_segments()
         self.remove_files(going)
 
@@ -269,7 +269,7 @@ cdef class Journal(Segments):
     cdef int sync_segments(self) except -1:
         """In order: what a segment goes on from is never torn when it is durable."""
         cdef Segment segment
-        for segment in list(self.segments):
+        for segment in self.segments[:]:
             if segment.durable < segment.end:
                 segment.wake()
                 segment.sync()
