@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastsm.arguments import index_of
 from fastsm.disk.files import Directory, left_by_children, storage_errors
 from fastsm.disk.published import Publication, steps_back
 from fastsm.errors import ReentryError, StorageError
@@ -172,7 +173,7 @@ class Reader(Following, Follower):
 
         ``TimeoutError`` after ``timeout`` seconds, and what :meth:`refresh` raises. It sees an entry within 1.5 ms.
         """
-        deadline = deadline_of(timeout)
+        index, deadline = index_of(index), deadline_of(timeout)
         while True:
             position = self.refresh()
             if position.index >= index:
@@ -188,7 +189,7 @@ class Reader(Following, Follower):
         What takes long, as the first refresh after a compaction does, is done on another thread. Other tasks run
         between any two refreshes, however fast the owner is.
         """
-        deadline = deadline_of(timeout)
+        index, deadline = index_of(index), deadline_of(timeout)
         sleep = event_loops().sleep
         while True:
             self._require()

@@ -21,6 +21,7 @@ from fastsm import (
     FastStateMachine,
     LogId,
     NotRunningError,
+    OrderError,
     Reader,
     ReentryError,
     StorageError,
@@ -491,6 +492,11 @@ def test_waiting_ends_with_the_entry(machine: FastStateMachine, reader: Reader) 
         reader.wait(2, 0.01)
     with pytest.raises(ValueError, match="timeout"):
         reader.wait(2, -1)
+    for wrong, error in ((1.5, TypeError), (None, TypeError), (-1, OrderError), (2**64 - 1, OrderError)):
+        with pytest.raises(error):
+            reader.wait(wrong, 0)  # type: ignore[arg-type]
+        with pytest.raises(error):
+            asyncio.run(reader.wait_async(wrong, 0))  # type: ignore[arg-type]
     thread = threading.Thread(target=lambda: add(machine, put(b"color", b"red")))
     thread.start()
     assert reader.wait(2).index >= 2
