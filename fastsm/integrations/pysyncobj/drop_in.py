@@ -19,7 +19,8 @@ from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
 class FastSyncObj(ReplicatedStateMachine):
     """A :class:`ReplicatedStateMachine` that is made as a ``pysyncobj.SyncObj`` is: a base class in its place.
 
-    Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), with ``.fastsm`` after it. Where
+    Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), with ``.fastsm`` after it; where there
+    is one under either name, it is that. So a node that is given a second of these files goes on with what it has. Where
     neither is set, nothing is kept, as in PySyncObj: the directory is a temporary one, removed when the node ends.
     Files of PySyncObj's own are not taken over: ``ValueError`` if there are any while the directory is not there yet.
     ``options``: of :class:`ReplicatedStateMachine`, such as ``durable``.
@@ -42,7 +43,8 @@ class FastSyncObj(ReplicatedStateMachine):
             raise TypeError("expected transportClass=, found transport=: a class of your own is put on top of fastsm's")
         conf = SyncObjConf() if conf is None else conf
         files = [name for name in (conf.journalFile, conf.fullDumpFile) if name is not None]
-        directory = f"{os.fsdecode(files[0])}.fastsm" if files else None
+        directories = [f"{os.fsdecode(name)}.fastsm" for name in files]
+        directory = next(filter(os.path.lexists, directories), directories[0] if files else None)
         if directory is not None and not os.path.lexists(directory):
             stock = [name for name in files if os.path.lexists(name)]
             if stock:
