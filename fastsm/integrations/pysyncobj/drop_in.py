@@ -20,7 +20,7 @@ class FastSyncObj(ReplicatedStateMachine):
     """A :class:`ReplicatedStateMachine` that is made as a ``pysyncobj.SyncObj`` is: a base class in its place.
 
     Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), with ``.fastsm`` after it; where there
-    is one under either name, it is that. So a node that is given a second of these files goes on with what it has. Where
+    is one under either name, it is that: a node that is given a second of these files goes on with what it has. Where
     neither is set, nothing is kept, as in PySyncObj: the directory is a temporary one, removed when the node ends.
     Files of PySyncObj's own are not taken over: ``ValueError`` if there are any while the directory is not there yet.
     ``options``: of :class:`ReplicatedStateMachine`, such as ``durable``.
