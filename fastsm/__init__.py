@@ -1,107 +1,108 @@
-"""fastsm: the Raft state machine for Python. The log is the store.
+"""fastsm: a Raft state machine for Python, in which the log is the store.
 
-Committed entries go in, reads come out, and what was applied survives. Reading order of the source, from
-bytes to files to memory to the machine; each module imports only what stands before it:
+Committed entries go in, reads come out, and applied entries survive. The reading order of the source, from bytes to
+files to memory to the machine; each module imports only modules listed before it:
 
-    errors, units           what can go wrong; numbers for people
-    arguments               what callers hand over, taken or refused with advice
-    log_lines, streams      lines of the log that any handler can write; standard streams that are closed
+    errors, units           every error; numbers for people
+    arguments               arguments of calls, converted, or refused with advice
+    log_lines, streams      log lines that any handler can write; standard streams that are closed
     libraries               other libraries, imported when they are first needed
     types                   the small values that go in and out
     trait                   StateMachine, the twenty methods that a Raft library needs
-    background              calls on threads of their own, also where no signal handler interrupts them
-    event_loops             the same, awaited
-    long_work               work without the GIL, whose caller waits and serves signals
+    background              calls on threads of their own, also to keep signal handlers from interrupting them
+    event_loops             the same for coroutines
+    long_work               work without the GIL, while the caller waits and serves signals
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
         format              the disk formats: every magic, version, offset and limit
         mapping, files      mapped files; directories, descriptors, syncs and renames
-        tail                what is after the last valid frame: torn, or the proof that durable bytes were lost
+        tail                what follows the last valid frame: torn, or the proof that durable bytes were lost
         published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on
-        walk                the way over the records of base and log
-    named                   named tuples that the garbage collector need not look at
-    distinct                which of many keys come again
-    command, columns        the bytes that Raft carries; many puts of them, made from columns
-    answers, answering      what entries answer; the commands that are answered so
-    procedures              functions of the embedder's that are commands, and their rules
+        walk                the walk over the records of base and log
+    named                   named tuples that the garbage collector need not track
+    distinct                which of many keys are duplicates
+    command, columns        the bytes that Raft carries; many puts made from columns
+    answers, answering      the answers of entries; the commands that have answers
+    procedures              functions of the embedder that are commands, and their rules
     clock                   for hosts: when a tick is worth proposing
     lookup/                 indexes in memory
-        table, terms, dead  from keys to places; from entries to terms; which records are not the newest of their key
+        table, terms, dead  from keys to places; from entries to terms; which records were superseded
         deadlines           what is due next
         sorting             records, sorted by key
         tree, tree_changes  places in the order of their keys, in a tree that readers may hold; its changes
-        order, ranges       the keys in their order: kept up as they come; read, at one moment
-        index               table, terms, dead map and order: everything that leads into base and log
+        order, ranges       the keys in their order, kept up to date; reads of ranges, as of one moment
+        index               table, terms, dead map and order: everything that points into base and log
     generation/             a base and a log
-        names               the names of its files, and which of them this library made
-        recovery            what a log holds, what is torn and what is corrupt
-        framefile           frames in a mapped file: append, sync, cut; under the log, and the journal's segments
-        log                 such a file on top of a base: recover, copy
+        names               its file names, and which files of these names this library made
+        recovery            what a log contains, what is torn and what is corrupt
+        framefile           frames in a mapped file: append, sync, cut; used for logs and the journal's segments
+        log                 a file of frames on top of a base: recover, copy
         verification        every byte against its checksum, now or in the background
         saved_order         the order of the keys, as a section of the saved table
         saved_table         the index in a file, for opening without reading the log
-        unfinished          a directory that a tool fills counts as empty until it is whole
-        changes, watch      the log as a stream of changes; followed on threads and event loops
+        unfinished          a directory that a tool is filling counts as empty until it is complete
+        changes, watch      the log as a stream of changes; watches on threads and event loops
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
-        codec, file         Zstandard, within bounds; the file, read
-        writer              the file, written whole or not at all
+        codec, file         Zstandard, within limits; reading the file
+        writer              writing the file, completely or not at all
         receiver            a snapshot that arrives in pieces
-        capture             the state as of any entry, held still: what a snapshot holds
+        capture             the state as of any entry, held still: what a snapshot contains
         incoming            a snapshot's file, copied in as the next base
-        model               the file by the page of formats alone, for MemoryStateMachine
+        model               the file made from docs/format.md alone, for MemoryStateMachine
     core/                   the state, and what changes it
-        awaited             who waits for an entry to be applied
-        watchers            who waits for a change
+        awaited             tickets of callers that wait for an entry to be applied
+        watchers            watches that wait for a change
         frozen              the present state, held still: iterators, columns
-        state               what was applied, and every way to read it
+        state               the applied state, and every way to read it
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
-        view, expiring, tx  the state as a chunk sees it under way; what a tick does to it; the same for a procedure
-        judging             what each entry of a chunk comes to
-        chunk, turns        what is being applied; one writer at a time
+        view, expiring, tx  the state as commands in a chunk see it; as ticks see it; as procedures see it
+        judging             the outcome of each entry of a chunk
+        chunk, turns        a chunk being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
-        engine              apply, hard state, the step to a next generation in memory
-        jobs, policy        snapshots and compactions under way; when compaction comes by itself
-        generations         the step to the next base and log, and how the last one ends
+        engine              apply, hard state, the step to the next generation in memory
+        jobs, policy        running snapshots and compactions; when compaction is automatic
+        generations         the step to the next base and log, and the end of the last log
         verifying           checks of every byte, on demand and in the background
-        snapshots           a snapshot is taken
+        snapshots           taking a snapshot
         installing          a snapshot becomes the state
         compaction          the log becomes a base
-        batches             a thread that answers coroutines, many at a time
-        waiting             waits until an entry is applied, on threads and event loops
-        matching, watching  which of them a change concerns; the thread that tells them
+        batches             a thread that answers many coroutines at a time
+        waiting             waiting for an entry to be applied, on threads and event loops
+        matching, watching  which watches a change concerns; the thread that tells them
         coroutines          the order of asynchronous calls
-        moving              a recovered log goes on in another generation, where it cannot be cut
-        opening, statistics a machine's options, and how it is opened; what it says of itself
+        moving              a recovered state continues in another generation, if its log must not be cut
+        opening, statistics a machine's options, and opening it; its statistics
     journal/                a Raft library's own log
-        format, entries     its disk format; where each entry lies
-        segment, segments   one file of it; its files, as they come, go and are read back
+        format, entries     its disk format; where each entry is
+        segment, segments   one of its files; how its files are created, removed and read back
         journal             entries, term and vote, in files that are cut at both ends
         engine              the same for many threads: one writer at a time, one sync for all
         checking            every byte of it against its checksum
     raft_log                RaftLog
     machine                 FastStateMachine
     reading/                the state as another process sees it
-        opening             a state that its owner may go on changing, opened from outside
+        opening             a state that its owner may keep changing, opened from outside
         frames              the frames of a log that another process writes, as far as they are published
-        following           what was published since is taken, frame by frame
+        following           taking what was published since, frame by frame
         news                when there is something to take, and from which file
-        tail, watching      the frames without an index, for watches; how these wait
+        tail, watching      following frames without an index, for watches; how watches wait
         reader              Reader
-    memory_tx, memory_judging  the model: what an entry writes; what each entry comes to
-    memory_waiting, memory_watch  who waits for an entry; the list of changes, from a place on
+    memory_tx, memory_judging  the model: what an entry writes; the outcome of each entry
+    memory_waiting, memory_watch  callers that wait for an entry; the list of changes, from a place on
     memory                  MemoryStateMachine
     integrations            Raft libraries that run on fastsm; imported only when used
-    tools/                  what people and the command use
-        demo_history, demo  the main job, on real input
-        records             what files hold, one by one
-        raft_logs           a Raft log, looked at from outside
-        inspection          a directory or a snapshot, looked at from outside
-        new_state           a state that is there whole or not at all
+    tools/                  what people and the command line use
+        demo_history, demo  the main use, with real input
+        records             the records of a file, one by one
+        raft_logs           a Raft log, examined from outside
+        inspection          a directory or a snapshot, examined from outside
+        new_state           a state that is made completely or not at all
+        line_entries        lines of a dump, as entries
         json_lines          dump and load
-        repair              what is left of a damaged directory
-        benchmark           how fast it is on a user's machine
+        repair              salvaging a damaged directory
+        benchmark           how fast fastsm is on the user's machine
     cli                     the command ``fastsm``
     testing                 a conformance suite for any StateMachine
 """
@@ -185,7 +186,7 @@ from fastsm.snapshot.receiver import SnapshotReceiver
 from fastsm.trait import StateMachine
 from fastsm.types import Answer, Change, Entry, LogId, Position, ScanResult, SnapshotMetadata, Stats
 
-# A library says nothing on its own: hosts that want to hear of recoveries and torn tails set up logging.
+# A library must not write to standard error by itself: hosts that want to see its messages set up logging.
 _logging.getLogger("fastsm").addHandler(_logging.NullHandler())
 _logging.getLogger("fastsm").addFilter(_EncodableLines())
 

@@ -8,7 +8,7 @@ from fastsm.streams import give_up_output, replace_closed_streams
 
 
 def main() -> None:
-    """Runs the command line; what it draws with is an extra, so it may be missing."""
+    """Runs the command line; its drawing library is an extra, so it may be missing."""
     replace_closed_streams()
     try:
         from fastsm.cli import app  # noqa: PLC0415 (only here is it known what its absence means)
@@ -23,7 +23,7 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()
-    except OSError as error:  # those of files were told by the commands themselves
+    except OSError as error:  # errors of files were reported by the commands themselves
         give_up_output()
         sys.exit(f"fastsm: standard output: {error.strerror}")
 

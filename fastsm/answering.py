@@ -1,7 +1,7 @@
-"""Commands that answer, made.
+"""Commands that have answers: how they are made.
 
-A proposer makes these commands as rarely as a network round trip allows, so this is plain Python; ``command`` decodes
-them at C speed. docs/format.md has their layout.
+A proposer makes no more of these than it can send, so this is plain Python; ``command`` decodes them at C speed.
+docs/format.md has their layout.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _IN_BRANCH = (Put, Delete, Add, Touch, DeleteRange, Read)
 # ---- commands ------------------------------------------------------------------------------------------
 
 def add(key: Buffer, delta: SupportsIndex, *, initial: SupportsIndex = 0) -> bytes:
-    """The command that adds ``delta`` to the integer in ``key``, or sets an absent key to ``initial + delta``.
+    """Returns the command that adds ``delta`` to the integer in ``key``, or sets an absent key to ``initial + delta``.
 
-    The value is an integer as text, such as ``b"-42"``, from -2**63 to 2**63 - 1. Answers ``Answer(True, new value)``;
-    refuses with "not a number" where the value is anything else, with "overflow" where the sum leaves that range.
-    Raises ``CommandError`` where ``delta`` or ``initial`` leave it.
+    The value is an integer as text, such as ``b"-42"``, from -2**63 to 2**63 - 1. Answers ``Answer(True, new value)``,
+    or refuses with "not a number" if the value is anything else, and with "overflow" if the sum is out of that range.
+    Raises ``CommandError`` if ``delta`` or ``initial`` is out of range.
     """
     name = _bytes(key, "key", MAX_KEY_SIZE)
     numbers = struct.pack("<qq", _integer(delta, "delta"), _integer(initial, "initial"))
@@ -57,13 +57,13 @@ def add(key: Buffer, delta: SupportsIndex, *, initial: SupportsIndex = 0) -> byt
 
 
 def read(key: Buffer) -> bytes:
-    """The command that reads a key at its place in the log: it answers ``Answer(True, value or None)``."""
+    """Returns the command that reads a key at its place in the log: it answers ``Answer(True, value or None)``."""
     name = _bytes(key, "key", MAX_KEY_SIZE)
     return _HEADER.pack(0, READ, len(name), 0) + name
 
 
 def delete_range(start: Buffer | None, end: Buffer | None) -> bytes:
-    """The command that removes every key with ``start <= key < end``; None is open.
+    """Returns the command that removes every key with ``start <= key < end``; None means unbounded.
 
     Answers ``Answer(True, number of keys removed)``.
     """
@@ -73,15 +73,15 @@ def delete_range(start: Buffer | None, end: Buffer | None) -> bytes:
 
 
 def delete_prefix(prefix: Buffer) -> bytes:
-    """The command that removes every key that starts with ``prefix``, as :func:`delete_range` does."""
+    """Returns the command that removes every key that starts with ``prefix``, like :func:`delete_range`."""
     first = _bytes(prefix, "prefix", MAX_KEY_SIZE)
     return delete_range(first, after_prefix(first))
 
 
 def touch(key: Buffer, expires: SupportsIndex | None) -> bytes:
-    """The command that changes the deadline of a key alone; with ``expires=None`` it removes it.
+    """Returns the command that changes only the deadline of a key, or removes it (``expires=None``).
 
-    ``expires`` is as for :func:`fastsm.put`. The result is True, or False where the key is not there. Neither value nor
+    ``expires`` is as in :func:`fastsm.put`. The result is True, or False if the key is absent. Neither the value nor
     ``modified`` nor the order of ``items()`` changes, and the value is not written again.
     """
     name = _bytes(key, "key", MAX_KEY_SIZE)
@@ -89,11 +89,11 @@ def touch(key: Buffer, expires: SupportsIndex | None) -> bytes:
 
 
 def tick(now: SupportsIndex, *, limit: SupportsIndex | None = None) -> bytes:
-    """The command that moves the clock to ``now``, if that is later, and then removes what is due by the clock.
+    """Returns the command that moves the clock to ``now``, if that is later, and then removes what is due.
 
-    ``now`` is in milliseconds since 1970. Keys go first, in the order of deadline and key, then sessions in that of
-    deadline and id; together at most ``limit`` (None: all; 0: only the clock moves). Answers ``Answer(True, number)``,
-    the number of what was removed. It is an entry of its own: no batch, transaction or ``once`` takes it.
+    ``now`` is in milliseconds since 1970. Removes keys first, in the order of deadline and key, then sessions, in the
+    order of deadline and id; at most ``limit`` in total (None: all; 0: only the clock moves). Answers
+    ``Answer(True, number removed)``. It is an entry of its own: batches, transactions and ``once`` do not accept it.
     """
     numbers = {"now": operator.index(now), "limit": NO_LIMIT if limit is None else operator.index(limit)}
     for name, number in numbers.items():
@@ -103,31 +103,31 @@ def tick(now: SupportsIndex, *, limit: SupportsIndex | None = None) -> bytes:
 
 
 def after_prefix(prefix: bytes) -> bytes | None:
-    """The smallest key above all that start with ``prefix``; None where there is none."""
+    """Returns the smallest key above all keys that start with ``prefix``, or None if there is none."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
 
 
 def value_is(key: Buffer, value: Buffer | None) -> bytes:
-    """The condition that a key has this value; None: that it is absent."""
+    """Returns the condition that a key has this value; None: that the key is absent."""
     name = _bytes(key, "key", MAX_KEY_SIZE)
     expected = b"" if value is None else _bytes(value, "value", MAX_VALUE_SIZE)
     return _HEADER.pack(0, VALUE_IS, len(name), NONE if value is None else len(expected)) + name + expected
 
 
 def exists(key: Buffer) -> bytes:
-    """The condition that a key is there."""
+    """Returns the condition that a key exists."""
     name = _bytes(key, "key", MAX_KEY_SIZE)
     return _HEADER.pack(0, EXISTS, len(name), 0) + name
 
 
 def absent(key: Buffer) -> bytes:
-    """The condition that a key is not there."""
+    """Returns the condition that a key does not exist."""
     return value_is(key, None)
 
 
 def modified_at(key: Buffer, index: SupportsIndex) -> bytes:
-    """The condition that the entry ``index`` was the last one to write a key; 0: that it is absent."""
+    """Returns the condition that the entry ``index`` was the last to write a key; 0: that the key is absent."""
     name = _bytes(key, "key", MAX_KEY_SIZE)
     number = operator.index(index)
     if not 0 <= number < 2**64 - 1:
@@ -136,12 +136,12 @@ def modified_at(key: Buffer, index: SupportsIndex) -> bytes:
 
 
 def transaction(conditions: Iterable[Buffer], then: Iterable[Buffer], otherwise: Iterable[Buffer] = ()) -> bytes:
-    """The command that does ``then`` when all conditions hold, and else ``otherwise``: in order, all or none.
+    """Returns the command that does ``then`` if all conditions hold, otherwise ``otherwise``: in order, all or none.
 
-    Conditions are made by :func:`value_is`, :func:`exists`, :func:`absent` and :func:`modified_at`; a branch takes
-    put, delete, add, touch, delete_range, delete_prefix and read. Answers
-    ``Answer(True, [one value for each of then])``, or ``Answer(False, [… of otherwise], "mismatch")``. An add that
-    cannot be done refuses the whole: ``Answer(False, None, reason)``.
+    Conditions are made by :func:`value_is`, :func:`exists`, :func:`absent` and :func:`modified_at`; a branch may
+    contain put, delete, add, touch, delete_range, delete_prefix and read. Answers ``Answer(True, [one value for each of
+    then])``, or ``Answer(False, [… of otherwise], "mismatch")``. An add that is impossible refuses everything:
+    ``Answer(False, None, reason)``.
     """
     tests = [_copied(each) for each in conditions]
     branches = [[_copied(each) for each in branch] for branch in (then, otherwise)]
@@ -165,7 +165,7 @@ def transaction(conditions: Iterable[Buffer], then: Iterable[Buffer], otherwise:
 
 
 def call(name: str, payload: Buffer = b"", *, version: SupportsIndex = 1) -> bytes:
-    """The command that runs a procedure, a function of the embedder's, on every replica; see ``fastsm.procedure``."""
+    """Returns the command that runs a procedure, a function of the embedder, on every replica: see ``procedure``."""
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, found {type(name).__name__}")
     label = encoded_name(name)
@@ -177,9 +177,10 @@ def call(name: str, payload: Buffer = b"", *, version: SupportsIndex = 1) -> byt
 
 
 def open_session(*, expires: SupportsIndex | None = None) -> bytes:
-    """The command that opens a session; it answers ``Answer(True, id)``, the index of its entry, never used again.
+    """Returns the command that opens a session; it answers ``Answer(True, id)``: its entry's index, which is unique.
 
-    ``expires`` is a deadline in milliseconds since 1970: a ``tick`` after it removes the session. None: it has none.
+    ``expires`` is a deadline in milliseconds since 1970: a ``tick`` at or after it removes the session. None: no
+    deadline.
     """
     return _HEADER.pack(0, OPEN_SESSION, 0, 0) + struct.pack("<Q", deadline_number(expires))
 
@@ -187,16 +188,16 @@ def open_session(*, expires: SupportsIndex | None = None) -> bytes:
 def once(
     session: SupportsIndex, sequence: SupportsIndex, command: Buffer, *, expires: SupportsIndex | None = None
 ) -> bytes:
-    """The command that does another one exactly once, however often it is proposed.
+    """Returns the command that does another one exactly once, however often it is proposed.
 
-    ``session``: what ``open_session`` answered. Sequences rise from 1, with gaps allowed. The last one again gives what
-    was answered, and changes nothing. An older one is ``Answer(False, None, "stale")``, an unknown or forgotten session
-    "no session": neither says whether that command was applied before, so keep one under way for each session. The
-    result is what ``command`` gives, at most 1 MiB, else "too large"; a refusal is remembered too. ``expires`` moves
-    the session's deadline; None leaves it.
+    ``session``: the id that ``open_session`` answered. Sequences rise from 1; gaps are allowed. Repeating the last
+    sequence returns the same result, and changes nothing. An older one is ``Answer(False, None, "stale")``, an unknown
+    or forgotten session "no session": neither says whether that command was applied before, so propose only one command
+    of a session at a time. The result is that of ``command``, at most 1 MiB, otherwise "too large"; refusals are
+    remembered too. ``expires`` sets the session's deadline; None leaves it unchanged.
 
-    ``command`` is any but config, once, open_session, forget and tick. Raises ``CommandError`` for those, and for a
-    sequence below 1.
+    ``command`` may be any except config, once, open_session, forget and tick. Raises ``CommandError`` for those, and
+    for a sequence below 1.
     """
     inner = _copied(command)
     numbers = [operator.index(session), operator.index(sequence)]
@@ -214,7 +215,7 @@ def once(
 
 
 def forget(session: SupportsIndex) -> bytes:
-    """The command that ends a session and all memory of it: True, or False where there is none."""
+    """Returns the command that ends a session and removes its memory: True, or False if there is no such session."""
     number = operator.index(session)
     if not 0 <= number < 2**64:
         raise CommandError(f"session {number}: expected 0 to 2**64 - 1")
@@ -222,7 +223,7 @@ def forget(session: SupportsIndex) -> bytes:
 
 
 def encoded_name(name: str) -> bytes:
-    """The name of a procedure as a command carries it."""
+    """Returns the name of a procedure as commands encode it."""
     try:
         label = name.encode()
     except UnicodeEncodeError as error:

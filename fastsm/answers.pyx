@@ -1,4 +1,4 @@
-"""What entries answer: made, checked, and as the bytes that a session remembers.
+"""The answers of entries: making and checking them, and the bytes in which a session remembers them.
 
 docs/format.md has the layout of these bytes.
 """
@@ -26,20 +26,20 @@ cdef enum:            # the first byte of a result
     FALSE = 0
     TRUE = 1
     OK = 2
-    REFUSED = 3       # and what follows it: a reason each
+    REFUSED = 3       # this and higher values: one for each reason
 
-cdef enum:            # the first byte of a value; from 0 to 2: None, False, True
+cdef enum:            # the first byte of a value; 0 to 2: None, False, True
     INTEGER = 3
     BYTES = 4
     LIST = 5
 
 cdef enum:
-    HEAD = 5          # kind and count, before the bytes of a value, or the members of a list
+    HEAD = 5          # kind and count, ahead of the bytes of a value, or of the members of a list
     NUMBER = 9        # kind and integer
 
 
 cdef object answer(object ok, object value, object reason):
-    """An `Answer`: what Python code takes ten times as long for. The collector has to look at lists alone."""
+    """Makes an `Answer` ten times as fast as Python code does. Only lists need garbage collection."""
     cdef object made = tracked(ANSWER, 3) if type(value) is list else named(ANSWER, 3)
     set_field(made, 0, ok)
     set_field(made, 1, value)
@@ -47,10 +47,10 @@ cdef object answer(object ok, object value, object reason):
     return made
 
 
-# ---- what an answer may hold -----------------------------------------------------------------------------
+# ---- values of answers ----------------------------------------------------------------------------------
 
 class BadAnswerError(ValueError):
-    """A value that no answer may have; `too_large` where only its size is wrong."""
+    """A value that no answer can have; `too_large` if only its size is wrong."""
 
     def __init__(self, message, *, too_large=False):
         self.too_large = too_large
@@ -58,9 +58,9 @@ class BadAnswerError(ValueError):
 
 
 def checked_value(value):
-    """A copy of a value that an answer may have: nobody else holds its lists. Raises `BadAnswerError`.
+    """Returns a copy of a value for an answer, whose lists are not shared. Raises `BadAnswerError`.
 
-    None, a bool, an int of 64 bits, bytes, or a list of these: of exactly these types, since others may say anything.
+    Allows None, bools, 64-bit ints, bytes, and lists of these, of exactly these types: others could behave in any way.
     """
     cdef uint64_t size = 0
     copied = copy_value(value, 0, SIZE_LIMIT, &size)
@@ -70,7 +70,7 @@ def checked_value(value):
 
 
 def checked_values(values):
-    """The members of a list that an answer may have: `BadAnswerError` at the first that is too much."""
+    """Checks the members of a list for an answer: `BadAnswerError` at the first that makes it too large."""
     cdef uint64_t room = SIZE_LIMIT - HEAD
     cdef uint64_t size
     cdef list members = []
@@ -88,7 +88,7 @@ cdef object too_large():
 
 
 cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
-    """A copy of a value; adds what it takes, as bytes, to `size`. Of a list, stops where that exceeds `room`."""
+    """Returns a copy of a value, and adds its size to `size`, in bytes. Stops in a list once that exceeds `room`."""
     cdef list members
     cdef Py_ssize_t i = 0
     kind = type(value)
@@ -109,7 +109,7 @@ cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
         raise BadAnswerError(f"lists in an answer are at most {MAX_ANSWER_DEPTH} deep")
     members = []
     size[0] += HEAD
-    while i < PyList_GET_SIZE(value):  # as it is now: another thread may change it
+    while i < PyList_GET_SIZE(value):  # the length as it is now: another thread may change the list
         members.append(copy_value((<list>value)[i], depth + 1, room, size))
         if size[0] > room:
             raise too_large()
@@ -117,10 +117,10 @@ cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
     return members
 
 
-# ---- what a session remembers ------------------------------------------------------------------------------
+# ---- results in sessions -----------------------------------------------------------------------------------
 
 cpdef bytes pack_session(uint64_t sequence, uint64_t deadline, bytes result):
-    """The value of a session's record."""
+    """Returns the value of a session's record."""
     cdef bytes made = PyBytes_FromStringAndSize(NULL, 16 + PyBytes_GET_SIZE(result))
     cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(made)
     memcpy(p, &sequence, 8)
@@ -130,14 +130,14 @@ cpdef bytes pack_session(uint64_t sequence, uint64_t deadline, bytes result):
 
 
 def pack_result(result):
-    """What an entry came to, as bytes; None where its value takes more than 1 MiB."""
+    """Returns the result of an entry as bytes; None if its value takes more than 1 MiB."""
     cdef uint64_t size
     cdef bytes packed
     cdef uint8_t *p
     if result is True or result is False:
         return b"\x01" if result is True else b"\x00"
     _, value, reason = result
-    # From here on no code runs but this: the value stays as it is between the two looks.
+    # From here on no other code runs, so the value does not change between measuring and writing.
     size = 1 + packed_size(value)
     if size > 1 + RESULT_LIMIT:
         return None
@@ -193,7 +193,7 @@ cdef uint8_t *pack_value(object value, uint8_t *p) except NULL:
 
 
 def same_answer(one, other):
-    """Whether two answers are equal as they are stored: True is not 1."""
+    """Returns whether two answers are equal as stored: True is not 1."""
     return one == other and packed_value(one[1]) == packed_value(other[1])
 
 
@@ -204,7 +204,7 @@ cdef bytes packed_value(object value):
 
 
 def unpack_result(bytes data):
-    """What `pack_result` packed. The bytes were checked when they were read from a file."""
+    """Reverses `pack_result`. The bytes were checked when they were read from a file."""
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef uint8_t first = p[0]
     if first <= TRUE:
@@ -215,7 +215,7 @@ def unpack_result(bytes data):
 
 
 cdef object unpack_value(const uint8_t **at):
-    """A value; `at` moves on to its end."""
+    """Returns the value at `at`, which moves to its end."""
     cdef const uint8_t *p = at[0]
     cdef uint32_t count
     cdef int64_t number

@@ -1,4 +1,4 @@
-"""What callers hand over: taken as it should be, or refused with a message that says what to hand over instead."""
+"""Arguments of calls: converted, or refused with a message that says what to pass instead."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from fastsm.errors import OrderError
 
-LARGEST = 2**64 - 2  # of indexes and terms
+LARGEST = 2**64 - 2  # the largest index or term
 
 def bytes_of(source: Any, name: str) -> bytes:
-    """Copies a bytes-like object; ``name`` is what a ``TypeError`` calls it."""
+    """Copies a bytes-like object; ``name`` is its name in a ``TypeError``."""
     if isinstance(source, str):
         raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
     try:
@@ -21,13 +21,13 @@ def bytes_of(source: Any, name: str) -> bytes:
 
 
 def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
-    """Takes a ``LogId``, or any other pair of an index and a term, apart; anything else is a ``TypeError``."""
+    """Splits a ``LogId``, or any other pair of an index and a term; ``TypeError`` for anything else."""
     try:
         index, term = log_id
     except (TypeError, ValueError):
         raise TypeError(
             f"{name}: expected a LogId(index, term) or a tuple of both, found {log_id!r}; "
-            "entry_term(index) tells the term of an applied entry"
+            "entry_term(index) returns the term of an applied entry"
         ) from None
     return index, term
 
@@ -41,10 +41,10 @@ def index_of(index: Any) -> int:
 
 
 def watch_start(start: Any) -> tuple[int, int | None, int | None]:
-    """Takes where a watch starts apart: an index, or a ``Position``, also as a plain tuple.
+    """Splits the start of a watch: an index, or a ``Position``, which may be a plain tuple.
 
-    Returns the entry after which it goes on, its term where that is known, and how many of its changes were told; None
-    for all of them.
+    Returns the entry after which to continue, its term (None: unknown), and how many of its changes were delivered
+    (None: all of them).
     """
     if isinstance(start, tuple):
         if len(start) != 3:
@@ -67,7 +67,7 @@ def watch_start(start: Any) -> tuple[int, int | None, int | None]:
 
 
 def not_an_entry(item: Any, position: int) -> TypeError:
-    """Returns the error for an item of a chunk that is no entry."""
+    """Returns the error for an item of a chunk that is not an entry."""
     found = f"a tuple of {len(item)}" if isinstance(item, tuple) else type(item).__name__
-    hint = "" if isinstance(item, tuple) else "; a chunk is a list of entries, also where it is a single one"
+    hint = "" if isinstance(item, tuple) else "; a chunk is a list of entries, even if there is only one"
     return TypeError(f"position {position} of the chunk: expected an Entry(index, term, command), found {found}{hint}")

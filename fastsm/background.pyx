@@ -1,4 +1,4 @@
-"""Calls on threads of their own: next to whatever their caller goes on with, or where no signal handler runs."""
+"""Calls on threads of their own: concurrent with the caller's work, or where no signal handler can interrupt them."""
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -11,19 +11,20 @@ from _thread import allocate_lock, start_new_thread
 
 from fastsm.errors import NotRunningError, StorageError
 
-LOOK_SECONDS = 0.1    # between two looks at signals: one that another thread took does not wake the main thread
+LOOK_SECONDS = 0.1    # between two checks for signals: a signal sent to another thread does not wake the main thread
 
 cdef extern from "Python.h":
     int PyThreadState_SetAsyncExc(unsigned long thread, object error)
 
 
 cdef class BackgroundCall:
-    """Runs `function()` on a new thread; raises `RuntimeError` where none can be had.
+    """Runs `function()` on a new thread; raises `RuntimeError` if none can be started.
 
-    `threading.Thread.start` waits for a thread that died for lack of memory for ever (CPython before 3.15). A thread
-    that begins here needs no frame of Python code before its end is certain to be told.
+    `threading.Thread.start` waits forever for a thread that died for lack of memory (CPython before 3.15). A thread
+    started here needs no Python frame before its end is certain to be reported.
 
-    An interpreter that ends lets no other thread go on: it gets no new ones, and nobody waits for those it had.
+    While an interpreter is ending, no other thread runs: no new threads are started, and existing ones are not waited
+    for.
 
     Thread safety: every method, from any thread.
     """
@@ -31,7 +32,7 @@ cdef class BackgroundCall:
     cdef object over         # locked until the end
     cdef object error
     cdef unsigned long thread
-    cdef object process      # whose thread it is: a forked child has none
+    cdef object process      # the process of the thread: a forked child has no such thread
 
     def __cinit__(self, function, bint begins=True):
         self.function = function
@@ -43,7 +44,7 @@ cdef class BackgroundCall:
 
     cdef int begin(self) except -1:
         if sys.is_finalizing():
-            raise RuntimeError("the interpreter ends")  # as CPython says itself since 3.12
+            raise RuntimeError("the interpreter ends")  # the same message as CPython's since 3.12
         self.thread = start_new_thread(self, ())
         return 0
 
@@ -58,7 +59,7 @@ cdef class BackgroundCall:
             self.over.release()
 
     def wait(self, timeout=-1):
-        """Whether it is over, after so many seconds at the latest (-1: no end). Raises what the call raised, once."""
+        """Returns whether it is over, after at most `timeout` seconds (-1: no limit). Raises the call's error, once."""
         if self.process != os.getpid() or (sys.is_finalizing() and self.over.locked()):
             return True
         if not self.over.acquire(timeout=timeout):
@@ -71,25 +72,25 @@ cdef class BackgroundCall:
 
     def interrupt(self):
         """Raises `KeyboardInterrupt` in the call, at its next step of Python code, unless it is over."""
-        # A call that is over has unlocked it, under the GIL: so the thread is still there, and no other has its number.
+        # A call unlocks this at its end, under the GIL: so the thread still exists, and its number is not reused.
         if self.over.locked():
             PyThreadState_SetAsyncExc(self.thread, KeyboardInterrupt)
 
     def is_of_this_process(self):
-        """Whether it was started by this process, and not by the one that forked it."""
+        """Returns whether it was started by this process, rather than by the process that forked it."""
         return self.process == os.getpid()
 
     def is_this_thread(self):
-        """Whether it is the caller's own thread."""
+        """Returns whether it runs on the calling thread."""
         return self.thread == PyThread_get_thread_ident()
 
     def is_excused(self, excuses):
-        """Returns `excuses(thread)` for the number of its thread."""
+        """Returns `excuses(thread)` for its thread's number."""
         return excuses(self.thread)
 
 
 def start(function):
-    """Starts a thread that runs `function()`. Where none can be had it is a `StorageError`, and nothing was done."""
+    """Starts a thread that runs `function()`. Raises `StorageError`, with nothing done, if no thread can be started."""
     try:
         return BackgroundCall(function)
     except RuntimeError as error:
@@ -103,17 +104,17 @@ def no_thread(error):
 cdef class LastingThread:
     """A thread that is started once, when it is first needed. Thread safe.
 
-    Compiled: what a signal handler raises between the start and its note would have another one started next time.
+    Compiled, because if a signal handler raised between starting and recording the thread, another would be started.
     """
     cdef readonly BackgroundCall call  # None: not started
 
     def start(self, function):
-        """Runs `function()` there, unless it was started. Raises as `start`; a later call tries again then."""
+        """Runs `function()` on the thread, unless it was started. Raises like `start`; a later call tries again."""
         cdef BackgroundCall call
         if self.call is not None:
             return
         call = BackgroundCall.__new__(BackgroundCall, function, False)
-        if self.call is not None:  # a finalizer has started it meanwhile
+        if self.call is not None:  # a finalizer may have started it during the allocation
             return
         self.call = call
         try:
@@ -125,13 +126,13 @@ cdef class LastingThread:
             raise
 
     def wait(self, timeout=-1):
-        """`BackgroundCall.wait`; nobody waits where it was never started, or is the caller's own thread."""
+        """Waits like `BackgroundCall.wait`; returns immediately if it was never started, or is the calling thread."""
         cdef BackgroundCall call = self.call
         return call is None or call.is_this_thread() or call.wait(timeout)
 
 
 cdef class Outcome:
-    """What a function comes to, on another thread."""
+    """The outcome of a function that runs on another thread."""
     cdef object function, value, error
 
     def __cinit__(self, function):
@@ -145,11 +146,11 @@ cdef class Outcome:
 
 
 def undisturbed(function, interrupt=None, bint needs_thread=True):
-    """Returns what `function()` returns. No signal handler runs within it: in the main thread it gets another one.
+    """Returns what `function()` returns. No signal handler interrupts it: in the main thread, it gets another thread.
 
-    Handlers run on top of this call meanwhile. What the first one raises is raised at the end, in place of the
-    function's own outcome; `interrupt(call)` is told at once. Without `needs_thread` it runs here where no thread can
-    be had; with it that is a `StorageError`, and nothing was done. An interpreter that ends runs no handlers.
+    Handlers run during this call instead. What the first one raises is raised at the end, in place of the function's
+    own outcome; `interrupt(call)` is called immediately. Without `needs_thread`, the function runs here if no thread
+    can be had; with it, that is a `StorageError`, and nothing is done. An interpreter that is ending runs no handlers.
     """
     cdef Outcome outcome
     if PyThread_get_thread_ident() != threading.main_thread().ident or sys.is_finalizing():
@@ -174,7 +175,7 @@ def undisturbed(function, interrupt=None, bint needs_thread=True):
     error, outcome.error = outcome.error, None
     if not call.is_of_this_process():
         error = NotRunningError("this is a forked child: the call goes on in its parent")
-    if interruption is not None:  # a forked child, too, sees what its handler raised: `sys.exit` has to end it
+    if interruption is not None:  # even in a forked child, what its handler raised must take effect: `sys.exit` ends it
         raise interruption from error
     if error is not None:
         raise error

@@ -1,8 +1,8 @@
-"""Who moves the clock of a state machine: for hosts, when a tick is worth proposing.
+"""When to move a state machine's clock: for hosts, when a tick is worth proposing.
 
-A tick is an entry of the log, proposed by the leader. The clock that it moves is state, and never goes back. So a
-leader whose own clock is late does no harm, and one whose clock is far ahead would end every deadline at once, on all
-replicas and for good: that is refused here, before it is proposed.
+A tick is an entry of the log, proposed by the leader. The clock that it moves is part of the state, and never goes
+back. So a leader whose own clock is slow does no harm, but one whose clock is far ahead would end every deadline
+immediately, on all replicas and permanently. `Clock` therefore refuses such a tick before it is proposed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from fastsm.answering import tick
 from fastsm.errors import ClockJumpError
 
 DAY_MS = 24 * 60 * 60 * 1000
-PAUSES_OF_A_BACKLOG = 20  # in the time of one interval, while a limit leaves keys that are due
+PAUSES_OF_A_BACKLOG = 20  # pauses per interval, while a limit leaves due keys
 
 
 class HasTime(Protocol):
-    """What :class:`Clock` asks a state machine."""
+    """What :class:`Clock` needs from a state machine."""
 
     def clock(self) -> int: ...
     def next_deadline(self) -> int | None: ...
@@ -29,16 +29,15 @@ class HasTime(Protocol):
 class Clock:
     """Says when a tick is worth proposing, and makes it. For the leader: a follower proposes nothing.
 
-    - ``interval_ms``: at most one tick in that time, so a key that is due may live so much longer, and as long as it
-      takes to commit.
+    - ``interval_ms``: at most one tick in this time, so a due key may live that much longer, plus the time to commit.
     - ``limit``: how many keys and sessions one tick removes at most. While more are due, ticks follow one another
       without waiting for the interval.
     - ``max_jump_ms``: the largest leap that is proposed, by default one day; None: any.
-    - ``idle_ms``: while something has a deadline but nothing is due, the clock is moved this often, so that procedures
-      which read it know the time so far. While nothing has a deadline, no tick is proposed at all.
+    - ``idle_ms``: if something has a deadline but nothing is due, the clock is moved this often, so that procedures
+      that read it see a recent time. If nothing has a deadline, no tick is proposed at all.
     - ``now``: the host's clock, in milliseconds since 1970.
 
-    Thread safety: none; one task or thread asks.
+    Thread safety: none; use it from one task or thread.
 
     >>> import fastsm
     >>> machine = fastsm.MemoryStateMachine()
@@ -68,22 +67,22 @@ class Clock:
         self._max_jump_ms = None if max_jump_ms is None else _positive(max_jump_ms, "max_jump_ms")
         self._idle_ms = _positive(idle_ms, "idle_ms")
         self._now = _milliseconds if now is None else now
-        self._proposed: int | None = None  # by the host's clock
+        self._proposed: int | None = None  # when, by the host's clock
         self._followed = 0  # the host's clock at the last poll, if it got there from the machine's clock without a leap
 
     def __repr__(self) -> str:
         return f"<Clock of {self._machine!r}: every {self._interval_ms} ms>"
 
     def poll(self) -> bytes | None:
-        """Returns the tick to propose now, or None when none is worth it. O(1); does not block.
+        """Returns the tick to propose now, or None if none is worth it. O(1); does not block.
 
-        A tick is worth it when a key or a session is due, or when the clock has fallen behind by ``idle_ms`` while
-        something has a deadline; but not while one was made less than ``interval_ms`` ago. What became of that one
-        makes no difference: a tick that was lost is followed by the next, one that is applied twice does nothing.
+        A tick is worth it if a key or a session is due, or if something has a deadline and the clock is ``idle_ms``
+        late; but not if one was made less than ``interval_ms`` ago. What became of that one does not matter: a lost
+        tick is followed by the next, and one that is applied twice does nothing.
 
-        Raises ``ClockJumpError`` instead of a tick that would move the clock by more than ``max_jump_ms``, counted
-        from the machine's clock, from the earliest deadline, or from the time of an earlier ``poll`` that was no leap,
-        whichever is latest; ``NotRunningError`` when the machine is stopped.
+        Raises ``ClockJumpError`` instead of returning a tick that would move the clock by more than ``max_jump_ms``,
+        relative to the machine's clock, the earliest deadline, or the time of an earlier ``poll`` that was no leap,
+        whichever is latest; ``NotRunningError`` if the machine is stopped.
         """
         now = max(0, operator.index(self._now()))
         clock, deadline = self._machine.clock(), self._machine.next_deadline()
@@ -92,7 +91,7 @@ class Clock:
         if deadline is None:
             return None
         if self._proposed is not None and abs(now - self._proposed) < self._pause(clock, deadline):
-            return None  # where the host's clock was set back, the pause is over
+            return None  # if the host's clock was set back, the pause is over
         if deadline <= max(now, clock):
             if self._is_leap(now, max(clock, deadline, self._followed)):
                 raise ClockJumpError(now, clock, deadline, self._max_jump_ms or 0)
@@ -102,7 +101,7 @@ class Clock:
         return tick(now, limit=self._limit)
 
     def delay(self) -> float:
-        """Returns after how many seconds to call :meth:`poll` again: a fraction of the interval, or all of it."""
+        """Returns after how many seconds to call :meth:`poll` again: at most the interval."""
         clock, deadline = self._machine.clock(), self._machine.next_deadline()
         pause = self._pause(clock, deadline)
         if self._proposed is not None:
@@ -112,12 +111,12 @@ class Clock:
         return pause / 1_000
 
     def _pause(self, clock: int, deadline: int | None) -> int:
-        """How long to wait after a tick: short where it left what is due by the machine's own clock."""
+        """Returns how long to wait after a tick: shorter if it left something due by the machine's own clock."""
         is_backlog = deadline is not None and deadline <= clock
         return max(1, self._interval_ms // PAUSES_OF_A_BACKLOG) if is_backlog else self._interval_ms
 
     def _is_behind(self, now: int, clock: int) -> bool:
-        """Whether the clock is to be moved although nothing is due. A leap is not worth the risk then."""
+        """Returns whether to move the clock although nothing is due; never by a leap, which is not worth the risk."""
         return now - clock >= self._idle_ms and (clock == 0 or not self._is_leap(now, max(clock, self._followed)))
 
     def _is_leap(self, now: int, known: int) -> bool:

@@ -11,16 +11,16 @@ _Column: TypeAlias = (
 _Deadlines: TypeAlias = Sequence[SupportsIndex | None] | npt.NDArray[np.integer[Any]]
 
 def put_many(keys: _Column, values: _Column, *, expires: _Deadlines | None = None) -> bytes:
-    """Returns the batch that sets each key of a column to the value in the other one. O(bytes).
+    """Returns the batch that sets each key of one column to the value in the other one. O(bytes).
 
-    Of equal keys the last pair counts, and it alone becomes part of the batch.
+    If keys are equal, only the last pair becomes part of the batch.
 
-    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
-    2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
-    than the column. `expires`: a column of deadlines as `put` takes them, a sequence of ints and Nones or an integer
-    array; without it no key has one.
+    A column is a sequence of bytes-like objects, a NumPy `S` array (without the NULs at the end of each cell), a 2-D
+    uint8 array (complete rows), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer than the
+    column. `expires`: a column of deadlines as in `put`, either a sequence of ints and Nones or an integer array;
+    without it no key has a deadline.
 
-    Raises `CommandError` over the limits and for a deadline out of range, `ValueError` when the columns differ in
+    Raises `CommandError` if a limit is exceeded or a deadline is out of range, `ValueError` if the columns differ in
     length.
     """
 

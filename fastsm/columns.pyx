@@ -34,17 +34,17 @@ cdef enum: AHEAD = 16    # cells of a column whose cache misses overlap
 cdef class Column:
     """Cells of bytes: a sequence of bytes-like objects, a NumPy `S` or 2-D uint8 array, or `(data, offsets)`.
 
-    What is read was taken from the source before it is checked, or is locked by its buffer: code that runs between here
-    and the last look (that of the other column, say) cannot lead a pointer astray.
+    Everything is copied from the source before it is checked, or locked by its buffer, so code that runs between the
+    check and the last use (such as that of the other column) cannot invalidate a pointer.
     """
     cdef readonly Py_ssize_t count
-    cdef list cells                # a sequence's
-    cdef PyObject **items          # of `cells`, which nobody else knows
-    cdef Py_buffer data            # an array's
+    cdef list cells                # of a sequence
+    cdef PyObject **items          # those of `cells`, which no other code can reach
+    cdef Py_buffer data            # of an array
     cdef bint data_held, strips
-    cdef uint8_t *copied           # cells of an array that has gaps, without them
-    cdef int64_t *offsets          # a copy, checked
-    cdef Py_ssize_t width          # of a cell, without offsets
+    cdef uint8_t *copied           # the cells of an array with gaps, without the gaps
+    cdef int64_t *offsets          # a checked copy
+    cdef Py_ssize_t width          # of each cell, if there are no offsets
 
     def __cinit__(self, source, str name):
         if type(source) is tuple and len(source) == 2 and getattr(source[1], "ndim", 0):
@@ -78,7 +78,7 @@ cdef class Column:
         self.data_held = True
         if self.data.ndim == 1 and is_text(self.data.format):
             self.width = self.data.itemsize
-            self.strips = True  # NumPy's rule: NULs at the end are padding
+            self.strips = True  # as in NumPy: NULs at the end are padding
         elif self.data.ndim == 2 and strcmp(self.data.format, b"B") == 0:
             self.width = self.data.shape[1]
         else:
@@ -117,7 +117,7 @@ cdef class Column:
         return 0
 
     cdef inline const uint8_t *cell(self, Py_ssize_t i, size_t *size) noexcept:
-        """Where cell i is, and its size, which is not sure: a thread without the GIL may write to an array."""
+        """Returns where cell i is, and its size, which may change: a thread without the GIL may write to an array."""
         cdef const uint8_t *start
         if self.items != NULL:
             size[0] = PyBytes_GET_SIZE(<object>self.items[i])
@@ -134,7 +134,7 @@ cdef class Column:
 
 
 cdef int take_buffer(source, Py_buffer *buffer, int flags, str name, str expected) except -1:
-    """The buffer of an array, whatever the array says of itself; `TypeError` when there is none of that kind."""
+    """Gets the buffer of an array, whatever attributes the array has; `TypeError` if there is none of that kind."""
     mask = getattr(source, "mask", None)
     if mask is not None and hasattr(mask, "any") and mask.any():
         raise TypeError(f"{name}: an array with masked cells, which have no value: fill them first, .filled()")
@@ -153,7 +153,7 @@ cdef object not_a(str expected, source, str name):
 
 
 cdef bint is_text(const char *format) noexcept:
-    """Whether it is the format of NumPy's `S`: a size, and `s`."""
+    """Returns whether it is the format of NumPy's `S`: a size and `s`."""
     cdef size_t i = 0
     while b"0" <= format[i] <= b"9":
         i += 1
@@ -161,7 +161,7 @@ cdef bint is_text(const char *format) noexcept:
 
 
 cdef bint is_signed(const char *format, Py_ssize_t size) noexcept:
-    """Whether it is the format of an int32 or int64, in this machine's order of bytes."""
+    """Returns whether it is the format of an int32 or int64 in native byte order."""
     return (size == 4 or size == 8) and format[0] in b"ilq" and format[0] and format[1] == 0
 
 
@@ -176,10 +176,10 @@ cdef int64_t read_signed(const char *p, Py_ssize_t size) noexcept:
 
 
 cdef list copy_ahead(source):
-    """`list(source)`, with the cache misses of its objects overlapping."""
+    """Returns `list(source)`, with overlapping cache misses for its objects."""
     cdef object fast = PySequence_Fast(source, "a column is a sequence of bytes")
     cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(fast)
-    cdef list copied = PyList_New(count)  # this may collect garbage, and so run code that changes the caller's list
+    cdef list copied = PyList_New(count)  # may collect garbage, and so run code that changes the caller's list
     cdef PyObject **items = PySequence_Fast_ITEMS(fast)
     cdef Py_ssize_t i
     if PySequence_Fast_GET_SIZE(fast) != count:
@@ -196,7 +196,7 @@ cdef list copy_ahead(source):
 
 cdef class Deadlines:
     """A column of deadlines: a sequence of ints and Nones, or an integer array of one dimension."""
-    cdef uint64_t *numbers         # a copy, checked
+    cdef uint64_t *numbers         # a checked copy
     cdef Py_ssize_t count
 
     def __cinit__(self, source):
@@ -225,16 +225,16 @@ cdef class Deadlines:
 
 
 def put_many(keys, values, *, expires=None):
-    """Returns the batch that sets each key of a column to the value in the other one. O(bytes).
+    """Returns the batch that sets each key of one column to the value in the other one. O(bytes).
 
-    Of equal keys the last pair counts, and it alone becomes part of the batch.
+    If keys are equal, only the last pair becomes part of the batch.
 
-    A column is a sequence of bytes-like objects, a NumPy `S` array (NULs at the end of a cell do not belong to it), a
-    2-D uint8 array (rows, taken whole), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer
-    than the column. `expires`: a column of deadlines as `put` takes them, a sequence of ints and Nones or an integer
-    array; without it no key has one.
+    A column is a sequence of bytes-like objects, a NumPy `S` array (without the NULs at the end of each cell), a 2-D
+    uint8 array (complete rows), or Arrow's `(data, offsets)`: a buffer, and an int32 or int64 array one longer than the
+    column. `expires`: a column of deadlines as in `put`, either a sequence of ints and Nones or an integer array;
+    without it no key has a deadline.
 
-    Raises `CommandError` over the limits and for a deadline out of range, `ValueError` when the columns differ in
+    Raises `CommandError` if a limit is exceeded or a deadline is out of range, `ValueError` if the columns differ in
     length.
     """
     cdef Column key_column = Column(keys, "keys")
@@ -268,7 +268,7 @@ def put_many(keys, values, *, expires=None):
             count -= 1
     if size > COMMAND_LIMIT:
         raise CommandError(f"command of {size} bytes: the limit is {COMMAND_LIMIT}; make several")
-    if size < HEADER_SIZE:  # sizes have changed between two looks
+    if size < HEADER_SIZE:  # sizes have changed since they were measured
         size = HEADER_SIZE
     cdef bytes command = PyBytes_FromStringAndSize(NULL, size)
     cdef uint8_t *p = write_header(<uint8_t *>PyBytes_AS_STRING(command), BATCH, 0, count)

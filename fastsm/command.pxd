@@ -2,13 +2,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef enum:
-    # What a command does: byte 1 of its encoding. Numbers are for ever.
+    # What a command does: byte 1 of its encoding. Numbers never change.
     PUT = 1
     DELETE = 2
     COMPARE_AND_SWAP = 3
     NOOP = 4
     CONFIG = 5
-    BATCH = 6              # the kinds below it write keys, or nothing; a chunk of them alone answers True and False
+    BATCH = 6              # kinds below it write keys, or nothing; chunks of only these answer True or False
     ADD = 7
     READ = 8
     DELETE_RANGE = 9
@@ -17,21 +17,22 @@ cdef enum:
     OPEN_SESSION = 12
     ONCE = 13
     FORGET = 14
-    PUT_UNTIL = 15         # a put and a compare-and-swap with a deadline: decoded they are those, and `timed`
+    # A put and a compare-and-swap with a deadline; decoding turns them into those kinds, with `timed`
+    PUT_UNTIL = 15
     SWAP_UNTIL = 16
     TOUCH = 17
     TICK = 18
-    LAST_KIND = TICK       # that this release knows
-    VALUE_IS = 128         # conditions of a transaction
+    LAST_KIND = TICK       # the last kind that this release knows
+    VALUE_IS = 128         # from here on: conditions of a transaction
     EXISTS = 129
     MODIFIED_AT = 130
 
-cdef enum:  # how the operations of a command belong together
+cdef enum:  # the structure of a command's operations
     SINGLE = 0
     BATCHED = 1
     TRANSACTED = 2
 
-# No value: `expected=None` and `value=None` of a compare-and-swap, an open end of a range, an absent value.
+# No value: `expected=None` or `value=None` of a compare-and-swap, an unbounded end of a range, an absent value.
 cdef enum: ABSENT = 0xFFFFFFFF
 
 cdef enum:
@@ -41,11 +42,11 @@ cdef enum:
 cdef size_t KEY_LIMIT
 cdef size_t VALUE_LIMIT
 cdef size_t COMMAND_LIMIT
-cdef uint64_t NO_DEADLINE     # for "none" where a deadline may stand
+cdef uint64_t NO_DEADLINE     # stands for "no deadline"
 
 ctypedef struct Operation:
-    # One decoded command. The pointers lead into the command's own bytes. Numbers that a kind has (see `number_at`)
-    # stand right before its key.
+    # One decoded operation. The pointers lead into the command's own bytes. Any numbers of the kind (see `number_at`)
+    # are right before its key.
     const uint8_t *key
     const uint8_t *value
     const uint8_t *expected
@@ -53,24 +54,24 @@ ctypedef struct Operation:
     uint32_t expected_size   # ABSENT: the key must not be there
     uint16_t key_size
     uint8_t kind
-    uint8_t timed            # a deadline stands right before the key
+    uint8_t timed            # a deadline is right before the key
 
 ctypedef struct Reader:
-    # A command under decoding.
+    # A command being decoded.
     # Invariant: offset <= size, and `left` operations start at `offset`.
     const uint8_t *data
     size_t size
     size_t offset
     uint32_t left
-    uint32_t conditions      # of a transaction: as many of these operations are conditions
-    uint32_t first_branch    # as many after them are for when all conditions hold, the rest for when one does not
-    const uint8_t *once      # session, sequence, deadline; NULL where the command is not inside a `once`
+    uint32_t conditions      # of a transaction: how many of these operations are conditions
+    uint32_t first_branch    # how many operations after these run if all conditions hold; the rest run if not
+    const uint8_t *once      # session, sequence, deadline; NULL if the command is not inside a `once`
     uint8_t form
 
 cdef inline bint is_put(const uint8_t *data, size_t size, Operation *operation) noexcept nogil:
-    """Whether a command is a put, with a deadline or without, that is whole and within the limits: it is decoded then.
+    """Decodes a command if it is a put, with or without a deadline, that is complete and within the limits.
 
-    Most commands are. All others, and whatever is wrong with one, is for `open_command` to find.
+    Returns whether it is, as most commands are. All others, and all errors, are left to `open_command`.
     """
     cdef uint64_t head, key_size, value_size
     cdef uint64_t taken = HEADER_SIZE
@@ -96,7 +97,7 @@ cdef inline bint is_put(const uint8_t *data, size_t size, Operation *operation) 
     return True
 
 cdef inline uint64_t number_at(const uint8_t *place) noexcept nogil:
-    """An integer of 8 bytes, at any alignment."""
+    """Returns an 8-byte integer at any alignment."""
     cdef uint64_t number
     memcpy(&number, place, 8)
     return number
@@ -109,7 +110,7 @@ cdef inline uint8_t *write_header(uint8_t *p, uint8_t kind, uint16_t key_size, u
     return p + HEADER_SIZE
 
 
-# Both give an error code: 0 for none, else what `command_error` turns into an exception.
+# Both return an error code: 0 for success; `command_error` turns others into exceptions.
 cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept nogil
 cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil
 cdef object command_error(int code, const Reader *reader, object index)

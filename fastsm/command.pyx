@@ -5,8 +5,8 @@
     PUT     | version| kind=1| key size | value size | key | value |
             +--------+-------+----------+------------+-----+-------+
 
-All integers are little-endian; docs/format.md has the other kinds. Decoding takes no memory, and
-trusts nothing: each size is checked against what is left before it is used.
+All integers are little-endian; docs/format.md has the other kinds. Decoding allocates no memory, and trusts nothing:
+each size is checked against the remaining bytes before it is used.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -68,7 +68,7 @@ cdef inline int header_fault(const uint8_t *data, size_t size) noexcept nogil:
 
 
 cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept nogil:
-    """Looks at the first header; what follows is read by `next_operation`, `reader.left` times."""
+    """Checks the first header; the rest is read by calling `next_operation` `reader.left` times."""
     cdef int fault
     reader.data = data
     reader.size = size
@@ -85,7 +85,7 @@ cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept
 
 
 cdef int open_compound(Reader *reader) noexcept nogil:
-    """The rest of `open_command` for kinds that may hold others. A command nests once, in `once`, and holds a list."""
+    """`open_command` for kinds that may contain others. A command may contain one other (`once`), or a list."""
     cdef const uint8_t *data = reader.data
     cdef size_t size = reader.size
     cdef uint64_t members
@@ -139,14 +139,14 @@ cdef inline bint is_deadline(uint64_t number) noexcept nogil:
 
 
 cdef int look_at_member(Reader *reader, uint8_t kind) noexcept nogil:
-    """Whether a command of a known kind may stand where the next operation of a batch or a transaction stands."""
+    """Checks whether a command of a known kind is allowed as the next operation of a batch or a transaction."""
     if VALUE_IS <= kind <= MODIFIED_AT:
         if reader.form != TRANSACTED or reader.conditions == 0:
             return NESTED
         reader.conditions -= 1
         return 0
     if kind > LAST_KIND or kind == 0:
-        return 0  # unknown: the caller says so
+        return 0  # unknown; the caller reports it
     if reader.form == BATCHED:
         return 0 if in_batch(kind) else NESTED
     if reader.conditions:
@@ -155,12 +155,12 @@ cdef int look_at_member(Reader *reader, uint8_t kind) noexcept nogil:
 
 
 cdef inline bint in_batch(uint8_t kind) noexcept nogil:
-    """Whether a batch takes commands of a kind; a put and a swap with a deadline count as those without."""
+    """Returns whether a batch may contain a kind; a put and a swap with a deadline count as those without."""
     return kind <= NOOP or kind == ADD or kind == DELETE_RANGE or kind == TOUCH
 
 
 cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
-    """Decodes the next operation. After the last one, nothing may be left over."""
+    """Decodes the next operation. After the last one, no bytes may be left over."""
     cdef const uint8_t *data = reader.data + reader.offset
     cdef size_t size = reader.size - reader.offset
     cdef size_t value_size, expected_size
@@ -210,7 +210,7 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
             return code
     value_size = 0 if operation.value_size == ABSENT else operation.value_size
     expected_size = 0 if operation.expected_size == ABSENT else operation.expected_size
-    # Three sizes below 2**31 cannot wrap a size_t.
+    # Three sizes below 2**31 cannot overflow a size_t.
     if size - taken < operation.key_size + expected_size + value_size:
         return TOO_SHORT
     operation.key = data + taken
@@ -224,7 +224,7 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
 
 
 cdef int look_at_deadline(Operation *operation, const uint8_t *data, size_t size, size_t *taken) noexcept nogil:
-    """A put or a swap with a deadline, which stands right before the key, is from here on one that is `timed`."""
+    """Turns a put or a swap with a deadline, which is right before the key, into the plain kind with `timed` set."""
     if operation.kind == PUT_UNTIL:
         operation.kind = PUT
         taken[0] = HEADER_SIZE + 8
@@ -240,7 +240,7 @@ cdef int look_at_deadline(Operation *operation, const uint8_t *data, size_t size
 cdef int look_at_rarer(
     Operation *operation, const uint8_t *data, size_t size, size_t *taken, bint in_transaction
 ) noexcept nogil:
-    """Checks the header of a command that answers, or of a condition; `taken`: what stands before its key."""
+    """Checks the header of a command that has answers, or of a condition; `taken`: the bytes before its key."""
     cdef uint8_t kind = operation.kind
     if kind == ADD:
         taken[0] = ADD_HEADER_SIZE
@@ -275,7 +275,7 @@ cdef int look_at_rarer(
 
 
 cdef str call_name(const Operation *operation):
-    """The name of the procedure that a CALL runs; None where it is no UTF-8."""
+    """Returns the name of the procedure that a CALL runs; None if it is not UTF-8."""
     cdef bytes name = operation.key[:operation.key_size]
     try:
         return name.decode()
@@ -288,7 +288,7 @@ cdef uint32_t call_version(const Operation *operation) noexcept nogil:
 
 
 cdef object command_error(int code, const Reader *reader, object index):
-    """The exception for an error code; `index` is the entry's, or None."""
+    """Returns the exception for an error code; `index` is the entry's, or None."""
     cdef size_t offset = reader.offset
     cdef int version = reader.data[offset] if offset < reader.size else 0
     cdef int kind = reader.data[offset + 1] if offset + 1 < reader.size else 0
@@ -299,18 +299,18 @@ cdef object command_error(int code, const Reader *reader, object index):
         return UnknownCommandError(
             f"{where}: not made by fastsm's commands (put, delete and so on), or by those of a newer release: "
             f"version {version}, this release knows version {VERSION}; "
-            "if there is a newer release, upgrade this replica before it goes on", index=index)
+            "if there is a newer release, upgrade this replica before it continues", index=index)
     if code == UNKNOWN_KIND:
         return UnknownCommandError(
             f"{where}: kind {kind}, this release knows kinds {PUT} to {LAST_KIND}; "
-            "upgrade this replica before it goes on", index=index)
+            "upgrade this replica before it continues", index=index)
     reasons = {
         TOO_SHORT: "it ends before the sizes in its header say",
         WRONG_SIZE: "bytes are left over after its end",
         RESERVED_NOT_ZERO: "a field that this kind does not use is not zero",
         VALUE_TOO_LARGE: f"a value is larger than {VALUE_LIMIT} bytes",
         COMMAND_TOO_LARGE: f"it is larger than {COMMAND_LIMIT} bytes",
-        NESTED: "it holds a command of a kind that cannot stand there",
+        NESTED: "it contains a command of a kind that is not allowed there",
         BAD_NUMBER: "a sequence is below 1, or a deadline, a time or a limit beyond 2**63 - 1",
         BAD_NAME: "the name of a procedure is not UTF-8",
         NOTHING_TO_EXPIRE: "a compare-and-swap that removes the key has a deadline",
@@ -396,7 +396,7 @@ cdef object walk(object command, bint describing):
 
 
 cdef object described(const Reader *reader, list found, size_t conditions):
-    """The operations of a command, as what holds them together."""
+    """Returns the operations of a command as the object that combines them."""
     cdef size_t stop
     whole = None
     if reader.form == BATCHED:
@@ -413,9 +413,9 @@ cdef object described(const Reader *reader, list found, size_t conditions):
 
 
 def decode(command):
-    """Returns what a command says, as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
+    """Returns the content of a command as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
-    Raises `CommandError` or `UnknownCommandError`, exactly where `apply` would.
+    Raises `CommandError` or `UnknownCommandError`, exactly when `apply` would.
 
     >>> decode(put(b"color", b"blue"))
     Put(key=b'color', value=b'blue')
@@ -424,14 +424,14 @@ def decode(command):
 
 
 def check(command):
-    """Raises what `apply` would raise for this command; a proposer calls it before it proposes. O(size)."""
+    """Raises what `apply` would raise for this command; for a proposer, before it proposes the command. O(size)."""
     walk(command, False)
 
 
 # ---- encode -----------------------------------------------------------------------------------------
 
 cdef class Field:
-    """A bytes-like argument for the time of a call."""
+    """A bytes-like argument, for the duration of a call."""
     cdef Py_buffer buffer
     cdef const uint8_t *data
     cdef size_t size
@@ -453,7 +453,7 @@ cdef class Field:
 
 
 cdef bytes encode(uint8_t kind, key, value, expires=None):
-    """A command of key and value; with a deadline, of the kind that has one."""
+    """Returns a command of key and value; with a deadline, of the kind that has one."""
     cdef Field key_field = Field(key, "key", KEY_LIMIT)
     cdef Field value_field = Field(value, "value", VALUE_LIMIT)
     cdef size_t extra = 0 if expires is None else 8
@@ -469,7 +469,7 @@ cdef bytes encode(uint8_t kind, key, value, expires=None):
 
 
 def deadline_number(expires):
-    """A deadline as commands and records have it: milliseconds since 1970; `CommandError` when it is none."""
+    """Returns a deadline as commands and records store it: milliseconds since 1970. `CommandError` if invalid."""
     if expires is None:
         return NO_DEADLINE
     number = operator.index(expires)
@@ -481,8 +481,8 @@ def deadline_number(expires):
 def put(key, value, *, expires=None):
     """Returns the command that sets `key` to `value` (bytes-like objects). O(size).
 
-    `expires`: the deadline from which on a `tick` removes the key, in milliseconds since 1970, from 0 to 2**63 - 1.
-    Without one the key has none, whatever deadline it had before.
+    `expires`: the deadline, in milliseconds since 1970, from 0 to 2**63 - 1; a `tick` at or after it removes the key.
+    Without it the key has no deadline, even if it had one before.
 
     Raises `CommandError` over `MAX_KEY_SIZE` or `MAX_VALUE_SIZE`, and for a deadline out of range.
     """
@@ -503,15 +503,15 @@ def put(key, value, *, expires=None):
 
 
 def delete(key):
-    """Returns the command that removes `key`; a key that is not there is no error."""
+    """Returns the command that removes `key`; removing an absent key is not an error."""
     return encode(DELETE, key, b"")
 
 
 def compare_and_swap(key, expected, value, *, expires=None):
     """Returns the command that sets `key` to `value` if its value is `expected`.
 
-    `expected=None`: if the key is not there. `value=None`: remove the key on a match. `expires`: as for `put`; a
-    deadline for `value=None` is a `CommandError`.
+    `expected=None`: if the key is absent. `value=None`: remove the key on a match. `expires`: as in `put`; combined
+    with `value=None` it is a `CommandError`.
     """
     if expires is not None and value is None:
         raise CommandError(f"expires {expires} with value=None: a key that is removed has no deadline")
@@ -549,12 +549,12 @@ def config(data):
 
 
 def batch(commands):
-    """Returns the command that does several others in order, each seeing those before it, all or none.
+    """Returns the command that does several others in order, each seeing the earlier ones, all or none.
 
-    When a compare-and-swap in it does not match, or an add in it cannot be done, nothing of it happens. It takes put,
-    delete, compare_and_swap, noop, add, touch, delete_range and delete_prefix; anything else in it is a `CommandError`,
-    as is a member that is malformed itself. With an add, a touch or a range in it, it answers
-    `Answer(True, [one value for each])`, or `Answer(False, None, reason)`.
+    If a compare-and-swap in it does not match, or an add is impossible, the whole batch has no effect. It may contain
+    put, delete, compare_and_swap, noop, add, touch, delete_range and delete_prefix; anything else, or a malformed
+    member, is a `CommandError`. With an add, a touch or a range in it, it answers `Answer(True, [one value for each])`,
+    or `Answer(False, None, reason)`.
     """
     cdef list members = list(commands)
     cdef size_t size = HEADER_SIZE

@@ -1,4 +1,4 @@
-"""Which of many keys, taken in order, is overruled by a later one that is equal."""
+"""Finding which of many keys, taken in order, are overruled by a later equal key."""
 
 import os
 
@@ -10,7 +10,7 @@ from fastsm.disk.hashing cimport load64, rotate, xxh64
 
 cdef enum:
     SHORT = 16               # bytes of a key that are hashed in two loads
-    PATIENCE = 16            # steps for each key: more, and somebody has chosen keys that collide
+    PATIENCE = 16            # steps per key; if more are needed, the keys were chosen to collide
 
 cdef uint64_t SEED = int.from_bytes(os.urandom(8), "little")
 cdef uint64_t MIX = 0x9E3779B97F4A7C15
@@ -31,9 +31,9 @@ cdef inline uint64_t hash_of(const uint8_t *key, size_t size) noexcept nogil:
 
 
 cdef class LastOfEqual:
-    """A table of keys that lives as long as one command is made.
+    """A table of keys for making one command.
 
-    Thread safety: used by one thread. The keys are not copied: their bytes stay where they are meanwhile.
+    Thread safety: used by one thread. The keys are not copied; the caller keeps their bytes in place.
     """
 
     def __cinit__(self, size_t count):
@@ -56,7 +56,7 @@ cdef class LastOfEqual:
         free(self.overruled)
 
     cdef Py_ssize_t take(self, Py_ssize_t number, const uint8_t *key, size_t size) except -2:
-        """Takes the next key; returns the number of the equal one before it, overruled from here on, or -1."""
+        """Takes the next key; returns the number of an equal earlier key, which it overrules, or -1."""
         cdef uint64_t hashed = hash_of(key, size)
         cdef size_t i = hashed & self.mask
         cdef uint64_t mark = hashed & <uint64_t>0xFFFFFFFF00000000

@@ -1,7 +1,7 @@
 """Every error that fastsm raises, under one base class.
 
-Messages say what was expected, what was found, where, and what to do. The same facts are
-attributes, so that a program never has to read prose.
+Messages say what was expected, what was found, where, and what to do. The same facts are attributes, so that programs
+need not parse messages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 class FastsmError(Exception):
     """Base of all errors of this library."""
 
-    def __init__(self, *args: object) -> None:  # what Exception has is written in C, and has no signature to show
+    def __init__(self, *args: object) -> None:  # that of Exception is written in C, and has no signature
         super().__init__(*args)
 
 
@@ -22,7 +22,7 @@ class NotRunningError(FastsmError):
 
 
 class ReentryError(FastsmError, RuntimeError):
-    """A signal handler, a finalizer or a callback writes while its own thread is in the middle of a write.
+    """A signal handler, a finalizer or a callback wrote while its own thread was in the middle of a write.
 
     Nothing was changed. Only :meth:`FastStateMachine.close` is never refused.
     """
@@ -33,9 +33,9 @@ class ReadOnlyError(FastsmError):
 
 
 class LockedError(FastsmError):
-    """The directory is open already, in another process or in this one.
+    """The directory is already open, in another process or in this one.
 
-    ``path`` is the directory, ``pid`` the holder's process id (None when the lock file does not say).
+    ``path`` is the directory, ``pid`` the holder's process id (None if the lock file does not contain it).
     """
 
     def __init__(self, path: str, pid: int | None, since: str | None = None) -> None:
@@ -43,21 +43,21 @@ class LockedError(FastsmError):
         self.pid = pid
         self.since = since
         if pid == os.getpid():
-            holder = "this process: close what has it open first"
+            holder = "this process: close the object that has it open first"
         elif pid is None:
-            holder = "another process, whose id its lock file does not tell"
+            holder = "another process, whose id is not in the lock file"
         else:
             holder = f"process {pid}" + (f" (since {since})" if since else "")
-        super().__init__(f"{path}: open already, by {holder}")
+        super().__init__(f"{path}: already open, by {holder}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.pid, self.since)
 
 
 class OrderError(FastsmError, ValueError):
-    """An entry is out of order: a gap, a step back, a falling term, or another term than known.
+    """An entry is out of order: a gap, a step back, a falling term, or a term that contradicts the known one.
 
-    ``index`` is the entry's index, where there is one.
+    ``index`` is the entry's index, if there is one.
     """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
@@ -66,7 +66,7 @@ class OrderError(FastsmError, ValueError):
 
 
 class CommandError(FastsmError, ValueError):
-    """A command is malformed or too large. ``index`` names the entry, where there is one."""
+    """A command is malformed or too large. ``index`` names the entry, if there is one."""
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
         self.index = index
@@ -78,10 +78,10 @@ class UnknownCommandError(CommandError):
 
 
 class ProcedureError(FastsmError):
-    """A procedure could not be run here, for a reason that is this replica's, or it used what it must not use.
+    """A procedure could not run, for a reason that only this replica has, or it used something that it must not use.
 
-    ``index`` names the entry and ``name`` the procedure, where they are known; the cause is what was raised. Nothing
-    of the chunk was applied.
+    ``index`` names the entry and ``name`` the procedure, if known; the cause is the original exception. Nothing of the
+    chunk was applied.
     """
 
     def __init__(self, message: str, *, index: int | None = None, name: str | None = None) -> None:
@@ -91,7 +91,7 @@ class ProcedureError(FastsmError):
 
 
 class CompactedError(FastsmError):
-    """What was asked for is not there any more: it was compacted. ``oldest`` is the first index that still is."""
+    """What was asked for no longer exists: it was compacted. ``oldest`` is the first index that still exists."""
 
     def __init__(self, message: str, *, oldest: int = 0) -> None:
         self.oldest = oldest
@@ -99,7 +99,7 @@ class CompactedError(FastsmError):
 
 
 class ClockJumpError(FastsmError):
-    """A tick that :class:`fastsm.Clock` does not propose: the clock of the state machine would leap too far.
+    """A tick that :class:`fastsm.Clock` does not propose: it would move the clock of the state machine too far.
 
     ``now`` is this host's time, ``clock`` that of the state machine, ``deadline`` the earliest one, ``max_jump_ms`` the
     largest leap allowed; all in milliseconds.
@@ -113,9 +113,9 @@ class ClockJumpError(FastsmError):
         super().__init__(
             f"this host's clock says {now} ms since 1970, {now - max(clock, deadline)} ms after the state machine's "
             f"clock ({clock}) and the earliest deadline ({deadline}); expected at most {max_jump_ms}. The clock of the "
-            "state machine can never be set back, so set this host's clock right, or hand the leadership to a host "
-            "whose clock is. If it is right (the cluster was down for so long, or deadlines are given in another unit "
-            "than milliseconds), propose fastsm.tick(now) once, or give Clock a larger max_jump_ms"
+            "state machine can never be set back, so set this host's clock right, or transfer leadership to a host "
+            "whose clock is right. If the clock is right (the cluster was down for that long, or deadlines are in "
+            "another unit than milliseconds), propose fastsm.tick(now) once, or give Clock a larger max_jump_ms"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -123,7 +123,7 @@ class ClockJumpError(FastsmError):
 
 
 class CorruptionError(FastsmError):
-    """Stored bytes are not what was written. Nothing was cut, and nothing is guessed.
+    """Stored bytes are not those that were written. Nothing was cut, and nothing is guessed.
 
     ``path`` and ``offset`` say where (offset None: the file as a whole), ``expected`` and ``found`` what.
     """
@@ -142,9 +142,9 @@ class CorruptionError(FastsmError):
 
 
 class FormatVersionError(FastsmError):
-    """A file was written in a format that this release does not read. Nothing was written.
+    """A file has a format version that this release does not read. Nothing was written.
 
-    ``path``, ``expected`` (the version read here) and ``found`` say which.
+    ``path``, ``expected`` (the version read here) and ``found`` have the details.
     """
 
     def __init__(self, path: str, expected: int, found: int) -> None:
@@ -161,7 +161,7 @@ class FormatVersionError(FastsmError):
 
 
 class SnapshotError(FastsmError):
-    """A snapshot could not be written, read or installed. The state machine's own state is as it was."""
+    """A snapshot could not be written, read or installed. The state machine's own state is unchanged."""
 
 
 class SnapshotFormatError(SnapshotError):
@@ -169,9 +169,9 @@ class SnapshotFormatError(SnapshotError):
 
 
 class ChecksumMismatchError(SnapshotError):
-    """The file's bytes are not those that its checksum, or the metadata that came with it, was made of.
+    """The file's bytes do not match its checksum, or the metadata that came with it.
 
-    ``path``, and the checksums ``expected`` and ``found``.
+    Attributes: ``path``, and the checksums ``expected`` and ``found``.
     """
 
     def __init__(self, path: str, what: str, expected: bytes, found: bytes) -> None:
@@ -180,8 +180,8 @@ class ChecksumMismatchError(SnapshotError):
         self.expected = expected
         self.found = found
         super().__init__(
-            f"{path}: expected {what} {expected.hex()}, found {found.hex()}; the file was damaged, or is another "
-            "one: get it again"
+            f"{path}: expected {what} {expected.hex()}, found {found.hex()}; the file was damaged, or is another one: "
+            "get it again"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,19 +189,19 @@ class ChecksumMismatchError(SnapshotError):
 
 
 class StaleSnapshotError(SnapshotError):
-    """The snapshot is older than what is there.
+    """The snapshot is older than the existing one, or than the state.
 
-    To be installed: older than what is applied already; ``allow_older=True`` installs it nevertheless. To be written or
-    received: a newer one got the name ``snapshot.fsm`` in the same directory meanwhile, and stays.
+    When installing: older than what is applied already; ``allow_older=True`` installs it anyway. When writing or
+    receiving: a newer snapshot was named ``snapshot.fsm`` in the same directory in the meantime, and stays.
     """
 
 
 class SnapshotRangeError(SnapshotError):
-    """No snapshot can be exact as of this entry: it is before the base, not applied yet, or of another term."""
+    """No snapshot can be exact as of this entry: it is before the base, not applied yet, or has another term."""
 
 
 class StorageError(FastsmError, OSError):
-    """The operating system refused to store or to read; ``errno`` and ``filename`` are those of its answer."""
+    """The operating system failed to store or to read; ``errno`` and ``filename`` are from its error."""
 
     @classmethod
     def wrap(cls, cause: OSError, path: str, action: str) -> StorageError:

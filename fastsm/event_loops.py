@@ -1,4 +1,4 @@
-"""Calls that take long, awaited: each runs on a thread of its own, and an event loop hears of its end."""
+"""Slow calls for coroutines: each runs on a thread of its own, which tells the event loop when it ends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 def event_loops() -> ModuleType:
-    """Returns asyncio. Who awaits has it already; who runs on threads is spared its import, a third of all."""
+    """Returns asyncio, imported on first use: coroutines have it already, and others save a third of the import."""
     import asyncio  # noqa: PLC0415 (see above)
 
     return asyncio
 
 
 def call(function: Callable[[], T]) -> tuple[asyncio.Future[T], BackgroundCall]:
-    """Starts ``function()`` on a thread of its own; the future of the running event loop gets its outcome."""
+    """Starts ``function()`` on a thread of its own; returns a future of the running event loop for its outcome."""
     loop = event_loops().get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -39,7 +39,7 @@ def call(function: Callable[[], T]) -> tuple[asyncio.Future[T], BackgroundCall]:
 
 
 def tell(loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> None:
-    """Has an event loop run ``answer()``; nobody waits for it on a loop that was closed."""
+    """Makes an event loop run ``answer()``; does nothing if the loop was closed."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(answer)
 
@@ -50,7 +50,7 @@ def run_all(functions: list[Callable[[], None]]) -> None:
 
 
 def set_result(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():  # it was cancelled meanwhile
+    if not future.done():  # it may have been cancelled
         future.set_result(result)
 
 

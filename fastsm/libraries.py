@@ -1,4 +1,4 @@
-"""Other libraries, imported when they are first needed."""
+"""Other libraries, imported when first needed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _imported: dict[str, ModuleType] = {}
 
 
 def library(name: str) -> ModuleType:
-    """Returns a module, imported whole.
+    """Returns a module that is completely imported.
 
-    A signal handler or a finalizer may run in the middle of its own thread's import of it, and would be given half a
-    module: that is a ``ReentryError``. An import that another thread has begun is waited for. ``ImportError`` where
-    there is none.
+    A signal handler or a finalizer may run while its own thread is importing the module, and would get half of it: that
+    is a ``ReentryError``. Waits for an import that another thread has begun. ``ImportError`` if there is no such
+    module.
     """
     found = _imported.get(name)
     if found is not None:
@@ -23,7 +23,7 @@ def library(name: str) -> ModuleType:
     module = importlib.import_module(name)
     if getattr(module.__spec__, "_initializing", False):
         raise ReentryError(
-            f"this thread is in the middle of importing {name}: a signal handler or a finalizer cannot use it then. "
-            "Nothing was done; do it after that import, or import it at the start")
+            f"this thread is in the middle of importing {name}: a signal handler or a finalizer cannot use it during "
+            "that. Nothing was done; try again after that import, or import the module when the program starts")
     _imported[name] = module
     return module

@@ -1,4 +1,4 @@
-"""Lines of the log that any handler can write, whatever bytes are in a path."""
+"""Log lines that any handler can write, whatever bytes are in a path."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import traceback
 
 
 class EncodableLines(logging.Filter):
-    """Escapes in a record what no encoding has: the bytes of a path that are not UTF-8.
+    """Escapes what no encoding can represent in a record: the bytes of a path that are not UTF-8.
 
-    A handler that meets them raises, and the line is lost.
+    A handler would raise for such a record, and lose the line.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -24,7 +24,7 @@ class EncodableLines(logging.Filter):
 
 
 def is_encodable(text: str) -> bool:
-    """Return whether a text is Unicode that every encoding of it can hold."""
+    """Returns whether a text is valid Unicode, which any Unicode encoding can represent."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -33,5 +33,5 @@ def is_encodable(text: str) -> bool:
 
 
 def encodable(text: str) -> str:
-    """Return a text with what is no Unicode escaped, as in ``\\udcff``."""
+    """Returns a text in which everything that is not valid Unicode is escaped, as in ``\\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

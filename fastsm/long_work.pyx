@@ -1,10 +1,10 @@
-"""Long work, which takes the GIL a fixed number of times however long it is.
+"""Long work that takes the GIL a fixed number of times, however long it is.
 
-Next to a thread that computes, each time that the GIL is taken back costs up to 5 ms (`sys.getswitchinterval`). So long
-work does not come back between its pieces: it runs on a thread of its own, mostly in one call of C code, while its
-caller waits in steps of WAIT_SECONDS, serves signals, tells of progress, and passes on what ends it from outside.
+While another thread computes, taking the GIL costs up to 5 ms (`sys.getswitchinterval`). So long work does not take it
+between its pieces: it runs on a thread of its own, mostly in one call of C code, while its caller waits in steps of
+WAIT_SECONDS, serves signals, reports progress, and passes on requests to stop.
 
-Short work is done at once by its caller, who comes back between the pieces: a thread would cost more than it saves.
+Short work is done directly by its caller, which takes the GIL between pieces: a thread would cost more than it saves.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -13,29 +13,29 @@ from fastsm.background import BackgroundCall
 from fastsm.errors import NotRunningError
 
 WAIT_SECONDS = 0.1
-SHORT_BYTES = 8 << 20     # less is done at once: some milliseconds
+SHORT_BYTES = 8 << 20     # less is done directly: a few milliseconds
 
 
 class Stopped(Exception):
-    """The caller of this work wants it to end. Seen by nobody else."""
+    """The caller of this work wants it to end. Never leaves this module."""
 
 
 def no_tick(done=0):
-    """For work that only signals end."""
+    """A tick for work that only signals can end."""
 
 
 cdef class Work:
-    """One piece of long work, as the code that does it sees it.
+    """One piece of long work, as used by the code that does it.
 
-    C code asks `goes_on` at each piece; whatever has the GIL calls the work itself, `work(done)`, between its pieces,
-    which raises when the work has to end. Thread safety: one thread works, another one waits.
+    C code calls `goes_on` between pieces; code that has the GIL calls the work itself, `work(done)`, which raises if
+    the work must end. Thread safety: one thread works, another one waits.
     """
 
     def __cinit__(self, tick=None):
         self.tick = tick
 
     def __call__(self, done=0):
-        """Between two pieces; raises when the work has to end."""
+        """Reports progress between two pieces; raises if the work must end."""
         self.takes += 1
         if done > self.done:
             self.done = done
@@ -50,7 +50,7 @@ cdef class Work:
 
 
 cdef class Aside:
-    """Work on a thread of its own."""
+    """Work that runs on a thread of its own."""
     cdef object function
     cdef Work work
     cdef object result, error
@@ -69,7 +69,7 @@ cdef class Aside:
         self.over = True
 
     def wait(self, call, tick):
-        """Returns what the work returned, or raises what it raised, or what ended it, when it is over."""
+        """Waits for the end; returns what the work returned, or raises what it raised, or what ended it."""
         interruption = None
         while True:
             try:
@@ -87,25 +87,25 @@ cdef class Aside:
             raise interruption
         if error is not None:
             raise error
-        if not self.over:  # a tick has forked: this is the child, the thread that works is its parent's
+        if not self.over:  # a tick has forked: this is the child, and the working thread exists only in the parent
             tick(self.work.done)
-            raise NotRunningError("this work is that of the process that this one was forked from")
+            raise NotRunningError("this work belongs to the process from which this one was forked")
         tick(self.work.done)
         return self.result
 
 
 def run_long(function, tick, size):
-    """Returns `function(work)`, whose work is of about `size` bytes.
+    """Returns `function(work)`, which processes about `size` bytes.
 
-    `tick(done)` is called now and then, on the caller's thread, and may raise: then the work ends, and that is raised
-    when it is over. `done` is what the work told last.
+    `tick(done)` is called now and then on the caller's thread, and may raise: then the work ends, and the exception is
+    raised once it has ended. `done` is what the work reported last.
     """
     cdef Aside aside
     if size >= SHORT_BYTES:
         aside = Aside(function)
         try:
             call = BackgroundCall(aside)
-        except RuntimeError:  # no thread can be had
+        except RuntimeError:  # no thread can be started
             pass
         else:
             return aside.wait(call, tick)

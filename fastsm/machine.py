@@ -40,40 +40,42 @@ logger = logging.getLogger("fastsm")
 
 
 class FastStateMachine(Engine, StateMachine):
-    """A durable key-value state machine in a directory: an append-only log, and a table into it.
+    """A durable key-value state machine in a directory: an append-only log, and a table that indexes it.
 
-    ``directory`` is created (0700) when needed, locked, recovered; the machine runs at once.
+    ``directory`` is created (0700) if needed, locked, and recovered; the machine runs immediately.
 
-    - ``contiguous``: every entry is handed over, so the next one is always ``last_applied().index + 1``.
-      ``False`` for hosts that hand over only some.
-    - ``sync``: ``"flush"``, durable at :meth:`flush`; ``"apply"``, durable when :meth:`apply` returns.
-    - ``verify_on_open``: ``"full"`` returns after every byte was checked; ``"background"`` checks headers, table and
-      terms, and the rest on a thread, during everything else: until ``stats().verified`` a value is as good as the
-      disk, and damage makes the next call a ``CorruptionError``; ``"off"`` leaves it to :meth:`verify`. After an
-      unclean end, what lies after the last known sync is always checked.
-    - ``expect_applied``: the last entry that the embedder knows was durable here. Recovering less, or another
-      known term there, is a ``CorruptionError``, raised before anything is cut.
-    - ``read_only``: for tools. No lock, nothing written, safe next to a living owner; shows the state at the time of
-      the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere; nothing is recorded here then.
-    - ``retain_entries``, ``retain_bytes``: snapshots can be taken as of so many entries back, or as many as take so
-      many bytes of log, whichever is less: compaction by itself goes no further. ``stats().base`` is the oldest.
-    - ``auto_compact``: compaction by itself, when the dead bytes exceed ``compact_ratio`` times the live ones, and
-      ``compact_floor`` bytes.
+    - ``contiguous``: the host hands over every entry, so the next one is always ``last_applied().index + 1``. ``False``
+      for hosts that hand over only some entries.
+    - ``sync``: ``"flush"``: durable after :meth:`flush`; ``"apply"``: durable when :meth:`apply` returns.
+    - ``verify_on_open``: ``"full"`` checks every byte before returning; ``"background"`` checks headers, table and
+      terms, and the rest on a thread, concurrently with other calls: until ``stats().verified``, a value is only as
+      good as the disk, and damage makes the next call a ``CorruptionError``; ``"off"`` leaves that to :meth:`verify`.
+      After an unclean end, everything after the last known sync is always checked.
+    - ``expect_applied``: the last entry that the embedder knows was durable here. If recovery finds less, or another
+      known term there, that is a ``CorruptionError``, raised before anything is cut.
+    - ``read_only``: for tools. Takes no lock, writes nothing, and is safe next to a running owner; shows the state as
+      of the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere, and is then not recorded here.
+    - ``retain_entries``, ``retain_bytes``: snapshots can be taken as of this many entries back, or as many as take this
+      many bytes of log, whichever is less: automatic compaction goes no further. ``stats().base`` is the oldest.
+    - ``auto_compact``: compacts automatically when the dead bytes exceed both ``compact_ratio`` times the live bytes
+      and ``compact_floor`` bytes.
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
     - ``ordered``: keeps the keys in order from the start, for ``scan``, ``count`` and ``ordered``; otherwise the first
-      of these calls builds the order, and until then it costs nothing. A state whose order was in use opens with it.
-    - ``mode``: the permissions of the directory when it is created, whatever the umask says, and of the files in it,
-      without those to execute. With ``0o770`` the users of a group can take turns.
-    - ``snapshot_compress``, ``snapshot_attachment``: for snapshots that say nothing else, so those of the trait's
-      ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to bytes.
+      of these calls builds the order, which costs nothing until then. If the order was in use at the last close, it is
+      loaded.
+    - ``mode``: the permissions of the directory when it is created, whatever the umask is, and of the files in it,
+      except execute permissions. With ``0o770`` the users of a group can take turns.
+    - ``snapshot_compress``, ``snapshot_attachment``: defaults for snapshots that specify none, such as those of the
+      trait's ``generate_snapshot_data``: ``"none"`` or ``"zstd"``; bytes, or a function from the last included id to
+      bytes.
 
     - ``procedures``: functions marked with :func:`fastsm.procedure`, for :func:`fastsm.call`, the same on every
-      replica. ``check_procedures``, for tests, runs each call twice: what the two come to must be equal, else
+      replica. ``check_procedures``, for tests, runs each call twice: if the two results differ, that is a
       ``ProcedureError``.
 
-    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``; ``SnapshotError`` where
-    ``snapshot_compress="zstd"`` finds no Zstandard. Thread safe. After a failed sync the machine is poisoned: reads go
-    on, writes raise until the directory is opened again.
+    Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``; ``SnapshotError`` for
+    ``snapshot_compress="zstd"`` without Zstandard. Thread safe. After a failed sync the machine is poisoned: reads
+    still work, writes raise until the directory is opened again.
 
     >>> import fastsm, tempfile
     >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine:
@@ -115,7 +117,7 @@ class FastStateMachine(Engine, StateMachine):
         _files: type[Directory] = Directory,
     ) -> None:
         self._set_status("closed")
-        self._late_error: StorageError | None = None  # of a close that was put off: the next one raises it
+        self._late_error: StorageError | None = None  # of a close that was put off; the next close raises it
         check_options(
             sync, verify_on_open, snapshot_compress, (retain_entries, retain_bytes, compact_ratio, compact_floor),
             lock_timeout, mode)
@@ -149,7 +151,7 @@ class FastStateMachine(Engine, StateMachine):
                     self._ask_for_order()
                 logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
                 if verify_on_open == "background" and not opened.verified:
-                    self._verifying.start(self)  # last, since from here on any call may say that it has found damage
+                    self._verifying.start(self)  # last, since from here on any call may raise the damage that it finds
             except BaseException:
                 self._set_status("closed")
                 _machines.discard(self)
@@ -164,8 +166,8 @@ class FastStateMachine(Engine, StateMachine):
     def open_async(cls, directory: str | os.PathLike[str], **options: Any) -> Opening[Self]:
         """Opens a machine off the event loop: ``await open_async(…)``, or ``async with open_async(…) as machine``.
 
-        Takes what the constructor takes. Nothing is opened before it is awaited or entered. The context closes the
-        machine off the event loop, too.
+        Takes the arguments of the constructor. Nothing is opened before it is awaited or entered. The context also
+        closes the machine off the event loop.
         """
         return Opening(lambda: cls(directory, **options))
 
@@ -184,17 +186,17 @@ class FastStateMachine(Engine, StateMachine):
     # ---- life cycle ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Runs again after :meth:`stop`. Idempotent."""
+        """Resumes after :meth:`stop`. Idempotent."""
         self._run_again()
 
     def stop(self) -> None:
         """Makes everything applied durable, then stops: reads and writes are refused until :meth:`start`.
 
-        Idempotent. When the sync fails, ``StorageError`` is raised and the machine runs on, poisoned.
+        Idempotent. If the sync fails, ``StorageError`` is raised, and the machine keeps running, poisoned.
         """
         self._require(True)
         self._turns.check()
-        self.save_hard_state()  # most of it, while others may still write
+        self.save_hard_state()  # most of it, while other threads may still write
         with self._turns:
             self._require(True)
             self._write_state(True)
@@ -202,13 +204,13 @@ class FastStateMachine(Engine, StateMachine):
             self._set_status("stopped")
 
     def close(self) -> None:
-        """Makes everything durable, ends the log cleanly, and gives back files, memory and lock. Idempotent.
+        """Makes everything durable, ends the log cleanly, and releases files, memory and lock. Idempotent.
 
-        Everything is given back even when the last sync fails; the ``StorageError`` is raised afterwards.
+        Everything is released even if the last sync fails; the ``StorageError`` is raised afterwards.
 
-        A signal handler, a finalizer or a callback may call it at any time. Where its own thread is in the middle of
-        a write or a sync of this machine, that goes on first, and the machine is closed at its end; an error of that
-        close is raised by the next one. A call that waits for its turn below the handler is a ``NotRunningError``.
+        A signal handler, a finalizer or a callback may call it at any time. If its own thread is in the middle of a
+        write or a sync of this machine, that completes first, and then the machine is closed; an error of that close is
+        raised by the next one. An interrupted call that is waiting for its turn gets a ``NotRunningError``.
         """
         self._refuse_procedure()
         if self._closed():
@@ -217,7 +219,7 @@ class FastStateMachine(Engine, StateMachine):
                 raise error
             return
         if self._forked():
-            self._release()  # the files are the parent's to end
+            self._release()  # the files belong to the parent
             return
         if self._turns.step_aside(self._close_late):
             return
@@ -230,7 +232,7 @@ class FastStateMachine(Engine, StateMachine):
                     undisturbed(self._turns.lent(self._end), needs_thread=False)
 
     def _end(self) -> None:
-        """In the writer's turn: the end of a close, which no signal handler interrupts."""
+        """In the writer's turn: takes the last steps of a close, which no signal handler interrupts."""
         self._verifying.stop()
         try:
             if not self._corrupt():
@@ -242,12 +244,12 @@ class FastStateMachine(Engine, StateMachine):
             self._watching.close()
 
     async def close_async(self) -> None:
-        """:meth:`close`, off the event loop. Once begun it goes on, also when the wait for it is cancelled."""
-        self._refuse_procedure()  # before the other thread waits for the chunk that this one is in
+        """:meth:`close`, off the event loop. Once begun it completes, even if the wait for it is cancelled."""
+        self._refuse_procedure()  # otherwise the other thread would wait for the chunk that this procedure belongs to
         await close_off_loop(self)
 
     def _close_late(self) -> None:
-        """A close that had to wait for the frames below it. What they came to is theirs: its error waits."""
+        """Closes after the interrupted calls it had to wait for. They keep their outcome; its error is raised later."""
         try:
             self.close()
         except StorageError as error:
@@ -289,22 +291,22 @@ class FastStateMachine(Engine, StateMachine):
             self._release()
 
     def _after_fork_in_child(self) -> None:
-        """Marks the child's copy, and ends the jobs in it, should one of them have forked."""
+        """Marks the child's copy as forked, and ends its jobs."""
         self._set_status("forked")
         self._jobs.leave()
 
     # ---- apply and flush -------------------------------------------------------------------------------
 
     def check(self, command: bytes) -> None:
-        """Raises what :meth:`apply` would raise for this command: as ``fastsm.check``, and for unknown procedures."""
+        """Raises what :meth:`apply` would raise for this command: like ``fastsm.check``, and for unknown procedures."""
         check_calls(command, self._procedures())
 
     async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
-        """:meth:`apply` for coroutines: in the order in which tasks start, and not on the event loop.
+        """:meth:`apply` for coroutines: in the order in which tasks start, and off the event loop.
 
-        A small chunk is applied at once when nothing is queued. A cancelled call is dropped if it has not begun,
-        else it goes on; ``last_applied()`` tells. Behind a chunk that failed, queued chunks fail with
-        ``OrderError`` (its cause is the failure) until the caller of the failed one has seen it.
+        A small chunk is applied immediately if nothing is queued. A cancelled call is dropped if it has not begun,
+        otherwise it completes; ``last_applied()`` tells. After a chunk has failed, chunks queued after it fail with
+        ``OrderError`` (whose cause is that failure) until the caller of the failed one has seen it.
         """
         self._require()  # a forked child has no worker thread
         room = room_if_small(chunk) if self._worker.idle else None
@@ -312,19 +314,19 @@ class FastStateMachine(Engine, StateMachine):
             results = self._apply_if_free(chunk, room)
             if results is not None:
                 return results
-        entries = self._hold(chunk)  # the caller's list may be changed before its turn comes
+        entries = self._hold(chunk)  # the caller may change its list before the chunk's turn
         return await self._worker.run(self, lambda: self._apply_in_turn(entries), applies=True)
 
     def flush(self) -> None:
-        """Makes everything applied before the call durable. One sync serves all flushes that overlap.
+        """Makes everything applied before the call durable. Overlapping flushes share one sync.
 
-        Raises ``StorageError`` when the sync fails; the machine is poisoned then.
+        Raises ``StorageError`` if the sync fails; the machine is then poisoned.
         """
         self._require(True)
         self._flush_to(self._mark(False))
 
     async def flush_async(self) -> None:
-        """:meth:`flush`, without blocking the event loop; its point is fixed when the task starts."""
+        """:meth:`flush`, without blocking the event loop; what it covers is determined when the task starts."""
         self._require(True)
         mark = None if self._has_unwritten(False) else self._position()
         await self._waiters.flush(self._flush_to, mark)
@@ -338,9 +340,9 @@ class FastStateMachine(Engine, StateMachine):
             self._end_suspicion()
 
     def _end_suspicion(self) -> None:
-        """Notes what an unclean end had left and a first sync made durable.
+        """Records that a first sync has made durable what an unclean end had left.
 
-        A signal handler on top of its own thread's write leaves that to the next flush.
+        In a signal handler on top of a write of its own thread, that is left to the next flush.
         """
         held = None
         with suppress(ReentryError), self._turns:
@@ -349,34 +351,34 @@ class FastStateMachine(Engine, StateMachine):
             self._generations.save_held(self, held)
 
     def save_hard_state(self) -> None:
-        """Makes last applied and snapshot metadata durable, and with them everything applied."""
+        """Makes last applied and snapshot metadata durable, and everything applied with them."""
         self._require(True)
         self._flush_to(self._mark(True))
 
     def wait_applied(self, index: int, timeout: float | None = None) -> None:
-        """Returns once the entry at an index is applied: then reads show it, as linearizable reads need.
+        """Returns once the entry at an index is applied, so that reads show it, as linearizable reads require.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds; ``NotRunningError`` when a stop or a close comes first;
-        ``OrderError`` when a reset does, or the install of an older state.
+        Raises ``TimeoutError`` after ``timeout`` seconds; ``NotRunningError`` if the machine is stopped or closed
+        first; ``OrderError`` if it is reset first, or an older state is installed.
         """
         wait_applied(self, index, timeout)
 
     async def wait_applied_async(self, index: int) -> None:
-        """:meth:`wait_applied` for coroutines, however many; a time limit is ``asyncio.wait_for``'s."""
+        """:meth:`wait_applied` for any number of coroutines; use ``asyncio.wait_for`` for a time limit."""
         await self._applied.wait(self, index)
 
     def watch(
         self, prefix: Any = b"", *, start: tuple[int, int | None, int] | int | None = None, durable: bool = False
     ) -> Watch:
-        """Returns the changes of all keys below ``prefix``, as they are applied, from a place in the log on.
+        """Returns the changes of all keys with ``prefix``, as they are applied, starting at a place in the log.
 
-        Every put and every delete is a ``Change``, also of a key that is not there, in the order in which they took
-        effect, none lost and none twice. ``start``: a :class:`Position`, where it goes on; the index of an entry, also
-        one to come, from whose first change it tells; by default what is applied after this call. ``durable``: tells
-        only what would survive a power loss.
+        Every put and every delete is a ``Change``, even of an absent key, in the order in which they took effect,
+        without gaps or duplicates. ``start``: a :class:`Position` at which to continue, or the index of an entry, which
+        may be a future one, with whose first change to begin; by default, what is applied after this call. ``durable``:
+        returns only what would survive a power loss.
 
-        A watch is a place in the log: it costs ``apply`` nothing, and holds nothing back. Raises ``CompactedError``
-        where entries from ``start`` on are gone. O(1) without a start, else O(chunks in the log), without the GIL.
+        A watch is a place in the log: it costs ``apply`` nothing, and delays nothing. Raises ``CompactedError`` if
+        entries from ``start`` on are gone. O(1) without a start, otherwise O(chunks in the log), without the GIL.
         """
         self._require()
         return MachineWatch(self, self._watching, prefix, start, bool(durable))
@@ -384,10 +386,10 @@ class FastStateMachine(Engine, StateMachine):
     # ---- hard state ------------------------------------------------------------------------------------
 
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
-        """Moves last applied forward, for an entry that carries no command (or that the host passes over).
+        """Moves last applied forward, for an entry without a command (or one that the host skips).
 
-        Carried by the next frame that is written, and durable after the next :meth:`flush`. Equal to last
-        applied: nothing happens. Back, another term at its index, or a falling term: ``OrderError``.
+        Recorded by the next frame that is written, and durable after the next :meth:`flush`. Does nothing if it equals
+        last applied. ``OrderError`` if it goes back, has another term at the same index, or a lower term.
         """
         self._require()
         with self._turns:
@@ -401,7 +403,7 @@ class FastStateMachine(Engine, StateMachine):
         self.flush()
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
-        """Remembers the latest snapshot, in memory; :meth:`save_hard_state` makes it durable."""
+        """Sets the metadata of the latest snapshot, in memory; :meth:`save_hard_state` makes it durable."""
         self._require()
         with self._turns:
             self._require()
@@ -416,9 +418,9 @@ class FastStateMachine(Engine, StateMachine):
     # ---- reset -----------------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Back to the initial empty state, on disk too, in one atomic step that is durable on return.
+        """Returns to the initial empty state, on disk too, in one atomic step that is durable on return.
 
-        After an error the old state is whole. Whether the machine is running stays as it was.
+        After an error the old state is intact. A stopped machine stays stopped.
         """
         self._require(True)
         with self._turns:
@@ -442,20 +444,22 @@ class FastStateMachine(Engine, StateMachine):
     ) -> SnapshotMetadata:
         """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
 
-        ``last_included``: any id from the base to ``last_applied()`` (the default), also one in the middle of a
-        chunk; one that was never seen, between two terms, stands for the entry before it. Others, and those whose
-        term cannot be that entry's: ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``;
-        ``attachment``: bytes of the embedder that travel along; by default what the machine was opened with.
-        ``progress(done, total)`` is told now and then, in bytes of records; the total is an estimate.
+        ``last_included``: any id from the base to ``last_applied()`` (the default), even in the middle of a chunk; an
+        id between two terms, which no seen entry has, stands for the entry before it. Other ids, and terms that the
+        entry cannot have, raise ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``; ``attachment``: bytes
+        of the embedder to include; the defaults are options of the machine. ``progress(done, total)`` is called now and
+        then, with bytes of records; the total is an estimate.
 
-        The file is there whole or not at all. On return it is durable, and so is everything up to ``last_included``
-        in the state's own directory, with the metadata if it is newer than what is known: the host may drop its log
-        up to there. Replicas at the same entry write equal files, attachments and codec "none" being equal.
+        The file is written completely or not at all. On return it is durable, and so is everything up to
+        ``last_included`` in the state's own directory, with the metadata if newer than what was recorded: the host may
+        drop its log up to there. Replicas at the same entry write equal files, given equal attachments and no
+        compression.
 
-        O(bytes of base and log), while apply and get go on: nobody waits. Memory: a bit for each 16 bytes of them, and
-        a piece of at most 8 MiB; if entries were applied after ``last_included``, some 20 bytes for each key that these
-        wrote. Raises ``StorageError``; ``SnapshotError`` when a reset, an install or a close comes between;
-        ``StaleSnapshotError`` when a newer snapshot was put into ``directory`` while this one was written, and stays.
+        O(bytes of base and log), concurrent with apply and get, neither of which waits. Memory: one bit per 16 of those
+        bytes, and a piece of at most 8 MiB; if entries were applied after ``last_included``, also some 20 bytes for
+        each key that they wrote. Raises ``StorageError``; ``SnapshotError`` if a reset, an install or a close
+        intervenes; ``StaleSnapshotError`` if a newer snapshot was put into ``directory`` in the meantime: that one
+        stays.
         """
         self._require()
         self._turns.check()
@@ -472,43 +476,43 @@ class FastStateMachine(Engine, StateMachine):
     ) -> None:
         """Replaces state, log, terms, membership and metadata by a snapshot's, in one atomic step; durable on return.
 
-        ``path``: the file, which is left as it was, or the directory that holds it. ``metadata``: what the host was
-        told of it; None takes the file's own. Checked are, in this order: format and version
+        ``path``: the file, which is not changed, or the directory that contains it. ``metadata``: what the host was
+        told about it; with None, the file's own is used. Checks, in this order: format and version
         (``SnapshotFormatError``, ``FormatVersionError``), the checksum against the file and against ``metadata``
         (``ChecksumMismatchError``), and that it is not older than ``last_applied()`` (``StaleSnapshotError``, unless
-        ``allow_older``). After any error or crash the old state is whole.
+        ``allow_older``). After any error or crash the old state is intact.
 
-        Views and iterators taken before stay valid and unchanged. Ends running snapshots and compactions. O(size);
-        reads and writes go on until the step. ``progress(done, total)`` is told of the copying, in bytes.
+        Earlier views and iterators stay valid and unchanged. Ends running snapshots and compactions. O(size); reads and
+        writes go on until the final step. ``progress(done, total)`` reports the copying, in bytes.
         """
         self._require()
         self._turns.check()
         self._installing.install(self, metadata, path, allow_older=allow_older, progress=progress)
 
     def compact(self, up_to: LogId | int | None = None, *, progress: Progress | None = None) -> None:
-        """Gives the space of overwritten and deleted values back, on disk and in memory.
+        """Frees the space of overwritten and deleted values, on disk and in memory.
 
-        The state as of ``up_to`` (an id or an index, rounded down to a chunk's end) becomes the new base; snapshots as
-        of earlier entries can no longer be taken. By default that is ``retain_entries`` or ``retain_bytes`` before
-        ``last_applied()``, whichever retains less, or what a running snapshot needs, if that is earlier. When that is
-        the base already, nothing is done at all.
+        The state as of ``up_to`` (an id or an index, rounded down to the end of a chunk) becomes the new base;
+        snapshots as of earlier entries can no longer be taken. By default that is ``retain_entries`` or
+        ``retain_bytes`` before ``last_applied()``, whichever retains less, or the entry that a running snapshot needs,
+        if that is earlier. If the base is already there, nothing is done.
 
-        One atomic step, durable on return with everything applied; reads and applies go on, views stay valid.
-        O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``; ``SnapshotError`` when a reset, an
-        install or a close comes between.
+        The new base takes effect in one atomic step, durable on return with everything applied; reads and applies go on
+        meanwhile, and views stay valid. O(bytes of base and log). Raises ``SnapshotRangeError``, ``StorageError``;
+        ``SnapshotError`` if a reset, an install or a close intervenes.
         """
         self._compaction.compact(self, up_to, progress)
 
     async def compact_async(self, up_to: LogId | int | None = None, *, progress: Progress | None = None) -> None:
-        """:meth:`compact`, off the event loop; ``progress`` is called there, too."""
+        """:meth:`compact`, off the event loop, where ``progress`` is called too."""
         self._require()
         await self._waiters.call(lambda: self.compact(up_to, progress=progress))
 
     def state_checksum(self, last_included: LogId | tuple[int, int] | None = None) -> tuple[LogId, bytes]:
-        """The id and the 32-byte state checksum that a snapshot there would carry; none is written.
+        """Returns the id and the 32-byte state checksum that a snapshot as of an entry would have; writes nothing.
 
-        Replicas in the same state have the same: compare them to find one that diverged. ``last_included`` as for
-        :meth:`write_snapshot`, whose errors these are, too. O(bytes of base and log), while apply and get go on.
+        Replicas in the same state have the same checksum: compare them to find one that has diverged. ``last_included``
+        and errors: as in :meth:`write_snapshot`. O(bytes of base and log), concurrent with apply and get.
         """
         self._require()
         self._turns.check()
@@ -517,7 +521,7 @@ class FastStateMachine(Engine, StateMachine):
     async def state_checksum_async(
         self, last_included: LogId | tuple[int, int] | None = None
     ) -> tuple[LogId, bytes]:
-        """:meth:`state_checksum`, off the event loop; its point is fixed when the task starts."""
+        """:meth:`state_checksum`, off the event loop; the entry is determined when the task starts."""
         self._require()
         taken = self._snapshots.take(self, last_included)
         return await self._waiters.call(lambda: self._snapshots.state_checksum(self, taken))
@@ -536,7 +540,7 @@ class FastStateMachine(Engine, StateMachine):
         attachment: bytes | None = None,
         progress: Progress | None = None,
     ) -> bytes:
-        """:meth:`write_snapshot`, off the event loop; its point is fixed when the task starts. Returns the checksum."""
+        """:meth:`write_snapshot`, off the event loop, as of the entry at the task's start. Returns the checksum."""
         self._require()
         taken = self._snapshots.take(self, last_included)
         metadata = await self._waiters.call(
@@ -553,15 +557,15 @@ class FastStateMachine(Engine, StateMachine):
     # ---- statistics ------------------------------------------------------------------------------------
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Reads every byte on disk again and checks it; ``progress(done, total)`` is told, in bytes.
+        """Reads every byte on disk again and checks it; ``progress(done, total)`` reports bytes.
 
-        Damage is a ``CorruptionError`` that names file and offset. O(bytes); reads and writes go on meanwhile.
+        Raises ``CorruptionError``, which names file and offset, for damage. O(bytes); reads and writes go on meanwhile.
         """
         self._require()
         self._verifying.run(self, progress)
 
     def stats(self) -> Stats:
-        """Counts, sizes, and what recovery found. O(1)."""
+        """Returns counts, sizes, and what recovery found. O(1)."""
         self._require(True)
         return stats_of(self, self._generations, self._recovery)
 

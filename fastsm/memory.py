@@ -32,10 +32,10 @@ LARGEST = 2**64 - 2
 
 
 class MemoryStateMachine(StateMachine):
-    """A state machine in plain Python: the model that tests compare with, and a stand-in for embedders' tests.
+    """A state machine in plain Python: the model that tests compare with, and a stand-in for use in embedders' tests.
 
-    Nothing is durable; ``flush`` and its siblings only note what would be. What every entry since the last install
-    wrote is kept, and a snapshot writes it again. Thread safety: none.
+    Nothing is durable; ``flush`` and similar methods only record what would be. Every write since the last install is
+    kept, and repeated by a snapshot. Thread safety: none.
     """
 
     _judges: ClassVar[type[Judge]] = Judge
@@ -53,7 +53,7 @@ class MemoryStateMachine(StateMachine):
     def _forget(self) -> None:
         self._state = State()
         self._base = State()
-        self._outcomes: list[Outcome] = []  # since the base: what was written, whatever the commands had been
+        self._outcomes: list[Outcome] = []  # since the base: the writes, whatever the commands were
         self._durable = LogId()
         self._metadata: SnapshotMetadata | None = None
         self._end_watches()
@@ -148,7 +148,7 @@ class MemoryStateMachine(StateMachine):
         return self._state.values.get(bytes_of(key, "key"))
 
     def get_many(self, keys: Sequence[Any]) -> list[bytes | None]:
-        """The values of the keys, in their order."""
+        """Returns the values of the keys, in their order."""
         return [self.get(key) for key in keys]
 
     def entry_term(self, entry_id: int, /) -> int | None:
@@ -165,31 +165,31 @@ class MemoryStateMachine(StateMachine):
         return len(self._state.values)
 
     def items(self) -> list[tuple[bytes, bytes]]:
-        """All pairs, in the order of the entries that last wrote them."""
+        """Returns all pairs, in the order of the entries that last wrote them."""
         self._require()
         return list(self._state.values.items())
 
     def scan(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
     ) -> ScanResult:
-        """The pairs with ``start <= key < end`` and with the prefix, in the order of their keys."""
+        """Returns the pairs with ``start <= key < end`` and with the prefix, in the order of their keys."""
         limit = _checked_limit(limit)
         return ScanResult(self._range(start, end, prefix, reverse)[:limit], self.last_applied().index)
 
     def scan_prefix(self, prefix: Any, *, limit: int | None = None, start_after: Any = None) -> ScanResult:
-        """The pairs with a prefix, in the order of their keys; only those after a key."""
+        """Returns the pairs with a prefix, in the order of their keys; with ``start_after``, only those after a key."""
         limit, prefix = _checked_limit(limit), bytes_of(prefix, "prefix")
         start = None if start_after is None else bytes_of(start_after, "start_after") + b"\0"
         return ScanResult(self._range(start, None, prefix)[:limit], self.last_applied().index)
 
     def count(self, start: Any = None, end: Any = None, *, prefix: Any = None) -> int:
-        """How many keys a scan would give."""
+        """Returns how many keys a scan would return."""
         return len(self._range(start, end, prefix))
 
     def ordered(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The pairs of a scan, of the state at the call."""
+        """Returns the pairs of a scan, as of the call."""
         return iter(self._range(start, end, prefix, reverse))
 
     def _range(self, start: Any, end: Any, prefix: Any, reverse: bool = False) -> list[tuple[bytes, bytes]]:
@@ -205,28 +205,28 @@ class MemoryStateMachine(StateMachine):
         return sorted(found, reverse=bool(reverse))
 
     def modified(self, key: Any, /) -> LogId | None:
-        """The entry that last wrote the key; None when it is not there."""
+        """Returns the entry that last wrote the key; None if the key is absent."""
         self._require()
         return self._state.writers.get(bytes_of(key, "key"))
 
     def membership(self) -> tuple[LogId, bytes] | None:
-        """The newest ``config``."""
+        """Returns the newest ``config``."""
         return self._state.membership
 
     # ---- time ------------------------------------------------------------------------------------------
 
     def clock(self) -> int:
-        """What the clock shows, in milliseconds since 1970; 0 before the first tick."""
+        """Returns the clock, in milliseconds since 1970; 0 before the first tick."""
         self._require()
         return self._state.clock
 
     def deadline(self, key: Any, /) -> int | None:
-        """Until when a key lives; None when it has no deadline or is not there."""
+        """Returns the deadline of a key; None if it has none or is absent."""
         self._require()
         return self._state.deadline(bytes_of(key, "key"))
 
     def next_deadline(self) -> int | None:
-        """The earliest deadline of a key or a session; None when there is none."""
+        """Returns the earliest deadline of a key or a session; None if there is none."""
         self._require()
         first = [*self._state.deadlines_of_keys()[:1], *self._state.deadlines_of_sessions()[:1]]
         return min((expires for expires, _ in first), default=None)
@@ -234,7 +234,7 @@ class MemoryStateMachine(StateMachine):
     # ---- waiting ---------------------------------------------------------------------------------------
 
     def wait_applied(self, index: int, timeout: float | None = None) -> None:
-        """Returns once the entry at an index is applied, by another thread."""
+        """Returns once another thread has applied the entry at an index."""
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"expected a timeout of 0 or more, found {timeout!r}")
         if not self._is_applied(index):
@@ -254,7 +254,7 @@ class MemoryStateMachine(StateMachine):
     def watch(
         self, prefix: Any = b"", *, start: tuple[int, int | None, int] | int | None = None, durable: bool = False
     ) -> MemoryWatch:
-        """The changes of all keys below ``prefix``, from a place on: that of a position, an index, or last applied."""
+        """Returns the changes of all keys with ``prefix``, from a position, an index, or (by default) last applied."""
         self._require()
         return MemoryWatch(self._history, prefix, start, durable)
 
@@ -288,7 +288,7 @@ class MemoryStateMachine(StateMachine):
         self.flush()
 
     def durable(self) -> LogId:
-        """The last applied entry at the last flush."""
+        """Returns the last applied entry at the last flush."""
         return self._durable
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
@@ -326,9 +326,9 @@ class MemoryStateMachine(StateMachine):
     ) -> SnapshotMetadata:
         """Writes ``directory/snapshot.fsm``: the state exactly as of ``last_included``, by default last applied.
 
-        It may be any id from the base to last applied, in a gap too if its term can be that entry's: between two
-        terms it stands for the entry before it. Other ids raise ``SnapshotRangeError``. The metadata is recorded if
-        newer than the present.
+        Any id from the base to last applied is possible, even in a gap, if the entry can have its term; an id between
+        two terms stands for the entry before it. Other ids raise ``SnapshotRangeError``. The metadata is recorded if
+        newer than the recorded one.
         """
         self._require()
         if compress not in {None, *CODECS}:
@@ -349,12 +349,12 @@ class MemoryStateMachine(StateMachine):
         self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId | tuple[int, int] | None = None, *,
         compress: str | None = None, attachment: Any = None, progress: Callable[[int, int], object] | None = None,
     ) -> bytes:
-        """:meth:`write_snapshot`; returns the checksum."""
+        """Writes like :meth:`write_snapshot`; returns the checksum."""
         return self.write_snapshot(
             new_snapshot_dir, last_included, compress=compress, attachment=attachment, progress=progress).checksum
 
     def state_checksum(self, last_included: LogId | tuple[int, int] | None = None) -> tuple[LogId, bytes]:
-        """The id and the state checksum that a snapshot there would carry."""
+        """Returns the id and the state checksum that a snapshot would have."""
         self._require()
         last = self.last_applied() if last_included is None else _checked(last_included)
         head = unpack_snapshot_head(snapshot_bytes(self._state_as_of(last), "none", b""), "a snapshot")
@@ -363,11 +363,11 @@ class MemoryStateMachine(StateMachine):
     async def state_checksum_async(
         self, last_included: LogId | tuple[int, int] | None = None
     ) -> tuple[LogId, bytes]:
-        """:meth:`state_checksum`."""
+        """Returns what :meth:`state_checksum` returns."""
         return self.state_checksum(last_included)
 
     def _state_as_of(self, last: LogId) -> State:
-        """The base, with what the entries up to an id wrote."""
+        """Returns the base with the writes of the entries up to an id."""
         last = self._check_range(last)
         state = self._base.copy()
         for outcome in self._outcomes:
@@ -380,7 +380,7 @@ class MemoryStateMachine(StateMachine):
         return state
 
     def _check_range(self, last: LogId) -> LogId:
-        """The id itself, or that of the entry before it when it lies between two terms."""
+        """Returns the id itself, or that of the entry before it if it is between two terms."""
         base, applied = self._base.last, self.last_applied()
         if not base.index <= last.index <= applied.index:
             raise SnapshotRangeError(f"expected an id from {base} to {applied}, found {last}")
@@ -398,10 +398,10 @@ class MemoryStateMachine(StateMachine):
     def install_snapshot(
         self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], *, allow_older: bool = False
     ) -> None:
-        """Replaces the state by a snapshot's; ``path`` is its file or the directory that holds it.
+        """Replaces the state by a snapshot's; ``path`` is its file, or the directory that contains it.
 
-        With ``metadata=None`` the file's own is taken. Raises ``SnapshotFormatError``, ``ChecksumMismatchError``,
-        ``StaleSnapshotError``; then the old state is whole.
+        With ``metadata=None`` the file's own is used. Raises ``SnapshotFormatError``, ``ChecksumMismatchError``,
+        ``StaleSnapshotError``; then the old state is intact.
         """
         self._require()
         if metadata is not None:
@@ -414,7 +414,7 @@ class MemoryStateMachine(StateMachine):
             if last < self.last_applied() and not allow_older:
                 raise StaleSnapshotError(
                     f"{snapshot.path}: expected a snapshot as of {self.last_applied()} or later, found one as of "
-                    f"{last}; allow_older=True installs it all the same"
+                    f"{last}; allow_older=True installs it anyway"
                 )
             state = read_state(snapshot)
         self._refuse_contradiction(last, state.seen)
@@ -430,7 +430,7 @@ class MemoryStateMachine(StateMachine):
         self._waiters.tell()
 
     def _refuse_contradiction(self, last: LogId, theirs: list[LogId]) -> None:
-        """What ``apply`` refuses of an entry: another term than is known of it, or a falling one."""
+        """Refuses what ``apply`` refuses for an entry: a term that contradicts the known one, or a falling term."""
         applied = self.last_applied()
         if not (_fits(last, self._state.seen) and (last.index <= applied.index or _fits(applied, theirs))):
             raise OrderError(f"a snapshot as of {last} contradicts {applied}", index=last.index)
@@ -438,11 +438,11 @@ class MemoryStateMachine(StateMachine):
     async def apply_snapshot_from_file(
         self, metadata: SnapshotMetadata | None, snapshot_path: str | os.PathLike[str]
     ) -> None:
-        """:meth:`install_snapshot`."""
+        """Does the same as :meth:`install_snapshot`."""
         self.install_snapshot(metadata, snapshot_path)
 
     def clear(self) -> None:
-        """Back to the initial empty state."""
+        """Returns to the initial empty state."""
         self._forget()
         self._waiters.end(OrderError("the state was reset"))
 
@@ -460,7 +460,7 @@ def _checked_limit(limit: int | None) -> int | None:
 
 
 def _fits(one: LogId, seen: list[LogId]) -> bool:
-    """Whether an entry can be of the history in which these were seen: one term for each, and none that falls."""
+    """Returns whether an entry fits the history of those seen: one term per entry, and terms never fall."""
     before = max((other for other in seen if other.index <= one.index), default=LogId())
     after = min((other for other in seen if other.index >= one.index), default=one)
     return before.term <= one.term <= after.term and (before.index != one.index or before == one)

@@ -1,4 +1,4 @@
-"""What each entry comes to on the model: every command, judged over the state that the entries before it left."""
+"""The outcome of each entry on the model: every command, judged over the state that earlier entries left."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ from fastsm.types import (
     ValueIs,
 )
 
-ANSWERING = (Add, Read, DeleteRange, Tick)  # alone
+ANSWERING = (Add, Read, DeleteRange, Tick)  # these always answer, alone
 MAKE_A_BATCH_ANSWER = (Add, DeleteRange, Touch)
-MAY_BE_REFUSED = (Batch, Transaction, Call, Once)  # after something was written
+MAY_BE_REFUSED = (Batch, Transaction, Call, Once)  # these may be refused after they have written something
 
 
 class Judge:
-    """Judges entries, one after the other; the machine's procedures are its own."""
+    """Judges entries, one after another, with the machine's procedures."""
 
     def __init__(self, procedures: Iterable[Callable[[Any, bytes], Any]]) -> None:
         self._procedures = registry(procedures)
-        self._caller = 0  # the thread that runs a procedure at this moment
+        self._caller = 0  # the thread that is running a procedure, or 0
 
     def check(self, command: Any) -> None:
-        """Raises what :meth:`judge` cannot judge."""
+        """Raises for a command that :meth:`judge` cannot judge."""
         check_calls(command, self._procedures)
 
     def is_calling(self) -> bool:
-        """Whether this thread is the one that runs a procedure."""
+        """Returns whether this thread is running a procedure."""
         return self._caller != 0 and self._caller == get_ident()
 
     def judge(self, command: Any, written: Written) -> bool | Answer:
-        """What an entry comes to. Where that is a refusal, nothing is written."""
+        """Returns the outcome of an entry; a refused entry writes nothing."""
         if isinstance(command, Once):
             return self._once(command, written)
         if isinstance(command, OpenSession):
@@ -108,7 +108,7 @@ class Judge:
         return answer
 
     def _once(self, command: Once, written: Written) -> bool | Answer:
-        """What was answered, where it was; else what the command inside comes to, which is remembered."""
+        """Returns the remembered answer, if any; otherwise judges the command inside, and remembers its outcome."""
         known = written.state.sessions.get(command.session)
         if known is None:
             return Answer(False, None, "no session")
@@ -130,7 +130,7 @@ class Judge:
         return result
 
     def do(self, command: Any, written: Written) -> Any:  # one case for each kind
-        """Does what can be done, and gives its value; else raises ``Refused``."""
+        """Does a command and returns its value; raises ``Refused`` if that is impossible."""
         if isinstance(command, Put):
             written.put(command.key, command.value, command.expires)
         elif isinstance(command, Delete):
@@ -165,7 +165,7 @@ class Judge:
 
 
 def _answers(command: object) -> bool:
-    """Whether an entry gives an ``Answer``, not True or False."""
+    """Returns whether an entry has an ``Answer`` instead of True or False."""
     if isinstance(command, Batch):
         return any(isinstance(member, MAKE_A_BATCH_ANSWER) for member in command.commands)
     return isinstance(command, (Transaction, *ANSWERING))

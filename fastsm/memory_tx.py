@@ -1,4 +1,4 @@
-"""The model's pending state: what one entry writes, and what a procedure is given; on dicts, deliberately plain."""
+"""The model's pending state: the writes of one entry, and the argument of procedures; on dicts, deliberately plain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Refused(Exception):  # a signal, not an error
-    """An entry that cannot be done, and why."""
+    """An entry is refused, for the given reason."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -32,19 +32,19 @@ class Refused(Exception):  # a signal, not an error
 
 @dataclass
 class Outcome:
-    """What an entry did to the state, in order: names of the methods of ``State``, with their arguments."""
+    """The writes of an entry, in order: names of methods of ``State``, with their arguments."""
 
     log_id: LogId
     steps: list[tuple[str, tuple[Any, ...]]]
 
     def write_to(self, state: State) -> None:
-        """Does it to a state."""
+        """Applies the writes to a state."""
         for name, arguments in self.steps:
             getattr(state, name)(self.log_id, *arguments)
 
 
 class Written:
-    """A state under the hands of one entry. What can be refused after it wrote says so, to be taken back."""
+    """A state that one entry is changing; ``can_be_taken_back``: the entry may be refused after it wrote."""
 
     def __init__(self, state: State, log_id: LogId, *, can_be_taken_back: bool) -> None:
         self.state = state
@@ -53,14 +53,14 @@ class Written:
         self._steps: list[tuple[str, tuple[Any, ...]]] = []
 
     def take_back(self) -> None:
-        """Makes the state what it was before the entry."""
+        """Restores the state before the entry."""
         if self._steps:
             assert self._before is not None
             vars(self.state).update(vars(self._before.copy()))
             self._steps.clear()
 
     def outcome(self) -> Outcome:
-        """What counts of it."""
+        """Returns the writes that take effect."""
         return Outcome(self.log_id, self._steps)
 
     def _step(self, name: str, *arguments: Any) -> None:
@@ -68,18 +68,18 @@ class Written:
         self._steps.append((name, arguments))
 
     def remember(self, session: int, value: bytes) -> None:
-        """Sets what is remembered of a session."""
+        """Sets the value of a session's record."""
         self._step("remember", session, value)
 
     def forget(self, session: int) -> bool:
-        """Ends a session; whether there was one."""
+        """Ends a session; returns whether it existed."""
         known = session in self.state.sessions
         if known:
             self._step("forget", session)
         return known
 
     def set_membership(self, data: bytes) -> None:
-        """Takes a cluster's membership."""
+        """Sets the cluster's membership."""
         self._step("set_membership", data)
 
     def put(self, key: bytes, value: bytes | None, expires: int | None = None) -> None:
@@ -90,14 +90,14 @@ class Written:
             self._step("put", key, value, expires)
 
     def touch(self, key: bytes, expires: int | None) -> bool:
-        """Changes the deadline of a key alone; whether the key is there."""
+        """Changes only the deadline of a key; returns whether the key exists."""
         found = key in self.state.values
         if found and self.state.deadline(key) != expires:
             self._step("touch", key, expires)
         return found
 
     def tick(self, now: int, limit: int | None) -> int:
-        """Moves the clock, and removes what is due by it; how many."""
+        """Moves the clock, and removes what is due; returns how many."""
         if now > self.state.clock:
             self._step("set_clock", now)
         keys = [key for expires, key in self.state.deadlines_of_keys() if expires <= self.state.clock]
@@ -108,7 +108,7 @@ class Written:
         return len(due[:limit])
 
     def add(self, key: bytes, delta: int, initial: int) -> int:
-        """Adds to a number, which keeps its deadline; ``Refused`` where that cannot be."""
+        """Adds to a number, which keeps its deadline; raises ``Refused`` if that is impossible."""
         value = self.state.values.get(key)
         if value is not None:
             if not NUMBER.fullmatch(value) or len(value) > 20 or not -(2**63) <= int(value) < 2**63:
@@ -120,11 +120,11 @@ class Written:
         return initial + delta
 
     def keys(self, start: bytes, end: bytes | None) -> list[bytes]:
-        """The keys of a range, in order."""
+        """Returns the keys of a range, in order."""
         return sorted(key for key in self.state.values if start <= key and (end is None or key < end))
 
     def delete_range(self, start: bytes, end: bytes | None) -> int:
-        """Removes the keys of a range; how many."""
+        """Removes the keys of a range; returns how many."""
         keys = self.keys(start, end)
         for key in keys:
             self.put(key, None)
@@ -132,7 +132,7 @@ class Written:
 
 
 def noting(method: Method) -> Method:
-    """Lets a method of ``Tx`` note the trouble that comes out of it, which the procedure may catch."""
+    """Decorates a method of ``Tx`` to record trouble that it raises, since the procedure may catch it."""
 
     @functools.wraps(method)
     def noted(self: Tx, *arguments: Any, **options: Any) -> Any:
@@ -147,7 +147,7 @@ def noting(method: Method) -> Method:
 
 
 class Tx:
-    """What a procedure of the model is given."""
+    """The argument of a procedure of the model."""
 
     def __init__(self, written: Written) -> None:
         self.entry = written.log_id
@@ -170,19 +170,19 @@ class Tx:
 
     @noting
     def get(self, key: Any) -> bytes | None:
-        """The value of a key, or None."""
+        """Returns the value of a key, or None."""
         key = self._bytes(key, "key", MAX_KEY_SIZE)
         return self._pending.state.values.get(key)
 
     @noting
     def modified(self, key: Any) -> LogId | None:
-        """The entry that last wrote a key, or None."""
+        """Returns the entry that last wrote a key, or None."""
         key = self._bytes(key, "key", MAX_KEY_SIZE)
         return self._pending.state.writers.get(key)
 
     @noting
     def deadline(self, key: Any) -> int | None:
-        """Until when a key lives, or None."""
+        """Returns the deadline of a key, or None."""
         key = self._bytes(key, "key", MAX_KEY_SIZE)
         return self._pending.state.deadline(key)
 
@@ -190,7 +190,7 @@ class Tx:
     def scan(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, limit: int | None = None, reverse: bool = False
     ) -> list[tuple[bytes, bytes]]:
-        """The pairs of a range, in order."""
+        """Returns the pairs of a range, in order."""
         first, stop = self._bounds(start, end)
         below = b"" if prefix is None else bytes(memoryview(prefix))
         if limit is not None:
@@ -203,19 +203,19 @@ class Tx:
 
     @noting
     def count(self, start: Any = None, end: Any = None, *, prefix: Any = None) -> int:
-        """How many pairs there are in a range."""
+        """Returns how many pairs a range has."""
         return len(self.scan(start, end, prefix=prefix))
 
     @noting
     def put(self, key: Any, value: Any, *, expires: Any = None) -> None:
-        """Sets a key, and its deadline."""
+        """Sets a key and its deadline."""
         key, value = self._bytes(key, "key", MAX_KEY_SIZE), self._bytes(value, "value", MAX_VALUE_SIZE)
         expires = _deadline(expires)
         self._pending.put(key, value, expires)
 
     @noting
     def touch(self, key: Any, expires: Any) -> bool:
-        """Changes the deadline of a key alone; whether the key is there."""
+        """Changes only the deadline of a key; returns whether the key exists."""
         key, expires = self._bytes(key, "key", MAX_KEY_SIZE), _deadline(expires)
         return self._pending.touch(key, expires)
 
@@ -227,7 +227,7 @@ class Tx:
 
     @noting
     def add(self, key: Any, delta: int, *, initial: int = 0) -> int:
-        """Adds to a number; ``ValueError`` where that cannot be."""
+        """Adds to a number; raises ``ValueError`` if that is impossible."""
         key, numbers = self._bytes(key, "key", MAX_KEY_SIZE), [_integer(delta), _integer(initial)]
         try:
             return self._pending.add(key, *numbers)
@@ -236,13 +236,13 @@ class Tx:
 
     @noting
     def delete_range(self, start: Any, end: Any) -> int:
-        """Removes the keys of a range; how many."""
+        """Removes the keys of a range; returns how many."""
         first, stop = self._bounds(start, end)
         return self._pending.delete_range(first, stop)
 
     @noting
     def delete_prefix(self, prefix: Any) -> int:
-        """Removes the keys below a prefix; how many."""
+        """Removes the keys with a prefix; returns how many."""
         keys = [key for key, _ in self.scan(prefix=memoryview(prefix))]
         for key in keys:
             self._pending.put(key, None)

@@ -1,4 +1,4 @@
-"""The model's waits: callers who wait until an entry is applied, in a list, deliberately plain."""
+"""The model's waits: a list of callers that wait for an entry to be applied; deliberately plain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastsm.event_loops import event_loops
 
 
 class Waiter:
-    """A caller that waits for an index; ``tell()`` once that is applied, or ``error`` says why it will not be."""
+    """A caller that waits for an index: ``tell()`` is called when it is applied, or ``error`` says why not."""
 
     def __init__(self, index: int, tell: Callable[[], object]) -> None:
         self.index = index
@@ -19,14 +19,14 @@ class Waiter:
 
 
 class Waiters:
-    """Everybody who waits for an entry of one state machine; ``applied`` says how far that is."""
+    """All waiting callers of one state machine; ``applied`` returns how far it has applied."""
 
     def __init__(self, applied: Callable[[], int]) -> None:
         self._applied = applied
         self.waiting: list[Waiter] = []
 
     def wait(self, index: int, timeout: float | None) -> None:
-        """Blocks until another thread calls :meth:`tell` once the entry is applied, or :meth:`end`."""
+        """Blocks until another thread calls :meth:`tell` after the entry is applied, or :meth:`end`."""
         over = threading.Event()
         waiter = self._add(index, over.set)
         if not over.wait(timeout):
@@ -48,7 +48,7 @@ class Waiters:
             raise waiter.error
 
     def tell(self) -> None:
-        """Tells those whose entry is applied."""
+        """Tells the callers whose entry is applied."""
         index = self._applied()
         told = [waiter for waiter in self.waiting if waiter.index <= index]
         self.waiting = [waiter for waiter in self.waiting if waiter.index > index]
@@ -56,7 +56,7 @@ class Waiters:
             waiter.tell()
 
     def end(self, error: FastsmError) -> None:
-        """Tells everybody that their entry will not come, and why."""
+        """Tells all callers that their entry will not come, and why."""
         ended, self.waiting = self.waiting, []
         for waiter in ended:
             waiter.error = error
@@ -65,7 +65,7 @@ class Waiters:
     def _add(self, index: int, tell: Callable[[], object]) -> Waiter:
         waiter = Waiter(index, tell)
         self.waiting.append(waiter)
-        self.tell()  # it may have been applied just now
+        self.tell()  # the entry may have been applied just before
         return waiter
 
     def _remove(self, waiter: Waiter) -> None:

@@ -1,4 +1,4 @@
-"""The model's watch: the list of all changes, looked through from a place on; deliberately plain."""
+"""The model's watch: the list of all changes, searched from a place on; deliberately plain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Moment(NamedTuple):
-    """A model at one moment: ids of entries, and what each entry since the base wrote."""
+    """A model at one moment: ids of entries, and the writes of each entry since the base."""
 
     base: LogId
     applied: LogId
@@ -31,24 +31,24 @@ class Moment(NamedTuple):
 
 
 class History:
-    """What a watch needs of a model: `look`, which raises where it does not run, and the terms. Thread safety: none."""
+    """What a watch needs from a model: terms, and `look`, which raises if it is not running. Thread safety: none."""
 
     def __init__(self, look: Callable[[], Moment], term_of: Callable[[int], int | None]) -> None:
         self.look = look
         self.term_of = term_of
-        self.state = object()  # another one for each state that is no continuation of the one before
+        self.state = object()  # replaced by each state that does not continue the previous one
         self.wakes = 0
         self.waiting: list[Callable[[], object]] = []
 
     def wake(self) -> None:
-        """Has all who wait look again."""
+        """Makes all waiting watches look again."""
         self.wakes += 1
         for wake in list(self.waiting):
             wake()
 
     @contextmanager
     def waking(self, wake: Callable[[], object]) -> Iterator[None]:
-        """Within the block `wake()` is called whenever it is worth looking again."""
+        """Within the block, `wake()` is called whenever it is worth looking again."""
         self.waiting.append(wake)
         try:
             yield
@@ -57,7 +57,7 @@ class History:
 
 
 class MemoryWatch(Reads):
-    """The changes of a model's keys below a prefix: what ``fastsm.Watch`` is for a ``FastStateMachine``."""
+    """The changes of a model's keys with a prefix: what ``fastsm.Watch`` is for a ``FastStateMachine``."""
 
     def __init__(
         self, history: History, prefix: Any, start: tuple[int, int | None, int] | int | None, durable: bool
@@ -68,8 +68,8 @@ class MemoryWatch(Reads):
         self._state = history.state
         self._reading = self._closed = False
         self._in_a_row = 0
-        self._whole = True  # nothing more of the entry of its place is to come
-        self._checked = True  # that entry's term
+        self._whole = True  # no more changes of the entry at its place will follow
+        self._checked = True  # that entry's term was checked
         self._moment = history.look()
         self._index: int = self._moment.applied.index
         self._term: int | None = self._moment.applied.term
@@ -89,10 +89,10 @@ class MemoryWatch(Reads):
 
     @property
     def position(self) -> Position:
-        """Where it goes on."""
+        """Where it continues."""
         return Position(self._index, self._term, self._offset)
 
-    # ---- what is there ---------------------------------------------------------------------------------
+    # ---- the history -----------------------------------------------------------------------------------
 
     def _known_term(self) -> int | None:
         base = self._moment.base
@@ -103,7 +103,7 @@ class MemoryWatch(Reads):
             f"the changes after entry {self._index} are gone: {what}", oldest=self._moment.base.index + 1)
 
     def _look(self) -> None:
-        """Raises what ends the watch."""
+        """Raises if the watch has ended."""
         if self._closed:
             raise NotRunningError("this watch is closed")
         self._wakes = self._history.wakes
@@ -124,19 +124,19 @@ class MemoryWatch(Reads):
             self._whole = True
 
     def _changes(self) -> Iterator[Change]:
-        """All changes of keys below the prefix since the base."""
+        """Yields all changes of keys with the prefix since the base."""
         for outcome in self._moment.outcomes:
             for name, arguments in outcome.steps:
                 if name in ("put", "delete") and arguments[0].startswith(self._prefix):
                     yield Change(*outcome.log_id, arguments[0], arguments[1] if name == "put" else None)
 
     def _take(self, limit: int, max_bytes: int) -> list[Change]:
-        """What is to be told next; the place moves."""
+        """Returns the next changes, and moves the place."""
         last = self._moment.durable if self._is_durable else self._moment.applied
         found: list[Change] = []
         size = number = at = 0
         for change in self._changes():
-            number = number + 1 if change.index == at else 1  # of its entry
+            number = number + 1 if change.index == at else 1  # the number of the change within its entry
             at = change.index
             if at < self._index or (at == self._index and (self._whole or number <= self._offset)):
                 continue
@@ -169,7 +169,7 @@ class MemoryWatch(Reads):
         return False
 
     def _hand_over(self) -> None:
-        """The place has moved already."""
+        """Does nothing: the place has moved already."""
 
     def _wait_for_change(self, timeout: float | None) -> bool:
         over = threading.Event()

@@ -1,8 +1,8 @@
-# Named tuples of ints and bytes, made as fast as plain ones. Their fields are set once, at once.
+# Named tuples of ints and bytes that are made as fast as plain tuples. Their fields are set only once, directly after.
 #
-# Nothing in them can be part of a cycle of references, so the collector is not told of them: it would look at all of a
-# long list again and again while that is made. (It finds out for itself that a plain tuple needs no look, but not
-# that one of a subclass needs none.)
+# They cannot be part of a reference cycle, so the collector does not track them: otherwise it would traverse a long
+# list again and again while the list is being made. (The collector untracks plain tuples by itself, but not those of
+# subclasses.)
 
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
@@ -23,6 +23,6 @@ cdef extern from *:
 
 
 cdef inline void set_field(object made, Py_ssize_t i, object value) noexcept:
-    """Sets a field that is not set yet."""
+    """Sets a field for the first time."""
     Py_INCREF(value)
     PyTuple_SET_ITEM(made, i, value)

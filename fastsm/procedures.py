@@ -1,8 +1,8 @@
-"""Procedures: functions of the embedder's that run at their place in the log, on every replica; and their rules.
+"""Procedures: functions of the embedder that run at their place in the log, on every replica; and their rules.
 
-What a procedure comes to must be the same everywhere. So an exception that depends on the entry alone is an answer,
-and one that may depend on this replica (no memory, a disk, an import) ends the whole ``apply``: nothing of it is
-applied here, as if the call had never been.
+A procedure must have the same outcome everywhere. So an exception that depends only on the entry is an answer, while
+one that may depend on this replica (memory, disk, an import) aborts the whole ``apply``: nothing of the chunk is
+applied here, as if the call had never been made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MARK = "__fastsm_procedure__"
 
 
 class Abort(Exception):  # raised to say no, which is an answer
-    """Raised by a procedure to take back all it wrote: its entry gives ``Answer(False, value, "abort")``."""
+    """Raised by a procedure to undo everything it wrote: its entry gives ``Answer(False, value, "abort")``."""
 
     def __init__(self, value: Any = None) -> None:
         self.value = value
@@ -36,7 +36,7 @@ class Abort(Exception):  # raised to say no, which is an answer
 
 
 class Procedure(NamedTuple):
-    """A function under the name and version that commands call it by."""
+    """A function with the name and version by which commands call it."""
 
     name: str
     version: int
@@ -47,7 +47,7 @@ Registry = dict[tuple[str, int], Procedure]
 
 
 class RunningTx(Protocol):
-    """What :func:`run` needs of the ``tx`` of a call."""
+    """What :func:`run` needs from the ``tx`` of a call."""
 
     def _trouble(self) -> BaseException | None: ...
     def _end(self) -> None: ...
@@ -77,7 +77,7 @@ def procedure(
             raise TypeError(f"expected a function (tx, payload) and a name of type str, found {marked!r} and {label!r}")
         kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
         if any(is_kind(marked) for is_kind in kinds):
-            raise TypeError(f"{marked!r} answers a coroutine or a generator: define it with `def`, without `yield`")
+            raise TypeError(f"{marked!r} returns a coroutine or a generator: define it with `def`, without `yield`")
         encoded_name(label)
         number = operator.index(version)
         if not 0 <= number < 2**32:
@@ -92,12 +92,12 @@ def procedure(
 
 
 def registry(procedures: Iterable[Callable[[Any, bytes], Any]]) -> Registry:
-    """The procedures of a machine, by name and version. ``ValueError`` where two have the same."""
+    """Returns the procedures of a machine by name and version; ``ValueError`` if two have the same."""
     found: Registry = {}
     for function in procedures:
         marked = getattr(function, MARK, None)
         if marked is None:
-            raise TypeError(f"{function!r} is no procedure: put @fastsm.procedure above its definition")
+            raise TypeError(f"{function!r} is not a procedure: put @fastsm.procedure above its definition")
         if marked in found:
             raise ValueError(f"two procedures {marked[0]!r} of version {marked[1]}: give one another version or name")
         found[marked] = Procedure(marked[0], marked[1], function)
@@ -105,7 +105,7 @@ def registry(procedures: Iterable[Callable[[Any, bytes], Any]]) -> Registry:
 
 
 def check_calls(command: Any, known: Registry) -> None:
-    """Raises what ``apply`` would raise for a command on a machine that has these procedures."""
+    """Raises what ``apply`` would raise for a command on a machine with these procedures."""
     check(command)
     decoded: object = decode(command)
     if isinstance(decoded, Once):
@@ -113,12 +113,12 @@ def check_calls(command: Any, known: Registry) -> None:
     if isinstance(decoded, Call) and (decoded.name, decoded.version) not in known:
         raise UnknownCommandError(
             f"a call of procedure {decoded.name!r}, version {decoded.version}, which this machine was not given: open "
-            "it with procedures=[…] on every replica before one is proposed"
+            "it with procedures=[…] on every replica before a call is proposed"
         )
 
 
 def is_trouble(error: BaseException) -> bool:
-    """Whether an exception may be this replica's own, so that it cannot be the answer of an entry."""
+    """Returns whether an exception may be specific to this replica, so that it cannot be an entry's answer."""
     replicas_own = (OSError, ImportError, SystemError, MemoryError, RecursionError, FastsmError)
     errors = [error]
     while errors:
@@ -131,9 +131,9 @@ def is_trouble(error: BaseException) -> bool:
 
 
 def run(called: Procedure, tx: RunningTx, payload: bytes, index: int) -> Answer:
-    """Calls a procedure. What it wrote is for the caller to take back where the answer is not ``ok``.
+    """Calls a procedure. If the answer is not ``ok``, the caller has to undo what it wrote.
 
-    Raises ``ProcedureError``, and what is no ``Exception`` as it is.
+    Raises ``ProcedureError``; exceptions that are not an ``Exception`` are passed on.
     """
     try:
         returned = called.function(tx, payload)
@@ -146,19 +146,19 @@ def run(called: Procedure, tx: RunningTx, payload: bytes, index: int) -> Answer:
 
 
 def answer_of_value(called: Procedure, returned: Any, index: int, *, aborted: bool = False) -> Answer:
-    """What a call comes to that returned a value, or, with ``aborted``, raised an ``Abort`` that has one."""
+    """Returns the answer for a call that returned a value, or, with ``aborted``, raised an ``Abort`` with a value."""
     try:
         value = checked_value(returned.value if aborted else returned)
     except BadAnswerError as error:
         return _failed(called, error, index)
-    except Exception as error:  # an abort's value may be a property
+    except Exception as error:  # the value of an Abort may be a property
         refuse_trouble(called, error, index)
         return _failed(called, error, index)
     return Answer(False, value, "abort") if aborted else Answer(True, value)
 
 
 def answer_of_error(called: Procedure, error: Exception, trouble: BaseException | None, index: int) -> Answer:
-    """What a call comes to that raised; ``trouble``: what came out of ``tx`` and was this replica's own."""
+    """Returns the answer for a call that raised; ``trouble``: a replica-specific error from ``tx``, or None."""
     if isinstance(error, Abort):
         refuse_trouble(called, trouble, index)
         return answer_of_value(called, error, index, aborted=True)
@@ -167,21 +167,21 @@ def answer_of_error(called: Procedure, error: Exception, trouble: BaseException 
 
 
 def refuse_trouble(called: Procedure, error: BaseException | None, index: int) -> None:
-    """Raises where an exception is this replica's own trouble, which is no answer."""
+    """Raises if an exception is specific to this replica, and so cannot be an answer."""
     if error is None or not is_trouble(error):
         return
     if not isinstance(error, Exception):
         raise error
     raise ProcedureError(
         f"entry {index}: procedure {called.name!r}, version {called.version}, could not be run on this replica: "
-        f"{type(error).__name__}; nothing of the chunk was applied. An entry that can never be applied is passed over "
-        "by update_last_applied, on every replica",
+        f"{type(error).__name__}; nothing of the chunk was applied. An entry that can never be applied has to be "
+        "skipped with update_last_applied, on every replica",
         index=index, name=called.name,
     ) from error
 
 
 def _failed(called: Procedure, error: Exception, index: int) -> Answer:
-    with suppress(Exception):  # a handler of the log cannot decide what a replica answers
+    with suppress(Exception):  # a log handler must not affect what a replica answers
         logger.warning(
             "entry %d: procedure %r, version %d, failed", index, called.name, called.version, exc_info=error
         )

@@ -1,4 +1,4 @@
-"""``RaftLog``: the log, the term and the vote of a Raft node, crash-safe."""
+"""``RaftLog``: the crash-safe log, term and vote of a Raft node."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastsm")
 
-SEGMENT_BYTES = 64 << 20  # a segment that has reached this is followed by another one
+SEGMENT_BYTES = 64 << 20  # once a segment has reached this size, another one is begun
 
 
 @dataclass(frozen=True, slots=True)
 class RaftLogStats:
-    """A moment of a log, as :meth:`fastsm.RaftLog.stats` gives it. Sizes are in bytes.
+    """A moment of a log, as returned by :meth:`fastsm.RaftLog.stats`. Sizes are in bytes.
 
     ``print`` shows it in human units; :meth:`as_dict` is for metrics.
     """
@@ -58,22 +58,22 @@ class RaftLogStats:
         return "\n".join(f"{label:12}  {text}" for label, text in rows.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, flat: one name, one number, as metrics libraries like it."""
+        """Returns the same as a flat dict of numbers, as metrics libraries expect."""
         return flattened(self)
 
 
 class RaftLog(LogEngine):
-    """The other file of a Raft node: entries, current term and vote, in a directory of their own.
+    """The other persistent part of a Raft node: entries, current term and vote, in a directory of their own.
 
-    ``directory`` is created (0700) when needed, locked, recovered. What was appended before a kill is there; after a
-    power loss, all that was synced, and a prefix of the rest. A torn tail is cut and logged.
+    ``directory`` is created (0700) if needed, locked, and recovered. What survives a kill: everything appended; a power
+    loss: everything synced, and a prefix of the rest. A torn tail is cut and logged.
 
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
 
     Raises ``LockedError``, ``CorruptionError`` (also for a directory that lost one of its files),
-    ``FormatVersionError``, ``StorageError``. Thread safe: writers take turns, reads and syncs go on next to them. After
-    a failed sync the log is poisoned: reads go on, writes raise until the directory is opened again. In a forked
-    child, and once it is closed, every call is a ``NotRunningError``.
+    ``FormatVersionError``, ``StorageError``. Thread safe: writers take turns; reads and syncs run concurrently. After a
+    failed sync the log is poisoned: reads still work, writes raise until the directory is opened again. In a forked
+    child, and after a close, every call is a ``NotRunningError``.
 
     >>> import fastsm, tempfile
     >>> with fastsm.RaftLog(tempfile.mkdtemp()) as log:
@@ -96,7 +96,7 @@ class RaftLog(LogEngine):
         lock_timeout: float = 0,
         _files: type[Directory] = Directory,
     ) -> None:
-        self._late_error: StorageError | None = None  # of a close that was put off: the next one raises it
+        self._late_error: StorageError | None = None  # of a close that was put off; the next close raises it
         self.path = os.fsdecode(directory)
         self._waiters = Waiters()
         if not lock_timeout >= 0:
@@ -119,18 +119,19 @@ class RaftLog(LogEngine):
     # ---- sync ------------------------------------------------------------------------------------------
 
     async def sync_async(self) -> None:
-        """:meth:`sync`, without blocking the event loop; its point is fixed when the task starts.
+        """:meth:`sync`, without blocking the event loop; what it covers is determined when the task starts.
 
-        However many coroutines wait, one sync is under way and one to come. Cancelling the wait stops no sync.
+        However many coroutines wait, at most one sync is running and one more to come. Cancelling the wait stops no
+        sync.
         """
         await self._waiters.flush(self._sync_to, self._mark())
 
     # ---- look ------------------------------------------------------------------------------------------
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Reads every byte on disk again and checks it; ``progress(done, total)`` is told, in bytes.
+        """Reads every byte on disk again and checks it; ``progress(done, total)`` reports bytes.
 
-        Damage is a ``CorruptionError`` that names file and offset. O(bytes); reads and writes go on meanwhile.
+        Raises ``CorruptionError``, which names file and offset, for damage. O(bytes); reads and writes go on meanwhile.
         """
         segments = self._files()
         with storage_errors(self.path, "opening the directory to verify"):
@@ -142,19 +143,19 @@ class RaftLog(LogEngine):
             directory.close()
 
     def stats(self) -> RaftLogStats:
-        """Counts, sizes, and what recovery found. O(segments)."""
+        """Returns counts, sizes, and what recovery found. O(segments)."""
         return RaftLogStats(*self._counts(), self._recovery)
 
     # ---- close -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Makes everything durable, ends the log cleanly, and gives files and lock back. Idempotent.
+        """Makes everything durable, ends the log cleanly, and releases files and lock. Idempotent.
 
-        Everything is given back even when the last sync fails; the ``StorageError`` is raised afterwards.
+        Everything is released even if the last sync fails; the ``StorageError`` is raised afterwards.
 
-        A signal handler or a finalizer may call it at any time. Where its own thread is in the middle of a write or a
-        sync of this log, that goes on first, and the log is closed at its end; an error of that close is raised by the
-        next one. A call that waits for its turn below the handler is a ``NotRunningError``.
+        A signal handler or a finalizer may call it at any time. If its own thread is in the middle of a write or a sync
+        of this log, that completes first, and then the log is closed; an error of that close is raised by the next one.
+        An interrupted call that is waiting for its turn gets a ``NotRunningError``.
         """
         if self._is_closed():
             error, self._late_error = self._late_error, None
@@ -169,7 +170,7 @@ class RaftLog(LogEngine):
                 self._finish()
 
     def _close_late(self) -> None:
-        """A close that had to wait for the frames below it. What they came to is theirs: its error waits."""
+        """Closes after the interrupted calls it had to wait for. They keep their outcome; its error is raised later."""
         try:
             self.close()
         except StorageError as error:

@@ -1,4 +1,4 @@
-"""The standard streams of a command: closed ones, and outputs that take nothing."""
+"""The standard streams of a command: streams that are closed, and outputs that accept nothing more."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import sys
 
 
 def replace_closed_streams() -> None:
-    """Puts descriptors that can neither be read nor written in place of standard ones that are closed.
+    """Replaces closed standard streams by descriptors that can be neither read nor written.
 
-    Otherwise the next file that is opened, maybe a state's, would be the standard output. What is printed fails with
-    EBADF, as it would in C.
+    Otherwise the next file that is opened, such as a state's, would become the standard output. Printing then fails
+    with EBADF, as it would in C.
     """
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, flags)  # the system gives the lowest number that is free
+            os.open(os.devnull, flags)  # the system returns the lowest free number
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115  # for as long as the process lives
     if sys.stdout is None:
@@ -26,5 +26,5 @@ def replace_closed_streams() -> None:
 
 
 def give_up_output() -> None:
-    """Lets what is still to be written to the standard output go nowhere: the interpreter must not fail at its end."""
+    """Discards what is still buffered for the standard output, so that the interpreter does not fail at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

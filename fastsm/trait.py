@@ -39,18 +39,18 @@ class StateMachine(ABC):
 
     @abstractmethod
     def entry_term(self, entry_id: int, /) -> int | None:
-        """Returns the term of the entry at an index where it is certain, else None.
+        """Returns the term of the entry at an index if it is certain, else None.
 
-        It is certain for every entry that was seen, and between two seen entries of the same term, since terms never
-        fall.
+        It is certain for every entry that was seen, and for indexes between two such entries of one term, since terms
+        never fall.
         """
 
     @abstractmethod
     async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
-        """Applies committed entries, all or none; one result for each.
+        """Applies committed entries, all or none; returns one result for each.
 
-        True: it took effect. False: a compare-and-swap or a batch did not match. None: it was applied
-        before and is skipped. Raises ``OrderError`` or ``CommandError``, then nothing was applied.
+        True: it took effect. False: a compare-and-swap or a batch did not match. None: it was applied before, and is
+        skipped. Raises ``OrderError`` or ``CommandError``; then nothing was applied.
         """
 
     @abstractmethod
@@ -61,19 +61,19 @@ class StateMachine(ABC):
         return self.len()
 
     def __bool__(self) -> bool:
-        return True  # a state machine is there, however empty
+        return True  # a state machine counts as true, however empty
 
     def is_empty(self) -> bool:
-        """Returns whether there is no live key."""
+        """Returns whether there are no live keys."""
         return self.len() == 0
 
     @abstractmethod
     def update_last_applied(self, log_id: LogId) -> None:
-        """Moves last applied forward for an entry that carries no command; raises ``OrderError``."""
+        """Moves last applied forward for an entry without a command; raises ``OrderError``."""
 
     @abstractmethod
     def last_applied(self) -> LogId:
-        """Returns the last applied entry; ``LogId(0, 0)`` when there is none."""
+        """Returns the last applied entry; ``LogId(0, 0)`` if there is none."""
 
     @abstractmethod
     def persist_last_applied(self, log_id: LogId) -> None:
@@ -95,7 +95,7 @@ class StateMachine(ABC):
     async def generate_snapshot_data(
         self, new_snapshot_dir: str | PathLike[str], last_included: LogId
     ) -> bytes:
-        """Writes a snapshot exact at ``last_included``; returns its 32-byte BLAKE3 checksum."""
+        """Writes a snapshot exactly as of ``last_included``; returns its 32-byte BLAKE3 checksum."""
 
     @abstractmethod
     async def apply_snapshot_from_file(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 CHECKSUM_BYTES = 32
 _ID_LIMIT = 2**64 - 1
-_WIRE = struct.Struct("<4sIQQ32s")  # magic, version, index, term, checksum; then 8 bytes of BLAKE3 over all of these
+# Magic, version, index, term, checksum; followed by 8 bytes of BLAKE3 over all of these
+_WIRE = struct.Struct("<4sIQQ32s")
 _WIRE_MAGIC, _WIRE_VERSION, _WIRE_SUM_BYTES = b"FSMM", 0, 8
 
 _shorten = reprlib.Repr()
@@ -27,21 +28,21 @@ _shorten.maxother = _shorten.maxstring = 60
 
 
 class LogId(NamedTuple):
-    """The place of an entry in the Raft log; ``LogId(0, 0)`` when there is none."""
+    """The place of an entry in the Raft log; ``LogId(0, 0)`` if there is none."""
 
     index: int = 0  # type: ignore[assignment]  # tuples have a method of this name
     term: int = 0
 
 
 def log_id_text(log_id: LogId | None) -> str:
-    """``"entry 1,200 of term 3"``."""
+    """Formats an id, as ``"entry 1,200 of term 3"``."""
     if log_id is None:
         return "none"
     return f"entry {log_id.index:,} of term {log_id.term:,}" if log_id != LogId() else "nothing"
 
 
 class Entry(NamedTuple):
-    """A committed Raft entry; ``command`` is made by :func:`fastsm.put` and its siblings."""
+    """A committed Raft entry; ``command`` is made by :func:`fastsm.put` or a similar function."""
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name
     term: int
@@ -49,7 +50,7 @@ class Entry(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What an entry did to a key: the value that it set, or None where it removed the key."""
+    """What an entry did to a key: the value that it set, or None if it removed the key."""
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name
     term: int
@@ -58,7 +59,7 @@ class Change(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a watch goes on: after ``offset`` changes of an entry. ``term`` is None where it is not known."""
+    """Where a watch continues: after ``offset`` changes of an entry. ``term`` is None if unknown."""
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name
     term: int | None
@@ -66,7 +67,7 @@ class Position(NamedTuple):
 
 
 class ScanResult(NamedTuple):
-    """Pairs sorted by key, and the last applied index at which they were the state."""
+    """Pairs sorted by key, and the last applied index of the state that they are from."""
 
     entries: list[tuple[bytes, bytes]]
     revision: int
@@ -79,14 +80,14 @@ class _Answer(NamedTuple):
 
 
 class Answer(_Answer):
-    """What an entry answers: whether it took effect, a value, and where it did not, the reason.
+    """The answer of an entry: whether it took effect, a value, and, if it did not, the reason.
 
-    ``bool(answer)`` is ``ok``. ``value`` is None, a bool, an int of 64 bits, bytes, or a list of such values.
-    ``reason``, where ``ok`` is False, is one of "mismatch", "not a number", "overflow", "abort", "failed",
-    "too large", "stale", "no session". All three are the same on every replica.
+    ``bool(answer)`` is ``ok``. ``value`` is None, a bool, a 64-bit int, bytes, or a list of such values. ``reason``, if
+    ``ok`` is False, is one of "mismatch", "not a number", "overflow", "abort", "failed", "too large", "stale", "no
+    session". All three are the same on every replica.
 
-    ``error``, on this replica only, is the exception that led to "failed"; it takes no part in ``==``, ``hash`` or
-    ``repr``, and is not pickled.
+    ``error``, only on this replica, is the exception that led to "failed"; it is ignored by ``==``, ``hash`` and
+    ``repr``, and not pickled.
     """
 
     error: Exception | None = None
@@ -105,18 +106,18 @@ class Answer(_Answer):
 
     @classmethod
     def failed(cls, error: Exception) -> Answer:
-        """The answer of a procedure that raised ``error``."""
+        """Returns the answer of a procedure that raised ``error``."""
         answer = cls(False, None, "failed")
         answer.__dict__["error"] = error
         return answer
 
 
-Result: TypeAlias = "bool | Answer | None"  # of an entry
+Result: TypeAlias = "bool | Answer | None"  # the result of an entry
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotMetadata:
-    """What a snapshot holds (everything up to ``last_included``) and its 32-byte BLAKE3 checksum.
+    """What a snapshot contains (everything up to ``last_included``), and its 32-byte BLAKE3 checksum.
 
     >>> metadata = SnapshotMetadata(LogId(7, 2), bytes(32))
     >>> SnapshotMetadata.from_bytes(metadata.to_bytes()) == metadata
@@ -127,7 +128,7 @@ class SnapshotMetadata:
     checksum: bytes
 
     def to_bytes(self) -> bytes:
-        """Returns 64 bytes for the wire, with a checksum of their own. The page of formats describes them."""
+        """Returns 64 bytes for the wire, with a checksum of their own. docs/format.md describes them."""
         index, term = self.last_included
         if len(self.checksum) != CHECKSUM_BYTES:
             raise ValueError(f"expected a checksum of {CHECKSUM_BYTES} bytes, found {len(self.checksum)}")
@@ -139,7 +140,7 @@ class SnapshotMetadata:
 
     @classmethod
     def from_bytes(cls, data: Buffer) -> Self:
-        """Reads what :meth:`to_bytes` made. ``SnapshotFormatError`` when a byte of it is not as it was."""
+        """Parses what :meth:`to_bytes` returned. ``SnapshotFormatError`` if any byte was changed."""
         content = bytes(memoryview(data))
         size = _WIRE.size + _WIRE_SUM_BYTES
         if len(content) != size:
@@ -151,7 +152,7 @@ class SnapshotMetadata:
         if found != _wire_sum(fields):
             raise SnapshotFormatError(
                 f"metadata of a snapshot: expected checksum {_wire_sum(fields).hex()}, found {found.hex()}; a byte was "
-                "changed on the way: ask for it again")
+                "changed in transit: ask for it again")
         if version != _WIRE_VERSION:
             raise FormatVersionError("metadata of a snapshot", _WIRE_VERSION, version)
         return cls(LogId(index, term), checksum)
@@ -162,9 +163,9 @@ def _wire_sum(fields: bytes) -> bytes:
 
 
 def checked_metadata(metadata: Any, path: str) -> SnapshotMetadata:
-    """Returns metadata that a caller hands over, as plain values, for a snapshot at ``path``.
+    """Returns metadata from a caller as plain values, for a snapshot at ``path``.
 
-    ``TypeError`` for what is none; ``SnapshotFormatError`` for what no snapshot can have.
+    ``TypeError`` for other types; ``SnapshotFormatError`` for metadata that no snapshot can have.
     """
     if not isinstance(metadata, SnapshotMetadata):
         raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
@@ -179,7 +180,7 @@ def checked_metadata(metadata: Any, path: str) -> SnapshotMetadata:
 
 
 class _Command:
-    """Shared by the decoded commands: a ``repr`` that stays short however large the value is, without defaults."""
+    """The base of decoded commands: a ``repr`` without defaults, short however large a value is."""
 
     __slots__ = ()
 
@@ -346,8 +347,8 @@ class Tick(_Command):
 class Recovery:
     """What opening a directory found.
 
-    ``clean`` says whether the last close was; ``torn_bytes`` is the length of the torn tail that was cut
-    (0: none), ``suspect_bytes`` what the first flush writes again because no sync is known to cover it.
+    ``clean``: whether the last close was clean; ``torn_bytes``: the size of the torn tail that was cut (0: none);
+    ``suspect_bytes``: what the first flush writes again because no known sync covers it.
     """
 
     clean: bool = True
@@ -363,12 +364,12 @@ class Recovery:
         if self.torn_bytes:
             parts.append(f"a torn tail of {size_text(self.torn_bytes)}")
         if self.suspect_bytes:
-            parts.append(f"{size_text(self.suspect_bytes)} that no sync is known to cover")
+            parts.append(f"{size_text(self.suspect_bytes)} that no known sync covers")
         return "; ".join(parts)
 
 
 def flattened(stats: Any) -> dict[str, Any]:
-    """The fields of a dataclass and of those in it, by one name each; a ``LogId`` is an index and a term."""
+    """Returns the fields of a dataclass and of nested ones as a flat dict; a ``LogId`` becomes an index and a term."""
     flat: dict[str, Any] = {}
     for name, value in asdict(stats).items():
         if isinstance(value, dict):
@@ -382,7 +383,7 @@ def flattened(stats: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A moment of a state machine, as :meth:`fastsm.FastStateMachine.stats` gives it. Sizes are in bytes.
+    """A moment of a state machine, as returned by :meth:`fastsm.FastStateMachine.stats`. Sizes are in bytes.
 
     ``print`` shows it in human units; :meth:`as_dict` is for metrics.
     """
@@ -424,5 +425,5 @@ class Stats:
         return "\n".join(f"{label:12}  {text}" for label, text in rows.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, flat: one name, one number, as metrics libraries like it."""
+        """Returns the same as a flat dict of numbers, as metrics libraries expect."""
         return flattened(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def size_text(size: float) -> str:
-    """Bytes, as ``"1.5 MB"``: decimal units."""
+    """Formats bytes in decimal units, as ``"1.5 MB"``."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -13,7 +13,7 @@ def size_text(size: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds, as ``"1.5 ms"``."""
+    """Formats seconds, as ``"1.5 ms"``."""
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.{1 if seconds * factor < 100 else 0}f} {unit}"
@@ -21,5 +21,5 @@ def time_text(seconds: float) -> str:
 
 
 def count_text(count: int, one: str, many: str = "") -> str:
-    """``"1 key"``, ``"1,200 keys"``."""
+    """Formats a count, as ``"1 key"`` or ``"1,200 keys"``."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

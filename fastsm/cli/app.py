@@ -48,28 +48,29 @@ def fastsm_command(
 ) -> None:
     """The Raft state machine for Python: the log is the store.
 
-    DIR is the directory of a state machine, SNAPSHOT a snapshot's file or the directory that holds it. A directory that
-    a process has open may be looked at, and is not disturbed; what would change it is refused, with that process's id.
+    DIR is the directory of a state machine, SNAPSHOT a snapshot's file or the directory that contains it. A directory
+    that a process has open can be examined without disturbing that process; commands that would change it are refused,
+    and name the process.
     """
-    # Warnings of the library would run into what is drawn here; what they say is drawn, too.
+    # Warnings of the library would mix with what is drawn here, which says the same.
     logging.getLogger("fastsm").addHandler(logging.NullHandler())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a file name, or a sign, that the terminal's encoding lacks
+            stream.reconfigure(errors="replace")  # for file names, or symbols, that the terminal's encoding lacks
 
 
 # ---- errors ------------------------------------------------------------------------------------------
 
 
 def fail(message: object, status: int = 1) -> NoReturn:
-    """One line, and the exit status."""
+    """Prints one line, and exits with a status."""
     typer.echo(f"fastsm: {' '.join(str(message).split())}", err=True)
     raise typer.Exit(status)
 
 
 @contextlib.contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Turns errors that a user can meet into one line; SIGTERM and SIGHUP clean up as Ctrl-C does."""
+    """Turns errors that a user may encounter into one line; SIGTERM and SIGHUP clean up as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -89,7 +90,7 @@ def told_in_one_line() -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror and error.filename:
             fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
         if isinstance(error, OSError) and error.strerror:
-            give_up_output()  # of a stream: all that has a file names it
+            give_up_output()  # of a stream: errors of files name the file
             fail(f"standard output: {error.strerror}")
         fail(error)
     finally:
@@ -104,7 +105,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 
 def key_bytes(text: str, coded: bool) -> bytes:
-    """A key as it was typed: UTF-8, or whatever bytes the shell had."""
+    """Returns a key as it was typed: UTF-8, or the bytes from the shell."""
     if not coded:
         return os.fsencode(text)
     try:
@@ -117,7 +118,7 @@ def key_bytes(text: str, coded: bool) -> bytes:
 
 
 def drawn(pairs: list[tuple[str, str]]) -> Table:
-    """Label and text, in a box."""
+    """Returns labels and texts in a box."""
     table = Table(box=ROUNDED, show_header=False, border_style="dim")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
@@ -127,7 +128,7 @@ def drawn(pairs: list[tuple[str, str]]) -> Table:
 
 
 def show(pairs: list[tuple[str, str]]) -> None:
-    """Label and text: a box in a terminal, plain lines in a pipe."""
+    """Prints labels and texts: a box in a terminal, plain lines in a pipe."""
     console = Console(highlight=False, markup=False)
     if console.is_terminal:
         console.print(drawn(pairs))
@@ -138,18 +139,18 @@ def show(pairs: list[tuple[str, str]]) -> None:
 
 
 def printable(text: str) -> str:
-    """What a file said, with nothing in it that a terminal would obey."""
+    """Returns text from a file without control characters that a terminal would interpret."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def write_bytes(data: bytes) -> None:
-    """Bytes as they are, whatever the encoding of the terminal."""
+    """Writes bytes as they are, whatever the terminal's encoding is."""
     sys.stdout.buffer.write(data)
 
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar in bytes, on stderr, if that is a terminal."""
+    """Draws a progress bar in bytes on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as progress:
@@ -159,7 +160,7 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Says on stderr, if that is a terminal, that something is under way whose end is not known."""
+    """Shows on stderr, if that is a terminal, that something without a known end is running."""
     console = Console(stderr=True)
     if console.is_terminal:
         with console.status(what):

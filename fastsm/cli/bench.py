@@ -18,13 +18,13 @@ from fastsm.tools import benchmark
 def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print every round's numbers as JSON.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a picture as well: PNG, SVG or PDF. Needs matplotlib.")
+        Path | None, typer.Option(metavar="FILE", help="Also draw a chart: PNG, SVG or PDF. Needs matplotlib.")
     ] = None,
     directory: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where files go for the time of the run; a real disk.")
+        Path | None, typer.Option(metavar="DIR", help="Where to keep files during the run; use a real disk.")
     ] = None,
 ) -> None:
-    """How fast it is on this machine, compared with a dict, SQLite and (where installed) LMDB, in a minute or two.
+    """Measure fastsm on this machine, compared with a dict, SQLite and (if installed) LMDB, in a minute or two.
 
     Example: `fastsm bench --json > numbers.json`
     """
@@ -56,6 +56,6 @@ def draw(found: list[benchmark.Measured]) -> None:
     console = Console()
     console.print(drawn)
     console.print(
-        f"Medians of {benchmark.ROUNDS} interleaved rounds; in brackets the ratio to the dict, which keeps nothing. "
+        f"Medians of {benchmark.ROUNDS} interleaved rounds; in brackets the ratio to the dict, which is not durable. "
         f"{about['system']}, {about['processor']}, {about['cores']} cores, Python {about['python']}, "
         f"load {about['load']:.1f}.", style="dim", highlight=False)

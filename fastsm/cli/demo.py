@@ -1,4 +1,4 @@
-"""``fastsm demo``: the main job, drawn."""
+"""``fastsm demo``, drawn."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def demo(
 
 
 class BarOrOutcome(ProgressColumn):
-    """A bar while the step runs, then what came of it."""
+    """A bar while the step runs, then its outcome."""
 
     def __init__(self) -> None:
         super().__init__(table_column=Column(ratio=1))
@@ -93,7 +93,7 @@ class BarOrOutcome(ProgressColumn):
 
 @contextlib.contextmanager
 def drawn_steps(console: Console) -> Iterator[demos.Reporter]:
-    """A line for each step, drawn as it goes on."""
+    """Draws a line for each step, while it runs."""
     tick = "✓" if console.encoding.lower().startswith("utf") else "*"
     tasks: dict[demos.Step, TaskID] = {}
     columns = (
@@ -118,7 +118,7 @@ def drawn_steps(console: Console) -> Iterator[demos.Reporter]:
 
 @contextlib.contextmanager
 def printed_steps() -> Iterator[demos.Reporter]:
-    """A line for each step that is over, for pipes and logs."""
+    """Prints a line for each finished step, for pipes and logs."""
 
     def report(now: demos.Progress) -> None:
         if now.outcome is not None:
@@ -128,7 +128,7 @@ def printed_steps() -> Iterator[demos.Reporter]:
 
 
 def numbers(result: Result) -> list[tuple[str, str]]:
-    """What is worth knowing of a demo, as label and text."""
+    """Returns the numbers of a demo, as labels and texts."""
     recovery = result.recovery
     killed = f"entry {result.acknowledged.index:,}; those after {result.flushed.index:,} were never flushed"
     more = result.recovered.index - result.acknowledged.index

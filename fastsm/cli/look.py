@@ -1,4 +1,4 @@
-"""Commands that only look: inspect, verify, get, scan, count."""
+"""Commands that only read: inspect, verify, get, scan, count."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ Dir = Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]
 
 @app.command(rich_help_panel=LOOK)
 def inspect(place: Place, as_json: AsJson = False) -> None:
-    """Show what a directory or a snapshot holds, and what opening it would find.
+    """Show what a directory or a snapshot contains, and what opening it would find.
 
-    Status 1 when it is damaged. Not every byte is looked at: that is `fastsm verify`.
+    Status 1 if it is damaged. Does not check every byte; `fastsm verify` does.
 
     Example: `fastsm inspect /var/lib/node/state --json | jq .last_applied_index`
     """
@@ -58,7 +58,7 @@ def inspect(place: Place, as_json: AsJson = False) -> None:
 def verify(place: Place) -> None:
     """Check every byte of a directory or a snapshot against its checksum.
 
-    Status 0 when all is right, 1 and one line that names file and offset when it is not.
+    Status 0 if everything is right; otherwise 1, and one line that names file and offset.
 
     Example: `fastsm verify /var/lib/node/snapshots && echo sound`
     """
@@ -75,7 +75,7 @@ def get(
     coded: Coded = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the value of a key, byte for byte. Status 1 when there is none.
+    """Print the value of a key, byte for byte. Status 1 if there is no such key.
 
     Example: `fastsm get /var/lib/node/state color`
     """
@@ -110,7 +110,7 @@ def scan(
     end: To = None,
     after: Annotated[str | None, typer.Option(help="Only keys after this one.", show_default=False)] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="From the last key to the first.")] = False,
-    limit: Annotated[int | None, typer.Option(min=0, help="At most so many keys.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="At most this many keys.", show_default="all")] = None,
     coded: Coded = False,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +127,7 @@ def scan(
     with told_in_one_line():
         inspection.require_state(directory)
         with waiting("scanning"), Reader(directory) as state:
-            ordered = state.ordered(**bounds, reverse=reverse)  # one by one: there may be more than memory holds
+            ordered = state.ordered(**bounds, reverse=reverse)  # one by one, since memory may not suffice for all
             revision = state.last_applied().index
         pairs = islice(ordered, limit)
         console = Console(highlight=False)
@@ -149,7 +149,7 @@ def count(
     end: To = None,
     coded: Coded = False,
 ) -> None:
-    """Print how many keys there are in a range or with a prefix.
+    """Print the number of keys in a range or with a prefix.
 
     Example: `fastsm count /var/lib/node/state --from job/2026-01 --to job/2026-02`
     """
@@ -163,7 +163,7 @@ def count(
 def bounds_of(
     prefix: str, prefix_option: str | None, start: str | None, end: str | None, coded: bool
 ) -> dict[str, bytes | None]:
-    """The bounds as they were typed, for the machine's methods."""
+    """Returns the bounds as typed, as arguments of the machine's methods."""
     if prefix and prefix_option is not None:
         raise typer.BadParameter("expected PREFIX or --prefix, found both")
     typed = {"start": start, "end": end, "prefix": prefix or prefix_option}
@@ -171,7 +171,7 @@ def bounds_of(
 
 
 def table_of(pairs: list[tuple[bytes, bytes]], width: int) -> Table:
-    """Keys whole, on at most half of the width; values as far as there is room."""
+    """Shows keys in full, on at most half of the width; values as far as there is room."""
     keys = [shown(key, len(key)) for key, _ in pairs]
     widest = min(max(map(len, keys), default=3), width // 2)
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -184,7 +184,7 @@ def table_of(pairs: list[tuple[bytes, bytes]], width: int) -> Table:
 
 
 def shown(data: bytes, limit: int) -> str:
-    """Bytes for a terminal."""
+    """Formats bytes for a terminal."""
     try:
         return printable(data[:limit].decode("utf-8"))
     except UnicodeDecodeError:

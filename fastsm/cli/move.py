@@ -21,8 +21,8 @@ from fastsm.units import count_text, size_text
 @app.command(rich_help_panel=MOVE)
 def dump(
     place: Place,
-    log: Annotated[bool, typer.Option("--log", help="The records of the log, in place of the state.")] = False,
-    prefix: Annotated[str, typer.Option(help="Only keys that begin so.", show_default=False)] = "",
+    log: Annotated[bool, typer.Option("--log", help="The records of the log, instead of the state.")] = False,
+    prefix: Annotated[str, typer.Option(help="Only keys with this prefix.", show_default=False)] = "",
     coded: Annotated[bool, typer.Option("--base64", help="The prefix is given in Base64.")] = False,
     as_of: Annotated[
         int | None, typer.Option(min=0, help="The state after this entry.", show_default="last applied")
@@ -32,9 +32,9 @@ def dump(
         int | None, typer.Option("--to", min=0, help="With --log: up to this entry.", show_default="the end")
     ] = None,
 ) -> None:
-    """Write the state, or the log, as JSON lines: text where it is text, else Base64.
+    """Write the state, or the log, as JSON lines: bytes that are text as text, others in Base64.
 
-    Every byte is checked first. `fastsm load` is the way back.
+    Every byte is checked first. `fastsm load` reads the lines.
 
     Example: `fastsm dump /var/lib/node/state --prefix user/ > users.jsonl`
     """
@@ -56,10 +56,10 @@ def load(
     directory: Dir,
     file: Annotated[Path | None, typer.Argument(help="JSON lines.", show_default="standard input")] = None,
 ) -> None:
-    """Make a new directory of JSON lines, as `fastsm dump` writes them, or written by hand.
+    """Make a new directory from JSON lines, as written by `fastsm dump` or by hand.
 
-    Of a whole dump it is the same state, with its indexes and terms. By hand, `{"key": "a", "value": "b"}` will do.
-    The state is there whole or not at all: a dump that was cut short, or filtered, is an error.
+    From a whole dump it makes the same state, with its indexes and terms. By hand, `{"key": "a", "value": "b"}`
+    suffices. The state is made completely or not at all: a dump that was cut short, or filtered, is an error.
 
     Example: `fastsm dump old | fastsm load new`
     """
@@ -81,13 +81,13 @@ def read_lines(stream: Iterable[bytes]) -> Iterator[bytes]:
 @app.command(rich_help_panel=MOVE)
 def snapshot(
     directory: Dir,
-    out: Annotated[Path, typer.Argument(help="A directory, for snapshot.fsm in it.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="A directory, in which snapshot.fsm is written.", show_default=False)],
     compress: Annotated[Literal["none", "zstd"], typer.Option(help="zstd needs fastsm[zstd].")] = "none",
     as_of: Annotated[
         int | None, typer.Option(min=0, help="The state after this entry.", show_default="last applied")
     ] = None,
 ) -> None:
-    """Write a snapshot of a state, also while its owner has it open. Nothing is noted in DIR.
+    """Write a snapshot of a state, even while its owner has it open. DIR does not record it.
 
     Every byte is checked first.
 
@@ -107,11 +107,11 @@ def snapshot(
 @app.command(rich_help_panel=MOVE)
 def restore(
     snapshot: Annotated[Path, typer.Argument(metavar="SNAPSHOT", show_default=False)],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty one.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty directory.", show_default=False)],
 ) -> None:
-    """Make a state of a snapshot, which is checked and left as it is.
+    """Make a state from a snapshot, which is checked and not changed.
 
-    The state is there whole or not at all. DIR may be the root of a mounted, empty volume.
+    The state is made completely or not at all. DIR may be the root of a mounted, empty volume.
 
     Example: `fastsm restore /backup/today /var/lib/node/state`
     """

@@ -19,10 +19,10 @@ from fastsm.units import size_text
 def compact(
     directory: Dir,
     retain: Annotated[
-        int, typer.Option(min=0, help="Of so many last entries snapshots can still be taken one by one.")
+        int, typer.Option(min=0, help="As of each of this many last entries, snapshots can still be taken.")
     ] = 10_000,
 ) -> None:
-    """Give the space of overwritten and deleted values back.
+    """Free the space of overwritten and deleted values.
 
     Example: `fastsm compact /var/lib/node/state --retain 0`
     """
@@ -43,12 +43,12 @@ def compact(
 @app.command(rich_help_panel=REPAIR)
 def repair(
     directory: Dir,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. The old files are kept under other names.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Repair it. The old files are kept under other names.")] = False,
 ) -> None:
     """Show what is wrong with a directory that cannot be opened, and what repairing it would lose.
 
     Nothing is changed without --yes. A snapshot or another replica is the better way: repair loses entries that may
-    have been acknowledged. Status 1 when something is wrong and was not repaired.
+    have been acknowledged. Status 1 if something is wrong and was not repaired.
 
     Example: `fastsm repair /var/lib/node/state --yes`
     """

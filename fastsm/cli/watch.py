@@ -1,4 +1,4 @@
-"""The command that follows a living directory: watch."""
+"""The command that follows a live directory: watch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastsm.reading.reader import Reader
 from fastsm.tools import inspection
 from fastsm.tools.json_lines import change_line, line_bytes
 
-PAUSE = 0.2  # seconds between two looks whether anybody still reads the output
+PAUSE = 0.2  # seconds between two checks whether the output still has a reader
 
 
 @app.command(rich_help_panel=LOOK)
 def watch(
     directory: Dir,
-    prefix: Annotated[str, typer.Option(help="Only keys that begin so.", show_default=False)] = "",
+    prefix: Annotated[str, typer.Option(help="Only keys with this prefix.", show_default=False)] = "",
     coded: Annotated[bool, typer.Option("--base64", help="The prefix is given in Base64.")] = False,
     first: Annotated[
         int | None, typer.Option("--from", min=0, help="From this entry on.", show_default="what comes from now on")
@@ -30,7 +30,7 @@ def watch(
 ) -> None:
     """Follow a state: each change of a key as a line of JSON, as soon as its owner applies it. Ctrl-C ends it.
 
-    It goes on through restarts of the owner. Status 1 where entries are gone that it would have told: compacted, or
+    It continues through restarts of the owner. Status 1 if entries that it should report are gone: compacted, or part
     of a state that was replaced.
 
     Example: `fastsm watch /var/lib/node/state --prefix user/ | jq .key`
@@ -49,8 +49,8 @@ def watch(
 
 
 def require_reader() -> None:
-    """Raises ``BrokenPipeError`` where nobody can read the output any more, also while there is nothing to write."""
+    """Raises ``BrokenPipeError`` if the output no longer has a reader, even if there is nothing to write."""
     poll = select.poll()
-    poll.register(1, 0)  # of a pipe's or socket's other end that is gone it tells whatever is asked for
+    poll.register(1, 0)  # for a pipe or socket whose other end is gone, that is reported for any requested events
     if any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0)):
         raise BrokenPipeError

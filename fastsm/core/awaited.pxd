@@ -1,7 +1,7 @@
 from libc.stdint cimport uint64_t
 
 
-cdef enum:  # what became of a ticket
+cdef enum:  # the outcome of a ticket's wait
     WAITING = 0
     APPLIED = 1
     REPLACED = 2
@@ -13,17 +13,17 @@ cdef class Ticket:
     cdef readonly uint64_t index
     cdef readonly object owner
     cdef readonly int outcome
-    cdef object queue      # gets the ticket once its outcome is known; None: the gate is opened
+    cdef object queue      # receives the ticket once its outcome is known; None: the gate is released instead
     cdef object gate
-    cdef uint64_t number   # of two that wait for the same index, the one with the lower number is told first
-    cdef Py_ssize_t place  # among all tickets; -1: it is not there
+    cdef uint64_t number   # of two tickets for the same index, the one with the lower number is told first
+    cdef Py_ssize_t place  # its position in the heap; -1: not in it
     cdef int tell(self, int outcome) except -1
     cdef bint is_before(self, Ticket other) noexcept
 
 
 cdef class Awaited:
-    # Invariants: no ticket comes before that at half its place, and each is at its `place`; `least` is the first one's
-    # index, NEVER where there is none.
+    # Invariants: `tickets` is a binary heap; each ticket in it knows its position as `place`; `least` is the index of
+    # the first ticket, NEVER when there is none.
     cdef list tickets
     cdef uint64_t added
     cdef uint64_t least

@@ -1,8 +1,9 @@
-"""Those who wait for an entry to be applied: for reads that must not be older than an index.
+"""Tickets of callers that wait for an entry to be applied, so that they do not read a state older than an index.
 
-Writers look at one number, the least index that is waited for. Where it is reached they tell the waiters, without
-running Python code: a chunk that is applied can no longer fail. The tickets are a binary heap (J. W. J. Williams,
-"Algorithm 232: Heapsort", CACM 1964), and each knows its place in it, so that a wait that ends early is found.
+Writers check a single number, the least index that any ticket waits for. Once that index is applied they tell the
+waiting callers, without running Python code, because a chunk that was applied can no longer fail. The tickets form a
+binary heap (J. W. J. Williams, "Algorithm 232: Heapsort", CACM 1964), and each ticket knows its position in the heap,
+so a wait that ends early can be removed.
 """
 
 from _thread import allocate_lock
@@ -13,8 +14,8 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 cdef class Ticket:
     """One wait for an index.
 
-    When it is over `queue`, a `SimpleQueue`, gets the ticket; without a queue, a thread waits for it by `wait`. `owner`
-    is the waiter's own.
+    When the wait is over, `queue` (a `SimpleQueue`) receives the ticket. Without a queue, one thread waits by calling
+    `wait`. `owner` is for the caller's own use.
     """
 
     def __cinit__(self, uint64_t index, queue, owner=None):
@@ -27,9 +28,9 @@ cdef class Ticket:
             self.gate.acquire()
 
     def wait(self, timeout=-1):
-        """Returns whether the wait was over within so many seconds (-1: without end). In one thread, once.
+        """Returns whether the wait ended within `timeout` seconds (-1: no limit). To be called once, by one thread.
 
-        The time that signal handlers take counts, too.
+        The time that signal handlers take is included.
         """
         return self.gate.acquire(True, timeout)
 
@@ -46,7 +47,7 @@ cdef class Ticket:
         return self.outcome == POISONED
 
     cdef int tell(self, int outcome) except -1:
-        """Ends the wait. Only a queue can fail, for want of memory."""
+        """Ends the wait. Only putting the ticket into a queue can fail, when there is no memory."""
         self.outcome = outcome
         if self.queue is None:
             self.gate.release()
@@ -59,7 +60,7 @@ cdef class Ticket:
 
 
 cdef class Awaited:
-    """All tickets of one state; adding, removing and telling one is O(log tickets). Thread safe, under the GIL."""
+    """All tickets of one state; adding, removing and telling a ticket is O(log tickets). Thread safe, under the GIL."""
 
     def __cinit__(self):
         self.tickets = []
@@ -74,7 +75,7 @@ cdef class Awaited:
         return 0
 
     cdef int discard(self, Ticket ticket) except -1:
-        """Forgets a ticket, if it is still there."""
+        """Removes a ticket, if it is still in the heap."""
         cdef Ticket last
         cdef Py_ssize_t place = ticket.place
         if place < 0:
@@ -89,7 +90,7 @@ cdef class Awaited:
         return 0
 
     cdef int rise(self, Ticket ticket, Py_ssize_t place) except -1:
-        """Puts a ticket at a place, or above: after those that come before it."""
+        """Puts a ticket at a place of the heap, or as far above as its order requires."""
         cdef Ticket above
         while place > 0:
             above = self.tickets[(place - 1) >> 1]
@@ -100,7 +101,7 @@ cdef class Awaited:
         return self.put(ticket, place)
 
     cdef int sink(self, Ticket ticket, Py_ssize_t place) except -1:
-        """Puts a ticket at a place, or below: before those that come after it."""
+        """Puts a ticket at a place of the heap, or as far below as its order requires."""
         cdef Ticket below, other
         cdef Py_ssize_t at = 2 * place + 1
         while at < len(self.tickets):
@@ -127,20 +128,20 @@ cdef class Awaited:
         return 0
 
     cdef void note_applied(self, uint64_t index) noexcept:
-        """Tells all who wait for an index up to this one. Where memory fails they are told after a later chunk."""
+        """Tells all tickets that wait for an index up to this one. Without memory, a later call tells the rest."""
         cdef Ticket ticket
         while self.least <= index:
             ticket = self.tickets[0]
-            self.discard(ticket)  # before the next step, which may collect, and so run a finalizer that comes here
+            self.discard(ticket)  # first: telling may collect garbage, and so run a finalizer that calls this again
             try:
                 ticket.tell(APPLIED)
             except MemoryError:
                 ticket.outcome = WAITING
-                self.add(ticket)  # into the room that it left
+                self.add(ticket)  # it fits into the room that it has just left
                 return
 
     cdef void end_all(self, int outcome) noexcept:
-        """Tells everybody that the wait is over, for another reason."""
+        """Ends all waits with an outcome other than "applied"."""
         cdef Ticket ticket
         while self.tickets:
             ticket = self.tickets[0]
@@ -151,5 +152,5 @@ cdef class Awaited:
                 pass
 
     def end_poisoned(self):
-        """Tells everybody that nothing will be applied any more."""
+        """Ends all waits because nothing will be applied any more."""
         self.end_all(POISONED)

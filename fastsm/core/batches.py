@@ -1,4 +1,4 @@
-"""Threads of a machine's own that serve others; one kind answers coroutines, many at a time, on their event loops."""
+"""Background threads that belong to one machine; one kind answers many coroutines at a time, on their event loops."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ T = TypeVar("T")
 class ServingThread(ABC):
     """A thread that is started once, when it is first needed, and ends with the machine. Thread safe.
 
-    A subclass says what it does, until it is told to end.
+    Subclasses define the work, which goes on until the thread is told to end.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # of `_closed` and what is to be served; the thread never takes it
+        self._lock = threading.RLock()  # guards `_closed` and what is queued; the thread itself never takes it
         self._thread = LastingThread()
         self._closed = False
 
     @abstractmethod
     def _work(self) -> None:
-        """Serves, on the thread, until it was told to end and all were served that had come before."""
+        """Serves requests on the thread until told to end, after which it serves those that were queued earlier."""
 
     @abstractmethod
     def _tell_to_end(self) -> None:
-        """Has `_work` end."""
+        """Makes `_work` return."""
 
     def _start(self) -> None:
-        """Where no thread can be had it is a ``StorageError``, nothing has changed, and the next call tries again."""
+        """Starts the thread, once. If no thread can be started, raises ``StorageError``; the next call tries again."""
         if self._thread.call is not None:
             return
         with self._lock:
@@ -52,19 +52,19 @@ class ServingThread(ABC):
             raise NotRunningError(CLOSED)
 
     def close(self) -> None:
-        """Ends the thread once everything that had come was served."""
+        """Ends the thread once everything that was queued has been served."""
         self.abandon()
         self._thread.wait()
 
     def abandon(self) -> None:
-        """Takes nothing more, and waits for nothing."""
+        """Refuses further requests, without waiting for the thread."""
         with self._lock:
             self._closed = True
             self._tell_to_end()
 
 
 class BatchThread(ServingThread, Generic[T]):
-    """Serves what was put into its queue. A subclass says what a batch comes to."""
+    """Serves the items that are put into its queue. Subclasses define how a batch is answered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,5 +89,5 @@ class BatchThread(ServingThread, Generic[T]):
                 answers.setdefault(loop, []).append(answer)
             for loop, those in answers.items():
                 tell(loop, partial(run_all, those))
-            del batch, answers  # while waiting for the next ones, the machine is not held
+            del batch, answers  # an idle thread must not keep the machine alive
             loop = answer = those = None  # type: ignore[assignment]

@@ -11,14 +11,14 @@ from fastsm.lookup.terms cimport RunList, Terms
 
 
 cdef enum:
-    FEW = 4                      # entries of a list that are held one by one
-    LARGE_VALUE = 4 << 10        # a value of so many bytes is written from where it is
+    FEW = 4                      # a list of up to this many entries is held entry by entry
+    LARGE_VALUE = 4 << 10        # a value of at least this many bytes is written without being copied into the frame
 
 ctypedef struct Held:
-    # The entries of a chunk as they were at one moment, with a reference to each, or to the tuple of all.
+    # The entries of a chunk as they were at one moment. It owns a reference to each entry, or to a tuple of all.
     PyObject **items
     Py_ssize_t count
-    PyObject *whole              # NULL: `few` are held
+    PyObject *whole              # NULL: the entries are in `few`
     PyObject *few[FEW]
 
 
@@ -29,19 +29,19 @@ cdef class Chunk:
     cdef uint8_t *outcomes       # one for each entry
     cdef size_t entries
     cdef size_t outcome_room
-    cdef bint conditional        # it has a command that looks before it writes
-    cdef bint calls              # it has one that runs a procedure
+    cdef bint conditional        # some command reads the state before it writes
+    cdef bint calls              # some command calls a procedure
     cdef readonly Judge judgement
     cdef tuple source            # the entries of a conditional chunk
     cdef uint64_t puts
     cdef uint64_t sessions       # records of sessions
     cdef uint64_t touches        # records of touches
-    cdef uint64_t deadlines      # that records of keys have
+    cdef uint64_t deadlines      # records of keys that have a deadline
     cdef uint64_t record_bytes
-    cdef uint64_t large_bytes    # of large values among them
+    cdef uint64_t large_bytes    # the part of `record_bytes` that is large values
     cdef size_t large_values
-    cdef Part *parts             # of a frame whose large values are written from where they are
-    cdef list converted          # commands that were not bytes: the steps point into them
+    cdef Part *parts             # the parts of a frame whose large values are written without being copied
+    cdef list converted          # copies of commands that were not bytes objects: steps point into these
 
     cdef int decode(
         self, PyObject **items, Py_ssize_t count, Table table, Terms terms, RunList runs, bint contiguous

@@ -1,7 +1,7 @@
-"""A chunk under way: decoded, checked, judged, laid out. It changes nothing but itself.
+"""One chunk being applied: decoded, checked, judged, laid out. Nothing outside this object is changed.
 
 Operations become steps, in order. Puts, deletes and no-ops are written as they are. A chunk with any other command is
-judged first, over one view of the state (`judging`, `view`), and what it writes takes the place of its steps.
+judged first, against a view of the state (modules `judging`, `view`); its steps are then replaced by what it writes.
 """
 
 import operator
@@ -47,14 +47,14 @@ cdef extern from "Python.h":
     PyObject *Py_None
 
 cdef enum:
-    KEPT_STEPS = 1 << 14      # scratch memory that stays for the next chunk
+    KEPT_STEPS = 1 << 14      # scratch memory for this many steps is kept for the next chunk
 
 
 cdef class Chunk:
-    """Scratch memory of `apply`, used again for each chunk.
+    """The scratch memory of `apply`, reused for each chunk.
 
-    Thread safety: used by one writer at a time. Its pointers lead into the commands' own bytes, which the caller holds
-    (`hold`) until `forget`.
+    Thread safety: used by one writer at a time. Its pointers lead into the bytes of the commands, which the caller
+    keeps alive from `hold` until `forget`.
     """
 
     def __cinit__(self):
@@ -66,7 +66,7 @@ cdef class Chunk:
         free(self.parts)
 
     cdef void forget(self) noexcept:
-        """Drops what the last chunk left; large scratch memory goes back."""
+        """Drops everything about the last chunk, and frees large scratch memory."""
         self.count = self.entries = 0
         self.converted = None
         if self.parts != NULL:
@@ -87,7 +87,7 @@ cdef class Chunk:
     cdef int decode(
         self, PyObject **items, Py_ssize_t count, Table table, Terms terms, RunList runs, bint contiguous
     ) except -1:
-        """Checks order and commands of entries that are held; fills steps, outcomes and `runs`."""
+        """Checks the order and the commands of held entries, and fills in steps, outcomes and `runs`."""
         cdef uint64_t applied = runs.index
         cdef uint64_t index, term, known
         cdef uint64_t before_index = 0
@@ -108,7 +108,7 @@ cdef class Chunk:
             if index <= applied:
                 if terms.find(index, &known) and known != term:
                     raise OrderError(
-                        f"entry {index} was applied in term {known}, now it comes with term {term}: "
+                        f"entry {index} was applied in term {known}, but this chunk has it with term {term}: "
                         "this log is not the one that the state was made from", index=index)
                 self.outcomes[i] = SKIPPED
             else:
@@ -123,7 +123,7 @@ cdef class Chunk:
         return 0
 
     cdef int begin(self, size_t count) except -1:
-        """Room for the outcomes of `count` entries."""
+        """Reserves room for the outcomes of `count` entries."""
         self.count = self.puts = self.sessions = self.touches = 0
         self.conditional = self.calls = False
         if count > self.outcome_room:
@@ -133,7 +133,7 @@ cdef class Chunk:
             if self.outcomes == NULL:
                 raise MemoryError(f"no memory for a chunk of {count} entries")
             self.outcome_room = count
-        if count:  # else there may be no outcomes yet
+        if count:  # with `count` 0, `outcomes` may be NULL
             memset(self.outcomes, APPLIED, count)
         return 0
 
@@ -196,7 +196,7 @@ cdef class Chunk:
         return 0
 
     cdef int add_heads(self, const Reader *reader, uint64_t index) except -1:
-        """Appends a step for each command that holds others: a `once`; a transaction, with the counts of its parts."""
+        """Appends a step for each command that contains others: `once`, or a transaction with its parts' sizes."""
         cdef Step *step
         if reader.once != NULL:
             self.add_head(ONCE, index).operation.key = reader.once
@@ -221,7 +221,7 @@ cdef class Chunk:
         return step
 
     cdef int take_answering(self, Step *step, uint8_t form, Table table) except -1:
-        """A command that answers, or a condition."""
+        """Completes the step of a command that answers, or of a condition."""
         cdef const Operation *operation = &step.operation
         self.conditional = True
         step.record = 0
@@ -234,8 +234,8 @@ cdef class Chunk:
                 if name is None:
                     raise CommandError(f"entry {step.index}: the name of a procedure is not UTF-8", index=step.index)
                 raise UnknownCommandError(
-                    f"entry {step.index}: a call of procedure {name!r}, version {call_version(operation)}, which this "
-                    "machine was not given: open it with procedures=[…] on every replica before one is proposed",
+                    f"entry {step.index}: calls procedure {name!r}, version {call_version(operation)}, which this "
+                    "machine was not given: open it with procedures=[…] on every replica before a call is proposed",
                     index=step.index)
         elif operation.kind < DELETE_RANGE or operation.kind == TOUCH or operation.kind >= VALUE_IS:
             step.hashed = table.hash(operation.key, operation.key_size)
@@ -254,7 +254,7 @@ cdef class Chunk:
     # ---- judge -----------------------------------------------------------------------------------------
 
     cdef int judge(self, Ordered owner) except -1:
-        """Decides what each entry comes to; afterwards the steps are what the chunk writes. May run procedures."""
+        """Decides the outcome of each entry, and replaces the steps by what the chunk writes. May run procedures."""
         cdef View view = self.judgement.view
         cdef Step *steps
         cdef size_t room, i
@@ -275,7 +275,7 @@ cdef class Chunk:
     # ---- write -----------------------------------------------------------------------------------------
 
     cdef void lay_out(self, uint64_t place) noexcept nogil:
-        """Gives each record its place, the first one at `place`; sets `record_bytes`, `deadlines`, what is large."""
+        """Gives each record its place, starting at `place`; sets `record_bytes`, `deadlines` and large values."""
         cdef uint64_t start = place
         cdef uint64_t deadlines = 0
         self.large_bytes = self.large_values = 0
@@ -311,9 +311,9 @@ cdef class Chunk:
         return 0
 
     cdef size_t write_around(self, uint8_t *frame, uint8_t *p) noexcept nogil:
-        """Writes a frame's records without their large values, which become parts of their own; how many there are.
+        """Writes the records of a frame without their large values, which become parts; returns the number of parts.
 
-        `frame` is where it begins, `p` where its records do.
+        `frame` is the start of the frame, `p` the start of its records.
         """
         cdef size_t count = 0
         cdef Step *step
@@ -340,7 +340,7 @@ cdef class Chunk:
         return count + 1 if p > frame else count
 
     cdef list results(self):
-        """One of True, False, None, or an Answer, for each entry."""
+        """Returns True, False, None or an Answer for each entry."""
         cdef list results = PyList_New(self.entries)
         cdef PyObject *result
         cdef size_t i
@@ -359,7 +359,7 @@ cdef class Chunk:
 
 
 cdef inline bint is_large(const Step *step) noexcept nogil:
-    """Whether its value is written from where it is. What has a deadline after its value is not."""
+    """Returns whether the value is written without being copied. A value that a deadline follows is copied."""
     return (
         step.operation.value_size >= LARGE_VALUE and not step.operation.timed and step.record != RECORD_DELETE
         and step.record != RECORD_FORGET)
@@ -377,9 +377,9 @@ cdef inline uint8_t *write_step(uint8_t *p, const Step *step) noexcept nogil:
 
 
 cdef int hold(object chunk, Held *held) except -1:
-    """Takes the entries of a chunk as they are now, until `let_go`: no code that runs later can change or free them.
+    """Takes references to the entries of a chunk, until `let_go`: no code that runs later can change or free them.
 
-    An entry is a tuple, so that a reference to it holds its command. A short list needs no object of its own.
+    An entry is a tuple, so a reference to it also keeps its command alive. A short list is held without a new object.
     """
     cdef Py_ssize_t i
     cdef tuple entries
@@ -400,7 +400,7 @@ cdef int hold(object chunk, Held *held) except -1:
 
 
 cdef void let_go(Held *held) noexcept:
-    """Gives back what `hold` took. May run finalizers."""
+    """Releases the references that `hold` took. May run finalizers."""
     cdef Py_ssize_t i
     if held.whole != NULL:
         Py_DECREF(<object>held.whole)
@@ -410,8 +410,8 @@ cdef void let_go(Held *held) noexcept:
 
 
 cdef tuple tuple_of(PyObject **items, Py_ssize_t count):
-    """Held entries as a tuple."""
-    cdef tuple entries = PyTuple_New(count)  # may collect garbage, which cannot reach what is held
+    """Returns held entries as a tuple."""
+    cdef tuple entries = PyTuple_New(count)  # a garbage collection here cannot change held entries
     cdef Py_ssize_t i
     for i in range(count):
         Py_INCREF(<object>items[i])
@@ -420,7 +420,7 @@ cdef tuple tuple_of(PyObject **items, Py_ssize_t count):
 
 
 cdef tuple hold_entries(object chunk):
-    """The entries of a chunk as they are now, as a tuple that nobody changes."""
+    """Returns the entries of a chunk, as they are now, as a tuple."""
     cdef object entries = PySequence_Fast(chunk, "a chunk is a sequence of entries")
     cdef Py_ssize_t count, i
     cdef PyObject **items
@@ -442,7 +442,7 @@ cdef tuple hold_entries(object chunk):
 
 
 cdef inline void look_ahead(PyObject **items, Py_ssize_t i, Py_ssize_t count) noexcept:
-    """Prefetches entries to come: fresh objects are a cache miss each."""
+    """Prefetches entries that come next: each freshly made object is a cache miss."""
     cdef PyObject *item
     if i + 8 < count:
         prefetch(items[i + 8])
@@ -461,7 +461,7 @@ cdef inline uint64_t unsigned(PyObject *item, str what) except? 0xFFFFFFFFFFFFFF
         number = PyLong_AsUnsignedLongLong(item)
         if number != UNKNOWN_TERM:
             return number
-        PyErr_Clear()  # negative or too large; or just this one number, which is refused as well
+        PyErr_Clear()  # negative or too large; or 2**64 - 1, which is refused as well
     return unsigned_slowly(<object>item, what)
 
 
@@ -473,7 +473,7 @@ cdef uint64_t unsigned_slowly(object item, str what) except? 0xFFFFFFFFFFFFFFFF:
 
 
 cdef object cannot_follow(RunList runs, uint64_t index, uint64_t term):
-    """The error for an entry that may not follow the last applied one, which `runs` ends with."""
+    """Returns the error for an entry that must not follow the last applied one (the end of `runs`)."""
     if term < runs.term:
         return OrderError(
             f"entry {index} of term {term} after {LogId(runs.index, runs.term)}: terms never fall", index=index)

@@ -1,4 +1,4 @@
-"""Compaction: the state as of a chunk's end becomes the next base, and the frames after it are carried over."""
+"""Compaction: the state as of the end of a chunk becomes the next base, and later frames are carried over."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ logger = logging.getLogger("fastsm")
 
 
 class Compaction:
-    """Compacts one machine, which is given to each call; one compaction at a time.
+    """Compacts one machine, whose engine is passed to each call; one compaction at a time.
 
-    ``retain_entries`` or ``retain_bytes`` of the log stay, whichever are less. Thread safe.
+    The last ``retain_entries`` entries or ``retain_bytes`` bytes stay in the log, whichever is less. Thread safe.
     """
 
     __slots__ = ("_generations", "_one_at_a_time", "_policy", "_retain_bytes", "_retain_entries", "_verifying")
@@ -47,17 +47,17 @@ class Compaction:
         self._one_at_a_time = Turns()
 
     def compact(self, engine: Engine, up_to: LogId | int | None, progress: Progress | None) -> None:
-        """Compacts up to an entry, or as far as what is retained allows."""
+        """Compacts up to an entry, or as far as the retention options allow."""
         engine._require()
         engine._log.check_writable()
         index = None if up_to is None else operator.index(up_to[0] if isinstance(up_to, tuple) else up_to)
         epoch, _, base, applied = engine._standing()
         if index is not None and not base <= index <= applied:
             raise SnapshotRangeError(
-                f"{self._generations.path}: cannot compact up to entry {index}: expected one from {base}, the base, to "
-                f"{applied}, last applied")
+                f"{self._generations.path}: cannot compact up to entry {index}: expected an index from {base} "
+                f"(the base) to {applied} (last applied)")
         engine._turns.check()
-        # Checking: a close that the compaction before this one waits for ends this one, too.
+        # A close that ends the compaction this call waits for must end this call as well, hence `checking`.
         run = self._generations.jobs.run("compaction", None, progress)
         with run as job, self._one_at_a_time.checking(job.check):
             job.check()
@@ -65,13 +65,13 @@ class Compaction:
             self._run(engine, job, index)
 
     def compact_by_itself(self, engine: Engine) -> None:
-        """Compacts on a thread that ``apply`` starts, once, when more is dead than the policy allows."""
+        """Compacts once, on a thread that ``apply`` starts when the dead bytes exceed the policy's threshold."""
         try:
             self.compact(engine, None, None)
         except FastsmError as error:
             if engine.is_running() and not isinstance(error, SnapshotError):
                 logger.warning(
-                    "%s: compaction failed, it is tried again later: %s", self._generations.path, error)
+                    "%s: compaction failed and will be tried again later: %s", self._generations.path, error)
         finally:
             if not engine._closed():
                 self._policy.renew(engine)
@@ -101,10 +101,10 @@ class Compaction:
         self._generations.end(engine, old, what)
 
     def _last_compacted(self, log: Log, applied: int, up_to: int | None) -> tuple[int, LogId]:
-        """Where the last frame ends that goes into the base, and its last entry.
+        """Returns the end of the last frame that goes into the base, and the last entry of that frame.
 
-        By default as many entries stay in the log as ``retain_entries`` or ``retain_bytes`` says, whichever is less,
-        and what a running snapshot reads.
+        By default the last ``retain_entries`` entries or ``retain_bytes`` bytes stay in the log, whichever is less, and
+        so does everything that a running snapshot reads.
         """
         if up_to is not None:
             return log.last_frame_up_to(up_to)
@@ -113,13 +113,13 @@ class Compaction:
         return found if needed is None or found[1].index <= needed else log.last_frame_up_to(needed)
 
     def _write_base(self, engine: Engine, number: int, last_included: LogId, job: Job, epoch: int) -> Base:
-        """The state as of an entry as a base, synced."""
+        """Writes the state as of an entry to a base file, syncs it, and returns the base."""
         directory = self._generations.directory
         capture = engine._capture(last_included)
         if capture.epoch != epoch:
             engine._refuse_moved(epoch, job.what)
         job.total = capture.estimated_size
-        job.tick()  # who ends it here leaves no file
+        job.tick()  # a job that is ended here leaves no file
         name = base_name(number)
         with storage_errors(directory.path_of(name), "writing a base"):
             descriptor = directory.create_file(name)
@@ -133,7 +133,7 @@ class Compaction:
     def _build_next(
         self, engine: Engine, number: int, base: Base, old: Log, carried: int, job: Job
     ) -> tuple[Log, Index, int]:
-        """The next generation, synced up to most of what is applied now, and how far that is in the old log."""
+        """Returns the next generation, synced up to most of what is applied, and the old log's offset up to there."""
         try:
             changes = changes_of(old.mapping, carried, base.last_included.index)
             log = Log.create(self._generations.directory, number, base, changes)
@@ -160,8 +160,8 @@ class Compaction:
         return log, index, carried
 
     def _take(self, engine: Engine, log: Log, index: Index, old: Log, carried: int) -> None:
-        """In the writer's turn: carries over what was applied meanwhile, syncs it, and takes the step."""
-        old.check_writable()  # a failed sync may have left frames there that were never applied
+        """In the writer's turn: carries over what was applied in the meantime, syncs it, and takes the step."""
+        old.check_writable()  # after a failed sync, the log may hold frames that were never applied
         prepared = log.end
         engine._write_state(True)
         carry_over(log, index, old, carried)
@@ -169,13 +169,13 @@ class Compaction:
         if metadata is not None:
             append_metadata(log, metadata)
         log.sync()
-        if log.end > prepared:  # otherwise a later look could take what was carried over for a torn tail
+        if log.end > prepared:  # otherwise a later recovery could take the carried-over frames for a torn tail
             current.write_next(self._generations.directory, log)
         self._generations.take(engine, log, index)
 
 
 def carry_over(log: Log, index: Index, old: Log, first: int, stop: int | None = None) -> None:
-    """Copies frames of the old log to the new one, and indexes them there."""
+    """Copies frames of the old log to the new one, and adds them to the new index."""
     copied = log.end
     log.copy_from(old, first, old.end if stop is None else stop)
     index.read_log(log.mapping, copied, log.end, True)

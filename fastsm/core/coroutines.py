@@ -1,7 +1,7 @@
-"""The order of coroutines: one thread that applies in the order in which tasks started.
+"""The order of coroutines: one thread applies their chunks in the order in which the tasks started.
 
-A coroutine takes its place in the writers' queue when its task starts, together with plain calls from other
-threads. Its work then waits on this module's thread, never on the event loop.
+A coroutine takes its place in the writers' queue, shared with plain calls from other threads, when its task starts.
+The wait for the turn then happens on this module's thread, never on the event loop.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 SMALL_ENTRIES = 64
 SMALL_BYTES = 64 * 1024
-TAKE_LONG = frozenset(range(8, 256))  # kinds of commands that read, look through the keys, or run a procedure
-OVERHEAD = 64  # bytes of a frame or a record, at most, that are no command
+TAKE_LONG = frozenset(range(8, 256))  # kinds of commands that read, walk over keys, or run a procedure
+OVERHEAD = 64  # bytes of a frame or a record, at most, in addition to the commands
 
 
 def room_if_small(chunk: Any) -> int | None:
-    """The room in the log that a chunk takes at most, if applying it is quicker than handing it to another thread."""
+    """Returns the most log space that a chunk takes, if applying it is quicker than handing it to another thread."""
     if not isinstance(chunk, (list, tuple)) or len(chunk) > SMALL_ENTRIES:
         return None
     try:
@@ -42,12 +42,12 @@ def room_if_small(chunk: Any) -> int | None:
         if any(entry[2][1] in TAKE_LONG for entry in chunk):
             return None
     except (TypeError, IndexError):
-        return 0  # malformed: the error is found at once
+        return 0  # malformed: applying it right away finds the error
     return size + OVERHEAD * (len(chunk) + 1) if size <= SMALL_BYTES else None
 
 
 class Job:
-    """Work in its place of the writers' queue; the place is passed on when it was cancelled before it began."""
+    """Work with a place in the writers' queue; if it is cancelled before it begins, the place is passed on."""
 
     __slots__ = ("abandoned", "applies", "doomed_by", "function", "future", "loop", "machine", "place")
 
@@ -57,40 +57,40 @@ class Job:
         self.applies = applies
         self.future: Future[Any] = Future()
         self.loop = event_loops().get_running_loop()
-        self.abandoned = False  # the one who waited for it has its outcome, or will never look
-        self.doomed_by: Job | None = None  # a failed job that this one was queued after
+        self.abandoned = False  # the waiting caller has the outcome, or will never look at it
+        self.doomed_by: Job | None = None  # a failed job after which this one was queued
         self.place = Place()
 
 
 class OrderedWorker:
     """Runs writes of coroutines, one by one, on a thread of its own.
 
-    After a chunk failed, chunks queued after it fail too, with ``OrderError``, until the caller of the failed
-    one has seen the failure: they were sent in the belief that it would be applied.
+    After a chunk has failed, chunks queued after it fail too, with ``OrderError``, until the caller of the failed
+    chunk has seen the failure: they were sent in the belief that it would be applied.
     """
 
     def __init__(self) -> None:
         self.jobs: deque[Job] = deque()
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
-        self.failed: Job | None = None  # its caller has not seen it yet
+        self.failed: Job | None = None  # a job whose failure its caller has not seen yet
         self.closed = False
-        self._lock = threading.RLock()  # of `failed`, `abandoned` and the first start; a handler may come in again
+        self._lock = threading.RLock()  # guards `failed`, `abandoned` and the start; reentrant for signal handlers
         self._thread = LastingThread()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is queued and no failure waits to be seen."""
+        """Whether nothing is queued and no failure is still unseen."""
         return not self.jobs and self._unseen() is None
 
     def _unseen(self) -> Job | None:
-        """The failure that its caller is still to see. A caller whose loop does not run cannot: nobody waits for it."""
+        """Returns the job whose failure its caller has not seen yet, unless the caller's event loop no longer runs."""
         failed = self.failed
         return failed if failed is not None and failed.loop.is_running() else None
 
     async def run(self, machine: Engine, function: Callable[[], T], *, applies: bool = False) -> T:
-        """Takes the next place among the machine's writers; awaits the result of ``function`` there."""
+        """Takes the next place among the machine's writers, and awaits the result of ``function`` in that place."""
         job = Job(machine, function, applies)
-        with machine._turns.waited_for(), self._lock:  # a handler's close would wait for the thread, and that for us
+        with machine._turns.waited_for(), self._lock:  # no signal handler may close while we hold it
             self._start(machine)
             job.doomed_by = self._unseen()
             try:
@@ -110,18 +110,18 @@ class OrderedWorker:
         return result
 
     def _start(self, machine: Engine) -> None:
-        """Starts the thread, once. Where none can be had nothing has changed, and the next call tries again."""
+        """Starts the thread, once. If no thread can be started, nothing has changed and the next call tries again."""
         if not self.closed:
             self._thread.start(partial(self._work, machine._turns))
 
     def close(self, machine: Engine) -> None:
-        """Ends the thread once its work is done. The caller does not hold the writer's turn."""
+        """Ends the thread once its work is done. The caller must not hold the writer's turn."""
         machine._turns.refuse_places()
         self.abandon()
         self._thread.wait()
 
     def abandon(self) -> None:
-        """Takes no more work, and waits for nothing."""
+        """Refuses further work, without waiting for the thread."""
         self.closed = True
         self.queue.put(None)
 
@@ -139,8 +139,8 @@ class OrderedWorker:
                 finally:
                     self._forget(job)
                     if answer is not None:
-                        answer()  # only now: the next chunk finds the turn free, and may be applied on the loop
-            del job, answer  # while waiting for the next one, the machine is not held
+                        answer()  # after the turn was left: the next chunk may then be applied on the event loop
+            del job, answer  # an idle thread must not keep the machine alive
         turns.keep_no_more()
 
     def _forget(self, job: Job) -> None:
@@ -148,7 +148,7 @@ class OrderedWorker:
             self.jobs.remove(job)
 
     def _run(self, job: Job) -> Callable[[], None]:
-        """Does the work; returns what tells of its outcome."""
+        """Runs the job; returns a function that delivers its outcome."""
         try:
             if job.applies and job.doomed_by is not None:
                 cause = job.doomed_by.future.exception()
@@ -161,7 +161,7 @@ class OrderedWorker:
         return partial(job.future.set_result, result)
 
     def _doom_those_behind(self, failed: Job) -> None:
-        """What is queued now, and what comes until the failure was seen, was sent in the belief that it succeeds."""
+        """Marks all queued jobs as failed too: they were sent in the belief that the failed one would succeed."""
         with self._lock:
             self.failed = None if failed.abandoned else failed
             for job in list(self.jobs):
@@ -170,18 +170,18 @@ class OrderedWorker:
 
 
 class Waiters(BatchThread["Flush"]):
-    """Flushes of coroutines, on one thread for all of them; and other calls that take long, on one each.
+    """Runs the flushes of coroutines on one shared thread, and other slow calls on a thread each.
 
-    The thread for flushes takes all that wait, syncs once, answers them, and takes those that came meanwhile:
-    one sync under way, one to come, however many wait. Thread safe.
+    The flush thread takes all flushes that wait, syncs once, answers them, and then takes those that have arrived in
+    the meantime: at most one sync is under way and one more to come, however many wait. Thread safe.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[BackgroundCall] = []  # those that ended go with the next one
+        self._calls: list[BackgroundCall] = []  # finished calls are dropped when the next one is added
 
     async def flush(self, function: Callable[[Any], None], mark: Any) -> None:
-        """Awaits ``function(mark)``. Marks are ordered as they come: a later one covers those before it, None all."""
+        """Awaits ``function(mark)``. Marks rise with time: a later mark covers earlier ones, and None covers all."""
         loop = event_loops().get_running_loop()
         one = Flush(loop, loop.create_future(), function, mark)
         with self._lock:
@@ -201,7 +201,7 @@ class Waiters(BatchThread["Flush"]):
         return await future
 
     def end(self, is_excused: Callable[[int], bool]) -> None:
-        """Ends the threads once their work is done, but for those that the caller must not wait for."""
+        """Ends the threads once their work is done, except threads that the caller must not wait for."""
         self.close()
         with self._lock:
             calls = list(self._calls)
@@ -211,7 +211,7 @@ class Waiters(BatchThread["Flush"]):
 
     def _outcomes(self, batch: list[Flush]) -> Iterator[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]:
         waiting = [one for one in batch if not one.future.cancelled()]
-        for one in sorted(waiting, key=Flush.reach, reverse=True):  # the first sync covers all others
+        for one in sorted(waiting, key=Flush.reach, reverse=True):  # the sync for the furthest mark covers the others
             try:
                 one.function(one.mark)
             except BaseException as error:
@@ -221,7 +221,7 @@ class Waiters(BatchThread["Flush"]):
 
 
 class Flush:
-    """A coroutine that waits for a sync: what to call, and up to where."""
+    """A coroutine that waits for a sync: the function to call, and the mark to sync up to."""
 
     __slots__ = ("function", "future", "loop", "mark")
 
@@ -234,5 +234,5 @@ class Flush:
         self.mark = mark
 
     def reach(self) -> float:
-        """How far it goes into the log; without a mark beyond everything."""
+        """Returns the log offset to sync up to; infinity without a mark."""
         return float("inf") if self.mark is None else self.mark[1]

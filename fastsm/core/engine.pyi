@@ -45,13 +45,12 @@ class Engine(Timed):
         """Applies committed entries, all or none. O(operations).
 
         `chunk`: a sequence of `Entry` or plain tuples `(index, term, command)`. Indexes rise strictly and terms
-        never fall. Entries at or below `last_applied()` are skipped. The first one after it must be its successor
+        never fall. Entries at or below `last_applied()` are skipped. The first one after that must be its successor
         (with `contiguous=False`: any later one).
 
-        Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
-        or a batch did not match, None where it was skipped, an `Answer` where the command answers. Durable on return
-        with `sync="apply"`, else after the next `flush`. Readers see the state before the chunk or after it, never
-        between.
+        Returns a list with one result per entry: True if it took effect, False if a compare-and-swap or a batch did not
+        match, None if it was skipped, an `Answer` if its command answers. Durable on return with `sync="apply"`,
+        otherwise after the next `flush`. Readers see the state before the chunk or after it, never in between.
 
         Raises `OrderError`, `CommandError`, `ProcedureError`, `StorageError`, `NotRunningError`; then nothing of the
         chunk was applied. Thread safe; concurrent calls take turns.
@@ -79,4 +78,4 @@ class Engine(Timed):
     def _note_synced(self, log: Log, applied: LogId) -> None: ...
 
 def append_metadata(log: Log, metadata: SnapshotMetadata) -> None:
-    """A frame of a snapshot's metadata alone, for a log that is not the state yet."""
+    """Writes a frame of a snapshot's metadata alone, to a log that is not the state's log yet."""

@@ -1,4 +1,4 @@
-"""Apply and get: what must be fast, and one writer at a time.
+"""Apply and get: the operations that must be fast, with one writer at a time.
 
 Nothing of a chunk is visible before everything about it is certain:
 
@@ -42,20 +42,20 @@ from fastsm.types import LogId, SnapshotMetadata
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
 cdef enum:
-    CHECKSUM_BYTES = 32    # of a snapshot's BLAKE3
-    PARTS_FROM = 16 << 10  # bytes of a frame: smaller ones are stored, or cost less than a vector of parts
+    CHECKSUM_BYTES = 32    # the size of a snapshot's BLAKE3 checksum
+    PARTS_FROM = 16 << 10  # bytes; smaller frames are not compressed, or cost less than writing them in parts
 
 cdef class Engine(Timed):
-    """The compiled half of `FastStateMachine`: the state, and what changes it.
+    """The compiled half of `FastStateMachine`: the state and what changes it.
 
     Thread safety: every method, from any thread; writers take turns.
     """
     cdef readonly Turns _turns
-    cdef readonly GroupCommit _group_commit    # of the log
-    cdef Publisher publisher       # tells readers in other processes; None: nobody is told
+    cdef readonly GroupCommit _group_commit    # the group commit of the log
+    cdef Publisher publisher       # tells readers in other processes; None: no reader is told
     cdef Chunk chunk
     cdef bint contiguous
-    cdef uint64_t compact_above    # dead bytes beyond which compaction is called for
+    cdef uint64_t compact_above    # `apply` calls for compaction when more bytes than this are dead
 
     def __cinit__(self, *args, **options):
         self._turns = Turns()
@@ -63,7 +63,7 @@ cdef class Engine(Timed):
         self.compact_above = NEVER
 
     def _attach(self, Log log, Index index, GroupCommit commit, durable, bint contiguous, bint sync_on_apply):
-        """Takes what was recovered. `durable`: the last entry that is."""
+        """Takes over what was recovered. `durable`: the last entry that is durable."""
         cdef Terms terms = index.terms
         head = log.head
         started = terms.count > 0 or head.base_index > 0
@@ -71,7 +71,7 @@ cdef class Engine(Timed):
         self.contiguous = contiguous
         self.sync_on_apply = sync_on_apply
         self.take_index(log, index)
-        self.order_wanted = index.ordered  # it was in use before: the saved table has it
+        self.order_wanted = index.ordered  # then the saved table has the order: it was in use before
         self._group_commit = commit
         self.runs_in_terms = 0
         self.applied_index, self.applied_term = self.runs.index, self.runs.term
@@ -81,7 +81,7 @@ cdef class Engine(Timed):
         self.metadata_unsaved = False
 
     def _publish_by(self, Publisher publisher=None):
-        """Tells readers in other processes of the state from here on; None: not any more."""
+        """Publishes the state to readers in other processes from here on; with None, no longer."""
         old, self.publisher = self.publisher, publisher
         if old is not None:
             old.close()
@@ -97,7 +97,7 @@ cdef class Engine(Timed):
                 self.durable_index)
 
     cdef void take_index(self, Log log, Index index) noexcept:
-        """Reads go there from here on."""
+        """Makes reads go to this log and index from here on."""
         if self._log is not None:
             self._log.waiters = None
         self._log, self._index, self._table, self._terms = log, index, index.table, index.terms
@@ -105,12 +105,13 @@ cdef class Engine(Timed):
         self.take_arena()
 
     def _switch(self, name_next, Log log, Index index, GroupCommit commit, state_of_its_own=None):
-        """In the writer's turn: the step to a next generation, on disk and in memory.
+        """In the writer's turn: takes the step to the next generation, on disk and in memory.
 
-        `name_next` is called to take it on disk. The caller sees to it that no signal handler interrupts any of this,
-        so that disk and memory never name different generations. `state_of_its_own`: the last entry and the snapshot's
-        metadata, `(LogId, SnapshotMetadata or None)`, when this is another state (a reset, a snapshot), all of which
-        is durable. None: it is the same state, without what was overwritten, and everything applied is durable in it.
+        `name_next` is called to take the step on disk. The caller ensures that no signal handler interrupts any of
+        this, so disk and memory never name different generations. `state_of_its_own` is given when the next generation
+        is another state (a reset, a snapshot), all of which is durable: its last entry and the snapshot's metadata, as
+        `(LogId, SnapshotMetadata or None)`. None means the same state without overwritten records; then everything
+        applied is durable in the next generation.
         """
         cdef RunList runs = self.runs
         cdef uint64_t old_end = self._index.end - self._log.start
@@ -121,7 +122,7 @@ cdef class Engine(Timed):
         if state_of_its_own is not None:
             applied, metadata = state_of_its_own
             runs = RunList(applied.index, applied.term, applied.index > 0)
-        # Until all is changed: their end may let another thread run.
+        # Held until all is changed: freeing them may let another thread run.
         old_log, _old, mapping = self._log, self._index, self.mapping
         cdef Mapping _of_order = index.order.mapping if index.ordered else None
         if self.publisher is not None:
@@ -151,18 +152,18 @@ cdef class Engine(Timed):
         self._watchers.move(mapping, old_log.head.identity, old_end, &reach)
 
     def _tell_waiting(self, uint64_t before):
-        """After `_switch`: tells those who wait for an entry. `before`: the last one that was applied until then."""
+        """After `_switch`: tells those who wait for an entry. `before`: what the last applied index was until then."""
         if self.applied_index == 0 or self.applied_index < before:
             self.awaited.end_all(REPLACED)
         else:
             self.awaited.note_applied(self.applied_index)
 
     def _compact_above(self, dead_bytes):
-        """Lets `apply` call for compaction once when more is dead."""
+        """Makes `apply` call for compaction, once, when more than `dead_bytes` are dead."""
         self.compact_above = dead_bytes
 
     def _is_called_for(self):
-        """Whether compaction was called for, and is not over; always so when it never comes by itself."""
+        """Returns whether a compaction was called for and is not over; always true if none ever starts by itself."""
         return self.compact_above == NEVER
 
     # ---- apply -----------------------------------------------------------------------------------------
@@ -171,19 +172,18 @@ cdef class Engine(Timed):
         """Applies committed entries, all or none. O(operations).
 
         `chunk`: a sequence of `Entry` or plain tuples `(index, term, command)`. Indexes rise strictly and terms
-        never fall. Entries at or below `last_applied()` are skipped. The first one after it must be its successor
+        never fall. Entries at or below `last_applied()` are skipped. The first one after that must be its successor
         (with `contiguous=False`: any later one).
 
-        Returns a list as long as the chunk: True where the entry took effect, False where a compare-and-swap
-        or a batch did not match, None where it was skipped, an `Answer` where the command answers. Durable on return
-        with `sync="apply"`, else after the next `flush`. Readers see the state before the chunk or after it, never
-        between.
+        Returns a list with one result per entry: True if it took effect, False if a compare-and-swap or a batch did not
+        match, None if it was skipped, an `Answer` if its command answers. Durable on return with `sync="apply"`,
+        otherwise after the next `flush`. Readers see the state before the chunk or after it, never in between.
 
         Raises `OrderError`, `CommandError`, `ProcedureError`, `StorageError`, `NotRunningError`; then nothing of the
         chunk was applied. Thread safe; concurrent calls take turns.
         """
         if self.gate:
-            self.refuse()  # before the turn, which nobody passes on in a forked child
+            self.refuse()  # before the turn, which would never be passed on in a forked child
         cdef Held held
         hold(chunk, &held)
         try:
@@ -196,16 +196,16 @@ cdef class Engine(Timed):
             let_go(&held)
 
     def _apply_if_free(self, chunk, uint64_t room):
-        """`apply` of a chunk that takes at most so many bytes of log, where nothing and nobody has to be waited for.
+        """Applies a chunk that takes at most `room` bytes of log, if that is possible without waiting for anything.
 
-        None where it would: the turn is not free, each apply is synced, or no pages are prepared for the frame.
+        Returns None otherwise: the turn is taken, each apply is synced, or no pages are prepared for the frame.
         """
         if self.gate:
             self.refuse()
         cdef Held held
         hold(chunk, &held)
         try:
-            # One step from here to the turn, in which no other thread runs.
+            # From here to the turn no other thread runs.
             if self.sync_on_apply or not self._turns.is_free() or not self._log.has_room(room):
                 return None
             self._turns.enter()
@@ -217,11 +217,11 @@ cdef class Engine(Timed):
             let_go(&held)
 
     def _hold(self, chunk):
-        """The entries of a chunk as they are now, for a later `_apply_in_turn`."""
+        """Returns the entries of a chunk as they are now, for a later `_apply_in_turn`."""
         return hold_entries(chunk)
 
     def _apply_in_turn(self, chunk):
-        """`apply`, for a caller that has the writer's turn already."""
+        """`apply` for a caller that already has the writer's turn."""
         cdef Held held
         hold(chunk, &held)
         try:
@@ -230,7 +230,7 @@ cdef class Engine(Timed):
             let_go(&held)
 
     cdef list apply_in_turn(self, Held *held):
-        """`held`: the caller's, who lets it go after this."""
+        """Applies held entries. The caller still owns `held`, and releases it afterwards."""
         cdef Chunk chunk = self.chunk
         cdef RunList runs = self.runs
         cdef RunMark mark
@@ -263,7 +263,7 @@ cdef class Engine(Timed):
             chunk.forget()
 
     cdef inline int tell_of_chunk(self) except -1:
-        """After a chunk was published: tells those who wait for its entries, and calls for compaction or the order."""
+        """Tells those who wait for the published chunk, and starts compaction or the order's thread if needed."""
         if self.awaited.least <= self.applied_index:
             self.awaited.note_applied(self.applied_index)
         if self._watchers.applied.armed or (self.sync_on_apply and self._watchers.durable.armed):
@@ -277,7 +277,7 @@ cdef class Engine(Timed):
     # ---- procedures ------------------------------------------------------------------------------------
 
     def _set_procedures(self, procedures, bint twice):
-        """The procedures that `call` can run, by name and version; `twice`: see `check_procedures`."""
+        """Sets the procedures that `call` can run, by name and version; `twice`: see `check_procedures`."""
         self.chunk.judgement.procedures = procedures
         self.chunk.judgement.called = self.chunk.judgement.called_name = None
         self.chunk.judgement.twice = twice
@@ -310,9 +310,9 @@ cdef class Engine(Timed):
     # ---- write and publish -----------------------------------------------------------------------------
 
     cdef int call_for_compaction(self) except -1:
-        """Starts a thread that compacts; without one, the next chunk calls again. The chunk is applied: nothing raises.
+        """Starts a thread that compacts; if that fails, the next chunk tries again. Raises nothing: all is applied.
 
-        Runs no Python code here, and so no signal handler.
+        Runs no Python code itself, hence no signal handler.
         """
         cdef uint64_t above = self.compact_above
         self.compact_above = NEVER
@@ -323,7 +323,7 @@ cdef class Engine(Timed):
         return 0
 
     cdef int call_for_order(self) except -1:
-        """Starts a thread that sorts new keys in; without one, the next reader does it. Runs no Python code here."""
+        """Starts a thread that sorts new keys in; if that fails, the next reader does it. Runs no Python code here."""
         self.order_called = True
         try:
             start_new_thread(self._keep_order, ())
@@ -332,7 +332,7 @@ cdef class Engine(Timed):
         return 0
 
     cdef int write_chunk(self, Chunk chunk) except -1:
-        """Puts the chunk's frame into the log. All memory that publishing needs is taken before."""
+        """Writes the chunk's frame to the log. All memory that publishing needs is reserved before that."""
         cdef Log log = self._log
         cdef RunList runs = self.runs
         cdef uint64_t length, place
@@ -356,13 +356,13 @@ cdef class Engine(Timed):
         else:
             self.write_in_one(chunk, length)
         if self.sync_on_apply:
-            # The system tells of a lost page once: two syncs at the same time could both be believed.
+            # The system reports a lost page only once: of two concurrent syncs, one could miss the error.
             self._group_commit.sync_up_to(log.end)
             self.durable_index, self.durable_term = runs.index, runs.term
         return 0
 
     cdef int write_in_one(self, Chunk chunk, uint64_t length) except -1:
-        """Builds the frame in the log's own pages, or aside."""
+        """Builds the frame directly in the log's pages, or in a buffer."""
         cdef Log log = self._log
         cdef RunList runs = self.runs
         cdef uint8_t *frame = log.begin_frame(length)
@@ -379,7 +379,7 @@ cdef class Engine(Timed):
         return 0
 
     cdef int write_in_parts(self, Chunk chunk, uint64_t length) except -1:
-        """Writes large values from the commands' own bytes: copied once, by the system."""
+        """Writes large values straight from the bytes of the commands: the system's copy is the only one."""
         cdef Log log = self._log
         cdef RunList runs = self.runs
         cdef uint8_t *frame
@@ -417,7 +417,7 @@ cdef class Engine(Timed):
         return 0
 
     cdef void expect_old(self, Chunk chunk, size_t first) noexcept:
-        """Prefetches what publishing the block of steps from `first` on will touch, while there is other work."""
+        """Prefetches what publishing the steps of the block at `first` will touch, to overlap with other work."""
         cdef size_t i
         cdef Step *step
         for i in range(first, min(first + BLOCK, chunk.count)):
@@ -426,7 +426,7 @@ cdef class Engine(Timed):
                 self._index.expect(self.arena, step.hashed)
 
     cdef void publish_runs(self) noexcept:
-        """The terms take the runs that a frame now carries, for which room was reserved."""
+        """Moves the runs that a frame now carries to the terms, which have room reserved for them."""
         self.terms_take_runs()
         self._index.end = self._log.start + self._log.end
         self.runs.count = self.runs_in_terms = 0
@@ -434,7 +434,7 @@ cdef class Engine(Timed):
         self.framed_index, self.framed_term = self.runs.index, self.runs.term
 
     cdef void terms_take_runs(self) noexcept:
-        """Only the last of the runs that the terms know already may have grown since."""
+        """Adds new runs to the terms; of the runs they already have, only the last one may have grown."""
         cdef uint32_t i
         for i in range(self.runs_in_terms - 1 if self.runs_in_terms else 0, self.runs.count):
             self._terms.append(self.runs.runs[i].last, self.runs.runs[i].term)
@@ -443,7 +443,7 @@ cdef class Engine(Timed):
     # ---- hard state ------------------------------------------------------------------------------------
 
     def _note_applied(self, log_id):
-        """In the writer's turn: moves last applied to an entry without a command; the next frame carries it."""
+        """In the writer's turn: sets last applied to an entry without a command; the next frame records it."""
         cdef RunList runs = self.runs
         given_index, given_term = pair_of(log_id, "last applied")
         cdef uint64_t index = unsigned_slowly(given_index, "index")
@@ -462,11 +462,11 @@ cdef class Engine(Timed):
         self.awaited.note_applied(index)
 
     def _await_applied(self, index, queue, owner, bint blocks):
-        """A ticket that `queue` gets once an entry is applied, or cannot be any more. None: it is applied.
+        """Returns a ticket for an entry, or None if the entry is applied already.
 
-        `queue` None: the caller waits for the ticket itself.
-
-        `blocks`: the caller's thread will wait for it, so that no frame below may be what has to apply it.
+        `queue` receives the ticket once the entry is applied, or can no longer be. With None, the caller waits for the
+        ticket itself. `blocks`: the calling thread will block, so this raises if one of its own frames is in the middle
+        of a write, which would have to end first.
         """
         cdef uint64_t wanted = unsigned_slowly(index, "index")
         cdef Ticket ticket = Ticket(wanted, queue, owner)
@@ -481,11 +481,11 @@ cdef class Engine(Timed):
         return ticket
 
     def _waiting_for_entries(self):
-        """How many wait for an entry, for tests."""
+        """Returns the number of tickets that wait for an entry, for tests."""
         return len(self.awaited.tickets)
 
     def _wait_no_more(self, Ticket ticket):
-        """Forgets a ticket, if it is still there."""
+        """Removes a ticket, if it is still waiting."""
         self.awaited.discard(ticket)
 
     def _note_metadata(self, metadata):
@@ -498,7 +498,7 @@ cdef class Engine(Timed):
         if len(checksum) != CHECKSUM_BYTES:
             raise SnapshotFormatError(
                 f"{self._log.path}: expected a snapshot's checksum of {CHECKSUM_BYTES} bytes, found {len(checksum)}")
-        if index > self.applied_index:  # no directory opens whose state is older than its own snapshot
+        if index > self.applied_index:  # no directory is opened whose state is older than its own snapshot
             raise SnapshotRangeError(
                 f"{self._log.path}: a snapshot as of {LogId(index, term)} cannot be of this state: last applied is "
                 f"{LogId(self.applied_index, self.applied_term)}; apply the entries, or install the snapshot, first")
@@ -506,7 +506,7 @@ cdef class Engine(Timed):
         self.metadata_unsaved = True
 
     def _write_state(self, bint with_metadata=False, bint closing=False):
-        """In the writer's turn: a frame of what no frame carries yet; none when there is nothing."""
+        """In the writer's turn: writes a frame of what no frame carries yet; no frame if there is nothing to write."""
         metadata = self.metadata if with_metadata and self.metadata_unsaved else None
         if not (self.runs.count or metadata is not None or closing):
             return
@@ -519,18 +519,18 @@ cdef class Engine(Timed):
         self.tell_readers()
 
     def _note_durable(self):
-        """In the writer's turn: a frame without content, whose watermark says that all before it is durable."""
+        """In the writer's turn: writes an empty frame, whose watermark says that everything before it is durable."""
         append_state(self._log, None, None, False)
         self.take_arena()
         self._index.end = self._log.start + self._log.end
         self.tell_readers()
 
     def _has_unwritten(self, bint with_metadata):
-        """Whether something is applied, or to be saved, that no frame carries."""
+        """Returns whether something that is applied, or metadata to be saved, is in no frame yet."""
         return self.runs.count > 0 or (with_metadata and self.metadata_unsaved)
 
     def _position(self):
-        """At this moment: the log, where it ends, and the last entry that its frames carry."""
+        """Returns, as of one moment: the log, its end, and the last entry that its frames carry."""
         cdef Log log = self._log
         cdef uint64_t end = log.end
         cdef uint64_t index = self.framed_index
@@ -538,7 +538,7 @@ cdef class Engine(Timed):
         return log, end, LogId(index, term)
 
     def _mark(self, bint with_metadata):
-        """Now: the log, its end, and the last applied entry, which is in it."""
+        """Writes what no frame carries yet; returns the log, its end, and the last applied entry, which is in it."""
         if self._has_unwritten(with_metadata):
             with self._turns:
                 self._require(True)
@@ -546,9 +546,10 @@ cdef class Engine(Timed):
         return self._position()
 
     def _sync_to(self, mark):
-        """Makes a log durable up to a position; nothing to do when the state has gone on to another log.
+        """Makes a log durable up to a position; does nothing if the state has moved to another log.
 
-        Returns whether this has made much durable that an unclean end had left, which no frame says yet.
+        Returns whether the sync made much durable that an unclean end had left, and that no frame records as durable
+        yet.
         """
         cdef Log log
         cdef uint64_t offset
@@ -557,14 +558,14 @@ cdef class Engine(Timed):
         if commit.log is not log or log.read_only:
             return False
         commit.sync_up_to(offset)
-        if log.durable < offset and self._group_commit is commit:  # a close came first, and did not sync
+        if log.durable < offset and self._group_commit is commit:  # a close came first and did not sync
             log.check_writable()
             self._require()
         self._note_synced(log, applied)
         return log.unnoted
 
     def _note_synced(self, Log log, applied):
-        """After a sync of this log that covered everything up to an entry."""
+        """Records that a sync of this log has covered everything up to an entry."""
         if log is self._log and applied.index > self.durable_index:
             self.durable_index, self.durable_term = applied
             if self._watchers.durable.armed:
@@ -573,7 +574,7 @@ cdef class Engine(Timed):
 
 
 cdef class JudgeElsewhere:
-    """Judges a chunk on a thread of its own. What a signal handler raises meanwhile interrupts the procedure."""
+    """Judges a chunk on a thread of its own. An exception from a signal handler interrupts the procedure."""
     cdef Engine engine
     cdef Chunk chunk
 
@@ -608,12 +609,12 @@ cdef inline void rewind_runs(RunList runs, RunMark *mark) noexcept:
 
 
 def append_metadata(Log log, metadata):
-    """A frame of a snapshot's metadata alone, for a log that is not the state yet."""
+    """Writes a frame of a snapshot's metadata alone, to a log that is not the state's log yet."""
     append_state(log, None, metadata, False)
 
 
 cdef int append_state(Log log, RunList runs, metadata, bint closing) except -1:
-    """A frame of hard state: runs, the metadata of a snapshot, a clean close, whichever there are."""
+    """Writes a frame of hard state: runs, a snapshot's metadata, a clean close, or any combination of these."""
     cdef bytes value = b""
     cdef uint32_t count = 0 if runs is None else runs.count
     cdef uint64_t length = frame_size(count, 0)

@@ -8,9 +8,9 @@ ctypedef struct DueKey:
     uint64_t deadline
     const uint8_t *key
     uint64_t hashed
-    int32_t write         # the one that says so; -1: it was applied before this chunk
+    int32_t write         # the position of the write that set the deadline; -1: it was applied before this chunk
     uint16_t key_size
-    bint by_number        # it is the id of a session
+    bint by_number        # the key is the id of a session
 
 
 cdef class DueHeap:
@@ -23,9 +23,9 @@ cdef class DueHeap:
 
 
 cdef class Expiring(View):
-    cdef bint ticking                    # this chunk has had a tick: what follows counts
-    cdef DueWalk due_keys, due_sessions  # over what was applied before this chunk
-    cdef DueHeap new_keys, new_sessions  # what this chunk has written with a deadline, up to `looked_at`
+    cdef bint ticking                    # this chunk has had a tick, so the fields below are in use
+    cdef DueWalk due_keys, due_sessions  # walks over deadlines that were applied before this chunk
+    cdef DueHeap new_keys, new_sessions  # deadlines that this chunk has written, in writes before `looked_at`
     cdef size_t looked_at
 
     cdef int tick(self, const Step *step, uint64_t now, uint64_t limit, uint64_t *removed) except -1

@@ -1,8 +1,8 @@
-"""What a tick comes to, over the view of a chunk: the clock, and what is due by it.
+"""Ticks: the clock, and the removal of what is due, over the view of a chunk.
 
-What was applied before the chunk is walked over in the order of its deadlines, and nothing of it changes; what the
-chunk has written since overrules it: a heap has its deadlines, each taken once, so that many ticks in a chunk cost no
-more than in many.
+Deadlines that were applied before the chunk are walked over in order, and are not changed by the walk; writes of the
+chunk override them. The chunk's own deadlines are in a heap, to which each is added once, so many ticks in one chunk
+cost no more than in many chunks.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -20,7 +20,7 @@ from fastsm.lookup.deadlines cimport Deadlines
 
 cdef enum:
     SMALLEST = 16
-    KEPT = 1 << 12        # deadlines, for which memory stays for the next chunk
+    KEPT = 1 << 12        # the heap keeps memory for this many deadlines for the next chunk
 
 
 cdef class Expiring(View):
@@ -39,7 +39,7 @@ cdef class Expiring(View):
         View.forget(self)
 
     cdef int tick(self, const Step *step, uint64_t now, uint64_t limit, uint64_t *removed) except -1:
-        """Appends what a tick comes to: the clock, deletes of keys, ends of sessions. `step` says of which entry."""
+        """Appends the writes of a tick: the clock, deletes of keys, ends of sessions. `step` names the entry."""
         self.know()
         if now > self.clock:
             self.move_clock(step, now)
@@ -63,14 +63,14 @@ cdef class Expiring(View):
         written.operation.value_size = CLOCK_SIZE
         written.operation.timed = False
         self.write(&written)
-        self.clock = now  # a tick is never taken back
+        self.clock = now  # safe to set now: a tick is never taken back
         return 0
 
     cdef int begin_ticks(self) except -1:
-        """At the first tick of a chunk. Making objects may collect garbage, and so run code that reads.
+        """Prepares for the first tick of a chunk. Making objects may collect garbage, and so run code that reads.
 
-        What is overtaken goes from the top of the heaps, as with a reader: a replica that nobody asks for the next
-        deadline would walk over it at each tick.
+        Drops overtaken deadlines from the top of the heaps, as a reader of the next deadline does: on a replica without
+        such readers, each tick would have to walk over them.
         """
         if self.new_sessions is None:
             self.due_keys, self.due_sessions = DueWalk(), DueWalk()
@@ -82,10 +82,10 @@ cdef class Expiring(View):
         return 0
 
     cdef uint64_t remove_due(self, const Step *step, bint sessions, uint64_t limit) except? 0:
-        """Appends deletes of at most `limit` keys, or ends of sessions, that are due, in order; returns how many.
+        """Appends deletes of keys, or ends of sessions, that are due, in order, at most `limit`; returns how many.
 
-        What was applied before is walked over in order, and passed for the rest of the chunk: it is removed now, or is
-        overtaken by what the chunk has written. Python code runs in `breathe` alone.
+        The walk over earlier deadlines does not come back, within this chunk, to one that it has passed: that one is
+        removed now, or was overtaken by a write of the chunk. Python code runs only in `breathe`.
         """
         cdef DueWalk walk = self.due_sessions if sessions else self.due_keys
         cdef DueHeap heap = self.new_sessions if sessions else self.new_keys
@@ -98,7 +98,7 @@ cdef class Expiring(View):
         while removed < limit:
             if removed and removed % BREATH == 0:
                 self.breathe()
-            if not walk.holds():  # what an earlier walk has passed is noted, so that this one passes it too
+            if not walk.holds():  # note earlier removals first, so that a walk that starts again passes them
                 self.know()
                 walk.begin(deadlines)
             place = walk.first()
@@ -126,8 +126,7 @@ cdef class Expiring(View):
         return removed
 
     cdef bint is_due(self, bint sessions, uint64_t place) except -1:
-        """Whether a deadline that was applied before still is that of its key, and this chunk has not written the key.
-        """
+        """Returns whether a deadline applied earlier is still current, and this chunk has not written its key."""
         cdef const uint8_t *record = self.arena + place
         cdef Pending *slot
         if not self.index.counts(self.arena, place):
@@ -139,7 +138,7 @@ cdef class Expiring(View):
         return slot.chunk != self.chunk or slot.latest < 0
 
     cdef int take_written(self) except -1:
-        """Takes the deadlines that the chunk has written since the last tick. Those entries are decided."""
+        """Adds the deadlines written since the last tick to the heaps. The entries that wrote them are decided."""
         cdef const Step *step
         cdef DueKey added
         while self.looked_at < self.count:
@@ -159,7 +158,7 @@ cdef class Expiring(View):
         return 0
 
     cdef const DueKey *first_written(self, bint sessions) noexcept:
-        """What is due first of all that this chunk has written, and that counts still; NULL: nothing of it is due."""
+        """Returns the earliest deadline of this chunk's writes that is due and still current; NULL: there is none."""
         cdef DueHeap heap = self.new_sessions if sessions else self.new_keys
         cdef const DueKey *first
         while heap.count and heap.items[0].deadline <= self.clock:
@@ -170,13 +169,13 @@ cdef class Expiring(View):
         return NULL
 
     cdef int remove_key(self, const Step *step, const DueKey *due) except -1:
-        """Appends the delete of a key, or the end of a session, whose bytes stay where they are."""
+        """Appends the delete of a key, or the end of a session, whose bytes the caller keeps in place."""
         return self.append_removal(
             step, due.key, due.key_size, due.hashed, RECORD_FORGET if due.by_number else RECORD_DELETE)
 
 
 cdef int order_of_due(const DueKey *one, const DueKey *other) noexcept nogil:
-    """Below 0 where one is removed before the other: by deadline, then by key, or by id."""
+    """Compares the order in which two are removed: by deadline, then by key, or by session id."""
     cdef uint64_t own, foreign
     cdef int order
     if one.deadline != other.deadline:
@@ -189,7 +188,7 @@ cdef int order_of_due(const DueKey *one, const DueKey *other) noexcept nogil:
 
 
 cdef class DueHeap:
-    """Deadlines that a chunk has written, the earliest first; what was overtaken stays until it comes to the top.
+    """A heap of deadlines that a chunk has written; an overtaken deadline stays until it reaches the top.
 
     Thread safety: used by one writer at a time.
     """
@@ -198,7 +197,7 @@ cdef class DueHeap:
         free(self.items)
 
     cdef void end(self) noexcept:
-        """Forgets all of them, and gives large memory back."""
+        """Removes all deadlines, and frees large memory."""
         self.count = 0
         if self.room > KEPT:
             free(self.items)
@@ -206,7 +205,7 @@ cdef class DueHeap:
             self.room = 0
 
     cdef int push(self, const DueKey *added) except -1:
-        """Adds one. O(log of all)."""
+        """Adds a deadline. O(log count)."""
         cdef size_t i = self.count
         cdef size_t parent
         cdef DueKey *grown
@@ -227,7 +226,7 @@ cdef class DueHeap:
         return 0
 
     cdef void drop_first(self) noexcept:
-        """Takes the earliest out. O(log of all)."""
+        """Removes the earliest deadline. O(log count)."""
         cdef DueKey moved
         cdef size_t i = 0
         cdef size_t child

@@ -12,9 +12,9 @@ cdef class View:
 cdef class Frozen:
     # Invariant: every place leads to a whole record in the mapping, which is never written again.
     cdef Mapping mapping
-    cdef object log                      # which knows the files that are in the arena
+    cdef object log                      # holds the files that are mapped into the arena
     cdef const uint8_t *arena
-    cdef uint64_t readable               # no record may reach beyond; 0: all of them were checked
+    cdef uint64_t readable               # no record may extend past this offset; 0: all records were checked
     cdef uint64_t *places
     cdef size_t count
     cdef readonly uint64_t revision      # the last applied index

@@ -1,7 +1,7 @@
-"""A state held still: what iterators and columns read while the machine goes on.
+"""A state held still: what iterators and columns read while the machine continues.
 
-Records never move or change, so the state at a moment is a list of places, and the mapping that they lead
-into. Taking it copies 8 bytes a key; reading it needs neither the GIL nor the machine.
+Records never move or change, so the state at one moment is a list of places and the mapping they refer to. Making the
+list copies 8 bytes per key; reading it needs neither the GIL nor the machine.
 """
 
 cimport cython
@@ -19,8 +19,8 @@ from fastsm.libraries import library
 from fastsm.long_work import no_tick, run_long
 
 cdef enum:
-    SLICE = 1 << 15      # records between two looks at whether to go on: some milliseconds
-    RECORD_BYTES = 64    # of a record, at least about
+    SLICE = 1 << 15      # records between two checks for signals: a few milliseconds
+    RECORD_BYTES = 64    # a rough lower bound of a record's size
 
 
 @cython.freelist(64)
@@ -42,7 +42,7 @@ cdef class Frozen:
         free(self.places)
 
     cdef int reserve(self, size_t count) except -1:
-        """Room for as many places. Runs no Python code, unless there is no memory."""
+        """Reserves room for `count` places. Runs no Python code, except to raise when there is no memory."""
         self.places = <uint64_t *>malloc((count + 1) * sizeof(uint64_t))
         if self.places == NULL:
             raise MemoryError(f"no memory to hold {count} keys still")
@@ -50,7 +50,7 @@ cdef class Frozen:
         return 0
 
     cdef Frozen in_order(self):
-        """Sorts the places: in the order of the log. O(keys), without the GIL."""
+        """Sorts the places into the order of the log. O(keys), without the GIL."""
         cdef uint64_t *other
         if self.count > 1:
             other = <uint64_t *>malloc(self.count * sizeof(uint64_t))
@@ -64,7 +64,7 @@ cdef class Frozen:
         return self
 
     cdef int check_lengths(self) except -1:
-        """Before all is verified, a record may say that it is longer than it can be."""
+        """Checks that each record ends within the mapping: before all bytes are verified, a length may be wrong."""
         cdef size_t first, i
         cdef uint64_t bad = 0
         for first in range(0, self.count, SLICE):
@@ -82,7 +82,7 @@ cdef class Frozen:
         return self.count
 
     def keys(self):
-        """Iterates over all keys."""
+        """Returns an iterator over all keys."""
         cdef const uint8_t *record
         cdef Py_ssize_t i
         for i in range(<Py_ssize_t>self.count):
@@ -90,7 +90,7 @@ cdef class Frozen:
             yield key_of(record)
 
     def items(self):
-        """Iterates over all pairs."""
+        """Returns an iterator over all pairs."""
         cdef const uint8_t *record
         cdef Py_ssize_t i
         for i in range(<Py_ssize_t>self.count):
@@ -100,8 +100,8 @@ cdef class Frozen:
     @cython.boundscheck(False)
     @cython.wraparound(False)
     def columns(self):
-        """All pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), the same of values."""
-        np = library("numpy")  # not at import time: it would be most of it
+        """Returns pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), and values'."""
+        np = library("numpy")  # imported on first use: it would dominate the import time of fastsm
         cdef Py_ssize_t count = <Py_ssize_t>self.count
         key_offsets = np.zeros(count + 1, dtype=np.int64)
         value_offsets = np.zeros(count + 1, dtype=np.int64)
@@ -122,7 +122,7 @@ cdef class Frozen:
 
 
 cdef class Filling:
-    """`Frozen.columns`, as long work: the offsets first, then the bytes. The caller, who waits, holds the arrays."""
+    """The work of `Frozen.columns`: first the offsets, then the bytes. The waiting caller holds the arrays."""
     cdef Frozen frozen
     cdef int64_t *key_ends
     cdef int64_t *value_ends
@@ -143,7 +143,7 @@ cdef class Filling:
             work()
 
     cdef size_t do_slice(self, size_t first) noexcept nogil:
-        """Where the next slice begins."""
+        """Fills the slice at `first`; returns where the next slice starts."""
         cdef size_t stop = min(first + SLICE, self.frozen.count)
         cdef const uint8_t *record
         cdef size_t i
@@ -161,9 +161,9 @@ cdef class Filling:
 
 
 cdef void sort_places(uint64_t *places, uint64_t *other, size_t count) noexcept nogil:
-    """Sorts places by their bytes, the least significant first; `other` is room for as many.
+    """Sorts places with a byte-wise radix sort, least significant byte first; `other` is scratch room of equal size.
 
-    Places are multiples of 8, and the bits above the greatest are zeros: mostly four or five bytes tell them apart.
+    Places are multiples of 8, and high bytes are mostly equal, so usually only four or five bytes need a pass.
     """
     cdef uint64_t starts[256]
     cdef uint64_t *source = places

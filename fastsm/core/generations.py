@@ -1,11 +1,11 @@
-"""The step from one generation to the next: the part that a reset, an install and a compaction share.
+"""The step from one generation to the next, as shared by resets, installs and compactions.
 
-    prepare    the next base and log are written, indexed and synced next to the ones in use; nobody waits
-    take       in the writer's turn: CURRENT is replaced, and the state in memory goes on with the new log
+    prepare    the next base and log are written, indexed and synced next to the current files; no call waits
+    take       in the writer's turn: CURRENT is replaced, and the state in memory continues with the new log
     end        the old log is closed and removed
 
-Everything here is given the engine that it works on as an argument. None of these objects refers to it: a reference
-back would keep a machine that nobody closed alive until the next garbage collection.
+Objects in this module get the engine as an argument instead of keeping a reference to it: such a cycle would keep a
+machine that was never closed alive until the next garbage collection.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from fastsm.generation.saved_table import HeldTable, hold_table, save_table
 from fastsm.lookup.index import Index
 from fastsm.types import LogId, SnapshotMetadata
 
-SAVE_TABLE_ABOVE = 4 << 20  # bytes of base and log: reading fewer takes no longer than reading a table
+SAVE_TABLE_ABOVE = 4 << 20  # bytes of base and log; below that, reading them is as fast as loading a saved table
 
 logger = logging.getLogger("fastsm")
 
 
 class Generations:
-    """The generations of one directory: which comes next, which are still held by views, and how the last one ends.
+    """The generations of one directory: the next number, old ones that views still hold, and the end of the last one.
 
-    Thread safety: what takes the ``engine`` needs the writer's turn, unless it says otherwise; the rest, any thread.
+    Thread safety: methods that take the ``engine`` need the writer's turn, unless they say otherwise; the others may
+    be called from any thread.
     """
 
     __slots__ = ("_clean_end", "_numbers", "_policy", "_retired", "directory", "jobs", "path")
@@ -50,14 +51,15 @@ class Generations:
         self._policy = policy
         self._numbers = free_generations(directory, log.head.generation + 1)  # no two steps prepare the same files
         self._retired: list[weakref.ref[Mapping]] = []  # alive while views hold them; replaced, never changed
-        self._clean_end = log.end if clean else -1  # where a log ends that was opened cleanly and has not grown since
+        # The end of a log that was opened cleanly: as long as it has not grown, a close need not write.
+        self._clean_end = log.end if clean else -1
 
     def next_number(self) -> int:
-        """Returns a number for files of a generation, which no other call gets, and which is in no file's name."""
+        """Returns the number of a new generation: no other call returns it, and no file's name has it."""
         return next(self._numbers)
 
     def pinned_bytes(self, log: Log) -> int:
-        """The bytes of replaced generations that views and iterators still hold."""
+        """Returns the bytes of replaced generations that views and iterators still hold."""
         held = (ref() for ref in self._retired)
         return sum(pages.mapped for pages in held if pages is not None and pages is not log.mapping)
 
@@ -70,10 +72,10 @@ class Generations:
         index: Index,
         state_of_its_own: tuple[LogId, SnapshotMetadata | None] | None = None,
     ) -> None:
-        """Takes the step to a prepared generation; see ``Engine._switch``. :meth:`end` follows it, for the old log.
+        """Takes the step to a prepared generation; see ``Engine._switch``. The caller then calls :meth:`end`.
 
-        All of it or nothing: no signal handler interrupts it. What one raises meanwhile is raised after the step. The
-        old log is not removed here, since a turn in which a large file is unlinked is long.
+        The step is atomic: an exception from a signal handler is raised after it. The old log is not removed here,
+        because unlinking a large file would make the turn long.
         """
         undisturbed(engine._turns.lent(partial(self._take, engine, log, index, state_of_its_own)))
 
@@ -90,13 +92,13 @@ class Generations:
             engine._set_verified(True)
             engine._tell_waiting(before)
             old_commit.close()
-            if not engine._is_called_for():  # otherwise the compaction that was called for renews it at its end
+            if not engine._is_called_for():  # otherwise the running compaction renews the policy at its end
                 self._policy.renew(engine)
         except (StorageError, MemoryError) as error:
             self._note_leftover(error)
 
     def end(self, engine: Engine, old: Log, what: str) -> None:
-        """After the step: removes the old log, and logs what the step was. Called after the writer's turn.
+        """After the step, outside the writer's turn: removes the old log, and logs what the step did.
 
         The caller's job or turn keeps the directory open.
         """
@@ -112,25 +114,25 @@ class Generations:
             self._note_leftover(error)
 
     def _note_leftover(self, error: Exception) -> None:
-        """Logs what failed after the step to another generation: it is no error of that step."""
+        """Logs a failure that came after the step to another generation, so it is not an error of the step itself."""
         try:  # noqa: SIM105  # `suppress` would need memory itself
-            # Not the error itself: a handler that keeps its record would keep the old log with the traceback.
-            logger.warning("%s: left over until the next opening: %s", self.path, repr(error))
+            # Not the error itself: a handler that keeps its records would keep the old log alive by the traceback.
+            logger.warning("%s: cleaning up is left to the next opening: %s", self.path, repr(error))
         except MemoryError:
-            pass  # then nobody can be told
+            pass  # not even a message can be made
 
     def discard(self, engine: Engine, log: Log | None, number: int) -> None:
-        """Removes what was prepared of a generation, unless that has become the state."""
+        """Removes the prepared files of a generation, unless the step to it was taken."""
         if log is None or log is not engine._log:
             current.discard(self.directory, log, number)
 
     def undo(
         self, engine: Engine, old: Log, log: Log | None, number: int, error: BaseException, what: str
     ) -> bool:
-        """Removes what was prepared of a generation, unless the step was taken; whether the error is to be raised.
+        """Removes the prepared files of a generation, unless the step was taken; returns whether to raise the error.
 
-        Where it was taken, what a signal handler raised meanwhile is raised after the old log's end. That what came
-        after the step found no memory is logged, and the end follows.
+        If the step was taken, an exception from a signal handler is raised after the old log's end. A MemoryError after
+        the step is logged instead, and the caller continues with :meth:`end`.
         """
         if log is None or log is not engine._log:
             current.discard(self.directory, log, number)
@@ -164,24 +166,25 @@ class Generations:
     # ---- the saved table, and the end ------------------------------------------------------------------
 
     def save_table(self, log: Log, index: Index, tick: Callable[[], object] = lambda: None) -> None:
-        """Saves the table of a synced log where that pays off. Where it cannot be saved there is none: no error."""
+        """Saves the table of a synced log if it is large enough to pay off. A failure is logged, not raised."""
         if log.start + log.end < SAVE_TABLE_ABOVE:
             return
         try:
             with storage_errors(self.path, "saving the table"):
                 save_table(self.directory, log, index, tick)
-        except StorageError as error:  # base and log are durable, and say all that it says
+        except StorageError as error:  # the base and the log are durable, and have everything that the table has
             logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
 
     def note_durable(self, engine: Engine) -> HeldTable | None:
-        """Notes in a frame that a first sync made durable what an unclean end left; returns a table to be saved, too.
+        """Records in a frame that a first sync made durable what an unclean end left; may return a table to save.
 
-        So an opening after another kill neither reads nor writes it again. Without room there is no note: no error. The
-        table, where it pays off, is a copy in memory: :meth:`save_held` saves it, outside the writer's turn.
+        The next opening after a kill then neither reads nor writes all of it again. Without room on disk, only a
+        warning is logged. The returned table is a copy in memory, for :meth:`save_held` outside the writer's turn;
+        None: saving one does not pay off.
         """
         log = engine._log
         if not log.unnoted:
-            return None  # noted by now, or the state has gone on to another log
+            return None  # already recorded, or the state has moved to another log
         log.unnoted = False
         try:
             engine._write_state(False)
@@ -189,17 +192,17 @@ class Generations:
         except StorageError as error:
             if error.errno not in NO_ROOM:
                 raise
-            logger.warning("%s: an opening after a kill will read and write more again: %s", self.path, error)
+            logger.warning("%s: an opening after a kill will have to read and write more: %s", self.path, error)
             return None
         if engine._index.loaded or log.start + log.end < SAVE_TABLE_ABOVE:
             return None
         return hold_table(log, engine._index)
 
     def save_held(self, engine: Engine, held: HeldTable) -> None:
-        """Saves a table that was held still, while writers go on. A reset, an install, a compaction or a close ends it.
+        """Saves a table that was held still, while writers go on. A reset, install, compaction or close ends the work.
 
-        A table speaks of durable bytes alone: so the log is synced up to where it ends. Where the table cannot be saved
-        there is none: no error.
+        A table may describe durable bytes only, so the log is synced up to the table's end first. A failure is logged,
+        not raised.
         """
         log = held.log
         epoch, standing, _, _ = engine._standing()
@@ -217,21 +220,21 @@ class Generations:
                 with storage_errors(self.path, "saving the table"):
                     self.directory.sync_directory()
         except (SnapshotError, ReentryError):
-            pass  # a state that has moved on, or a handler on top of a write: a later opening reads the log
+            pass  # the state has moved on, or this is a handler on top of a write: a later opening reads the log
         except StorageError as error:
             logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
 
     def end_log(self, engine: Engine) -> None:
-        """Writes the last frames. Afterwards CURRENT says how long the log is, so that a cut tail is noticed."""
+        """Writes the last frames, then the log's size into CURRENT, so that a cut tail is noticed."""
         log, commit = engine._log, engine._group_commit
         if log.read_only:
             return
         if log.end == self._clean_end and not engine._has_unwritten(True):
-            if lacks_table(engine._index):  # the opening had to read or sort everything: the next one need not
+            if lacks_table(engine._index):  # the opening had to read or sort everything: save the next one that work
                 self.save_table(log, engine._index)
             return
         engine._write_state(True)
-        commit.sync_up_to(log.end)  # never two syncs at the same time
+        commit.sync_up_to(log.end)  # two syncs must never overlap
         try:
             engine._write_state(False, True)
             commit.sync_up_to(log.end)
@@ -241,10 +244,10 @@ class Generations:
         except StorageError as error:
             if error.errno not in NO_ROOM:
                 raise
-            # All data is durable: without room for the last frame, the next opening just takes longer.
+            # All data is durable: without room for the last frame, the next opening only takes longer.
             logger.warning("%s: closed without a final frame: %s", self.path, error)
 
 
 def lacks_table(index: Index) -> bool:
-    """Whether an index that has not changed since the opening says more than the saved table."""
+    """Returns whether an index that is unchanged since the opening has something that the saved table lacks."""
     return not index.loaded or (index.order is not None and not index.order.loaded)

@@ -7,6 +7,6 @@ cdef class GroupCommit:
     cdef Turns turns
     cdef bint syncing
     cdef bint closed
-    cdef list waiting      # a lock for each caller that waits for a sync to end
+    cdef list waiting      # a lock for each caller that waits for the end of a sync
     cdef int wait(self) except -1
     cdef int wake(self) except -1

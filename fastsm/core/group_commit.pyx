@@ -1,7 +1,7 @@
 """Group commit: overlapping flushes share one sync.
 
-Compiled, because signal handlers run between any two steps of Python code, and one that raises there (Ctrl-C
-does) must not leave a flag set or a lock held. Between two steps of C code none runs.
+Compiled, because signal handlers run between any two steps of Python code, and one that raises there (as Ctrl-C does)
+must not leave a flag set or a lock held. No handler runs between two steps of C code.
 """
 
 import sys
@@ -19,9 +19,9 @@ from fastsm.errors import NotRunningError, ReentryError
 cdef class GroupCommit:
     """Makes a log durable up to an offset, with as few syncs as overlapping callers allow.
 
-    The first caller syncs, outside the GIL. A caller that comes meanwhile waits, and syncs only if that sync began
-    too early for it. (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", SIGMOD 1984.)
-    Thread safe.
+    The first caller syncs, without the GIL. A caller that arrives during the sync waits, and syncs only if the running
+    sync began too early to cover its offset. (DeWitt et al., "Implementation Techniques for Main Memory Database
+    Systems", SIGMOD 1984.) Thread safe.
     """
 
     def __cinit__(self, FrameFile log, Turns turns):
@@ -30,9 +30,9 @@ cdef class GroupCommit:
         self.waiting = []
 
     def sync_up_to(self, uint64_t offset):
-        """Returns once the log is durable up to `offset`; raises `StorageError` when that failed.
+        """Returns once the log is durable up to `offset`; raises `StorageError` if the sync failed.
 
-        A call from within this thread's own sync is a `ReentryError`.
+        Raises `ReentryError` if called on top of a sync by the same thread.
         """
         if self.turns.is_amid(PyThread_get_thread_ident()):
             raise ReentryError(REENTERED)
@@ -41,7 +41,7 @@ cdef class GroupCommit:
             if self.log.durable >= offset:
                 return
         if self.closed:
-            return  # the one who closes has synced everything, or raises the error itself
+            return  # the closing thread has synced everything, or raises the error itself
         if self.log.durable >= offset and self.log.poisoned is None:
             return
         self.turns.begin()
@@ -56,19 +56,19 @@ cdef class GroupCommit:
                 self.turns.end()
 
     def close(self):
-        """Waits for a sync under way; afterwards there are none."""
+        """Waits for a running sync; no sync starts afterwards."""
         self.closed = True
         while self.syncing and not sys.is_finalizing():
             self.wait()
         self.wake()
 
     cdef int wait(self) except -1:
-        """Until a sync ends, if one is under way. In the main thread, signal handlers run meanwhile, and may raise."""
+        """Waits for the end of a running sync. On the main thread, signal handlers may run meanwhile, and raise."""
         turn = allocate_lock()
         turn.acquire()
         if sys.is_finalizing():
             raise NotRunningError(ENDING)
-        if not self.syncing:  # it ended while the lock was made: a collection may run Python code
+        if not self.syncing:  # it may have ended during the allocation: a collection may run Python code
             return 0
         self.waiting.append(turn)
         try:
@@ -79,6 +79,6 @@ cdef class GroupCommit:
         return 0
 
     cdef int wake(self) except -1:
-        while self.waiting:  # nothing is made: also without memory everybody is woken
+        while self.waiting:  # allocates nothing, so all are woken even without memory
             self.waiting.pop().release()
         return 0

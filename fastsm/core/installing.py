@@ -1,4 +1,4 @@
-"""Installing a snapshot: its file is copied in, checked and indexed, and then takes the place of the state."""
+"""Installing a snapshot: its file is copied in, checked and indexed, and then replaces the state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastsm.types import LogId, SnapshotMetadata
 
 
 class Installing:
-    """Installs snapshots in one machine, which is given to each call. Thread safe."""
+    """Installs snapshots in one machine, whose engine is passed to each call. Thread safe."""
 
     __slots__ = ("_generations",)
 
@@ -36,7 +36,7 @@ class Installing:
         progress: Progress | None = None,
         has_turn: bool = False,
     ) -> None:
-        """Prepares the next generation, and takes it in the writer's turn, which the caller may have already."""
+        """Prepares the next generation, and takes the step to it in the writer's turn (which the caller may have)."""
         engine._require()
         engine._log.check_writable()
         turn: Turns | nullcontext[None] = nullcontext() if has_turn else engine._turns
@@ -46,7 +46,7 @@ class Installing:
             what = f"installed a snapshot as of {tuple(told.last_included)}"
             try:
                 with turn:
-                    old = engine._log  # by now
+                    old = engine._log  # this may have changed since the call
                     self._take(engine, job, log, index, told, allow_older)
             except BaseException as error:
                 if self._generations.undo(engine, old, log, number, error, what):
@@ -62,7 +62,7 @@ class Installing:
         allow_older: bool,
         progress: Progress | None,
     ) -> tuple[int, Log, Index, SnapshotMetadata]:
-        """The next generation, made of a snapshot's file: checked, indexed and synced."""
+        """Returns the next generation, made from a snapshot's file: checked, indexed and synced."""
         directory = self._generations.directory
         number = self._generations.next_number()
         log = base = None
@@ -105,7 +105,7 @@ class Installing:
     def _take(
         self, engine: Engine, job: Job, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool
     ) -> None:
-        """In the writer's turn: the step, if the snapshot still fits what is applied by now."""
+        """In the writer's turn: takes the step, if the snapshot still fits what is applied by now."""
         job.check()
         engine._require()
         engine._log.check_writable()
@@ -119,14 +119,14 @@ class Installing:
         applied = engine.last_applied()
         if told.last_included < applied:
             raise StaleSnapshotError(
-                f"{self._generations.path}: expected a snapshot as of last applied, {applied}, or later, found one as "
-                f"of {told.last_included}; allow_older=True installs it all the same")
+                f"{self._generations.path}: expected a snapshot as of {applied} (last applied) or later, found one as "
+                f"of {told.last_included}; allow_older=True installs it anyway")
 
     def _refuse_contradiction(self, engine: Engine, included: LogId, index: Index) -> None:
-        """Refuses what ``apply`` refuses of an entry: another term than is known of it, or a falling one.
+        """Refuses a snapshot that contradicts the log: its entry has another term here, or terms would fall.
 
-        Where the snapshot goes further than what is applied, the last applied entry must be one of its own: then, by
-        Raft's log matching property, all entries before it are the same, too.
+        If the snapshot goes further than what is applied, it must contain the last applied entry. Then, by Raft's log
+        matching property, all earlier entries are the same too.
         """
         applied = engine.last_applied()
         if included.index > applied.index:
@@ -136,5 +136,5 @@ class Installing:
         if not fits:
             raise OrderError(
                 f"{self._generations.path}: a snapshot as of {included} contradicts what is applied here, up to "
-                f"{applied}: an entry of another term, or terms that fall. One of the two is of another history; to "
-                "take the snapshot nevertheless, call clear() first", index=included.index)
+                f"{applied}: an entry has another term, or terms would fall, so one of the two belongs to another "
+                "history; to install the snapshot nevertheless, call clear() first", index=included.index)

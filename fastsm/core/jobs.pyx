@@ -1,8 +1,8 @@
-"""Snapshots, compactions and installs under way: work next to everything else, which ends before the machine does.
+"""Jobs: snapshots, compactions and installs that run next to other calls, and must end before the machine does.
 
-Compiled, because signal handlers run between any two steps of Python code, and one that raises there (Ctrl-C does)
-must not leave a job that never ends, or a lock held: a `close` would wait for it. Between two steps of C code none
-runs.
+Compiled, because signal handlers run between any two steps of Python code, and one that raises there (as Ctrl-C does)
+must not leave a job that never ends, or a held lock: a `close` would wait for it forever. No handler runs between two
+steps of C code.
 """
 
 import sys
@@ -19,10 +19,10 @@ Progress = Callable[[int, int], object]  # bytes done, bytes in all
 
 
 cdef class Job:
-    """One piece of work under way.
+    """One running snapshot, compaction or other long task.
 
-    `needs`: the entry as of which it reads, if it does. `of_this_state`: a reset or an install ends it. `done`: bytes
-    of the state that were written, of `total`, as far as is known.
+    `needs`: the entry whose state the job reads, or None. `of_this_state`: whether a reset or an install ends the job.
+    `done`: bytes of the state written so far, of `total`, as far as that is known.
     """
     cdef readonly str what
     cdef readonly object needs
@@ -31,7 +31,7 @@ cdef class Job:
     cdef public uint64_t total
     cdef readonly uint64_t done
     cdef object progress
-    cdef object over             # a lock that is held until the end
+    cdef object over             # a lock that is held until the job is over
     cdef unsigned long thread
 
     def __cinit__(self, str what, needs, progress, bint of_this_state):
@@ -44,33 +44,33 @@ cdef class Job:
         self.over.acquire()
 
     def check(self):
-        """Raises `SnapshotError` once the job was ended from outside."""
+        """Raises `SnapshotError` if the job was ended from outside."""
         if self.ended_by is not None:
             raise SnapshotError(f"the {self.what} was ended by {self.ended_by}: nothing is left of it")
 
     def tick(self, uint64_t done=0):
-        """Called between pieces of the work: the place where it may be ended, and where progress is told."""
+        """Reports progress, and raises if the job was ended. To be called between pieces of the work."""
         self.check()
         self.done = max(self.done, done)
         if self.progress is not None:
             self.progress(self.done, max(self.done, self.total))
-            self.check()  # what is told may end it
+            self.check()  # the progress callback may have ended the job
 
 
 cdef class Jobs:
     """All jobs of one state machine.
 
-    Ending a job stops its work early; it is not what keeps it from taking effect. A job compares the state's epoch
-    with the one that it captured where it takes effect: in the writer's turn, or, for a file that gets its name (for
-    which writers should not wait), `committing`. A reset or an install changes the epoch in the writer's turn and
-    `replacing`, which excludes commits. A close ends jobs before it has its turn, and waits for them: none outlives the
-    directory. Thread safe.
+    Ending a job only stops its work early; what keeps an ended job from taking effect is the epoch. At the point where
+    a job takes effect, it compares the state's epoch with the one it captured: in the writer's turn, or, when a
+    snapshot file is given its name (for which writers should not wait), within `committing`. A reset or an install
+    changes the epoch in the writer's turn and within `replacing`, which excludes `committing`. A close ends all jobs
+    before it takes the turn and waits for them, so none outlives the directory. Thread safe.
     """
-    cdef readonly object named       # metadata of the last snapshot that was given its name, or is about to be
+    cdef readonly object named       # metadata of the snapshot that was, or is just being, given its name last
     cdef readonly bint closed
     cdef set running
-    cdef list closers                # threads that are in a close, once for each
-    cdef object lock                 # of commits; a signal handler may reset in the middle of one
+    cdef list closers                # threads in a close; a thread may be in here more than once
+    cdef object lock                 # held while committing; reentrant: a signal handler may reset during a commit
 
     def __cinit__(self):
         self.running = set()
@@ -78,22 +78,22 @@ cdef class Jobs:
         self.lock = RLock()
 
     def run(self, str what, needs=None, progress=None, *, bint of_this_state=True):
-        """A context: a job for as long as the block runs."""
+        """Returns a context manager that starts a job, and ends it with the block."""
         return Running(self, Job(what, needs, progress, of_this_state))
 
     def committing(self, Job job, named):
-        """A context in which a snapshot gets its name, outside the writer's turn: no reset or install comes between."""
+        """Returns a context manager in which a snapshot file gets its name; excludes resets and installs."""
         return Committing(self, job, named)
 
     def replacing(self, str cause):
-        """A context, in the writer's turn, in which another state takes the place of this one.
+        """Returns a context manager, for use in the writer's turn, in which another state replaces this one.
 
-        When it succeeds, all jobs of the replaced state are ended: each raises at its next tick.
+        If the block succeeds, all jobs of the replaced state are ended: each raises at its next tick.
         """
         return Replacing(self, cause)
 
     def leave(self):
-        """In a forked child: ends all jobs of its copy. They are its parent's."""
+        """In a forked child: ends this copy of the jobs, which run in the parent."""
         self.end_all("a fork, for it is the parent's")
 
     cdef int end_all(self, str cause, bint of_this_state=False) except -1:
@@ -104,27 +104,27 @@ cdef class Jobs:
         return 0
 
     def closing(self):
-        """A context in which the caller's thread closes the machine."""
+        """Returns a context manager in which the calling thread closes the machine."""
         return Closing(self)
 
     def close(self):
-        """Ends all jobs for good, and waits until they are over, but for those that `is_excused`, and this thread's."""
+        """Ends all jobs for good, and waits until they are over, except those of this thread and excused ones."""
         cdef Job job
         self.closed = True
         self.end_all("a close")
         for job in tuple(self.running):
             while not (
                 job.thread == PyThread_get_thread_ident() or self.is_excused(job.thread)
-                or sys.is_finalizing()  # no other thread goes on
+                or sys.is_finalizing()  # no other thread runs any more
             ):
                 if job.over.acquire(True, CHECK_SECONDS):
                     job.over.release()
                     break
 
     def is_excused(self, unsigned long thread):
-        """Whether the caller, closing, must not wait for a thread: each is in a job, whose callback closes the machine.
+        """Returns whether the caller, which closes the machine, must not wait for a thread that closes it too.
 
-        Each of the two would wait for the other.
+        That is so if both threads close it from a callback of a job: each would wait for the other's job.
         """
         cdef Job job
         cdef unsigned long own = PyThread_get_thread_ident()
@@ -136,7 +136,7 @@ cdef class Jobs:
         return False
 
     def least_needed(self):
-        """The least index as of which a job reads, or None."""
+        """Returns the lowest index whose state a job reads, or None."""
         cdef Job job
         least = None
         for job in tuple(self.running):
@@ -146,7 +146,7 @@ cdef class Jobs:
 
 
 cdef class Running:
-    """The context of `Jobs.run`."""
+    """The context manager of `Jobs.run`."""
     cdef Jobs jobs
     cdef Job job
 
@@ -165,11 +165,11 @@ cdef class Running:
         self.jobs.running.discard(self.job)
         self.job.over.release()
         if isinstance(error, Exception) and not isinstance(error, SnapshotError):
-            self.job.check()  # whatever went wrong, it did because the job was ended
+            self.job.check()  # the error was caused by the end of the job, if that was ended
 
 
 cdef class Committing:
-    """The context of `Jobs.committing`."""
+    """The context manager of `Jobs.committing`."""
     cdef Jobs jobs
     cdef Job job
     cdef object named
@@ -191,7 +191,7 @@ cdef class Committing:
 
 
 cdef class Replacing:
-    """The context of `Jobs.replacing`."""
+    """The context manager of `Jobs.replacing`."""
     cdef Jobs jobs
     cdef str cause
 
@@ -211,7 +211,7 @@ cdef class Replacing:
 
 
 cdef class Closing:
-    """The context of `Jobs.closing`."""
+    """The context manager of `Jobs.closing`."""
     cdef Jobs jobs
 
     def __cinit__(self, Jobs jobs):

@@ -5,29 +5,30 @@ from fastsm.core.expiring cimport Expiring
 from fastsm.core.view cimport Step
 from fastsm.lookup.terms cimport Terms
 
-cdef enum:  # outcomes of an entry
+cdef enum:  # how an entry turned out
     REFUSED = 0
     APPLIED = 1
     SKIPPED = 2
-    ANSWERS = 3           # its result is an Answer: before it was judged, one value
-    LISTS = 4             # the same: before it was judged, a list of values
+    ANSWERS = 3           # before judging: the entry answers with one value; afterwards: its result is an Answer
+    LISTS = 4             # before judging only: the entry answers with a list of values
 
 
 cdef class Judge:
     cdef Expiring view
-    cdef readonly list answers   # of each entry, None where its outcome says all
-    cdef Step *steps             # what the commands of the chunk say
+    # For each entry its Answer, or None if the outcome says everything; None: no entry has one
+    cdef readonly list answers
+    cdef Step *steps             # the chunk's operations
     cdef uint8_t *outcomes
-    cdef tuple entries           # the chunk
+    cdef tuple entries           # the chunk's entries
     cdef Terms terms
-    cdef readonly object procedures  # by name and version
-    cdef bint twice              # each call is run two times, and what they come to is compared
-    cdef object called           # the procedure that was looked for last
-    cdef bytes called_name       # its name, as commands carry it
+    cdef readonly object procedures  # by (name, version)
+    cdef bint twice              # run each call a second time, and compare the results
+    cdef object called           # the procedure that was looked up last
+    cdef bytes called_name       # its name as commands encode it
     cdef uint32_t called_version
-    cdef object value            # what the last step gave
-    cdef uint64_t value_bytes    # of an answer as it would be stored
-    cdef bint stopped            # somebody interrupted the caller of `apply`
+    cdef object value            # the result of the last step
+    cdef uint64_t value_bytes    # the size of the answer so far, as it would be stored
+    cdef bint stopped            # the caller of `apply` was interrupted
 
     cdef int judge(self, Step *steps, size_t count, uint8_t *outcomes, tuple entries, Terms terms) except -1
     cdef void forget(self) noexcept

@@ -1,6 +1,6 @@
-"""What each entry of a chunk comes to, judged in order over one view of the state; all of an entry counts, or nothing.
+"""Judging: decides what each entry of a chunk does, in order, over one view of the state. An entry is all or nothing.
 
-Chunks of puts, deletes and no-ops alone are never judged: they take effect whatever the state is.
+Chunks that contain only puts, deletes and no-ops are not judged: they take effect whatever the state is.
 """
 
 import operator
@@ -26,15 +26,16 @@ from fastsm.procedures import answer_of_error, answer_of_value, refuse_trouble
 
 cdef uint64_t ANSWER_LIMIT = MAX_ANSWER_SIZE
 cdef enum:
-    VALUE_HEAD = 5         # what stands before the bytes of a value, or the members of a list, when stored
+    VALUE_HEAD = 5         # bytes stored ahead of a bytes value, or of the members of a list
     NUMBER_BYTES = 9
 
 
 cdef class Judge:
-    """Judges one chunk after the other; `view` has what they write.
+    """Judges chunks, one at a time; `view` then holds what the chunk writes.
 
     Thread safety: used by one writer at a time. Making an object may run a finalizer, and a call runs the embedder's
-    code: neither can change the state, since the writer's turn is taken, nor this chunk, which nobody else holds.
+    code; neither can change the state, because the writer's turn is taken, nor the chunk, which no other code can
+    reach.
     """
 
     def __cinit__(self):
@@ -48,7 +49,7 @@ cdef class Judge:
         self.view.forget()
 
     cdef int judge(self, Step *steps, size_t count, uint8_t *outcomes, tuple entries, Terms terms) except -1:
-        """Sets outcomes, answers, and the writes of the view, which has begun."""
+        """Judges a chunk: sets outcomes and answers, and makes writes in the view, which has begun for this chunk."""
         cdef size_t first = 0
         cdef size_t stop
         cdef uint32_t entry
@@ -73,7 +74,7 @@ cdef class Judge:
         return 0
 
     cdef object judge_entry(self, size_t first, size_t stop):
-        """True, False, or an Answer."""
+        """Returns True, False, or an Answer."""
         cdef uint8_t kind = self.steps[first].operation.kind
         if kind == TRANSACTION:
             return self.judge_transaction(first, stop)
@@ -92,7 +93,7 @@ cdef class Judge:
     # ---- sessions --------------------------------------------------------------------------------------
 
     cdef object judge_session(self, Step *step):
-        """Opens a session, named by its entry, or forgets one."""
+        """Opens a session, whose id is the entry's index, or forgets a session."""
         cdef uint64_t number = number_at(step.operation.key - 8)
         cdef uint64_t index = step.index
         cdef Found found
@@ -106,7 +107,7 @@ cdef class Judge:
         return True
 
     cdef object judge_once(self, size_t head, size_t stop):
-        """The steps after `head` are the command inside. What it comes to is remembered with what it writes."""
+        """Judges the command inside (the steps after `head`), whose result is stored together with its writes."""
         cdef const uint8_t *numbers = self.steps[head].operation.key
         cdef uint64_t index = self.steps[head].index
         cdef uint32_t entry = self.steps[head].entry
@@ -125,7 +126,7 @@ cdef class Judge:
             return unpack_result(found.value[SESSION_RESULT:found.size])
         if deadline == NO_DEADLINE:
             deadline = number_at(found.value + 8)
-        # A batch of nothing has no steps: it takes effect.
+        # An empty batch has no steps, and takes effect.
         result = self.judge_entry(head + 1, stop) if head + 1 < stop else True
         packed = pack_result(result)
         if packed is None:
@@ -145,7 +146,7 @@ cdef class Judge:
     # ---- commands --------------------------------------------------------------------------------------
 
     cdef object judge_list(self, size_t first, size_t stop, uint8_t outcome):
-        """A single command, or the members of a batch: in order, until one cannot be done."""
+        """Judges a single command, or the members of a batch in order, until one cannot be done."""
         cdef size_t mark = self.view.count
         cdef size_t i
         cdef int reason
@@ -163,7 +164,7 @@ cdef class Judge:
         return answer(True, self.value if values is None else values, None)
 
     cdef object judge_transaction(self, size_t head, size_t stop):
-        """The steps after `head` are conditions, then the commands of one branch, then those of the other."""
+        """Judges conditions, then one of two branches: the steps after `head` are conditions and both branches."""
         cdef size_t mark = self.view.count
         cdef size_t conditions = head + 1 + self.steps[head].operation.value_size
         cdef size_t i = head + 1
@@ -188,7 +189,7 @@ cdef class Judge:
         return answer(True, values, None) if all_hold else answer(False, values, "mismatch")
 
     cdef int holds(self, const Step *step) except -1:
-        """Whether a condition holds."""
+        """Returns whether a condition holds."""
         cdef const Operation *operation = &step.operation
         cdef Found found
         self.view.look(operation.key, operation.key_size, step.hashed, &found)
@@ -199,7 +200,7 @@ cdef class Judge:
         return has_value(&found, operation.value, operation.value_size)
 
     cdef int do_step(self, Step *step, bint answering) except -1:
-        """DONE, with `value` set where that is asked for, or the reason why the step cannot be done."""
+        """Returns DONE, and sets `value` when `answering`; or the reason why the step cannot be done."""
         cdef Operation *operation = &step.operation
         cdef Found found
         cdef int64_t number = 0
@@ -243,14 +244,14 @@ cdef class Judge:
             self.value_bytes += 1
         else:
             self.value_bytes += VALUE_HEAD + size
-            if self.value_bytes <= ANSWER_LIMIT:  # else it would be made in vain
+            if self.value_bytes <= ANSWER_LIMIT:  # otherwise the object would be made in vain
                 self.value = PyBytes_FromStringAndSize(<const char *>value, size)
         return DONE if self.value_bytes <= ANSWER_LIMIT else TOO_LARGE
 
     # ---- procedures ------------------------------------------------------------------------------------
 
     cdef object call(self, Step *step):
-        """Runs a procedure, which is there: decoding has looked."""
+        """Runs a procedure, which decoding has found to exist."""
         cdef size_t mark = self.view.count
         cdef size_t values = len(self.view.values)
         cdef bytes payload = step.operation.value[:step.operation.value_size]
@@ -266,7 +267,7 @@ cdef class Judge:
         return result
 
     cdef object procedure_of(self, const Operation *operation):
-        """The procedure that a call names, or None. Mostly it is that of the call before."""
+        """Returns the procedure that a call names, or None. Caches the last one, since calls often repeat."""
         cdef bytes name = self.called_name
         if not (
             name is not None and PyBytes_GET_SIZE(name) == operation.key_size
@@ -289,7 +290,7 @@ cdef class Judge:
         except Exception as error:
             return answer_of_error(called, error, tx.trouble, index)
         finally:
-            tx.view = None  # whatever came between
+            tx.view = None  # whatever happened, `tx` is over
         if tx.trouble is not None:
             refuse_trouble(called, tx.trouble, index)
         try:
@@ -298,20 +299,20 @@ cdef class Judge:
             return answer_of_value(called, returned, index)
 
     cdef object run_again(self, Step *step, size_t mark, called, bytes payload, result):
-        """For `check_procedures`: takes the call back and runs it once more. `ProcedureError` when it differs."""
+        """For `check_procedures`: undoes the call and runs it again. Raises `ProcedureError` if the results differ."""
         cdef list first = self.written(mark)
         cdef uint64_t index = step.index
         self.view.take_back(mark)
         again = self.run_once(step, called, payload)
         if not same_answer(again, result) or self.written(mark) != first:
             raise ProcedureError(
-                f"entry {index}: procedure {called.name!r}, version {called.version}, came to {result} and to {again}, "
-                "or wrote something else, when it was run twice: it must depend on nothing but tx and its payload",
+                f"entry {index}: procedure {called.name!r}, version {called.version}, was run twice and gave {result}, "
+                f"then {again}, or made other writes: it must depend on nothing but tx and its payload",
                 index=index, name=called.name)
         return again
 
     cdef list written(self, size_t mark):
-        """What was written from a mark on, as objects."""
+        """Returns the writes after `mark`, as objects."""
         cdef list found = []
         cdef const Operation *operation
         cdef size_t i
@@ -323,7 +324,7 @@ cdef class Judge:
         return found
 
     def term_of(self, position, uint64_t index):
-        """The term of an entry of this chunk, or, with position -1, of one that was applied before; None: not known."""
+        """Returns the term of this chunk's entry at `position`; with -1, of an earlier entry (None: unknown)."""
         cdef uint64_t term
         if position >= 0:
             return operator.index(self.entries[position][1])
@@ -331,7 +332,7 @@ cdef class Judge:
 
 
 cdef inline bint has_value(const Found *found, const uint8_t *value, uint32_t size) noexcept nogil:
-    """Whether what was found is a value, or, with size ABSENT, that there is none."""
+    """Returns whether the value found equals `value`; with size ABSENT, whether no value was found."""
     return found.size == size and (size == ABSENT or memcmp(found.value, value, size) == 0)
 
 

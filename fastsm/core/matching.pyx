@@ -1,4 +1,4 @@
-"""A state as a source of changes, and which of the waiting watches a change concerns."""
+"""A state as a source of changes, and the matching of changes with waiting watches."""
 
 from libc.stdint cimport uint8_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -13,18 +13,18 @@ from fastsm.generation.changes cimport ALL, Changes, Place, Source
 from fastsm.generation.log cimport Log
 
 cdef uint64_t LARGEST = 0xFFFFFFFFFFFFFFFE
-cdef double ROUND = 0.001   # seconds
+cdef double ROUND = 0.001   # the seconds between two rounds of matching, at least
 
 
 cdef inline uint64_t known_changes(object changes) except? 0:
-    """As a source has it: ALL where it is not known."""
+    """Converts a source's count of changes; None (unknown) becomes ALL."""
     return changes if 0 <= changes < ALL - 1 else ALL
 
 
 cdef class StateSource(Source):
     """The changes of a state: all that are applied, or those that are durable.
 
-    Thread safety: as the watch that it belongs to.
+    Thread safety: that of the watch it belongs to.
     """
     cdef readonly State _state
     cdef readonly bint durable
@@ -41,7 +41,7 @@ cdef class StateSource(Source):
         log = state._log
         if log.identity != self.identity or self.path is None:
             self.take_head(log)
-        # From here on no Python code runs: all is from one moment.
+        # From here on no Python code runs, so all fields are from one moment.
         if log is not state._log:
             return self.look()
         self.mapping = state.mapping
@@ -50,7 +50,7 @@ cdef class StateSource(Source):
         self.end = state._index.end - log.start
         self.last_frame = log.last_frame
         if self.last_frame and self.last_frame + frame_length(log.address + self.last_frame) > self.end:
-            self.last_frame = 0  # it is written, and not published yet
+            self.last_frame = 0  # it is written but not published yet
         self.newest_index, self.newest_term = state.applied_index, state.applied_term
         if self.durable:
             self.index, self.term = state.durable_index, state.durable_term
@@ -69,10 +69,10 @@ cdef class StateSource(Source):
         return self._state.status == CLOSED
 
     def wait(self, Changes watch not None, Turns turns or None, queue, owner):
-        """Lets a watch wait that has told everything: `queue`, or `owner`, is told of the next change for it.
+        """Registers a wait for a watch that has no more changes to deliver: `queue` or `owner` is told of the next one.
 
-        None where it is worth looking again at once. `turns`: those of a thread that will wait, and so must not be
-        amid what has to apply the change.
+        Returns None if the watch should look again immediately. `turns` is given for a thread that will block: it must
+        not be in the middle of a write, on which the next change may depend.
         """
         cdef State state = self._state
         cdef Place *draft = &watch.draft
@@ -81,10 +81,10 @@ cdef class StateSource(Source):
         if turns is not None:
             turns.check()
         if state.status:
-            return None  # the next look says why
+            return None  # looking again raises the reason
         if state.gate:
-            state.refuse()  # a procedure's own thread; others go on
-        # From here on no Python code runs: it waits, or something has come.
+            state.refuse()  # raises on the thread of a procedure only
+        # From here on no Python code runs: either the wait is registered, or something has changed.
         if (
             watch._closed or state._epoch >> 32 != self.state or state._log.identity != self.identity
             or (state.durable_index if self.durable else state.applied_index) != self.index
@@ -99,10 +99,10 @@ cdef class StateSource(Source):
 
 
 def serve(Watchers watchers not None, tell_all):
-    """Tells those whom changes concern, by `tell_all`, once a millisecond at most, until there is `silence`.
+    """Tells waiting watches of changes by `tell_all`, at most once per millisecond, until `Watchers.silence`.
 
-    It is for a thread of its own, which holds no machine while nothing comes. Nobody else serves those who wait: so
-    where memory fails, which is tried again until all of them were told.
+    Runs on a thread of its own, and keeps no machine alive while it waits. No other thread tells these watches, so a
+    round that fails without memory is repeated until all of them were told.
     """
     cdef double last = 0
     cdef bint heard = True
@@ -138,7 +138,7 @@ cdef double now() noexcept:
 
 
 cdef int find_wakeable(Watchers watchers) except -1:
-    """Takes out, of all that wait, those whom a change concerns, or who have to look for another reason."""
+    """Takes out those waits that a change concerns, or all of them when all must look again."""
     if watchers.all_end:
         return watchers.take_all()
     if watchers.applied.waiting:
@@ -149,14 +149,14 @@ cdef int find_wakeable(Watchers watchers) except -1:
 
 
 cdef int match(Group group, list taken) except -1:
-    """Looks through what came since the last time."""
+    """Matches the waits of a group with the changes since the last round."""
     cdef Waiting waiting = group.waiting[0]
     cdef StateSource source = waiting.watch._source
     cdef State state = source._state
     cdef list left = []
     cdef Prefixes prefixes
     cdef uint64_t changes
-    # At one moment:
+    # From one moment, since no Python code runs here:
     cdef Mapping mapping = state.mapping
     cdef Log log = state._log
     cdef Reach reach
@@ -168,20 +168,20 @@ cdef int match(Group group, list taken) except -1:
         reach.index, reach.term = state.durable_index, state.durable_term
     else:
         reach.index, reach.term = state.applied_index, state.applied_term
-    # Those who come from here on know everything up to `reach`.
+    # Waits that are added from here on know everything up to `reach`.
     if mapping is None or not catch_up(group, left, &reach):
         return group.take_out(None, taken)
     prefixes = group.prefixes
     if prefixes is None:
         changes = group.changes
         prefixes = prefixes_of(group)
-        if changes == group.changes:  # a collection may run Python code, and others wait by now
+        if changes == group.changes:  # unless a collection ran Python code that changed the group
             group.prefixes = prefixes
     return match_with(group, prefixes, left, mapping, &reach, taken)
 
 
 cdef bint catch_up(Group group, list left, const Reach *reach) except -1:
-    """Whether it is known where the changes after the group's reach are."""
+    """Returns whether the logs from the group's reach to the present one are all known."""
     cdef uint64_t at = group.reach.identity
     for entry in left:
         if at != <uint64_t>entry[1]:
@@ -201,7 +201,7 @@ cdef Prefixes prefixes_of(Group group):
 cdef int match_with(
     Group group, Prefixes prefixes, list left, Mapping mapping, Reach *reach, list taken
 ) except -1:
-    """Takes those out whom a change up to `reach` concerns, which becomes that of the group."""
+    """Takes out the waits that changes up to `reach` concern, and moves the group's reach there."""
     cdef uint64_t at = group.reach.frame
     cdef Mapping old
     for old, _, end, _, _, _, frame in left:

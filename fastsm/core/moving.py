@@ -1,9 +1,9 @@
-"""A recovered log goes on in another generation.
+"""Moving a recovered state to another generation.
 
-Readers in other processes have mapped a log up to where it was last published. Where recovery finds less (its owner
-published frames whose pages the system lost after a sync that failed), the file cannot be cut: a reader would be killed
-by its next look at what is gone. So what was recovered is copied into the next generation, and the old files are
-removed, which readers hold for as long as they need them.
+Readers in other processes map a log up to the end that its owner last published. If recovery finds less (the owner
+published frames whose pages the system lost after a failed sync), the file must not be cut: a reader would be killed
+when it next reads the missing part. The recovered state is therefore copied into the next generation and the old files
+are removed; readers that have them mapped can use them as long as they need.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger("fastsm")
 
 
 def move(directory: Directory, opened: current.Generation) -> current.Generation:
-    """The same state in a generation of its own, durable, and named by CURRENT. O(bytes of base and log)."""
+    """Returns the same state in a new generation, which is durable and named by CURRENT. O(bytes of base and log)."""
     old = opened.log
     number = next(free_generations(directory, old.head.generation + 1))
     log: Log | None = None
@@ -52,20 +52,20 @@ def move(directory: Directory, opened: current.Generation) -> current.Generation
         old.close()
         raise
     logger.warning(
-        "%s: what was applied up to here was published further, to offset %d and beyond, and is lost: the state goes "
-        "on in generation %d, so that readers of the old one are not cut off", old.path, old.end, number)
+        "%s: the last owner published entries up to offset %d or beyond that are lost here: the state continues in "
+        "generation %d, so that readers of the old one are not cut off", old.path, old.end, number)
     old.close()
     try:
         with storage_errors(directory.path, "removing the old generation"):
             current.remove_generation(directory, old.head.generation)
     except StorageError as error:
-        logger.warning("%s: left over until the next opening: %s", directory.path, error)
+        logger.warning("%s: cleaning up is left to the next opening: %s", directory.path, error)
     applied = LogId(index.terms.seen, index.terms.last_term(log.head.base_term))
     return current.Generation(log, index, applied, opened.recovery, opened.verified)
 
 
 def copy_base(directory: Directory, number: int, base: Base | None) -> Base | None:
-    """The same base under the name of another generation, synced. Its bytes are as sure as they were."""
+    """Returns a synced copy of a base under another generation's name. Verified bytes are as verified as before."""
     if base is None:
         return None
     assert base.descriptor is not None

@@ -1,4 +1,4 @@
-"""Opening a machine: its options, its directory, and how it is opened and closed off the event loop."""
+"""Opening a machine: its options, its directory, and opening and closing it off the event loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("fastsm")
 def check_options(
     sync: str, verify_on_open: str, compress: str, sizes: tuple[float, ...], lock_timeout: float, mode: int
 ) -> None:
-    """Raises a ``ValueError`` for the options of a machine that cannot be."""
+    """Raises ``ValueError`` for invalid options of a machine."""
     if sync not in ("flush", "apply"):
         raise ValueError(f'sync={sync!r}: expected "flush" or "apply"')
     if verify_on_open not in ("full", "background", "off"):
@@ -39,7 +39,7 @@ def check_options(
 def recover(
     directory: Directory, read_only: bool, expected: LogId | None, verify: bool, lock_timeout: float
 ) -> tuple[current.Generation, Publisher | None]:
-    """Locks a directory, unless it is only read, and recovers the state in it; who will tell readers of it."""
+    """Locks a directory unless it is opened read-only, and recovers its state; also returns its publisher."""
     if read_only:
         return current.open_read_only(directory, expected, verify), None
     with storage_errors(directory.path, "locking the directory"):
@@ -55,10 +55,10 @@ def recover(
 def recover_next_to_readers(
     directory: Directory, expected: LogId | None, verify: bool, published: Published | None
 ) -> current.Generation:
-    """Recovers the state without cutting what readers have mapped, which would kill them at their next look.
+    """Recovers the state without cutting a file that readers have mapped, which would kill them when they next read.
 
-    ``published``: what the owner before this one told them last. A log that ends before that lost bytes after a sync
-    that failed: then what is left of it goes on in another generation.
+    ``published``: what the previous owner last told readers. A log that ends before that point lost bytes after a
+    failed sync; what is left then continues in another generation.
     """
     if published is not None and not may_have_readers(published):
         published = None
@@ -69,7 +69,7 @@ def recover_next_to_readers(
 
 
 class Closes(Protocol):
-    """What :class:`Opening` opens."""
+    """A machine that :class:`Opening` can open, and close."""
 
     def close(self) -> None: ...
 
@@ -78,10 +78,10 @@ M = TypeVar("M", bound=Closes)
 
 
 class Opening(Generic[M]):
-    """A machine that will be opened on a thread of its own, when this is awaited or entered; once.
+    """A machine that is opened on a thread of its own when this object is awaited or entered; for one use.
 
-    As a context manager it closes the machine at its end, off the event loop as well. Where the wait is cancelled,
-    the machine is closed once it is open: nothing keeps the directory locked.
+    As an async context manager, it also closes the machine at the end, off the event loop. If the wait is cancelled,
+    the machine is closed as soon as it is open, so that the directory does not stay locked.
     """
 
     __slots__ = ("_begun", "_machine", "_open")
@@ -112,7 +112,7 @@ class Opening(Generic[M]):
         try:
             return await future
         except BaseException:
-            wanted = False  # before the look: either the thread sees it, or its machine is there
+            wanted = False  # first: the thread sees this, or has set `machine` already
             if machine is not None:
                 close_unwanted(machine)
             raise
@@ -127,7 +127,7 @@ class Opening(Generic[M]):
 
 
 async def close_off_loop(machine: Closes) -> None:
-    """Closes a machine on a thread of its own; on the event loop where no thread can be had."""
+    """Closes a machine on a thread of its own, or on the event loop if no thread can be started."""
     try:
         future, _ = call(machine.close)
     except StorageError:
@@ -137,7 +137,7 @@ async def close_off_loop(machine: Closes) -> None:
 
 
 def close_unwanted(machine: Closes) -> None:
-    """Closes a machine that nobody waits for any more, on a thread of its own if there is one."""
+    """Closes a machine that no caller waits for any more, on a thread of its own if one can be started."""
 
     def close() -> None:
         try:

@@ -33,24 +33,24 @@ class Ordered(State):
     ) -> ScanResult:
         """Returns the pairs with `start <= key < end`, in the order of their keys, as `ScanResult(entries, revision)`.
 
-        None is open. `prefix`: only keys that start with it. `limit`: at most so many. `reverse`: from the end. All are
-        of one state; `revision` is the last applied index at which it held. O(log keys + results); the first call of
-        all builds the order.
+        None means unbounded. `prefix`: only keys that start with it. `limit`: the maximum number of pairs. `reverse`:
+        from the end. All pairs are from one state; `revision` is the last applied index of that state. O(log keys +
+        results); the first call builds the order of the keys.
         """
     def scan_prefix(
         self, prefix: Buffer, *, limit: int | None = None, start_after: Buffer | None = None
     ) -> ScanResult:
         """Returns the pairs whose key starts with `prefix`, sorted by key, as `ScanResult(entries, revision)`.
 
-        `limit`: at most so many. `start_after`: only keys after this one; the last key of a page gives the next
-        page. `revision` is the last applied index at which the result held. O(log keys + results).
+        `limit`: the maximum number of pairs. `start_after`: only keys after this one; pass the last key of a page to
+        get the next page. `revision` is the last applied index of the state that was read. O(log keys + results).
         """
     def count(
         self, start: Buffer | None = None, end: Buffer | None = None, *, prefix: Buffer | None = None
     ) -> int:
-        """Returns the number of keys with `start <= key < end`, and with `prefix`; None is open. All are of one state.
+        """Returns the number of keys with `start <= key < end` and with `prefix`, all from one state; None: unbounded.
 
-        O(log keys + keys counted), some nanoseconds each, without an object for any; of all keys O(1).
+        O(log keys + keys counted), a few nanoseconds per key, without making objects; O(1) for all keys.
         """
     def ordered(
         self,
@@ -62,7 +62,7 @@ class Ordered(State):
     ) -> OrderedPairs:
         """Returns an iterator of the pairs with `start <= key < end`, and with `prefix`, in the order of their keys.
 
-        It shows the state at the call, however much is applied, and after a reset, an install or a close too. O(log
-        keys) at the call. While it is open, each key that is overwritten or deleted costs about 16 bytes; it is open
-        until it is used up or dropped.
+        The iterator shows the state as of the call, also after later entries, a reset, an install or a close. O(log
+        keys) at the call. While the iterator is open (until it is exhausted or dropped), each key that is overwritten
+        or deleted costs about 16 bytes.
         """

@@ -1,7 +1,8 @@
 """Reads in the order of the keys: scans, counts, iterators.
 
-A short scan is one step under the GIL: bring the order up to date, walk, take the places, and make objects only then. A
-long one, a count and an iterator read a view, piece by piece: that of one moment, whatever is applied meanwhile.
+A short scan is a single step under the GIL: it updates the order, walks it to collect places, and only then makes
+objects. Long scans, counts and iterators read from a view, piece by piece: the view keeps the state of one moment,
+whatever is applied in the meantime.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -19,15 +20,16 @@ from fastsm.arguments import bytes_of
 from fastsm.types import ScanResult
 
 cdef enum:
-    PAGE = 1024               # pairs that are read in one go, under the GIL
+    PAGE = 1024               # pairs that are read in one step under the GIL
     PAGES_COUNTED = 4         # pages that are counted without a view
-    ATTEMPTS = 4              # to bring the order up to date next to a fast writer, before it has to wait
+    # Rounds of catching up with a fast writer outside the GIL, before a final one that makes it wait
+    ATTEMPTS = 4
 
 
 cdef class OrderedPairs:
-    """An iterator of pairs in the order of their keys, or in reverse: those of the state at one moment.
+    """An iterator of pairs in the order of their keys, or in reverse, over the state of one moment.
 
-    Thread safety: every method, from any thread; each pair is given once.
+    Thread safety: every method, from any thread; each pair is returned once.
     """
 
     def __iter__(self):
@@ -37,7 +39,7 @@ cdef class OrderedPairs:
         cdef uint64_t place
         cdef OrderedView view
         while self.at == self.count:
-            view = self.view  # held: its end lets other threads run, who may be here, too
+            view = self.view  # a local reference: freeing the view lets other threads run, which may be in here too
             if view is None or view.walk.done:
                 self.view = None
                 raise StopIteration
@@ -45,7 +47,7 @@ cdef class OrderedPairs:
             self.count = 0
             self.count = view.take(self.found, PIECE)
             if self.count == 0:
-                PyErr_CheckSignals()  # there may be many entries of deleted keys
+                PyErr_CheckSignals()  # entries of deleted keys may be many
         place = self.found[self.at]
         self.at += 1
         return pair_at(place, self.mapping, self.readable, self.log)
@@ -61,9 +63,9 @@ cdef class Ordered(State):
     """
 
     cdef Order fresh_order(self, bint in_turn=False):
-        """The order, which has all keys; true until Python code runs. The first call builds it, without the GIL.
+        """Returns the order, up to date until Python code runs. The first call builds it, without the GIL.
 
-        `in_turn`: for the writer, who may run a procedure.
+        `in_turn`: the caller is the writer, possibly on behalf of a procedure.
         """
         cdef Index index
         cdef int attempts = 0
@@ -74,7 +76,7 @@ cdef class Ordered(State):
             index = self._index
             if not index.ordered:
                 index.begin_order(self.mapping)
-                self.map_order()  # the log may have outgrown that mapping meanwhile
+                self.map_order()  # the log may have outgrown that mapping by now
             elif index.order.built and (index.order.waiting() <= FEW_NEW or attempts >= ATTEMPTS):
                 index.order.absorb()
                 return index.order
@@ -83,23 +85,23 @@ cdef class Ordered(State):
                 index.order.catch_up(None)
 
     def _ask_for_order(self):
-        """Builds the order now, if there is none."""
+        """Builds the order now, unless it exists."""
         self.fresh_order()
 
     def _order_next(self, Index index, Mapping mapping, tick=None):
-        """Gives the index of a next generation its order, when this state has one. O(keys), without the GIL."""
+        """Builds the order of the next generation's index, if this state uses one. O(keys), without the GIL."""
         if self.order_wanted:
             index.begin_order(mapping)
             index.order.catch_up(tick)
 
     def _keep_order(self):
-        """On a thread that `apply` starts, when many new keys have come: the next reader need not sort them in."""
+        """Sorts many new keys in, on a thread that `apply` starts, so that the next reader need not."""
         cdef Order order = self._index.order
         try:
             if order is not None:
                 order.catch_up(None)
         except MemoryError:
-            pass  # then the next reader does it, or says so
+            pass  # the next reader does it, or raises this
         finally:
             self.order_called = False
 
@@ -108,9 +110,9 @@ cdef class Ordered(State):
     def scan(self, start=None, end=None, *, prefix=None, limit=None, reverse=False):
         """Returns the pairs with `start <= key < end`, in the order of their keys, as `ScanResult(entries, revision)`.
 
-        None is open. `prefix`: only keys that start with it. `limit`: at most so many. `reverse`: from the end. All are
-        of one state; `revision` is the last applied index at which it held. O(log keys + results); the first call of
-        all builds the order.
+        None means unbounded. `prefix`: only keys that start with it. `limit`: the maximum number of pairs. `reverse`:
+        from the end. All pairs are from one state; `revision` is the last applied index of that state. O(log keys +
+        results); the first call builds the order of the keys.
         """
         low, high = range_of(start, end, prefix)
         return self.scan_range(low, high, checked_limit(limit), True if reverse else False)
@@ -118,8 +120,8 @@ cdef class Ordered(State):
     def scan_prefix(self, prefix, *, limit=None, start_after=None):
         """Returns the pairs whose key starts with `prefix`, sorted by key, as `ScanResult(entries, revision)`.
 
-        `limit`: at most so many. `start_after`: only keys after this one; the last key of a page gives the next
-        page. `revision` is the last applied index at which the result held. O(log keys + results).
+        `limit`: the maximum number of pairs. `start_after`: only keys after this one; pass the last key of a page to
+        get the next page. `revision` is the last applied index of the state that was read. O(log keys + results).
         """
         limit = checked_limit(limit)
         after = None if start_after is None else bound_of(start_after, "start_after") + b"\0"
@@ -127,9 +129,9 @@ cdef class Ordered(State):
         return self.scan_range(low, high, limit, False)
 
     def count(self, start=None, end=None, *, prefix=None):
-        """Returns the number of keys with `start <= key < end`, and with `prefix`; None is open. All are of one state.
+        """Returns the number of keys with `start <= key < end` and with `prefix`, all from one state; None: unbounded.
 
-        O(log keys + keys counted), some nanoseconds each, without an object for any; of all keys O(1).
+        O(log keys + keys counted), a few nanoseconds per key, without making objects; O(1) for all keys.
         """
         cdef uint64_t found[PAGE]
         cdef uint64_t total = 0
@@ -154,14 +156,14 @@ cdef class Ordered(State):
     def ordered(self, start=None, end=None, *, prefix=None, reverse=False):
         """Returns an iterator of the pairs with `start <= key < end`, and with `prefix`, in the order of their keys.
 
-        It shows the state at the call, however much is applied, and after a reset, an install or a close too. O(log
-        keys) at the call. While it is open, each key that is overwritten or deleted costs about 16 bytes; it is open
-        until it is used up or dropped.
+        The iterator shows the state as of the call, also after later entries, a reset, an install or a close. O(log
+        keys) at the call. While the iterator is open (until it is exhausted or dropped), each key that is overwritten
+        or deleted costs about 16 bytes.
         """
         low, high = range_of(start, end, prefix)
         return self.view_of(low, high, True if reverse else False)
 
-    # ---- how -------------------------------------------------------------------------------------------
+    # ---- internals -------------------------------------------------------------------------------------
 
     cdef object scan_range(self, bytes low, bytes high, object limit, bint reverse):
         cdef uint64_t found[PAGE]
@@ -190,11 +192,11 @@ cdef class Ordered(State):
         return ScanResult(pairs, revision)
 
     cdef uint64_t unchecked(self) noexcept:
-        """Bytes beyond which no record may reach, whatever it says; 0 when all of them were checked."""
+        """Returns the offset past which no record may extend; 0 if all records were checked already."""
         return 0 if self._verified and not self._index.loaded else self.readable
 
     cdef OrderedPairs view_of(self, bytes low, bytes high, bint reverse):
-        """The pairs of a range of the present state."""
+        """Returns an iterator of the pairs in a range of the present state."""
         cdef OrderedPairs pairs = OrderedPairs.__new__(OrderedPairs)
         cdef OrderedView view = OrderedView.__new__(OrderedView)
         cdef Order order
@@ -212,7 +214,7 @@ cdef class Ordered(State):
         return pairs
 
     cdef OrderedView range_in_turn(self, bytes low, bytes high, bint reverse):
-        """The places of a range for the writer in its turn, also on the thread of a procedure; None: it is empty."""
+        """Returns a view of a range for the writer, possibly on a procedure's thread; None: the range is empty."""
         cdef OrderedView view
         if is_empty(low, high):
             return None
@@ -221,7 +223,7 @@ cdef class Ordered(State):
         return view
 
     def _keys_of_range(self, start, end):
-        """What `range_in_turn` leads to, for tests."""
+        """Returns the keys of `range_in_turn`, for tests."""
         cdef OrderedView view = self.range_in_turn(start, end, False)
         cdef uint64_t places[PIECE]
         cdef size_t i, count
@@ -233,12 +235,12 @@ cdef class Ordered(State):
         return keys
 
     def _order(self):
-        """The order, if it is in use."""
+        """Returns the order if it is in use, else None."""
         return self._index.order
 
 
 cdef object scan_long(OrderedPairs pairs, limit):
-    """A scan of more than a page: signals are served, and other threads run, between pages."""
+    """Returns a scan of more than one page. Between pages, signal handlers and other threads may run."""
     cdef uint64_t found[PAGE]
     cdef OrderedView view = pairs.view
     cdef list entries = []
@@ -266,19 +268,19 @@ cdef inline tuple pair_at(uint64_t place, Mapping mapping, uint64_t readable, lo
 cdef object checked_limit(limit):
     if limit is None:
         return None
-    limit = operator.index(limit)  # asked once: its own comparisons may say anything
+    limit = operator.index(limit)  # evaluated once: comparisons of the caller's own type could change their answers
     if limit < 0:
         raise ValueError(f"limit={limit}: expected 0 or more")
     return limit
 
 
 cdef bytes bound_of(bound, str name):
-    """A copy in bytes: taking or releasing a buffer may run Python code, and its content may change."""
+    """Returns a copy as bytes: taking or releasing a buffer may run Python code, and its content may change."""
     return bound if type(bound) is bytes else bytes_of(bound, name)
 
 
 cdef tuple range_of(start, end, prefix):
-    """`(low, high)` as bytes, None where open: the intersection of [start, end) and the keys with a prefix."""
+    """Returns `(low, high)` as bytes, None if unbounded: the keys in [start, end) that start with a prefix."""
     cdef bytes low = None if start is None else bound_of(start, "start")
     cdef bytes high = None if end is None else bound_of(end, "end")
     cdef bytes beyond
@@ -292,7 +294,7 @@ cdef tuple range_of(start, end, prefix):
 
 
 cdef bytes after_prefix(bytes prefix):
-    """The least key that is greater than all with a prefix; None when there is none: it is all 0xff."""
+    """Returns the least key greater than every key with this prefix; None if there is none (it is all 0xff)."""
     cdef bytes stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
 

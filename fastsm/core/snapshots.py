@@ -1,4 +1,4 @@
-"""Taking snapshots: the state as of an entry goes into a file, and what the host may then rely on becomes durable."""
+"""Taking snapshots: the state as of an entry is written to a file, and its metadata is recorded durably."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ logger = logging.getLogger("fastsm")
 
 
 class Taken(NamedTuple):
-    """The state as of an entry, held still, and the last snapshot that this machine had put in place before."""
+    """The state as of an entry, held still, and the metadata of the last snapshot put in place before the capture."""
 
     capture: Capture
     named: SnapshotMetadata | None
 
 
 class Snapshots:
-    """Writes snapshots of one machine, which is given to each call.
+    """Writes snapshots of one machine, whose engine is passed to each call.
 
-    ``compress`` and ``attachment`` are for snapshots that are not told others. Thread safe.
+    ``compress`` and ``attachment`` are the defaults for snapshots that specify none. Thread safe.
     """
 
     __slots__ = ("_attachment", "_compress", "_files", "_jobs", "_path", "_verifying")
@@ -49,7 +49,7 @@ class Snapshots:
 
     def take(self, engine: Engine, last_included: LogId | tuple[int, int] | None) -> Taken:
         """Captures the state as of an entry, for a later :meth:`write`."""
-        named = self._jobs.named  # before the capture: a newer one that is put in place later stays there
+        named = self._jobs.named  # before the capture, so that a newer snapshot put in place later is noticed
         return Taken(engine._capture(last_included), named)
 
     def write(
@@ -61,12 +61,12 @@ class Snapshots:
         attachment: bytes | None,
         progress: Progress | None = None,
     ) -> SnapshotMetadata:
-        """Writes what was captured, gives the file its name, and records the metadata, durably."""
+        """Writes what was captured to a file, puts the file in place, and records its metadata durably."""
         capture = taken.capture
         compress = self._compress if compress is None else compress
         seen = look_at_present(directory, self._files)
         if seen is not None and self._jobs.named is not taken.named and metadata_of(seen) == self._jobs.named:
-            seen = None  # it came after the capture
+            seen = None  # it was put in place after the capture
         with self._jobs.run("snapshot", capture.last_included, progress) as job:
             job.total = capture.estimated_size
             engine._refuse_replaced(capture.epoch, job.what)
@@ -85,7 +85,7 @@ class Snapshots:
                     prepared.commit()
                 with engine._turns:
                     if not engine._is_same_state(capture.epoch):
-                        return prepared.metadata  # it was whole before a reset or an install came
+                        return prepared.metadata  # the snapshot was complete before a reset or an install
                     record(engine, prepared.metadata, self._path)
                     mark = engine._position()
         engine._sync_to(mark)
@@ -93,7 +93,7 @@ class Snapshots:
         return prepared.metadata
 
     def state_checksum(self, engine: Engine, taken: Taken) -> tuple[LogId, bytes]:
-        """The id and the state checksum that a snapshot of what was captured would carry."""
+        """Returns the id and the state checksum of a snapshot of what was captured, without writing one."""
         capture = taken.capture
         with self._jobs.run("checksum", capture.last_included) as job:
             engine._refuse_replaced(capture.epoch, job.what)
@@ -102,7 +102,7 @@ class Snapshots:
 
 
 def record(engine: Engine, metadata: SnapshotMetadata, path: str) -> None:
-    """In the writer's turn: a frame of a snapshot's metadata, if it is newer, and of all that no frame carries."""
+    """In the writer's turn: writes a frame of a snapshot's metadata, if newer, and of what no frame carries yet."""
     if engine._log.read_only:
         return
     known = engine.snapshot_metadata()
@@ -113,5 +113,5 @@ def record(engine: Engine, metadata: SnapshotMetadata, path: str) -> None:
     except StorageError as error:
         if error.errno not in NO_ROOM or engine._has_unwritten(False):
             raise
-        # Entries have their frames: the snapshot's file is there, maybe on another disk, and what it holds is here.
+        # Not an error: the snapshot's file is complete, and the entries that it covers are in the log.
         logger.warning("%s: the next frame will record the snapshot as of %s: %s", path, metadata.last_included, error)

@@ -16,37 +16,37 @@ cdef enum:  # status
     CLOSED = 2
     FORKED = 3
     CORRUPT = 4
-    CALLING = 16              # of the gate: a procedure is running
+    CALLING = 16              # value of `gate` only: a procedure is running
 
 
 cdef class State:
-    # Invariant: durable <= framed <= applied, as log ids. The index is a function of the base, of the log below
-    # `log.end`, and of `runs`: the applied entries that no frame carries yet.
+    # Invariant: durable <= framed <= applied, as log ids. The index is determined by the base, the log up to `log.end`,
+    # and `runs`: the applied entries that are in no frame yet.
     cdef readonly Log _log
     cdef readonly Index _index
-    cdef readonly Table _table     # of the index, as are the terms: one step less on the way of `get`
+    cdef readonly Table _table     # those of the index, as is `_terms`: saves `get` one indirection
     cdef readonly Terms _terms
     cdef RunList runs
-    cdef uint32_t runs_in_terms    # of these, as many are in the terms already
-    cdef Mapping mapping           # what `arena` leads into: both change together
+    cdef uint32_t runs_in_terms    # how many of `runs` are in the terms already
+    cdef Mapping mapping           # the mapping that `arena` points into: both change together
     cdef const uint8_t *arena
-    cdef uint64_t readable         # bytes of the arena: no record reaches beyond, whatever it says
-    # Which state this is: the high half counts resets and installs, the low half compactions since. It changes in
-    # the step that changes log, index and last applied, so a caller that captured it with them knows whether they hold.
+    cdef uint64_t readable         # bytes of the arena: no record may extend past it, whatever its length field says
+    # Identifies the state: the high half counts resets and installs, the low half compactions since the last of them.
+    # It changes together with log, index and last applied, so a caller that captured it can tell whether they changed.
     cdef readonly uint64_t _epoch
-    cdef readonly bint _verified   # every byte of base and log was checked, or written, by this process
-    cdef Awaited awaited           # who waits for an entry to be applied
-    cdef readonly Watchers _watchers    # who waits for a change
+    cdef readonly bint _verified   # every byte of base and log was checked or written by this process
+    cdef Awaited awaited           # tickets of callers that wait for an entry to be applied
+    cdef readonly Watchers _watchers    # watches that wait for a change
     cdef int status
-    cdef int gate                  # what every call looks at first: 0 when it may go on, else `refuse` knows
-    cdef unsigned long calling     # the thread on which procedures run at this moment, or 0
-    cdef bint ran                  # when that was found, it was running
-    cdef object corruption         # what a verification in the background has found
+    cdef int gate                  # checked first by every call: 0 means go on, otherwise call `refuse`
+    cdef unsigned long calling     # the thread that runs procedures at the moment, or 0
+    cdef bint ran                  # with CORRUPT: whether the machine was running when the damage was found
+    cdef object corruption         # the error that a background verification has found
     cdef bint sync_on_apply
     cdef uint64_t applied_index, applied_term
     cdef uint64_t framed_index, framed_term
     cdef uint64_t durable_index, durable_term
-    cdef object metadata           # of the latest snapshot
+    cdef object metadata           # the metadata of the latest snapshot
     cdef bint metadata_unsaved
 
     cdef int refuse(self) except -1

@@ -62,26 +62,27 @@ class State:
     def live_records(
         self, last_included: LogId | tuple[int, int] | None = None
     ) -> Iterator[tuple[LogId, bytes, bytes]]:
-        """Returns an iterator over the state as of an entry: for each key the entry that wrote it, the key, the value.
+        """Returns an iterator over the state as of an entry, as tuples: the entry that wrote a key, the key, its value.
 
-        The order is that in which the keys were written, as in snapshots. `last_included` is the same as for
-        `write_snapshot`. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
+        The tuples are in the order in which the keys were last written, as in snapshots. `last_included` is the same as
+        for `write_snapshot`. O(bytes of base and log), with one bit of memory per 16 of them; entries can be applied
+        meanwhile.
         """
     def is_running(self) -> bool:
         """Returns True from construction until `stop` or `close`; False in a forked child."""
     def get(self, key: Buffer, /) -> bytes | None:
         """Returns the value of a key (any bytes-like object), or None. O(1), no lock, no system call."""
     def get_view(self, key: Buffer, /) -> memoryview | None:
-        """Returns the value of a key as a read-only memoryview of the log's own pages, or None. O(1), without a copy.
+        """Returns the value of a key as a read-only memoryview of the log's pages, or None. O(1), without a copy.
 
-        The view does not change while it is held, whatever is applied, reset or closed meanwhile. Its pages are freed
-        with the last view of them.
+        The view does not change while it is held, even if the state is changed, reset or closed. The pages are freed
+        when the last view of them is.
         """
     def __contains__(self, key: Buffer, /) -> bool: ...
     def modified(self, key: Buffer, /) -> LogId | None:
         """Returns the entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
     def get_many(self, keys: Iterable[Buffer]) -> list[bytes | None]:
-        """Returns the values of a sequence of keys, in their order, None where absent; all from one applied state.
+        """Returns the values of a sequence of keys, in their order, None where absent; all from one state.
 
         O(keys). Each key takes a fraction of the time of a `get`, since the cache misses of several keys overlap.
         """
@@ -109,9 +110,9 @@ class State:
     def len(self) -> int:
         """Returns the number of live keys. O(1)."""
     def entry_term(self, entry_id: int, /) -> int | None:
-        """Returns the term of the entry at an index where it is certain, else None. O(log of the terms)."""
+        """Returns the term of the entry at an index if it is known for certain, else None. O(log of the terms)."""
     def entry_terms(self, ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-        """Returns `entry_term` of each index of a uint64 array, in one of its shape; 0 where no term is certain."""
+        """Returns `entry_term` for a uint64 array of indexes, as an array of the same shape; 0: no certain term."""
     def last_applied(self) -> LogId:
         """Returns the last applied entry, as a `LogId`; `LogId(0, 0)` when there is none."""
     def durable(self) -> LogId:

@@ -1,6 +1,6 @@
-"""The state and its reads: table, terms and log together, under one status.
+"""The state and its reads: table, terms and log, which share one status.
 
-A reader needs no lock. It runs under the GIL between two publications, and what it takes away stays true:
+A reader needs no lock. It runs under the GIL between two publications, and what it returns remains valid because
 records never move or change.
 """
 
@@ -54,7 +54,7 @@ REASONS = {
 
 
 cdef class State:
-    """What was applied, and every way to read it.
+    """The applied state, and every way to read it.
 
     Thread safety: every method, from any thread.
     """
@@ -76,7 +76,7 @@ cdef class State:
             self._watchers.wake_all()
 
     def _run_again(self):
-        """Runs again after a stop. One step: a close that another thread finishes meanwhile is never undone."""
+        """Runs again after a stop. Atomic, so that it never undoes a close that another thread completes meanwhile."""
         if self.gate > STOPPED:
             self.refuse()
         self.status = RUNNING
@@ -93,14 +93,14 @@ cdef class State:
         return self.status == RUNNING or (self.status == CORRUPT and self.ran)
 
     cdef void set_gate(self) noexcept:
-        """To be called whenever `status` or `calling` changed."""
+        """Recomputes `gate`; to be called whenever `status` or `calling` has changed."""
         self.gate = self.status if self.status or not self.calling else CALLING
 
     cdef int refuse(self) except -1:
-        """Raises why the caller may not go on; returns where only a procedure's own thread may not."""
+        """Raises the reason why the caller may not go on; returns if only a running procedure's thread may not."""
         if self.calling and self.calling == PyThread_get_thread_ident():
             raise ProcedureError(
-                "a procedure called the state machine that runs it: it reads and writes through its tx alone")
+                "a procedure called the state machine that runs it: it may read and write only through its tx")
         if self.status == CORRUPT:
             raise copy.copy(self.corruption)
         if self.status:
@@ -108,12 +108,12 @@ cdef class State:
         return 0
 
     def _refuse_procedure(self):
-        """Raises `ProcedureError` on the thread of a procedure that this machine runs at this moment."""
+        """Raises `ProcedureError` on the thread of a procedure that this machine is running."""
         if self.calling and self.calling == PyThread_get_thread_ident():
             self.refuse()
 
     def _set_corrupt(self, error):
-        """From here on every call but `close` and `is_running` raises this error."""
+        """Makes every later call except `close` and `is_running` raise this error."""
         self.corruption = error
         if self.status <= STOPPED:
             self.ran = self.status == RUNNING
@@ -126,9 +126,9 @@ cdef class State:
         self._verified = verified
 
     def _settle_verification(self, uint64_t epoch, error=None):
-        """Takes what a verification of the files of `epoch` found, unless they are no longer the state's.
+        """Takes the result of verifying the files of `epoch`, unless the state has other files by now.
 
-        Returns whether it took it. Runs no Python code.
+        Returns whether it did. Runs no Python code.
         """
         if self._epoch != epoch:
             return False
@@ -141,23 +141,23 @@ cdef class State:
     # ---- epoch -----------------------------------------------------------------------------------------
 
     def _is_same_state(self, uint64_t epoch):
-        """Whether no reset and no install came since `epoch`; a compaction may have."""
+        """Returns whether there was no reset and no install since `epoch`; compactions do not count."""
         return self._epoch >> 32 == epoch >> 32
 
     def _refuse_replaced(self, uint64_t epoch, str what):
-        """Raises `SnapshotError` when a reset or an install came since `epoch`."""
+        """Raises `SnapshotError` if there was a reset or an install since `epoch`."""
         if self._epoch >> 32 != epoch >> 32:
             raise SnapshotError(
                 f"the {what} was ended by a reset or an install, which replaced its state: nothing is left of it")
 
     def _refuse_moved(self, uint64_t epoch, str what):
-        """Raises `SnapshotError` when a reset, an install or a compaction came since `epoch`."""
+        """Raises `SnapshotError` if there was a reset, an install or a compaction since `epoch`."""
         self._refuse_replaced(epoch, what)
         if self._epoch != epoch:
             raise SnapshotError(f"the {what} was overtaken by a compaction: nothing is left of it")
 
     def _standing(self):
-        """At one moment: epoch, log, the index of the base, and the index of the last applied entry."""
+        """Returns, as of one moment: epoch, log, index of the base, and last applied index."""
         cdef uint64_t epoch = self._epoch
         cdef uint64_t applied = self.applied_index
         cdef Log log = self._log
@@ -194,15 +194,15 @@ cdef class State:
         return PyBytes_FromStringAndSize(<const char *>self.arena + start, record_value_size(record))
 
     cdef int damaged(self, uint64_t place) except -1:
-        """Before all is verified, a record may say that it is longer than it can be."""
+        """Raises if a record extends past the arena: until everything is verified, its length may be wrong."""
         raise self._log.damage_at(place)
 
     @cython.always_allow_keywords(False)
     def get_view(self, key, /):
-        """Returns the value of a key as a read-only memoryview of the log's own pages, or None. O(1), without a copy.
+        """Returns the value of a key as a read-only memoryview of the log's pages, or None. O(1), without a copy.
 
-        The view does not change while it is held, whatever is applied, reset or closed meanwhile. Its pages are freed
-        with the last view of them.
+        The view does not change while it is held, even if the state is changed, reset or closed. The pages are freed
+        when the last view of them is.
         """
         cdef uint64_t place
         cdef const uint8_t *record
@@ -253,15 +253,15 @@ cdef class State:
         return self._table.find(self.arena, self._table.hash(key, size), key, size)
 
     cdef inline uint64_t find_key(self, bytes key) noexcept:
-        """The place of a key, 0 where absent; true until Python code runs.
+        """Returns the place of a key, 0 if absent; valid until Python code runs.
 
-        Other buffers were copied into bytes before the status was looked at, since taking or releasing a buffer may
-        run Python code, which may close the machine.
+        Other buffers were copied into bytes before the status was checked, because taking or releasing a buffer may run
+        Python code, which may close the machine.
         """
         return self.find(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
 
     cdef int find_block(self, list keys, Py_ssize_t first, Py_ssize_t count, uint64_t *places) except -1:
-        """The places of up to BLOCK keys, 0 where absent: hash all, prefetch all, then look."""
+        """Finds the places of up to BLOCK keys, 0 if absent: hashes all, prefetches all, then looks them up."""
         cdef uint64_t hashes[BLOCK]
         cdef Table table = self._table
         cdef const uint8_t *arena = self.arena
@@ -291,7 +291,7 @@ cdef class State:
         return 0
 
     def get_many(self, keys):
-        """Returns the values of a sequence of keys, in their order, None where absent; all from one applied state.
+        """Returns the values of a sequence of keys, in their order, None where absent; all from one state.
 
         O(keys). Each key takes a fraction of the time of a `get`, since the cache misses of several keys overlap.
         """
@@ -321,7 +321,7 @@ cdef class State:
         longer than `keys`; value i is `data[offsets[i]:offsets[i + 1]]`. `found`: bool, False where a key is absent.
         O(keys).
         """
-        np = library("numpy")  # not at import time: it would be most of it
+        np = library("numpy")  # imported on first use: it would dominate the import time of fastsm
         cdef list wanted = list_of_bytes(keys)
         cdef Py_ssize_t count = len(wanted)
         places_array = np.zeros(count, dtype=np.uint64)
@@ -333,7 +333,7 @@ cdef class State:
         cdef Py_ssize_t first, i
         if self.gate:
             self.refuse()
-        mapping = self.mapping  # its bytes stay, whatever other threads do from here on
+        mapping = self.mapping  # its bytes remain valid, whatever other threads do from here on
         for first in range(0, count, BLOCK):
             self.find_block(wanted, first, min(count - first, BLOCK), &places[first])
         for i in range(count):
@@ -353,11 +353,11 @@ cdef class State:
         return data_array, offsets_array, places_array != 0
 
     cdef Frozen freeze(self):
-        """The present state, held still. O(keys), some nanoseconds each under the GIL."""
+        """Returns the present state, held still. O(keys), a few nanoseconds per key under the GIL."""
         cdef Frozen frozen = Frozen.__new__(Frozen)
         if self.gate:
             self.refuse()
-        # From here to the return no Python object is made: a collection could let another thread write.
+        # From here to the return no Python object is made: a garbage collection could let another thread write.
         frozen.reserve(self._table.count)
         self._table.gather(frozen.places)
         frozen.mapping = self.mapping
@@ -390,7 +390,7 @@ cdef class State:
 
     @cython.always_allow_keywords(False)
     def entry_term(self, entry_id, /):
-        """Returns the term of the entry at an index where it is certain, else None. O(log of the terms)."""
+        """Returns the term of the entry at an index if it is known for certain, else None. O(log of the terms)."""
         cdef uint64_t term
         cdef uint64_t index
         if not PyLong_CheckExact(entry_id):
@@ -399,12 +399,12 @@ cdef class State:
             self.refuse()
         index = PyLong_AsUnsignedLongLong(entry_id)
         if index == UNKNOWN_TERM:
-            PyErr_Clear()  # negative, or too large: no entry's
+            PyErr_Clear()  # negative or too large: no entry has such an index
             return None
         return term if self._terms.find(index, &term) else None
 
     def entry_terms(self, ids):
-        """Returns `entry_term` of each index of a uint64 array, in one of its shape; 0 where no term is certain."""
+        """Returns `entry_term` for a uint64 array of indexes, as an array of the same shape; 0: no certain term."""
         if self.gate > STOPPED:
             self.refuse()
         return self._terms.get_many(ids)
@@ -427,7 +427,7 @@ cdef class State:
         cdef bint certain
         cdef bytes data
         self._require(stopped_is_fine=True)
-        # From here on no Python code runs until all is copied: `LogId` is Python code.
+        # From here on no Python code runs until all is copied (`LogId` is Python code).
         place = self._index.config_place
         if place == 0:
             return None
@@ -447,16 +447,17 @@ cdef class State:
     # ---- for the machine and for tests -----------------------------------------------------------------
 
     def live_records(self, last_included=None):
-        """Returns an iterator over the state as of an entry: for each key the entry that wrote it, the key, the value.
+        """Returns an iterator over the state as of an entry, as tuples: the entry that wrote a key, the key, its value.
 
-        The order is that in which the keys were written, as in snapshots. `last_included` is the same as for
-        `write_snapshot`. O(bytes of base and log), a bit of memory for each 16 of them; applying goes on meanwhile.
+        The tuples are in the order in which the keys were last written, as in snapshots. `last_included` is the same as
+        for `write_snapshot`. O(bytes of base and log), with one bit of memory per 16 of them; entries can be applied
+        meanwhile.
         """
         records = self._live_records(last_included)
         return ((log_id, key, value) for operation, log_id, key, value, _ in records if operation == "put")
 
     def _live_records(self, last_included):
-        """`live_records` with the operation before each, and the deadline after it; with touches and sessions."""
+        """`live_records` as tuples with the operation first and the deadline last, including touches and sessions."""
         cdef Capture capture = self._capture(last_included)
         capture.find(lambda: None)
         terms = capture.index.terms
@@ -465,24 +466,25 @@ cdef class State:
             for operation, index, key, value, deadline in capture.all_records())
 
     def _clock_at(self, last_included):
-        """The clock as of an entry. O(bytes)."""
+        """Returns the clock as of an entry. O(bytes)."""
         cdef Capture capture = self._capture(last_included)
         capture.find(lambda: None)
         return capture.clock
 
     def _capture(self, last_included):
-        """The state as of an entry, held still: O(runs). `SnapshotRangeError` when there is none.
+        """Captures the state as of an entry: O(runs). `SnapshotRangeError` if that state is not available.
 
-        An id between two terms, where no entry was seen, stands for the entry before it: otherwise one that installs
-        the snapshot would know of an entry that its writer never saw.
+        An id between two terms, where no entry was seen, stands for the entry before it: otherwise a replica that
+        installs the snapshot would claim an entry that the writer of the snapshot never saw.
         """
         cdef Capture capture = Capture.__new__(Capture)
         cdef uint64_t index = 0
         cdef uint64_t term = 0
         if last_included is not None:
-            wanted_index, wanted_term = pair_of(last_included, "last_included")  # may run Python code, as the next
+            # May run Python code, as may the next line
+            wanted_index, wanted_term = pair_of(last_included, "last_included")
             index, term = captured_id(self._log, wanted_index, wanted_term)
-        # One step from here to `hold`, in which no Python code runs, unless it raises.
+        # From here to `hold` no Python code runs, unless this raises.
         if self.gate:
             self.refuse()
         if last_included is None:
@@ -491,11 +493,11 @@ cdef class State:
             applied = LogId(self.applied_index, self.applied_term)
             base = LogId(self._log.head.base_index, self._log.head.base_term)
             raise SnapshotRangeError(
-                f"{self._log.path}: no state as of {LogId(index, term)} can be had: expected an entry from the base, "
-                f"{base}, to last applied, {applied}")
+                f"{self._log.path}: the state as of {LogId(index, term)} is not available: expected an entry from "
+                f"{base} (the base) to {applied} (last applied)")
         if not self._terms.allows(index, term):
             raise SnapshotRangeError(
-                f"{self._log.path}: entry {index} was not of term {term}: it was applied in term "
+                f"{self._log.path}: entry {index} does not have term {term}: it was applied in term "
                 f"{self._terms.get(index)}")
         self._terms.round_down(&index, &term)
         capture.hold(self._log, self._index, self._epoch, index, term, index == self.applied_index)
@@ -506,8 +508,8 @@ cdef class State:
         return self.sync_on_apply
 
     cdef void take_arena(self) noexcept:
-        """Reads go through the log's present mapping from here on. The old one stays until nobody holds it."""
-        _old = self.mapping  # until all is changed: its end may let another thread run
+        """Makes reads use the log's present mapping. The old mapping lives as long as something holds it."""
+        _old = self.mapping  # held until all is changed: freeing it may let another thread run
         if self.mapping is not self._log.mapping:
             self.mapping = self._log.mapping
             self.arena = self.mapping.address
@@ -515,23 +517,23 @@ cdef class State:
         self.map_order()
 
     cdef void map_order(self) noexcept:
-        """Lets the order, if there is one, read through the present mapping."""
+        """Makes the order, if there is one, read through the present mapping."""
         cdef Mapping _old
         if self._index.ordered and self._index.order.mapping is not self.mapping:
-            _old = self._index.order.mapping  # until all is changed
+            _old = self._index.order.mapping  # held until all is changed
             self._index.order.mapping = self.mapping
 
     def _let_go(self):
-        """After the last read."""
+        """Drops the index and the mapping, after the last read."""
         cdef Index nothing = Index()
-        _old = self.mapping, self._index  # until all is changed: their end lets other threads run
+        _old = self.mapping, self._index  # held until all is changed: freeing them lets other threads run
         self.arena = NULL
         self.mapping = None
         self._index, self._table, self._terms = nothing, nothing.table, nothing.terms
         self._log.let_go()
 
     def _bytes(self):
-        """Of log, base, live records and all else, at one moment."""
+        """Returns, as of one moment, the bytes of the log, of the base, of live records, and of everything dead."""
         cdef uint64_t log_bytes = self._log.end
         cdef uint64_t base_bytes = self._log.base_bytes
         cdef uint64_t live_bytes = self._index.live_bytes
@@ -539,7 +541,7 @@ cdef class State:
         return log_bytes, base_bytes, live_bytes, dead_bytes
 
     def _figures(self):
-        """What `stats` says of state and files, at one moment, as a tuple in the order of its use there."""
+        """Returns figures for `stats`, as of one moment, as a tuple in the order in which `stats_of` uses them."""
         if self.gate > STOPPED:
             self.refuse()
         cdef Log log = self._log
@@ -561,7 +563,7 @@ cdef class State:
             applied_term, durable_index, durable_term, verified, sync_count, sync_seconds)
 
     cdef inline uint64_t dead_bytes(self) noexcept:
-        """What compaction could give back: all of base and log that is no live record."""
+        """Returns the bytes that compaction could free: everything in base and log except live records."""
         return self._log.base_bytes + self._log.end - LOG_HEADER_SIZE - self._index.live_bytes
 
     def _check(self):
@@ -581,7 +583,7 @@ cdef class State:
         live += check_others(index, index.sessions, RECORD_SESSION, self.arena, self._log.start + self._log.end)
         live += check_others(index, index.touches, RECORD_TOUCH, self.arena, self._log.start + self._log.end)
         check_deadlines(index, self.arena)
-        assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, the records' sizes sum up to {live}"
+        assert live == index.live_bytes, f"live_bytes is {index.live_bytes}, but the records add up to {live} bytes"
         assert index.config_place == 0 or record_operation(self.arena + index.config_place) == RECORD_CONFIG
         index.terms.check()
         if index.ordered:
@@ -593,7 +595,7 @@ cdef class State:
 
 
 cdef uint64_t check_others(Index index, Table table, int operation, const uint8_t *arena, uint64_t end) except? 0:
-    """Asserts the invariants of the table of sessions, or of touches; the sum of the sizes of their records."""
+    """Asserts the invariants of the table of sessions or of touches; returns the total size of its records."""
     cdef uint64_t *places = <uint64_t *>malloc((table.count + 1) * sizeof(uint64_t))
     cdef uint64_t total = 0
     cdef size_t i
@@ -613,7 +615,7 @@ cdef uint64_t check_others(Index index, Table table, int operation, const uint8_
 
 
 cdef tuple captured_id(Log log, index, term):
-    """An id that the caller gave, as plain integers. `SnapshotRangeError` when no entry can have it."""
+    """Returns the caller's id as plain integers. `SnapshotRangeError` if no entry can have it."""
     index, term = operator.index(index), operator.index(term)
     if not (0 <= index < UNKNOWN_TERM and 0 <= term < UNKNOWN_TERM):
         raise SnapshotRangeError(f"{log.path}: no entry has the id {(index, term)}: expected 0 to 2**64 - 2 each")

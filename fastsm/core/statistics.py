@@ -1,4 +1,4 @@
-"""Statistics: one moment of a machine, put together for people and metrics."""
+"""Statistics of a machine at one moment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastsm.types import LogId, Recovery, Stats
 
 
 def stats_of(engine: Engine, generations: Generations, recovery: Recovery) -> Stats:
-    """What ``stats()`` says: all figures of the state are of one moment. O(1)."""
+    """Returns what ``stats()`` returns: all figures of the state are from one moment. O(1)."""
     (
         log, table_bytes, table_load, keys, live_bytes, dead_bytes, log_bytes, term_runs, applied_index,
         applied_term, durable_index, durable_term, verified, sync_count, sync_seconds,

@@ -6,10 +6,10 @@ class Timed(Ordered):
     def clock(self) -> int:
         """Returns the clock, in milliseconds since 1970: the latest `now` of all ticks; 0 before the first. O(1)."""
     def deadline(self, key: Buffer, /) -> int | None:
-        """Returns the deadline of a key, in milliseconds since 1970; None where it has none or is not there. O(1)."""
+        """Returns the deadline of a key, in milliseconds since 1970; None if it has none or is absent. O(1)."""
     def next_deadline(self) -> int | None:
-        """Returns the earliest deadline of all keys and sessions, in milliseconds since 1970, or None. O(1) mostly.
+        """Returns the earliest deadline of all keys and sessions, in milliseconds since 1970, or None. Usually O(1).
 
-        A tick of that time removes something. It may be at or before the clock, where a tick was limited.
+        A tick with that time removes something. The deadline may be at or before the clock, if a tick had a limit.
         """
     def _deadlines(self) -> tuple[int, int, int, int]: ...

@@ -1,6 +1,6 @@
-"""Reads of the time that is in the log: the clock, and deadlines.
+"""Reads of the logged time: the clock, and deadlines.
 
-No read looks at a clock of the machine: a key that is due is there until a tick removes it.
+Reads never consult the system's clock: a key that is due stays visible until a tick removes it.
 """
 
 cimport cython
@@ -26,7 +26,7 @@ cdef class Timed(Ordered):
 
     @cython.always_allow_keywords(False)
     def deadline(self, key, /):
-        """Returns the deadline of a key, in milliseconds since 1970; None where it has none or is not there. O(1)."""
+        """Returns the deadline of a key, in milliseconds since 1970; None if it has none or is absent. O(1)."""
         cdef uint64_t place, deadline
         if type(key) is not bytes:
             key = bytes_of(key, "key")
@@ -43,9 +43,9 @@ cdef class Timed(Ordered):
         return None if deadline == NO_DEADLINE else deadline
 
     def next_deadline(self):
-        """Returns the earliest deadline of all keys and sessions, in milliseconds since 1970, or None. O(1) mostly.
+        """Returns the earliest deadline of all keys and sessions, in milliseconds since 1970, or None. Usually O(1).
 
-        A tick of that time removes something. It may be at or before the clock, where a tick was limited.
+        A tick with that time removes something. The deadline may be at or before the clock, if a tick had a limit.
         """
         cdef uint64_t earliest
         cdef Index index
@@ -57,7 +57,7 @@ cdef class Timed(Ordered):
         return None if earliest == NO_DEADLINE else earliest
 
     def _deadlines(self):
-        """How many deadlines of keys and of sessions there are, and how many of each the heaps hold, for tests."""
+        """Returns how many deadlines keys and sessions have, and how many each heap holds, for tests."""
         cdef Index index = self._index
         return (
             index.deadlines.count - index.deadlines.stale, index.deadlines.count,

@@ -1,12 +1,12 @@
-"""One writer at a time, first come, first served; and no thread that waits for itself.
+"""One writer at a time, first come, first served; and no thread ever waits for itself.
 
-A signal handler, a finalizer or a callback runs on top of whatever its thread is doing. When that is a write of the
-same machine, a second write would wait for a turn that only the frame below it can give back. So a thread that asks for
-the turn is refused with `ReentryError`, before anything has changed, while its own thread
+A signal handler, a finalizer or a callback runs on top of whatever its thread is doing. If that is a write of the same
+machine, another write would wait for a turn that only the interrupted frame can give back. So a thread that asks for
+the turn gets a `ReentryError`, before anything has changed, if that thread
 
-- has the turn, or waits for it;
-- is amid a sync or a commit, for which the holder of the turn may wait;
-- serves places of the order that come before.
+- already has the turn, or waits for it;
+- is in the middle of a sync or a commit, for which the owner of the turn may wait;
+- serves earlier places of the queue.
 
 Closing is never refused: see `step_aside`.
 """
@@ -19,15 +19,15 @@ from fastsm.errors import NotRunningError, ReentryError
 CHECK_SECONDS = 0.05  # between two checks while waiting
 CLOSED = "this state machine or log is closed: open the directory again"
 ENDING = (
-    "the interpreter ends while another thread, which does not go on, is in the middle of a write: nothing more is "
-    "written; the next opening reads what is there")
+    "the interpreter is ending while another thread, which no longer runs, is in the middle of a write: nothing more "
+    "can be written; the next opening recovers what is there")
 REENTERED = (
-    "this thread is in the middle of a call of the same object that holds its writers up, or waits for them: a "
-    "signal handler, a finalizer or a callback cannot write then. Nothing was done; do it after that call")
+    "this thread is in the middle of a call of the same object that writers have to wait for: a signal handler, a "
+    "finalizer or a callback cannot write during that call. Nothing was done; try again after it")
 
 
 cdef class Place:
-    """A place in the order of writers."""
+    """A place in the queue of writers."""
 
     def __cinit__(self, unsigned long thread=0):
         self.gate = allocate_lock()
@@ -36,11 +36,11 @@ cdef class Place:
 
 
 cdef class Turns:
-    """A lock in order of arrival, whose place can be taken now and waited for later, by another thread: the keeper.
+    """A lock that is granted in order of arrival; a place can be taken now, and waited for later by the keeper thread.
 
-    Under the GIL a flag is enough: taking a free turn costs two nanoseconds. Signal handlers run between any two steps
-    of Python code, and finalizers wherever an object is made; so a decision and what follows from it stand together,
-    with nothing of either kind between. Thread safe.
+    Under the GIL a flag suffices: taking a free turn costs two nanoseconds. Signal handlers run between any two steps
+    of Python code, and finalizers whenever an object is made, so the code between a decision and what depends on it
+    contains neither. Thread safe.
     """
 
     def __cinit__(self):
@@ -55,14 +55,14 @@ cdef class Turns:
         self.leave()
 
     cdef int wait(self, check=None) except -1:
-        """Returns when the turn is the caller's: free, or given to it. The caller takes note of that at once.
+        """Returns once the turn is the caller's: it is free, or was given to the caller, who must `take` it at once.
 
-        `check()` is called now and then meanwhile; what it raises ends the waiting, as what a signal handler raises.
+        `check()` is called now and then during the wait; what it or a signal handler raises ends the wait.
         """
         cdef unsigned long thread = PyThread_get_thread_ident()
         cdef Place place
         self.refuse_own(thread)
-        place = Place(thread)  # a collection may run a finalizer here: so the turn is looked at only now
+        place = Place(thread)  # may run a finalizer, so it comes before the check of `taken`
         if not self.taken:
             return 0
         if sys.is_finalizing():
@@ -71,13 +71,13 @@ cdef class Turns:
         self.waiting_count += 1
         try:
             while not place.gate.acquire(True, -1 if check is None else CHECK_SECONDS):
-                check()  # in the main thread, signal handlers run in between
+                check()  # on the main thread, signal handlers run between these calls
         except BaseException:
             if place.dropped:
                 pass
             elif place.called:
                 self.called = None
-                self.leave()  # it was given to us just before the interruption
+                self.leave()  # the turn had been given to us just before the exception
             else:
                 self.waiting.remove(place)
                 self.waiting_count -= 1
@@ -97,13 +97,13 @@ cdef class Turns:
         return 0
 
     def checking(self, check):
-        """A context like the turns themselves, for a wait that something else may have to end: see `wait`."""
+        """Returns a context manager that takes the turn, and calls `check` while it waits: see `wait`."""
         return Checking(self, check)
 
     # ---- a thread's own calls ----------------------------------------------------------------------------
 
     def check(self):
-        """Raises `ReentryError` where `enter` would, for calls that take the turn only after other work."""
+        """Raises `ReentryError` if `enter` would, for calls that do other work before they take the turn."""
         self.refuse_own(PyThread_get_thread_ident())
 
     cdef int refuse_own(self, unsigned long thread) except -1:
@@ -127,9 +127,10 @@ cdef class Turns:
         return False
 
     def step_aside(self, function):
-        """For closing. True: `function()` will be called by this thread as soon as it holds nothing any more.
+        """For closing: returns True if this thread will call `function()` as soon as it holds nothing any more.
 
-        False: it may go on. If the frame below waits for its turn, it gets a `NotRunningError` in its place.
+        Returns False if the caller may go on. An interrupted call of this thread that waits for the turn then gets a
+        `NotRunningError`.
         """
         cdef unsigned long thread = PyThread_get_thread_ident()
         cdef Place place
@@ -180,7 +181,7 @@ cdef class Turns:
     cdef int end(self) except -1:
         cdef unsigned long thread = PyThread_get_thread_ident()
         cdef Py_ssize_t i
-        for i in range(len(self.amid)):  # nothing is made: it ends also without memory
+        for i in range(len(self.amid)):  # allocates nothing, so it also works without memory
             if <unsigned long>self.amid[i] == thread:
                 del self.amid[i]
                 break
@@ -190,36 +191,36 @@ cdef class Turns:
         return 0
 
     def waited_for(self):
-        """A context: while this thread is in it, writers may wait for it, so that it must not wait for them."""
+        """Returns a context manager for work that writers may wait for: in it, this thread must not wait for them."""
         return WaitedFor(self)
 
     def lent(self, function):
-        """`function` for another thread, which acts in the turn of the caller, who waits for it.
+        """Returns `function` for another thread, which acts in the turn of the caller, who waits for it.
 
-        What runs on top of it there (a finalizer) is refused, and a close put off, as in the caller's own thread.
+        What runs on top of it (such as a finalizer) is refused, and a close is put off, as on the caller's own thread.
         """
         return Lent(self, function)
 
     # ---- places for the keeper ---------------------------------------------------------------------------
 
     def keep(self):
-        """The caller's thread serves the places that others take, from here on."""
+        """Makes the calling thread the keeper, which serves the places that other threads take."""
         self.keeper = PyThread_get_thread_ident()
 
     def keep_no_more(self):
-        """Ends that, when all of them are served."""
+        """Ends the caller's role as the keeper, once all places are served."""
         self.keeper = 0
         if self.put_off_count:
             self.do_what_was_put_off()
 
     def refuse_places(self):
-        """No more places are taken for the keeper."""
+        """Makes `enqueue` raise from here on."""
         self.refusing = True
 
     def enqueue(self, Place place, deliver, job):
-        """Takes a place for the keeper, and hands the job for it over by `deliver(job)`, which is no Python code.
+        """Takes a place for the keeper, and delivers its job by `deliver(job)`, which must not be Python code.
 
-        In one step, which no signal handler interrupts: no place is ever taken that nobody serves.
+        No signal handler can interrupt this, so no place is taken that is not served.
         """
         if self.refusing:
             raise NotRunningError(CLOSED)
@@ -241,18 +242,18 @@ cdef class Turns:
             raise
 
     def serve(self, Place place):
-        """Waits for a place's turn, which is the calling keeper's then."""
+        """Waits for a place's turn, which then belongs to the calling keeper."""
         place.gate.acquire()
         self.called = None
         self.owner = PyThread_get_thread_ident()
 
     def is_free(self):
-        """Whether taking the turn would take no time."""
+        """Returns whether the turn can be taken without waiting."""
         return not self.taken
 
 
 cdef class WaitedFor:
-    """The context of `Turns.waited_for`."""
+    """The context manager of `Turns.waited_for`."""
     cdef Turns turns
 
     def __cinit__(self, Turns turns):
@@ -267,7 +268,7 @@ cdef class WaitedFor:
 
 
 cdef class Checking:
-    """The context of `Turns.checking`."""
+    """The context manager of `Turns.checking`."""
     cdef Turns turns
     cdef object check
 

@@ -5,10 +5,11 @@ from fastsm.core.view cimport Found, View
 
 cdef class Tx:
     cdef View view               # None: the call is over
-    cdef object terms_of         # from the position of an entry in the chunk, or an index before it, to a term
+    # Returns the term of an entry, given its position in the chunk, or the index of an earlier entry
+    cdef object terms_of
     cdef object procedure
     cdef readonly uint64_t clock
-    cdef uint64_t index          # of its entry
+    cdef uint64_t index          # the index of the call's entry
     cdef object term
     cdef uint32_t position
     cdef unsigned long thread

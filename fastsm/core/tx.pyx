@@ -1,4 +1,4 @@
-"""What a procedure is given: the state as its place in the log sees it, to read and to write."""
+"""The argument of a procedure: the state at its place in the log, to read and to write."""
 
 import operator
 
@@ -21,12 +21,12 @@ MOST = NUMBERS_END - 1
 
 
 cdef class Tx:
-    """The state for the time of one call, on its own thread: what earlier entries and this call have written.
+    """The state during one call, on the call's own thread: includes the writes of earlier entries and of this call.
 
-    Afterwards, and from another thread, every method is a `ProcedureError`. `entry`: the `LogId` of the call's entry;
-    `clock`: that of the state at this entry, in milliseconds since 1970.
+    After the call, or on another thread, every method raises `ProcedureError`. `entry`: the `LogId` of the call's
+    entry; `clock`: the clock of the state at this entry, in milliseconds since 1970.
 
-    Thread safety: none; it refuses other threads.
+    Thread safety: none; other threads get a `ProcedureError`.
     """
 
     def __cinit__(self, View view, terms_of, procedure, uint64_t index, term, uint32_t position):
@@ -38,25 +38,25 @@ cdef class Tx:
 
     @property
     def entry(self):
-        """The call's entry, as a `LogId`."""
+        """The `LogId` of the call's entry."""
         return LogId(self.index, self.term)
 
     def __repr__(self):
         return f"<Tx of {self.procedure.name!r} at {tuple(self.entry)}{'' if self.view is not None else ', over'}>"
 
     def _trouble(self):
-        """What a method raised that is this replica's trouble, even if the procedure caught it; or None."""
+        """Returns an error raised by a method that only this replica has, even if the procedure caught it; or None."""
         return self.trouble
 
     def _end(self):
         self.view = None
 
     cdef int check(self) except -1:
-        """Called after all arguments were converted: from here on no code of the procedure runs."""
+        """Refuses an ended call or another thread. Comes after all conversions, which may run the procedure's code."""
         if self.view is None:
             raise ProcedureError(
-                f"tx of procedure {self.procedure.name!r} at entry {self.index}: the call is over, nothing can be read "
-                "or written through it", index=self.index, name=self.procedure.name)
+                f"tx of procedure {self.procedure.name!r} at entry {self.index}: the call is over, so tx can no longer "
+                "be used", index=self.index, name=self.procedure.name)
         if self.thread != PyThread_get_thread_ident():
             raise ProcedureError(
                 f"tx of procedure {self.procedure.name!r} at entry {self.index}: only the call's own thread may use it",
@@ -69,7 +69,7 @@ cdef class Tx:
         return self.view.look(data, size, self.view.table.hash(data, size), found)
 
     cdef bint find(self, key, Found *found) except -1:
-        """Whether a key is there: one that a procedure hands over, checked first."""
+        """Returns whether a key exists, after checking this argument of the procedure."""
         key = taken(key, "key", MAX_KEY_SIZE)
         self.check()
         self.look(key, found)
@@ -78,7 +78,7 @@ cdef class Tx:
     # ---- read ------------------------------------------------------------------------------------------
 
     def get(self, key):
-        """The value of a key, or None."""
+        """Returns the value of a key, or None."""
         cdef Found found
         try:
             if not self.find(key, &found):
@@ -88,7 +88,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def modified(self, key):
-        """The entry that last wrote a key, as a `LogId`, or None when the key is not there."""
+        """Returns the entry that last wrote a key, as a `LogId`, or None if the key is absent."""
         cdef Found found
         try:
             if not self.find(key, &found):
@@ -98,7 +98,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def deadline(self, key):
-        """The deadline of a key, or None where it has none or is not there."""
+        """Returns the deadline of a key, or None if it has none or is absent."""
         cdef bytes name
         cdef uint64_t deadline
         try:
@@ -112,7 +112,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def scan(self, start=None, end=None, *, prefix=None, limit=None, reverse=False):
-        """The pairs with `start <= key < end` (None: open), below `prefix`, in the order of their keys.
+        """Returns the pairs with `start <= key < end` (None: unbounded) and with `prefix`, in the order of their keys.
 
         O(log keys + results).
         """
@@ -122,14 +122,14 @@ cdef class Tx:
             keys = self._keys(start, end, prefix, limit, reverse)
             for key in keys:
                 self.look(key, &found)
-                if found.size != ABSENT:  # a finalizer may have run between the two
+                if found.size != ABSENT:  # a finalizer that wrote may have run since
                     pairs.append((key, PyBytes_FromStringAndSize(<const char *>found.value, found.size)))
             return pairs
         except BaseException as error:
             raise self._noted(error)
 
     def count(self, start=None, end=None, *, prefix=None):
-        """How many pairs `scan` would give. O(log keys + results)."""
+        """Returns the number of pairs that `scan` would return. O(log keys + results)."""
         try:
             return len(self._keys(start, end, prefix, None, False))
         except BaseException as error:
@@ -149,7 +149,7 @@ cdef class Tx:
     # ---- write -----------------------------------------------------------------------------------------
 
     def put(self, key, value, *, expires=None):
-        """Sets a key, which has the deadline `expires` from here on, or none."""
+        """Sets a key, with the deadline `expires` or none."""
         cdef uint64_t deadline
         try:
             key, value = taken(key, "key", MAX_KEY_SIZE), taken(value, "value", MAX_VALUE_SIZE)
@@ -160,7 +160,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def delete(self, key):
-        """Removes a key; one that is not there is no error."""
+        """Removes a key; does nothing if the key is absent."""
         try:
             key = taken(key, "key", MAX_KEY_SIZE)
             self.check()
@@ -169,7 +169,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def touch(self, key, expires):
-        """Changes the deadline of a key alone, or removes it (None); whether the key is there."""
+        """Changes only the deadline of a key, or removes it (None); returns whether the key exists."""
         cdef bytes name
         cdef uint64_t deadline
         cdef Step step
@@ -189,7 +189,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def add(self, key, delta, *, initial=0):
-        """Adds to the integer in a key, as `fastsm.add` does; returns the new one. `ValueError` where it cannot."""
+        """Adds to the integer in a key, as `fastsm.add` does; returns the sum. `ValueError` if that is impossible."""
         cdef bytes data
         cdef int64_t total = 0
         cdef int64_t number, first
@@ -213,7 +213,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def delete_range(self, start, end):
-        """Removes the keys with `start <= key < end`, None being open; returns how many. O(log keys + results)."""
+        """Removes the keys with `start <= key < end` (None: unbounded); returns how many. O(log keys + results)."""
         try:
             first, stop = bounds(start, end, None)
             self.check()
@@ -224,7 +224,7 @@ cdef class Tx:
     def delete_prefix(self, prefix):
         """Removes the keys that start with `prefix`; returns how many. O(log keys + results)."""
         try:
-            first, stop = bounds(None, None, memoryview(prefix))  # None is no prefix: it would be all keys
+            first, stop = bounds(None, None, memoryview(prefix))  # a prefix of None must raise, not mean all keys
             self.check()
             return self.view.remove_range(self.index, self.position, first, stop)
         except BaseException as error:
@@ -254,7 +254,7 @@ cdef object integer(object number, str name):
 
 
 cdef tuple bounds(start, end, prefix):
-    """The first key, and the first key after, of a range cut with those below a prefix."""
+    """Returns the first key of a range, and the first key after it: [start, end) restricted to a prefix."""
     first = b"" if start is None else bytes(memoryview(start))
     stop = None if end is None else bytes(memoryview(end))
     if prefix is not None:

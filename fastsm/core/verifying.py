@@ -1,4 +1,4 @@
-"""Verification of a machine's files: on demand, in the background, and before a snapshot copies from them."""
+"""Verification of a machine's files: on demand, in the background, and before a snapshot is made from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastsm.generation.verification import BackgroundVerification, Verification
 
 
 class Verifying:
-    """Verifications of one machine, which is given to each call. A result counts only for the files it was made of.
+    """Verifies the files of one machine, whose engine is passed to each call; a result is dropped if they changed.
 
     Thread safe.
     """
@@ -27,7 +27,7 @@ class Verifying:
         self.background: BackgroundVerification | None = None
 
     def start(self, engine: Engine) -> None:
-        """Begins to check all bytes in the background; damage is raised by the next call of the machine."""
+        """Starts checking all bytes in the background; the next call of the machine raises the damage found."""
         epoch, log, _, _ = engine._standing()
         machine = weakref.ref(engine)
 
@@ -39,19 +39,19 @@ class Verifying:
         self.background = BackgroundVerification(Verification(log), report)
 
     def stop(self) -> None:
-        """Ends the verification in the background early."""
+        """Stops a background verification early."""
         if self.background is not None:
             self.background.stop()
 
     def ensure(self, engine: Engine, job: Job) -> None:
-        """Returns once every byte was checked: a snapshot of unverified bytes would give damage a right checksum."""
+        """Returns once every byte was checked: a snapshot of unverified bytes would give damage a valid checksum."""
         if engine._verified:
             return
         if self.background is not None:
             self.background.wait(job.tick)
             engine._require()
         if not engine._verified:
-            with engine._turns:  # no step to another generation closes the files meanwhile
+            with engine._turns:  # no step to another generation may close the files meanwhile
                 engine._require(True)
                 epoch, log, _, _ = engine._standing()
                 verification = Verification(log)
@@ -59,7 +59,7 @@ class Verifying:
             engine._settle_verification(epoch)
 
     def run(self, engine: Engine, progress: Callable[[int, int], None] | None) -> None:
-        """Checks every byte now, and that CURRENT is there."""
+        """Checks every byte now, and that CURRENT exists."""
         with engine._turns:
             engine._require()
             if current.read_current(self._directory) is None:

@@ -10,43 +10,43 @@ from fastsm.lookup.index cimport Index
 from fastsm.lookup.table cimport Table
 
 ctypedef struct Step:
-    # One operation of a chunk, or one thing that it writes.
+    # One operation of a chunk, or one write that it makes.
     Operation operation
     uint64_t hashed       # of its key
     uint64_t index        # of its entry
-    uint64_t place        # where its record goes
-    uint32_t entry        # position of its entry in the chunk
-    int32_t shadowed      # of what is written: the write of the same key before it in this chunk, or -1
-    int32_t base          # of a touch: the put or delete of the same key before it in this chunk, or -1
-    uint8_t record        # the operation of its record, 0: it leaves none
+    uint64_t place        # where its record will be
+    uint32_t entry        # the position of its entry in the chunk
+    int32_t shadowed      # of a write: the previous write of the same key in this chunk, or -1
+    int32_t base          # of a touch: the last put or delete of the same key before it in this chunk, or -1
+    uint8_t record        # the operation of its record; 0: it makes no record
 
 cdef inline bint writes_key(int record) noexcept nogil:
-    """Whether a record is one of a key, or of a session."""
+    """Returns whether a record is that of a key or a session."""
     return record == RECORD_PUT or record == RECORD_DELETE or record == RECORD_TOUCH or is_of_session(record)
 
 cdef inline uint64_t step_deadline(const Step *step) noexcept nogil:
-    """The deadline that a put, a delete or a touch leaves its key with."""
+    """Returns the deadline that a put, a delete or a touch gives its key."""
     return number_at(step.operation.key - DEADLINE_SIZE) if step.operation.timed else NO_DEADLINE
 
 ctypedef struct Pending:
-    # A key that this chunk has written, or wrote and took back.
+    # A key that this chunk has written, even if the write was taken back.
     const uint8_t *key
     uint64_t hashed
-    int32_t latest        # the last write of it, a touch too; -1: none that counts
-    uint32_t chunk        # in which the slot was taken: of an earlier one, it is empty
+    int32_t latest        # its last write, which may be a touch; -1: all were taken back
+    uint32_t chunk        # the chunk that took the slot; if it is an earlier one, the slot is empty
     uint16_t key_size
-    uint8_t session       # it is the id of a session, not a key of the state
+    uint8_t session       # the key is the id of a session, not a key of the state
 
 ctypedef struct Found:
-    # What is under a key at this moment of the chunk.
+    # What a lookup finds under a key at this point of the chunk.
     const uint8_t *value
-    uint32_t size         # ABSENT: the key is not there
-    uint64_t index        # of the entry that wrote it, 0: the key is not there
-    int32_t entry         # its position in this chunk, -1: it was applied before
-    int32_t latest        # the last write of the key in this chunk, a touch too, or -1
-    uint64_t place        # of its record, 0: this chunk has written it, or it is not there
+    uint32_t size         # ABSENT: the key does not exist
+    uint64_t index        # of the entry that wrote it; 0: the key does not exist
+    int32_t entry         # the position of that entry in this chunk; -1: it was applied earlier
+    int32_t latest        # the last write of the key in this chunk, which may be a touch, or -1
+    uint64_t place        # of its record; 0: written by this chunk, or absent
 
-cdef enum:  # why an entry is refused: 1 + its position in `answering.REASONS`; 0: it is not
+cdef enum:  # why an entry is refused: 1 + the position in `answering.REASONS`; 0: it is not refused
     DONE = 0
     MISMATCH = 1
     NOT_A_NUMBER = 2
@@ -54,29 +54,29 @@ cdef enum:  # why an entry is refused: 1 + its position in `answering.REASONS`; 
     TOO_LARGE = 6
 
 cdef enum:
-    BREATH = 4096         # keys that are removed between two looks at signals and other threads
+    BREATH = 4096         # keys removed between two checks for signals and other threads
 
 
 cdef class View:
-    cdef Ordered owner           # of the state, which this is a view of
+    cdef Ordered owner           # the state that this is a view of
     cdef Index index
     cdef Table table
-    cdef Mapping mapping         # holds the arena
+    cdef Mapping mapping         # keeps `arena` valid
     cdef const uint8_t *arena
     cdef uint64_t readable
     cdef object log
     cdef Step *writes
     cdef size_t count
-    cdef size_t known            # so many of them are noted in `slots`
+    cdef size_t known            # writes before this one are entered in `slots`
     cdef size_t room
-    cdef Pending *slots          # the first slot_mask + 1 of them; at most half of these are in use
+    cdef Pending *slots          # the first slot_mask + 1 are in use, at most half of them filled
     cdef size_t slot_room
     cdef size_t slot_mask
-    cdef uint32_t chunk          # counts chunks, so that no slot has to be emptied after one
+    cdef uint32_t chunk          # a counter of chunks, which makes the slots of earlier chunks count as empty
     cdef size_t used
-    cdef list keys               # bytes objects that slots and writes lead into, for as long as the chunk lasts
-    cdef list values             # the same; those of what was taken back are dropped
-    cdef list in_order           # keys that were written up to `ordered_writes`, sorted; None: no range was looked at
+    cdef list keys               # bytes objects that slots and writes point into, kept as long as the chunk
+    cdef list values             # the same for values, except those that were taken back
+    cdef list in_order           # keys put by writes before `ordered_writes`, sorted; None: no range was read yet
     cdef size_t ordered_writes
     cdef readonly uint64_t clock
 
@@ -105,7 +105,7 @@ cdef class View:
     cdef int breathe(self) except -1
 
     cdef inline int know(self) except -1:
-        """To be called before slots are looked at."""
+        """Enters all writes into the slots; to be called before slots are used."""
         return self.know_more() if self.known < self.count else 0
 
     cdef const uint8_t *key_at(self, uint64_t place) except NULL

@@ -1,8 +1,8 @@
-"""The state as the commands of a chunk see it: what was applied, and over it what the chunk has written so far.
+"""The state as the commands of a chunk see it: the applied state, overlaid with what the chunk has written so far.
 
-There is one such view for a chunk, and everything that looks before it writes is judged over it: compare-and-swap, add,
-read, transaction, ranges, procedures. Writes are steps, in order; each knows the write of its key before it, so that an
-entry which is refused is taken back from the end. Nothing here changes the state.
+A chunk has one such view, and everything that reads before it writes is judged over it: compare-and-swap, add, read,
+transactions, ranges, procedures. Writes are steps, in order; each refers to the previous write of its key, so that the
+writes of a refused entry can be taken back from the end. Nothing here changes the state.
 """
 
 from bisect import bisect_left
@@ -27,17 +27,17 @@ cdef extern from *:
     bint add_overflows "fastsm_add_overflows"(int64_t a, int64_t b, int64_t *sum) noexcept nogil
 
 cdef enum:
-    KEPT_STEPS = 1 << 14      # scratch memory that stays for the next chunk
+    KEPT_STEPS = 1 << 14      # scratch memory for this many steps is kept for the next chunk
     SMALLEST = 16
-    PAGE = 64                 # keys of a range that are taken at the same time
-    FEW_NEW = 16              # keys that are sorted in one by one
+    PAGE = 64                 # keys of a range that are fetched at a time
+    FEW_NEW = 16              # up to this many new keys are inserted one by one
 
 
 cdef class View:
-    """Scratch memory of `apply`, used again for each chunk that looks before it writes.
+    """Scratch memory of `apply`, reused for each chunk that reads before it writes.
 
-    Thread safety: used by one writer at a time. Pointers lead into commands and bytes objects that the chunk holds, and
-    into the arena, whose mapping is held here.
+    Thread safety: used by one writer at a time. Pointers lead into commands and bytes objects that the chunk keeps
+    alive, and into the arena, which `mapping` keeps valid.
     """
 
     def __dealloc__(self):
@@ -45,7 +45,7 @@ cdef class View:
         free(self.slots)
 
     cdef int begin(self, Ordered owner, size_t expected) except -1:
-        """Over this state, with room for `expected` writes before it has to grow."""
+        """Begins a chunk over this state, with room for `expected` writes before the slots have to grow."""
         cdef size_t slots = SMALLEST
         self.owner, self.index, self.table, self.log = owner, owner._index, owner._table, owner._log
         self.mapping = owner.mapping
@@ -57,7 +57,7 @@ cdef class View:
         while slots < 2 * expected:
             slots *= 2
         self.chunk += 1
-        if self.chunk == 0:  # slots of four billion chunks ago would seem to be of this one
+        if self.chunk == 0:  # the counter wrapped: slots of chunks long ago would count as filled
             self.drop_slots()
             self.chunk = 1
         if slots > self.slot_room:
@@ -100,7 +100,7 @@ cdef class View:
         return 0
 
     cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil:
-        """The slot of a key, or of a session, or the empty one where it would be."""
+        """Returns the slot of a key or of a session, or the empty slot where it would go."""
         cdef size_t i = hashed & self.slot_mask
         cdef Pending *slot = &self.slots[i]
         while slot.chunk == self.chunk:
@@ -114,11 +114,11 @@ cdef class View:
     # ---- look ------------------------------------------------------------------------------------------
 
     cdef int look(self, const uint8_t *key, size_t size, uint64_t hashed, Found *found) except -1:
-        """What is under a key. `CorruptionError` where a record that was not verified yet cannot be judged by."""
+        """Looks a key up. `CorruptionError` if its record, which is not verified yet, cannot be right."""
         return self.look_for(self.table, False, key, size, hashed, found)
 
     cdef int look_at_session(self, uint64_t session, Found *found) except -1:
-        """What is remembered of a session: the value of its record."""
+        """Looks a session up: what is found is the value of its record."""
         cdef Table sessions = self.index.sessions
         cdef const uint8_t *key = <const uint8_t *>&session
         return self.look_for(sessions, True, key, SESSION_ID_SIZE, sessions.hash(key, SESSION_ID_SIZE), found)
@@ -158,7 +158,7 @@ cdef class View:
         return 0
 
     cdef int32_t value_write(self, const Pending *slot) noexcept nogil:
-        """The last write of a key that is no touch, or -1."""
+        """Returns the last write of a key that is not a touch, or -1."""
         if slot.latest < 0 or self.writes[slot.latest].record != RECORD_TOUCH:
             return slot.latest
         return self.writes[slot.latest].base
@@ -167,7 +167,7 @@ cdef class View:
         self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total,
         Found *found
     ) except -1:
-        """DONE, with what an addition comes to, or the reason why it cannot be done; `found` is what was there."""
+        """Returns DONE and sets `total`, or returns why the addition is impossible; `found` is the key's old value."""
         self.look(key, size, hashed, found)
         if found.size != ABSENT and not parse_number(found.value, found.size, &initial):
             return NOT_A_NUMBER
@@ -176,9 +176,9 @@ cdef class View:
     # ---- ranges ----------------------------------------------------------------------------------------
 
     cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=-1, bint reverse=False):
-        """The keys that are there, from `start` to before `end` (None: to the last), in order, or from the end.
+        """Returns the existing keys from `start` to before `end` (None: unbounded), in order, or in reverse.
 
-        At most so many; -1: all. O(log keys + results + keys of the range that this chunk has written).
+        `most`: the maximum number; -1: all. O(log keys + results + keys of the range that this chunk has written).
         """
         cdef uint64_t places[PAGE]
         cdef list written = self.written_between(start, end)
@@ -198,7 +198,7 @@ cdef class View:
                     record_key(record), record_key_size(record),
                     self.table.hash(record_key(record), record_key_size(record))
                 ):
-                    continue  # it is among those that were written, or deleted
+                    continue  # either it comes from `written`, or the chunk deleted it
                 key = PyBytes_FromStringAndSize(<const char *>record_key(record), record_key_size(record))
                 while next_written < len(written) and (written[next_written] < key) != reverse:
                     keys.append(written[next_written])
@@ -210,18 +210,18 @@ cdef class View:
         return keys if most < 0 else keys[:most]
 
     cdef const uint8_t *key_at(self, uint64_t place) except NULL:
-        """The record at a place, whose key may be read."""
+        """Returns the record at a place, after checking that its key is readable."""
         if place + RECORD_KEY + record_key_size(self.arena + place) > self.readable:
             raise self.log.damage_at(place)
         return self.arena + place
 
     cdef bint has_written(self, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil:
-        """Whether this chunk has put or deleted a key, as far as `know` knows."""
+        """Returns whether this chunk has put or deleted a key, as of the last call of `know`."""
         cdef Pending *slot = self.slot_of(False, key, size, hashed)
         return slot.chunk == self.chunk and self.value_write(slot) >= 0
 
     cdef list written_between(self, bytes start, bytes end):
-        """The keys of a range that this chunk has put, and that are there, in order."""
+        """Returns the keys of a range that this chunk has put and that still exist, in order."""
         cdef list keys = []
         cdef Pending *slot
         cdef Py_ssize_t i, stop
@@ -241,7 +241,7 @@ cdef class View:
         return keys
 
     cdef int keep_order(self) except -1:
-        """Brings `in_order` up to date with what was written."""
+        """Adds recent writes to `in_order`."""
         cdef const Operation *operation
         cdef list new = []
         if self.in_order is None:
@@ -262,7 +262,7 @@ cdef class View:
         return 0
 
     cdef int merge_in(self, list new) except -1:
-        """Brings sorted keys into `in_order`: both are runs for the sort, which merges them."""
+        """Merges sorted keys into `in_order`: the sort detects both sorted runs, and merges them."""
         cdef Py_ssize_t known = len(self.in_order)
         for key in new:
             i = bisect_left(self.in_order, key, 0, known)
@@ -274,13 +274,13 @@ cdef class View:
     # ---- time ------------------------------------------------------------------------------------------
 
     cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0:
-        """The deadline of a key, NO_DEADLINE: it has none, or is not there."""
+        """Returns the deadline of a key; NO_DEADLINE if it has none or does not exist."""
         cdef Found found
         self.look(key, size, hashed, &found)
         return self.deadline_of(&found)
 
     cdef uint64_t deadline_of(self, const Found *found) except? 0:
-        """The deadline of a key that was looked at, with nothing written since; NO_DEADLINE as `deadline`."""
+        """Returns the deadline of a key that was just looked up, or NO_DEADLINE."""
         cdef uint64_t place
         if found.latest >= 0:
             return step_deadline(&self.writes[found.latest])
@@ -296,7 +296,7 @@ cdef class View:
         return 0
 
     cdef bint touch(self, const Step *step) except -1:
-        """Appends a touch where that changes something; whether the key is there."""
+        """Appends a touch if it changes the deadline; returns whether the key exists."""
         cdef Step touched = step[0]
         cdef Found found
         self.look(step.operation.key, step.operation.key_size, step.hashed, &found)
@@ -311,20 +311,20 @@ cdef class View:
     # ---- write -----------------------------------------------------------------------------------------
 
     cdef int write(self, const Step *step) except -1:
-        """Appends what a step writes; its key and value stay where they are."""
+        """Appends the write of a step, whose key and value the caller keeps in place."""
         self.append(step)
         return self.know()
 
     cdef int append(self, const Step *step) except -1:
-        """Appends what a step writes, which `know` is to take note of before anybody looks.
+        """Appends the write of a step; `know` enters it into the slots before the next lookup.
 
-        So a range or a tick that removes a million keys takes a slot for each only where a later command looks.
+        So a range or a tick that removes a million keys fills a slot for each only if a later command looks keys up.
         """
         cdef Step *grown
         cdef size_t room
         if self.count == self.room:
             if self.count >= 0x7FFFFFFF:
-                raise MemoryError("a chunk with commands that answer writes at most 2**31 - 1 records")
+                raise MemoryError("a chunk with commands that answer can write at most 2**31 - 1 records")
             room = 2 * self.room + SMALLEST
             grown = <Step *>realloc(self.writes, room * sizeof(Step))
             if grown == NULL:
@@ -336,7 +336,7 @@ cdef class View:
         return 0
 
     cdef int know_more(self) except -1:
-        """Notes in the slot of its key each write that was appended since the last call."""
+        """Enters each write since the last call into the slot of its key."""
         cdef Pending *slot
         cdef Step *written
         cdef bint session
@@ -365,9 +365,9 @@ cdef class View:
     cdef int append_removal(
         self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed, uint8_t record=RECORD_DELETE
     ) except -1:
-        """Appends a delete of a key, or the end of a session, whose bytes stay where they are.
+        """Appends the delete of a key, or the end of a session, whose bytes the caller keeps in place.
 
-        `step`: of which entry it is.
+        `step` names the entry that removes it.
         """
         cdef Step removing
         removing.operation.kind = step.operation.kind
@@ -382,20 +382,20 @@ cdef class View:
         return self.append(&removing)
 
     cdef int breathe(self) except -1:
-        """Lets signal handlers and other threads run, which cannot change the state: the writer's turn is taken."""
+        """Lets signal handlers and other threads run; they cannot change the state: the writer's turn is taken."""
         PyErr_CheckSignals()
         with nogil:
             pass
         return 0
 
     cdef bytes hold_key(self, const uint8_t *key, size_t size, uint64_t deadline):
-        """A copy of a key, right after a deadline, that is held for as long as the chunk lasts."""
+        """Returns a copy of a key, preceded by a deadline, that is kept as long as the chunk."""
         cdef bytes held = PyBytes_FromStringAndSize(<const char *>&deadline, DEADLINE_SIZE) + key[:size]
         self.keys.append(held)
         return held
 
     cdef int write_number(self, const Step *step, int64_t number, uint64_t deadline) except -1:
-        """Appends a put of a number as text, under the key of a step."""
+        """Appends a put of a number, as text, to the key of a step."""
         cdef Step put = step[0]
         cdef bytes text = number_text(number)
         if deadline != NO_DEADLINE:
@@ -409,7 +409,7 @@ cdef class View:
         return self.write(&put)
 
     cdef int64_t remove_range(self, uint64_t index, uint32_t entry, bytes start, bytes end) except -1:
-        """Appends a delete of each key in a range, in order; returns how many. No object for any that was applied."""
+        """Appends a delete for each key in a range, in order; returns how many. Makes no objects for applied keys."""
         cdef uint64_t places[PAGE]
         cdef list written = self.written_between(start, end)
         cdef OrderedView view = self.owner.range_in_turn(start, end, False)
@@ -429,7 +429,7 @@ cdef class View:
                 record = self.key_at(places[i])
                 hashed = self.table.hash(record_key(record), record_key_size(record))
                 if self.used and self.has_written(record_key(record), record_key_size(record), hashed):
-                    continue  # it is among those that were written, or deleted
+                    continue  # either it comes from `written`, or the chunk deleted it
                 while next_written < len(written) and is_before(written[next_written], record):
                     self.append_written(&step, written[next_written])
                     next_written += 1
@@ -445,12 +445,12 @@ cdef class View:
         return removed
 
     cdef int append_written(self, const Step *step, bytes key) except -1:
-        """`append_removal` of a key that this chunk has put, an object that is held."""
+        """`append_removal` of a key that this chunk has put; the caller keeps the object."""
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(key)
         return self.append_removal(step, data, PyBytes_GET_SIZE(key), self.table.hash(data, PyBytes_GET_SIZE(key)))
 
     cdef int write_session(self, uint64_t index, uint32_t entry, uint64_t session, bytes value) except -1:
-        """Appends what is remembered of a session from here on; None: it is forgotten."""
+        """Appends the new value of a session's record; None: the session is forgotten."""
         cdef Step step
         cdef bytes key = PyBytes_FromStringAndSize(<const char *>&session, SESSION_ID_SIZE)
         self.keys.append(key)
@@ -472,7 +472,7 @@ cdef class View:
     cdef int write_bytes(
         self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=NO_DEADLINE
     ) except -1:
-        """Appends a put of these objects, which are held, or, with `value` None, a delete."""
+        """Appends a put, or with `value` None a delete; keeps the objects as long as the chunk."""
         cdef Step step
         step.operation.key_size = <uint16_t>PyBytes_GET_SIZE(key)
         step.operation.timed = deadline != NO_DEADLINE
@@ -510,7 +510,7 @@ cdef class View:
 
 
 cdef bint is_before(bytes key, const uint8_t *record) noexcept:
-    """Whether a key comes before that of a record."""
+    """Returns whether a key comes before the key of a record."""
     cdef size_t size = PyBytes_GET_SIZE(key)
     cdef size_t other = record_key_size(record)
     cdef int order = memcmp(<const uint8_t *>PyBytes_AS_STRING(key), record_key(record), min(size, other))
@@ -518,7 +518,7 @@ cdef bint is_before(bytes key, const uint8_t *record) noexcept:
 
 
 cdef bint parse_number(const uint8_t *text, uint32_t size, int64_t *number) noexcept nogil:
-    """Whether a value is an integer as `add` writes it: no sign but a minus, no leading zero, 64 bits."""
+    """Parses an integer as `add` writes it: only a minus sign, no leading zeros, 64 bits. Returns whether it is one."""
     cdef uint64_t magnitude = 0
     cdef bint negative = size > 0 and text[0] == b"-"
     cdef uint32_t first = 1 if negative else 0
@@ -530,7 +530,7 @@ cdef bint parse_number(const uint8_t *text, uint32_t size, int64_t *number) noex
     for i in range(first, size):
         if not b"0" <= text[i] <= b"9":
             return False
-        magnitude = 10 * magnitude + (text[i] - <uint8_t>b"0")  # 19 digits fit
+        magnitude = 10 * magnitude + (text[i] - <uint8_t>b"0")  # 19 digits cannot overflow
     if magnitude > <uint64_t>0x7FFFFFFFFFFFFFFF + <uint64_t>negative:
         return False
     number[0] = <int64_t>(0 - magnitude if negative else magnitude)

@@ -1,4 +1,4 @@
-"""Waiting until an entry is applied, for reads that must not be older than it."""
+"""Waiting until an entry is applied, for reads that must not be older than that entry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def wait_applied(engine: Engine, index: int, timeout: float | None) -> None:
-    """Returns once an entry is applied; a ``TimeoutError`` after so many seconds."""
+    """Returns once an entry is applied; raises ``TimeoutError`` after ``timeout`` seconds."""
     if timeout is not None and not timeout >= 0:  # NaN, too
         raise ValueError(f"timeout={timeout!r}: expected 0 or more seconds, or None")
     ticket = engine._await_applied(index, None, None, True)
@@ -26,7 +26,7 @@ def wait_applied(engine: Engine, index: int, timeout: float | None) -> None:
         return
     try:
         told = ticket.wait(-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-        if not told and not ticket.outcome:  # else it was told at the last moment
+        if not told and not ticket.outcome:  # otherwise it was told at the last moment
             raise TimeoutError(
                 f"entry {index} was not applied within {timeout} s: last applied is {engine.last_applied()}")
     finally:
@@ -35,21 +35,21 @@ def wait_applied(engine: Engine, index: int, timeout: float | None) -> None:
 
 
 def judge(engine: Engine, ticket: Ticket) -> None:
-    """Returns where the entry was applied, and raises what else ended the wait."""
+    """Returns if the entry was applied, and otherwise raises the reason why the wait ended."""
     if ticket.is_applied:
         return
     if ticket.is_replaced:
         raise OrderError(
-            f"entry {ticket.index} was waited for, and the state was replaced by an empty or an older one meanwhile",
+            f"waited for entry {ticket.index}, but the state was replaced by an empty or an older one in the meantime",
             index=ticket.index)
     if ticket.is_poisoned:
         engine._log.check_writable()
     engine._require()
-    raise NotRunningError(f"the state machine was stopped while entry {ticket.index} was waited for")
+    raise NotRunningError(f"the state machine was stopped during the wait for entry {ticket.index}")
 
 
 class AppliedWaiters(BatchThread[Ticket]):
-    """Coroutines that wait for entries, however many, with one thread that tells their event loops. Thread safe."""
+    """Coroutines that wait for entries: one thread tells all of their event loops. Thread safe."""
 
     async def wait(self, engine: Engine, index: int) -> None:
         """Returns once an entry is applied."""

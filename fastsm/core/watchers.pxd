@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from fastsm.generation.changes cimport Changes
 
 ctypedef struct Reach:
-    # How far the changes were matched with the waiting watches: up to an entry, after which a frame starts in a log.
+    # How far changes were matched with waiting watches: up to an entry, and to the frame that starts after it in a log.
     uint64_t index
     uint64_t term
     uint64_t identity
@@ -12,9 +12,9 @@ ctypedef struct Reach:
 
 
 cdef class Waiting:
-    # Invariant: nothing up to entry `index` concerns it.
+    # Invariant: no entry up to `index` concerns this wait.
     cdef readonly bytes prefix
-    cdef readonly object owner     # who is told, on an event loop; None: a thread, by the queue
+    cdef readonly object owner     # an (event loop, future) to tell; None: a thread, by `queue`
     cdef readonly bint over
     cdef readonly bint durable
     cdef Changes watch
@@ -23,16 +23,16 @@ cdef class Waiting:
 
 
 cdef class Prefixes:
-    # Sorted and distinct. `parents[i]`: the longest other one that is a prefix of it, or -1.
+    # The prefixes, sorted and distinct. `parents[i]`: the longest other prefix that prefix i starts with, or -1.
     cdef tuple keys
     cdef dict numbers
     cdef size_t count
     cdef const uint8_t **starts
     cdef size_t *sizes
     cdef int *parents
-    cdef uint64_t *hits            # the last entry that changed a key below it, or 0
+    cdef uint64_t *hits            # per prefix: the last entry that changed a key with it, or 0
     cdef bint any_hit
-    cdef uint8_t *beginnings       # a bit for each pair of bytes that a key may begin with
+    cdef uint8_t *beginnings       # one bit for each pair of bytes that a key with one of the prefixes may begin with
     cdef int fill(self) except -1
     cdef bint concerns(self, Waiting waiting) except -1
     cdef void forget_hits(self) noexcept
@@ -41,14 +41,15 @@ cdef class Prefixes:
 
 
 cdef class Group:
-    # The watches that wait for what is applied, or for what is durable.
-    # Invariant: everything after `reach` is in the present log, or in one that `left` names.
+    # The watches that wait for what is applied, or those that wait for what is durable.
+    # Invariant: all changes after `reach` are in the present log, or in a log listed in `left`.
     cdef list waiting
     cdef Reach reach
-    cdef list left                 # (mapping, identity, end, and the reach after it) of logs that were compacted away
-    cdef Prefixes prefixes         # of those that wait; None: they are others by now
-    cdef bint armed                # the writer is to ring at the next change
-    cdef uint64_t changes          # of `waiting`
+    # Compacted logs: (mapping, identity, end, and the fields of the reach in the next log)
+    cdef list left
+    cdef Prefixes prefixes         # those of `waiting`; None: to be made again
+    cdef bint armed                # the writer should ring at the next change
+    cdef uint64_t changes          # counts changes of `waiting`
     cdef void note_change(self) noexcept
     cdef int add(self, Waiting waiting, Reach *reach) except -1
     cdef int take_out(self, Prefixes prefixes, list taken) except -1
@@ -59,11 +60,11 @@ cdef class Group:
 cdef class Watchers:
     cdef Group applied
     cdef Group durable
-    cdef PyThread_type_lock bell   # locked while nobody rings
+    cdef PyThread_type_lock bell   # locked until someone rings
     cdef bint rung
-    cdef bint silent               # the thread is to end
-    cdef readonly list awake       # they were taken out, and may not have been told yet
-    cdef bint all_end              # all are to look again
+    cdef bint silent               # the thread should end
+    cdef readonly list awake       # waits that were taken out, and may not have been told yet
+    cdef bint all_end              # all watches should look again
     cdef void ring(self) noexcept
     cdef bint hear(self) noexcept
     cdef int take_all(self) except -1

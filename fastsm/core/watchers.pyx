@@ -1,8 +1,8 @@
-"""The watches that wait for a change, and how they are found without the writer.
+"""The watches that wait for a change, matched with changes outside the writer.
 
-The writer rings a bell, if one is armed, and knows nothing of who waits. A thread (`watching`) hears it, at most once a
-millisecond, and goes over what was written since, once for all watches and without the GIL. A watch that waits is not
-moved along: how far the changes were looked through stands in one place for all of them, the reach of their group.
+The writer only rings a bell, if one is armed. A thread (`watching`) hears it at most once per millisecond, and scans
+what was written since its last round: once for all watches, and without the GIL. Waiting watches are not updated one by
+one: how far changes were scanned is stored once for all watches of a group, as its `reach`.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -20,27 +20,27 @@ from fastsm.disk.format cimport (
 from fastsm.lookup.terms cimport Run
 
 cdef enum:
-    PAIRS = 1 << 16           # of bytes
+    PAIRS = 1 << 16           # pairs of byte values
 
 
 cdef class Waiting:
-    """One wait for a change of a key below a prefix. A thread's `queue` gets it when the watch is to look again."""
+    """One wait for a change of a key with a prefix. `queue` receives it when the watch should look again."""
 
     def __cinit__(self, Changes watch not None, bint durable, queue, owner):
         self.watch, self.prefix, self.durable, self.queue, self.owner = watch, watch._prefix, durable, queue, owner
         self.index = watch.draft.index
         if self.index and (watch.draft.unchecked or not watch.draft.whole):
-            self.index -= 1  # that entry, or some of its changes, are to come
+            self.index -= 1  # the watch still needs that entry, or some of its changes
 
     def tell(self):
-        """Wakes a thread."""
+        """Wakes the thread that waits."""
         self.queue.put(self)
 
 
 cdef class Prefixes:
-    """Which of many prefixes a key has, quickly: mostly none.
+    """Finds which of many prefixes a key has; quick for the usual case of none.
 
-    Thread safety: one thread uses it.
+    Thread safety: used by one thread.
     """
 
     def __cinit__(self, keys):
@@ -64,7 +64,7 @@ cdef class Prefixes:
         free(self.beginnings)
 
     cdef bint concerns(self, Waiting waiting) except -1:
-        """Whether an entry after what it knows changed a key below its prefix."""
+        """Returns whether an entry after the wait's `index` changed a key with its prefix."""
         number = self.numbers.get(waiting.prefix)
         return number is not None and self.hits[<size_t>number] > waiting.index
 
@@ -95,9 +95,9 @@ cdef class Prefixes:
         return 0
 
     cdef uint64_t scan(self, const uint8_t *log, uint64_t first, uint64_t end, uint64_t last) noexcept nogil:
-        """Looks through the whole frames from an offset on that applied nothing after an entry.
+        """Scans whole frames from the offset `first` on, as long as they apply no entry after `last`.
 
-        Returns where the next one starts; 0 where a length cannot be, since the log was not verified yet.
+        Returns where the next frame starts; 0 if a length cannot be right, because the log is not verified yet.
         """
         cdef const uint8_t *frame
         cdef const uint8_t *record
@@ -135,7 +135,7 @@ cdef class Prefixes:
     cdef void note(self, const uint8_t *key, size_t size, uint64_t index) noexcept nogil:
         """Notes an entry under each prefix of a key.
 
-        They are among the last one that is not greater than the key, its longest prefix in the list, and so on.
+        These are: the greatest prefix in the list that the key starts with, then its parent, and so on.
         """
         cdef size_t low = 0
         cdef size_t high = self.count
@@ -165,7 +165,7 @@ cdef class Group:
         self.left = []
 
     cdef int add(self, Waiting waiting, Reach *reach) except -1:
-        """Adds one that knows everything up to a reach."""
+        """Adds a wait that knows everything up to a reach."""
         cdef bint alone = not self.waiting
         self.waiting.append(waiting)
         self.note_change()
@@ -180,11 +180,11 @@ cdef class Group:
         self.changes += 1
 
     cdef int take_out(self, Prefixes prefixes, list taken) except -1:
-        """Moves those to `taken` whose prefix was hit after what they know; without prefixes, all."""
+        """Moves waits to `taken`: those that `prefixes` was hit for, or all of them with None."""
         cdef Waiting waiting
         cdef list kept = []
         cdef Py_ssize_t i
-        for i in range(len(self.waiting)):  # no Python code runs in between
+        for i in range(len(self.waiting)):  # no Python code runs in this loop
             waiting = self.waiting[i]
             if prefixes is not None and not prefixes.concerns(waiting):
                 kept.append(waiting)
@@ -196,15 +196,15 @@ cdef class Group:
         return 0
 
     cdef void let_pass(self, Waiting waiting) noexcept:
-        """Its wait is over: it has passed what did not concern it, up to the reach."""
+        """Ends a wait: its watch moves up to the reach, before which no change concerned it."""
         cdef Changes watch = waiting.watch
         waiting.over = True
-        if watch.awaited is waiting:  # an exception between two steps of a read may have left it behind
+        if watch.awaited is waiting:  # after an exception during a read, the watch may wait anew
             watch.pass_to(self.reach.index, self.reach.term, self.reach.identity, self.reach.frame)
             watch.awaited = None
 
     cdef int discard(self, Waiting waiting) except -1:
-        """Takes one out, if it is still there."""
+        """Removes a wait, if it is still in the group."""
         cdef Py_ssize_t i
         for i in range(len(self.waiting)):
             if self.waiting[i] is waiting:
@@ -216,7 +216,7 @@ cdef class Group:
 
 
 cdef class Watchers:
-    """All watches of a state that wait. Thread safe, under the GIL."""
+    """All waiting watches of a state. Thread safe, under the GIL."""
 
     def __cinit__(self):
         self.bell = PyThread_allocate_lock()
@@ -234,20 +234,20 @@ cdef class Watchers:
             PyThread_free_lock(self.bell)
 
     cdef void ring(self) noexcept:
-        """Has the thread look. Runs no Python code, and needs no memory."""
+        """Wakes the thread. Runs no Python code, and needs no memory."""
         self.applied.armed = self.durable.armed = False
         if not self.rung:
             self.rung = True
             PyThread_release_lock(self.bell)
 
     cdef void wake_all(self) noexcept:
-        """Has all of them look again: there is an end."""
+        """Makes all watches look again, because the state ends."""
         if self.applied.waiting or self.durable.waiting:
             self.all_end = True
             self.ring()
 
     cdef void move(self, object mapping, uint64_t identity, uint64_t end, Reach *reach) noexcept:
-        """The log with this mapping was compacted: it ends, and what comes is in another one, after `reach`."""
+        """Notes that the log of this mapping was compacted at `end`; changes continue in another log at `reach`."""
         cdef Group group
         for group in (self.applied, self.durable):
             if group.waiting:
@@ -259,7 +259,7 @@ cdef class Watchers:
             self.ring()
 
     cdef bint hear(self) noexcept:
-        """Waits for the bell, on the one thread that does; whether it was no `silence`."""
+        """Waits for the bell; returns False if it was rung by `silence`. Called by one thread only."""
         cdef PyThread_type_lock bell = self.bell
         with nogil:
             PyThread_acquire_lock(bell, 1)
@@ -267,16 +267,16 @@ cdef class Watchers:
         return not self.silent
 
     def silence(self):
-        """Ends the thread."""
+        """Makes the thread end."""
         self.silent = True
         self.ring()
 
     def discard(self, Waiting waiting):
-        """Takes one out, if it is still there, and lets it pass what did not concern it."""
+        """Removes a wait, if it is still in its group, and moves its watch past what did not concern it."""
         (self.durable if waiting.durable else self.applied).discard(waiting)
 
     def of_watch(self, watch):
-        """Those of one watch, of which there is more than one only after an exception amid a read."""
+        """Returns the waits of one watch; there is more than one only after an exception during a read."""
         cdef Waiting waiting
         cdef list found = []
         for waiting in self.applied.waiting + self.durable.waiting:
@@ -285,7 +285,7 @@ cdef class Watchers:
         return found
 
     cdef int take_all(self) except -1:
-        """Takes all of them out, to look again."""
+        """Takes out all waits, so that their watches look again."""
         self.all_end = False
         try:
             self.applied.take_out(None, self.awake)

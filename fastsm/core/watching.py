@@ -62,7 +62,7 @@ class MachineWatch(Watch):
         source: Any = self._source
         waiting = source.wait(self, None, None, (loop, future))
         if waiting is None:
-            await event_loops().sleep(0)  # a writer on this event loop may be as quick
+            await event_loops().sleep(0)  # a writer on this event loop may be just as quick
             return True
         timer = None if timeout is None else loop.call_later(timeout, set_result, future, None)
         try:
@@ -76,13 +76,13 @@ class MachineWatch(Watch):
 
     def _wake(self) -> None:
         waiting = self._watching.watchers.of_watch(self)
-        tell_all(waiting)  # first: where that fails, or is interrupted, the next close finds them
+        tell_all(waiting)  # first: if this fails or is interrupted, the next close still finds them
         for one in waiting:
             self._watching.watchers.discard(one)
 
 
 class Watching(ServingThread):
-    """The thread that tells watches of changes, once a millisecond at most. Thread safe."""
+    """The thread that tells watches of changes, at most once per millisecond. Thread safe."""
 
     def __init__(self, watchers: Watchers) -> None:
         super().__init__()
@@ -100,9 +100,9 @@ class Watching(ServingThread):
 
 
 def wait_a_while(queue: SimpleQueue[Waiting], seconds: float | None) -> bool:
-    """Returns whether something came, in so many seconds at most; sooner on the main thread, which serves signals.
+    """Returns whether an item came within ``seconds``; may return early on the main thread, to serve signals.
 
-    A signal that another thread has taken does not wake it.
+    A signal that arrived at another thread does not wake the wait, hence the early return.
     """
     if threading.current_thread() is threading.main_thread():
         seconds = LOOK_SECONDS if seconds is None else min(seconds, LOOK_SECONDS)
@@ -114,7 +114,7 @@ def wait_a_while(queue: SimpleQueue[Waiting], seconds: float | None) -> bool:
 
 
 def tell_all(awake: list[Waiting]) -> None:
-    """Tells threads, and event loops, each once. Where memory fails some were told: to tell them again does no harm."""
+    """Tells threads and event loops, each once. Safe to repeat if it fails for lack of memory."""
     answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
     for waiting in awake:
         if waiting.owner is None:

@@ -1,4 +1,4 @@
-"""The base of a generation: a snapshot that a log starts after, open for as long as the log is."""
+"""The base of a generation: the snapshot that a log is stacked on, open as long as the log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastsm.types import LogId
 
 
 def base_name(generation: int) -> str:
-    """The file name of a generation's base."""
+    """Returns the file name of a generation's base."""
     return f"base-{generation}"
 
 
 class Base:
-    """A base whose header was checked. Its bytes are those of a flat snapshot, and lie at the start of the arena.
+    """A base whose header was checked. Its bytes are those of a flat snapshot, at the start of the arena.
 
-    Thread safety: immutable, but for :meth:`close`.
+    Thread safety: immutable, except for :meth:`close`.
     """
 
     def __init__(self, directory: Directory, name: str, descriptor: Descriptor, head: format.SnapshotHead) -> None:
@@ -39,7 +39,7 @@ class Base:
 
     @classmethod
     def open(cls, directory: Directory, log_head: format.LogHead) -> Base | None:
-        """The base that a log's header asks for; ``CorruptionError`` when it is not that one. None: it has none."""
+        """Returns the base that a log's header names, or None; ``CorruptionError`` if the file is another base."""
         if log_head.base_size == 0:
             return None
         name = base_name(log_head.generation)
@@ -48,7 +48,7 @@ class Base:
             try:
                 descriptor = directory.open_file(name, os.O_RDONLY)
             except FileNotFoundError:
-                raise CorruptionError(path, None, "the base that the log starts after", "no file") from None
+                raise CorruptionError(path, None, "the base that the log is stacked on", "no file") from None
             try:
                 size = directory.size(descriptor)
                 content = os.pread(descriptor.number, format.SNAPSHOT_HEADER_BYTES, 0)
@@ -56,7 +56,7 @@ class Base:
                 found = (head.file_size, head.checksum, head.last_index, head.last_term, head.codec)
                 wanted = log_head.base_size, log_head.base_checksum, log_head.base_index, log_head.base_term
                 if found != (*wanted, format.CODEC_NONE):
-                    raise CorruptionError(path, 0, f"the base that the log starts after, {wanted}", found)
+                    raise CorruptionError(path, 0, f"the base that the log is stacked on, {wanted}", found)
                 attachment_end = format.SNAPSHOT_HEADER_BYTES + head.attachment_size
                 padding = os.pread(descriptor.number, head.state_offset - attachment_end, attachment_end)
                 if any(padding):
@@ -70,13 +70,13 @@ class Base:
         return cls(directory, name, descriptor, head)
 
     def duplicate_descriptor(self) -> Descriptor:
-        """Another descriptor of the file, which outlives this object."""
+        """Returns another descriptor of the file, which may outlive this object."""
         if self.descriptor is None:
             raise ValueError(f"{self!r} is closed")
         return self.descriptor.duplicate()
 
     def close(self) -> None:
-        """Gives the descriptor back. Idempotent."""
+        """Closes the descriptor. Idempotent."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             self.directory.close_file(descriptor)

@@ -1,7 +1,7 @@
 """The seam to the system: everything that opens, maps, allocates, syncs or renames goes through here.
 
-A test stands in for the disk by subclassing :class:`Directory`. All names are resolved relative to the
-directory's own descriptor and symbolic links are refused, so that nothing outside of it is touched.
+Tests replace the disk by subclassing :class:`Directory`. All names are resolved relative to the directory's own
+descriptor, and symbolic links are refused, so that nothing outside of the directory is touched.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 LOCK = "LOCK"
-LOCK_PAUSE = 0.02  # seconds between two attempts at a lock that another process holds
-LOCK_MOMENT = 0.002  # seconds for which it is tried at least
-ASKED_SECONDS = 5.0  # seconds for which it is tried while nobody holds it but who asks for the owner
-NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS: its locks need a file that is open for writing
+LOCK_PAUSE = 0.02  # seconds between two attempts to get a lock that another process has
+LOCK_MOMENT = 0.002  # seconds of attempts, at least
+ASKED_SECONDS = 5.0  # seconds of attempts while the lock's holders only look up the owner
+NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS, whose locks need a file that is open for writing
 NO_REGULAR_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "another kind of file"}
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # how a full disk, a quota or a limit refuses
-NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems refuse what they cannot do
-PIECE = mmap.PAGESIZE << 12  # 16 MiB, mostly: of what is written again, and larger than any page of the cache
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # how a full disk, a quota or a limit is reported
+NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems report unsupported calls
+PIECE = mmap.PAGESIZE << 12  # usually 16 MiB: rewritten at a time, and larger than any page of the cache
 
 Open = TypeVar("Open")
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def hides_seam(init: Init) -> Init:
-    """Leaves ``_files``, through which tests stand in for the disk, out of the signature that a user is shown."""
+    """Hides ``_files``, by which tests replace the disk, from the signature shown to users."""
     shown = inspect.signature(init)
     parameters = [parameter for name, parameter in shown.parameters.items() if name != "_files"]
     vars(init)["__signature__"] = shown.replace(parameters=parameters)
@@ -49,9 +49,9 @@ def hides_seam(init: Init) -> Init:
 
 
 def left_by_children(leave: Callable[[Open], object], *, go_on: bool = False) -> weakref.WeakSet[Open]:
-    """A set for what is open; in a forked child, whose copies are the parent's to end, each is given to ``leave``.
+    """Returns a set for open objects. In a forked child, ``leave`` is called on each, since they are the parent's.
 
-    ``go_on``: they work on in the child, and so in children of its own, to which the same is done.
+    ``go_on``: the objects keep working in the child, so ``leave`` is called again in the child's own children.
     """
     opened: weakref.WeakSet[Open] = weakref.WeakSet()
 
@@ -60,7 +60,7 @@ def left_by_children(leave: Callable[[Open], object], *, go_on: bool = False) ->
         for one in list(opened):
             try:
                 leave(one)
-            except Exception as error:  # the others have to be left all the same
+            except Exception as error:  # the others must be left too
                 errors.append(error)
         if not go_on:
             opened.clear()
@@ -74,7 +74,7 @@ def left_by_children(leave: Callable[[Open], object], *, go_on: bool = False) ->
 if sys.platform == "darwin":
 
     def _sync_data(fd: Descriptor) -> None:
-        # fsync on macOS leaves the data in the drive's own cache.
+        # On macOS, fsync leaves the data in the drive's own cache.
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
 
 else:
@@ -82,22 +82,22 @@ else:
 
 
 class Directory:
-    """One state directory, held open, and the only way to its files.
+    """One state directory, held open; the only way to its files.
 
     Methods raise plain :class:`OSError`; callers add what they were doing (``StorageError.wrap``).
-    Thread safety: all of it, from any thread; a method that waits for the disk releases the GIL.
+    Thread safety: every method, from any thread; methods that wait for the disk release the GIL.
     """
 
-    unfinished = False  # a tool fills this directory: see fastsm.generation.unfinished
+    unfinished = False  # a tool is filling this directory: see fastsm.generation.unfinished
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True, mode: int = 0o700) -> None:
-        """Opens the directory at ``path``; ``create`` makes it, with the permissions of ``mode``, when it is missing.
+        """Opens the directory at ``path``; with ``create``, makes it with the permissions ``mode`` if it is missing.
 
-        Files are created with the permissions of ``mode`` too, without those to execute, whatever the umask says.
+        Files are also created with the permissions of ``mode``, except execute permissions, whatever the umask is.
         """
         self.path = os.fsdecode(path)
         self._lock: Descriptor | None = None
-        self._locked_in = 0  # the process that has taken the lock
+        self._locked_in = 0  # the process that took the lock
         self._left = False
         self._file_mode = mode & 0o666
         self._made = create and self._make(mode)
@@ -108,12 +108,12 @@ class Directory:
         return f"<Directory {self.path!r}{', locked' if self.locked else ''}>"
 
     def _make(self, mode: int) -> bool:
-        """Makes the directory when it is missing; returns whether it was."""
+        """Makes the directory if it is missing; returns whether it was."""
         try:
             os.mkdir(self.path, mode & 0o777)
         except FileExistsError:
             return False
-        if stat.S_IMODE(os.stat(self.path).st_mode) & 0o777 != mode & 0o777:  # the umask took some of it away
+        if stat.S_IMODE(os.stat(self.path).st_mode) & 0o777 != mode & 0o777:  # reduced by the umask
             os.chmod(self.path, mode)
         return True
 
@@ -122,7 +122,7 @@ class Directory:
         sync_name(os.path.abspath(self.path), made=self._made)
 
     def path_of(self, name: str) -> str:
-        """The full path of a file, for messages."""
+        """Returns the full path of a file, for messages."""
         return os.path.join(self.path, name)
 
     # ---- lock ----------------------------------------------------------------------------------------
@@ -132,11 +132,11 @@ class Directory:
         return self._lock is not None
 
     def lock(self, timeout: float = 0) -> None:
-        """Takes the exclusive lock, or raises ``LockedError`` with the holder's process id after ``timeout`` seconds.
+        """Takes the exclusive lock; raises ``LockedError`` with the holder's process id after ``timeout`` seconds.
 
-        flock, not lockf: it excludes a second opening by this very process, too. The file is not unlinked, since two
-        processes could then lock two files of one name; where a tool that failed removes the directory that it made,
-        LOCK goes too, and a process that waited for it notices.
+        Uses flock, not lockf, because it also excludes a second opening by this very process. The file is normally not
+        unlinked, since two processes could then lock two files of the same name. A failed tool that removes the
+        directory that it made does remove LOCK; a process that waited for the lock then notices.
         """
         deadline = time.monotonic() + max(timeout, LOCK_MOMENT)
         asked_until = time.monotonic() + max(timeout, ASKED_SECONDS)
@@ -146,35 +146,37 @@ class Directory:
                 if self.lock_file(lock):
                     if self.is_named(lock, LOCK):
                         break
-                    lock.close()  # a tool has removed what it made, LOCK too
+                    lock.close()  # a failed tool has removed the directory that it made
                     lock = self.open_file(LOCK, os.O_RDWR | os.O_CREAT)
                     continue
-                # A process that asks who the owner is has the lock for a moment, longer if it is stopped just then.
+                # A process that looks up the owner holds the lock only for a moment, or longer if it is stopped just
+                # then.
                 left = (asked_until if self._is_only_asked_for(lock) else deadline) - time.monotonic()
                 if left <= 0:
                     raise self._locked_by(lock)
                 time.sleep(min(left, LOCK_PAUSE, max(timeout, LOCK_MOMENT) / 4))
         except BaseException:
-            lock.close()  # the lock may have been taken all the same, by a call that then reported an error
+            lock.close()  # a call that reported an error may still have taken the lock
             raise
         self._lock = lock
         self._locked_in = os.getpid()
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         content = f"{self._locked_in}\n{since}\n".encode()
         try:
-            # In place first: a process that is refused at this moment is seldom told of the holder before.
+            # Overwrite, then truncate: another process that is refused right now should rarely read an old holder.
             os.pwrite(lock.number, content, 0)
             os.ftruncate(lock.number, len(content))
-        except OSError:  # a full disk: flock is the lock, the content only informs, and must not name another process
+        # The disk is full: flock is the lock; the content is only informative, but must not name another process
+        except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(lock.number, 0)
-        # An owner who gave others access to LOCK, which is never replaced, wants them to have it to later files too.
+        # If the owner gave other users access to LOCK, which is never replaced, new files get the same permissions.
         self._file_mode |= os.fstat(lock.number).st_mode & 0o666
 
     def owner(self) -> LockedError | None:
-        """Who has the directory open, as the error that they would be told; None when nobody has. For tools.
+        """Returns the error that another opening would get, which names the owner; None without an owner. For tools.
 
-        Asking takes the lock for some microseconds, shared, for which an opening at that very moment waits.
+        This takes a shared lock for a few microseconds, for which a simultaneous opening waits.
         """
         try:
             lock = self.open_file(LOCK, os.O_RDONLY)
@@ -190,7 +192,7 @@ class Directory:
 
     @staticmethod
     def _is_only_asked_for(lock: Descriptor) -> bool:
-        """Whether those who hold the lock share it: they ask who the owner is, and there is none."""
+        """Returns whether the lock's holders share it: they only look up the owner, and there is none."""
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -206,7 +208,7 @@ class Directory:
 
     @staticmethod
     def lock_file(fd: Descriptor, *, wait: bool = False) -> bool:
-        """Takes the exclusive lock of an open file, for as long as it is open; False when another holds it."""
+        """Takes the exclusive lock of a file as long as it is open; returns False if another holder has it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -215,16 +217,16 @@ class Directory:
 
     @staticmethod
     def unlock_file(fd: Descriptor) -> None:
-        """Gives the lock of an open file back, also where a forked child still has the file open."""
+        """Releases the lock of an open file, even if a forked child still has the file open."""
         fcntl.flock(fd, fcntl.LOCK_UN)
 
     def exclusive(self) -> ExclusiveBlock:
-        """A block that no other writer of this directory runs at the same time, here or in another process.
+        """Returns a context manager that excludes other writers of this directory, in this and in other processes.
 
-        For a look at a name and the rename that depends on it: no more, since others wait for it. The lock is on the
-        directory itself. A file system that cannot lock directories leaves the block unprotected against other
-        processes. A signal handler or a finalizer that comes while its own thread is in such a block must not wait
-        for itself: ``ReentryError``.
+        For comparing a name and renaming by the result, and nothing longer, since others wait. The lock is on the
+        directory itself. On a file system that cannot lock directories, other processes are not excluded. A signal
+        handler or a finalizer on a thread that is in such a block gets a ``ReentryError`` instead of waiting for
+        itself.
         """
         return ExclusiveBlock(
             self, self._directory, _exclusive, (*NO_DIRECTORY_LOCK, *NO_SUCH_CALL), self._refuse_to_wait)
@@ -233,21 +235,21 @@ class Directory:
         return ReentryError(f"{self.path}: this thread is putting a snapshot in place already; call again later")
 
     def leave(self) -> None:
-        """In a forked child, which may be in the middle of anything: the files are the parent's from here on.
+        """In a forked child, which may be in the middle of any operation: leaves the files to the parent.
 
-        The lock's descriptor is closed, but not unlocked, which would free the parent's. What a child that ends would
-        clean up after it stays; anything else by name is an error.
+        Closes the lock's descriptor without unlocking, which would release the parent's lock. Cleanup in the child then
+        removes nothing, and any other access by name is an error.
         """
         self._left = True
         self.close()
 
     def close(self) -> None:
-        """Gives lock and directory back. Idempotent."""
+        """Releases the lock and closes the directory. Idempotent."""
         lock, self._lock = self._lock, None
         try:
             if lock is not None:
                 if not self._left and self._locked_in == os.getpid():
-                    self.unlock_file(lock)  # closing is not enough while a child that is being started has a copy
+                    self.unlock_file(lock)  # closing is not enough while a child process being started has a copy
                 lock.close()
         finally:
             self._directory.close()
@@ -255,9 +257,9 @@ class Directory:
     # ---- files by name ---------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """The names of all files, sorted.
+        """Returns the names of all files, sorted.
 
-        A descriptor that stays open shows on btrfs what was there when it was last rewound: each look has its own.
+        Opens the directory each time: on btrfs, an open descriptor shows what existed when it was last rewound.
         """
         fresh = open_at(".", os.O_RDONLY | os.O_DIRECTORY, 0, self._directory)
         try:
@@ -266,7 +268,7 @@ class Directory:
             fresh.close()
 
     def open_file(self, name: str, flags: int = os.O_RDWR) -> Descriptor:
-        """A descriptor of a regular file of this directory; a file that is created has the directory's ``mode``."""
+        """Opens a regular file of this directory; a new file gets the permissions of the directory's ``mode``."""
         try:
             fd = self._open_or_create(name, flags)
         except OSError as error:
@@ -279,28 +281,28 @@ class Directory:
         return fd
 
     def _open_or_create(self, name: str, flags: int) -> Descriptor:
-        """Opens a file; one that ``O_CREAT`` asks for is made exclusively, so that it is known who made it."""
+        """Opens a file; with ``O_CREAT``, creates it exclusively, so that it is known which process made it."""
         while not flags & os.O_EXCL:
             try:
-                # O_NONBLOCK: opening a FIFO that somebody put here must not wait for its writer.
+                # O_NONBLOCK: if the file is a FIFO, opening must not wait for a writer.
                 existing = flags & ~os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
                 return open_at(name, existing, self._file_mode, self._directory)
             except FileNotFoundError:
                 if not flags & os.O_CREAT:
                     raise
-            with contextlib.suppress(FileExistsError):  # another process made it meanwhile
+            with contextlib.suppress(FileExistsError):  # another process has just made it
                 return self._create(name, flags | os.O_EXCL)
         return self._create(name, flags)
 
     def _create(self, name: str, flags: int) -> Descriptor:
         fd = open_at(name, flags | os.O_NOFOLLOW, self._file_mode, self._directory)
-        if os.fstat(fd.number).st_mode & 0o666 != self._file_mode:  # the umask took some of it away
-            with contextlib.suppress(PermissionError):  # a file system whose permissions are its own affair
+        if os.fstat(fd.number).st_mode & 0o666 != self._file_mode:  # reduced by the umask
+            with contextlib.suppress(PermissionError):  # on a file system with its own permissions
                 os.fchmod(fd.number, self._file_mode)
         return fd
 
     def create_file(self, name: str) -> Descriptor:
-        """A descriptor of a new, empty file; what had the name before is replaced."""
+        """Makes a new, empty file and returns its descriptor; replaces an existing file of that name."""
         self.unlink(name)
         return self.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
@@ -308,14 +310,14 @@ class Directory:
         fd.close()
 
     def unlink(self, name: str) -> None:
-        """Removes a file; one that is not there is no error."""
+        """Removes a file; does nothing if there is none."""
         if self._left:
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._directory.number)
 
     def is_named(self, fd: Descriptor, name: str) -> bool:
-        """Whether the open file is the one that has this name now."""
+        """Returns whether a name currently belongs to this open file."""
         try:
             named = os.stat(name, dir_fd=self._directory.number, follow_symlinks=False)
         except FileNotFoundError:
@@ -323,7 +325,7 @@ class Directory:
         return os.path.samestat(os.fstat(fd.number), named)
 
     def read_file(self, name: str, limit: int) -> bytes | None:
-        """The first ``limit`` bytes of a small file, or None when there is none."""
+        """Returns the first ``limit`` bytes of a small file, or None if it does not exist."""
         try:
             fd = self.open_file(name, os.O_RDONLY)
         except FileNotFoundError:
@@ -334,14 +336,14 @@ class Directory:
             self.close_file(fd)
 
     def replace_file(self, name: str, content: bytes) -> None:
-        """Puts a small file in place whole, in one atomic step that is durable on return."""
+        """Replaces a small file in one atomic step, durable on return."""
         temporary = f"{name}.tmp"
         self.write_file(temporary, content)
         self.rename(temporary, name)
         self.sync_directory()
 
     def write_file(self, name: str, content: bytes) -> None:
-        """A new small file; durable on return but for its name."""
+        """Writes a new small file; its content, not its name, is durable on return."""
         fd = self.create_file(name)
         try:
             self.write(fd, content, 0)
@@ -360,8 +362,7 @@ class Directory:
 
     # ---- open files -----------------------------------------------------------------------------------
 
-    # Plain C functions, not methods: a signal's handler cannot run between the system's answer and the
-    # caller's note of it.
+    # Plain C functions, not methods: no signal handler can run between the system's answer and the caller's reaction.
     sync = staticmethod(_sync_data)
     write = staticmethod(mapping.write_at)
     start_writeback = staticmethod(mapping.start_writeback)
@@ -369,7 +370,7 @@ class Directory:
     truncate = staticmethod(os.ftruncate)
 
     def write_paced(self, fd: Descriptor, data: Buffer, offset: int) -> int:
-        """Writes a piece of a large file, and gives it to the disk at its pace; returns the offset after it."""
+        """Writes a piece of a large file, and waits for most of it to reach the disk; returns the offset after it."""
         stop = offset + memoryview(data).nbytes
         self.write(fd, data, offset)
         self.pace_writeback(fd, offset, stop)
@@ -379,22 +380,22 @@ class Directory:
         return os.fstat(fd.number).st_size
 
     def stores_are_safe(self, fd: Descriptor) -> bool:
-        """Whether frames may be stored through the mapping; else they are written with pwrite."""
+        """Returns whether frames may be stored through the mapping; if not, they are written by pwrite."""
         return mapping.stores_are_safe(fd)
 
     def allocate(self, fd: Descriptor, old_size: int, new_size: int) -> None:
-        """Grows a file with a block for every byte; when that fails, it has its old size again."""
+        """Grows a file, with a block for every byte; if that fails, the file gets its old size back."""
         try:
             if not self._fallocate(fd, old_size, new_size):
                 self._write_zeros(fd, old_size, new_size)
         except OSError:
-            # ext4 leaves the file grown by what it could get.
+            # On failure, ext4 leaves the file as large as it could make it.
             self.truncate(fd.number, old_size)
             raise
 
     @staticmethod
     def _fallocate(fd: Descriptor, old_size: int, new_size: int) -> bool:
-        """Has the system allocate the blocks; False where it cannot: macOS, and file systems on which musl refuses."""
+        """Lets the system allocate the blocks; False if it cannot: on macOS, and on some file systems with musl."""
         if not hasattr(os, "posix_fallocate"):
             return False
         try:
@@ -406,15 +407,15 @@ class Directory:
         return True
 
     def write_past_cache(self, fd: Descriptor, name: str, start: int, stop: int) -> None:
-        """Writes what an open file holds in [start, stop) again, to the disk and not into the page cache.
+        """Writes the bytes in [start, stop) of an open file again, to the disk, bypassing the page cache.
 
-        ext4, when it could not write a page to a block that was allocated ahead, goes on as if that block had been
-        written once: the page may be written again and synced, and yet the block reads as zeros when the cache is gone.
-        A write past the cache is asked from its books. Where the system knows no such writes, nothing is done.
+        If ext4 fails to write a page to a preallocated block, it still records the block as written: the page may be
+        rewritten and synced, yet the block reads as zeros once the cache is dropped. A write that bypasses the cache
+        consults the file system's extent map instead. Does nothing if the system does not support such writes.
 
-        Such a write drops what the cache held there, and whatever lies in one large page with it: so pieces end where
-        no page of the cache goes beyond, and a piece is read as a whole before it is written. Nobody appends to the
-        file meanwhile, unless ``stop`` is the end of a piece.
+        Such a write drops the cached pages of its range, including neighbors in the same large page. So pieces end
+        where no cached page extends across, and each piece is read completely before it is written. Meanwhile no other
+        thread may append to the file, unless ``stop`` is the end of a piece.
         """
         direct = getattr(os, "O_DIRECT", 0)
         if not direct or start >= stop:
@@ -426,11 +427,11 @@ class Directory:
             while start < stop:
                 size = min(stop, start - start % PIECE + PIECE) - start
                 room = size + -size % block
-                with mmap.mmap(-1, room) as buffer:  # pages: as aligned as such a write asks for
+                with mmap.mmap(-1, room) as buffer:  # pages, which have the alignment that such a write requires
                     if os.preadv(fd.number, [memoryview(buffer)[:size]], start) != size:
-                        raise OSError(errno.EIO, "the system read less than there is")
+                        raise OSError(errno.EIO, "the system read less than the file has")
                     if os.pwrite(past.number, buffer, start) != room:
-                        raise OSError(errno.EIO, "the system wrote less than it was given")
+                        raise OSError(errno.EIO, "the system wrote less than requested")
                 start += size
             if start % block:
                 self.truncate(fd.number, start)
@@ -445,7 +446,7 @@ class Directory:
 
 @contextlib.contextmanager
 def suppress_errors(*codes: int) -> Iterator[None]:
-    """The block, in which these answers of the system are no error."""
+    """Suppresses OSErrors with these error numbers within the block."""
     try:
         yield
     except OSError as error:
@@ -454,12 +455,12 @@ def suppress_errors(*codes: int) -> Iterator[None]:
 
 
 _directories = left_by_children(Directory.leave)
-_exclusive: set[int] = set()  # the threads that are in a block of `Directory.exclusive`
+_exclusive: set[int] = set()  # threads in a block of `Directory.exclusive`
 os.register_at_fork(after_in_child=_exclusive.clear)
 
 
 def make_directory(path: str | os.PathLike[str], files: type[Directory] = Directory) -> Directory:
-    """The directory at ``path``, made when it is missing (0700), its parents too; all names durable on return."""
+    """Opens the directory at ``path``; makes it (0700) and its parents if missing, with durable names on return."""
     path = os.path.abspath(os.fsdecode(path))
     missing = []
     parent = os.path.dirname(path)
@@ -471,18 +472,18 @@ def make_directory(path: str | os.PathLike[str], files: type[Directory] = Direct
             os.mkdir(name)
         sync_name(name, made=True)
     directory = files(path)
-    # Also when it was there: who made it may have died before this.
+    # Even if it existed: the process that made it may have died before this sync.
     directory.sync_parent()
     return directory
 
 
 def sync_name(path: str, *, made: bool = False) -> None:
-    """Makes the name of a file or a directory durable; ``made`` says that this process has just made it."""
+    """Makes the name of a file or a directory durable; ``made``: this process has just made it."""
     try:
         parent = open_at(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
-        # A directory that may be searched but not read cannot be synced by itself. What was there before, its
-        # owner has made; what is new, a sync of everything makes durable.
+        # A directory that can be searched but not read cannot be synced. If the name is older, its creator was
+        # responsible for syncing it; if it is new, syncing everything makes it durable.
         if made:
             os.sync()
         return
@@ -492,8 +493,8 @@ def sync_name(path: str, *, made: bool = False) -> None:
 class storage_errors:
     """Turns a plain OSError of the block into a ``StorageError`` that says what was being done.
 
-    No generator: on CPython 3.13 an error that leaves one keeps itself until the collector comes, and with it all that
-    its frames hold: a log that was replaced, its pages, their room on a full disk.
+    Not a generator: on CPython 3.13, an error that leaves a generator is kept until the next garbage collection,
+    together with everything its frames refer to, such as a replaced log and its pages, on a disk that may be full.
     """
 
     __slots__ = ("action", "path")

@@ -4,7 +4,7 @@ from libc.string cimport memcpy
 
 from fastsm.disk.hashing cimport Part, load64, xxh64_of_two
 
-# ---- offsets: each derives from the one before; tests/disk/test_format.py computes them again --------------
+# ---- offsets: each is derived from the previous one; tests/disk/test_format.py recomputes them -------------
 
 cdef enum:  # LogHeader
     LOG_MAGIC = 0
@@ -52,7 +52,7 @@ cdef enum:  # SnapshotHeader
     SNAPSHOT_MAGIC = 0
     SNAPSHOT_VERSION = SNAPSHOT_MAGIC + 8
     SNAPSHOT_CODEC = SNAPSHOT_VERSION + 4
-    SNAPSHOT_INDEX = SNAPSHOT_CODEC + 4          # from here to the state checksum: part of what that covers
+    SNAPSHOT_INDEX = SNAPSHOT_CODEC + 4          # the state checksum covers everything from here to itself
     SNAPSHOT_TERM = SNAPSHOT_INDEX + 8
     SNAPSHOT_KEYS = SNAPSHOT_TERM + 8
     SNAPSHOT_RUNS = SNAPSHOT_KEYS + 8
@@ -63,7 +63,7 @@ cdef enum:  # SnapshotHeader
     SNAPSHOT_STATE_CHECKSUM = SNAPSHOT_CLOCK + 8
     SNAPSHOT_ATTACHMENT_SIZE = SNAPSHOT_STATE_CHECKSUM + 32
     SNAPSHOT_STORED_SIZE = SNAPSHOT_ATTACHMENT_SIZE + 8
-    SNAPSHOT_CHECKSUM = SNAPSHOT_STORED_SIZE + 8  # of all other bytes of the file
+    SNAPSHOT_CHECKSUM = SNAPSHOT_STORED_SIZE + 8  # covers all other bytes of the file
     SNAPSHOT_HEADER_SIZE = SNAPSHOT_CHECKSUM + 32
     TERM_RUN_SIZE = 24
 
@@ -80,8 +80,8 @@ cdef enum:  # RecordOperation
 
 cdef enum:
     SESSION_ID_SIZE = 8     # the key of a session's records
-    SESSION_DEADLINE = 8    # offset in its value, after the sequence
-    SESSION_RESULT = 16     # and after the deadline
+    SESSION_DEADLINE = 8    # its offset in the value, after the sequence
+    SESSION_RESULT = 16     # the same, after the deadline
     DEADLINE_SIZE = 8       # at the end of a record
     CLOCK_SIZE = 8          # the value of a record of the clock
 
@@ -91,13 +91,13 @@ cdef uint64_t LATEST_DEADLINE
 cdef enum:
     LARGE = 64 << 10    # bytes above which work is done without the GIL
 
-# ---- what a look at bytes may find -------------------------------------------------------------------
+# ---- results of checking bytes -----------------------------------------------------------------------
 
 cdef enum:  # Finding
     VALID = 0
     NOTHING = 1       # length and checksum are zero: no frame was written here
-    BROKEN = 2        # no header of this log for this place, a frame cut short, or a checksum that does not match
-    MALFORMED = 3     # the checksum matches, the content does not add up: no crash produces this
+    BROKEN = 2        # not a header of this log for this offset, a frame that is cut short, or a wrong checksum
+    MALFORMED = 3     # the checksum matches, but the content is malformed: no crash produces this
 
 cdef inline uint64_t align8(uint64_t size) noexcept nogil:
     return (size + 7) & ~<uint64_t>7
@@ -121,34 +121,34 @@ cdef inline uint8_t record_operation(const uint8_t *record) noexcept nogil:
     return record[RECORD_OPERATION]
 
 cdef inline bint is_of_entry(int operation) noexcept nogil:
-    """Whether a record says what an entry did: the others are hard state."""
+    """Returns whether a record was written by an entry; other records are hard state."""
     return operation <= RECORD_CONFIG or operation >= RECORD_SESSION
 
 cdef inline bint may_be_live(int operation) noexcept nogil:
-    """Whether a record is part of the state as long as no later one of its key, or session, follows."""
+    """Returns whether a record belongs to the state unless a later one of its key, or session, follows."""
     return operation == RECORD_PUT or operation == RECORD_SESSION or operation == RECORD_TOUCH
 
 cdef inline bint is_of_session(int operation) noexcept nogil:
-    """Whether a record's key is the id of a session."""
+    """Returns whether a record's key is the id of a session."""
     return operation == RECORD_SESSION or operation == RECORD_FORGET
 
 cdef inline bint is_change(int operation) noexcept nogil:
-    """Whether a record set or removed a key, which a watch tells."""
+    """Returns whether a record set or removed a key, which watches report."""
     return operation == RECORD_PUT or operation == RECORD_DELETE
 
 cdef inline uint64_t record_length(const uint8_t *record) noexcept nogil:
     return record_size(record_key_size(record), record_value_size(record)) + (<uint64_t>record[RECORD_TIMED] << 3)
 
 cdef inline uint64_t record_deadline(const uint8_t *record) noexcept nogil:
-    """The deadline that a put or a touch gives its key, NO_DEADLINE: none."""
+    """Returns the deadline that a put or a touch gives its key; NO_DEADLINE: none."""
     return load64(record + record_length(record) - DEADLINE_SIZE) if record[RECORD_TIMED] else NO_DEADLINE
 
 cdef inline uint64_t session_deadline(const uint8_t *record) noexcept nogil:
-    """The deadline in a session's record, NO_DEADLINE: none."""
+    """Returns the deadline in a session's record; NO_DEADLINE: none."""
     return load64(record + RECORD_KEY + SESSION_ID_SIZE + SESSION_DEADLINE)
 
 cdef inline uint8_t *write_deadline(uint8_t *record, uint8_t *p, uint64_t deadline) noexcept nogil:
-    """Gives a record that was just written, and ends at `p`, a deadline; returns where the next one starts."""
+    """Adds a deadline to a record just written, which ends at `p`; returns where the next record starts."""
     record[RECORD_TIMED] = 1
     memcpy(p, &deadline, DEADLINE_SIZE)
     return p + DEADLINE_SIZE
@@ -166,7 +166,7 @@ cdef inline uint32_t frame_run_count(const uint8_t *frame) noexcept nogil:
     return (<const uint32_t *>(frame + FRAME_RUN_COUNT))[0]
 
 cdef inline uint64_t frame_seal(const uint8_t *frame, uint64_t identity, uint64_t offset) noexcept nogil:
-    """Return the seal of a header with these lengths and counts, in the file of an identity, at an offset."""
+    """Returns the seal of a header with its lengths and counts, for the file's identity and an offset."""
     return xxh64_of_two(load64(frame + FRAME_LENGTH), load64(frame + FRAME_LAG), identity ^ offset)
 
 cdef uint8_t *write_record(
@@ -209,9 +209,9 @@ cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil
 cdef enum: NO_WATERMARK = 0xFFFFFFFF
 
 cdef inline uint64_t frame_watermark(const uint8_t *frame, uint64_t offset) noexcept nogil:
-    """Return the offset below which the log was known durable when the frame was written; 0: not said."""
+    """Returns the offset below which the log was known durable when the frame was written; 0: not recorded."""
     cdef uint32_t lag = (<const uint32_t *>(frame + FRAME_LAG))[0]
     return 0 if lag == NO_WATERMARK else offset - (<uint64_t>lag << 3)
 
 cdef uint64_t UNKNOWN_TERM
-cdef uint64_t ARENA_LIMIT     # bytes of base and log together; a place in them fits into a slot of the table
+cdef uint64_t ARENA_LIMIT     # the maximum of base and log together: a place fits into a slot of the table

@@ -1,6 +1,6 @@
-"""The disk formats: every magic, version, offset and limit, and nothing that opens a file.
+"""The disk formats: every magic, version, offset and limit. Opens no files.
 
-docs/format.md draws the pictures. In short, all integers little-endian, all records 8-byte aligned:
+Pictures are in docs/format.md. In short, with little-endian integers and 8-byte aligned records:
 
     CURRENT   which generation is in use, and how far its log is known durable
     log       header | frame | frame | … | zeros (preallocated)
@@ -10,11 +10,11 @@ docs/format.md draws the pictures. In short, all integers little-endian, all rec
     snapshot  header | attachment | membership record | runs (first, last, term) | records
     table     header | runs | snapshot metadata | dead map | directories | deadlines | segments, paged | order
 
-A frame is bound to its place and to all that is before it. The seal is a checksum of the header alone, seeded with
-the log's identity and the frame's own offset: one look tells whether bytes are a header of this log at this place,
-whatever a value holds. The checksum of the rest is seeded with the seal and with the checksum of the frame before, the
-first one's with that of the log's header: so a frame of another file, of another place, or of another history of the
-same file, does not match, and the last frame's checksum stands for the whole file.
+A frame is bound to its place and to everything before it. The seal is a checksum of the header alone, seeded with the
+log's identity and the frame's offset, so the header alone shows whether bytes are a header of this log at this place,
+whatever values contain. The checksum of the rest is seeded with the seal and with the previous frame's checksum (for
+the first frame, that of the log's header): so a frame of another file, of another place, or of another history of the
+same file does not match, and the last frame's checksum covers the whole file.
 """
 
 import struct
@@ -46,12 +46,12 @@ ARENA_LIMIT = <uint64_t>1 << 39
 cdef uint64_t LARGEST_VALUE = 0x7FFFFFFF
 MAX_TERM = MAX_INDEX = LARGEST
 
-cdef enum:  # what a session remembers of its last command
+cdef enum:  # a session's record of its last command's result
     RESULT_LIMIT = 1 << 20   # bytes of its value
-    RESULT_ANSWER = 2        # below: False, True; this: an answer that is ok
-    RESULT_REFUSED = 3       # and from here on one for each reason
+    RESULT_ANSWER = 2        # an Answer with ok=True; lower codes: False, True
+    RESULT_REFUSED = 3       # this and higher codes: one for each reason
     REFUSALS = 8
-    VALUE_INTEGER = 3        # below: None, False, True
+    VALUE_INTEGER = 3        # lower codes: None, False, True
     VALUE_BYTES = 4
     VALUE_LIST = 5
     VALUE_DEPTH = 8
@@ -64,9 +64,9 @@ MAX_DEADLINE = LATEST_DEADLINE
 # ---- files with one fixed header ----------------------------------------------------------------------
 
 class LogHead(NamedTuple):
-    """The first bytes of a log: which log it is, the entry that it starts after, and the base that holds that state.
+    """The header of a log: its identity, the entry after which it starts, and the base with the state as of that entry.
 
-    `base_size` is 0 when there is no base: the log starts after the empty state.
+    `base_size` is 0 if there is no base: the log starts with the empty state.
     """
     generation: int
     identity: int
@@ -74,7 +74,7 @@ class LogHead(NamedTuple):
     base_term: int = 0
     base_size: int = 0
     base_checksum: bytes = bytes(32)
-    base_changes: int = 0     # of keys, by the base's last entry, and one more; 0: it is not known how many
+    base_changes: int = 0     # how many changes of keys the base's last entry made, plus one; 0: unknown
 
 
 class CurrentFile(NamedTuple):
@@ -82,25 +82,25 @@ class CurrentFile(NamedTuple):
     generation: int
     identity: int
     durable_offset: int
-    last_frame: int = 0       # the offset of the frame that ends there; 0: there is none, or it is not known
+    last_frame: int = 0       # the offset of the frame that ends there; 0: no frame, or unknown
     last_checksum: int = 0    # of that frame
 
 
 class Sections(NamedTuple):
-    """Offsets in a saved table: where each section starts, and where the file ends."""
+    """Offsets in a saved table: the start of each section, and the end of the file."""
     runs: int
     metadata: int
     dead: int
     directories: tuple        # of the tables of keys, sessions and touches
-    deadlines: tuple          # of keys, and of sessions
-    front_end: int            # after all of these
-    segments: tuple           # of the tables
-    order: int                # the places of the keys, in the order of these
+    deadlines: tuple          # of keys and of sessions
+    front_end: int            # the end of the sections above
+    segments: tuple           # of each table
+    order: int                # the places of keys, sorted by key
     end: int
 
 
 class SavedPart(NamedTuple):
-    """One of its tables. Without anything in it, it has neither segments nor a directory."""
+    """One table of a saved table's file. An empty one has neither segments nor a directory."""
     seed0: int
     seed1: int
     entries: int
@@ -109,10 +109,10 @@ class SavedPart(NamedTuple):
 
 
 class SavedTable(NamedTuple):
-    """The first bytes of a saved table: the place in a log's life that it was taken at, and what follows."""
+    """The header of a saved table: the place in a log's life at which it was made, and what follows."""
     identity: int         # of the log
-    log_offset: int       # where the frames end that it knows of
-    log_start: int        # where the log begins in the arena
+    log_offset: int       # the end of the frames that it covers
+    log_start: int        # where the log starts in the arena
     seed0: int
     seed1: int
     keys: int
@@ -124,26 +124,27 @@ class SavedTable(NamedTuple):
     metadata_size: int
     dead_words: int
     frames: int
-    last_frame: int       # the offset of the last of these frames, 0: there is none
-    last_checksum: int    # of that frame, or of the log's header: it stands for base and log up to `log_offset`
+    last_frame: int       # the offset of the last of those frames; 0: none
+    last_checksum: int    # of that frame, or of the log's header: covers base and log up to `log_offset`
     clock: int
-    clock_place: int      # of the newest record of it, 0: there is none in the log
-    touch_place: int      # of the newest touch, 0: there was none
+    clock_place: int      # of the newest clock record; 0: none in the log
+    touch_place: int      # of the newest touch; 0: none
     key_deadlines: int
     session_deadlines: int
     sessions: SavedPart
     touches: SavedPart
-    ordered: int          # places in the order of their keys: as many as keys, or 0, when the order was not in use
+    # The number of places in the order of their keys: that of the keys, or 0 if the order was not in use
+    ordered: int
     body_checksum: int    # XXH64 of everything after the header
 
     @property
     def parts(self):
-        """Its tables."""
+        """The three tables."""
         return SavedPart(self.seed0, self.seed1, self.keys, self.segments, self.depth), self.sessions, self.touches
 
     @property
     def sections(self):
-        """Where everything is."""
+        """Where each section is."""
         runs = TABLE_HEADER_BYTES
         metadata = runs + TERM_RUN_SIZE * self.runs
         dead = metadata + align8(self.metadata_size)
@@ -166,41 +167,41 @@ class SavedTable(NamedTuple):
             at + 8 * self.ordered)
 
 
-# After the version, and after the fields, come reserved zeros.
+# Reserved zeros follow the version, and the fields.
 LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
 TABLE_STRUCT = struct.Struct("<8sII33Q")
 TABLE_HEADER_BYTES = TABLE_STRUCT.size + 8
-TABLE_PAGE = 65536      # no system has larger pages: segments are mapped
+TABLE_PAGE = 65536      # at least as large as the pages of any system: segments are mapped
 SEGMENT_BYTES = 8 * 4096 + 64
-DUE_BYTES = 16          # a deadline, and a place
+DUE_BYTES = 16          # a deadline and a place
 
 
-MOST_CHANGES = 2**31 - 2    # of an entry: more are not told apart
+MOST_CHANGES = 2**31 - 2    # changes of one entry: higher counts are not distinguished
 
 
 def pack_log_head(head):
-    """A log's header."""
+    """Returns a log's header as bytes."""
     return with_checksum(LOG_STRUCT.pack(LOG_MAGIC_BYTES, VERSION, head.base_changes, *head[:-1]))
 
 
 def head_checksum(packed):
-    """The checksum of a packed header without the word after its version: what a log's first frame is chained to.
+    """Returns the checksum of a packed header without the word after its version; the first frame is chained to it.
 
-    That word cannot be derived from the base. Without it, a header that was lost can be made again.
+    That word cannot be derived from the base; without it, a lost header can be made again.
     """
     return checksum(packed[:12] + bytes(4) + packed[16:-8])
 
 
 def pack_saved_table(saved):
-    """A saved table's header."""
+    """Returns a saved table's header as bytes."""
     *fields, sessions, touches, ordered, body_checksum = saved
     return with_checksum(TABLE_STRUCT.pack(
         TABLE_MAGIC_BYTES, VERSION, 0, *fields, *sessions, *touches, ordered, body_checksum))
 
 
 def unpack_saved_table(data, path, size):
-    """The header of the saved table at `path`, a file of `size` bytes; every section lies within it."""
+    """Returns the header of the saved table at `path`, a file of `size` bytes in which every section must lie."""
     fields = unpack(TABLE_STRUCT, TABLE_MAGIC_BYTES, data[:TABLE_HEADER_BYTES], path, 33)
     saved = SavedTable(
         *fields[:21], SavedPart(*fields[21:26]), SavedPart(*fields[26:31]), *fields[31:])
@@ -214,12 +215,12 @@ def unpack_saved_table(data, path, size):
 
 
 def pack_current(current):
-    """The content of CURRENT."""
+    """Returns the content of CURRENT."""
     return with_checksum(CURRENT_STRUCT.pack(CURRENT_MAGIC_BYTES, VERSION, 0, *current))
 
 
 def unpack_log_head(data, path):
-    """The header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
+    """Returns the header of the log at `path`; raises `CorruptionError` or `FormatVersionError`."""
     base_changes, *fields = unpack(LOG_STRUCT, LOG_MAGIC_BYTES, data[:LOG_HEADER_SIZE], path, 6, True)
     head = LogHead(*fields, base_changes)
     if head.base_size == 0 and base_changes:
@@ -237,7 +238,7 @@ def unpack_log_head(data, path):
 
 
 def unpack_current(data, path):
-    """The content of CURRENT; raises `CorruptionError` or `FormatVersionError`."""
+    """Parses the content of CURRENT; raises `CorruptionError` or `FormatVersionError`."""
     if len(data) != CURRENT_SIZE:
         raise CorruptionError(path, None, f"{CURRENT_SIZE} bytes", f"{len(data)} bytes")
     return CurrentFile(*unpack(CURRENT_STRUCT, CURRENT_MAGIC_BYTES, data, path, 5))
@@ -248,9 +249,9 @@ def with_checksum(bytes head):
 
 
 def unpack(layout, magic, bytes data, path, used, bint has_word=False):
-    """The `used` fields after the version and its word, which is the first of them if `has_word`, or zero.
+    """Returns `used` fields; the word after the version is the first of them if `has_word`, or else must be zero.
 
-    Every version keeps magic, version and checksum where they are, so that damage is told from age.
+    All versions keep magic, version and checksum in the same places, so that damage is distinguished from age.
     """
     if len(data) < layout.size + 8:
         raise CorruptionError(path, 0, f"a header of {layout.size + 8} bytes", f"{len(data)} bytes")
@@ -274,7 +275,7 @@ def unpack(layout, magic, bytes data, path, used, bint has_word=False):
 # ---- snapshots ----------------------------------------------------------------------------------------
 
 class SnapshotHead(NamedTuple):
-    """The first bytes of a snapshot. Sizes are in bytes; the state is membership, runs and records."""
+    """The header of a snapshot. Sizes are in bytes; the state consists of membership, runs and records."""
     codec: int
     last_index: int
     last_term: int
@@ -282,34 +283,34 @@ class SnapshotHead(NamedTuple):
     runs: int
     membership_size: int
     records_size: int
-    sessions: int             # each of which has one record
+    sessions: int             # each has one record
     clock: int                # 0: before the first tick
     state_checksum: bytes
     attachment_size: int
-    stored_size: int          # of the state as it is in the file
+    stored_size: int          # of the state as stored in the file
     checksum: bytes
 
     @property
     def state_offset(self):
-        """Where the state starts."""
+        """The offset of the state."""
         return SNAPSHOT_HEADER_SIZE + align8(self.attachment_size)
 
     @property
     def state_size(self):
-        """What the state takes in flat form."""
+        """The size of the state in flat form."""
         return self.membership_size + TERM_RUN_SIZE * self.runs + self.records_size
 
     @property
     def file_size(self):
-        """The whole file."""
+        """The size of the whole file."""
         return self.state_offset + self.stored_size
 
 
-# What a state is made of, for readers in Python: first index, last index, term; and the head of a record, which is
-# index, size of the value, size of the key, operation, and 1 where it ends with a deadline.
+# The parts of a state, for readers in Python. A run: first index, last index, term. The head of a record: index, size
+# of the value, size of the key, operation, and 1 if it ends with a deadline.
 TERM_RUN_STRUCT = struct.Struct("<QQQ")
 RECORD_STRUCT = struct.Struct("<QIHBB")
-# Of a frame: checksum, length, lag of the watermark, number of runs, seal; and one of its runs: last index, term.
+# A frame: checksum, length, lag of the watermark, number of runs, seal. One of its runs: last index, term.
 FRAME_STRUCT = struct.Struct("<QQIIQ")
 FRAME_RUN_STRUCT = struct.Struct("<QQ")
 OPERATIONS = {
@@ -330,7 +331,7 @@ SNAPSHOT_STRUCT = struct.Struct("<8sIIQQQQQQQQ32sQQ32s")
 
 
 def unpack_record(buffer, place):
-    """A record in memory that was checked: index, operation, key, value, deadline, and where the next one starts."""
+    """Parses a checked record in memory: index, operation, key, value, deadline, and where the next one starts."""
     index, value_size, key_size, operation, timed = RECORD_STRUCT.unpack_from(buffer, place)
     key = place + RECORD_STRUCT.size
     value = key + key_size
@@ -341,15 +342,15 @@ def unpack_record(buffer, place):
 
 
 def size_of_record(head):
-    """The size of a record, by its first bytes."""
+    """Returns the size of a record, given its head."""
     _, value_size, key_size, _, timed = RECORD_STRUCT.unpack_from(head)
     return (RECORD_STRUCT.size + key_size + value_size + 7 & ~7) + DEADLINE_SIZE * timed
 
 
 def unpack_frame(buffer, offset):
-    """The head of a frame that was checked: where it ends, its watermark, its runs (last index, term), its records.
+    """Parses a checked frame: returns its end, its watermark, its runs (last index, term), and where its records are.
 
-    The watermark is None when the frame does not say; the term of a run of entries that were never seen, too.
+    The watermark is None if the frame does not record it; so is the term of a run of entries that were never seen.
     """
     _, length, lag, count, _ = FRAME_STRUCT.unpack_from(buffer, offset)
     place = offset + FRAME_STRUCT.size
@@ -362,20 +363,20 @@ def unpack_frame(buffer, offset):
 
 
 def pack_snapshot_head(head):
-    """A snapshot's header: `[16:64]` is what `state_checksum` covers of it, all but the end `checksum`."""
+    """Returns a snapshot's header; `state_checksum` covers `[16:64]` of it, `checksum` everything but itself."""
     *fields, own_sum = head
     return SNAPSHOT_STRUCT.pack(SNAPSHOT_MAGIC_BYTES, VERSION, *fields, own_sum)
 
 
 def unpack_snapshot_head(data, path, size=None):
-    """The header of the snapshot at `path`, a file of `size` bytes, all of which it accounts for.
+    """Returns the header of the snapshot at `path`, whose `size` bytes must all be accounted for.
 
-    While the file arrives (`size` None) the header's own word is taken for its size. Raises
-    `SnapshotFormatError` or `FormatVersionError`. The checksums are for the caller to compare.
+    While the file is being received (`size` None), the size in the header is trusted. Raises `SnapshotFormatError` or
+    `FormatVersionError`. The caller has to compare the checksums.
     """
     def refuse(offset, expected, found):
         raise SnapshotFormatError(f"{path}, offset {offset}: expected {expected}, found {found}; "
-                                  "this is no whole snapshot of fastsm: get it again")
+                                  "this is not a complete fastsm snapshot: get it again")
 
     if len(data) < SNAPSHOT_HEADER_SIZE:
         refuse(0, f"a header of {SNAPSHOT_HEADER_SIZE} bytes", f"{len(data)} bytes")
@@ -399,7 +400,7 @@ def unpack_snapshot_head(data, path, size=None):
         refuse(SNAPSHOT_STORED_SIZE, f"the state's {head.state_size} bytes", head.stored_size)
     if head.state_size > ARENA_LIMIT:
         refuse(SNAPSHOT_RECORDS_SIZE, f"a state of at most {ARENA_LIMIT} bytes", head.state_size)
-    # Zstandard adds three bytes to a block that it cannot compress, and some to the whole.
+    # Zstandard adds three bytes to a block that it cannot compress, and a few to the whole.
     if head.stored_size > head.state_size + (head.state_size >> 8) + 1024:
         refuse(SNAPSHOT_STORED_SIZE, f"what {head.state_size} bytes may take at most", head.stored_size)
     if head.records_size & 7 or not (
@@ -428,7 +429,7 @@ cdef uint8_t *write_record(
     uint8_t *p, uint8_t operation, uint64_t index,
     const uint8_t *key, uint16_t key_size, const uint8_t *value, uint32_t value_size,
 ) noexcept nogil:
-    """Writes a record and its padding; returns where the next one starts. An empty key or value is no NULL either."""
+    """Writes a record and its padding; returns where the next one starts. Pointers must not be NULL, even if empty."""
     cdef uint64_t size = record_size(key_size, value_size)
     (<uint64_t *>(p + size - 8))[0] = 0
     memcpy(write_head(p, operation, index, key, key_size, value_size), value, value_size)
@@ -438,7 +439,7 @@ cdef uint8_t *write_record(
 cdef uint8_t *write_record_head(
     uint8_t *p, uint8_t operation, uint64_t index, const uint8_t *key, uint16_t key_size, uint32_t value_size,
 ) noexcept nogil:
-    """Writes a record up to its value; returns where that comes."""
+    """Writes a record up to its value; returns where the value goes."""
     return write_head(p, operation, index, key, key_size, value_size)
 
 
@@ -458,9 +459,9 @@ cdef uint64_t seal_frame(
     uint8_t *frame, uint64_t length, uint32_t run_count,
     uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
 ) noexcept nogil:
-    """Fill the header of a frame whose runs and records are in place; return its checksum.
+    """Fills in the header of a frame whose runs and records are in place; returns its checksum.
 
-    `previous`: the checksum of the frame before it, or of the file's header.
+    `previous`: the checksum of the previous frame, or of the file's header.
     """
     cdef uint64_t seal = fill_header(frame, length, run_count, identity, offset, watermark)
     cdef uint64_t own = xxh64(frame + FRAME_RUNS, length - FRAME_RUNS, seal ^ previous)
@@ -472,7 +473,7 @@ cdef uint64_t seal_parts(
     Part *parts, size_t count, uint64_t length, uint32_t run_count,
     uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
 ) noexcept nogil:
-    """`seal_frame` of a frame in parts, the first of which begins with its header."""
+    """`seal_frame` for a frame in parts, the first of which begins with the frame's header."""
     cdef uint8_t *frame = <uint8_t *>parts[0].data
     cdef uint64_t seal = fill_header(frame, length, run_count, identity, offset, watermark)
     cdef uint64_t own
@@ -488,7 +489,7 @@ cdef uint64_t seal_parts(
 cdef inline uint64_t fill_header(
     uint8_t *frame, uint64_t length, uint32_t run_count, uint64_t identity, uint64_t offset, uint64_t watermark
 ) noexcept nogil:
-    """All of it but the checksum; returns the seal."""
+    """Fills in the header except its checksum; returns the seal."""
     cdef uint64_t lag = (offset - watermark) >> 3
     cdef uint64_t seal
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
@@ -502,9 +503,9 @@ cdef inline uint64_t fill_header(
 cdef int look_at_header(
     const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset
 ) noexcept nogil:
-    """VALID, NOTHING or BROKEN: whether a header of this file for this place is there, whose length can be believed.
+    """Checks for a header of this file at this place, with a plausible length: VALID, NOTHING or BROKEN.
 
-    O(1). `available`: bytes from `frame` on that can be read. The frame may be longer.
+    O(1). `available`: the readable bytes after `frame`. The frame may be longer than that.
     """
     cdef uint64_t length
     cdef uint32_t lag
@@ -526,9 +527,9 @@ cdef int look_at_header(
 cdef int look_at_frame(
     const uint8_t *frame, uint64_t available, uint64_t identity, uint64_t offset, uint64_t previous
 ) noexcept nogil:
-    """VALID, NOTHING or BROKEN: what is at `frame`, `available` bytes before the end of the file. O(length).
+    """Checks the frame at `frame`, `available` bytes before the end of the file: VALID, NOTHING or BROKEN. O(length).
 
-    `previous`: the checksum of the frame before it, or of the file's header.
+    `previous`: the checksum of the previous frame, or of the file's header.
     """
     cdef int finding = look_at_header(frame, available, identity, offset)
     cdef uint64_t length
@@ -543,9 +544,9 @@ cdef int look_at_frame(
 
 
 cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept nogil:
-    """VALID or MALFORMED: whether runs and records of a frame add up, after what was seen before it.
+    """Checks that a frame's runs and records are well-formed and continue what came before: VALID or MALFORMED.
 
-    Moves `progress` on after it. Afterwards a walk over the frame needs no checks.
+    Advances `progress` past the frame. Later walks over the frame need no checks.
     """
     cdef uint32_t run_count = frame_run_count(frame)
     cdef const uint64_t *run = <const uint64_t *>(frame + FRAME_RUNS)
@@ -563,7 +564,7 @@ cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept no
                 return MALFORMED
             progress.last_term = run[1]
         elif i + 1 == run_count:
-            return MALFORMED  # a gap is between two runs
+            return MALFORMED  # a gap must be between two runs
         run += 2
     run = <const uint64_t *>(frame + FRAME_RUNS)
     while left:
@@ -573,11 +574,11 @@ cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept no
         if length > left or look_at_record(record, length) != VALID:
             return MALFORMED
         if is_of_entry(record_operation(record)):
-            # In the order of the entries, each of which is in a run that is no gap.
+            # Records are in the order of their entries, each of which must be in a run that is not a gap.
             if not (before <= record_index(record) <= progress.last_index):
                 return MALFORMED
             before = record_index(record)
-            while run[0] < before:  # ends: the last run reaches last_index, which is not below
+            while run[0] < before:  # ends, since the last run reaches last_index
                 run += 2
             if run[1] == UNKNOWN_TERM:
                 return MALFORMED
@@ -589,7 +590,7 @@ cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept no
 
 
 cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil:
-    """VALID or MALFORMED: what is at `record`, which is `length` bytes, as its first bytes say."""
+    """Checks the record at `record`, whose size by its head is `length`: VALID or MALFORMED."""
     cdef uint64_t key_size = record_key_size(record)
     cdef uint64_t value_size = record_value_size(record)
     cdef uint64_t padding, end
@@ -621,14 +622,14 @@ cdef int look_at_record(const uint8_t *record, uint64_t length) noexcept nogil:
         return MALFORMED
     if operation == RECORD_SESSION and not is_session(record_key(record) + SESSION_ID_SIZE, value_size):
         return MALFORMED
-    # Padding must be zero, or equal states would differ in bytes. Little-endian: it is the word's top.
+    # Padding must be zero, or equal states could differ in bytes. Little-endian: it is at the top of the word.
     if padding and (<const uint64_t *>(record + end - 8))[0] >> (64 - 8 * padding):
         return MALFORMED
     return VALID
 
 
 cdef bint is_session(const uint8_t *value, uint64_t size) noexcept nogil:
-    """Whether it is what a session's record holds: sequence, deadline, and, where the sequence is not 0, a result."""
+    """Returns whether this is a valid value of a session's record: sequence, deadline, result (if sequence > 0)."""
     cdef uint64_t sequence
     cdef uint64_t deadline
     cdef uint64_t left
@@ -649,7 +650,7 @@ cdef bint is_session(const uint8_t *value, uint64_t size) noexcept nogil:
 
 
 cdef bint take_value(const uint8_t *value, uint64_t *left, int depth) noexcept nogil:
-    """Whether a whole value of an answer is there; `left` becomes what comes after it."""
+    """Returns whether a complete value of an answer is at `value`, and subtracts its size from `left`."""
     cdef uint64_t start = left[0]
     cdef uint32_t count
     if start == 0 or value[0] > VALUE_LIST:
@@ -681,5 +682,5 @@ cdef bint take_value(const uint8_t *value, uint64_t *left, int depth) noexcept n
 
 
 def is_session_value(bytes value):
-    """Whether these bytes are the value of a session's record, for readers in Python."""
+    """Returns whether these bytes are a valid value of a session's record, for readers in Python."""
     return bool(is_session(<const uint8_t *><const char *>value, len(value)))

@@ -34,7 +34,7 @@ cdef inline void sip_round(uint64_t *v0, uint64_t *v1, uint64_t *v2, uint64_t *v
 cdef inline uint64_t siphash13(
     uint64_t seed0, uint64_t seed1, const uint8_t *data, size_t size
 ) noexcept nogil:
-    """SipHash-1-3 of `data` under a 128-bit seed (Aumasson and Bernstein, INDOCRYPT 2012)."""
+    """Returns the SipHash-1-3 of `data` with a 128-bit seed (Aumasson and Bernstein, INDOCRYPT 2012)."""
     cdef uint64_t v0 = seed0 ^ <uint64_t>0x736F6D6570736575
     cdef uint64_t v1 = seed1 ^ <uint64_t>0x646F72616E646F6D
     cdef uint64_t v2 = seed0 ^ <uint64_t>0x6C7967656E657261
@@ -88,7 +88,7 @@ cdef inline uint64_t xxh64_end(uint64_t hashed) noexcept nogil:
 
 
 cdef inline uint64_t xxh64_of_two(uint64_t first, uint64_t second, uint64_t seed) noexcept nogil:
-    """XXH64 of 16 bytes, given as two words."""
+    """Returns the XXH64 of 16 bytes, given as two words."""
     cdef uint64_t hashed = seed + PRIME5 + 16
     hashed = rotate(hashed ^ xxh64_round(0, first), 27) * PRIME1 + PRIME4
     hashed = rotate(hashed ^ xxh64_round(0, second), 27) * PRIME1 + PRIME4
@@ -99,7 +99,7 @@ cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept no
 
 
 ctypedef struct Part:
-    # Bytes that are not next to those of the part before.
+    # Bytes that need not be adjacent to those of the previous part.
     const uint8_t *data
     size_t size
 

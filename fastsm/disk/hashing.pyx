@@ -1,9 +1,9 @@
-"""The two hash functions: a keyed one for the table, a plain one that checks frames.
+"""The two hash functions: a keyed one for the table, an unkeyed one for checking frames.
 
-SipHash-1-3 finds keys: an attacker who chooses keys but does not know the seed cannot make them
-collide. XXH64 checks frames: it costs less than the copy that it guards, and it guards against
-accidents, not against attackers. Both are written here from their specifications, inlined where they
-are hot, and tested against CPython's own SipHash and the `xxhash` package.
+SipHash-1-3 is used to find keys: an attacker who chooses keys without knowing the seed cannot make them collide. XXH64
+is used to check frames: it is cheaper than the copy that it protects, and protects against accidents, not attackers.
+Both are implemented here from their specifications, inlined where they are hot, and tested against CPython's own
+SipHash and the `xxhash` package.
 """
 
 import sys
@@ -17,7 +17,7 @@ cdef inline uint64_t xxh64_merge(uint64_t hashed, uint64_t lane) noexcept nogil:
 
 
 cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept nogil:
-    """XXH64 of `data` (Yann Collet's xxHash, algorithm description of xxhash.com)."""
+    """Returns the XXH64 of `data` (Yann Collet's xxHash, algorithm description of xxhash.com)."""
     cdef const uint8_t *end = data + size
     cdef uint64_t hashed, lane1, lane2, lane3, lane4
     if size >= 32:
@@ -42,7 +42,7 @@ cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept no
 
 
 cdef inline uint64_t xxh64_rest(uint64_t hashed, const uint8_t *data, const uint8_t *end) noexcept nogil:
-    """Takes the bytes that fill no stripe of 32, and ends the sum."""
+    """Adds the bytes that do not fill a stripe of 32, and finishes the hash."""
     while end - data >= 8:
         hashed = rotate(hashed ^ xxh64_round(0, load64(data)), 27) * PRIME1 + PRIME4
         data += 8
@@ -56,7 +56,7 @@ cdef inline uint64_t xxh64_rest(uint64_t hashed, const uint8_t *data, const uint
 
 
 cdef uint64_t xxh64_of_parts(const Part *parts, size_t count, uint64_t seed) noexcept nogil:
-    """XXH64 of the parts, one after the other. Where stripes of 32 bytes cross the end of a part, they are copied."""
+    """Returns the XXH64 of consecutive parts. 32-byte stripes that span several parts are copied together."""
     cdef uint64_t[4] lanes
     cdef uint8_t[32] stripe
     cdef size_t gathered = 0
@@ -98,7 +98,7 @@ cdef inline void take_stripe(uint64_t *lanes, const uint8_t *data) noexcept nogi
 
 
 def checksum_of_parts(list parts, seed=0):
-    """XXH64 of up to 64 bytes objects, one after the other, for tests."""
+    """Returns the XXH64 of up to 64 consecutive bytes objects, for tests."""
     cdef Part[64] found
     cdef size_t i
     if len(parts) > 64:
@@ -110,10 +110,10 @@ def checksum_of_parts(list parts, seed=0):
 
 
 def siphash(const uint8_t[::1] data, seed0=0, seed1=0):
-    """SipHash-1-3 of a bytes-like object under the 128-bit seed `(seed0, seed1)`."""
+    """Returns the SipHash-1-3 of a bytes-like object with the 128-bit seed `(seed0, seed1)`."""
     return siphash13(seed0, seed1, &data[0] if data.shape[0] else NULL, data.shape[0])
 
 
 def checksum(const uint8_t[::1] data, seed=0):
-    """XXH64 of a bytes-like object."""
+    """Returns the XXH64 of a bytes-like object."""
     return xxh64(&data[0] if data.shape[0] else NULL, data.shape[0], seed)

@@ -4,12 +4,12 @@ from fastsm.disk.hashing cimport Part
 
 
 cdef enum:
-    GUARD = 64 << 10        # a key's greatest size, and one: comparing a key never leaves the mapping
-    BASE_ALIGNMENT = 64 << 10    # no system has larger pages
+    GUARD = 64 << 10        # the greatest size of a key, plus one: comparing a key never leaves the mapping
+    BASE_ALIGNMENT = 64 << 10    # at least as large as the pages of any system
 
 
 cdef inline uint64_t log_start(uint64_t base_size) noexcept nogil:
-    """Where the log lies in an arena with a base of that size; 0 without one."""
+    """Returns where the log starts in an arena with a base of this size; 0 without a base."""
     if base_size == 0:
         return 0
     return (base_size + GUARD + BASE_ALIGNMENT - 1) & ~<uint64_t>(BASE_ALIGNMENT - 1)
@@ -21,8 +21,8 @@ cdef int pace(int descriptor, int64_t start, int64_t stop) noexcept nogil
 
 
 cdef class Mapping:
-    # Invariant: start <= mapped <= reserved; the base is at [0, base size), the log's bytes are at [start, mapped);
-    # what lies between them, and GUARD bytes after, can be read, and is zero.
+    # Invariant: start <= mapped <= reserved. The base is at [0, base size), the log at [start, mapped). The bytes
+    # between them, and GUARD bytes after the log, are readable and zero.
     cdef uint8_t *address
     cdef int protection
     cdef readonly size_t reserved
@@ -36,3 +36,4 @@ cdef class Mapping:
     cdef bint fits(self, size_t size) noexcept
     cdef bint populate(self, size_t start, size_t stop) noexcept nogil
     cdef void populate_read(self, size_t start, size_t stop) noexcept nogil
+    cdef void settle(self, size_t start, size_t stop) noexcept nogil

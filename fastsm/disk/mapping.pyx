@@ -1,4 +1,4 @@
-"""A file that is open, a file that is mapped where it can grow without moving, and the calls that `os` lacks."""
+"""An open file; a mapped file that can grow without moving; and system calls that `os` lacks."""
 
 import os
 
@@ -28,6 +28,7 @@ cdef extern from * nogil:
     #if defined(__linux__)
       #include <fcntl.h>
       #include <sys/vfs.h>
+      #define FASTSM_LETS_GO_OF_PAGES 1
       #ifndef MADV_POPULATE_WRITE
         #define MADV_POPULATE_READ 22
         #define MADV_POPULATE_WRITE 23
@@ -44,6 +45,7 @@ cdef extern from * nogil:
               fd, 0, size, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
       }
     #else
+      #define FASTSM_LETS_GO_OF_PAGES 0
       #define MADV_POPULATE_READ -1
       #define MADV_POPULATE_WRITE -1
       static long file_system_type(int fd) { (void)fd; return -1; }
@@ -54,9 +56,9 @@ cdef extern from * nogil:
       #define MAP_NORESERVE 0
     #endif
 
-    /* Begun writeback: one thread of a process asks for it, since the system holds a thread that asks while the disk's
-       queue is full. Requests are hints: where too many wait, the next one is dropped, and the sync has more to do. The
-       thread knows no Python, and ends when nothing was asked for a second. */
+    /* Starting writeback: one thread per process makes the calls, since the system blocks a calling thread while the
+       disk's queue is full. Requests are hints: if too many wait, the next one is dropped, and the sync has more to do.
+       The thread uses no Python, and ends after a second without requests. */
     #define FASTSM_REQUESTS 64
     static struct {
         pthread_mutex_t lock;
@@ -106,7 +108,7 @@ cdef extern from * nogil:
             return;
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
         sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);  /* signals are for the threads of Python */
+        pthread_sigmask(SIG_SETMASK, &all, &before);  /* signals should go to Python's threads */
         fastsm_writer.running = pthread_create(&thread, &attributes, fastsm_write_back_all, NULL) == 0;
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         pthread_attr_destroy(&attributes);
@@ -128,7 +130,7 @@ cdef extern from * nogil:
         }
         pthread_mutex_unlock(&fastsm_writer.lock);
     }
-    /* Before a descriptor is closed: its number may be another file's then. */
+    /* Called before a descriptor is closed: its number may then become another file's. */
     static void fastsm_forget_writeback(int fd) {
         unsigned i;
         pthread_mutex_lock(&fastsm_writer.lock);
@@ -153,7 +155,7 @@ cdef extern from * nogil:
     }
 
     #define FASTSM_VECTOR 512
-    /* `parts`: of what `fastsm.disk.hashing.Part` is, a pointer and a size each. */
+    /* `parts`: like `fastsm.disk.hashing.Part`, a pointer and a size each. */
     static ssize_t fastsm_write_vector(
         int fd, const void *parts, size_t size_of_part, size_t count, size_t skipped, off_t offset) {
         struct iovec vector[FASTSM_VECTOR];
@@ -177,7 +179,8 @@ cdef extern from * nogil:
         int descriptor, const void *parts, size_t size_of_part, size_t count, size_t skipped, off_t offset)
     int MAP_FIXED
     int MAP_NORESERVE
-    int MADV_POPULATE_READ, MADV_POPULATE_WRITE
+    int MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE
+    bint LETS_GO_OF_PAGES "FASTSM_LETS_GO_OF_PAGES"
     int madvise(void *address, size_t length, int advice)
     int close(int descriptor)
     ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset)
@@ -193,13 +196,13 @@ cdef enum:
 
 cdef size_t PAGE = os.sysconf("SC_PAGE_SIZE")
 
-# Address space is free, but not without end (128 TiB; less under RLIMIT_AS or a sanitizer), and a host may run
-# thousands of machines: the first that can be had is taken, and a file that outgrows it is mapped anew.
+# Address space is free, but not unlimited (128 TiB; less under RLIMIT_AS or a sanitizer), and a host may run thousands
+# of machines: the first size that succeeds is used, and a file that outgrows it is mapped again.
 RESERVATIONS = (1 << 34, 1 << 32, 1 << 30, 1 << 27)
 
-# File systems on which a store into a populated page of an allocated block never lacks a block: these
-# write in place. On those that copy on write (btrfs, zfs) such a store can be a SIGBUS; on xfs, too, since `cp`
-# makes clones there, whose blocks are shared until they are written.
+# File systems on which a store into a populated page of an allocated block never lacks a block, because they write in
+# place. On copy-on-write file systems (btrfs, zfs) such a store can raise SIGBUS; on xfs too, since `cp` makes clones
+# there, whose blocks are shared until they are written.
 STORES_ARE_SAFE_ON = {
     0xEF53: "ext4",
     0x01021994: "tmpfs",
@@ -211,9 +214,9 @@ if follow_forks():
 
 
 cdef class Descriptor:
-    """An open file: a number for the system's calls, closed with the last reference to it.
+    """An open file descriptor, closed when the last reference to this object is dropped.
 
-    A bare number that a signal handler's exception drops between two steps of Python code would stay open for ever.
+    A bare number would leak if a signal handler raised between two steps of Python code.
     """
     cdef readonly int number     # -1: closed
 
@@ -239,31 +242,31 @@ cdef class Descriptor:
         return f"<Descriptor {self.number}>" if self.number >= 0 else "<Descriptor, closed>"
 
     def close(self):
-        """Gives the file back. Idempotent."""
+        """Closes the file. Idempotent."""
         number, self.number = self.number, -1
         if number >= 0:
             self.forget(number)
             os.close(number)
 
     cdef int forget(self, int number) except -1:
-        """Waits for what the thread that begins writeback does with this number at the moment: mostly for nothing."""
+        """Waits until the writeback thread is done with this descriptor: usually it is not using it."""
         with nogil:
             forget_writeback(number)
         return 0
 
     def duplicate(self):
-        """Another descriptor of the same open file."""
+        """Returns another descriptor of the same open file."""
         cdef Descriptor other = Descriptor()
         other.number = os.dup(self.number)
         return other
 
 
 cdef class ExclusiveBlock:
-    """A context with an exclusive lock of a file; a thread that is in one is refused by `enter` with `refusal()`.
+    """A context manager with an exclusive lock of a file; raises `refusal()` on a thread that is already in one.
 
-    `threads`: those that are in one. `unless`: answers with which the system says that it knows no such lock: the block
-    runs without. `directory._left`: the lock is a parent's by now, and not given back. Compiled, so that no signal
-    handler comes between what belongs together.
+    `threads`: those inside. `unless`: errors that mean that the system does not support this lock; then the block runs
+    without it. `directory._left`: the lock belongs to the parent process, and is not released here. Compiled, so that
+    no signal handler runs between taking a lock and recording it.
     """
     cdef Descriptor descriptor
     cdef object directory, refusal
@@ -311,14 +314,14 @@ cdef class ExclusiveBlock:
 
 
 def open_at(name, int flags, mode=0o600, directory=None):
-    """Opens a file, relative to a directory's descriptor; never inherited by a program that is started."""
+    """Opens a file relative to a directory's descriptor; the descriptor is not inherited by started programs."""
     cdef Descriptor descriptor = Descriptor()
     descriptor.number = os.open(name, flags | os.O_CLOEXEC, mode, dir_fd=directory)
     return descriptor
 
 
 def stores_are_safe(int descriptor):
-    """Whether frames may be stored through the mapping: an in-place file system, and a kernel that populates."""
+    """Returns whether frames may be stored through the mapping: needs in-place writes, and a kernel that populates."""
     if MADV_POPULATE_WRITE < 0 or file_system_type(descriptor) not in STORES_ARE_SAFE_ON:
         return False
     page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
@@ -330,7 +333,7 @@ def stores_are_safe(int descriptor):
 
 
 def write_at(int descriptor, data, off_t offset):
-    """Writes all of a bytes-like object at `offset`; raises OSError. Small pieces keep the GIL."""
+    """Writes a bytes-like object completely at `offset`; raises OSError. Small pieces are written under the GIL."""
     cdef Py_buffer buffer
     cdef int failure
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
@@ -347,20 +350,21 @@ def write_at(int descriptor, data, off_t offset):
 
 
 def start_writeback(int descriptor, off_t offset, off_t size):
-    """Lets the system begin to write bytes to the disk. It promises nothing: their sync does, and has less to wait for.
+    """Asks the system to start writing bytes to the disk, without any guarantee; a later sync then takes less time.
 
-    Nobody waits: another thread asks for it, and where too much waits already, nobody does. No error is lost: what the
-    disk refuses, the next sync of the file reports. The descriptor is one of a `Descriptor`, whose end takes it back.
+    Does not wait: another thread makes the call, and if too many requests are waiting, this one is dropped. No error is
+    lost: the next sync of the file reports it. The descriptor belongs to a `Descriptor`, which cancels the request when
+    it is closed.
     """
     ask_for_writeback(descriptor, offset, size)
 
 
 def pace_writeback(int descriptor, off_t start, off_t stop):
-    """Lets the system begin to write [start, stop) to the disk, and waits until all but the end of it has come there.
+    """Starts writing [start, stop) to the disk, and waits until all but the last part of it has arrived there.
 
-    Called after each piece of a large file, it keeps PACE_WINDOW bytes on their way. A sync of the whole file at its
-    end would take the disk for itself, and each sync of another file meanwhile would wait for it (RocksDB knows this
-    as strict_bytes_per_sync). It makes nothing durable. Raises OSError.
+    When called after each piece of a large file, it keeps PACE_WINDOW bytes in flight. A sync of the whole file at the
+    end would occupy the disk, and syncs of other files would have to wait for it (compare strict_bytes_per_sync in
+    RocksDB). Makes nothing durable. Raises OSError.
     """
     cdef int failure
     with nogil:
@@ -370,19 +374,19 @@ def pace_writeback(int descriptor, off_t start, off_t stop):
 
 
 cdef int pace(int descriptor, int64_t start, int64_t stop) noexcept nogil:
-    """`pace_writeback`; 0, or the system's error."""
+    """`pace_writeback` without the GIL; returns 0 or the system's error."""
     cdef off_t size
     while start < stop:
         size = min(stop - start, <off_t>PACE_PIECE)
         write_back(descriptor, start, size)
         start += size
         if start > PACE_WINDOW and await_written(descriptor, start - PACE_WINDOW) < 0:
-            return 0 if errno == ENOSYS else errno  # without such a call the sync does it all
+            return 0 if errno == ENOSYS else errno  # without such a call, the sync does all the work
     return 0
 
 
 cdef int write_all(int descriptor, const void *data, size_t size, int64_t offset) noexcept nogil:
-    """Writes all of it; 0, or the system's error."""
+    """Writes everything; returns 0 or the system's error."""
     cdef const char *p = <const char *>data
     cdef ssize_t written
     while size:
@@ -400,7 +404,7 @@ cdef int write_all(int descriptor, const void *data, size_t size, int64_t offset
 
 
 cdef int write_parts(int descriptor, const Part *parts, size_t count, int64_t offset) noexcept nogil:
-    """Writes parts one after the other, from an offset of the file on; 0, or the system's error."""
+    """Writes consecutive parts, starting at an offset of the file; returns 0 or the system's error."""
     cdef size_t first = 0
     cdef size_t skipped = 0
     cdef ssize_t written
@@ -421,7 +425,7 @@ cdef int write_parts(int descriptor, const Part *parts, size_t count, int64_t of
 
 
 def map_file(int descriptor, size_t size):
-    """The first bytes of a file, mapped: for a file that nobody cuts."""
+    """Returns the first bytes of a file as a mapping; the file must not be cut while it is in use."""
     cdef Mapping mapping = Mapping(size + GUARD, True)
     mapping.lay_base(descriptor, size)
     return mapping
@@ -432,12 +436,12 @@ cdef inline size_t page_behind(size_t offset) noexcept nogil:
 
 
 cdef class Mapping:
-    """The arena: a base, if there is one, and after it a log, which grows without moving.
+    """The arena: an optional base, followed by a log, which grows without moving.
 
-    `Mapping(needed)` reserves at least `needed` bytes of address space; files are laid over them. The pages go back
-    when the last reference is dropped: who reads them without the GIL, or lends them out, holds one.
+    `Mapping(needed)` reserves at least `needed` bytes of address space, into which files are mapped. The pages are
+    freed with the last reference: whoever reads them without the GIL, or lends them out, must hold one.
 
-    Thread safety: `lay_base` and `extend` under the GIL; bytes once mapped may be read from any thread.
+    Thread safety: `lay_base` and `extend` under the GIL; mapped bytes may be read from any thread.
     """
 
     def __cinit__(self, size_t needed=0, bint read_only=False):
@@ -459,7 +463,7 @@ cdef class Mapping:
 
     def __dealloc__(self):
         if self.address != NULL:
-            with nogil:  # a gigabyte of pages takes tens of milliseconds
+            with nogil:  # unmapping a gigabyte takes tens of milliseconds
                 munmap(self.address, self.reserved)
 
     def __repr__(self):
@@ -469,7 +473,7 @@ cdef class Mapping:
         PyBuffer_FillInfo(buffer, self, self.address, self.mapped, 1, flags)
 
     cdef int lay_base(self, int descriptor, size_t size) except -1:
-        """Maps the base, before anything else. Needs room for `log_start(size)`."""
+        """Maps the base; must come before `extend`. There must be room for `log_start(size)`."""
         if mmap(self.address, size, PROT_READ, MAP_SHARED | MAP_FIXED, descriptor, 0) == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
         self.start = self.mapped = log_start(size)
@@ -477,7 +481,7 @@ cdef class Mapping:
         return 0
 
     cdef int extend(self, int descriptor, size_t size) except -1:
-        """Maps the log up to `size`. Needs room for it and GUARD, and the file to be that long."""
+        """Maps the log up to `size`. There must be room for that and GUARD, and the file must be that long."""
         cdef size_t offset = (self.mapped - self.start) & ~(PAGE - 1)
         if self.start + size <= self.mapped:
             return 0
@@ -493,7 +497,7 @@ cdef class Mapping:
         return 0
 
     cdef int shrink(self, size_t size) except -1:
-        """The log's file was cut to `size`: pages after, where a read would be a SIGBUS, become a guard again."""
+        """After the log's file was cut to `size`: turns the pages after it, which would raise SIGBUS, into a guard."""
         cdef size_t page = page_behind(self.start + size)
         cdef size_t stop = page_behind(self.mapped)
         if page < stop and mmap(
@@ -505,25 +509,36 @@ cdef class Mapping:
         return 0
 
     cdef int guard(self, size_t file_end, size_t stop) except -1:
-        """Lets what lies after the page that ends a file be read up to `stop`: it was reserved, and is zero."""
+        """Makes the bytes from the end of a file's last page up to `stop` readable zeros; they are reserved already."""
         cdef size_t page = page_behind(file_end)
         if mprotect(self.address + page, stop - page, PROT_READ) < 0:
             PyErr_SetFromErrno(OSError)
         return 0
 
     cdef bint fits(self, size_t size) noexcept:
-        """Whether the log may grow to `size` here."""
+        """Returns whether the log can grow to `size` in this mapping."""
         return self.start + size + GUARD + PAGE <= self.reserved
 
     cdef bint populate(self, size_t start, size_t stop) noexcept nogil:
-        """Makes the pages of [start, stop) of the arena present and writable; False when the system will not.
+        """Makes the pages of [start, stop) of the arena present and writable; returns False if the system refuses.
 
-        A store to them is then no page fault, unless a sync or the kernel's own writeback cleaned them.
+        A store to them then takes no page fault, unless a sync or the kernel's own writeback has cleaned the page.
         """
         start &= ~(PAGE - 1)
         return madvise(self.address + start, stop - start, MADV_POPULATE_WRITE) == 0
 
+    cdef void settle(self, size_t start, size_t stop) noexcept nogil:
+        """Makes the pages of [start, stop), which nobody will store to again, present for reads alone.
+
+        Before the system writes a page back it takes the right to write from its mapping: page by page, and each time
+        it interrupts the other cores that run threads of this process. Here that is done once for all of them.
+        """
+        start &= ~(PAGE - 1)
+        if LETS_GO_OF_PAGES:
+            madvise(self.address + start, stop - start, MADV_DONTNEED)  # of a shared file: its bytes stay
+        self.populate_read(start, stop)
+
     cdef void populate_read(self, size_t start, size_t stop) noexcept nogil:
-        """Makes the pages of [start, stop) present, where the system will: a look at one is then no page fault."""
+        """Makes the pages of [start, stop) present if the system can, so that reading them takes no page fault."""
         start &= ~(PAGE - 1)
         madvise(self.address + start, stop - start, MADV_POPULATE_READ)

@@ -17,35 +17,35 @@ cdef extern from *:
     void acquire "fastsm_acquire"() noexcept nogil
     void release "fastsm_release"() noexcept nogil
 
-cdef enum:  # the file
+cdef enum:  # layout of the file
     HEADER_SIZE = 64
-    SLOT_SIZE = 64           # a line of the cache each
+    SLOT_SIZE = 64           # one cache line each
     SLOTS = 2
     STEP_OFFSET = HEADER_SIZE + SLOTS * SLOT_SIZE
     STEP_SIZE = 32
 
 ctypedef struct Slot:
-    uint64_t number          # of the publication; the slot of an even one is the first
+    uint64_t number          # of the publication; even numbers are in the first slot
     uint64_t incarnation     # run of the machine, 32 bits; opening, 12; steps back, 10; other states, 10
     uint64_t identity        # of the log
     uint64_t end             # of its published frames
     uint64_t applied_index
     uint64_t applied_term
-    uint64_t durable_index   # the last applied entry that would survive a power loss
-    uint64_t checksum        # of all of these
+    uint64_t durable_index   # the last entry that would survive a power loss
+    uint64_t checksum        # of all fields above
 
 
 cdef enum:
-    BACK_SHIFT = 10          # in an incarnation
+    BACK_SHIFT = 10          # the position of the bits in an incarnation
     OPENING_SHIFT = 20
     BOOT_SHIFT = 32
 
 ctypedef struct Step:
-    # What an owner is about to do: go on in another log. It counts only where nothing was published after it.
-    uint64_t identity        # of the log that is left
+    # An owner's announcement that it is about to move to another log. It counts only if nothing was published later.
+    uint64_t identity        # of the log that it leaves
     uint64_t next_identity   # of the next one
-    uint64_t incarnation     # of the state in it
-    uint64_t checksum        # of these
+    uint64_t incarnation     # of the state in the next log
+    uint64_t checksum        # of the fields above
 
 cdef inline uint64_t mixed(uint64_t mix, uint64_t field) noexcept nogil:
     mix ^= field
@@ -69,14 +69,14 @@ cdef inline uint64_t step_checksum(const Step *step) noexcept nogil:
 
 
 cdef class Publisher:
-    # Invariant: one of the two slots is whole at any moment; what it says was in the log before.
+    # Invariant: at any moment, one of the two slots is complete, and what it says was in the log before.
     cdef object descriptor
     cdef int file                    # its number; -1: closed
     cdef readonly str path
-    cdef uint8_t *page               # the file, mapped; NULL where stores may lack a block: then it is written
+    cdef uint8_t *page               # the mapped file; NULL: stores might lack a block, so the file is written
     cdef readonly uint64_t number    # of the newest publication
     cdef readonly uint64_t incarnation
-    cdef readonly bint failed        # the last one could not be written; the next one says it all
+    cdef readonly bint failed        # the last publication could not be written; the next one includes everything
 
     cdef uint64_t announce(
         self, uint64_t identity, uint64_t next_identity, bint is_other_state, bint is_back) noexcept
@@ -87,7 +87,7 @@ cdef class Publisher:
     cdef inline void publish(
         self, uint64_t identity, uint64_t end, uint64_t applied_index, uint64_t applied_term, uint64_t durable_index
     ) noexcept:
-        """Tells the readers. Under the GIL, after all that it speaks of is in the log. Runs no Python code."""
+        """Publishes to readers. Under the GIL, after everything in it is in the log. Runs no Python code."""
         cdef Slot slot
         cdef Slot *target
         slot.number = self.number + 1
@@ -102,7 +102,7 @@ cdef class Publisher:
             self.write_slot(&slot)
             return
         target = <Slot *>(self.page + HEADER_SIZE) + (slot.number & 1)
-        release()  # the frame was stored before
+        release()  # after the stores of the frame
         store(&target.incarnation, slot.incarnation)
         store(&target.identity, slot.identity)
         store(&target.end, slot.end)
@@ -118,10 +118,10 @@ cdef class Publication:
     cdef const uint8_t *page
     cdef readonly str path
     cdef uint64_t device, inode
-    cdef uint64_t seen[SLOTS]        # the slots' numbers when `read` last looked
+    cdef uint64_t seen[SLOTS]        # the slots' numbers at the last `read`
     cdef uint64_t first              # the newest number when this was opened
 
     cdef inline bint is_new(self) noexcept nogil:
-        """Whether something was published since `read` last looked."""
+        """Returns whether something was published since the last `read`."""
         cdef const Slot *slots = <const Slot *>(self.page + HEADER_SIZE)
         return load(&slots[0].number) != self.seen[0] or load(&slots[1].number) != self.seen[1]

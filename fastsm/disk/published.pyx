@@ -1,16 +1,16 @@
 """The publication: what the owner of a directory tells readers in other processes, in a small mapped file.
 
-The owner writes two slots in turn, each with a number and a checksum. So a reader who looks while one is written, and
-an owner who is killed half way, leave the other one whole. Neither side calls the system: the owner stores, the reader
-looks. The number is stored last, and a reader looks at it first: one that sees it sees the frames that it speaks of.
+The owner writes two slots alternately, each with a number and a checksum. So if a reader looks while one is being
+written, or the owner is killed halfway, the other one is complete. Neither side makes system calls: the owner stores,
+the reader loads. The number is stored last and loaded first: a reader that sees it also sees the frames it refers to.
 
     header | slot | slot | step | zeros   slot: number, incarnation, identity, end, applied, durable, checksum
 
-Before an owner takes the step to another log, it announces that. So the next owner knows what the step was, should this
-one be killed before it has published anything of that log.
+An owner announces a step to another log before it takes it. So the next owner knows what the step was, even if this
+one is killed before it publishes anything about the new log.
 
-Nothing here is needed to recover a state, and nothing is synced. After a restart of the machine the file may say
-anything that it ever said: the incarnation tells, for it says in which run of the machine it was drawn.
+Nothing here is needed to recover a state, and nothing is synced. After a restart of the machine, the file may contain
+anything that it ever contained; the incarnation shows that, since it includes the run of the machine.
 """
 
 import os
@@ -42,7 +42,7 @@ assert sizeof(Step) == STEP_SIZE
 
 
 class Published(NamedTuple):
-    """One publication. Its incarnation says in which opening it was made, and which state it is of."""
+    """One publication. Its incarnation identifies the opening that made it, and the state that it belongs to."""
     number: int
     incarnation: int
     identity: int
@@ -53,22 +53,22 @@ class Published(NamedTuple):
 
     @property
     def boot(self):
-        """Which run of the machine it was; 0 where that is not known."""
+        """The run of the machine in which it was made; 0: unknown."""
         return self.incarnation >> BOOT_SHIFT
 
 
 def steps_back(incarnation):
-    """Return how often, up to this incarnation, the state went back to an earlier one; modulo 1,024."""
+    """Returns how often, up to this incarnation, the state went back to an earlier one; modulo 1,024."""
     return incarnation >> BACK_SHIFT & 0x3FF
 
 
 def state_number(incarnation):
-    """Return another number for each state that is no continuation of the one before."""
+    """Returns a number that differs between states that do not continue each other."""
     return incarnation & 0xFFFFF
 
 
 def boot_number():
-    """Return 32 bits that another run of the machine does not have; 0 where the system has no name for its runs."""
+    """Returns 32 bits that identify this run of the machine; 0 if the system does not identify its runs."""
     try:
         with open(BOOT_ID, "rb") as file:
             return checksum(file.read(64)) & 0xFFFFFFFF or 1
@@ -77,15 +77,15 @@ def boot_number():
 
 
 def may_have_readers(published):
-    """Return whether a reader may be alive that has seen this: none lives on from before the machine's last start.
+    """Returns whether a reader that has seen this publication may be alive; none survives a restart of the machine.
 
-    True where the number of this run cannot be read, for instance for want of a descriptor.
+    Returns True if this run's number cannot be read, for example because no descriptor is available.
     """
     return not published.boot or boot_number() in (0, published.boot)
 
 
 cdef bint take_slot(const uint8_t *page, uint64_t which, Slot *found) noexcept nogil:
-    """Copies a slot; False when it was not written, is being written, or was left half written."""
+    """Copies a slot; returns False if it was never written, is being written, or was left half written."""
     cdef const Slot *slot = <const Slot *>(page + HEADER_SIZE) + which
     found.number = load_acquire(&slot.number)
     found.incarnation = load(&slot.incarnation)
@@ -95,12 +95,12 @@ cdef bint take_slot(const uint8_t *page, uint64_t which, Slot *found) noexcept n
     found.applied_term = load(&slot.applied_term)
     found.durable_index = load(&slot.durable_index)
     found.checksum = load(&slot.checksum)
-    acquire()  # the frames are looked at later
+    acquire()  # before loads from the frames
     return found.number != 0 and (found.number & 1) == which and found.checksum == slot_checksum(found)
 
 
 cdef object newest(const uint8_t *page):
-    """The newest publication that is whole, or None."""
+    """Returns the newest complete publication, or None."""
     cdef Slot slots[SLOTS]
     cdef bint first = take_slot(page, 0, &slots[0])
     cdef bint second = take_slot(page, 1, &slots[1])
@@ -115,14 +115,14 @@ cdef object newest(const uint8_t *page):
 
 
 def newest_in(const uint8_t[::1] content):
-    """Return the newest publication in the bytes of such a file, or None."""
+    """Returns the newest publication in the bytes of such a file, or None."""
     if content.shape[0] < HEADER_SIZE + SLOTS * SLOT_SIZE:
         return None
     return newest(&content[0])
 
 
 cdef object announced(const uint8_t *page):
-    """The step that was announced last, `(identity, next identity, incarnation)`; None where that is not whole."""
+    """Returns the last announced step, `(identity, next identity, incarnation)`; None if it is not complete."""
     cdef const Step *source = <const Step *>(page + STEP_OFFSET)
     cdef Step step
     step.identity = load(&source.identity)
@@ -135,14 +135,14 @@ cdef object announced(const uint8_t *page):
 
 
 def announced_in(const uint8_t[::1] content):
-    """Return the step that was announced in the bytes of such a file, or None."""
+    """Returns the announced step in the bytes of such a file, or None."""
     return announced(&content[0]) if content.shape[0] >= STEP_OFFSET + STEP_SIZE else None
 
 
 cdef class Publisher:
-    """The owner's side.
+    """The owner's side of the publication.
 
-    Thread safety: all calls are made under the GIL, and `publish` is one step.
+    Thread safety: all calls are made under the GIL, and `publish` is atomic.
     """
 
     def __cinit__(self):
@@ -157,9 +157,9 @@ cdef class Publisher:
 
     @staticmethod
     def open(directory):
-        """The file of a locked directory; made when it is missing, or was not whole. Raises StorageError.
+        """Opens the file of a locked directory; makes it if it is missing or incomplete. Raises StorageError.
 
-        Its block is there before anything is stored to it: without one a store would be a SIGBUS.
+        Its block is allocated before anything is stored: without a block, a store would raise SIGBUS.
         """
         cdef Publisher publisher = Publisher()
         publisher.path = directory.path_of(NAME)
@@ -170,7 +170,7 @@ cdef class Publisher:
         return publisher
 
     def take(self, bint stores):
-        """Goes on after what the file says. `stores`: a store into it never lacks a block."""
+        """Continues from the file's content. `stores`: a store into the file never lacks a block."""
         content = os.pread(self.file, FILE_SIZE, 0)
         if len(content) < FILE_SIZE:
             raise CorruptionError(self.path, len(content), f"{FILE_SIZE} bytes", "the end of the file")
@@ -180,13 +180,13 @@ cdef class Publisher:
         self.number = max(slots[0].number, slots[1].number)
         if stores:
             page = mmap(NULL, FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, self.file, 0)
-            self.page = NULL if page == MAP_FAILED else <uint8_t *>page  # then it is written
+            self.page = NULL if page == MAP_FAILED else <uint8_t *>page  # the file is written instead
 
     def begin(self, uint64_t identity, uint64_t end):
-        """Draws the incarnation of this opening, which has recovered a log up to its end.
+        """Draws the incarnation of this opening, which has recovered a log up to `end`.
 
-        Where that is another log, and nobody announced a step to it, or where frames are lost, the state is an earlier
-        one, as far as can be told: the directory was restored or repaired.
+        If that is another log, to which no step was announced, or if published frames are missing, the state counts as
+        an earlier one: the directory was restored or repaired.
         """
         content = self.content()
         last = newest_in(content)
@@ -197,7 +197,7 @@ cdef class Publisher:
         elif last.identity == identity:
             before = after(last.incarnation, last.end > end, True)
         elif step is not None and step[:2] == (last.identity, identity):
-            before = step[2]  # the owner before was killed in that step, before a word about this log
+            before = step[2]  # the previous owner was killed in that step, before it published anything about this log
         else:
             before = after(last.incarnation, True, True)
         opening = ((before >> OPENING_SHIFT) + 1) & 0xFFF
@@ -206,9 +206,9 @@ cdef class Publisher:
     cdef uint64_t announce(
         self, uint64_t identity, uint64_t next_identity, bint is_other_state, bint is_back
     ) noexcept:
-        """Tells the next owner of a step to another log, before it is taken; returns the incarnation after it.
+        """Announces a step to another log to the next owner, before the step; returns the incarnation after it.
 
-        `is_other_state`: what is there is no continuation. `is_back`: an earlier one.
+        `is_other_state`: it does not continue this state. `is_back`: it is an earlier state.
         """
         cdef Step step
         cdef Step *target
@@ -217,7 +217,7 @@ cdef class Publisher:
         step.checksum = step_checksum(&step)
         if self.page == NULL:
             if pwrite(self.file, &step, STEP_SIZE, STEP_OFFSET) != STEP_SIZE:
-                pass  # a kill in the step would look as if the directory had been restored
+                pass  # if killed during the step, the directory would seem to have been restored
             return step.incarnation
         target = <Step *>(self.page + STEP_OFFSET)
         store(&target.identity, step.identity)
@@ -227,11 +227,11 @@ cdef class Publisher:
         return step.incarnation
 
     cdef void go_on_as(self, uint64_t incarnation) noexcept:
-        """The step was taken: what is published from here on is of that incarnation."""
+        """After the step: later publications belong to that incarnation."""
         self.incarnation = incarnation
 
     def last(self):
-        """The newest publication in the file, or None. Raises StorageError."""
+        """Returns the newest publication in the file, or None. Raises StorageError."""
         return newest_in(self.content())
 
     cdef object content(self):
@@ -239,9 +239,9 @@ cdef class Publisher:
             return os.pread(self.file, FILE_SIZE, 0)
 
     cdef void write_slot(self, Slot *slot) noexcept:
-        """Where a store may lack a block it is written. What a full disk refuses, the next publication says again.
+        """Writes a slot if a store might lack a block. If the disk is full, the next publication makes up for it.
 
-        The number comes last here, too: a reader that has seen it does not look again before the next one.
+        The number is written last here too: a reader that has seen it does not look again before the next one.
         """
         cdef off_t offset = HEADER_SIZE + SLOT_SIZE * (slot.number & 1)
         cdef size_t first = sizeof(slot.number)
@@ -253,7 +253,7 @@ cdef class Publisher:
             self.number = slot.number
 
     def close(self):
-        """Give the descriptor back. Nothing is published any more. Idempotent."""
+        """Closes the descriptor; nothing is published any more. Idempotent."""
         cdef uint8_t *page = self.page
         self.page = NULL
         self.file = -1
@@ -264,7 +264,7 @@ cdef class Publisher:
 
 
 cdef uint64_t after(uint64_t incarnation, bint is_other_state, bint is_back) noexcept:
-    """The incarnation of a state that comes after another one, which it continues or not."""
+    """Returns the incarnation of a state that follows another one, which it may or may not continue."""
     cdef uint64_t shift = BACK_SHIFT if is_back else 0
     cdef uint64_t mask = <uint64_t>0x3FF << shift
     if not is_other_state:
@@ -280,12 +280,12 @@ cdef object open_or_make(directory, path):
             return descriptor
         if start.strip(b"\0") and not start.startswith(MAGIC):
             raise CorruptionError(
-                path, 0, "the file in which readers see the state", "a file of somebody else's", "move it away")
+                path, 0, "the file in which readers see the state", "a file not made by fastsm", "move it away")
     except BaseException:
         directory.close_file(descriptor)
         raise
     directory.close_file(descriptor)
-    # Of another version, or left by a crash. A new file: readers of the old one look whether it still has its name.
+    # Of another version, or left by a crash. Readers of the old file notice that the name belongs to a new one.
     descriptor = directory.create_file(NAME)
     try:
         directory.allocate(descriptor, 0, FILE_SIZE)
@@ -297,9 +297,9 @@ cdef object open_or_make(directory, path):
 
 
 cdef class Publication:
-    """The readers' side.
+    """The readers' side of the publication.
 
-    Thread safety: all calls are made under the GIL, but for `is_new`.
+    Thread safety: all calls are made under the GIL, except `is_new`.
     """
 
     def __dealloc__(self):
@@ -311,7 +311,7 @@ cdef class Publication:
 
     @staticmethod
     def open(directory):
-        """The publication of a directory, or None: no owner has made one yet. Raises OSError."""
+        """Opens the publication of a directory; None if no owner has made one yet. Raises OSError."""
         cdef Publication publication = Publication()
         cdef void *page
         publication.path = directory.path_of(NAME)
@@ -338,47 +338,47 @@ cdef class Publication:
         return publication
 
     def go_on_from(self, Publication other=None):
-        """Knows of the same file what another one knew before."""
+        """Takes over what another publication of the same file had already seen."""
         if self.is_same(other):
             self.first = other.first
 
     def is_of_this_run(self, published):
-        """Whether a publication is of this run of the machine, so that it says what the log holds.
+        """Returns whether a publication was made in this run of the machine, so that it describes the log on disk.
 
-        One that has come since the file was opened is, whatever its incarnation says: in a container of its own the
-        owner may be shown another number for this run.
+        One made since the file was opened counts whatever its incarnation says: an owner in a container may see another
+        number for this run.
         """
         return published.number != self.first or may_have_readers(published)
 
     def step(self):
-        """The step to another log that was announced last, `(identity, next identity, incarnation)`, or None."""
+        """Returns the last announced step to another log, `(identity, next identity, incarnation)`, or None."""
         return announced(self.page)
 
     def read(self):
-        """The newest publication, or None when none is whole. From here on it is not new any more."""
+        """Returns the newest publication, or None if none is complete; it no longer counts as new."""
         cdef const Slot *slots = <const Slot *>(self.page + HEADER_SIZE)
-        self.seen[0] = load_acquire(&slots[0].number)  # before the look: what comes meanwhile is new again
+        self.seen[0] = load_acquire(&slots[0].number)  # loaded first: later publications still count as new
         self.seen[1] = load_acquire(&slots[1].number)
         return newest(self.page)
 
     def is_news(self):
-        """Whether something was published since `read` last looked."""
+        """Returns whether something was published since the last `read`."""
         return self.is_new()
 
     def peek(self):
-        """The newest publication, or None; it stays as new as it was."""
+        """Returns the newest publication, or None, without marking it as read."""
         return newest(self.page)
 
     def forget(self):
-        """Whatever the file says is new again."""
+        """Makes everything in the file count as new again."""
         self.seen[0] = self.seen[1] = ~<uint64_t>0
 
     def is_same(self, Publication other=None):
-        """Whether another one is of the same file."""
+        """Returns whether another publication is of the same file."""
         return other is not None and (other.device, other.inode) == (self.device, self.inode)
 
     def is_at(self, path):
-        """Whether this is still the file at a path; one that is not there at the moment is not another."""
+        """Returns whether the file is still the one at a path; a missing file does not count as another one."""
         try:
             status = os.stat(path, follow_symlinks=False)
         except FileNotFoundError:

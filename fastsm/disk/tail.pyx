@@ -1,12 +1,12 @@
-"""What lies after the last valid frame of a file: a torn tail, or the proof that durable bytes were lost.
+"""What follows the last valid frame of a file: a torn tail, or the proof that durable bytes were lost.
 
-There is one search, for logs and for segments of the journal. It reads the file, not a mapping, so
-that an owner who cuts the file meanwhile, and an error of the disk, are errors and no signals.
+Logs and segments of the journal use the same search. It reads the file, not a mapping, so that an owner that cuts the
+file meanwhile, or a disk error, causes exceptions instead of signals.
 
-A header whose seal matches was written by this file's owner, at this very place. When it says that the file was
-durable beyond the end of the valid frames, then durable bytes are gone: no crash does that. Everything else is torn.
-The seal is a function of 16 bytes of the header alone, so a candidate costs one look, whatever the bytes are: values
-that hold frames, records, whole logs; bytes that an attacker made. Nothing here needs a budget.
+A header whose seal matches was written by this file's owner, at this very place. If it says that the file was durable
+beyond the end of the valid frames, durable bytes are gone, which no crash causes. Everything else is torn. The seal is
+a function of 16 bytes of the header alone, so checking a candidate takes constant time, whatever the bytes are: values
+that contain frames, records or whole logs, or bytes made by an attacker. So the search needs no limit.
 """
 
 import errno
@@ -37,10 +37,10 @@ cdef enum:
 
 
 class Tail(NamedTuple):
-    """What a search has found. `looks`: how many seals it has computed, never more than one for every 8 bytes."""
-    torn_end: int       # where the last 8 bytes end that are not all zero, or the end of the valid frames
-    proof: int          # the offset of a header that says that bytes after the valid frames were durable; 0: none does
-    watermark: int      # what it says: they were durable up to here
+    """The result of a search. `looks`: the number of seals computed, at most one per 8 bytes."""
+    torn_end: int       # the end of the last 8 bytes that are not all zero, or of the valid frames
+    proof: int          # the offset of a header that says that bytes after the valid frames were durable; 0: none
+    watermark: int      # the offset up to which they were durable, according to that header
     looks: int
 
 
@@ -54,9 +54,9 @@ cdef struct Search:
 
 
 cdef void search_piece(const uint8_t *piece, uint64_t size, uint64_t offset, Search *search) noexcept nogil:
-    """Goes through `size` bytes of the file that start at `offset`, a multiple of 8, up to the first proof.
+    """Searches `size` bytes of the file at `offset`, a multiple of 8, up to the first proof.
 
-    Headers that do not lie in the piece as a whole are for the next one, which overlaps with this one.
+    Headers that are not entirely within the piece are left to the next piece, which overlaps this one.
     """
     cdef uint64_t i = 0
     cdef const uint8_t *p = piece
@@ -77,17 +77,17 @@ cdef void search_piece(const uint8_t *piece, uint64_t size, uint64_t offset, Sea
 
 
 cdef inline bint is_candidate(const uint8_t *p, uint64_t offset, Search *search) noexcept nogil:
-    """Whether these bytes would prove something as a header: else nobody needs to know whether they are one."""
+    """Returns whether these bytes would prove something if they were a header; only then the seal matters."""
     cdef uint64_t length = frame_length(p)
     cdef uint64_t watermark
-    if length & 7 or length < FRAME_RUNS:  # zeros, and nearly all other bytes
+    if length & 7 or length < FRAME_RUNS:  # excludes zeros, and almost all other bytes
         return False
     watermark = frame_watermark(p, offset)
-    return search.end < watermark <= offset  # one before the file's start has wrapped
+    return search.end < watermark <= offset  # a watermark before the file's start has wrapped around
 
 
 def search_bytes(const uint8_t[::1] data, uint64_t identity, uint64_t end, uint64_t offset):
-    """The `Tail` of bytes in memory that lie at `offset`, a multiple of 8, of a file whose frames end at `end`."""
+    """Returns the `Tail` of bytes in memory, at `offset` (a multiple of 8) of a file whose frames end at `end`."""
     cdef Search search = Search(identity, end, end, 0, 0, 0)
     if data.shape[0]:
         with nogil:
@@ -96,9 +96,10 @@ def search_bytes(const uint8_t[::1] data, uint64_t identity, uint64_t end, uint6
 
 
 def search_tail(int descriptor, uint64_t identity, uint64_t end, uint64_t size):
-    """The `Tail` of an open file of `size` bytes whose valid frames end at `end`.
+    """Returns the `Tail` of an open file of `size` bytes whose valid frames end at `end`.
 
-    O(bytes that are no hole), in 1 MiB of memory, without the GIL; signal handlers run between pieces. Raises OSError.
+    O(bytes that are not in holes), in 1 MiB of memory, without the GIL; signal handlers run between pieces. Raises
+    OSError.
     """
     cdef Search search = Search(identity, end, end, 0, 0, 0)
     cdef uint64_t offset, stop, length
@@ -107,7 +108,7 @@ def search_tail(int descriptor, uint64_t identity, uint64_t end, uint64_t size):
         raise MemoryError("no memory to search a torn tail")
     try:
         for start, limit in data_ranges(descriptor, end, size):
-            # A header's checksum, which its seal does not cover, may lie in the hole before.
+            # A header's checksum, which its seal does not cover, may be in the hole before.
             offset = max(end, (<uint64_t>start & ~<uint64_t>7) - FRAME_LENGTH)
             stop = limit
             while offset < stop and not search.proof:
@@ -116,7 +117,7 @@ def search_tail(int descriptor, uint64_t identity, uint64_t end, uint64_t size):
                     search_piece(piece, length, offset, &search)
                 PyErr_CheckSignals()
                 if length < PIECE:
-                    break  # the end of the file, or of what is left of it
+                    break  # the end of the file, which may have been cut
                 offset += length - (FRAME_RUNS - 8)
             if search.proof:
                 break
@@ -126,7 +127,7 @@ def search_tail(int descriptor, uint64_t identity, uint64_t end, uint64_t size):
 
 
 cdef uint64_t read_into(int descriptor, uint8_t *piece, uint64_t size, uint64_t offset) except? 0:
-    """Reads up to `size` bytes at an offset; how many there were."""
+    """Reads up to `size` bytes at an offset; returns how many there were."""
     cdef uint64_t done = 0
     cdef ssize_t got
     while done < size:
@@ -144,9 +145,9 @@ cdef uint64_t read_into(int descriptor, uint8_t *piece, uint64_t size, uint64_t 
 
 
 def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size, path):
-    """Where the torn tail of an open file ends; `end`, when there is none but room.
+    """Returns the end of an open file's torn tail; `end` if only unused space follows.
 
-    Raises `CorruptionError` when the tail proves that bytes after `end` were durable once.
+    Raises `CorruptionError` if the tail proves that bytes after `end` were durable once.
     """
     with storage_errors(path, "searching a torn tail"):
         tail = search_tail(descriptor, identity, end, size)
@@ -154,14 +155,14 @@ def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size
         found = os.pread(descriptor, FRAME_RUNS, end).strip(b"\0")
         raise CorruptionError(
             path, end,
-            f"a frame, for the one at offset {tail.proof} says that the file was durable up to offset "
+            f"a frame, since the one at offset {tail.proof} says that the file was durable up to offset "
             f"{tail.watermark} when it was written",
-            "bytes that are no frame, or whose checksum does not match" if found else "zeros")
+            "bytes that are not a frame, or whose checksum does not match" if found else "zeros")
     return tail.torn_end
 
 
 def data_ranges(int descriptor, uint64_t start, uint64_t size):
-    """The parts of [start, size) that are not holes: a sparse terabyte takes no time."""
+    """Returns the parts of [start, size) that are not holes: a sparse terabyte takes no time."""
     while start < size:
         try:
             data = os.lseek(descriptor, start, os.SEEK_DATA)

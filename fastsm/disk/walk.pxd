@@ -6,17 +6,17 @@ from fastsm.disk.format cimport (
 
 
 ctypedef struct Walk:
-    # A way over the records of an arena in the order in which they were written: those of the base, then those of
-    # the log's frames. All of it was checked before.
+    # A walk over the records of an arena in the order in which they were written: those of the base, then those of the
+    # log's frames. All of them must have been checked.
     const uint8_t *arena
     uint64_t place      # of the next record
-    uint64_t stop       # records up to here lie one after the other
-    uint64_t frame      # where the frame after them starts
-    uint64_t end        # where the way ends, at the latest
+    uint64_t stop       # records are contiguous up to here
+    uint64_t frame      # where the next frame starts
+    uint64_t end        # where the walk ends, at the latest
 
 
 cdef inline Walk walk_frames(const uint8_t *arena, uint64_t first_frame, uint64_t end) noexcept nogil:
-    """The records of the frames from `first_frame` on; all as places in the arena."""
+    """Returns a walk over the records of the frames from `first_frame` on, as places in the arena."""
     cdef Walk walk
     walk.arena = arena
     walk.place = walk.stop = walk.frame = first_frame
@@ -25,7 +25,7 @@ cdef inline Walk walk_frames(const uint8_t *arena, uint64_t first_frame, uint64_
 
 
 cdef inline const uint8_t *next_record(Walk *walk) noexcept nogil:
-    """The next record, or NULL at the end."""
+    """Returns the next record, or NULL at the end."""
     cdef const uint8_t *record
     cdef const uint8_t *frame
     while walk.place >= walk.stop:

@@ -2,54 +2,54 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.disk.mapping cimport Mapping
 
-cdef enum:  # what a step along the log came to
-    FOUND = 0       # the next change that is asked for is at `at`
-    ENDED = 1       # there is none yet
-    PAUSED = 2      # as many bytes were passed as were allowed at once
-    MISMATCH = 3    # the log has another entry of this index
-    DAMAGED = 4     # a length that cannot be: the log was not verified yet
+cdef enum:  # results of a step along the log
+    FOUND = 0       # the next wanted change is at `at`
+    ENDED = 1       # there are no more changes yet
+    PAUSED = 2      # the step has used up its budget of bytes
+    MISMATCH = 3    # the log has an entry of another term at this index
+    DAMAGED = 4     # a length is impossible, in a log that is not verified yet
 
 cdef enum:
-    ALL = 0x7FFFFFFF     # more changes than are counted, or it is not known how many
+    ALL = 0x7FFFFFFF     # more changes than are counted, or an unknown number
 
 ctypedef struct Place:
-    # A place between two changes of a log. All offsets are those of the log's file.
-    uint64_t index        # of the last entry that was told of, or passed
-    uint64_t term         # its term; UNKNOWN_TERM: not known
-    uint64_t offset       # how many of its changes were told; where none was asked for, how many there were
-    bint whole            # none of its changes is still to come
-    bint unchecked        # its term was not compared with the log's yet
-    uint64_t identity     # of the log that the rest speaks of
-    uint64_t left         # of the changes that were told, as many are still to be passed there
-    uint64_t frame        # the next frame
-    uint64_t at           # the next record
-    uint64_t stop         # the end of the frame that it is in
-    uint64_t run          # that frame's run of terms that the last record was in
+    # A place between two changes of a log. All offsets are relative to the log's file.
+    uint64_t index        # the last entry that was delivered or passed
+    uint64_t term         # its term, or UNKNOWN_TERM
+    uint64_t offset       # how many of its changes were delivered; if none was wanted, how many it had
+    bint whole            # no more changes of this entry will follow
+    bint unchecked        # its term was not compared with the log yet
+    uint64_t identity     # the log to which the remaining fields refer
+    uint64_t left         # how many of the delivered changes are still to be passed in this log
+    uint64_t frame        # where the next frame starts
+    uint64_t at           # where the next record starts
+    uint64_t stop         # the end of the frame that contains it
+    uint64_t run          # the run of terms, in that frame, of the last record
 
 ctypedef struct Wanted:
     # What a step looks for, and how far it may go.
     const uint8_t *log
-    uint64_t end          # of the log
-    uint64_t last         # the last entry that may be told
+    uint64_t end          # the end of the log
+    uint64_t last         # the last entry that may be delivered
     const uint8_t *prefix
     size_t prefix_size
-    uint64_t budget       # bytes to pass at once
+    uint64_t budget       # the number of bytes that one step may pass
 
 
 cdef class Source:
-    # What `look` found at one moment.
+    # What `look` found, all from one moment.
     cdef readonly Mapping mapping
-    cdef readonly str path              # of the log
-    cdef readonly uint64_t state        # another number for each state that is no continuation of the one before
-    cdef readonly uint64_t identity     # of the log
-    cdef readonly uint64_t end          # of its frames
-    cdef readonly uint64_t last_frame   # where the last one starts; 0: not known
+    cdef readonly str path              # the path of the log
+    cdef readonly uint64_t state        # differs between states that do not continue each other
+    cdef readonly uint64_t identity     # the identity of the log
+    cdef readonly uint64_t end          # the end of its frames
+    cdef readonly uint64_t last_frame   # where its last frame starts; 0: unknown
     cdef readonly uint64_t base_index
     cdef readonly uint64_t base_term
-    cdef readonly uint64_t base_changes  # how many the base's last entry had; ALL: not known
-    cdef readonly uint64_t index        # the last entry that may be told
+    cdef readonly uint64_t base_changes  # how many changes the base's last entry made; ALL: unknown
+    cdef readonly uint64_t index        # the last entry that may be delivered
     cdef readonly uint64_t term
-    cdef readonly uint64_t newest_index  # the last applied one, which may be told later
+    cdef readonly uint64_t newest_index  # the last applied entry, which may be delivered later
     cdef readonly uint64_t newest_term
     cpdef int look(self) except -1
     cpdef bint is_over(self) except -1
@@ -59,14 +59,14 @@ cdef class Source:
 cdef class Changes:
     cdef readonly Source _source
     cdef readonly bytes _prefix
-    cdef Place place          # what was told
-    cdef Place draft          # of the read under way
-    cdef Wanted wanted        # by it
-    cdef uint64_t state       # of the source
-    cdef uint64_t size        # bytes of keys and values that the read under way has taken
+    cdef Place place          # what was delivered
+    cdef Place draft          # the place of the current read
+    cdef Wanted wanted        # what the current read looks for
+    cdef uint64_t state       # the source's `state`
+    cdef uint64_t size        # bytes of keys and values that the current read has taken
     cdef bint reading
-    cdef unsigned long reader         # the thread that began that
-    cdef object awaited       # what stands for it among those who wait; None: nothing, or it is out of date
+    cdef unsigned long reader         # the thread that began the current read
+    cdef object awaited       # the wait that is registered for this watch; None: none, or an outdated one
     cdef readonly bint _closed
     cdef int start_at(self, start) except -1
     cdef int begin(self) except -1

@@ -9,7 +9,7 @@ from fastsm.types import Change, LogId, Position
 NOT_YET: object
 
 def changes_of(mapping: Mapping | None, stop: int, index: int) -> int | None:
-    """Returns how many changes an entry made, in the frames of a log before `stop`; None where that cannot be known."""
+    """Returns how many changes an entry made, in a log's frames before `stop`; None if that is unknown."""
 
 class Source:
     @property
@@ -55,10 +55,10 @@ class Changes:
     def _closed(self) -> bool: ...
     @property
     def position(self) -> Position:
-        """Where it goes on: the last entry that it has told of or passed, and how many of its changes were told.
+        """The place where reading continues: the last entry delivered or passed, and how many of its changes were.
 
-        A watch that starts at this `Position` goes on there, also in another process, or after a restart. The term is
-        None where it is not known, since the entry was not seen (yet).
+        A watch that starts at this `Position` continues there, even in another process or after a restart. The term is
+        None if it is unknown because the entry was not seen (yet).
         """
     def _begin(self) -> None: ...
     def _end(self) -> None: ...

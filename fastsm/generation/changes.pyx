@@ -1,14 +1,15 @@
-"""The log as a stream of changes: from a place in it to what each entry did to the keys, in order.
+"""The log as a stream of changes: starting from a place, what each entry did to the keys, in order.
 
-A place is an entry's index, and how many of its changes were told. It means the same in every log that holds this
-entry: a compaction, which copies frames, moves it by the index; the offset in the file is only remembered.
+A place is an entry's index and the number of its changes that were delivered. It means the same in every log that
+contains the entry, so after a compaction, which copies frames, the place is found again by its index; the offset in the
+file is only remembered.
 
     frame | runs | record record record … | frame | runs | record …
                           ^ at            ^ stop
                                           ^ frame: the next one
 
-A read works on a draft of its place, which becomes the place once its changes are handed over: whatever ends it before
-loses none. It holds the log's mapping meanwhile, and nothing between two reads.
+A read works on a draft of its place, which becomes the place once the changes were delivered: if the read ends earlier,
+none is lost. It holds the log's mapping only while it runs.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -30,9 +31,9 @@ from fastsm.errors import CompactedError, CorruptionError, NotRunningError, Reen
 from fastsm.types import Change, Position
 
 cdef enum:
-    SLICE = 64 << 20          # bytes passed between two looks at signals: some 10 ms
-    PIECE = 1 << 20           # bytes that a coroutine passes, or takes, before others have their turn
-    TAKEN_AT_ONCE = 4096      # changes that are made while no other thread runs
+    SLICE = 64 << 20          # bytes passed between two checks for signals: about 10 ms
+    PIECE = 1 << 20           # bytes that a coroutine passes or takes before it lets others run
+    TAKEN_AT_ONCE = 4096      # changes that are made before other threads may run
 
 cdef uint64_t LARGEST = UNKNOWN_TERM - 1
 NOT_YET = object()
@@ -41,7 +42,7 @@ cdef type CHANGE = Change
 
 
 cdef inline object change_of(object index, object term, object key, object value):
-    """A `Change`."""
+    """Returns a `Change`."""
     cdef object change = named(CHANGE, 4)
     set_field(change, 0, index)
     set_field(change, 1, term)
@@ -57,14 +58,14 @@ cdef inline Run *runs_of(const uint8_t *frame) noexcept nogil:
 
 
 cdef inline bint is_wanted(const uint8_t *record, const Wanted *wanted) noexcept nogil:
-    """Whether a record is a change of a key with the prefix."""
+    """Returns whether a record is a change of a key with the prefix."""
     return (
         is_change(record_operation(record)) and record_key_size(record) >= wanted.prefix_size
         and memcmp(record_key(record), wanted.prefix, wanted.prefix_size) == 0)
 
 
 cdef int enter(Place *place, const Wanted *wanted, uint64_t *left) noexcept nogil:
-    """Goes to the next frame that may hold changes after the place: FOUND, or what else."""
+    """Goes to the next frame that may hold changes after the place; returns FOUND, or why there is none."""
     cdef const uint8_t *frame
     cdef uint64_t length, final
     cdef uint32_t count
@@ -95,7 +96,7 @@ cdef int enter(Place *place, const Wanted *wanted, uint64_t *left) noexcept nogi
 
 
 cdef bint check_term(Place *place, const Run *run) noexcept nogil:
-    """Whether the entry of a place, which is in one of these runs, has its term; takes that where it is not known."""
+    """Returns whether the place's entry, which is in one of these runs, has its term; fills in an unknown term."""
     while run.last < place.index:
         run += 1
     if place.term == UNKNOWN_TERM:
@@ -105,7 +106,7 @@ cdef bint check_term(Place *place, const Run *run) noexcept nogil:
 
 
 cdef int advance(Place *place, const Wanted *wanted) noexcept nogil:
-    """Goes to the next change that is wanted."""
+    """Goes to the next wanted change; returns FOUND, or why there is none."""
     cdef uint64_t left = wanted.budget
     cdef uint64_t length, index
     cdef const uint8_t *record
@@ -136,14 +137,14 @@ cdef int advance(Place *place, const Wanted *wanted) noexcept nogil:
 
 
 cdef bint pass_entry(Place *place, const Wanted *wanted, uint64_t left) noexcept nogil:
-    """Whether it is known, some `left` bytes later, whether more of the place's entry is to come."""
+    """Looks up to `left` bytes ahead for another change of the place's entry; returns whether it has the answer."""
     cdef const uint8_t *record
     cdef uint64_t length
     while place.at < place.stop:
         record = wanted.log + place.at
         length = record_length(record)
         if length > place.stop - place.at:
-            return True  # the next step says so
+            return True  # the next step reports it
         if is_change(record_operation(record)):
             if record_index(record) != place.index:
                 break
@@ -153,12 +154,12 @@ cdef bint pass_entry(Place *place, const Wanted *wanted, uint64_t left) noexcept
         if left < length:
             return False
         left -= length
-    place.whole = True  # all of an entry is in one frame
+    place.whole = True  # an entry never spans two frames
     return True
 
 
 cdef void count_told(Place *place, const Wanted *wanted) noexcept nogil:
-    """At the start of the frame that holds the place's entry: passes it, and counts what it has of what is wanted."""
+    """At the start of the frame that holds the place's entry: passes the entry, and counts its wanted changes."""
     cdef const uint8_t *record
     while place.at < place.stop:
         record = wanted.log + place.at
@@ -172,7 +173,7 @@ cdef void count_told(Place *place, const Wanted *wanted) noexcept nogil:
 
 
 def changes_of(Mapping mapping or None, uint64_t stop, uint64_t index):
-    """Returns how many changes an entry made, in the frames of a log before `stop`; None where that cannot be known."""
+    """Returns how many changes an entry made, in a log's frames before `stop`; None if that is unknown."""
     cdef Place place
     cdef Wanted wanted
     cdef uint64_t left = UNKNOWN_TERM
@@ -182,7 +183,7 @@ def changes_of(Mapping mapping or None, uint64_t stop, uint64_t index):
     memset(&place, 0, sizeof(Place))
     memset(&wanted, 0, sizeof(Wanted))
     wanted.log, wanted.end, wanted.last = mapping.address + mapping.start, stop, LARGEST
-    wanted.prefix = wanted.log  # of no bytes
+    wanted.prefix = wanted.log  # an empty prefix
     place.index, place.frame = index, LOG_HEADER_SIZE
     with nogil:
         result = enter(&place, &wanted, &left)
@@ -194,17 +195,17 @@ def changes_of(Mapping mapping or None, uint64_t stop, uint64_t index):
 # ---- where the log is --------------------------------------------------------------------------------
 
 cdef class Source:
-    """A log that grows, is compacted and may be replaced, as a watch sees it.
+    """A log as a watch sees it: it grows, is compacted, and may be replaced.
 
-    `look` is overridden: it takes the present moment by `take`, and raises where there is nothing to read any more. A
-    subclass in Python may do without `is_over`.
+    Subclasses override `look`, which passes the present moment to `take`, and raises if nothing can be read any more. A
+    subclass in Python need not define `is_over`.
     """
 
     def take(
         self, Mapping mapping not None, str path, uint64_t state, uint64_t identity, uint64_t end, uint64_t last_frame,
         base, last, newest=None, uint64_t base_changes=ALL,
     ):
-        """Sets what a look found; `base`, `last`, which may be told, and `newest`, where that is another, are ids."""
+        """Stores what a look found. `base`, `last` (which may be delivered) and `newest` (default: `last`) are ids."""
         self.base_index, self.base_term = base
         self.index, self.term = last
         self.newest_index, self.newest_term = last if newest is None else newest
@@ -212,11 +213,11 @@ cdef class Source:
         self.end, self.last_frame, self.base_changes = end, last_frame, base_changes
 
     cpdef int look(self) except -1:
-        """Takes the log as it is at this moment."""
+        """Reads the log as it is at this moment."""
         raise NotImplementedError
 
     cpdef bint is_over(self) except -1:
-        """Whether the iteration ends here, after `look` has raised a `NotRunningError`."""
+        """Returns whether the iteration ends, after `look` has raised a `NotRunningError`."""
         return True
 
     cdef void release(self) noexcept:
@@ -226,15 +227,15 @@ cdef class Source:
 # ---- read --------------------------------------------------------------------------------------------
 
 cdef class Changes:
-    """Reads the changes of a source, from a place on, of the keys with a prefix.
+    """Reads a source's changes of keys with a prefix, starting at a place.
 
-    A subclass says how to wait: `_wait_for_change(timeout)`, whether it is worth looking again.
+    Subclasses define how to wait: `_wait_for_change(timeout)` returns whether it is worth looking again.
 
-    Thread safety: one reader at a time, a second one gets a `ReentryError`; `position` and closing from any thread.
+    Thread safety: one reader at a time (a second one gets a `ReentryError`); `position` and closing from any thread.
     """
 
     def __init__(self, Source source, prefix, start):
-        """`start`: a position or an index; None: after what is applied."""
+        """Finds the place to start: a position, an index, or None for what is applied after now."""
         self._source = source
         self._prefix = bytes_of(prefix, "prefix")
         memset(&self.place, 0, sizeof(Place))
@@ -256,7 +257,7 @@ cdef class Changes:
             self.end()
 
     cdef int start_at(self, start) except -1:
-        """Takes an index, or a position, also as a plain tuple."""
+        """Takes an index or a position, which may be a plain tuple."""
         self.place.unchecked = True
         self.place.term = UNKNOWN_TERM
         index, term, offset = watch_start(start)
@@ -270,19 +271,19 @@ cdef class Changes:
 
     @property
     def position(self):
-        """Where it goes on: the last entry that it has told of or passed, and how many of its changes were told.
+        """The place where reading continues: the last entry delivered or passed, and how many of its changes were.
 
-        A watch that starts at this `Position` goes on there, also in another process, or after a restart. The term is
-        None where it is not known, since the entry was not seen (yet).
+        A watch that starts at this `Position` continues there, even in another process or after a restart. The term is
+        None if it is unknown because the entry was not seen (yet).
         """
         cdef Place place = self.place
         return Position(place.index, None if place.term == UNKNOWN_TERM else place.term, place.offset)
 
-    # ---- the frame of a read ---------------------------------------------------------------------------
+    # ---- the limits of a read --------------------------------------------------------------------------
 
     cdef int begin(self) except -1:
         if self.reading:
-            raise ReentryError("this watch is being read already: it has one consumer, each of several has its own")
+            raise ReentryError("this watch is being read already: it has one consumer; open a watch for each consumer")
         self.reading = True
         self.reader = PyThread_get_thread_ident()
         self.awaited = None
@@ -295,23 +296,23 @@ cdef class Changes:
         self._source.release()
 
     def _begin(self):
-        """Begins a read. Until `_end`, no other one does."""
+        """Begins a read, which excludes others until `_end`."""
         self.begin()
 
     def _end(self):
         self.end()
 
     def _is_read_here(self):
-        """Whether a read is under way that the calling thread has begun."""
+        """Returns whether the calling thread has begun a read that is not over."""
         return self.reading and self.reader == PyThread_get_thread_ident()
 
     def _hand_over(self):
-        """Makes what the read under way has taken told; a later part of the read goes on there."""
+        """Marks the changes taken so far as delivered; the read may go on from there."""
         self.place = self.draft
         self.size = 0
 
     cdef int look(self) except -1:
-        """Takes the log as it is now, after `source.look`, and finds the draft's place in it."""
+        """Uses the log as `source.look` has found it, and finds the draft's place in it."""
         cdef Source source = self._source
         self.wanted.log = source.mapping.address + source.mapping.start
         self.wanted.end, self.wanted.last = source.end, source.index
@@ -324,14 +325,14 @@ cdef class Changes:
         return 0
 
     def _look(self):
-        """Looks at the log as it is now; raises what ends the watch."""
+        """Looks at the log as it is now; raises the reason if the watch has ended."""
         if self._closed:
             raise NotRunningError("this watch is closed")
         self._source.look()
         self.look()
 
     cdef int find_place(self) except -1:
-        """The draft is in another log, whose beginning it goes to, or gone."""
+        """Moves the draft to the start of a log that is new to it; raises if the place was compacted."""
         cdef Source source = self._source
         cdef Place *draft = &self.draft
         if draft.index < source.base_index:
@@ -350,7 +351,7 @@ cdef class Changes:
         if draft.whole and draft.offset == 0 and source.base_changes != ALL and PyBytes_GET_SIZE(self._prefix) == 0:
             draft.offset = source.base_changes
         if not draft.whole:
-            # How many changes the entry had is known in all, and not of a prefix.
+            # The base knows how many changes the entry made in total, but not how many with this prefix.
             if draft.offset != source.base_changes and (
                 draft.offset or (PyBytes_GET_SIZE(self._prefix) == 0 and source.base_changes != ALL)
             ):
@@ -361,16 +362,16 @@ cdef class Changes:
     def _gone(self, str what):
         cdef uint64_t oldest = self._source.base_index + 1
         return CompactedError(
-            f"the changes after entry {self.draft.index} are gone: {what}. The oldest start that works is {oldest}; "
-            "read the state by scan(), and watch from its revision + 1", oldest=oldest)
+            f"the changes after entry {self.draft.index} are gone: {what}. The oldest possible start is {oldest}; "
+            "read the state by scan(), then watch from its revision + 1", oldest=oldest)
 
     cdef int settle(self) except -1:
-        """Finds the frame of a new watch's place, so that it shows at once whether it can begin there. O(frames)."""
+        """Finds the frame of a new watch's place, to raise right away if it cannot start there. O(frames)."""
         cdef int result = PAUSED
         cdef bint whole = self.draft.whole
         cdef uint64_t left
-        self.wanted.last = LARGEST  # whatever may be told: the place itself may be further
-        self.draft.whole = False    # so that its frame is not passed
+        self.wanted.last = LARGEST  # without a limit: the place itself may be after the last entry to deliver
+        self.draft.whole = False    # so that the place's own frame is not passed
         while result == PAUSED:
             left = SLICE
             with nogil:
@@ -382,7 +383,7 @@ cdef class Changes:
         if whole and result == FOUND:
             with nogil:
                 count_told(&self.draft, &self.wanted)
-        if self.draft.unchecked and self.draft.index == self._source.newest_index:  # no frame carries it yet
+        if self.draft.unchecked and self.draft.index == self._source.newest_index:  # not in a frame yet
             if self.draft.term == UNKNOWN_TERM:
                 self.draft.term = self._source.newest_term
             elif self.draft.term != self._source.newest_term:
@@ -392,7 +393,7 @@ cdef class Changes:
 
     def _failure(self, int result):
         if result == MISMATCH:
-            return self._gone(f"in this log it is of another term than {self.draft.term}")
+            return self._gone(f"in this log it has another term than {self.draft.term}")
         return CorruptionError(
             self._source.path, max(self.draft.at, self.draft.frame), "the length of a record or a frame within the log",
             "another one")
@@ -400,7 +401,7 @@ cdef class Changes:
     # ---- changes ---------------------------------------------------------------------------------------
 
     cdef int next_found(self, bint may_pause) except -1:
-        """Goes to the next change: FOUND or ENDED; or, where it may, PAUSED. Passes much without the GIL."""
+        """Goes to the next change: FOUND or ENDED, or PAUSED if `may_pause`. Passes long stretches without the GIL."""
         cdef int result
         self.wanted.budget = LARGE
         result = advance(&self.draft, &self.wanted)
@@ -418,7 +419,7 @@ cdef class Changes:
         return result
 
     cdef void note_told(self) noexcept:
-        """Passes the change that was found, which is told."""
+        """Passes the change that was found, which is now delivered."""
         cdef Place *draft = &self.draft
         cdef const uint8_t *record = self.wanted.log + draft.at
         cdef uint64_t index = record_index(record)
@@ -433,7 +434,7 @@ cdef class Changes:
         draft.at += record_length(record)
 
     cdef void note_ended(self) noexcept:
-        """Passes everything up to the last entry that may be told."""
+        """Passes everything up to the last entry that may be delivered."""
         cdef Place *draft = &self.draft
         cdef Source source = self._source
         if draft.unchecked or source.index < draft.index:
@@ -444,7 +445,7 @@ cdef class Changes:
         draft.whole = True
 
     cdef void pass_to(self, uint64_t index, uint64_t term, uint64_t identity, uint64_t frame) noexcept:
-        """Passes what nothing of it concerns: all entries up to one, after which `frame` starts in that log."""
+        """Passes entries up to `index`, none of which concern this watch; `frame` starts after them in that log."""
         cdef Place *draft = &self.draft
         if draft.unchecked or index <= draft.index:
             return
@@ -454,9 +455,9 @@ cdef class Changes:
         self.place = draft[0]
 
     cdef bint pass_rest(self, bint may_pause) except -1:
-        """After the last change of a read: finds out whether its entry has more, as long as the log is at hand.
+        """After the last change of a read: finds out whether its entry has more, while the log is mapped anyway.
 
-        Whether that is known by now: where it may pause, it has to be called again otherwise.
+        Returns False if it has paused before it knew, and must be called again.
         """
         cdef bint known = pass_entry(&self.draft, &self.wanted, LARGE)
         if not known:
@@ -465,7 +466,7 @@ cdef class Changes:
         return known
 
     cdef object change_here(self):
-        """The change that was found, as an object."""
+        """Returns the change that was found, as an object."""
         cdef const uint8_t *record = self.wanted.log + self.draft.at
         cdef uint64_t index = record_index(record)
         cdef uint64_t run = self.draft.run
@@ -480,8 +481,7 @@ cdef class Changes:
             value)
 
     cdef bint fits(self, uint64_t max_bytes, bint is_first) noexcept:
-        """Whether a read may still take the change that was found: its key and value are counted. A first one always.
-        """
+        """Returns whether a read may take the change that was found, and adds its size; the first one always fits."""
         cdef const uint8_t *record = self.wanted.log + self.draft.at
         cdef uint64_t size = <uint64_t>record_key_size(record) + record_value_size(record)
         if not is_first and (size > max_bytes or self.size > max_bytes - size):
@@ -490,8 +490,7 @@ cdef class Changes:
         return True
 
     def _collect(self, list found, uint64_t limit, uint64_t max_bytes, bint may_pause):
-        """Appends the changes that there are, up to so many and so many bytes. Whether it paused: there may be more.
-        """
+        """Appends changes up to `limit` and `max_bytes`; returns whether it has paused, and there may be more."""
         cdef Py_ssize_t until = len(found) + TAKEN_AT_ONCE
         cdef uint64_t pause = self.size + PIECE
         cdef int result
@@ -509,7 +508,7 @@ cdef class Changes:
                 if may_pause:
                     return True
                 with nogil:
-                    pass  # another thread may have its turn
+                    pass  # let other threads run
                 PyErr_CheckSignals()
                 until = len(found) + TAKEN_AT_ONCE
                 pause = self.size + PIECE
@@ -518,7 +517,7 @@ cdef class Changes:
         return False
 
     cdef object next_change(self):
-        """The next change, told; NOT_YET where there is none. Raises what ends the watch."""
+        """Returns the next change, or NOT_YET. Raises the reason if the watch has ended."""
         if self._closed:
             raise NotRunningError("this watch is closed")
         self._source.look()
@@ -556,7 +555,7 @@ cdef class Changes:
     # ---- waiting ---------------------------------------------------------------------------------------
 
     def _wait_for_change(self, timeout):
-        """Waits until a look may find more, at most so many seconds; whether it is worth looking."""
+        """Waits up to `timeout` seconds until a look may find more; returns whether it is worth looking."""
         raise NotImplementedError
 
     def _close(self):

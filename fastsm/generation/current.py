@@ -1,9 +1,9 @@
 """Generations: which base and log are the state, and the one atomic step from one generation to the next.
 
-    CURRENT  ──►  base-1, log-1      the next base and log are written and synced next to them, then CURRENT
-                                     is replaced, then the old ones are removed. A crash leaves one or the other.
+    CURRENT  ──►  base-1, log-1      the next base and log are written and synced next to these, then CURRENT is
+                                     replaced, then the old ones are removed. A crash leaves one pair or the other.
 
-Reset, compaction and installing a snapshot are this step, and differ in what the next generation holds.
+Reset, compaction and installing a snapshot all take this step; they differ in the content of the next generation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("fastsm")
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A base and a log with the index into them, as opening found them."""
+    """A base, a log, and their index, as recovered by opening."""
 
     log: Log
     index: Index
@@ -46,9 +46,9 @@ class Generation:
 def open_current(
     directory: Directory, expect_applied: LogId | None, verify: bool, published: Published | None = None
 ) -> Generation:
-    """The directory's state, recovered; a new one in an empty directory. ``verify``: every byte is checked before.
+    """Recovers the directory's state, or makes a new one in an empty directory. ``verify``: first checks every byte.
 
-    ``published``: what readers were told of the log, which is not cut if it ends before that.
+    ``published``: what readers were last told; a log that ends before that is not cut.
     """
     if not directory.unfinished:
         with storage_errors(directory.path, "removing what a restore or a load left"):
@@ -62,7 +62,8 @@ def open_current(
     try:
         opened = recover(log, current, expect_applied, verify, published)
         with storage_errors(directory.path, "opening"):
-            # Who replaced CURRENT may have been killed before this sync, without which it may still be undone.
+            # A process that replaced CURRENT may have been killed before this sync, so the replacement may not be
+            # durable.
             directory.sync_directory()
         remove_others(directory, current.generation)
     except BaseException:
@@ -72,11 +73,11 @@ def open_current(
 
 
 def open_read_only(directory: Directory, expect_applied: LogId | None, verify: bool) -> Generation:
-    """The state as it is now, next to an owner that may go on writing. Nothing is written, nothing is locked."""
+    """Returns the present state, next to an owner that may keep writing. Writes and locks nothing."""
     with storage_errors(directory.path, "looking for an unfinished restore"):
         if is_unfinished(directory):
             raise CorruptionError(
-                directory.path_of(UNFINISHED), None, "a state that is whole", "a restore or a load that did not end",
+                directory.path_of(UNFINISHED), None, "a complete state", "a restore or a load that did not finish",
                 "wait for it, or run it again")
     for attempt in range(READ_ATTEMPTS):
         current = read_current(directory)
@@ -85,7 +86,7 @@ def open_read_only(directory: Directory, expect_applied: LogId | None, verify: b
         try:
             log = Log.open(directory, current, read_only=True)
         except CorruptionError:
-            # The owner may have started a new generation between our two looks.
+            # The owner may have moved to a new generation after CURRENT was read.
             if attempt + 1 == READ_ATTEMPTS or read_current(directory) == current:
                 raise
             continue
@@ -104,7 +105,7 @@ def recover(
     verify: bool,
     published: Published | None = None,
 ) -> Generation:
-    """The index of a log and its base: the saved table, if there is one to be believed, and what lies after it."""
+    """Builds the index of a log and its base, from the saved table if it is valid, and the frames after it."""
     with storage_errors(log.directory.path_of(table_name(log.head.generation)), "reading the saved table"):
         loaded = load_table(log.directory, log)
     saved, read_to = None, EMPTY_LOG_BYTES
@@ -116,7 +117,7 @@ def recover(
         if log.base is not None:
             index.read_base(log.mapping, log.base)
     start = LogId(index.terms.seen, index.terms.last_term(log.head.base_term))
-    verified = loaded is None and log.base is None  # else there are bytes that nobody looks at
+    verified = loaded is None and log.base is None  # otherwise some bytes are not checked here
     verify = verify and not verified
     recovery = log.recover(
         index.terms, current, expect_applied, saved=saved, metadata=index.metadata,
@@ -129,13 +130,13 @@ def recover(
 
 
 def read_current(directory: Directory) -> format.CurrentFile | None:
-    """What CURRENT says, or None when it was never written."""
+    """Returns the content of CURRENT, or None if it was never written."""
     path = directory.path_of(CURRENT)
     with storage_errors(path, "reading"):
         content = directory.read_file(CURRENT, 4096)
         if content is not None:
             return format.unpack_current(content, path)
-        # Without CURRENT there may be the first log of a creation that did not finish, and nothing more.
+        # Without CURRENT there may only be the first log of an unfinished creation.
         first = log_name(first_number(directory))
         for name in own_names(directory):
             if not name.endswith(".tmp"):
@@ -150,13 +151,13 @@ def read_current(directory: Directory) -> format.CurrentFile | None:
 
 
 def first_number(directory: Directory) -> int:
-    """The generation of a new directory: 1, or the first of which no file is somebody else's."""
+    """Returns the first generation of a new directory: 1, or the first whose file names are all unused or ours."""
     taken = {number_of(name) for name in directory.names() if NAMES.fullmatch(name) and not is_own(directory, name)}
     return next(number for number in itertools.count(1) if number not in taken)
 
 
 def refuse_raft_log(directory: Directory) -> None:
-    """Raises ``CorruptionError`` where a new state would be begun among the files of a Raft log."""
+    """Raises ``CorruptionError`` rather than beginning a new state among the files of a Raft log."""
     with storage_errors(directory.path, "listing"):
         if holds_raft_log(directory):
             raise CorruptionError(
@@ -187,7 +188,7 @@ def current_of(log: Log) -> format.CurrentFile:
 
 
 def write_current(directory: Directory, log: Log) -> None:
-    """Names ``log`` as the state, and its present end as durable. The log is synced, its name too."""
+    """Names ``log`` as the state, durable up to its present end. The log and its name must be synced."""
     with storage_errors(directory.path_of(CURRENT), "replacing"):
         directory.replace_file(CURRENT, format.pack_current(current_of(log)))
 
@@ -197,8 +198,10 @@ def prepared_name(generation: int) -> str:
 
 
 def prepare_next(directory: Directory, log: Log) -> None:
-    """All of the step to ``log``, which is synced, that needs no writer to wait: its files' names are durable on
-    return, and what will take CURRENT's place lies next to it. It says how far ``log`` is durable by now.
+    """Does everything for the step to ``log`` (synced) that can be done ahead of the writer's turn.
+
+    On return, the names of the log's files are durable, and the file that will replace CURRENT is next to it. That
+    file records how far ``log`` is durable by now.
     """
     write_next(directory, log)
     with storage_errors(directory.path, "preparing a new generation"):
@@ -206,17 +209,17 @@ def prepare_next(directory: Directory, log: Log) -> None:
 
 
 def write_next(directory: Directory, log: Log) -> None:
-    """Writes, or writes anew, what will be in CURRENT's place: that ``log`` is durable up to its present end."""
+    """Writes the file that will replace CURRENT, or rewrites it: ``log`` is durable up to its present end."""
     name = prepared_name(log.head.generation)
     with storage_errors(directory.path_of(name), "writing"):
         directory.write_file(name, format.pack_current(current_of(log)))
 
 
 def name_next(directory: Directory, old: Log, log: Log) -> None:
-    """The step: names ``log``, which is prepared and synced, in place of ``old``; durable on return.
+    """Takes the step: names ``log``, which is prepared and synced, in place of ``old``; durable on return.
 
-    On an error before CURRENT is replaced, ``old`` is the state and untouched. On an error after that, which
-    of the two the disk names is unknown: ``old`` is poisoned.
+    On an error before CURRENT is replaced, ``old`` remains the state, unchanged. After a later error it is unknown
+    which of the two the disk names, so ``old`` is poisoned.
     """
     try:
         with storage_errors(directory.path_of(CURRENT), "replacing"):
@@ -227,7 +230,7 @@ def name_next(directory: Directory, old: Log, log: Log) -> None:
         try:
             untouched = still_current(directory, old)
         except FastsmError:
-            pass  # then it is unknown, and the error that came first says why
+            pass  # then it is unknown; the first error is the one to raise
         finally:
             if not untouched:
                 old.poison(error)
@@ -235,38 +238,38 @@ def name_next(directory: Directory, old: Log, log: Log) -> None:
 
 
 def discard(directory: Directory, log: Log | None, generation: int) -> None:
-    """Closes and removes what was prepared of a generation that did not become the state."""
+    """Closes and removes the prepared files of a generation that did not become the state."""
     if log is not None:
         log.close()
-    with contextlib.suppress(FastsmError, OSError):  # left over: the next opening removes it
+    with contextlib.suppress(FastsmError, OSError):  # what remains is removed by the next opening
         current = read_current(directory)
         if current is not None and current.generation != generation:
             remove_generation(directory, generation)
 
 
 def still_current(directory: Directory, log: Log) -> bool:
-    """Whether CURRENT, as the system shows it, names this log still."""
+    """Returns whether CURRENT, as the system shows it, still names this log."""
     current = read_current(directory)
     return current is not None and current.identity == log.head.identity
 
 
 def remove_generation(directory: Directory, generation: int) -> None:
-    """Removes the files of a generation that is not, or not yet, the state."""
+    """Removes the files of a generation that is no longer, or not yet, the state."""
     for name in list(own_names(directory, generation)):
         directory.unlink(name)
 
 
 def is_known_own(directory: Directory, name: str) -> bool:
-    """Whether this library made a file, as far as can be read: what cannot be read is no reason not to open."""
+    """Returns whether this library made a file; an unreadable file does not count, and does not stop the opening."""
     try:
         return is_own(directory, name)
     except OSError as error:
-        logger.warning("%s: left there, it cannot be read: %s", directory.path_of(name), error)
+        logger.warning("%s: not removed, since it cannot be read: %s", directory.path_of(name), error)
         return False
 
 
 def remove_others(directory: Directory, generation: int) -> None:
-    """Removes what a crash may have left of other generations. Files that others made, or may have made, stay."""
+    """Removes files of other generations that a crash may have left. Files not made by this library stay."""
     with storage_errors(directory.path, "listing"):
         names = [name for name in directory.names() if NAMES.fullmatch(name)]
     for name in names:

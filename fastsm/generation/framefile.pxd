@@ -5,7 +5,7 @@ from fastsm.disk.mapping cimport Mapping
 
 cdef enum:
     SETTLED_PIECE = 1 << 20
-    STAGING_KEPT = 1 << 20       # bytes of memory to build frames in that are kept for the next ones
+    STAGING_KEPT = 1 << 20       # bytes of staging memory that are kept for later frames
 
 
 cdef class FrameFile:
@@ -15,45 +15,46 @@ cdef class FrameFile:
     cdef readonly str path
     cdef readonly object head
     cdef readonly Mapping mapping
-    cdef readonly uint64_t start         # where the file lies in the mapping
-    cdef uint8_t *address                # of its own first byte there
+    cdef readonly uint64_t start         # where the file starts in the mapping
+    cdef uint8_t *address                # of the file's first byte
     cdef object descriptor               # None: closed
     cdef readonly bint read_only
     cdef uint64_t identity
-    cdef readonly uint64_t end           # where the next frame goes
+    cdef readonly uint64_t end           # where the next frame will start
     cdef readonly uint64_t durable       # everything below is known to survive a power loss
     cdef readonly uint64_t allocated     # the file's size: every byte has a block
     cdef uint64_t window_end             # pages of [end, window_end) are populated
-    cdef uint64_t window                 # how far ahead to populate
-    cdef uint64_t zeroed_end             # blocks of [end, zeroed_end) hold written zeros
+    cdef uint64_t window                 # how many bytes to populate ahead
+    cdef uint64_t zeroed_end             # blocks of [end, zeroed_end) contain written zeros
     cdef uint64_t settled_end            # pages below are present in the mapping
-    cdef uint64_t writeback_end          # the system was told to begin with what lies below
-    cdef bint stores                     # small frames go through the mapping
-    cdef bint paced                      # flushes come often: frames go into blocks that were zeroed before
+    cdef uint64_t writeback_end          # the system was told to start writing back everything below
+    cdef bint stores                     # small frames are stored through the mapping
+    cdef bint paced                      # flushes are frequent: frames are written into zeroed blocks
     cdef int syncing
     cdef readonly uint64_t frames
-    cdef readonly uint64_t last_frame    # where the last of them starts; 0: there is none
-    cdef readonly uint64_t chain         # its checksum, or the header's: what the next frame is chained to
+    cdef readonly uint64_t last_frame    # where the last frame starts; 0: there is none
+    cdef readonly uint64_t chain         # its checksum, or the header's, to which the next frame is chained
     cdef uint32_t frames_unsynced
-    cdef uint64_t suspect_end            # [durable, suspect_end) is written again by the first sync
-    cdef public bint unnoted             # a sync has covered much that was suspect, and no frame says so yet
-    cdef uint64_t known_frame            # a frame starts here, not after the first suspect one,
+    cdef uint64_t suspect_end            # [durable, suspect_end) is rewritten by the first sync
+    # A sync has covered a large suspect part, which no frame records as durable yet
+    cdef public bint unnoted
+    cdef uint64_t known_frame            # a frame starts here, at or before the first suspect frame,
     cdef uint64_t known_chain            # and is chained to this checksum
     cdef uint8_t *staging
     cdef uint64_t staging_room
-    cdef readonly object poisoned        # the StorageError after which nothing is written, or None
-    cdef public object waiters           # for what comes into the file: `end_poisoned` tells them; None: nobody
+    cdef readonly object poisoned        # the StorageError after which nothing more is written, or None
+    cdef public object waiters           # `end_poisoned` is called on it when the file is poisoned, unless None
     cdef readonly uint64_t sync_count
     cdef readonly double sync_seconds
 
     cpdef int check_writable(self) except -1
 
     cdef inline int require_writable(self) except -1:
-        """`check_writable`, where it is hot."""
+        """A fast path of `check_writable`."""
         return self.check_writable() if self.read_only or self.poisoned is not None else 0
 
     cdef inline int settle(self) except -1:
-        """After each mebibyte or so of the log: makes what follows cheap."""
+        """Calls `settle_piece` for each mebibyte or so of new frames."""
         return self.settle_piece() if self.end - self.settled_end >= SETTLED_PIECE else 0
 
     cdef int attach(self, bytes packed_head, uint64_t size) except -1

@@ -1,17 +1,18 @@
-"""A file of frames: appended to a mapped file, made durable by syncs, cut where a torn tail begins.
+"""A file of frames: appended to through a mapping, made durable by syncs, cut where a torn tail begins.
 
-A state machine's log and a segment of the journal are such files. They differ in their headers, and in what stands in a
-frame.
+A state machine's log and a segment of the journal are such files. They differ in their headers, and in the content of
+their frames.
 
-How a frame gets into the file is chosen by the rhythm of flushes (measured: docs/design.md):
+How a frame is written depends on how often the file is flushed (measurements: docs/design.md):
 
-- small frames between rare flushes are stored into pages that were populated ahead;
-- while flushes come often, into as many pages as were written between the last two, which the flush populates;
-- large frames, and what does not fit into those pages, go by `pwrite` into prepared blocks.
+- between infrequent flushes, small frames are stored into pages that were populated ahead;
+- while flushes are frequent, also into pages, but only as many as were written between the last two flushes; the flush
+  populates them;
+- large frames, and frames that do not fit into those pages, are written by `pwrite` into allocated blocks.
 
-Both are read through one mapping, which is coherent with `pwrite`. Nothing counts before its frame is
-whole; nothing counts as durable before a sync that began after it was written has succeeded. When a sync
-fails, the file is *poisoned*: what the disk holds is unknown, so nothing more is written to it.
+All are read through one mapping, which is coherent with `pwrite`. A frame counts only once it is complete, and counts
+as durable only once a sync that began after it was written has succeeded. If a sync fails, the file is *poisoned*: it
+is unknown what the disk holds, so nothing more is written to it.
 """
 
 import errno
@@ -46,18 +47,18 @@ cdef enum:
     LEAST_PREPARED = 8 << 10
     LARGEST_WINDOW = 512 << 10
     ZEROED_AHEAD = 1 << 20
-    STORED_BELOW = 12 << 10      # a larger frame costs less by `pwrite` than the pages that it would be stored into
-    PACED_FRAMES = 64            # at most so many frames, and
-    PACED_BYTES = 256 << 10      # so many bytes, between two flushes: flushes come often
-    NOTED_ABOVE = 64 << 10       # bytes that were suspect: fewer are read and written again in no time
-    WRITEBACK_BEHIND = 4 << 20   # bytes that wait for a sync before the system is told to begin with them
-    CHECKED_PIECE = 16 << 20     # bytes of frames that are checked between two looks at signals
+    STORED_BELOW = 12 << 10      # storing a larger frame into pages costs more than `pwrite`
+    PACED_FRAMES = 64            # flushes are frequent: at most this many frames, and
+    PACED_BYTES = 256 << 10      # this many bytes, were written between two flushes
+    NOTED_ABOVE = 64 << 10       # bytes; smaller suspect parts are quickly read and rewritten
+    WRITEBACK_BEHIND = 4 << 20   # unsynced bytes after which the system is told to start writing back
+    CHECKED_PIECE = 16 << 20     # bytes of frames that are checked between two checks for signals
 
 
 cdef uint64_t seal_frames(
     uint8_t *frames, uint64_t total, uint64_t identity, uint64_t offset, uint64_t durable, uint64_t *chain
 ) noexcept nogil:
-    """Seals one frame after the other, without runs; returns the offset of the last."""
+    """Seals consecutive frames, which have no runs; returns the offset of the last one."""
     cdef uint64_t done = 0
     cdef uint64_t length = 0
     while done < total:
@@ -68,7 +69,7 @@ cdef uint64_t seal_frames(
 
 
 cdef class FrameFile:
-    """One file of frames, open for appending. What is in a frame, and in the file's header, its owner knows.
+    """One file of frames, open for appending. Its owner knows the content of its frames and of its header.
 
     Thread safety: `begin_frame` to `commit_frame` under the writer's turn; `sync` from any thread; reads
     of what is below `end` from any thread, without the GIL, for as long as `mapping` is held.
@@ -90,7 +91,7 @@ cdef class FrameFile:
         return f"<{type(self).__name__} {self.path!r}: {self.end} bytes, {self.durable} durable>"
 
     cdef int attach(self, bytes packed_head, uint64_t size) except -1:
-        """Map all of an open file of `size` bytes. Its first frame is chained to its header's checksum."""
+        """Maps all of an open file of `size` bytes. Its first frame is chained to the checksum of its header."""
         self.chain = self.known_chain = format.head_checksum(packed_head)
         self.known_frame = LOG_HEADER_SIZE
         self.stores = not self.read_only and self.directory.stores_are_safe(self.descriptor)
@@ -99,27 +100,27 @@ cdef class FrameFile:
         return 0
 
     def close(self):
-        """Give the descriptor back. The pages go with the last reference to `mapping`. Idempotent."""
+        """Closes the descriptor. The pages live as long as references to `mapping`. Idempotent."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             self.directory.close_file(descriptor)
 
     def let_go(self):
-        """After `close`: drops the mapping, which nobody reads through this log any more."""
-        _old = self.mapping  # until it is nobody's any more: its end lets other threads run
+        """After `close`: drops the mapping, which is no longer read through this object."""
+        _old = self.mapping  # held until all is changed: freeing it lets other threads run
         self.mapping = None
         self.address = NULL
 
     # ---- append ----------------------------------------------------------------------------------------
 
     cdef uint8_t *begin_frame(self, uint64_t length) except NULL:
-        """Where to build a frame of `length` bytes: in the file's own pages, or aside.
+        """Returns where to build a frame of `length` bytes: in the file's own pages, or in staging memory.
 
-        Afterwards there is room for it: a full disk is an error here, and never later.
+        Reserves room in the file for it: if the disk is full, that is an error here, and never later.
         """
         cdef uint64_t stop = self.end + length
         self.require_writable()
-        self.settle()  # not after a frame: an error there would be one of a chunk that counts
+        self.settle()  # before the frame: an error after it would seem to be one of a chunk that counts
         if stop > self.allocated:
             self.grow(stop)
         if self.stores and not self.syncing and length < STORED_BELOW:
@@ -135,14 +136,14 @@ cdef class FrameFile:
         return self.reserve_staging(length)
 
     def has_room(self, uint64_t length):
-        """Whether a frame of `length` bytes goes into pages that are prepared: nothing is asked of the system."""
+        """Returns whether a frame of `length` bytes fits into prepared pages, so that it needs no system call."""
         cdef uint64_t stop = self.end + length
         return (
             self.stores and not self.syncing and length < STORED_BELOW
             and stop <= self.window_end and stop - self.settled_end < SETTLED_PIECE)
 
     cdef uint8_t *reserve_staging(self, uint64_t length) except NULL:
-        """Memory to build frames in, aside."""
+        """Returns staging memory, in which frames are built before they are written."""
         if self.staging_room < length:
             free(self.staging)
             self.staging_room = max(length, <uint64_t>STAGING_KEPT)
@@ -153,7 +154,7 @@ cdef class FrameFile:
         return self.staging
 
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1:
-        """Seals the frame and puts it into the file. It counts from here on; on an error it does not."""
+        """Seals the frame and writes it to the file. It counts from here on, unless this raises."""
         cdef uint64_t chain = self.chain
         cdef uint64_t end = self.end
         cdef uint64_t durable = self.durable
@@ -177,18 +178,18 @@ cdef class FrameFile:
             self.paced = False
         return 0
 
-    # ---- frames in parts: large values are written from where they are -----------------------------------
+    # ---- frames in parts: large values are written without being copied -----------------------------------
 
     cdef bint takes_parts(self, uint64_t length) except -1:
-        """Whether a frame of `length` bytes may be given in parts.
+        """Returns whether a frame of `length` bytes may be written in parts.
 
-        Not while it would be written into blocks that are zeroed first; and a directory of somebody else's making gets
-        it in one piece.
+        That is not so while frames are written into blocks that are zeroed first, nor with a custom directory class,
+        which gets each frame in one piece.
         """
         return not (self.paced and length <= PACED_BYTES) and self.directory.write is write_at
 
     cdef uint8_t *begin_parts(self, uint64_t length, uint64_t staged) except NULL:
-        """Room in the file for a frame of `length` bytes, and memory for the `staged` bytes that are built."""
+        """Reserves room in the file for a frame of `length` bytes, and memory for its `staged` bytes built here."""
         self.require_writable()
         self.settle()
         if self.end + length > self.allocated:
@@ -198,7 +199,7 @@ cdef class FrameFile:
         return self.reserve_staging(staged)
 
     cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1:
-        """`commit_frame` of a frame in parts, whose owner holds them. It is hashed and written without the GIL."""
+        """`commit_frame` for a frame in parts, which the caller keeps alive. Hashes and writes it without the GIL."""
         cdef int descriptor = self.descriptor.number
         cdef uint64_t chain
         cdef int failure
@@ -217,9 +218,9 @@ cdef class FrameFile:
         return self.note_frame(length, chain)
 
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1:
-        """`commit_frame` for several that stand next to each other, their lengths filled in: all of them, or none.
+        """`commit_frame` for consecutive frames whose lengths are filled in: all of them, or none.
 
-        They are one write, so they count as one in the rhythm of flushes.
+        They are one write, so they count as one frame when the rhythm of flushes is determined.
         """
         cdef uint64_t durable = self.durable
         cdef uint64_t offset = self.end
@@ -243,13 +244,13 @@ cdef class FrameFile:
         return 0
 
     cdef int settle_piece(self) except -1:
-        """What was written with `pwrite` becomes present in the mapping, before a read takes a page fault for it.
+        """Makes written pages present in the mapping for reads alone, before a read takes a page fault for one.
 
-        And after much that no sync has covered, the disk works while more is appended, so that a sync is short.
+        If much is unsynced, also starts writing it back: the disk works during further appends, and a sync stays short.
         """
         cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
         cdef uint64_t first
-        self.mapping.populate_read(self.start + self.settled_end, self.start + stop)
+        self.mapping.settle(self.start + self.settled_end, self.start + stop)
         self.settled_end = stop
         if stop > self.durable + WRITEBACK_BEHIND:
             first = max(self.writeback_end, self.durable & ~<uint64_t>(PAGE - 1))
@@ -258,9 +259,9 @@ cdef class FrameFile:
         return 0
 
     cdef int write_staged(self, uint64_t length) except -1:
-        """Writes the frame that was built aside. No Python code, and so no signal handler, runs once it is written."""
+        """Writes a frame from staging memory. Once it is written, no Python code runs, and so no signal handler."""
         try:
-            # A frame that ends this rhythm by its size alone is written once: zeros first would double the work.
+            # A frame whose size alone makes flushes infrequent is written once: zeros first would double the work.
             if self.paced and length <= PACED_BYTES and self.end + length > self.zeroed_end:
                 self.zero_ahead(length)
             piece = PyMemoryView_FromMemory(<char *>self.staging, length, PyBUF_READ)
@@ -277,9 +278,9 @@ cdef class FrameFile:
         return 0
 
     def zero_ahead(self, uint64_t length):
-        """Writes zeros where the next frames go: a sync is faster over blocks that were written before.
+        """Writes zeros where the next frames will go: a sync is faster over blocks that were written before.
 
-        They are stored into these pages, where stores are safe: the pages are in memory, and dirty, anyway.
+        If stores are safe, frames are then stored into these pages, which are in memory and dirty anyway.
         """
         cdef uint64_t stop = min(self.allocated, self.end + length + ZEROED_AHEAD)
         self.directory.write(self.descriptor, bytes(stop - self.end), self.end)
@@ -288,18 +289,18 @@ cdef class FrameFile:
             self.window_end = stop
 
     def void_frame(self):
-        """A frame that its caller is told failed must not be found by a recovery: its header is zeroed."""
+        """Zeroes the header of a failed frame: its caller is told that it failed, so recovery must not find it."""
         try:
             self.directory.write(self.descriptor, bytes(FRAME_RUNS), self.end)
         except OSError as error:
             self.poison(StorageError.wrap(error, self.path, "taking back a frame"))
 
     cdef int grow(self, uint64_t needed) except -1:
-        """Allocates blocks, for `needed` bytes in all and some ahead, and maps them."""
+        """Allocates blocks for `needed` bytes in total, plus some ahead, and maps them."""
         cdef uint64_t ahead = min(max(self.allocated / 4, <uint64_t>SMALLEST_GROWTH), <uint64_t>LARGEST_GROWTH)
         cdef uint64_t size = (needed + ahead + PAGE - 1) & ~<uint64_t>(PAGE - 1)
         if self.start + needed > ARENA_LIMIT:
-            raise StorageError(errno.EFBIG, f"base and log take at most {ARENA_LIMIT} bytes", self.path)
+            raise StorageError(errno.EFBIG, f"base and log can take at most {ARENA_LIMIT} bytes", self.path)
         with storage_errors(self.path, f"allocating {needed - self.allocated} bytes"):
             try:
                 self.directory.allocate(self.descriptor, self.allocated, size)
@@ -313,7 +314,7 @@ cdef class FrameFile:
     cdef int map_up_to(self, uint64_t size) except -1:
         cdef Mapping mapping
         if self.mapping is None or not self.mapping.fits(size):
-            # A reader of the old mapping keeps it; both show the same pages.
+            # Readers of the old mapping keep it; both show the same pages.
             mapping = Mapping(self.start + 2 * size, self.read_only)
             self.lay_base(mapping)
             mapping.extend(self.descriptor, size)
@@ -325,13 +326,13 @@ cdef class FrameFile:
         return 0
 
     cdef int lay_base(self, Mapping mapping) except -1:
-        """Map what lies before the file in a new mapping: here nothing."""
+        """Maps what precedes the file in a new mapping: nothing for this class."""
         return 0
 
     # ---- sync ------------------------------------------------------------------------------------------
 
     def sync(self):
-        """Makes all that was appended before the call durable; on failure the log is poisoned."""
+        """Makes everything appended before the call durable; if the sync fails, the log is poisoned."""
         cdef uint64_t target = self.end
         cdef uint64_t written
         cdef bint prepare
@@ -354,7 +355,7 @@ cdef class FrameFile:
             self.ask_sync()
         finally:
             self.syncing -= 1
-            self.window_end = 0  # the sync has cleaned the pages: a store would be a fault again
+            self.window_end = 0  # the sync has made the pages clean, so a store would fault again
         self.check_writable()  # another sync may have failed meanwhile: the system reports an error only once
         self.durable = max(self.durable, target)
         self.sync_count += 1
@@ -370,13 +371,13 @@ cdef class FrameFile:
             self.poison(failure)
             raise failure from error
         except BaseException as error:
-            # Nobody knows whether the sync went through.
+            # It is unknown whether the sync succeeded.
             self.poison(error)
             raise
         return 0
 
     cdef int repeat_suspect(self) except -1:
-        """Writes the suspect part again. An interruption leaves it suspect: the next sync does it from the start."""
+        """Writes the suspect part again. If interrupted, all of it stays suspect, and the next sync starts over."""
         try:
             self.write_suspect()
         except OSError as error:
@@ -386,7 +387,7 @@ cdef class FrameFile:
         return 0
 
     cdef int prepare(self, uint64_t size) except -1:
-        """Populates zeroed pages for what comes before the next sync, so that the writer neither faults nor asks."""
+        """Populates zeroed pages for writes before the next sync, so that the writer takes no faults."""
         cdef Mapping mapping = self.mapping
         cdef uint64_t start = self.start
         cdef uint64_t first = self.end
@@ -397,15 +398,16 @@ cdef class FrameFile:
             return 0
         with nogil:
             populated = mapping.populate(start + first, start + stop)
-        if populated and mapping is self.mapping and self.paced and not self.syncing:  # still so: others ran meanwhile
+        # Unchanged, although other threads ran
+        if populated and mapping is self.mapping and self.paced and not self.syncing:
             self.window_end = stop
         return 0
 
     def write_suspect(self):
-        """Writes again what an earlier life of this log appended, but no sync is known to cover.
+        """Rewrites what an earlier process appended to this log, and no sync is known to cover.
 
-        After a failed sync the page cache holds bytes that the disk does not, and calls them clean: only
-        bytes written again are sure to be part of the next sync, and on ext4 only those written past the cache.
+        After a failed sync, the page cache may hold bytes that the disk does not, yet consider them clean: only
+        rewritten bytes are sure to be part of the next sync, and on ext4 only if they are written past the cache.
         """
         cdef uint64_t offset = self.durable
         pages = memoryview(self.mapping)[self.start:]
@@ -413,20 +415,20 @@ cdef class FrameFile:
             stop = min(self.suspect_end, offset + (1 << 20))
             self.directory.write(self.descriptor, bytes(pages[offset:stop]), offset)
             offset = stop
-        # The last piece was written past the cache before anything could be appended to it (`cut`).
+        # The last piece was written past the cache before anything could be appended to it (see `cut`).
         self.directory.write_past_cache(
             self.descriptor, self.name, self.durable, self.suspect_end - self.suspect_end % PIECE)
         self.check_suspect()
-        # The next frame's watermark says it; where there is much, that is worth a frame of its own.
+        # The next frame's watermark records this; if the part is large, it is worth a frame of its own.
         self.unnoted = self.suspect_end - self.durable > NOTED_ABOVE
         self.suspect_end = 0
 
     cdef int check_suspect(self) except -1:
-        """Raises unless these are still the frames that recovery found: the cache may have lost them meanwhile.
+        """Raises unless these are still the frames that recovery found: the cache may have lost them in the meantime.
 
-        Without the GIL, in pieces, between which signal handlers run.
+        Works without the GIL, in pieces; signal handlers run between them.
         """
-        cdef Mapping mapping = self.mapping  # its pages stay, whatever is appended meanwhile
+        cdef Mapping mapping = self.mapping  # held: its pages stay valid, whatever is appended meanwhile
         cdef const uint8_t *file = mapping.address + self.start
         cdef uint64_t durable = self.durable
         cdef uint64_t end = self.suspect_end
@@ -445,12 +447,12 @@ cdef class FrameFile:
                     chain = frame_checksum(file + offset)
                     offset += frame_length(file + offset)
             if not sound:
-                raise OSError(errno.EIO, f"the frame at offset {offset} was there, and is not any more")
+                raise OSError(errno.EIO, f"the frame at offset {offset} was found by recovery, and is gone now")
             PyErr_CheckSignals()
         return 0
 
     cpdef int check_writable(self) except -1:
-        """Raises what every write meets after a failed sync, or read-only."""
+        """Raises if the file is opened read-only, or poisoned by a failed sync."""
         if self.read_only:
             raise ReadOnlyError(f"{self.path}: opened with read_only=True; nothing is written")
         if self.poisoned is None:
@@ -461,17 +463,17 @@ cdef class FrameFile:
             "close it and open the directory again", self.path)
 
     def poison(self, error):
-        """Refuses every write from here on."""
+        """Makes every later write fail."""
         if self.poisoned is None:
             told = error.strerror if isinstance(error, StorageError) else f"interrupted: {error!r}"
-            # Not the error itself: with its traceback it would keep alive whatever its frames hold.
+            # Not the error itself: its traceback would keep alive whatever its frames refer to.
             self.poisoned = StorageError(getattr(error, "errno", None), told, self.path)
             if self.waiters is not None:
                 self.waiters.end_poisoned()
             logger.error("%s: poisoned, nothing more is written: %s", self.path, error)
 
     def trim(self):
-        """Gives back what was allocated ahead."""
+        """Frees the space that was allocated ahead."""
         with storage_errors(self.path, "trimming the log"):
             self.directory.truncate(self.descriptor, self.end)
             self.allocated = self.end
@@ -481,15 +483,15 @@ cdef class FrameFile:
     # ---- recover ---------------------------------------------------------------------------------------
 
     def found(self, uint64_t end, uint64_t durable):
-        """Where its frames end, and up to where they are known durable: its first sync writes the rest again."""
+        """Takes where recovery found the end, and the known durable offset; the first sync rewrites the rest."""
         self.end = self.settled_end = self.writeback_end = end
         self.durable = max(durable, <uint64_t>LOG_HEADER_SIZE)
         self.suspect_end = end if end > self.durable else 0
 
     cdef bint is_frame(self, uint64_t offset, uint64_t end, uint64_t checksum) noexcept:
-        """Whether the frame at an offset ends where it should, and is that of a checksum: then all before it are, too.
+        """Returns whether the frame at an offset has this end and this checksum; if so, all frames before it match too.
 
-        It is not hashed. O(1).
+        O(1): the frame is not hashed.
         """
         cdef const uint8_t *frame = self.address + offset
         return (
@@ -498,10 +500,10 @@ cdef class FrameFile:
             and offset + frame_length(frame) == end and frame_checksum(frame) == checksum)
 
     def cut(self, uint64_t end, uint64_t torn_end, uint64_t durable):
-        """Ends the file at `end`. Durable before anything is appended, so that a torn frame never returns.
+        """Ends the file at `end`, durably, before anything is appended, so that a torn frame never reappears.
 
-        The sync is not spared when there is nothing to cut: an opening before this one may have been killed
-        between its cut and its sync.
+        The sync is made even if there is nothing to cut: an earlier opening may have been killed between its cut and
+        its sync.
         """
         with storage_errors(self.path, "cutting the log's tail"):
             if self.allocated > end:

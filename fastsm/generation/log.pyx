@@ -1,4 +1,4 @@
-"""The log: a file of frames on top of a base, copied by a compaction, and read back after any end."""
+"""The log: a file of frames on top of a base, which compaction copies from, and recovery reads back."""
 
 import os
 import time
@@ -23,7 +23,7 @@ from fastsm.types import LogId, Recovery
 
 
 def log_name(generation):
-    """The file name of a generation's log."""
+    """Returns the file name of a generation's log."""
     return f"log-{generation}"
 
 
@@ -43,9 +43,9 @@ cdef class Log(FrameFile):
 
     @staticmethod
     def create(directory, generation, base=None, changes=None):
-        """Create an empty log on top of a base, or of the empty state. The file is durable on return, its name is not.
+        """Creates an empty log on top of a base, or of the empty state. On return the file is durable, its name is not.
 
-        It takes the base, and closes it when it is closed. `changes`: how many the base's last entry made, if that is
+        The log owns the base, and closes it with itself. `changes`: how many changes the base's last entry made, if
         known.
         """
         identity = int.from_bytes(os.urandom(8), "little")
@@ -64,15 +64,15 @@ cdef class Log(FrameFile):
             except BaseException:
                 directory.close_file(descriptor)
                 raise
-        # Not from within the block: Cython loses what is being returned when the block's end raises.
+        # Outside the block: Cython loses a return value if leaving the block raises.
         return log
 
     @staticmethod
     def open(directory, current, bint read_only=False, up_to=None):
-        """The log that CURRENT names, with its base, the headers checked; `recover` comes next.
+        """Returns the log that CURRENT names, and its base, with both headers checked; call `recover` next.
 
-        Read-only, next to an owner who appends and trims: only the frames that are whole now are mapped. `up_to`: those
-        before this offset, which are whole (0: it is looked for where CURRENT's knowledge ends).
+        Read-only, next to an owner that appends and trims: only frames that are complete now are mapped. `up_to`: only
+        frames before this offset, which are complete; 0: the end is searched for from the point that CURRENT names.
         """
         name = log_name(current.generation)
         path = directory.path_of(name)
@@ -115,7 +115,7 @@ cdef class Log(FrameFile):
         return 0
 
     def close(self):
-        """Give the descriptors back, the base's too. Idempotent."""
+        """Closes the descriptors, including the base's. Idempotent."""
         try:
             FrameFile.close(self)
         finally:
@@ -127,16 +127,16 @@ cdef class Log(FrameFile):
     def copy_from(self, Log source, uint64_t first, uint64_t stop):
         """Appends the frames in [first, stop) of another log, sealed for their new place. O(bytes).
 
-        Frames that applied nothing are left out: what they say of snapshots and syncs holds for the other log.
+        Frames that applied nothing are left out: what they record of snapshots and syncs is true of the other log only.
         """
-        cdef Mapping mapping = source.mapping  # stays, even if `source` is mapped anew meanwhile
+        cdef Mapping mapping = source.mapping  # held: stays valid even if `source` is mapped again meanwhile
         if mapping is None:
-            raise NotRunningError(f"{source.path}: the log was closed meanwhile")
+            raise NotRunningError(f"{source.path}: the log was closed in the meantime")
         while first < stop:
             first = self.copy_piece(mapping.address + mapping.start, first, stop)
 
     cdef uint64_t copy_piece(self, const uint8_t *source, uint64_t first, uint64_t stop) except 0:
-        """Appends frames of about STAGING_KEPT bytes, at least one; returns where the next one starts."""
+        """Appends frames of about STAGING_KEPT bytes in total, at least one; returns where the next one starts."""
         cdef uint64_t offset = first
         cdef uint64_t size = 0
         while offset < stop:
@@ -177,12 +177,12 @@ cdef class Log(FrameFile):
     def recover(
         self, Terms terms, current, expect_applied=None, *, saved=None, metadata=None, verify=None, not_below=0,
     ):
-        """Find the end of the log, add to `terms`, and cut a torn tail. Return a `Recovery`.
+        """Finds the end of the log, adds its entries to `terms`, and cuts a torn tail. Returns a `Recovery`.
 
-        `current`: what CURRENT says. With a saved table's head, the frames that it covers are not looked at: `terms`
-        and `metadata`, of the newest snapshot, hold what they say. `verify()` may look at more, when the end is known.
-        A log that ends before `not_below` is not cut.
-        Raises `CorruptionError`; then nothing was touched.
+        `current`: the content of CURRENT. `saved`: a saved table's header; the frames that it covers are skipped, and
+        `terms` and `metadata` (of the newest snapshot) already contain theirs. `verify()` is called once the end is
+        known, to check more. A log that ends before `not_below` is not cut. Raises `CorruptionError`, with nothing
+        changed.
         """
         cdef Scan scan
         cdef uint64_t known_durable = current.durable_offset
@@ -193,7 +193,7 @@ cdef class Log(FrameFile):
             scan = Scan(
                 self.mapping, self.allocated, self.head, self.path, terms, saved.log_offset, saved.frames,
                 saved.last_frame, saved.last_checksum)
-            known_durable = max(known_durable, <uint64_t>saved.log_offset)  # it was saved after a sync
+            known_durable = max(known_durable, <uint64_t>saved.log_offset)  # since it was saved after a sync
         self.known_frame, self.known_chain = scan.end, scan.chain
         scan.whole_frames_only = self.read_only
         started = time.perf_counter()
@@ -215,27 +215,27 @@ cdef class Log(FrameFile):
             seconds=time.perf_counter() - started)
 
     def judge_current(self, current):
-        """Raise `CorruptionError` unless the frame that CURRENT names is there: the log is of another history then."""
+        """Raises `CorruptionError` unless the log has the frame that CURRENT names: if not, their histories differ."""
         if current.last_frame and not self.is_frame(current.last_frame, current.durable_offset, current.last_checksum):
             raise CorruptionError(
                 self.path, current.last_frame,
                 f"the frame of checksum {current.last_checksum:#018x} up to offset {current.durable_offset}, which "
-                "CURRENT names", "another one: CURRENT and this log are of different histories",
+                "CURRENT names", "another frame: CURRENT and this log belong to different histories",
                 "restore both from one copy of the directory")
 
     def damage_at(self, uint64_t place):
-        """The error for a record of the arena that says that it is longer than it can be."""
+        """Returns the error for a record of the arena whose length cannot be right."""
         path, offset = self.path, place
         if place >= self.start:
             offset -= self.start
         elif self.base is not None:
             path = self.base.path
-        return CorruptionError(path, offset, "a record within the file", "one that says it is longer")
+        return CorruptionError(path, offset, "a record within the file", "a length that goes beyond it")
 
     def last_frame_up_to(self, uint64_t index, uint64_t at_least=0):
-        """Return the end of the last frame that applied nothing after an index, and the last entry up to there.
+        """Returns the end of the last frame whose entries are all <= index, and the last entry up to there.
 
-        Frames that begin before the offset `at_least` count whatever they applied. O(frames), without the GIL.
+        Frames that start before the offset `at_least` are included whatever they apply. O(frames), without the GIL.
         """
         cdef uint64_t offset = LOG_HEADER_SIZE
         cdef uint64_t end = self.end
@@ -245,7 +245,7 @@ cdef class Log(FrameFile):
         cdef const Run *run
         cdef Mapping mapping = self.mapping
         if mapping is None:
-            raise NotRunningError(f"{self.path}: the log was closed meanwhile")
+            raise NotRunningError(f"{self.path}: the log was closed in the meantime")
         with nogil:
             while offset < end:
                 frame = mapping.address + mapping.start + offset
@@ -258,7 +258,7 @@ cdef class Log(FrameFile):
         return offset, LogId(last, term)
 
     def last_durable(self, uint64_t index, uint64_t term, uint64_t start=LOG_HEADER_SIZE):
-        """The last entry of the frames that are durable; `index` and `term` are of the last one before `start`."""
+        """Returns the last entry in durable frames; `index` and `term`: of the last entry before `start`."""
         cdef const Run *runs
         cdef uint32_t count
         cdef uint64_t offset = start
@@ -271,8 +271,8 @@ cdef class Log(FrameFile):
         return LogId(index, term)
 
     def verification(self):
-        """What `verify_file` needs to read the log as it is now, even when it is closed meanwhile."""
+        """Returns what `verify_file` needs to read the log as it is now, even if it is closed in the meantime."""
         descriptor = self.descriptor.duplicate()
-        cdef uint64_t end = self.end       # in one step with the checksum
+        cdef uint64_t end = self.end       # together with the checksum, without Python code in between
         cdef uint64_t chain = self.chain
         return descriptor, self.head, self.path, end, chain

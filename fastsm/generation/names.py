@@ -1,4 +1,4 @@
-"""The names in a state's directory, and which of the files with these names this library made."""
+"""The file names in a state's directory, and which files of these names this library made."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from fastsm.errors import CorruptionError
 CURRENT = "CURRENT"
 NAMES = re.compile(r"(?:log|base|table)-([1-9][0-9]{0,18})(?:\.tmp)?|CURRENT(?:-([1-9][0-9]{0,18}))?\.tmp")
 NEWEST = "NEWEST"
-LOG_NAMES = re.compile(r"journal-([1-9][0-9]*)")  # of a Raft log, which has a directory of its own, with NEWEST
-MAGIC = b"FASTSM-"  # of all files; which of them it is, the next byte says
-LOOKED_AT = 96  # bytes at the start; of a file that was being made they may all be zero
+# Segments of a Raft log (and NEWEST), which has a directory of its own
+LOG_NAMES = re.compile(r"journal-([1-9][0-9]*)")
+MAGIC = b"FASTSM-"  # the common start of all magics; the next byte tells the kinds of files apart
+LOOKED_AT = 96  # bytes at the start of a file; they may all be zero in an unfinished file
 
 
 def number_of(name: str) -> int | None:
-    """Return the generation in a file's name; None when it is another name, or names no generation."""
+    """Returns the generation in a file's name; None if the name has none."""
     found = NAMES.fullmatch(name)
     number = found and (found[1] or found[2])
     return int(number) if number else None
 
 
 def is_own(directory: Directory, name: str) -> bool:
-    """Return whether this library made a file: it is empty, starts with zeros, or with a magic of ours.
+    """Returns whether this library made a file: it is empty, or starts with zeros or with one of our magics.
 
-    What somebody else made, and what merely has such a name, is left alone, whatever kind of file it is. Raises OSError
-    when it cannot be read: a state whose CURRENT is lost must not be taken for a new directory.
+    Other files that happen to have such a name are left alone, whatever their type. Raises OSError if the file cannot
+    be read: a state whose CURRENT is lost must not be taken for a new directory.
     """
     try:
         start = directory.read_file(name, LOOKED_AT)
@@ -38,25 +39,25 @@ def is_own(directory: Directory, name: str) -> bool:
 
 
 def own_names(directory: Directory, generation: int | None = None) -> Iterator[str]:
-    """The names of all files of generations, or of one, that this library made."""
+    """Yields the names of all files of generations, or of one generation, that this library made."""
     for name in directory.names():
         if NAMES.fullmatch(name) and (generation is None or number_of(name) == generation) and is_own(directory, name):
             yield name
 
 
 def holds_state(directory: Directory) -> bool:
-    """Return whether files of a state machine are in a directory. Raises OSError when they cannot be read."""
+    """Returns whether a directory has files of a state machine. Raises OSError if they cannot be read."""
     return is_own(directory, CURRENT) or any(True for _ in own_names(directory))
 
 
 def holds_raft_log(directory: Directory) -> bool:
-    """Return whether files of a Raft log are in a directory. Raises OSError when they cannot be read."""
+    """Returns whether a directory has files of a Raft log. Raises OSError if they cannot be read."""
     return any(
         (name == NEWEST or LOG_NAMES.fullmatch(name)) and is_own(directory, name) for name in directory.names())
 
 
 def free_generations(directory: Directory, first: int) -> Iterator[int]:
-    """Numbers from ``first`` on, in no file's name when they are taken: nobody's file is replaced. Thread safe."""
+    """Yields numbers from ``first`` on that no file's name has at that time, so no file is replaced. Thread safe."""
 
     def is_free(number: int) -> bool:
         with storage_errors(directory.path, "listing"):

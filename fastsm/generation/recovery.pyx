@@ -1,7 +1,7 @@
 """Reading a log back: where its frames end, what is torn and what is corrupt.
 
-The rule: bytes that are known durable, from CURRENT or from the watermark of any valid frame, must be there;
-else they are corrupt, and nothing is touched. What is wrong after them was never promised: it is torn.
+The rule: bytes that are known to be durable, from CURRENT or from the watermark of any valid frame, must be intact;
+otherwise the log is corrupt, and nothing is changed. Damage after those bytes is torn: they were never promised.
 """
 
 import os
@@ -27,22 +27,22 @@ from fastsm.long_work import no_tick, run_long
 from fastsm.types import LogId
 
 cdef enum:
-    SLICE = 16 << 20         # bytes between two looks at whether to go on: some milliseconds
-    PIECE = 64 << 20         # of a file that is read rather than mapped: each takes the GIL twice
-    INSIDE = 16              # added to what was found inside a frame that is valid
+    SLICE = 16 << 20         # bytes between two checks whether to go on: a few milliseconds
+    PIECE = 64 << 20         # of a file that is read, not mapped: each piece takes the GIL twice
+    INSIDE = 16              # a flag for findings inside a valid frame
 
 FINDINGS = {
     NOTHING: "zeros",
-    BROKEN: "bytes that are no frame, or whose checksum does not match",
-    MALFORMED: "a frame with a matching checksum whose content does not add up",
+    BROKEN: "bytes that are not a frame, or whose checksum does not match",
+    MALFORMED: "a frame whose checksum matches, but whose content is malformed",
 }
 
 
 cdef class Scan:
     """A pass over the frames of a mapped log of `size` bytes, from the offset `start` on. It writes nothing.
 
-    What lies before that is known already: `terms` hold its entries; there are `frames`, the last of which starts at
-    `last_frame`, and `chain` is the checksum that the next one is chained to.
+    What precedes `start` is known already: `terms` contain its entries, `frames` is the number of its frames, the last
+    of which starts at `last_frame`, and `chain` is the checksum to which the next frame is chained.
     """
 
     def __cinit__(
@@ -64,12 +64,12 @@ cdef class Scan:
         self.progress.snapshot = NULL
 
     def read_frames(self):
-        """Checks frame after frame up to the first that is not valid; the terms take their runs."""
+        """Checks frames up to the first invalid one, and adds their runs to the terms."""
         if run_long(self._read_all, no_tick, self.size - self.end) != VALID:
-            raise CorruptionError(self.path, self.end, "a frame whose content adds up", FINDINGS[MALFORMED])
+            raise CorruptionError(self.path, self.end, "a frame with well-formed content", FINDINGS[MALFORMED])
 
     def _read_all(self, Work work):
-        """`read_frames`, as long work: MALFORMED where a frame with a matching checksum does not add up."""
+        """The work of `read_frames`: returns MALFORMED if a frame's checksum matches, but its content is malformed."""
         cdef int finding = VALID
         while finding == VALID:
             with nogil:
@@ -80,7 +80,7 @@ cdef class Scan:
         return MALFORMED if finding & INSIDE else VALID
 
     cdef int read_slice(self) except -1 nogil:
-        """VALID when there may be more to read."""
+        """Reads a slice of frames; returns VALID if there may be more to read."""
         cdef const uint8_t *frame
         cdef uint64_t pause = self.end + SLICE
         cdef int finding
@@ -102,15 +102,15 @@ cdef class Scan:
         return look_at_frame(self.address + offset, self.size - offset, self.identity, offset, self.chain)
 
     def judge_durable(self, uint64_t known_durable):
-        """Raises when the frames end before what CURRENT or one of them says was durable."""
+        """Raises if the frames end before what CURRENT or one of them says was durable."""
         self.watermark = max(self.watermark, known_durable)
         if self.end < self.watermark:
-            raise self.corrupt(f"a frame, for the log is known durable up to offset {self.watermark}")
+            raise self.corrupt(f"a frame, since the log is known durable up to offset {self.watermark}")
 
     def judge_snapshot(self, metadata):
-        """Raises when the state is behind its own snapshot: the host may have dropped its log up to there.
+        """Raises if the state is older than its own snapshot: the host may have dropped its log up to that snapshot.
 
-        `metadata`: of the newest snapshot that was known before the frames which were read here.
+        `metadata`: of the newest snapshot known before these frames were read.
         """
         included = metadata.last_included if metadata is not None else LogId()
         if self.progress.snapshot != NULL:
@@ -122,11 +122,11 @@ cdef class Scan:
                 "install that snapshot, or restore the directory from a replica")
 
     def last_applied(self):
-        """The last entry of the frames."""
+        """Returns the last entry of the frames."""
         return LogId(self.progress.last_index, self.progress.last_term)
 
     def corrupt(self, expected):
-        """The error for what is at the end of the frames."""
+        """Returns the error for what follows the frames."""
         if self.end < self.size:
             found = FINDINGS[self.look(self.end)]
         else:
@@ -134,15 +134,15 @@ cdef class Scan:
         return CorruptionError(self.path, self.end, expected, found)
 
     def end_of_torn_tail(self, int descriptor):
-        """Return where the torn tail after the last valid frame ends; its end, when there is none.
+        """Returns the end of the torn tail after the last valid frame; the end of the frames if there is no tail.
 
-        Raises `CorruptionError` when the tail proves that what is there now was durable once.
+        Raises `CorruptionError` if the tail proves that bytes which are gone or damaged were durable once.
         """
         return torn_tail_end(descriptor, self.identity, self.end, self.size, self.path)
 
 
 def judge_expected(path, end, expected, recovered, Terms terms):
-    """Raises unless what was recovered covers the entry that the embedder knows was durable."""
+    """Raises unless what was recovered contains the entry that the embedder knows was durable."""
     if expected is None:
         return
     expected = LogId(*expected)
@@ -160,7 +160,7 @@ def judge_expected(path, end, expected, recovered, Terms terms):
 # ---- reading without the mapping ------------------------------------------------------------------------
 
 def read_piece(int descriptor, size, offset):
-    """`size` bytes at `offset`, or what there is of them."""
+    """Returns `size` bytes at `offset`, or fewer at the end of the file."""
     pieces = []
     while size > 0:
         piece = os.pread(descriptor, min(size, PIECE), offset)
@@ -173,9 +173,9 @@ def read_piece(int descriptor, size, offset):
 
 
 def known_frames(int descriptor, head, current):
-    """Return where the frames end that CURRENT knows, and the last one's checksum, read from the file.
+    """Returns the end of the frames that CURRENT knows, and the last one's checksum, read from the file.
 
-    Where it names no frame, or another one is there, that is the header's end: nothing is known.
+    If CURRENT names no frame, or the file has another one there, nothing is known: that is the header's end.
     """
     cdef const uint8_t *frame
     nothing = LOG_HEADER_SIZE, format.head_checksum(format.pack_log_head(head))
@@ -197,24 +197,24 @@ def known_frames(int descriptor, head, current):
 
 
 def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain=None, known=None):
-    """Return where the valid frames of a log end, and the last one's checksum, read from the file, not the mapping.
+    """Returns the end of a log's valid frames, and the last one's checksum, read from the file, not the mapping.
 
-    So it is safe next to an owner who cuts the file, and it sees the disk's errors as errors.
+    That makes it safe next to an owner that cuts the file, and turns read errors of the disk into exceptions.
 
-    `first_chain`: what the first one is chained to, where `head` is not that of a state machine's log. `known`: the end
-    and the checksum of frames that need not be looked at.
+    `first_chain`: the checksum to which the first frame is chained, if `head` is not that of a state machine's log.
+    `known`: the end and the checksum of frames that need not be read.
     """
     if known is None:
         if first_chain is None:
             first_chain = format.head_checksum(format.pack_log_head(head))
         known = LOG_HEADER_SIZE, first_chain
     cdef uint64_t end = known[0]
-    cdef uint64_t offset = end   # of `piece` in the file
+    cdef uint64_t offset = end   # the offset of `piece` in the file
     cdef uint64_t left, length
     cdef uint64_t identity = head.identity
     cdef uint64_t chain = known[1]
     cdef const uint8_t *frame
-    cdef uint64_t told = 0                   # to `progress`
+    cdef uint64_t told = 0                   # the bytes last reported to `progress`
     cdef bytes piece = b""
     cdef int finding
     while True:
@@ -223,13 +223,13 @@ def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain
         length = FRAME_RUNS
         if left >= FRAME_RUNS:
             if look_at_header(frame, left, identity, end) != VALID:
-                break  # before its length is believed, and so much read
+                break  # checked before the length is trusted, and that much is read
             length = frame_length(frame)
         if left < length and length <= size - end:
             piece = read_piece(descriptor, min(max(length, <uint64_t>PIECE), size - end), end)
             offset = end
             if <uint64_t>PyBytes_GET_SIZE(piece) < length:
-                break  # the file was cut meanwhile
+                break  # the file was cut in the meantime
             continue
         with nogil:
             finding = look_at_frame(frame, left, identity, end, chain)
@@ -257,16 +257,16 @@ def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain
 
 
 def verify_file(int descriptor, head, str path, uint64_t end, uint64_t chain, progress=None):
-    """Raises `CorruptionError` unless the file holds its header, and valid frames up to `end`.
+    """Raises `CorruptionError` unless the file has its header, and valid frames up to `end`.
 
-    `chain`: the checksum of the last of them, which stands for them all.
+    `chain`: the checksum of the last frame, which covers all of them.
     """
     found = format.unpack_log_head(os.pread(descriptor, LOG_HEADER_SIZE, 0), path)
     if found != head:
         raise CorruptionError(path, 0, head, found)
     stop, last = whole_frames(descriptor, head, end, progress)
     if stop < end:
-        raise CorruptionError(path, stop, "a valid frame", "bytes whose checksum does not match, or none")
+        raise CorruptionError(path, stop, "a valid frame", "bytes whose checksum does not match, or the end")
     if last != chain:
         raise CorruptionError(
-            path, stop, f"frames up to the one of checksum {chain:#018x}", f"others, up to {last:#018x}")
+            path, stop, f"a last frame of checksum {chain:#018x}", f"another one, of checksum {last:#018x}")

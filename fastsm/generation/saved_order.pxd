@@ -10,8 +10,8 @@ cdef bint take_order(
 
 
 cdef class HeldOrder:
-    cdef OrderedView view               # of all keys at the moment
-    cdef readonly uint64_t count        # of the table's keys at that moment
+    cdef OrderedView view               # a view of all keys at one moment
+    cdef readonly uint64_t count        # the number of keys at that moment
     cdef uint64_t *places               # NULL: not gathered yet
     cdef bint gather(self, tick) except -1
     cdef int write(self, directory, descriptor, uint64_t offset, tick) except -1

@@ -1,9 +1,10 @@
 """The order of the keys in a saved table: the places of their newest records, sorted by key.
 
     order  ─►  a view of all keys at one moment  ─►  places  ─►  file
-    file   ─►  places, each of which is one of the table's  ─►  order
+    file   ─►  places, all of which are in the table  ─►  order
 
-An order is derived. So one that is not exactly the table's is left out, and built again when somebody reads in order.
+An order is derived data, so one that does not match the table exactly is ignored, and built again for the first read
+that needs it.
 """
 
 from cpython.buffer cimport PyBUF_READ
@@ -22,10 +23,10 @@ cdef enum:
 # ---- save ----------------------------------------------------------------------------------------------
 
 cdef HeldOrder hold_order(Index index, uint64_t end, bint at_once, tick):
-    """The order of an index, to be saved; None when it is not in use, or when there is no memory to hold it.
+    """Captures the order of an index, to be saved; None if the order is not in use, or there is no memory.
 
-    `end`: the place after the last record. Many new keys are sorted in first, without the GIL, with calls of `tick()`;
-    with `at_once`, which runs no Python code, they make it None. O(new keys).
+    `end`: the place after the last record. Many new keys are first sorted in, without the GIL, with calls of `tick()`;
+    with `at_once`, no Python code runs, and None is returned in that case. O(new keys).
     """
     cdef HeldOrder held
     cdef Order order = index.order
@@ -46,9 +47,9 @@ cdef HeldOrder hold_order(Index index, uint64_t end, bint at_once, tick):
 
 
 cdef class HeldOrder:
-    """All keys in their order at one moment, which stay as they are while writers go on.
+    """All keys in their order at one moment, unaffected by later writes.
 
-    Thread safety: one thread.
+    Thread safety: used by one thread.
     """
 
     def __cinit__(self):
@@ -58,9 +59,9 @@ cdef class HeldOrder:
         free(self.places)
 
     cdef bint gather(self, tick) except -1:
-        """Finds the newest place of each key; False when these are not all keys, or when there is no memory for them.
+        """Collects the newest place of each key; False if keys are missing, or there is no memory for them.
 
-        O(keys), under the GIL between two ticks. Once.
+        O(keys), under the GIL between two ticks. To be called once.
         """
         cdef uint64_t found = 0
         try:
@@ -96,10 +97,10 @@ cdef class HeldOrder:
 cdef bint take_order(
     Index index, Mapping mapping, const uint64_t *places, uint64_t count, uint64_t stop
 ) except -1:
-    """Gives an index without an order the one that was saved with its table; False when it is not that table's.
+    """Gives an index the order that was saved with its table; returns False if the two do not match.
 
-    O(places), without the GIL. No key is looked at: that they rise is the checksum's word, as it is for the table's
-    hashes.
+    O(places), without the GIL. The keys are not read: that they are sorted is guaranteed by the checksum, as are the
+    table's hashes.
     """
     cdef bint sound
     with nogil:
@@ -111,7 +112,7 @@ cdef bint take_order(
 
 
 cdef bint places_are_sound(const uint64_t *places, uint64_t count, uint64_t stop) noexcept nogil:
-    """Whether each is a multiple of 8, from the first record on, in the arena below `stop`."""
+    """Returns whether each place is a multiple of 8 within the arena's records, below `stop`."""
     cdef uint64_t least = LOG_HEADER_SIZE + FRAME_RUNS  # the header of a base is larger
     cdef uint64_t greatest = stop - RECORD_KEY
     cdef uint64_t outside = 0
@@ -120,7 +121,7 @@ cdef bint places_are_sound(const uint64_t *places, uint64_t count, uint64_t stop
     if stop < least + RECORD_KEY:
         return False
     for i in range(count):
-        # By sign bits, which the compiler takes several at a time. A place with the highest bit set is above `stop`.
+        # By sign bits, so that the compiler can vectorize it. A place with the highest bit set is above `stop`.
         outside |= (places[i] - least) | (greatest - places[i]) | places[i]
         odd |= places[i]
     return outside >> 63 == 0 and odd & 7 == 0
@@ -135,9 +136,9 @@ cdef uint64_t sum_of(const uint64_t *places, uint64_t count) noexcept nogil:
 
 
 cdef uint64_t sum_of_table(Table table) noexcept nogil:
-    """The sum of a table's places: an order of another moment or generation has another one."""
+    """Returns the sum of a table's places, which differs for an order of another moment or generation."""
     cdef Segment *segment
-    cdef uint64_t mask = PLACE_MASK  # a local: it stays in a register
+    cdef uint64_t mask = PLACE_MASK  # a local variable stays in a register
     cdef uint64_t total = 0
     cdef uint32_t number
     cdef size_t i

@@ -1,12 +1,11 @@
-"""The saved table: an index put into a file, and mapped back into memory, so that opening reads no log.
+"""The saved table: an index that is written to a file, and mapped back into memory, so that opening reads no log.
 
-It holds what the index holds: the tables of keys, sessions and touches, deadlines, the dead map, terms, the clock, and
-the order of the keys, where that is in use.
+It contains what the index contains: the tables of keys, sessions and touches, deadlines, the dead map, terms, the
+clock, and the order of the keys if that is in use.
 
-Its file is a copy of memory at one moment of a log's life. It is believed only if all of it checks out: its own
-checksum, that base and log up to that moment are the bytes that it was made from, and that each slot leads into the
-arena. A table of an earlier moment is as good, since a log's frames never change: what came after it is read from the
-log.
+The file is a copy of memory at one moment of a log's life. It is used only if everything matches: its own checksum, the
+base and the log up to that moment, from which it was made, and each slot's place, which must be within the arena. The
+log may have grown since: its frames never change, so later ones are read from the log.
 """
 
 import os
@@ -39,16 +38,16 @@ from fastsm.types import LogId, SnapshotMetadata
 
 
 def table_name(generation):
-    """The file name of a generation's saved table."""
+    """Returns the file name of a generation's saved table."""
     return f"table-{generation}"
 
 
 # ---- save ----------------------------------------------------------------------------------------------
 
 def save_table(directory, Log log, Index index, tick):
-    """Puts the index of all of a log's frames, which are synced, into the generation's saved table; durable on return.
+    """Saves the index of all of a log's frames, which are synced, as the generation's table; durable on return.
 
-    `tick()` is called between pieces of the work, and may raise. Nobody changes the index meanwhile. O(slots). Raises
+    `tick()` is called between pieces of the work, and may raise. The index must not change meanwhile. O(slots). Raises
     OSError.
     """
     cdef HeldTable held = HeldTable(log)
@@ -59,7 +58,7 @@ def save_table(directory, Log log, Index index, tick):
 
 
 def hold_table(Log log, Index index):
-    """A copy of the index of all of a log's frames, to be saved later; None where there is no memory for it."""
+    """Returns a copy of the index of all of a log's frames, to be saved later; None if there is no memory for it."""
     cdef HeldTable held = HeldTable(log)
     try:
         held.take(index, True, None)
@@ -69,8 +68,8 @@ def hold_table(Log log, Index index):
 
 
 cdef class HeldSegments:
-    """The segments of a table: its own, or a copy of them."""
-    cdef Table table             # None: they were copied
+    """The segments of a table: the table's own, or a copy."""
+    cdef Table table             # None: the segments were copied
     cdef uint32_t count
     cdef uint8_t *copied
 
@@ -82,7 +81,7 @@ cdef class HeldSegments:
         free(self.copied)
 
     cdef int copy(self) except -1:
-        """O(slots), with the GIL, since the table must not change meanwhile."""
+        """Copies the segments. O(slots), under the GIL, since the table must not change meanwhile."""
         cdef uint32_t number = 0
         self.copied = <uint8_t *>malloc(<size_t>self.count * SEGMENT_SIZE + 1)
         if self.copied == NULL:
@@ -96,11 +95,11 @@ cdef class HeldSegments:
         return 0
 
     cdef uint32_t of_block(self, uint32_t number) noexcept:
-        """How many segments from one on are next to each other in memory."""
+        """Returns how many segments, starting with this one, are contiguous in memory."""
         return min(self.count - number, <uint32_t>SEGMENTS_PER_BLOCK)
 
     cdef int write(self, directory, descriptor, uint64_t offset, tick) except -1:
-        """A block of segments after the other."""
+        """Writes the segments, block by block."""
         cdef uint32_t number = 0
         cdef char *start
         while number < self.count:
@@ -116,16 +115,16 @@ cdef class HeldSegments:
 
 
 cdef class HeldTable:
-    """What a saved table says of a log, up to `end`.
+    """The content of a saved table, for a log up to `end`.
 
-    Thread safety: one thread.
+    Thread safety: used by one thread.
     """
     cdef readonly Log log
     cdef readonly uint64_t end
-    cdef list segments           # of each table, in the order of the file
-    cdef HeldOrder order         # None: it is not in use
+    cdef list segments           # those of each table, in the order of the file
+    cdef HeldOrder order         # None: not in use
     cdef object saved            # the header
-    cdef bytes front             # what lies between it and the segments
+    cdef bytes front             # the bytes between the header and the segments
 
     def __cinit__(self, Log log):
         self.log = log
@@ -144,11 +143,11 @@ cdef class HeldTable:
         return 0
 
     def written(self, directory, tick):
-        """A context in which the table is in a file, synced, without its name. `tick()` as for `save_table`."""
+        """Returns a context manager in which the table is in a synced temporary file. `tick()`: as in `save_table`."""
         return WrittenTable(self, directory, tick)
 
     def put_in_place(self, directory):
-        """Gives the file its name, which is not durable yet."""
+        """Renames the temporary file to its final name, which is not durable yet."""
         name = table_name(self.log.head.generation)
         directory.rename(f"{name}.tmp", name)
 
@@ -173,7 +172,7 @@ cdef class HeldTable:
 
 
 cdef class WrittenTable:
-    """The context of `HeldTable.written`."""
+    """The context manager of `HeldTable.written`."""
     cdef HeldTable held
     cdef object directory, tick
 
@@ -199,12 +198,12 @@ cdef class WrittenTable:
 
 
 cdef tuple tables_of(Index index):
-    """The tables, in the order of the file."""
+    """Returns the tables, in the order of the file."""
     return index.table, index.sessions, index.touches
 
 
 cdef tuple describe(Log log, Index index):
-    """The header, and what lies between it and the segments."""
+    """Returns the header, and the bytes between it and the segments."""
     cdef uint64_t count = 0
     cdef uint64_t i
     cdef uint64_t *words = index.dead.copy(index.end)
@@ -237,7 +236,7 @@ cdef tuple describe(Log log, Index index):
 
 
 cdef object part_of(Table table):
-    """A table in the header."""
+    """Describes a table for the header."""
     if table.count == 0:
         return format.SavedPart(table.seed0, table.seed1, 0, 0, 0)
     return format.SavedPart(table.seed0, table.seed1, table.count, table.segment_count, table.depth)
@@ -254,7 +253,7 @@ cdef bytes bytes_of_deadlines(Deadlines deadlines, const uint8_t *arena):
 
 
 cdef bytes directory_of(Table table):
-    """For each entry of a table's directory the number of its segment; nothing for a table without anything in it."""
+    """Returns the segment number of each entry in a table's directory; nothing for an empty table."""
     cdef size_t size = sizeof(uint32_t) << table.depth
     cdef uint32_t *numbers
     if table.count == 0:
@@ -270,11 +269,11 @@ cdef bytes directory_of(Table table):
 
 
 cdef void number_segments(Table table, uint32_t *numbers) noexcept:
-    """For each entry of the directory the number of its segment."""
+    """Determines the segment number of each entry in a table's directory."""
     cdef uint32_t number
     cdef size_t i
     for number in range(table.segment_count):
-        # The header's last field is free in memory: it takes the number, so that each entry can look it up.
+        # The last field of the segment's header is unused in memory; it temporarily holds the number.
         table.segment_at(number).padding[6] = number
     for i in range(<size_t>1 << table.depth):
         numbers[i] = <uint32_t>table.segments[i].padding[6]
@@ -288,7 +287,7 @@ def pack_metadata(metadata):
 
 
 cdef uint64_t checksum_of(int descriptor, size_t size) except? 0:
-    """`body_checksum` of a file."""
+    """Returns the `body_checksum` of a file."""
     cdef void *file = map_file(descriptor, size, size)
     cdef uint64_t found
     with nogil:
@@ -298,7 +297,7 @@ cdef uint64_t checksum_of(int descriptor, size_t size) except? 0:
 
 
 cdef uint64_t body_checksum(const uint8_t *file, size_t size) noexcept nogil:
-    """XXH64 of all that is after the header."""
+    """Returns the XXH64 of everything after the header."""
     return xxh64(file + TABLE_HEADER, size - TABLE_HEADER, 0)
 
 
@@ -308,9 +307,9 @@ cdef size_t TABLE_HEADER = format.TABLE_HEADER_BYTES
 # ---- load ----------------------------------------------------------------------------------------------
 
 def load_table(directory, Log log):
-    """`(Index, SavedTable)` of a log as its saved table has it, or None: there is none that can be read and believed.
+    """Returns `(Index, SavedTable)` from a log's saved table, or None if there is none that is readable and valid.
 
-    The index holds what lies before the offset `SavedTable.log_offset` of the log. O(slots), without the GIL.
+    The index covers what precedes the offset `SavedTable.log_offset` of the log. O(slots), without the GIL.
     """
     name = table_name(log.head.generation)
     try:
@@ -321,10 +320,10 @@ def load_table(directory, Log log):
     try:
         loaded = load(directory, descriptor, log, directory.path_of(name))
     except (OSError, CorruptionError, FormatVersionError):
-        pass  # it is made again from base and log, which say all that it says
+        pass  # it can be made again from base and log
     finally:
         directory.close_file(descriptor)
-    # Not from within the block: Cython loses what is being returned when the block's end raises.
+    # Outside the block: Cython loses a return value if leaving the block raises.
     return loaded
 
 
@@ -380,7 +379,7 @@ cdef object load(directory, descriptor, Log log, path):
 
 
 cdef bytes read_front(int descriptor, size_t size, saved):
-    """What lies between the header and the segments, once the checksum of all after the header was found right."""
+    """Returns the bytes between the header and the segments, or None if the body's checksum does not match."""
     cdef void *file = map_file(descriptor, size, size)
     cdef uint64_t found
     try:
@@ -394,7 +393,7 @@ cdef bytes read_front(int descriptor, size_t size, saved):
 
 
 cdef bint load_part(Table table, part, bytes numbers, int descriptor, uint64_t offset, uint64_t stop) except -1:
-    """Lets an empty table take what a saved one holds; False, when that is not sound."""
+    """Loads a saved table into an empty one; returns False if it is not valid."""
     if part.segments == 0:
         return part.entries == 0 and part.depth == 0
     lay_out(table, descriptor, part.segments, offset)
@@ -402,7 +401,7 @@ cdef bint load_part(Table table, part, bytes numbers, int descriptor, uint64_t o
 
 
 cdef bint load_deadlines(Index index, saved, bytes front, uint64_t stop) except -1:
-    """Whether the deadlines are sound; the index takes them."""
+    """Loads the deadlines into the index; returns False if they are not valid."""
     cdef const uint8_t *data = <const uint8_t *><const char *>front
     cdef uint64_t runs = saved.sections.runs
     cdef uint64_t keys, sessions
@@ -413,7 +412,7 @@ cdef bint load_deadlines(Index index, saved, bytes front, uint64_t stop) except 
 
 
 cdef bint load_order(Index index, Mapping mapping, saved, int descriptor, size_t size, uint64_t stop) except -1:
-    """Whether the order of the keys is sound, if there is one; the index takes it."""
+    """Loads the order of the keys, if there is one, into the index; returns False if it is not valid."""
     cdef void *file
     cdef uint64_t offset = saved.sections.order
     if saved.ordered == 0:
@@ -428,10 +427,11 @@ cdef bint load_order(Index index, Mapping mapping, saved, int descriptor, size_t
 
 
 cdef bint is_of_these_frames(Log log, saved) except -1:
-    """Whether the log's frames up to the table's offset are those that it was made from.
+    """Returns whether the table was made from this log's frames up to the table's offset.
 
-    A log may be restored from an earlier copy, or be a copy itself, and go on differently under the same identity.
-    The last frame's checksum tells: it is chained to all before it, and to the log's header, which names the base.
+    A log may have been restored from an earlier copy, or be a copy itself, and have continued differently under the
+    same identity. The last frame's checksum tells: it is chained to all earlier frames, and to the log's header, which
+    names the base.
     """
     if saved.last_frame == 0:
         return saved.log_offset == format.LOG_HEADER_BYTES and saved.last_checksum == log.known_chain
@@ -439,10 +439,10 @@ cdef bint is_of_these_frames(Log log, saved) except -1:
 
 
 cdef bint may_be_of(saved, uint64_t stop) except -1:
-    """Whether an arena of so many bytes can have led to a table of these sizes: else it is not even summed.
+    """Returns whether a table of these sizes is possible with an arena of `stop` bytes; if not, it is not even read.
 
-    A segment splits when some 3,000 keys are in it. With chosen keys some of its parts may be empty, but few: a segment
-    is deeper than the average by at most SPARE_DEPTH.
+    A segment splits when it has some 3,000 keys. With maliciously chosen keys, some segments may be empty, but few: a
+    segment is at most SPARE_DEPTH deeper than the average.
     """
     records = stop // RECORD_KEY
     return (
@@ -459,7 +459,7 @@ cdef bint part_may_be_of(part, records) except -1:
 
 
 cdef bint is_record(Mapping mapping, int operation, uint64_t place, uint64_t stop) noexcept:
-    """Whether a whole record of an operation is at a place of the arena."""
+    """Returns whether the arena has a complete record of an operation at a place."""
     cdef const uint8_t *record
     if place & 7 or place > stop - RECORD_KEY:
         return False
@@ -470,7 +470,7 @@ cdef bint is_record(Mapping mapping, int operation, uint64_t place, uint64_t sto
 
 
 def unpack_metadata(data):
-    """What `pack_metadata` made."""
+    """Reverses `pack_metadata`."""
     if len(data) < 16:
         raise CorruptionError("saved table", None, "an index and a term", f"{len(data)} bytes")
     index, term = int.from_bytes(data[:8], "little"), int.from_bytes(data[8:16], "little")
@@ -478,7 +478,7 @@ def unpack_metadata(data):
 
 
 cdef int lay_out(Table table, int descriptor, uint32_t segments, uint64_t offset) except -1:
-    """Lets an empty table take the segments at an offset of a file into its memory."""
+    """Maps the segments at an offset of a file into the memory of an empty table."""
     cdef uint32_t blocks = (segments + SEGMENTS_PER_BLOCK - 1) // SEGMENTS_PER_BLOCK
     cdef size_t room = <size_t>blocks * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
     cdef uint32_t i
@@ -499,7 +499,7 @@ cdef int lay_out(Table table, int descriptor, uint32_t segments, uint64_t offset
 
 
 cdef bint load_segments(Table table, part, const uint32_t *numbers, uint64_t stop) except -1:
-    """Makes the segments that a table has in its memory its own; False, when they are not sound."""
+    """Makes mapped segments the table's own; returns False if they are not valid."""
     cdef uint32_t count = part.segments
     cdef size_t entries = <size_t>1 << part.depth
     cdef size_t i
@@ -521,9 +521,9 @@ cdef bint load_segments(Table table, part, const uint32_t *numbers, uint64_t sto
 
 
 cdef void *map_file(int descriptor, size_t size, size_t room, uint64_t offset=0) except NULL:
-    """`room` bytes of memory of our own, the first `size` of which are a copy of the file's, made page by page.
+    """Returns `room` bytes of private memory that start with a copy-on-write mapping of `size` bytes of the file.
 
-    What of the last page comes after them is as the file has it: zeros.
+    The rest of the last mapped page is what the system makes it: zeros.
     """
     cdef void *memory = map_memory(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
@@ -535,11 +535,11 @@ cdef void *map_file(int descriptor, size_t size, size_t room, uint64_t offset=0)
 
 
 cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
-    """Whether every probe ends, every place lies in the arena below `stop`, and the counts are right."""
+    """Returns whether every probe ends, every place is within the arena below `stop`, and the counts are right."""
     cdef Segment *segment
     cdef uint64_t total = 0
     cdef uint64_t beyond = 0
-    cdef uint64_t mask = PLACE_MASK  # locals: they stay in registers
+    cdef uint64_t mask = PLACE_MASK  # local variables stay in registers
     cdef uint64_t greatest = (stop - RECORD_KEY) >> 3
     cdef uint64_t place, filled, leading
     cdef uint32_t number
@@ -548,7 +548,7 @@ cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
         segment = table.segment_at(number)
         filled = leading = 0
         for i in range(SEGMENT_SLOTS):
-            # By sign bits, which the compiler takes several at a time: a comparison of 64 bits it does not.
+            # By sign bits, which the compiler can vectorize, unlike 64-bit comparisons.
             place = segment.slots[i] & mask
             beyond |= greatest - place
             filled += (segment.slots[i] | -segment.slots[i]) >> 63
@@ -556,7 +556,7 @@ cdef bint segments_are_sound(Table table, uint64_t stop) noexcept nogil:
         for i in range(sizeof(segment.padding) / sizeof(uint64_t)):
             if segment.padding[i]:
                 return False
-        # An empty slot has no place; one that is filled has one after the arena's first bytes.
+        # An empty slot has no place; a filled one has a place after the arena's first bytes.
         if filled != leading or filled != segment.count or filled >= SEGMENT_SLOTS or segment.depth > table.depth:
             return False
         total += filled

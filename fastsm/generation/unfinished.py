@@ -1,8 +1,8 @@
-"""A directory that a tool fills: it counts as empty until it is whole.
+"""A directory that a tool is filling: it counts as empty until it is complete.
 
-A tool that makes a state from something else (a snapshot, a dump) works in the directory itself, so that this may be
-the root of a mounted volume. Before anything else it writes ``UNFINISHED``, and in the end it removes that file.
-An opening after the tool was killed finds the file, removes what is there, and has an empty directory.
+A tool that makes a state from something else (a snapshot, a dump) works in the final directory, which may be the root
+of a mounted volume. It first writes ``UNFINISHED``, and removes that file at the end. If the tool is killed, the next
+opening finds the file, removes everything that was written, and sees an empty directory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger("fastsm")
 
 
 def mark_unfinished(directory: Directory) -> None:
-    """Makes it so that what is written from now on counts as nothing; durable on return. Raises OSError."""
+    """Makes the directory count as empty, whatever is written from now on; durable on return. Raises OSError."""
     directory.write_file(UNFINISHED, MARK)
     directory.sync_directory()
 
@@ -32,20 +32,20 @@ def mark_finished(directory: Directory) -> None:
 
 
 def is_unfinished(directory: Directory) -> bool:
-    """Return whether what is in a directory counts as nothing. Raises OSError."""
+    """Returns whether a directory counts as empty because it is unfinished. Raises OSError."""
     try:
         return directory.read_file(UNFINISHED, len(MARK) + 1) == MARK
-    except CorruptionError:  # no regular file, so it is not ours
+    except CorruptionError:  # not a regular file, so not made by us
         return False
 
 
 def remove_unfinished(directory: Directory) -> None:
-    """Removes what a tool that was killed left in a locked directory. Raises OSError."""
+    """Removes what a killed tool has left in a locked directory. Raises OSError."""
     if not is_unfinished(directory):
         return
     directory.unlink(CURRENT)
-    directory.sync_directory()  # the mark goes last: whatever is left until then still counts as nothing
+    directory.sync_directory()  # the mark goes last: as long as it exists, all other files count as nothing
     for name in list(own_names(directory)):
         directory.unlink(name)
     mark_finished(directory)
-    logger.warning("%s: removed what a restore or a load left that did not come to its end", directory.path)
+    logger.warning("%s: removed the files of a restore or a load that did not finish", directory.path)

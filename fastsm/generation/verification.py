@@ -1,4 +1,4 @@
-"""Checking every byte of base and log against its checksum: on demand, at opening, or in the background."""
+"""Checking every byte of base and log against its checksum: on demand, when opening, or in the background."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fastsm.errors import CorruptionError
 from fastsm.generation.log import Log
 from fastsm.generation.recovery import verify_file
 
-PIECE = 64 << 20  # each takes the GIL twice: for the read, and for the sum
+PIECE = 64 << 20  # each piece takes the GIL twice, for the read and for the checksum
 
 Progress = Callable[[int, int], None]
 
 
 class Verification:
-    """A reading of the files of a generation as they are now; it goes on when they are closed or replaced meanwhile.
+    """Reads the files of a generation as they are now, even if they are closed or replaced in the meantime.
 
-    It reads the files, not the mapping, so that an error of the disk is an error and no signal.
+    It reads the files, not the mapping, so that a disk error raises an exception instead of a signal.
     """
 
     def __init__(self, log: Log) -> None:
@@ -33,7 +33,7 @@ class Verification:
             self._log = log.verification()
 
     def run(self, progress: Progress | None = None) -> None:
-        """``CorruptionError`` at the first damage, ``StorageError`` when a file cannot be read. Once only."""
+        """Raises ``CorruptionError`` at the first damage, ``StorageError`` if a file cannot be read. For one call."""
         descriptor, head, path, end, chain = self._log
         base_size = 0 if self._base is None else self._base.size
         try:
@@ -45,7 +45,7 @@ class Verification:
             self.close()
 
     def close(self) -> None:
-        """Gives the descriptors back. Idempotent."""
+        """Closes the descriptors. Idempotent."""
         with storage_errors(self._log[2], "closing a file that was verified"):
             try:
                 self._log[0].close()
@@ -86,11 +86,11 @@ def shifted(progress: Progress | None, done: int) -> Progress | None:
 
 
 class Interrupted(Exception):
-    """A verification in the background was told to stop."""
+    """Raised inside a background verification that was told to stop."""
 
 
 class BackgroundVerification:
-    """A verification on a thread of its own; ``report(error or None)`` is called there at its end.
+    """A verification on a thread of its own, which calls ``report(error or None)`` at the end.
 
     Thread safe.
     """
@@ -102,16 +102,16 @@ class BackgroundVerification:
         self._thread: BackgroundCall | None = None
         try:
             self._thread = BackgroundCall(self._run)
-        except RuntimeError:  # no thread can be had: then at once
+        except RuntimeError:  # no thread can be started, so verify right here
             self._run()
 
     def wait(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Returns at its end; ``tick()`` is called meanwhile, and may raise."""
+        """Waits for the end; ``tick()`` is called during the wait, and may raise."""
         while self._thread is not None and not self._thread.wait(0.02):
             tick()
 
     def stop(self) -> None:
-        """Ends it early, unreported. Idempotent."""
+        """Ends the verification early, without a report. Idempotent."""
         self._stopping = True
         if self._thread is not None and not self._thread.is_this_thread():
             self.wait()

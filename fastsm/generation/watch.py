@@ -1,6 +1,6 @@
 """``Watch``: changes as they are applied, one by one or many at a time, on threads and event loops.
 
-How to wait for one, a subclass says: that of a machine, or of a reader in another process.
+Subclasses define how to wait for a change: one for machines, one for readers in other processes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ IN_A_ROW = 1024  # changes, or reads, on an event loop before other tasks run
 
 
 class Reads:
-    """How a watch is read, on threads and event loops, whatever it is a watch of: the model's too.
+    """Reading a watch, on threads and event loops; also used by the watches of the in-memory model.
 
-    A subclass says what there is, and how to wait for more.
+    Subclasses define what there is to read, and how to wait for more.
     """
 
     if not TYPE_CHECKING:
@@ -49,11 +49,12 @@ class Reads:
     def read(
         self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
     ) -> list[Change]:
-        """Returns up to ``limit`` changes, as soon as there is one; after ``timeout`` seconds an empty list.
+        """Returns up to ``limit`` changes as soon as there is one, or an empty list after ``timeout`` seconds.
 
-        Keys and values together have at most ``max_bytes``; a larger change comes alone. What is returned may end
-        amid the changes of an entry: the next read goes on there. Raises ``CompactedError`` where entries are gone,
-        ``NotRunningError`` when the machine is stopped or closed, or the watch is closed, also meanwhile.
+        Their keys and values add up to at most ``max_bytes``, except that one larger change is returned alone. A read
+        may end between two changes of one entry; the next read continues there. Raises ``CompactedError`` if the next
+        entries are gone, and ``NotRunningError`` if the machine is stopped or closed or the watch is closed, even
+        during the wait.
         """
         limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
         self._begin()
@@ -71,9 +72,9 @@ class Reads:
     async def read_async(
         self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
     ) -> list[Change]:
-        """:meth:`read` for coroutines. Where it is cancelled nothing is lost: the next read gives all of it.
+        """:meth:`read` for coroutines. If it is cancelled, nothing is lost: the next read returns those changes.
 
-        Other tasks run every now and then, also where there is always something to tell.
+        Other tasks run every now and then, even if there are always changes to return.
         """
         limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
         self._begin()
@@ -105,7 +106,7 @@ class Reads:
             raise
 
     def close(self) -> None:
-        """Ends the watch: iterations end, a read that waits raises ``NotRunningError``. Idempotent."""
+        """Ends the watch: iterations end, and a waiting read raises ``NotRunningError``. Idempotent."""
         self._close()
         self._wake()
 
@@ -116,12 +117,12 @@ class Reads:
         self.close()
 
     async def _look_async(self) -> None:
-        """`_look`, for coroutines: what of it takes long is done elsewhere."""
+        """`_look` for coroutines: work that takes long is done on another thread."""
         self._look()
 
     @abstractmethod
     def _wait_for_change(self, timeout: float | None) -> bool:
-        """Waits until a look may find more, so many seconds at most; returns whether it is worth looking."""
+        """Waits up to ``timeout`` seconds until a look may find more; returns whether it is worth looking."""
 
     @abstractmethod
     async def _wait_for_change_async(self, timeout: float | None) -> bool:
@@ -129,16 +130,16 @@ class Reads:
 
     @abstractmethod
     def _wake(self) -> None:
-        """Wakes the reader that waits, so that it looks again."""
+        """Wakes a waiting reader, so that it looks again."""
 
 
 class Watch(Reads, Changes):
-    """The changes of the keys below a prefix, from a place in the log on: in order, none lost, none twice.
+    """The changes of the keys with a prefix, from a place in the log on: in order, without gaps or duplicates.
 
-    An iterator, on threads and event loops, that waits for what comes; :meth:`read` and :meth:`read_async` take many at
-    a time. It holds no changes, and never holds compaction back: where its entries are gone, that and every later read
-    raises ``CompactedError``. One consumer each: a second read meanwhile is a ``ReentryError``. ``position`` and
-    ``close`` may be used from any thread.
+    An iterator, for threads and event loops, that waits for further changes; :meth:`read` and :meth:`read_async` return
+    many at a time. A watch keeps no changes in memory, and never delays compaction: if its next entries are compacted,
+    every later read raises ``CompactedError``. A watch has one consumer: a second concurrent read is a
+    ``ReentryError``. ``position`` and ``close`` may be used from any thread.
 
     >>> import fastsm, tempfile
     >>> with fastsm.FastStateMachine(tempfile.mkdtemp()) as machine, machine.watch(b"color/") as watch:
@@ -164,7 +165,7 @@ class Watch(Reads, Changes):
 
 
 def checked_read(limit: int, max_bytes: int, timeout: float | None) -> tuple[int, int, float | None]:
-    """Returns the arguments of a read, and when it ends."""
+    """Returns the checked arguments of a read, and the time at which it ends."""
     limit, max_bytes = operator.index(limit), operator.index(max_bytes)
     if limit < 0 or max_bytes < 0:
         raise ValueError(f"limit={limit}, max_bytes={max_bytes}: expected 0 or more")
@@ -175,5 +176,5 @@ def checked_read(limit: int, max_bytes: int, timeout: float | None) -> tuple[int
 
 
 def seconds_left(end: float | None) -> float | None:
-    """Returns how long a read may still wait."""
+    """Returns how many seconds a read may still wait."""
     return None if end is None else max(end - time.monotonic(), 0)

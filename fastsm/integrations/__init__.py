@@ -1,1 +1,1 @@
-"""Raft libraries that run on fastsm. Nothing here is imported unless it is used."""
+"""Raft libraries that run on fastsm. Each is imported only when used."""

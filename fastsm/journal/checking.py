@@ -1,4 +1,4 @@
-"""Every byte of a Raft log against its checksum, read from the files, not the mapping: next to an owner, too."""
+"""Checks every byte of a Raft log against its checksum, in the files, not the mapping, so an owner may be writing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fastsm.generation.recovery import whole_frames
 from fastsm.journal.format import NEWEST_BYTES, Newest, SegmentHead, pack_segment_head, unpack_newest
 
 Progress = Callable[[int, int], None]
-SegmentFile = tuple[str, SegmentHead, int, int]  # its name and header, where its frames end, the last one's checksum
+SegmentFile = tuple[str, SegmentHead, int, int]  # name, header, end of its frames, checksum of the last one
 
 
 def check_segments(
     directory: Directory, segments: Sequence[SegmentFile], is_needed: Callable[[str], bool],
     progress: Progress | None = None,
 ) -> None:
-    """Raises ``CorruptionError`` at the first damage, ``StorageError`` when a file cannot be read. O(bytes).
+    """Raises ``CorruptionError`` at the first damage, ``StorageError`` if a file cannot be read. O(bytes).
 
-    ``is_needed(name)`` says whether a file that is not there any more still should be.
+    ``is_needed(name)`` says whether a file that no longer exists should still exist.
     """
     path = directory.path_of(NEWEST)
     with storage_errors(path, "reading it"):
@@ -46,13 +46,13 @@ def check_segments(
 
 
 def check_newest(named: Newest, head: SegmentHead, path: str) -> None:
-    """Raises ``CorruptionError`` where NEWEST does not name the segment of a header, or one that was made after it."""
+    """Raises ``CorruptionError`` unless NEWEST names the segment with this header, or one made later."""
     if named.number < head.generation:
         raise CorruptionError(
             path, 16, f"segment {head.generation} or a later one, since that one is in use", f"segment {named.number}")
     if named.number == head.generation and named.identity != head.identity:
         raise CorruptionError(path, 24, f"identity {head.identity:#018x}, that of the newest segment",
-                              f"{named.identity:#018x}: it is of another log")  # fmt: skip
+                              f"{named.identity:#018x}: it belongs to another log")  # fmt: skip
 
 
 def _tell(progress: Progress, before: int, total: int, done: int, _: int) -> None:
@@ -60,7 +60,7 @@ def _tell(progress: Progress, before: int, total: int, done: int, _: int) -> Non
 
 
 def check_segment(directory: Directory, segment: SegmentFile, progress: Progress | None = None) -> None:
-    """The same of one segment."""
+    """Checks one segment as :func:`check_segments` does."""
     name, head, end, chain = segment
     path = directory.path_of(name)
     with storage_errors(path, "reading a segment of the log"):
@@ -74,7 +74,7 @@ def check_segment(directory: Directory, segment: SegmentFile, progress: Progress
         finally:
             directory.close_file(descriptor)
     if stop < end:
-        raise CorruptionError(path, stop, "a valid frame", "bytes whose checksum does not match, or none")
+        raise CorruptionError(path, stop, "a valid frame", "bytes whose checksum does not match, or the end")
     if last != chain:
         raise CorruptionError(
-            path, stop, f"frames up to the one of checksum {chain:#018x}", f"others, up to {last:#018x}")
+            path, stop, f"a last frame of checksum {chain:#018x}", f"another one, of checksum {last:#018x}")

@@ -10,22 +10,22 @@ from fastsm.journal.segment cimport Segment
 cdef class Batch:
     cdef Item *items
     cdef size_t count
-    cdef object held                     # the entries, and so their commands
-    cdef list copies                     # of commands that are not bytes
+    cdef object held                     # the entries, which keep their commands alive
+    cdef list copies                     # copies of commands that are not bytes objects
 
 
 cdef class LogEngine:
     # Invariant: only the newest segment has bytes that are not durable.
     cdef Journal _log
     cdef readonly Turns _turns
-    cdef GroupCommit commit              # of the newest segment
+    cdef GroupCommit commit              # that of the newest segment
     cdef uint64_t cuts                   # how often entries were removed from the end
     cdef uint64_t segment_bytes
-    cdef Segment vote_segment            # where the newest vote lies,
-    cdef uint64_t vote_end               # and up to where that segment must be durable for it to count
-    cdef uint64_t durable_term           # the vote before it
+    cdef Segment vote_segment            # the segment with the newest vote,
+    cdef uint64_t vote_end               # and how far that segment must be durable for the vote to count
+    cdef uint64_t durable_term           # of the previous vote
     cdef bytes durable_vote
-    cdef object removing                 # a lock: one thread at a time removes files
+    cdef object removing                 # a lock: only one thread at a time removes files
 
     cdef int require(self) except -1
     cdef size_t judge(self, Batch batch) except? -1

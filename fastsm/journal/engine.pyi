@@ -20,68 +20,68 @@ class LogEngine:
     def _turns(self) -> Turns: ...
     @property
     def first_index(self) -> int:
-        """The first entry that is kept, or the next one when there is none: 1 at first; i + 1 after `compact((i, t))`.
-
-        """
+        """The first kept entry, or the next one if there is none: 1 at first, i + 1 after `compact((i, t))`."""
     @property
     def last_index(self) -> int:
-        """The last entry. An empty log: the one that it begins after, 0 at first."""
+        """The last entry; in an empty log, the index after which it begins (0 at first)."""
     @property
     def last_term(self) -> int:
-        """The term of the last entry. An empty log: of the one that it begins after, 0 at first."""
+        """The term of the last entry; in an empty log, of the entry after which it begins (0 at first)."""
     @property
     def durable_index(self) -> int:
-        """The last entry that would survive a power loss now. It falls with a truncation only."""
+        """The last entry that would survive a power loss now. Only a truncation makes it fall."""
     def term(self, index: int, /) -> int | None:
-        """The term of an entry, or None when the log does not know it.
+        """Returns the term of an entry, or None if the log does not know it.
 
-        Known are the entries that are there, and the one that the log begins after: what was compacted last, or 0, of
-        term 0, at first. So the entry before any entry of the log has a term. O(1).
+        It knows the terms of its entries, and of the entry after which it begins: the last compacted one, or at first
+        index 0, of term 0. So the entry before any entry of the log has a known term. O(1).
         """
     def entries(self, first: int, last: int, *, max_bytes: int | None = None) -> list[Entry]:
-        """The entries from `first` to `last`, both included, as a list of `Entry`: as many of them as are there.
+        """Returns the existing entries from `first` to `last`, both included, as a list of `Entry`.
 
-        `max_bytes`: at most as many as have so many bytes of commands together, but at least one. What lies before
-        `first_index` was compacted: `CompactedError`, whose `oldest` is the first entry that can be read. As the log
-        is at one moment, next to whatever is appended, truncated or compacted. O(what is returned).
+        `max_bytes`: only as many as have this many bytes of commands in total, but at least one. Entries before
+        `first_index` were compacted: `CompactedError`, whose `oldest` is the first entry that can be read. All are from
+        one moment of the log, which may be changed by other threads meanwhile. O(what is returned).
         """
     def hard_state(self) -> tuple[int, bytes | None]:
-        """`(term, voted_for)` as they were last saved, and are durable; `(0, None)` at first."""
+        """Returns `(term, voted_for)` as last saved and durable; `(0, None)` at first."""
     def append(self, entries: Iterable[Entry | tuple[int, int, Buffer]], /) -> None:
         """Appends entries, all or none; durable after `sync`. O(bytes).
 
         `entries`: a sequence of `Entry` or plain tuples `(index, term, command)` with consecutive indexes and terms
-        that never fall. Those that are there already, with the same term, are skipped: their command is not looked at.
-        An entry that is there with another term, a gap after `last_index`, a term below `last_term`, or an index below
-        `first_index` is an `OrderError`, whose `index` names it: a follower truncates first. A command is bytes-like.
+        that never fall. Entries that the log has already, with the same term, are skipped, without comparing their
+        commands. An `OrderError`, whose `index` names the entry, is raised for an entry that the log has with another
+        term, a gap after `last_index`, a term below `last_term`, or an index below `first_index`: a follower truncates
+        first. A command is bytes-like.
 
         Raises `CommandError` for a command of more than 2**32 - 1 bytes, `StorageError`; then nothing has changed.
-        After a crash a prefix of what was not synced is there.
+        After a crash, a prefix of what was not synced may remain.
         """
     def truncate_after(self, index: int) -> None:
-        """Removes the entries after `index`; at or above `last_index` nothing happens. O(1), durable after `sync`.
+        """Removes the entries after `index`; does nothing if there are none. O(1), durable after `sync`.
 
-        `index` may be the one that the log begins after: then no entry is left. Below that: `OrderError`.
+        `index` may be the one after which the log begins: then no entries are left. Below that: `OrderError`.
         """
     def compact(self, up_to: LogId | tuple[int, int]) -> None:
-        """Drops the entries up to `up_to`, a `LogId`: a snapshot holds them. O(1), durable after `sync`.
+        """Drops the entries up to `up_to`, a `LogId`, which a snapshot contains. O(1), durable after `sync`.
 
-        Where the log does not hold that very entry (a snapshot was installed), all entries are dropped, and the log
-        begins after it. At or below what was compacted already nothing happens; a term below that one's is an
-        `OrderError`. Reads see it at once. The files of segments that hold nothing any more go with a later `sync`.
+        If the log does not have that very entry (a snapshot was installed), all entries are dropped, and the log begins
+        after it. Does nothing if entries up to there were compacted already; a term below that of the last compacted
+        entry is an `OrderError`. Reads see the change immediately. Files of segments that are no longer needed are
+        removed by a later `sync`.
         """
     def save_hard_state(self, term: int, voted_for: Buffer | None = None) -> None:
-        """Saves the current term and who was voted for in it, bytes or None; durable on return.
+        """Saves the current term, and who got this node's vote in it (bytes or None); durable on return.
 
         `voted_for`: at most 65,535 bytes, else a `ValueError`: each new segment of the log begins with a copy of it.
-        The term never falls, and a vote that was given stays as it is in its term: anything else is an `OrderError`.
-        On a `StorageError` from a full disk nothing has changed.
+        The term never falls, and a vote cannot be changed within its term: anything else is an `OrderError`. If this
+        raises `StorageError` because the disk is full, nothing has changed.
         """
     def sync(self) -> None:
         """Makes everything that was appended, truncated and compacted before the call durable.
 
-        One sync of the file serves all calls that overlap. Raises `StorageError` when it fails; the log is poisoned
-        then: reads go on, writes raise until the directory is opened again.
+        Overlapping calls share one sync of the file. If it fails, raises `StorageError`, and the log is poisoned: reads
+        still work, writes raise until the directory is opened again.
         """
     def _attach(self, log: Journal, segment_bytes: int) -> tuple[bool, int, int, int, int]: ...
     def _mark(self) -> tuple[Any, tuple[int, int], Any]: ...

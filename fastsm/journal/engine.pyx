@@ -1,8 +1,8 @@
-"""The compiled half of `RaftLog`: one writer at a time, reads and syncs next to it.
+"""The compiled half of `RaftLog`: one writer at a time, concurrent with reads and syncs.
 
-Compiled, because signal handlers run between any two steps of Python code: what is decided here and what follows from
-it stand together. Bytes that were appended never change or move, so a read takes the places of its entries in one step
-and copies them out afterwards, whatever happens to the log meanwhile.
+Compiled, because signal handlers run between any two steps of Python code, and must not run between a decision and what
+depends on it. Appended bytes never change or move, so a read takes the places of its entries in one step and copies
+them afterwards, whatever happens to the log in the meantime.
 """
 
 import logging
@@ -46,7 +46,7 @@ cdef uint64_t number_of(object value, str what) except? <uint64_t>-1:
 
 
 cdef class Batch:
-    """Entries to be appended, taken over from a caller: no code that runs later can change or free them."""
+    """Entries to append, held so that no code that runs later can change or free them."""
 
     def __cinit__(self, entries):
         cdef tuple held = hold_entries(entries)
@@ -59,7 +59,7 @@ cdef class Batch:
             raise MemoryError(f"no memory for {len(held)} entries")
         for i in range(len(held)):
             entry = held[i]
-            # The tuple's own items, whatever a subclass says of them: only those are held for as long as it is.
+            # The items of the tuple itself, even if a subclass overrides access: only those are kept alive.
             if not PyTuple_Check(entry) or PyTuple_GET_SIZE(entry) != 3:
                 raise not_an_entry(entry, i)
             item = &self.items[i]
@@ -74,7 +74,7 @@ cdef class Batch:
             item.size = PyBytes_GET_SIZE(command)
             if item.size > LARGEST_SIZE:
                 raise CommandError(
-                    f"entry {item.index} is of {item.size} bytes: expected at most {LARGEST_SIZE}", index=item.index)
+                    f"entry {item.index} has {item.size} bytes: expected at most {LARGEST_SIZE}", index=item.index)
             if i and (item.index != self.items[i - 1].index + 1 or item.term < self.items[i - 1].term):
                 raise OrderError(
                     f"entry {item.index} of term {item.term} after entry {self.items[i - 1].index} of term "
@@ -93,11 +93,11 @@ cdef class LogEngine:
         self.removing = threading.Lock()
 
     def _attach(self, Journal log, segment_bytes):
-        """Takes what was recovered; returns whether the end was clean, frames, bytes, torn bytes, suspect bytes.
+        """Takes over a recovered log; returns whether its end was clean, frames, bytes, torn bytes, suspect bytes.
 
-        A vote that no sync is known to have covered is synced here: who reads it may act on it again. So is a border
-        that no sync is known to have covered, unless an entry after it is known to be durable: what would survive a
-        power loss is otherwise unknown. A log that is opened for tools is not synced; nothing counts as durable then.
+        A vote that no known sync has covered is synced here, because whoever reads it may act on it again. So is a
+        border that no known sync has covered, unless an entry after it is known to be durable; otherwise it would be
+        unknown what survives a power loss. A log opened for tools is not synced; then nothing counts as durable.
         """
         cdef Segment newest = log.newest
         cdef Segment segment
@@ -128,34 +128,33 @@ cdef class LogEngine:
 
     @property
     def first_index(self):
-        """The first entry that is kept, or the next one when there is none: 1 at first; i + 1 after `compact((i, t))`.
-        """
+        """The first kept entry, or the next one if there is none: 1 at first, i + 1 after `compact((i, t))`."""
         self.require()
         return self._log.first
 
     @property
     def last_index(self):
-        """The last entry. An empty log: the one that it begins after, 0 at first."""
+        """The last entry; in an empty log, the index after which it begins (0 at first)."""
         self.require()
         return self._log.last()
 
     @property
     def last_term(self):
-        """The term of the last entry. An empty log: of the one that it begins after, 0 at first."""
+        """The term of the last entry; in an empty log, of the entry after which it begins (0 at first)."""
         self.require()
         return self._log.last_term()
 
     @property
     def durable_index(self):
-        """The last entry that would survive a power loss now. It falls with a truncation only."""
+        """The last entry that would survive a power loss now. Only a truncation makes it fall."""
         self.require()
         return min(self._log.synced, self._log.last())
 
     def term(self, index, /):
-        """The term of an entry, or None when the log does not know it.
+        """Returns the term of an entry, or None if the log does not know it.
 
-        Known are the entries that are there, and the one that the log begins after: what was compacted last, or 0, of
-        term 0, at first. So the entry before any entry of the log has a term. O(1).
+        It knows the terms of its entries, and of the entry after which it begins: the last compacted one, or at first
+        index 0, of term 0. So the entry before any entry of the log has a known term. O(1).
         """
         cdef Journal log = self._log
         cdef uint64_t place
@@ -171,11 +170,11 @@ cdef class LogEngine:
         return item_term(log.frame_at(place - log.first))
 
     def entries(self, first, last, *, max_bytes=None):
-        """The entries from `first` to `last`, both included, as a list of `Entry`: as many of them as are there.
+        """Returns the existing entries from `first` to `last`, both included, as a list of `Entry`.
 
-        `max_bytes`: at most as many as have so many bytes of commands together, but at least one. What lies before
-        `first_index` was compacted: `CompactedError`, whose `oldest` is the first entry that can be read. As the log
-        is at one moment, next to whatever is appended, truncated or compacted. O(what is returned).
+        `max_bytes`: only as many as have this many bytes of commands in total, but at least one. Entries before
+        `first_index` were compacted: `CompactedError`, whose `oldest` is the first entry that can be read. All are from
+        one moment of the log, which may be changed by other threads meanwhile. O(what is returned).
         """
         cdef Reading reading
         cdef Journal log = self._log
@@ -186,7 +185,7 @@ cdef class LogEngine:
         if max_bytes is not None:
             limit = operator.index(max_bytes)
             if limit < 0:
-                raise ValueError(f"max_bytes {limit}: expected None or 0 and more")
+                raise ValueError(f"max_bytes {limit}: expected None, or 0 or more")
             most = min(limit, ALL_BYTES - 1)
         if end < begin:
             return []
@@ -203,7 +202,7 @@ cdef class LogEngine:
         return reading.listed()
 
     def hard_state(self):
-        """`(term, voted_for)` as they were last saved, and are durable; `(0, None)` at first."""
+        """Returns `(term, voted_for)` as last saved and durable; `(0, None)` at first."""
         self.require()
         if self.vote_is_durable():
             return self._log.current_term, self._log.current_vote
@@ -218,12 +217,13 @@ cdef class LogEngine:
         """Appends entries, all or none; durable after `sync`. O(bytes).
 
         `entries`: a sequence of `Entry` or plain tuples `(index, term, command)` with consecutive indexes and terms
-        that never fall. Those that are there already, with the same term, are skipped: their command is not looked at.
-        An entry that is there with another term, a gap after `last_index`, a term below `last_term`, or an index below
-        `first_index` is an `OrderError`, whose `index` names it: a follower truncates first. A command is bytes-like.
+        that never fall. Entries that the log has already, with the same term, are skipped, without comparing their
+        commands. An `OrderError`, whose `index` names the entry, is raised for an entry that the log has with another
+        term, a gap after `last_index`, a term below `last_term`, or an index below `first_index`: a follower truncates
+        first. A command is bytes-like.
 
         Raises `CommandError` for a command of more than 2**32 - 1 bytes, `StorageError`; then nothing has changed.
-        After a crash a prefix of what was not synced is there.
+        After a crash, a prefix of what was not synced may remain.
         """
         cdef Batch batch = Batch(entries)
         cdef size_t known
@@ -239,7 +239,7 @@ cdef class LogEngine:
             self._turns.leave()
 
     cdef size_t judge(self, Batch batch) except? -1:
-        """How many entries of a batch are there already."""
+        """Checks a batch; returns how many of its entries the log has already."""
         cdef Journal log = self._log
         cdef uint64_t last = log.last()
         cdef uint64_t term
@@ -254,14 +254,14 @@ cdef class LogEngine:
             term = item_term(log.frame_at(item.index - log.first))
             if item.term != term:
                 raise OrderError(
-                    f"{log.path}: entry {item.index} of term {item.term} is there with term {term}: "
+                    f"{log.path}: entry {item.index} of term {item.term} exists with term {term}: "
                     f"truncate_after({item.index - 1}) first", index=item.index)
             known += 1
         if known < batch.count:
             item = &batch.items[known]
             if item.index != last + 1 or item.index < log.first:
                 raise OrderError(
-                    f"{log.path}: expected entry {last + 1}, found {item.index}: entries follow one another",
+                    f"{log.path}: expected entry {last + 1}, found {item.index}: entries must be consecutive",
                     index=item.index)
             if item.term < log.last_term():
                 raise OrderError(
@@ -270,9 +270,9 @@ cdef class LogEngine:
         return known
 
     def truncate_after(self, index):
-        """Removes the entries after `index`; at or above `last_index` nothing happens. O(1), durable after `sync`.
+        """Removes the entries after `index`; does nothing if there are none. O(1), durable after `sync`.
 
-        `index` may be the one that the log begins after: then no entry is left. Below that: `OrderError`.
+        `index` may be the one after which the log begins: then no entries are left. Below that: `OrderError`.
         """
         cdef uint64_t place = number_of(index, "index")
         cdef Journal log = self._log
@@ -292,11 +292,12 @@ cdef class LogEngine:
             self._turns.leave()
 
     def compact(self, up_to):
-        """Drops the entries up to `up_to`, a `LogId`: a snapshot holds them. O(1), durable after `sync`.
+        """Drops the entries up to `up_to`, a `LogId`, which a snapshot contains. O(1), durable after `sync`.
 
-        Where the log does not hold that very entry (a snapshot was installed), all entries are dropped, and the log
-        begins after it. At or below what was compacted already nothing happens; a term below that one's is an
-        `OrderError`. Reads see it at once. The files of segments that hold nothing any more go with a later `sync`.
+        If the log does not have that very entry (a snapshot was installed), all entries are dropped, and the log begins
+        after it. Does nothing if entries up to there were compacted already; a term below that of the last compacted
+        entry is an `OrderError`. Reads see the change immediately. Files of segments that are no longer needed are
+        removed by a later `sync`.
         """
         cdef Journal log = self._log
         cdef uint64_t place, term, before
@@ -310,37 +311,37 @@ cdef class LogEngine:
                 return
             if term < log.border_term:
                 raise OrderError(
-                    f"{log.path}: cannot compact up to {LogId(place, term)}, the log begins after "
+                    f"{log.path}: cannot compact up to {LogId(place, term)}, since the log begins after "
                     f"{LogId(log.first - 1, log.border_term)}: terms never fall", index=place)
             if place <= log.last() and item_term(log.frame_at(place - log.first)) == term:
                 log.remove_up_to(place)
                 return
             before = log.last()
             log.begin_after(place, term)
-            if place <= before:  # of another term: what was durable from there on is another history's
+            if place <= before:  # of another term: what was durable after it belongs to another history
                 log.synced = min(log.synced, place - 1)
                 self.cuts += 1
         finally:
             self._turns.leave()
 
     def save_hard_state(self, term, voted_for=None):
-        """Saves the current term and who was voted for in it, bytes or None; durable on return.
+        """Saves the current term, and who got this node's vote in it (bytes or None); durable on return.
 
         `voted_for`: at most 65,535 bytes, else a `ValueError`: each new segment of the log begins with a copy of it.
-        The term never falls, and a vote that was given stays as it is in its term: anything else is an `OrderError`.
-        On a `StorageError` from a full disk nothing has changed.
+        The term never falls, and a vote cannot be changed within its term: anything else is an `OrderError`. If this
+        raises `StorageError` because the disk is full, nothing has changed.
         """
         cdef Journal log = self._log
         cdef uint64_t number = number_of(term, "term")
         cdef bytes vote = None if voted_for is None else bytes_of(voted_for, "voted_for")
         if vote is not None and len(vote) > LARGEST_VOTE:
-            raise ValueError(f"voted_for is of {len(vote)} bytes: expected at most {LARGEST_VOTE}, the name of a node")
+            raise ValueError(f"voted_for has {len(vote)} bytes: expected at most {LARGEST_VOTE}, the name of a node")
         self.require()
         self._turns.enter()
         try:
             self.require()
             if number < log.current_term:
-                raise OrderError(f"{log.path}: the current term falls from {log.current_term} to {number}")
+                raise OrderError(f"{log.path}: the current term cannot fall from {log.current_term} to {number}")
             if number == log.current_term and log.current_vote is not None and vote != log.current_vote:
                 raise OrderError(
                     f"{log.path}: in term {number} the vote was given to {log.current_vote!r} already, not to {vote!r}")
@@ -353,21 +354,21 @@ cdef class LogEngine:
                 covered = log.last(), self.cuts, None
             commit, end = self.commit, self.vote_end
             if self.vote_segment is not log.newest:
-                return  # whatever is in a segment before the newest is durable
+                return  # everything before the newest segment is durable
         finally:
             self._turns.leave()
         self._sync_to((commit, (0, end), covered))
 
     cdef int rotate_if_full(self) except -1:
-        """In the writer's turn: goes on in a new segment where the newest is large, so that files can be removed."""
+        """In the writer's turn: begins a new segment if the newest is large, so that files can be removed later."""
         cdef Journal log = self._log
         cdef GroupCommit commit
         if log.newest.end < self.segment_bytes:
             return 0
         self.commit.sync_up_to(log.newest.end)
-        commit = GroupCommit(log.newest, self._turns)  # now: once the new segment counts nothing may fail in memory
+        commit = GroupCommit(log.newest, self._turns)  # made first: once the new segment counts, nothing may fail
         log.go_on(log.first, log.border_term)
-        if log.newest is not None:  # else this is a forked child
+        if log.newest is not None:  # otherwise this is a forked child
             commit.log = log.newest
             self.commit = commit
         return 0
@@ -375,7 +376,7 @@ cdef class LogEngine:
     # ---- sync ------------------------------------------------------------------------------------------
 
     def _mark(self):
-        """At this moment: what a sync has to reach, and which entries it makes durable."""
+        """Returns, as of one moment, what a sync must reach, and which entries that makes durable."""
         cdef Journal log = self._log
         cdef uint64_t end, last
         self.require()
@@ -383,7 +384,7 @@ cdef class LogEngine:
         return self.commit, (log.newest.head.generation, end), (last, self.cuts, log.retired[:])
 
     def _sync_to(self, mark):
-        """Makes durable what was there when the mark was taken."""
+        """Makes durable what was in the log when the mark was taken."""
         cdef GroupCommit commit
         cdef uint64_t last
         commit, (_, end), covered = mark
@@ -402,14 +403,14 @@ cdef class LogEngine:
     def sync(self):
         """Makes everything that was appended, truncated and compacted before the call durable.
 
-        One sync of the file serves all calls that overlap. Raises `StorageError` when it fails; the log is poisoned
-        then: reads go on, writes raise until the directory is opened again.
+        Overlapping calls share one sync of the file. If it fails, raises `StorageError`, and the log is poisoned: reads
+        still work, writes raise until the directory is opened again.
         """
         self._sync_to(self._mark())
 
     def _remove(self, retired):
-        """Removes files that are not needed, which is durable. They are tried again when the system refuses."""
-        self._turns.begin()  # a close waits for it: one on top of it has to be put off
+        """Removes files that are durably unneeded. If the system refuses, a later sync tries again."""
+        self._turns.begin()  # a close waits for this, so one on top of it must be put off
         try:
             if self.removing.acquire(False):
                 try:
@@ -435,7 +436,7 @@ cdef class LogEngine:
     # ---- for the other half ------------------------------------------------------------------------------
 
     def _files(self):
-        """Each segment in use, as it is now: its file's name, its header, where frames end, the last one's checksum."""
+        """Returns each segment in use: its file's name, its header, the end of its frames, the last one's checksum."""
         cdef Segment segment
         cdef list found = []
         cdef list segments
@@ -446,7 +447,7 @@ cdef class LogEngine:
         return found
 
     def _counts(self):
-        """For statistics, in one step: first, last, its term, last durable; count, bytes, segments, syncs, seconds."""
+        """Returns, in one step: first, last, its term, last durable; count, bytes, segments, syncs, seconds."""
         cdef Journal log = self._log
         cdef Segment segment
         cdef list segments
@@ -471,12 +472,12 @@ cdef class LogEngine:
         return not self._is_closed() and self._log.newest.poisoned is not None
 
     def _finish(self):
-        """In the writer's turn: everything durable, files and lock given back, always."""
+        """In the writer's turn: makes everything durable; releases files and lock even if that fails."""
         cdef bint held = False
         cdef Journal log = self._log
         try:
             if log.newest.poisoned is None:
-                self.commit.sync_up_to(log.newest.end)  # while others may wait for it: what it covers is their answer
+                self.commit.sync_up_to(log.newest.end)  # before closing, since other callers may wait for this sync
         finally:
             try:
                 self.commit.close()
@@ -489,13 +490,13 @@ cdef class LogEngine:
                         self.removing.release()
 
     cdef bint await_removal(self) except -1:
-        """Takes the lock for removing files, unless a thread holds it that will not go on."""
+        """Takes the lock for removing files, unless its holder no longer runs."""
         while not self.removing.acquire(True, CHECK_SECONDS):
             if sys.is_finalizing():
                 return False
         return True
 
     def _abandon(self):
-        """Files and lock are given back, without another write or sync."""
+        """Releases files and lock, without another write or sync."""
         if self._log is not None:
             self._log.abandon()

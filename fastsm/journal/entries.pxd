@@ -4,21 +4,21 @@ from libc.stdint cimport uint8_t, uint64_t
 cdef class Reading:
     cdef const uint8_t **frames
     cdef size_t count
-    cdef list segments                   # their mappings hold the bytes
+    cdef list segments                   # their mappings keep the bytes valid
 
     cdef list listed(self)
 
 
 cdef class Entries:
-    # Invariant: frames[head : head + count] lead to the entries first … first + count - 1, whose terms never fall.
+    # Invariant: frames[head : head + count] point to the entries first … first + count - 1, whose terms never fall.
     cdef const uint8_t **frames
     cdef size_t room
     cdef size_t head
     cdef size_t count
-    cdef uint64_t first                  # the first entry, or the next one where there is none
-    cdef uint64_t front_changes          # how often the beginning has changed
-    cdef uint64_t back_changes           # and the end
-    cdef list segments                   # what the frames lie in, oldest first
+    cdef uint64_t first                  # the first entry, or the next one if there is none
+    cdef uint64_t front_changes          # how often the start has changed
+    cdef uint64_t back_changes           # how often the end has changed
+    cdef list segments                   # where the frames are, oldest first
 
     cdef const uint8_t *frame_at(self, size_t position) noexcept nogil
     cdef uint64_t last(self) noexcept

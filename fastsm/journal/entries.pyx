@@ -1,4 +1,4 @@
-"""The entries of a Raft log: where each lies. In memory alone; the bytes are in the mapped files."""
+"""The entries of a Raft log: where each of them is. Only this is in memory; the bytes are in the mapped files."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint64_t
@@ -17,12 +17,12 @@ cdef enum:
 
 
 cdef object command_of(const uint8_t *frame):
-    """A copy of an entry's command."""
+    """Returns a copy of an entry's command."""
     return PyBytes_FromStringAndSize(<const char *>item_data(frame), item_size(frame))
 
 
 cdef object entry_of(const uint8_t *frame, object term):
-    """An `Entry`, given its term."""
+    """Returns an `Entry`, given its term."""
     cdef object index = item_index(frame)
     cdef object command = command_of(frame)
     cdef object entry = named(ENTRY, 3)
@@ -33,13 +33,13 @@ cdef object entry_of(const uint8_t *frame, object term):
 
 
 cdef class Reading:
-    """Entries as they were at one moment, with what their bytes lie in: whatever the log does meanwhile."""
+    """Entries as they were at one moment, and the segments that contain them, whatever happens to the log meanwhile."""
 
     def __dealloc__(self):
         free(self.frames)
 
     cdef list listed(self):
-        """All of them as a list of `Entry`."""
+        """Returns them as a list of `Entry`."""
         cdef list found = []
         cdef object term = None
         cdef uint64_t last = 0
@@ -53,9 +53,9 @@ cdef class Reading:
 
 
 cdef class Entries:
-    """Some consecutive entries of a Raft log, eight bytes each.
+    """Consecutive entries of a Raft log, at eight bytes each.
 
-    Thread safety: `hold` from any thread; changes from one at a time.
+    Thread safety: `hold` from any thread; changes from one thread at a time.
     """
 
     def __cinit__(self, *_, **__):
@@ -70,19 +70,19 @@ cdef class Entries:
         return self.frames[self.head + position]
 
     cdef uint64_t last(self) noexcept:
-        """The last entry; the one before the first, where there is none."""
+        """Returns the last entry; without entries, the index before the first one."""
         return self.first + self.count - 1
 
     cdef Reading hold(self, uint64_t index, uint64_t stop, uint64_t most_bytes):
-        """The entries in [index, stop), as far as they are there, and no more after `most_bytes` of commands.
+        """Returns the existing entries in [index, stop) whose commands have at most `most_bytes` in total.
 
-        Those fit into `most_bytes`, but for the first one, which may be larger. O(what is returned).
+        The first one is returned even if it is larger. O(what is returned).
         """
         cdef Reading reading = Reading()
         cdef list segments = self.segments[:]  # not list(): without memory CPython's loses a reference to its argument
         cdef uint64_t size = 0
         cdef size_t position, count
-        # From here on to the return no object is made: a collection could run code that changes the log.
+        # From here to the return no object is made: a garbage collection could run code that changes the log.
         reading.segments = segments
         stop = min(stop, self.first + self.count)
         if not self.first <= index < stop:
@@ -106,7 +106,7 @@ cdef class Entries:
     # ---- change ----------------------------------------------------------------------------------------
 
     cdef int reserve(self, size_t more) except -1:
-        """Room for so many more entries: afterwards adding them cannot fail in memory."""
+        """Reserves room for `more` entries: adding them then needs no memory."""
         cdef size_t room
         cdef const uint8_t **frames
         if self.head + self.count + more <= self.room:
@@ -130,7 +130,7 @@ cdef class Entries:
             self.front_changes += 1
 
     cdef void start_over(self, uint64_t first) noexcept:
-        """Without entries; the next one is `first`."""
+        """Drops all entries; the next one is `first`."""
         self.first = first
         self.head = self.count = 0
         self.front_changes += 1
@@ -145,7 +145,7 @@ cdef class Entries:
             self.front_changes += 1
 
     cdef void drop_before(self, uint64_t index) noexcept:
-        """Drops the entries before `index`, which is not after the next one."""
+        """Drops the entries before `index`, which is at most the next one."""
         if index > self.first:
             self.head += index - self.first
             self.count -= index - self.first

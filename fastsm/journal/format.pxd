@@ -10,7 +10,7 @@ cdef struct Item:
     uint64_t size
     uint32_t kind
 
-cdef enum:  # JournalFrame: after the header that all frames have, with no runs
+cdef enum:  # JournalFrame: follows the header that all frames have, which has no runs here
     ITEM_INDEX = FRAME_RUNS
     ITEM_TERM = ITEM_INDEX + 8
     ITEM_SIZE = ITEM_TERM + 8
@@ -20,12 +20,12 @@ cdef enum:  # JournalFrame: after the header that all frames have, with no runs
 cdef enum:  # Kind
     ITEM_ENTRY = 1     # the next entry
     ITEM_CUT = 2       # entries from index on are removed
-    ITEM_START = 3     # entries up to index, which is there and of that term, are removed
-    ITEM_BASE = 4      # an entry that takes the place of all that were there
-    ITEM_VOTE = 5      # the current term, and who was voted for in it
+    ITEM_START = 3     # entries up to index (which exists, with that term) are removed
+    ITEM_BASE = 4      # one entry that replaces all others
+    ITEM_VOTE = 5      # the current term, and the vote in it
     ITEM_COMMIT = 6    # entries up to index are committed
-    ITEM_STATE = 7     # the first frame of a segment: all that the segments before it came to
-    ITEM_BORDER = 8    # all entries are removed; the next one comes after index, which is of that term
+    ITEM_STATE = 7     # the first frame of a segment: summarizes all earlier segments
+    ITEM_BORDER = 8    # all entries are removed; the next one comes after index, whose term this is
     LAST_KIND = 8
 
 cdef inline uint64_t item_length(uint64_t size) noexcept nogil:

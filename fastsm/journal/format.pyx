@@ -1,7 +1,7 @@
 """The disk format of a Raft log, as docs/format.md has it: segments of frames, each of which is one step of the log.
 
-A frame has the header that those of a state machine's log have, with no runs, so that it is sealed and checked by
-the same code; after the header stands one item. A small file names the newest segment, so that none is lost unnoticed.
+A frame starts with the same header as in a state machine's log, without runs, so that the same code seals and checks
+it; the header is followed by one item. A small file names the newest segment, so that no segment is lost unnoticed.
 """
 
 import struct
@@ -24,40 +24,40 @@ ITEM_DATA_BYTES = ITEM_DATA
 
 
 class SegmentHead(NamedTuple):
-    """The first bytes of a segment."""
+    """The header of a segment."""
     generation: int     # its number: segments are numbered in the order in which they were begun
     identity: int
 
 
 class SegmentState(NamedTuple):
-    """What all segments before one came to."""
+    """A summary of all segments before this one."""
     first: int          # the first entry that is kept
-    last: int           # the last entry; first - 1 when there is none
+    last: int           # the last entry; first - 1 if there is none
     term: int           # the current term
-    voted: int          # 1: a vote was given in it, to the node whose id follows
+    voted: int          # 1: a vote was given in this term, to the node whose id follows
     commit: int
-    previous_end: int       # where the frames of the segment before it end; 0: there is none
-    previous_durable: int   # and an offset in it below which they were durable
-    last_term: int      # of the last entry, or of the one before the first
-    previous_checksum: int  # of the last frame of the segment before it, which stands for all of that; 0: there is none
+    previous_end: int       # where the previous segment's frames end; 0: there is none
+    previous_durable: int   # an offset in that segment below which it was durable
+    last_term: int      # of the last entry, or of the entry before the first
+    previous_checksum: int  # of the last frame of the previous segment, which covers all of it; 0: there is none
     border_term: int    # of the entry before the first
 
 
 class Newest(NamedTuple):
-    """Which files there are: none of them is lost unnoticed."""
-    number: int         # of the newest segment that was made
-    identity: int       # the same segment's
-    given_up: int       # segments after it, up to this number, are being removed; 0: none
+    """The content of NEWEST: which segments exist, so that none is lost unnoticed."""
+    number: int         # the newest segment that was made
+    identity: int       # its identity
+    given_up: int       # later segments, up to this number, are being removed; 0: none
 
 
 def pack_segment_head(head):
-    """A segment's header."""
+    """Returns a segment's header as bytes."""
     return format.with_checksum(
         SEGMENT_STRUCT.pack(SEGMENT_MAGIC_BYTES, format.VERSION, 0, head.generation, head.identity, bytes(56)))
 
 
 def unpack_segment_head(data, path):
-    """The header of the segment at `path`; raises `CorruptionError` or `FormatVersionError`."""
+    """Returns the header of the segment at `path`; raises `CorruptionError` or `FormatVersionError`."""
     number, identity, zero = format.unpack(
         SEGMENT_STRUCT, SEGMENT_MAGIC_BYTES, data[:format.LOG_HEADER_BYTES], path, 3)
     if any(zero):
@@ -66,12 +66,12 @@ def unpack_segment_head(data, path):
 
 
 def pack_newest(newest):
-    """The file that names the newest segment."""
+    """Returns the content of the file that names the newest segment."""
     return format.with_checksum(NEWEST_STRUCT.pack(NEWEST_MAGIC_BYTES, format.VERSION, 0, *newest))
 
 
 def unpack_newest(data, path):
-    """What the file at `path` says; raises `CorruptionError` or `FormatVersionError`."""
+    """Returns what the file at `path` contains; raises `CorruptionError` or `FormatVersionError`."""
     newest = Newest(*format.unpack(NEWEST_STRUCT, NEWEST_MAGIC_BYTES, data[:NEWEST_BYTES], path, 3))
     if len(data) > NEWEST_BYTES:
         raise CorruptionError(path, NEWEST_BYTES, "the end of the file", "more bytes")
@@ -79,14 +79,14 @@ def unpack_newest(data, path):
 
 
 cdef void write_item(uint8_t *frame, const Item *item) noexcept nogil:
-    """Writes all of a frame but its seal: its length, the item, the padding."""
+    """Writes all of a frame except its seal: the length, the item, the padding."""
     (<uint64_t *>(frame + item_length(item.size) - 8))[0] = 0
     write_item_head(frame, item)
     memcpy(frame + ITEM_DATA, item.data, item.size)
 
 
 cdef void write_item_head(uint8_t *frame, const Item *item) noexcept nogil:
-    """The same without the data and the padding: ITEM_DATA bytes."""
+    """The same without the data and the padding: the first ITEM_DATA bytes."""
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = item_length(item.size)
     (<uint64_t *>(frame + ITEM_INDEX))[0] = item.index
     (<uint64_t *>(frame + ITEM_TERM))[0] = item.term
@@ -95,7 +95,7 @@ cdef void write_item_head(uint8_t *frame, const Item *item) noexcept nogil:
 
 
 cdef int look_at_item(const uint8_t *frame, uint64_t available) noexcept nogil:
-    """VALID or MALFORMED: whether an item fills its frame, and is of a known kind; BROKEN when it cannot be a frame."""
+    """Returns VALID if an item of a known kind fills its frame, else MALFORMED; BROKEN if it cannot be a frame."""
     cdef uint64_t length, padding
     if available < ITEM_DATA:
         return BROKEN
@@ -104,7 +104,7 @@ cdef int look_at_item(const uint8_t *frame, uint64_t available) noexcept nogil:
         return MALFORMED
     if not (ITEM_ENTRY <= item_kind(frame) <= LAST_KIND):
         return MALFORMED
-    # Little-endian: padding is the top of the last word.
+    # Little-endian, so padding is at the top of the last word.
     padding = length - ITEM_DATA - item_size(frame)
     if padding and (<const uint64_t *>(frame + length - 8))[0] >> (64 - 8 * padding):
         return MALFORMED

@@ -5,8 +5,8 @@ from fastsm.journal.segments cimport Segments
 
 
 cdef class Journal(Segments):
-    cdef bint busy                       # amid a step: another one would write to the same place
-    cdef bint closes                     # once that step is over
+    cdef bint busy                       # in the middle of a step: another one would write to the same place
+    cdef bint closes                     # close at the end of that step
 
     cdef int check_open(self) except -1
     cdef int begin_step(self) except -1

@@ -1,8 +1,8 @@
 """A Raft log in a directory: its entries, term and vote, in segments that are cut at both ends.
 
-Every step is one frame appended to the newest segment, a removal at either end too: so each takes effect whole or
-not at all, in time that does not depend on what is there. Segments without entries that are kept are set aside, and
-their files removed once a sync has made that durable. Entries stay in the mapped files; memory holds eight bytes each.
+Each step appends one frame to the newest segment, even a removal at either end: so it takes effect completely or not at
+all, in time that does not depend on the log's size. Segments without kept entries are set aside, and their files are
+removed once a sync has made that durable. Entries stay in the mapped files; memory has eight bytes for each.
 """
 
 import logging
@@ -30,7 +30,7 @@ LARGEST_COMMAND = 0xFFFFFFFF
 
 
 cdef object close_one(one, error):
-    """Closes it, if it is there; returns the first error so far."""
+    """Closes an object that may be None; returns the first error so far."""
     try:
         if one is not None:
             one.close()
@@ -40,20 +40,20 @@ cdef object close_one(one, error):
 
 
 cdef class Journal(Segments):
-    """The entries after a border, the current term, the vote in it, a commit index: what a Raft log is made of.
+    """What a Raft log consists of: the entries after a border, the current term, the vote in it, a commit index.
 
-    Opening creates the directory (0700) when needed, locks it, and recovers: what was appended before a kill is
-    there; after a power loss, all that was synced and a prefix of the rest. A torn tail is cut and logged.
+    Opening creates the directory (0700) if needed, locks it, and recovers the log: after a kill, everything that was
+    appended; after a power loss, everything that was synced, and a prefix of the rest. A torn tail is cut and logged.
 
-    - `durable`: what is appended is synced by the caller before it is promised to anybody, so nothing that a
-      segment was continued after may be torn: that is a `CorruptionError`.
-    - `read_only`: for tools. No lock, nothing written, safe next to a living owner; shows the log at the time of the
-      call. A directory in which no log was begun has no segment.
+    - `durable`: the caller syncs what it appends before promising it to anyone, so no frames after which a later
+      segment was begun can be torn: that is a `CorruptionError`.
+    - `read_only`: for tools. Takes no lock, writes nothing, and is safe next to a running owner; shows the log as of
+      the call. A directory in which no log was begun has no segment.
 
     Raises `LockedError`, `CorruptionError`, `FormatVersionError`, `StorageError`. After a failed sync nothing more is
-    written. Thread safety: one thread at a time changes it, but for `prepare` and `remove_retired`, which any other may
-    call meanwhile. A signal handler or a finalizer that comes amid a step is refused, but for `close`, which is put off
-    until that step is over. What was read is unchanged for as long as it is held.
+    written. Thread safety: one thread at a time may change it, except that `prepare` and `remove_retired` may be called
+    by another thread meanwhile. In a signal handler or a finalizer in the middle of a step, calls are refused, except
+    `close`, which is put off until the end of the step. What was read stays unchanged as long as it is held.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ cdef class Journal(Segments):
     def __repr__(self):
         return f"<{type(self).__name__} {self.path!r}: {self.count} entries from {self.first}>"
 
-    # ---- what is there ---------------------------------------------------------------------------------
+    # ---- properties ------------------------------------------------------------------------------------
 
     @property
     def commit_index(self):
-        """What `set_commit_index` was told last, never above the last entry."""
+        """The last argument of `set_commit_index`, never above the last entry."""
         return self.committed
 
     @property
     def is_begun(self):
-        """Whether there is a segment: a directory opened with `read_only` may have none yet."""
+        """Whether there is a segment: a directory opened with `read_only` may not have one yet."""
         return self.newest is not None
 
     @property
@@ -100,12 +100,12 @@ cdef class Journal(Segments):
 
     @property
     def size(self):
-        """Bytes of all segments."""
+        """The size of all segments, in bytes."""
         return sum(segment.end for segment in self.segments)
 
     @property
     def newest_size(self):
-        """Bytes of the newest segment."""
+        """The size of the newest segment, in bytes."""
         return self.newest.end
 
     # ---- steps -----------------------------------------------------------------------------------------
@@ -119,8 +119,8 @@ cdef class Journal(Segments):
         self.check_open()
         if self.busy:
             raise ReentryError(
-                f"{self.path}: a step of this log is under way, below this signal handler or finalizer, or in another "
-                "thread. Nothing was changed; do it after that step")
+                f"{self.path}: this log is in the middle of a step, below this signal handler or finalizer, or in "
+                "another thread. Nothing was changed; try again after that step")
         self.busy = True
         return 0
 
@@ -132,8 +132,8 @@ cdef class Journal(Segments):
         return 0
 
     cdef int append_entries(self, const Item *items, size_t count) except -1:
-        """Appends entries that were checked: all of them, or none on an error; a prefix after a crash."""
-        cdef Segment newest = self.newest  # held: a forked child that goes on here has dropped it
+        """Appends checked entries: all of them, or none on an error; after a crash, a prefix may remain."""
+        cdef Segment newest = self.newest  # held: a forked child that continues here has dropped it
         cdef const uint8_t *frame
         cdef size_t _i
         self.begin_step()
@@ -149,7 +149,7 @@ cdef class Journal(Segments):
         return 0
 
     cdef const uint8_t *note(self, uint32_t kind, uint64_t index, uint64_t term=0, bytes data=b"") except NULL:
-        """Appends a frame that is no entry, within a step."""
+        """Within a step: appends a frame that is not an entry."""
         cdef Segment newest = self.newest
         cdef Item item = Item(index, term, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), kind)
         cdef const uint8_t *frame = newest.append(&item, 1)
@@ -157,7 +157,7 @@ cdef class Journal(Segments):
         return frame
 
     cdef int remove_from(self, uint64_t index) except -1:
-        """Removes the entries from `index` on, the first one or a later one. O(segments)."""
+        """Removes the entries from `index` on, which may be the first one. O(segments)."""
         self.begin_step()
         try:
             self.note(ITEM_CUT, index)
@@ -167,7 +167,7 @@ cdef class Journal(Segments):
         return 0
 
     cdef int remove_up_to(self, uint64_t index) except -1:
-        """Removes the entries up to `index`, which is there; all of them may go. O(segments)."""
+        """Removes the entries up to `index`, which must exist; none may be left. O(segments)."""
         cdef uint64_t term = item_term(self.frame_at(index - self.first))
         self.begin_step()
         try:
@@ -180,7 +180,7 @@ cdef class Journal(Segments):
         return 0
 
     cdef int begin_after(self, uint64_t index, uint64_t term) except -1:
-        """Removes all entries: the next one comes after `index`, of `term`. O(segments)."""
+        """Removes all entries: the next one comes after `index` of `term`. O(segments)."""
         self.begin_step()
         try:
             self.note(ITEM_BORDER, index, term)
@@ -191,7 +191,7 @@ cdef class Journal(Segments):
         return 0
 
     cdef int replace_all(self, uint64_t index, uint64_t term, bytes command) except -1:
-        """Puts one entry in the place of all. O(segments)."""
+        """Replaces all entries by one. O(segments)."""
         self.begin_step()
         try:
             self.reserve(1)
@@ -202,7 +202,7 @@ cdef class Journal(Segments):
         return 0
 
     cdef int go_on(self, uint64_t first, uint64_t border_term) except -1:
-        """Goes on in a new segment, with the entries from `first` on. `prepare` makes the file ahead. O(1)."""
+        """Continues in a new segment, keeping entries from `first` on. `prepare` makes the file in advance. O(1)."""
         self.begin_step()
         try:
             if self.durable:
@@ -214,7 +214,7 @@ cdef class Journal(Segments):
         return 0
 
     cdef int note_vote(self, uint64_t term, bytes vote) except -1:
-        """The current term, and who is voted for in it; None: nobody yet."""
+        """Appends the current term, and the vote in it; None: no vote yet."""
         self.begin_step()
         try:
             self.note(ITEM_VOTE, vote is not None, term, b"" if vote is None else vote)
@@ -224,7 +224,7 @@ cdef class Journal(Segments):
         return 0
 
     cdef int note_commit(self) except -1:
-        """The commit index, also where it is not new: the frame says that all before it was durable."""
+        """Appends the commit index, even if it is not new: the frame says that everything before it was durable."""
         self.begin_step()
         try:
             self.note(ITEM_COMMIT, self.committed)
@@ -234,7 +234,7 @@ cdef class Journal(Segments):
         return 0
 
     def set_commit_index(self, uint64_t index):
-        """Remembers the commit index, in memory; `write_commit_index` appends it."""
+        """Sets the commit index, in memory only; `write_commit_index` appends it."""
         self.committed = min(index, self.last())
 
     def write_commit_index(self):
@@ -245,29 +245,29 @@ cdef class Journal(Segments):
     # ---- files -----------------------------------------------------------------------------------------
 
     def prepare(self):
-        """Makes the file of the next segment ahead, durable. For any thread."""
+        """Makes the file of the next segment in advance, durably. For any thread."""
         if self.newest is not None:
             self.make_spare()
 
     def remove_retired(self):
-        """Removes the files of segments that are not needed, when it is durable that they are not. For any thread."""
+        """Removes files of unneeded segments, after making it durable that they are unneeded. For any thread."""
         if not self.retired or self.newest is None:
             return
-        going = self.retired[:]  # what is set aside from here on is replaced by frames that no sync below covers
+        going = self.retired[:]  # segments set aside later depend on frames that the sync below does not cover
         self.sync_segments()
         self.remove_files(going)
 
     # ---- sync and close --------------------------------------------------------------------------------
 
     def sync(self):
-        """Makes all that was appended before the call durable. On failure nothing more is written to the log."""
+        """Makes everything appended before the call durable. If that fails, nothing more is written to the log."""
         cdef uint64_t last = self.last()
         self.check_open()
         self.sync_segments()
         self.synced = min(last, self.last())
 
     cdef int sync_segments(self) except -1:
-        """In order: what a segment goes on from is never torn when it is durable."""
+        """Syncs in order: if a segment is durable, so is everything before it."""
         cdef Segment segment
         for segment in self.segments[:]:
             if segment.durable < segment.end:
@@ -276,11 +276,11 @@ cdef class Journal(Segments):
         return 0
 
     def close(self):
-        """Makes everything durable and gives files and lock back, always. Idempotent."""
+        """Makes everything durable, then releases files and lock, even if that fails. Idempotent."""
         if self.newest is None:
             return
         if self.busy:
-            self.closes = True  # a signal handler or a finalizer, amid a step: the step goes on first
+            self.closes = True  # this is a signal handler or a finalizer in the middle of a step, which ends first
             return
         try:
             if self.newest.poisoned is None and not self.read_only:
@@ -291,7 +291,7 @@ cdef class Journal(Segments):
             self.close_files()
 
     cdef int end_cleanly(self) except -1:
-        """Appends a last frame, which says that all before it was durable."""
+        """Appends a last frame, which says that everything before it was durable."""
         try:
             self.note_commit()
             self.sync()
@@ -299,22 +299,22 @@ cdef class Journal(Segments):
         except StorageError as error:
             if error.errno not in NO_ROOM:
                 raise
-            logger.warning("%s: closed without a final frame, the next opening takes longer: %s", self.path, error)
+            logger.warning("%s: closed without a final frame, so the next opening takes longer: %s", self.path, error)
         return 0
 
     def abandon(self):
-        """Gives files and lock back without another write or sync, as a killed process would. Idempotent."""
+        """Releases files and lock without another write or sync, as if the process were killed. Idempotent."""
         self.close_files()
 
     cdef int close_files(self) except -1:
-        """Gives everything back, also where the system refuses to close a file: that is raised at the end."""
+        """Releases everything, even if the system fails to close a file: that is raised at the end."""
         cdef Segment segment
         cdef Segment spare = self.spare
         cdef list segments = self.segments
         cdef list retired = self.retired
         error = None
         self.start_over(1)
-        self.newest = self.spare = None  # before anything is given back: that lets other threads run
+        self.newest = self.spare = None  # first: closing lets other threads run
         for going in (segments, retired):
             for segment in going:
                 error = close_one(segment, error)

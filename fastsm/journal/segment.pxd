@@ -5,8 +5,8 @@ from fastsm.journal.format cimport Item
 
 
 cdef class Segment(FrameFile):
-    cdef public uint64_t begin           # the least index of an entry that may lie in it
-    cdef list mappings                   # each that there was, since entries are pointers into them
+    cdef public uint64_t begin           # the lowest index of an entry that may be in this segment
+    cdef list mappings                   # all mappings so far, since entries are pointers into them
     cdef int hold_mapping(self) except -1
     cdef int rest(self) except -1
     cdef int wake(self) except -1

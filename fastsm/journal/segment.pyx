@@ -1,4 +1,4 @@
-"""One file of a Raft log: frames appended and synced as in a state machine's log, and read back after any end."""
+"""One file of a Raft log: frames appended and synced as in a state machine's log, and read back by recovery."""
 
 import os
 
@@ -20,8 +20,8 @@ from fastsm.journal.format import SegmentHead
 from fastsm.disk.tail import data_ranges, torn_tail_end
 
 cdef enum:
-    SMALL_FRAME = ITEM_DATA      # of an item without data
-    LARGE_ENTRY = 128 << 10      # bytes of a command that is not worth another copy
+    SMALL_FRAME = ITEM_DATA      # the size of an item without data
+    LARGE_ENTRY = 128 << 10      # bytes of a command from which on another copy is avoided
 
 
 cdef void write_items(uint8_t *frames, const Item *items, size_t count) noexcept nogil:
@@ -32,14 +32,14 @@ cdef void write_items(uint8_t *frames, const Item *items, size_t count) noexcept
 
 
 def segment_name(number):
-    """The file name of a segment."""
+    """Returns the file name of a segment."""
     return f"journal-{number}"
 
 
 cdef class Segment(FrameFile):
     """One file of a Raft log, open for appending.
 
-    `begin` is the least index of an entry that may lie in it.
+    `begin` is the lowest index of an entry that may be in it.
     """
 
     def __cinit__(self, directory, head, descriptor, *_):
@@ -49,7 +49,7 @@ cdef class Segment(FrameFile):
 
     @staticmethod
     def adopt(directory, head, descriptor, uint64_t size, bint read_only=False):
-        """The segment in an open file of so many bytes, all of which are mapped."""
+        """Returns the segment in an open file of `size` bytes, all of which are mapped."""
         cdef Segment segment = Segment(directory, head, descriptor, None, read_only)
         segment.attach(journal_format.pack_segment_head(head), size)
         segment.hold_mapping()
@@ -57,7 +57,7 @@ cdef class Segment(FrameFile):
 
     @staticmethod
     def create(directory, number):
-        """A new segment without frames, durable, its name too."""
+        """Makes a new segment without frames; the file and its name are durable on return."""
         head = SegmentHead(number, int.from_bytes(os.urandom(8), "little"))
         with storage_errors(directory.path_of(segment_name(number)), "creating a segment of the log"):
             descriptor = directory.create_file(segment_name(number))
@@ -72,27 +72,27 @@ cdef class Segment(FrameFile):
         return segment
 
     cdef int hold_mapping(self) except -1:
-        """Entries are pointers into the mapping, so each that there was is kept as long as the segment."""
+        """Keeps the current mapping as long as the segment, since entries are pointers into it."""
         if not self.mappings or self.mappings[-1] is not self.mapping:
             self.mappings.append(self.mapping)
         return 0
 
     cdef int rest(self) except -1:
-        """Gives the descriptor back while nothing is written: a log may have more segments than a process may files."""
+        """Closes the descriptor until the next write: a log may have more segments than a process may open files."""
         self.descriptor = None
         return 0
 
     cdef int wake(self) except -1:
-        """Opens the file again, if it rests."""
+        """Opens the file again, if it was closed by `rest`."""
         if self.descriptor is None:
             with storage_errors(self.path, "opening a segment of the log"):
                 self.descriptor = self.directory.open_file(self.name, os.O_RDONLY if self.read_only else os.O_RDWR)
         return 0
 
     cdef const uint8_t *append(self, const Item *items, size_t count) except NULL:
-        """Appends frames, all or none; returns where the first one lies. After a crash a prefix of them is there.
+        """Appends frames, all or none; returns where the first one is. After a crash, a prefix of them may remain.
 
-        After entries there is always room for one small frame more: on a full disk a log can still be compacted.
+        After entries there is always room for one more small frame, so that a log can be compacted even on a full disk.
         """
         cdef uint64_t offset = self.end
         cdef uint64_t total = 0
@@ -134,9 +134,9 @@ cdef class Segment(FrameFile):
 
     @staticmethod
     def open(directory, number, bint read_only=False):
-        """The segment of a number, its header checked; None when its creation was cut short.
+        """Opens the segment of a number, and checks its header; None if its creation was cut short.
 
-        `read_only`: next to an owner, who may cut the file where its whole frames end, no more than these is mapped.
+        `read_only`: maps only complete frames, since an owner may cut the file after them.
         """
         name = segment_name(number)
         path = directory.path_of(name)
@@ -164,9 +164,9 @@ cdef class Segment(FrameFile):
         return segment
 
     cdef const uint8_t *frame_of(self, uint64_t offset, uint64_t previous) except? NULL:
-        """The valid frame at an offset, chained to the previous one's checksum, or NULL.
+        """Returns the valid frame at an offset, chained to the previous one's checksum, or NULL.
 
-        Raises `CorruptionError` for one whose content makes no sense.
+        Raises `CorruptionError` if its content is malformed.
         """
         cdef const uint8_t *frame = self.address + offset
         if look_at_frame(frame, self.allocated - offset, self.identity, offset, previous) != VALID:
@@ -175,28 +175,29 @@ cdef class Segment(FrameFile):
             (item_kind(frame) == ITEM_STATE) != (offset == LOG_HEADER_SIZE)
         ):
             raise CorruptionError(
-                self.path, offset, "a frame whose content adds up",
-                "one with a matching checksum whose content does not")
+                self.path, offset, "a frame with well-formed content",
+                "a frame whose checksum matches, but whose content is malformed")
         return frame
 
     def corrupt(self, uint64_t offset, expected):
-        """The error for what is not right at an offset."""
-        return CorruptionError(self.path, offset, expected, "bytes that are no frame of the log, or the file's end")
+        """Returns the error for damage at an offset."""
+        return CorruptionError(
+            self.path, offset, expected, "bytes that are not a frame of the log, or the end of the file")
 
     cdef uint64_t end_of_torn_tail(self, uint64_t end) except? 0:
-        """Return where the torn tail after the last valid frame, which ends at `end`, ends itself.
+        """Returns the end of the torn tail after the last valid frame, which ends at `end`.
 
-        Raises `CorruptionError` when it proves that the segment was durable beyond `end`.
+        Raises `CorruptionError` if the tail proves that the segment was durable beyond `end`.
         """
         cdef uint64_t size = self.allocated
         if self.read_only:
             if self.directory.owner() is not None:
-                return end  # it is being written
+                return end  # an owner is writing it
             with storage_errors(self.path, "reading a segment of the log"):
                 size = max(end, <uint64_t>self.directory.size(self.descriptor))
         return torn_tail_end(self.descriptor, self.identity, end, size, self.path)
 
     def finish_recovery(self, uint64_t end, uint64_t durable, uint64_t torn_end):
-        """Ends the segment at `end`, for good: nothing torn comes back."""
+        """Ends the segment at `end`, durably: a torn frame never reappears."""
         self.cut(end, torn_end, max(durable, <uint64_t>LOG_HEADER_SIZE))
         self.found(end, durable)

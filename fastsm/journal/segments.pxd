@@ -6,35 +6,36 @@ from fastsm.journal.segment cimport Segment
 
 cdef struct Walk:           # how far the frames of a segment were taken over
     uint64_t end
-    uint64_t chain          # the checksum of the last of them, or of the header
-    uint64_t watermark      # the highest that they say
+    uint64_t chain          # the checksum of the last frame taken, or of the header
+    uint64_t watermark      # the highest watermark in the frames
     uint64_t frames
-    uint64_t last_frame     # where the last of them starts
+    uint64_t last_frame     # where the last frame starts
 
 
 cdef class Segments(Entries):
-    # Invariant: each entry lies in the last segment whose `begin` is not above its index.
+    # Invariant: each entry is in the last segment whose `begin` is not above its index.
     cdef object __weakref__
     cdef readonly str path
     cdef object directory
     cdef readonly bint durable
-    cdef readonly bint read_only         # for tools: nothing is written, nothing removed
-    cdef list retired                    # segments whose files may go
-    cdef Segment newest                  # what is appended to; None: closed
-    cdef Segment spare                   # the next one, made ahead
-    cdef object named                    # what NEWEST says; None: there is no such file yet
+    cdef readonly bint read_only         # for tools: nothing is written or removed
+    cdef list retired                    # segments whose files may be removed
+    cdef Segment newest                  # where frames are appended; None: closed
+    cdef Segment spare                   # the next segment, made in advance
+    cdef object named                    # the content of NEWEST; None: the file does not exist yet
     cdef uint64_t border_term            # of the entry before the first
     cdef uint64_t current_term
-    cdef bytes current_vote              # None: nobody yet
-    cdef const uint8_t *vote_frame       # while recovering: of the newest vote; NULL: the segment began with it
-    cdef const uint8_t *border_frame     # while recovering: of the newest border, in the same way
+    cdef bytes current_vote              # None: no vote yet
+    # While recovering: of the newest vote; NULL: the vote is in the segment's first frame
+    cdef const uint8_t *vote_frame
+    cdef const uint8_t *border_frame     # the same for the newest border
     cdef uint64_t committed
     cdef uint64_t written_commit
-    cdef uint64_t synced                 # entries up to it survive a power loss, as far as they are there
-    cdef uint64_t declared               # the first entry that is kept, as frames say: `first`, once recovered
-    cdef uint64_t least_term             # while recovering: of the entry before `first`; 0: it is not known
-    cdef readonly uint64_t torn_bytes    # that recovery has cut off
-    cdef object creating                 # a lock: one segment at a time is made
+    cdef uint64_t synced                 # entries up to this one survive a power loss, if they exist
+    cdef uint64_t declared               # the first kept entry as recorded in frames; equals `first` after recovery
+    cdef uint64_t least_term             # while recovering: the term of the entry before `first`; 0: unknown
+    cdef readonly uint64_t torn_bytes    # bytes that recovery has cut off
+    cdef object creating                 # a lock: only one segment at a time is made
 
     cdef void take_entries(self, Segment segment, Walk *walk, uint64_t stop) noexcept nogil
     cdef int begin_segment(self, uint64_t first, uint64_t border_term) except -1

@@ -1,8 +1,8 @@
-"""The files of a Raft log: segments that come and go, and how they are read back after any end.
+"""The files of a Raft log: how segments are created and removed, and how they are read back by recovery.
 
-A file of its own, NEWEST, names the newest segment that was made, and is durable before that segment is used. So a
-directory that lost its last segment, or all of them, is told from a log that was never longer. One that lost its first,
-or one in the middle, shows it by numbers and by what segments say of those before them.
+A separate file, NEWEST, names the newest segment that was made, and is durable before that segment is used. So a
+directory that lost its last segment, or all of them, is distinguished from a log that never had them. The loss of the
+first segment, or of one in the middle, shows in the numbers and in what segments record about earlier ones.
 """
 
 import logging
@@ -36,7 +36,7 @@ LOST = "a file of this directory is gone: restore all of it from a replica"
 cdef uint64_t LARGEST = format.MAX_INDEX
 
 cdef enum:
-    SLICE = 16 << 20         # bytes between two looks at signals: some milliseconds
+    SLICE = 16 << 20         # bytes between two checks for signals: a few milliseconds
 
 
 cdef inline void step_over(Walk *walk, const uint8_t *frame) noexcept nogil:
@@ -47,12 +47,12 @@ cdef inline void step_over(Walk *walk, const uint8_t *frame) noexcept nogil:
 
 
 cdef class Segments(Entries):
-    """Entries in the files of a directory, with a term, a vote and a commit index. Thread safety: one at a time."""
+    """Entries in the files of a directory, with a term, a vote and a commit index. For one thread at a time."""
 
     # ---- segments come and go --------------------------------------------------------------------------
 
     def make_spare(self):
-        """Makes the file of the next segment ahead, durable. For any thread; at most one is ahead."""
+        """Makes the file of the next segment in advance, durably. For any thread; at most one is made in advance."""
         with self.creating:
             if self.spare is None:
                 number = 1 if self.newest is None else self.newest.head.generation + 1
@@ -61,14 +61,14 @@ cdef class Segments(Entries):
                 self.name_newest(self.spare, 0)
 
     def name_newest(self, segment, given_up):
-        """Says which segment is the newest; durable on return."""
+        """Records which segment is the newest; durable on return."""
         named = Newest(segment.head.generation, segment.head.identity, given_up)
         with storage_errors(self.directory.path_of(NEWEST), "naming the newest segment of the log"):
             self.directory.replace_file(NEWEST, pack_newest(named))
         self.named = named
 
     cdef int begin_segment(self, uint64_t first, uint64_t border_term) except -1:
-        """Goes on in a new segment, which says that the entries from `first` on are kept."""
+        """Continues in a new segment, which records that the entries from `first` on are kept."""
         cdef Segment old = self.newest
         cdef Segment segment
         cdef list following
@@ -77,7 +77,7 @@ cdef class Segments(Entries):
         self.make_spare()
         segment = self.spare
         self.require_newest(old)
-        following = self.segments + [segment]  # now: once its frame is written nothing may fail in memory
+        following = self.segments + [segment]  # made first: once the frame below is written, nothing may fail
         state = self.state_before(first, border_term)
         item = Item(first, 0, <const uint8_t *>PyBytes_AS_STRING(state), PyBytes_GET_SIZE(state), ITEM_STATE)
         try:
@@ -88,7 +88,7 @@ cdef class Segments(Entries):
                 self.name_newest(segment, 0)
         except BaseException as error:
             if segment.end > LOG_HEADER_SIZE and old is not None:
-                old.poison(error)  # it cannot go on: the next segment says already where it ended
+                old.poison(error)  # it must not grow: the next segment has recorded where it ended
             raise
         self.require_newest(old)
         segment.begin = self.first + self.count if self.first + self.count > first else first
@@ -103,13 +103,13 @@ cdef class Segments(Entries):
         return 0
 
     cdef int require_newest(self, Segment segment) except -1:
-        """Raises where a step goes on in a forked child, which has left the log meanwhile."""
+        """Raises if the step continues in a forked child, which has left the log meanwhile."""
         if self.newest is not segment:
-            raise NotRunningError(f"{self.path}: this log was forked in the middle of a step: it is the parent's")
+            raise NotRunningError(f"{self.path}: this log was forked in the middle of a step: it belongs to the parent")
         return 0
 
     cdef bytes state_before(self, uint64_t first, uint64_t border_term):
-        """What the segments so far came to, for the one that goes on after them."""
+        """Returns the summary of all segments so far, with which the next one starts."""
         cdef Segment old = self.newest
         last = max(self.last(), first - 1)
         return STATE_STRUCT.pack(*SegmentState(
@@ -120,11 +120,11 @@ cdef class Segments(Entries):
         )) + (self.current_vote or b"")
 
     cdef uint64_t last_term(self) noexcept:
-        """Of the last entry, or of the one before the first."""
+        """Returns the term of the last entry, or of the one before the first."""
         return item_term(self.frame_at(self.count - 1)) if self.count else self.border_term
 
     cdef int retire(self) except -1:
-        """Sets segments aside in which no entry lies any more."""
+        """Sets aside segments in which there are no entries any more."""
         cdef Segment second
         cdef list retired
         cdef Py_ssize_t count = 0
@@ -136,23 +136,23 @@ cdef class Segments(Entries):
         if count:
             retired = self.retired + self.segments[:count]
             del self.segments[:count]
-            self.retired = retired  # not one by one: without memory none of them is in neither list
+            self.retired = retired  # all at once: if memory fails, no segment is missing from both lists
         return 0
 
     def remove_files(self, going):
-        """Removes the files of segments that were set aside, once it is durable that they are not needed."""
+        """Removes the files of segments set aside, after it was made durable that they are not needed."""
         for segment in going:
             with storage_errors(segment.path, "removing a segment of the log"):
                 segment.close()
                 self.directory.unlink(segment.name)
-                self.directory.sync_directory()  # one after the other: never is there a gap in their numbers
-            if segment in self.retired:  # another thread may have removed it as well
+                self.directory.sync_directory()  # one at a time, so that their numbers never have a gap
+            if segment in self.retired:  # another thread may have removed it too
                 self.retired.remove(segment)
 
     # ---- steps, now or read back ------------------------------------------------------------------------
 
     cdef int forget_from(self, uint64_t index) except -1:
-        """Without the entries from `index` on."""
+        """Drops the entries from `index` on."""
         cdef Segment segment
         self.drop_from(index)
         self.synced = min(self.synced, index - 1)
@@ -163,7 +163,7 @@ cdef class Segments(Entries):
         return 0
 
     cdef int start_after(self, uint64_t index, uint64_t term) except -1:
-        """Without entries; the next one comes after `index`, which is of `term`."""
+        """Drops all entries; the next one comes after `index` of `term`."""
         cdef Segment segment
         self.start_over(index + 1)
         self.border_term = term
@@ -184,9 +184,9 @@ cdef class Segments(Entries):
     # ---- recover ---------------------------------------------------------------------------------------
 
     def recover(self):
-        """Reads as many segments, from the newest back, as hold all that is kept; cuts what is torn, removes the rest.
+        """Reads segments backwards from the newest until all kept entries are found; cuts a torn tail and the rest.
 
-        So a segment that was set aside, but is still there, plays no part, torn or not.
+        So a segment that was set aside, but still exists, is not read, torn or not.
         """
         self.open_segments()
         if not self.segments:
@@ -216,13 +216,14 @@ cdef class Segments(Entries):
         self.retire()
 
     def open_segments(self):
-        """The segments in order; one that is missing is damage, unless it was never used."""
+        """Opens the segments in order; a missing one is damage, unless it was never used."""
         cdef list numbers = []
         cdef Segment segment
-        content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)  # an owner makes a segment before it names it
+        # Read before the listing: an owner makes a segment before it names it
+        content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)
         if content is not None and not self.read_only:
             with storage_errors(self.directory.path, "making the names in the directory durable"):
-                self.directory.sync_directory()  # who gave them may have died before that
+                self.directory.sync_directory()  # the process that renamed NEWEST may have died before this sync
         for name in self.directory.names():
             found = LOG_NAMES.fullmatch(name)
             if found is not None:
@@ -234,11 +235,11 @@ cdef class Segments(Entries):
         path = self.directory.path_of(NEWEST)
         self.named = unpack_newest(content, path)
         while numbers and numbers[-1] > self.named.number:
-            self.remove_unnamed(numbers.pop())  # or leaves it aside
+            self.remove_unnamed(numbers.pop())  # or ignores it
         if not numbers or numbers[-1] != self.named.number:
             raise CorruptionError(
                 self.directory.path_of(segment_name(self.named.number)), None,
-                "a segment, the newest one by what NEWEST says", "no file", LOST)
+                "the segment that NEWEST names as the newest", "no file", LOST)
         for number in numbers:
             if number != numbers[0] + len(self.segments):
                 raise CorruptionError(
@@ -251,10 +252,10 @@ cdef class Segments(Entries):
                 segment.rest()
         if self.segments[-1].head.identity != self.named.identity:
             raise CorruptionError(
-                path, 24, f"the identity of {segment_name(self.named.number)}", "another one: it is of another log")
+                path, 24, f"the identity of {segment_name(self.named.number)}", "that of another log")
 
     def refuse_unnamed(self, numbers):
-        """Without NEWEST there may be what is left of a log whose making was cut short: nothing that was promised."""
+        """Without NEWEST, allows only the remains of a log whose creation was cut short: nothing in it was promised."""
         cdef uint64_t used = LOG_HEADER_SIZE + item_length(STATE_STRUCT.size)
         if not numbers and holds_state(self.directory):
             raise CorruptionError(
@@ -265,7 +266,7 @@ cdef class Segments(Entries):
                 self.directory.path_of(NEWEST), None, "the name of the newest segment", "no file", LOST)
 
     def remove_unnamed(self, number):
-        """A segment after the one that NEWEST names: made, but not used; or given up, as NEWEST says."""
+        """Removes a segment after the one that NEWEST names: made but not used, or given up according to NEWEST."""
         if self.read_only and self.directory.owner() is not None:
             return
         if number > self.named.given_up and not self.is_blank(number, LOG_HEADER_SIZE):
@@ -278,7 +279,7 @@ cdef class Segments(Entries):
         self.directory.sync_directory()
 
     def is_blank(self, number, start):
-        """Whether a segment's file holds nothing from an offset on."""
+        """Returns whether a segment's file has only zeros from an offset on."""
         name = segment_name(number)
         with storage_errors(self.directory.path_of(name), "reading a segment of the log"):
             descriptor = self.directory.open_file(name)
@@ -292,7 +293,7 @@ cdef class Segments(Entries):
                 self.directory.close_file(descriptor)
 
     def take_segments(self, start):
-        """Takes over what the segments from `start` on say. The position of the one that is to be the last, or None."""
+        """Takes over the segments from `start` on; returns the position of the one that should be the last, or None."""
         cdef Segment segment
         self.start_over(1)
         for position in range(start, len(self.segments)):
@@ -305,14 +306,14 @@ cdef class Segments(Entries):
         return None
 
     def take_frames(self, Segment segment, bint is_first):
-        """Takes over what the frames of a segment say, up to where they end. Many entries: without the GIL."""
+        """Takes over the frames of a segment, up to their end. Long runs of entries are read without the GIL."""
         cdef Walk walk = Walk(LOG_HEADER_SIZE, segment.known_chain, 0, 0, 0)
         cdef const uint8_t *frame = segment.frame_of(walk.end, walk.chain)
         cdef uint64_t pause = LARGE
         while frame != NULL:
             if not self.take_frame(segment, frame, is_first):
                 raise CorruptionError(
-                    segment.path, walk.end, "a frame that goes on with what is before it",
+                    segment.path, walk.end, "a frame that continues the ones before it",
                     f"one of kind {item_kind(frame)}, index {item_index(frame)}, term {item_term(frame)}")
             step_over(&walk, frame)
             self.take_entries(segment, &walk, pause)
@@ -326,7 +327,7 @@ cdef class Segments(Entries):
         segment.frames, segment.last_frame, segment.chain = walk.frames, walk.last_frame, walk.chain
 
     cdef void take_entries(self, Segment segment, Walk *walk, uint64_t stop) noexcept nogil:
-        """Takes over entry after entry, as `take_frame` would, up to `stop` or to a frame that is left to it."""
+        """Takes over consecutive entries as `take_frame` does, up to `stop` or to a frame that needs `take_frame`."""
         cdef const uint8_t *frame
         cdef uint64_t term, available
         if not self.count:
@@ -347,38 +348,39 @@ cdef class Segments(Entries):
             step_over(walk, frame)
 
     def continues(self, Segment segment, Segment following):
-        """Whether the next segment was begun where this one ends. `CorruptionError` when that was promised."""
+        """Returns whether the next segment was begun where this one ends. `CorruptionError` if that was promised."""
         cdef const uint8_t *frame = following.frame_of(LOG_HEADER_SIZE, following.known_chain)
         if frame == NULL:
             following.end_of_torn_tail(LOG_HEADER_SIZE)
             return False
         if item_size(frame) < STATE_STRUCT.size:
-            raise following.corrupt(LOG_HEADER_SIZE, "a frame that says what the segments before it came to")
+            raise following.corrupt(LOG_HEADER_SIZE, "a frame that summarizes earlier segments")
         state = SegmentState(*STATE_STRUCT.unpack(item_data(frame)[:STATE_STRUCT.size]))
         if segment.end == state.previous_end:
             if segment.chain != state.previous_checksum:
                 raise CorruptionError(
                     segment.path, segment.last_frame,
-                    f"the frame of checksum {state.previous_checksum:#018x}, which {following.name} goes on from",
-                    "another one: the two segments are of different histories")
+                    f"the frame of checksum {state.previous_checksum:#018x}, which {following.name} continues",
+                    "another one: the two segments belong to different histories")
             segment.found(segment.end, max(segment.durable, state.previous_durable))
             return True
         if self.durable or not state.previous_durable <= segment.end < state.previous_end:
             raise segment.corrupt(
-                segment.end, f"frames up to offset {state.previous_end}, where {following.name} goes on")
+                segment.end, f"frames up to offset {state.previous_end}, where {following.name} continues")
         return False
 
     def end_at(self, position):
-        """Makes a segment the newest: what is after its last frame was torn, and goes."""
+        """Makes a segment the newest: what follows its last frame is torn, and is removed."""
         cdef Segment segment = self.segments[position]
         cdef uint64_t torn_end
         segment.wake()
         torn_end = segment.end_of_torn_tail(segment.end)
         if segment.end == LOG_HEADER_SIZE:
-            if position == 0:  # those before it went when it was durable; and the first one is, before it is named
+            # Earlier segments were removed only once this one was durable; the first one is durable before it is named
+            if position == 0:
                 raise CorruptionError(
-                    segment.path, LOG_HEADER_SIZE, "a frame that says what the segments before it came to", "none")
-            position -= 1  # made ahead, or begun and torn: nobody was promised anything of it
+                    segment.path, LOG_HEADER_SIZE, "a frame that summarizes earlier segments", "none")
+            position -= 1  # made in advance, or begun and torn: nothing in it was promised
         if self.read_only:
             if segment.end > LOG_HEADER_SIZE:
                 self.torn_bytes += torn_end - segment.end
@@ -386,21 +388,22 @@ cdef class Segments(Entries):
                 self.segments.pop().close()
             return
         if self.segments[position].head.generation != self.named.number:
-            self.name_newest(self.segments[position], self.named.number)  # before they go: none of them is missed
+            # Before the later ones are removed, so that none seems missing
+            self.name_newest(self.segments[position], self.named.number)
         while len(self.segments) > position + 1:
             left_over = self.segments.pop()
             left_over.close()
-            logger.info("%s: removed, it was not begun, or goes on after frames that were torn", left_over.path)
+            logger.info("%s: removed, since it was not begun, or continues frames that were torn", left_over.path)
             self.directory.unlink(left_over.name)
-            self.directory.sync_directory()  # one after the other: never is there a gap in their numbers
+            self.directory.sync_directory()  # one at a time, so that their numbers never have a gap
         if segment.end > LOG_HEADER_SIZE:
             self.torn_bytes += torn_end - segment.end
             segment.finish_recovery(segment.end, segment.durable, torn_end)
 
     cdef int note_durable_entries(self) except -1:
-        """The last entry that was synced, by what frames say. Where segments wait for no sync, nobody knows.
+        """Finds the last entry that was synced, as far as frames tell; without `durable` segments, it is unknown.
 
-        O(log entries): those of the newest segment lie in it in their order.
+        O(log entries): the entries of the newest segment are in order.
         """
         cdef Segment newest = self.newest
         cdef uint64_t low, high, middle
@@ -419,13 +422,13 @@ cdef class Segments(Entries):
         return 0
 
     cdef bint is_in_doubt(self, const uint8_t *frame) noexcept:
-        """After recovery: whether a frame of the newest segment is there, and no sync is known to have covered it."""
+        """After recovery: returns whether a frame exists in the newest segment, and no known sync has covered it."""
         return frame != NULL and <uint64_t>(frame - self.newest.address) >= self.newest.durable
 
-    # ---- what one frame says: False when that makes no sense after those before it --------------------------
+    # ---- the effect of one frame: False if it cannot follow those before it ----------------------------------
 
     cdef bint is_vote(self, bytes vote) except -1:
-        """Whether this can be the name of a node; None is nobody's."""
+        """Returns whether this can be the name of a node, or None for no vote."""
         return True
 
     cdef bint take_frame(self, Segment segment, const uint8_t *frame, bint is_first) except -1:
@@ -452,7 +455,7 @@ cdef class Segments(Entries):
         elif kind == ITEM_CUT:
             if not self.declared <= index <= self.last() + 1:
                 return False
-            if index < self.first:      # among entries of segments before this one
+            if index < self.first:      # the cut reaches into earlier segments
                 self.forget_from(self.first)
                 self.first, self.least_term = index, 0
             self.forget_from(index)
@@ -508,7 +511,7 @@ cdef class Segments(Entries):
             return False
         else:
             self.drop_before(state.first)
-        if not self.count:  # else it is of an entry after `first`, which a cut may still remove
+        if not self.count:  # otherwise it is the term of an entry after `first`, which a cut may still remove
             self.least_term = state.last_term
         self.declared, self.border_term = state.first, state.border_term
         self.vote_frame = self.border_frame = NULL

@@ -1,4 +1,4 @@
-"""From keys to places, from entries to terms, and which records are dead. It opens no file.
+"""The indexes in memory: from keys to places, from entries to terms, which records are dead. Opens no files.
 
 It may import `disk` and what it imports.
 """

@@ -4,7 +4,7 @@ from fastsm.lookup.table cimport prefetch
 
 cdef extern from *:
     """
-    /* Plain moves on every machine that we know; but in C only these may meet in two threads. */
+    /* Plain moves on every machine that we know, but in C only atomics may be used by two threads at a time. */
     #define fastsm_load_relaxed(word) __atomic_load_n(word, __ATOMIC_RELAXED)
     #define fastsm_store_relaxed(word, value) __atomic_store_n(word, value, __ATOMIC_RELAXED)
     """
@@ -12,14 +12,14 @@ cdef extern from *:
     void store_relaxed "fastsm_store_relaxed"(uint64_t *word, uint64_t value) noexcept nogil
 
 cdef enum:
-    RECORD_UNIT_BITS = 4                     # no two records start within 16 bytes: their headers alone take as many
-    BLOCK_BITS = 28                          # bytes of arena that a block of the map stands for: 256 MiB
+    RECORD_UNIT_BITS = 4                     # no two records start within 16 bytes: their headers alone are larger
+    BLOCK_BITS = 28                          # bytes of the arena that one block of the map covers: 256 MiB
     BLOCKS = 1 << (39 - BLOCK_BITS)
-    WORD_BITS = RECORD_UNIT_BITS + 6         # bytes of arena that a word stands for: 1 KiB
+    WORD_BITS = RECORD_UNIT_BITS + 6         # bytes of the arena that one word covers: 1 KiB
 
 
 cdef inline bint is_marked(const uint64_t *words, uint64_t place) noexcept nogil:
-    """Whether a flat map has the record at `place` as dead."""
+    """Returns whether a flat map marks the record at `place` as dead."""
     return (load_relaxed(words + (place >> WORD_BITS)) >> ((place >> RECORD_UNIT_BITS) & 63)) & 1
 
 
@@ -28,16 +28,16 @@ cdef inline void unmark(uint64_t *words, uint64_t place) noexcept nogil:
 
 
 cdef class DeadMap:
-    # Invariant: a bit is set for exactly the put records below `room` that are not the newest of their key.
+    # Invariant: a bit is set exactly for each put record below `room` that is not the newest of its key.
     cdef uint64_t *blocks[BLOCKS]
-    cdef uint64_t room                       # places below can be marked
+    cdef uint64_t room                       # places below this one can be marked
 
     cdef int reserve_slowly(self, uint64_t stop) except -1
     cdef uint64_t *copy(self, uint64_t stop) noexcept nogil
     cdef void fill(self, const uint64_t *words, uint64_t count) noexcept nogil
 
     cdef inline int reserve(self, uint64_t stop) except -1:
-        """Makes sure that records below `stop` can be marked without memory."""
+        """Ensures that marking records below `stop` needs no memory."""
         return self.reserve_slowly(stop) if stop > self.room else 0
 
     cdef inline void mark(self, uint64_t place) noexcept nogil:

@@ -1,8 +1,8 @@
-"""The map of dead records: one bit for each 16 bytes of the arena, set where a newer record of its key followed.
+"""The map of dead records: one bit per 16 bytes of the arena, set if a newer record of the key exists.
 
 It lets a snapshot find the live records in one pass over the arena, in the order in which they were written, without
-a look at a key and without the table, which goes on changing. It costs `apply` one store for each overwritten
-key, and memory only where something has died.
+reading keys or the table, which keeps changing. It costs `apply` one store per overwritten key, and memory only where
+records are dead.
 """
 
 from libc.stdlib cimport calloc
@@ -17,10 +17,10 @@ cdef size_t BLOCK_SIZE = 1 << (BLOCK_BITS - RECORD_UNIT_BITS - 3)
 
 
 cdef class DeadMap:
-    """Bits of dead records, in blocks that never move: a holder of the map may read it without the GIL.
+    """The bits of dead records, in blocks that never move: whoever holds the map may read it without the GIL.
 
-    Thread safety: `reserve` and `mark` by one writer at a time. A copy that is taken meanwhile holds what was marked
-    before, and perhaps what is marked meanwhile.
+    Thread safety: `reserve` and `mark` by one writer at a time. A copy made in the meantime contains everything marked
+    before it began, and perhaps what is marked during it.
     """
 
     def __dealloc__(self):
@@ -34,7 +34,7 @@ cdef class DeadMap:
         cdef uint64_t number
         while self.room < stop:
             number = self.room >> BLOCK_BITS
-            # Not calloc: pages that nobody marks must not exist.
+            # Not calloc, which may touch all pages: a page without marks should take no memory.
             block = mmap(NULL, BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
             if block == MAP_FAILED:
                 raise MemoryError(f"no memory for the map of dead records up to offset {stop}")
@@ -43,7 +43,7 @@ cdef class DeadMap:
         return 0
 
     cdef uint64_t *copy(self, uint64_t stop) noexcept nogil:
-        """The map of all places below `stop`, flat, for the caller to free; NULL without memory."""
+        """Returns a flat copy of the map below `stop`, which the caller frees; NULL without memory."""
         cdef uint64_t count = (stop >> WORD_BITS) + 1
         cdef uint64_t *words = <uint64_t *>calloc(count, sizeof(uint64_t))
         cdef uint64_t first = 0
@@ -54,13 +54,13 @@ cdef class DeadMap:
         while first < count and self.blocks[first * sizeof(uint64_t) / BLOCK_SIZE] != NULL:
             piece = min(count - first, BLOCK_SIZE / sizeof(uint64_t))
             block = self.blocks[first * sizeof(uint64_t) / BLOCK_SIZE]
-            for i in range(piece):  # not memcpy: bits may be marked meanwhile
+            for i in range(piece):  # not memcpy: another thread may mark bits meanwhile
                 words[first + i] = load_relaxed(block + i)
             first += piece
         return words
 
     cdef void fill(self, const uint64_t *words, uint64_t count) noexcept nogil:
-        """Takes a flat map over, into a map without marks. Room for it is reserved."""
+        """Copies a flat map into this map, which has no marks yet, but room reserved for them."""
         cdef uint64_t first = 0
         cdef uint64_t piece
         while first < count:

@@ -1,23 +1,23 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 ctypedef struct Due:
-    # As a saved table has it.
+    # A deadline as stored in a saved table.
     uint64_t deadline
-    uint64_t place       # of the record that says it
+    uint64_t place       # of the record that sets the deadline
 
 
 cdef class Deadlines:
-    # Invariant: none of `items` is due before its parent, which is the one at (i - 1) / 4. So many of them are `stale`:
-    # they do not count any more.
-    cdef uint64_t *items         # rough deadlines and places
-    cdef uint64_t base           # the rough deadline 0 is this one, and any before it
-    cdef size_t earlier          # so many were pushed since that are before it
+    # Invariants: `items` is a heap: no item is due before its parent, the one at (i - 1) / 4. `stale` of them are
+    # overtaken, and no longer count.
+    cdef uint64_t *items         # each packs a rough deadline and a place
+    cdef uint64_t base           # rough deadlines are relative to this; 0 stands for the base and everything before it
+    cdef size_t earlier          # deadlines before the base that were pushed since the base was set
     cdef readonly size_t count
     cdef readonly size_t stale
-    cdef uint64_t version        # changes when items move
+    cdef uint64_t version        # changes whenever items move
     cdef size_t room
-    cdef bint by_number          # of sessions: equal deadlines are in the order of ids, else of keys
-    cdef uint64_t doubtful       # places below come from a saved table
+    cdef bint by_number          # deadlines of sessions: ties are broken by id, otherwise by key
+    cdef uint64_t doubtful       # places below come from a saved table, and may be wrong
 
     cdef bint is_before(self, const uint8_t *arena, uint64_t one, uint64_t other) noexcept nogil
     cdef uint64_t deadline_of(self, const uint8_t *arena, uint64_t place) noexcept nogil
@@ -34,9 +34,9 @@ cdef class Deadlines:
 
 
 cdef class DueWalk:
-    # Invariant: `frontier` is a heap of positions; what is due first of all that was not passed is its first one.
+    # Invariant: `frontier` is a heap of positions; the first one is the earliest deadline that was not passed yet.
     cdef Deadlines deadlines
-    cdef uint64_t version        # of the deadlines when it began
+    cdef uint64_t version        # the version of the deadlines at the start
     cdef size_t *frontier
     cdef size_t count, room
 

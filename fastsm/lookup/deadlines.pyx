@@ -1,13 +1,13 @@
 """Deadlines: which key, or which session, is due next.
 
-A heap of (deadline, place), eight bytes each:
+A heap of (deadline, place) items, eight bytes each:
 
     item    | rough deadline, 28 bits | place / 8, 36 bits |
 
-Rough deadlines ascend with deadlines: they are counted from a base, exact for the first two hours, then to a four
-millionth. Where two are equal, the records say which is earlier. What is overtaken stays in the heap until it comes to
-the top, or until a quarter of all is stale: then the index filters it. Equal deadlines are in the order of their keys,
-so that the order in which a tick removes is the same on every replica.
+Rough deadlines rise with deadlines: they are relative to a base, exact for the first two hours, and then accurate to
+one part in four million. If two are equal, the deadlines in the records decide. An overtaken deadline stays in the heap
+until it reaches the top, or until a quarter of all are stale; then the index filters the heap. Equal deadlines are
+ordered by key, so that ticks remove keys in the same order on every replica.
 """
 
 from libc.stdlib cimport free, realloc
@@ -27,20 +27,20 @@ cdef extern from *:
     int leading_zeros "fastsm_leading_zeros"(uint64_t word) noexcept nogil
 
 cdef enum:
-    CHILDREN = 4             # of an item: they are on one cache line
+    CHILDREN = 4             # children per item, which share a cache line
     SMALLEST = 16
-    MANTISSA_BITS = 22       # of a rough deadline: the others are its exponent
-    EARLIER = 1 << 20        # milliseconds from the base to the first deadline: others may be earlier
-    FEW_EARLIER = 64         # deadlines before the base that are not worth another one
-    KEPT = 1 << 12           # positions, for which memory stays for the next walk
+    MANTISSA_BITS = 22       # bits of a rough deadline; the rest are its exponent
+    EARLIER = 1 << 20        # milliseconds between the base and the first deadline, in case later ones are due earlier
+    FEW_EARLIER = 64         # up to this many deadlines before the base, the base is kept
+    KEPT = 1 << 12           # memory for this many positions is kept for the next walk
 
-cdef uint64_t FAR = <uint64_t>1 << 33  # milliseconds from the base, beyond which rough deadlines are too rough
+cdef uint64_t FAR = <uint64_t>1 << 33  # milliseconds from the base; beyond it, rough deadlines are too inaccurate
 
 
 cdef class Deadlines:
-    """What is due, the earliest first.
+    """A heap of deadlines, the earliest first.
 
-    Thread safety: none of its own, as the index.
+    Thread safety: none of its own, like the index.
     """
 
     def __cinit__(self, bint by_number=False):
@@ -53,7 +53,7 @@ cdef class Deadlines:
         return f"<Deadlines: {self.count}, {self.stale} of them stale>"
 
     cdef bint is_before(self, const uint8_t *arena, uint64_t one, uint64_t other) noexcept nogil:
-        """Whether an item is due before another one: exact, whatever the base is."""
+        """Returns whether one item is due before another; exact, whatever the base is."""
         cdef uint64_t own, foreign
         if (one ^ other) >> PLACE_BITS:
             return one < other
@@ -63,7 +63,7 @@ cdef class Deadlines:
         return self.order_of(arena, place_of(one), place_of(other)) < 0
 
     cdef uint64_t deadline_of(self, const uint8_t *arena, uint64_t place) noexcept nogil:
-        """The deadline that the record at a place says; 0 where a saved table lies about it."""
+        """Returns the deadline in the record at a place; 0 if a saved table gave a wrong place."""
         cdef const uint8_t *record = arena + place
         if self.by_number:
             if place < self.doubtful < place + RECORD_KEY + SESSION_ID_SIZE + SESSION_DEADLINE + 8:
@@ -75,7 +75,7 @@ cdef class Deadlines:
         return rough(deadline, self.base) << PLACE_BITS | place >> 3
 
     cdef void begin_at(self, const uint8_t *arena, uint64_t deadline) noexcept nogil:
-        """Counts rough deadlines from before this one. Their order stays. O(deadlines)."""
+        """Sets the base shortly before a deadline. Does not change the order. O(deadlines)."""
         cdef uint64_t place
         cdef size_t i
         self.base = deadline - EARLIER if deadline > EARLIER else 0
@@ -85,7 +85,7 @@ cdef class Deadlines:
             self.items[i] = self.item_of(self.deadline_of(arena, place), place)
 
     cdef int order_of(self, const uint8_t *arena, uint64_t one, uint64_t other) noexcept nogil:
-        """The order of the keys, or ids, of two records: below 0, 0, or above."""
+        """Compares the keys (or ids) of two records: < 0, 0 or > 0."""
         cdef uint64_t own, foreign
         cdef size_t size, other_size
         cdef int order
@@ -101,7 +101,7 @@ cdef class Deadlines:
         return order if order else (size > other_size) - (size < other_size)
 
     cdef int reserve(self, size_t more) except -1:
-        """Makes sure that as many can be pushed without memory."""
+        """Ensures that pushing `more` deadlines needs no memory."""
         if self.make_room(more) < 0:
             raise MemoryError(f"no memory for {self.count + more} deadlines")
         return 0
@@ -113,7 +113,7 @@ cdef class Deadlines:
         if wanted > room:
             room = wanted + wanted / 2 + SMALLEST
         elif room > 4 * wanted + 4 * SMALLEST:
-            room = 2 * wanted  # many were removed
+            room = 2 * wanted  # after many removals
         else:
             return 0
         items = <uint64_t *>realloc(self.items, room * sizeof(uint64_t))
@@ -124,15 +124,17 @@ cdef class Deadlines:
         return 0
 
     cdef int push(self, const uint8_t *arena, uint64_t deadline, uint64_t place) noexcept nogil:
-        """Adds one; -1 without memory, which `reserve` prevents."""
+        """Adds a deadline; returns -1 without memory, which `reserve` prevents."""
         cdef uint64_t added
         cdef size_t i = self.count
         cdef size_t parent
         if self.count == self.room and self.make_room(1) < 0:
             return -1
         self.earlier += deadline < self.base
-        if i == 0 or self.earlier > i / 2 + FEW_EARLIER:
+        if i == 0:
             self.begin_at(arena, deadline)
+        elif self.earlier > i / 8 + FEW_EARLIER:
+            self.begin_at(arena, min(deadline, self.deadline_of(arena, place_of(self.items[0]))))
         added = self.item_of(deadline, place)
         self.count += 1
         self.version += 1
@@ -153,7 +155,7 @@ cdef class Deadlines:
             self.sink(arena, 0)
 
     cdef void sink(self, const uint8_t *arena, size_t i) noexcept nogil:
-        """Moves the item at `i` down to where none below it is due before it."""
+        """Moves the item at `i` down until none below it is due before it."""
         cdef uint64_t moved = self.items[i]
         cdef size_t child, least, stop
         while True:
@@ -172,7 +174,7 @@ cdef class Deadlines:
         self.items[i] = moved
 
     cdef void keep(self, const uint8_t *arena, size_t count) noexcept nogil:
-        """The first `count` items are all that count, in any order: makes a heap of them. O(count)."""
+        """Keeps the first `count` items, which may be in any order, and makes a heap of them. O(count)."""
         cdef uint64_t first
         cdef size_t i
         self.version += 1
@@ -189,7 +191,7 @@ cdef class Deadlines:
             self.begin_at(arena, first)
 
     cdef int take_saved(self, const uint8_t *data, size_t count, uint64_t stop) except -1:
-        """Takes items as they were in memory; 0 when they are not sound: their places lie below `stop`."""
+        """Takes saved items in their order in memory; returns 0 unless all places are valid and below `stop`."""
         cdef uint64_t deadline, place
         cdef size_t i
         self.reserve(count)
@@ -210,7 +212,7 @@ cdef class Deadlines:
 
 
 cdef inline uint64_t rough(uint64_t deadline, uint64_t base) noexcept nogil:
-    """28 bits that ascend with the deadline: what comes after the base, as a number with a short mantissa."""
+    """Returns 28 bits that rise with the deadline: the time since the base, as a floating-point number."""
     cdef uint64_t later = deadline - base if deadline > base else 0
     cdef uint64_t shift
     if later >> (MANTISSA_BITS + 1) == 0:
@@ -220,7 +222,7 @@ cdef inline uint64_t rough(uint64_t deadline, uint64_t base) noexcept nogil:
 
 
 cdef class DueWalk:
-    """A way over deadlines in their order that changes nothing. O(log of those passed) for each."""
+    """A walk over deadlines in their order, which changes none of them. O(log of those passed) per step."""
 
     def __dealloc__(self):
         free(self.frontier)
@@ -234,7 +236,7 @@ cdef class DueWalk:
         return 0
 
     cdef void end(self) noexcept:
-        """Lets go of the deadlines, and gives large memory back."""
+        """Releases the deadlines, and frees large memory."""
         self.deadlines = None
         self.count = 0
         if self.room > KEPT:
@@ -243,11 +245,11 @@ cdef class DueWalk:
             self.room = 0
 
     cdef bint holds(self) noexcept:
-        """Whether nothing has moved since it began: a reader may have taken off what was stale."""
+        """Returns whether no item has moved since the walk began: a reader may have removed stale ones."""
         return self.deadlines is not None and self.version == self.deadlines.version
 
     cdef uint64_t first(self) noexcept:
-        """The place of what is due first of all that was not passed; 0 at the end."""
+        """Returns the place of the earliest deadline that was not passed; 0 at the end."""
         return place_of(self.deadlines.items[self.frontier[0]]) if self.count else 0
 
     cdef bint is_before(self, const uint8_t *arena, size_t i, size_t j) noexcept:

@@ -10,34 +10,36 @@ from fastsm.lookup.terms cimport Terms
 from fastsm.disk.walk cimport Walk
 
 cdef enum:
-    BLOCK = 32                # keys whose cache misses are in flight at once
-    KEY_SPAN = 31             # from a record's start to the end of a short key, which may be on another cache line
+    BLOCK = 32                # keys whose cache misses overlap
+    # Bytes from a record's start to the end of a short key, which may be on another cache line
+    KEY_SPAN = 31
 
 
 cdef class Index:
-    # Invariant: a function of the records (and runs) seen so far; every place is in the arena that they came from.
-    cdef readonly uint64_t end             # place after the last frame that is in it
-    cdef readonly bint loaded              # from a saved table: no slot of it was made here
+    # Invariant: determined by the records (and runs) seen so far; every place is in the arena that they came from.
+    cdef readonly uint64_t end             # the place after the last frame in the index
+    cdef readonly bint loaded              # from a saved table: its slots were not made by this process
     cdef readonly Table table
-    cdef readonly Table sessions           # from the id of a session to the place of its newest record
-    cdef readonly Table touches            # from a key to the place of its touch, if it has one since it was put
-    cdef readonly Deadlines deadlines      # of keys
+    cdef readonly Table sessions           # from a session's id to the place of its newest record
+    # From a key to the place of its last touch, if it was touched since it was put
+    cdef readonly Table touches
+    cdef readonly Deadlines deadlines      # those of keys
     cdef readonly Deadlines session_deadlines
     cdef bint timed                        # there are touches, or deadlines of keys
     cdef readonly uint64_t clock           # 0: before the first tick
-    cdef readonly uint64_t clock_place     # of the newest record of the clock, 0: none
-    cdef readonly uint64_t touch_place     # of the newest touch, 0: there was none
-    cdef readonly uint64_t base_touches    # records of touches in the base
+    cdef readonly uint64_t clock_place     # of the newest clock record; 0: none
+    cdef readonly uint64_t touch_place     # of the newest touch; 0: none
+    cdef readonly uint64_t base_touches    # touch records in the base
     cdef readonly Terms terms
     cdef readonly DeadMap dead
-    cdef readonly bint ordered             # there is an order, which has to know of new keys
+    cdef readonly bint ordered             # there is an order, which must be told of new keys
     cdef readonly Order order
-    cdef readonly uint64_t live_bytes      # of the records that the table leads to
-    cdef readonly uint64_t config_place    # of the newest config record, 0: none
-    cdef readonly object metadata          # of the newest snapshot that a frame tells of, or None
-    cdef uint64_t metadata_place           # while frames are read: of the record that tells of it
+    cdef readonly uint64_t live_bytes      # the total size of records that the tables lead to
+    cdef readonly uint64_t config_place    # of the newest config record; 0: none
+    cdef readonly object metadata          # that of the newest snapshot recorded in a frame, or None
+    cdef uint64_t metadata_place           # while frames are read: the place of the record with the metadata
     cdef inline void expect(self, const uint8_t *arena, uint64_t hashed) noexcept nogil:
-        """Prefetches what `set_place` will touch: the key's present record, and its bit in the dead map."""
+        """Prefetches what `set_place` will touch: the key's current record, and its bit in the dead map."""
         cdef uint64_t candidate = self.table.candidate(hashed)
         if candidate:
             prefetch(arena + candidate)
@@ -45,7 +47,7 @@ cdef class Index:
             self.dead.expect(candidate)
 
     cdef inline uint64_t hash_of(self, const uint8_t *record) noexcept nogil:
-        """The hash of a record's key, in the table that it belongs to."""
+        """Returns the hash of a record's key, in the table that the key belongs to."""
         if is_of_session(record_operation(record)):
             return self.sessions.hash(record_key(record), record_key_size(record))
         return self.table.hash(record_key(record), record_key_size(record))

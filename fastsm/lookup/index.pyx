@@ -1,13 +1,13 @@
-"""The index: what leads into an arena, and is a function of the records in it.
+"""The index of an arena, determined by the records in it.
 
-    table       from a key to the place of its newest record; others for sessions, and for keys that were touched
+    table       from a key to the place of its newest record; further tables for sessions, and for touched keys
     deadlines   which key, and which session, is due next
     dead        which records are not the newest of their key
     terms       from an entry to its term
-    order       the keys in their order, once somebody has asked for it
+    order       the keys in their order, once a read has needed it
 
-`apply` keeps it up to date, record by record. Opening, compaction and installing a snapshot build one from base and
-log, next to the one in use.
+`apply` updates the index record by record. Opening, compacting and installing a snapshot build a new index from base
+and log, next to the one in use.
 """
 
 import os
@@ -33,21 +33,21 @@ from fastsm.long_work import no_tick, run_long
 from fastsm.types import LogId, SnapshotMetadata
 
 cdef enum:
-    SLICE = 4 << 20           # bytes between two looks at whether to go on: some milliseconds
-    RUNS_PIECE = 24 << 15     # bytes of runs that are read at once
+    SLICE = 4 << 20           # bytes between two checks whether to go on: a few milliseconds
+    RUNS_PIECE = 24 << 15     # bytes of runs that are read at a time
 
-cdef enum:  # what `take` may end with
+cdef enum:  # results of `take`
     TAKEN = 0
     PAUSED = 1
     NO_MEMORY = 2
 
 cdef enum:
-    FEW_STALE = 64            # deadlines that are not worth a look at all
-    OPERATIONS = RECORD_CLOCK + 2  # of records, and one for all that are none
+    FEW_STALE = 64            # fewer stale deadlines are not worth a filtering
+    OPERATIONS = RECORD_CLOCK + 2  # the number of operations, and one more for invalid ones
 
 
 cdef class Index:
-    """Table, dead map, terms and counts of an arena.
+    """The tables, dead map, terms and counts of an arena.
 
     Thread safety: none of its own. One thread fills it; afterwards all calls are made under the GIL.
     """
@@ -66,18 +66,18 @@ cdef class Index:
         return f"<Index of {self.table.count} keys, {self.live_bytes} bytes live>"
 
     def read_base(self, Mapping mapping, base):
-        """Takes a base's terms, membership and records, each checked: all lengths lie within the base.
+        """Takes a base's terms, membership and records, and checks that all lengths are within the base.
 
-        `CorruptionError` when something does not add up. O(keys), without the GIL.
+        `CorruptionError` if any of them is malformed. O(keys), without the GIL.
         """
         cdef uint64_t found[OPERATIONS]
         memset(found, 0, sizeof(found))
-        for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a hole may pass for many
+        for offset in range(base.runs_offset, base.records_offset, RUNS_PIECE):  # a sparse file could claim very many
             size = min(RUNS_PIECE, base.records_offset - offset)
             with storage_errors(base.path, "reading the base"):
                 runs = os.pread(base.descriptor, size, offset)
             if len(runs) < size or not self.terms.unpack(runs):
-                raise CorruptionError(base.path, base.runs_offset, "runs of terms that ascend", "others")
+                raise CorruptionError(base.path, base.runs_offset, "runs of terms in ascending order", "other bytes")
         if (self.terms.seen, self.terms.last_term()) != base.last_included:
             raise CorruptionError(
                 base.path, base.runs_offset, f"runs up to {base.last_included}",
@@ -97,7 +97,7 @@ cdef class Index:
         self.base_touches = found[RECORD_TOUCH]
         for what, count, records in (
             ("key", self.table.count, found[RECORD_PUT]), ("session", self.sessions.count, found[RECORD_SESSION]),
-            ("key that was touched after it was put", self.touches.count, found[RECORD_TOUCH]),
+            ("key touched after it was put", self.touches.count, found[RECORD_TOUCH]),
         ):
             if count != records:
                 raise CorruptionError(base.path, None, f"one record for each {what}", f"{records} for {count}")
@@ -118,9 +118,9 @@ cdef class Index:
         return 0
 
     def read_log(self, Mapping mapping, uint64_t start, uint64_t end, bint with_terms=False):
-        """Take the records, and perhaps the terms, of the frames in [start, end) of the mapped log. O(records).
+        """Takes the records, and optionally the terms, of the frames in [start, end) of the mapped log. O(records).
 
-        The frames were checked. Without the GIL.
+        The frames must have been checked. Without the GIL.
         """
         cdef const uint8_t *log = mapping.address + mapping.start
         cdef uint64_t offset = start
@@ -142,7 +142,7 @@ cdef class Index:
         return 0
 
     cdef int take(self, Walk *walk, uint64_t pause) noexcept nogil:
-        """Takes records up to the end of the way, or to the place `pause`."""
+        """Takes records up to the end of the walk, or up to the place `pause`."""
         cdef const uint8_t *records[BLOCK]
         cdef const uint8_t *record
         cdef uint32_t gathered = 0
@@ -164,7 +164,7 @@ cdef class Index:
         return NO_MEMORY if self.take_block(walk.arena, records, gathered) < 0 else TAKEN
 
     cdef int take_block(self, const uint8_t *arena, const uint8_t **records, uint32_t count) noexcept nogil:
-        """Takes records with their cache misses overlapping; -1 without memory."""
+        """Takes a block of records, with overlapping cache misses; returns -1 without memory."""
         cdef uint64_t hashes[BLOCK]
         cdef uint64_t rebuilds = self.table.rebuilds + self.sessions.rebuilds
         cdef uint32_t i
@@ -183,7 +183,7 @@ cdef class Index:
     cdef int set_place(
         self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place
     ) noexcept nogil:
-        """Lets table, dead map and counts know of the record at `place`. -1 without memory for the table."""
+        """Adds the record at `place` to tables, dead map and counts; returns -1 if a table gets no memory."""
         cdef const uint8_t *record = arena + place
         cdef uint64_t old = 0
         if operation == RECORD_PUT:
@@ -225,7 +225,7 @@ cdef class Index:
     cdef int note_put(
         self, const uint8_t *arena, const uint8_t *record, uint64_t place, uint64_t old
     ) noexcept nogil:
-        """What a put or a delete does to deadlines; `old`: the put that it follows. -1 without memory."""
+        """Updates deadlines for a put or a delete; `old`: the key's previous put. Returns -1 without memory."""
         if old:
             self.end_touch(arena, record, old)
         if record[RECORD_TIMED] and self.deadlines.push(arena, record_deadline(record), place) < 0:
@@ -235,7 +235,7 @@ cdef class Index:
         return 0
 
     cdef void end_touch(self, const uint8_t *arena, const uint8_t *record, uint64_t old) noexcept nogil:
-        """The deadline of a record's key, from the put `old` or from a touch after it, no longer counts."""
+        """Ends the deadline of a record's key, whether set by the put `old` or by a later touch."""
         cdef uint64_t touch = 0
         if self.touches.count:
             touch = self.touches.remove(
@@ -248,7 +248,7 @@ cdef class Index:
         self.deadlines.stale += arena[old + RECORD_TIMED] != 0
 
     cdef int note_touch(self, const uint8_t *arena, uint64_t hashed, uint64_t place) noexcept nogil:
-        """Takes the touch of a key that is there; no log of ours has another. -1 without memory."""
+        """Takes the touch of an existing key; our logs contain no others. Returns -1 without memory."""
         cdef const uint8_t *record = arena + place
         cdef const uint8_t *key = record_key(record)
         cdef uint64_t put = self.table.find(arena, hashed, key, record_key_size(record))
@@ -273,7 +273,7 @@ cdef class Index:
         return 0
 
     cdef int note_session(self, const uint8_t *arena, const uint8_t *record, uint64_t old) noexcept nogil:
-        """What the record of a session does to deadlines; `old`: the one before it. -1 without memory."""
+        """Updates deadlines for a session's record; `old`: the previous one. Returns -1 without memory."""
         cdef uint64_t deadline = NO_DEADLINE
         if old and session_deadline(arena + old) != NO_DEADLINE:
             self.session_deadlines.stale += 1
@@ -285,12 +285,14 @@ cdef class Index:
         return 0
 
     cdef bint counts(self, const uint8_t *arena, uint64_t place) noexcept nogil:
-        """Whether the record at a place says the deadline of its key, or session, still."""
+        """Returns whether the record at a place still determines the deadline of its key or session."""
         cdef const uint8_t *record = arena + place
         if self.dead.is_dead(place):
             return False
+        if self.touches.count == 0 and place >= self.deadlines.doubtful:
+            return True  # most often; so the record is not looked at
         if place < self.end and place + RECORD_KEY + record_key_size(record) > self.end:
-            return False  # a saved table that lies
+            return False  # a wrong place from a saved table
         if record_operation(record) != RECORD_PUT or self.touches.count == 0:
             return True
         return self.touches.find(
@@ -302,7 +304,7 @@ cdef class Index:
             self.drop_stale(arena, deadlines)
 
     cdef void drop_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
-        """Takes all deadlines out that do not count any more. O(deadlines)."""
+        """Removes all stale deadlines. O(deadlines)."""
         cdef size_t kept = 0
         cdef size_t i
         for i in range(deadlines.count):
@@ -312,14 +314,14 @@ cdef class Index:
         deadlines.keep(arena, kept)
 
     cdef uint64_t next_of(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
-        """The earliest deadline of keys, or of sessions, or NO_DEADLINE; those that do not count go from the top."""
+        """Returns the earliest deadline of keys or of sessions, or NO_DEADLINE; drops stale ones from the top."""
         while deadlines.count and not self.counts(arena, place_of(deadlines.items[0])):
             deadlines.drop_first(arena)
             deadlines.stale -= deadlines.stale > 0
         return deadlines.deadline_of(arena, place_of(deadlines.items[0])) if deadlines.count else NO_DEADLINE
 
     cdef uint64_t deadline_at(self, const uint8_t *arena, uint64_t place) noexcept nogil:
-        """The place of the record that says the deadline of the key whose put is at `place`: a touch's, or its own."""
+        """Returns the place of the record with the deadline of the key put at `place`: a touch, or that put itself."""
         cdef const uint8_t *record = arena + place
         cdef uint64_t touch = 0
         if self.touches.count:
@@ -329,7 +331,7 @@ cdef class Index:
         return touch if touch else place
 
     cdef int begin_order(self, Mapping mapping) except -1:
-        """From here on there is an order, which is not built yet. Making it may run Python code."""
+        """Creates the order, which is not built yet. May run Python code."""
         cdef Order order = Order(self.table, self.dead, mapping)
         if not self.ordered:
             self.order = order
@@ -338,7 +340,7 @@ cdef class Index:
 
 
 cdef class Taking:
-    """`Index.take_all`, as long work: the caller, who waits, holds the arena."""
+    """The work of `Index.take_all`; the waiting caller keeps the arena alive."""
     cdef Index index
     cdef Walk walk
 
@@ -364,7 +366,7 @@ cdef object read_metadata(const uint8_t *record):
 
 
 cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcept nogil:
-    """The records of the base alone."""
+    """Returns a walk over the records of the base only."""
     cdef Walk walk
     walk.arena = arena
     walk.place = first
@@ -375,7 +377,7 @@ cdef Walk walk_base(const uint8_t *arena, uint64_t first, uint64_t stop) noexcep
 cdef uint64_t check_records(
     Mapping mapping, uint64_t first, uint64_t stop, Terms terms, uint64_t *found
 ) except? 0:
-    """The place of the first of a base's records that cannot be, or 0; `found`: how many there are of each operation.
+    """Returns the place of the first invalid record of a base, or 0; `found`: the number of records per operation.
 
     Without the GIL.
     """
@@ -387,11 +389,11 @@ cdef uint64_t check_records(
 
 
 cdef class Checking:
-    """`check_records`, as long work."""
+    """The work of `check_records`."""
     cdef Mapping mapping
     cdef Terms terms
     cdef uint64_t place, stop
-    cdef uint64_t before     # the index of the record before
+    cdef uint64_t before     # the index of the previous record
     cdef uint64_t found[OPERATIONS]
     cdef int finding
 
@@ -409,7 +411,7 @@ cdef class Checking:
             work()
 
     cdef bint check_slice(self) noexcept nogil:
-        """Whether there is more to check."""
+        """Checks a slice of records; returns whether there is more to check."""
         cdef uint64_t pause = min(self.stop, self.place + SLICE)
         cdef const uint8_t *arena = self.mapping.address
         while self.place < pause and self.finding == VALID:
@@ -422,7 +424,7 @@ cdef class Checking:
 cdef int check_record(
     const uint8_t *arena, uint64_t *place, uint64_t stop, uint64_t *before, Terms terms
 ) noexcept nogil:
-    """VALID, and `place` moves on, if it is a whole record that may be live, of an included entry, in order."""
+    """Checks a record and advances `place`: VALID if it is complete, may be live, is included, and in order."""
     cdef const uint8_t *record = arena + place[0]
     cdef uint64_t length, term
     if stop - place[0] < RECORD_KEY:

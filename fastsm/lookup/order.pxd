@@ -8,45 +8,47 @@ from fastsm.lookup.table cimport Table
 from fastsm.lookup.tree cimport Node
 
 cdef enum:
-    FEW_NEW = 256             # new keys that a reader takes in at once, under the GIL
-    LOOKS = 4096              # entries that a reader looks at in one go, under the GIL
+    FEW_NEW = 256             # up to this many new keys are sorted in by a reader, under the GIL
+    LOOKS = 4096              # entries that a reader looks at in one step, under the GIL
 
 
 cdef class Order:
     # Invariant: once `built`, each key of the table has exactly one place of one of its records in tree and `fresh`
-    # together, or a place in both of them. Keys that were deleted may have one, too.
+    # together, or one in both of them. Deleted keys may still have one, too.
     cdef Table table
     cdef DeadMap dead
-    cdef Mapping mapping                # what all places lead into; renewed when the log outgrows it
+    cdef Mapping mapping                # what all places point into; replaced when the log outgrows it
     cdef Node *root
     cdef readonly uint64_t entries      # places in the tree
     cdef readonly bint built
-    cdef readonly bint loaded           # from a saved table
-    cdef bint recording                 # new keys are noted
-    cdef uint64_t *fresh                # places of new keys, as they came
+    cdef readonly bint loaded           # loaded from a saved table
+    cdef bint recording                 # new keys are recorded in `fresh`
+    cdef uint64_t *fresh                # places of new keys, in order of arrival
     cdef size_t fresh_count, fresh_room
-    cdef size_t absorbed                # the first of them, which the tree has already, but one being built may not
-    cdef uint32_t builders              # builds that go on, the first of which to be through is taken
-    cdef uint64_t trees                 # so many were built, or dropped: other builds that had begun before are in vain
+    cdef size_t absorbed                # so many of them are in the tree, but may be missing from a tree being built
+    cdef uint32_t builders              # running builds; the first to finish is used
+    # Counts trees that were built or dropped: builds that began earlier are discarded
+    cdef uint64_t trees
     cdef uint64_t version               # of tree and `fresh` together: changes when places move from one to the other
-    cdef void **moments                 # of readers who are not through: borrowed references
+    cdef void **moments                 # those of open readers, as borrowed references
     cdef size_t moment_count, moment_room
-    cdef uint64_t *gone                 # places that `collect` found to be of deleted keys
+    cdef uint64_t *gone                 # places of deleted keys that `collect` has found
     cdef size_t gone_count
-    cdef readonly uint64_t comparisons  # of keys
-    cdef readonly uint64_t looks        # entries that readers looked at
-    cdef object lock                    # one at a time does large work; a courtesy: `trees` and `version` decide
-    cdef unsigned long worker           # the thread that has it
-    cdef Pauses pauses                  # of that thread
+    cdef readonly uint64_t comparisons  # key comparisons made
+    cdef readonly uint64_t looks        # entries looked at by readers
+    # Limits large work to one thread at a time; `trees` and `version` ensure correctness without it
+    cdef object lock
+    cdef unsigned long worker           # the thread that has the lock
+    cdef Pauses pauses                  # those of that thread
 
     cdef inline size_t waiting(self) noexcept:
-        """How many places of new keys the tree does not have yet."""
+        """Returns how many new keys are not in the tree yet."""
         return self.fresh_count - self.absorbed
 
     cdef inline int note(
         self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place, uint64_t old
     ) noexcept nogil:
-        """Takes note of a change of the table. -1 without memory, unless room was reserved."""
+        """Records a change of the table; returns -1 without memory, unless room was reserved."""
         if old == 0:
             return self.note_new(place) if operation == RECORD_PUT and self.recording else 0
         if self.moment_count:
@@ -81,8 +83,8 @@ cdef class Order:
 
 
 cdef class Moment:
-    # Invariant: `end` is the place after the last record of the moment, and `notes` leads from each key that was
-    # overwritten or deleted since to its record of the moment.
+    # Invariant: `end` is the place after the moment's last record, and `notes` leads from each key that was overwritten
+    # or deleted since then to its newest record at that moment.
     cdef uint64_t end
     cdef Table notes
-    cdef bint lost                      # there was no memory for a note
+    cdef bint lost                      # a note could not be made for lack of memory

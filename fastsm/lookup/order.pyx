@@ -1,16 +1,17 @@
-"""The order of the keys: a tree of places, kept up at the readers' cost.
+"""The order of the keys: a tree of places, which readers keep up to date.
 
-A key's entry is the place of any of its records: the dead map says whether that is the newest, and the table knows the
-newest otherwise. So overwrites and deletes cost nothing here; only new keys are noted, one store each, and sorted into
-the tree when somebody reads, or on a thread when many have come. A reader who finds an entry of an older record puts
-the newest in its place, and takes off entries of deleted keys.
+A key's entry may be the place of any of its records: the dead map tells whether that record is the newest, and if not,
+the table has the newest. So overwrites and deletes cost nothing here; only new keys are recorded, with one store each,
+and sorted into the tree at the next read, or on a thread if there are many. A reader that finds an entry of an older
+record replaces it by the newest, and removes entries of deleted keys.
 
-    from the table, without the GIL    ─►  sorted  ─►  tree      when the order is first asked for
-    a saved table's, sorted already               ─►  tree      when it was in use at the last close
-    new keys, noted by apply           ─►  sorted  ─►  tree      before each read: a few at once, many without the GIL
+    from the table, without the GIL    ─►  sorted  ─►  tree      when the order is needed for the first time
+    from a saved table, already sorted             ─►  tree      when it was in use at the last close
+    new keys, recorded by apply        ─►  sorted  ─►  tree      before each read: a few directly, many without the GIL
 
-A view is the tree at a moment, and the end of the records of that moment. While it is open, apply notes for each key
-that it overwrites or deletes which record was the newest: the only thing that the view could not find out.
+A view consists of the tree at one moment, and the place after the last record of that moment. While it is open, apply
+notes for each key that it overwrites or deletes which record was the newest: the only fact that the view could not find
+out by itself.
 """
 
 cimport cython
@@ -30,23 +31,23 @@ from fastsm.lookup.tree_changes cimport Children, insert, make_leaves, make_root
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
 
-GLANCE = 0.05  # seconds between two looks at whether it is right to wait
+GLANCE = 0.05  # seconds between two checks whether waiting is still right
 
 cdef enum:
-    GATHERED = 16             # segments of the table that are read in one go: some tenths of a millisecond
-    BATCH = 1 << 13           # places that are inserted between two looks at signals
-    TREE_PIECE = 1 << 16      # places that are copied between two looks at signals: whole leaves
-    MANY_NEW = 1 << 13        # new keys, and this share of the tree: a thread sorts them in
+    GATHERED = 16             # segments of the table that are read in one step: a few tenths of a millisecond
+    BATCH = 1 << 13           # places that are inserted between two checks for signals
+    TREE_PIECE = 1 << 16      # places that are copied between two checks for signals: whole leaves
+    MANY_NEW = 1 << 13        # with this many new keys, and this share of the tree, a thread sorts them in
     SHARE_OF_TREE = 64
-    GARBAGE = 1 << 16         # entries of deleted keys that are left alone, and as many as keys
+    GARBAGE = 1 << 16         # up to this many entries of deleted keys, or as many as there are keys, are tolerated
 
 
-@cython.no_gc  # it refers to nothing that could refer to it
+@cython.no_gc  # it refers to nothing that could refer back to it
 cdef class Order:
     """The keys of a table in their order.
 
-    Thread safety: `note` by one writer at a time; all else under the GIL. What is long gives it up in
-    between, and looks afterwards whether its result is still wanted. A tree that is held never changes.
+    Thread safety: `note` by one writer at a time; everything else under the GIL. Long operations release the GIL in
+    between, and then check whether their result is still wanted. A tree that is held never changes.
     """
 
     def __cinit__(self, Table table, DeadMap dead, Mapping mapping):
@@ -71,17 +72,17 @@ cdef class Order:
 
     @property
     def size(self):
-        """Bytes of memory that it takes. O(leaves)."""
+        """The memory that the order takes, in bytes. O(leaves)."""
         return tree_bytes(self.root) + (self.fresh_room + LOOKS) * sizeof(uint64_t)
 
     @property
     def fresh_keys(self):
-        """How many new keys are noted, but not in the tree."""
+        """The number of recorded new keys that are not in the tree."""
         return self.waiting()
 
     @property
     def open_views(self):
-        """How many readers are not through with their moment."""
+        """The number of readers that still use their moment."""
         return self.moment_count
 
     # ---- notes -----------------------------------------------------------------------------------------
@@ -100,17 +101,17 @@ cdef class Order:
         return 0
 
     cdef int reserve(self, size_t new_keys, size_t changes) except -1:
-        """Makes sure that notes of as many new keys and changes need no memory."""
+        """Ensures that noting so many new keys and changes needs no memory."""
         cdef size_t i = 0
         if self.recording and self.make_room(new_keys) < 0:
             raise MemoryError(f"no memory to keep {self.fresh_count + new_keys} new keys in order")
-        while i < self.moment_count:  # without memory a collection may run, and end readers
+        while i < self.moment_count:  # without memory, a collection may run and end readers
             reserve_notes(<Moment>self.moments[i], changes)
             i += 1
         return 0
 
     cdef void tell_readers(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil:
-        """A record is no longer the newest of its key. Only a table that readers know has views: so the GIL is held."""
+        """Tells readers that a record is no longer the newest of its key. Runs under the GIL: it has readers."""
         cdef size_t i
         with gil:
             for i in range(self.moment_count):
@@ -119,7 +120,7 @@ cdef class Order:
     # ---- build and keep up -----------------------------------------------------------------------------
 
     cdef bint is_behind(self) noexcept:
-        """Whether so much is to be done that the next reader should not have to."""
+        """Returns whether so much is to be done that it should not be left to the next reader."""
         if not self.built or self.builders:
             return False
         return self.waiting() > max(<uint64_t>MANY_NEW, self.entries / SHARE_OF_TREE) or self.has_garbage()
@@ -128,14 +129,14 @@ cdef class Order:
         return self.entries > 2 * self.table.count + GARBAGE
 
     cdef int catch_up(self, tick) except -1:
-        """Does what is long, without the GIL: builds the tree, or sorts many new keys into it.
+        """Does long work without the GIL: builds the tree, or sorts many new keys into it.
 
-        Other threads wait here meanwhile. It may be done in vain, when others have changed the tree: a caller of it
-        looks again.
+        Other threads wait in this method during that. The result may be discarded if other threads have changed the
+        tree, so the caller must check again.
         """
         cdef Pauses pauses = Pauses(tick)
         cdef bint locked = self.take_lock()
-        lock = self.lock  # a forked child may have another one
+        lock = self.lock  # a forked child may replace it
         if locked:
             self.worker = PyThread_get_thread_ident()
             self.pauses = pauses
@@ -152,21 +153,21 @@ cdef class Order:
         return 0
 
     cdef bint take_lock(self) except -1:
-        """Waits until no other thread works here. False: the caller works nevertheless, without the lock.
+        """Waits until no other thread does long work here. Returns False if the caller should work without the lock.
 
-        It does not wait for its own frames below, as in a signal handler; nor for a thread with such a handler on top,
-        which may wait for the caller, or for the writer's turn that the caller has; nor, when the interpreter ends, for
-        a thread that will not go on.
+        The caller does not wait for its own interrupted frames (in a signal handler); nor for a thread whose
+        interrupted work has such a handler on top, which may wait for the caller, or for the turn that the caller has;
+        nor, when the interpreter is ending, for a thread that no longer runs.
         """
         while self.worker != PyThread_get_thread_ident():
-            if self.lock.acquire(True, GLANCE):  # in the main thread, signal handlers run meanwhile
+            if self.lock.acquire(True, GLANCE):  # on the main thread, signal handlers run during the wait
                 return True
             if (self.pauses is not None and self.pauses.away) or sys.is_finalizing():
                 return False
         return False
 
     cdef int build(self, Pauses pauses) except -1:
-        """Makes a new tree from the table. O(keys log keys + bytes that tell them apart), without the GIL."""
+        """Builds a new tree from the table. O(keys log keys + bytes that tell them apart), without the GIL."""
         cdef Sorting sorting = Sorting()
         cdef Mapping mapping
         cdef uint64_t *places
@@ -180,7 +181,7 @@ cdef class Order:
         try:
             if not self.gather(sorting, trees, pauses):
                 return 0
-            mapping = self.mapping  # not before: the log may have outgrown it
+            mapping = self.mapping  # read only now: the log may have outgrown the earlier one
             places = sorting.sort(mapping.address, pauses)
             make_tree(places, sorting.count, &root, pauses)
         except BaseException:
@@ -195,16 +196,16 @@ cdef class Order:
         self.entries = sorting.count
         self.comparisons += sorting.sorter.steps
         self.built = True
-        self.trees += 1  # others that go on are in vain
+        self.trees += 1  # running builds are discarded
         self.builders = 0
-        self.absorbed = 0  # the new tree may lack what the old one has taken meanwhile
+        self.absorbed = 0  # the new tree may lack keys that the old one has taken since
         self.version += 1
         with nogil:
             release(old)
         return 0
 
     cdef int take_sorted(self, const uint64_t *places, size_t count) except -1:
-        """Takes the places of all keys of the table, sorted already, as its first tree. O(places), without the GIL."""
+        """Takes the sorted places of all keys of the table as the first tree. O(places), without the GIL."""
         make_tree(places, count, &self.root, Pauses())
         self.entries = count
         self.built = self.recording = self.loaded = True
@@ -212,14 +213,14 @@ cdef class Order:
         return 0
 
     cdef int end_build(self) except -1:
-        """A build that comes to nothing: the old tree stays, if there is one."""
+        """Ends a build without a result; an existing tree stays."""
         self.builders -= 1
         if self.builders == 0:
             self.end_builds()
         return 0
 
     cdef int end_builds(self) except -1:
-        """Those that go on are in vain."""
+        """Makes all running builds discard their results."""
         self.builders = 0
         self.trees += 1
         self.recording = self.built
@@ -228,10 +229,10 @@ cdef class Order:
         return 0
 
     cdef bint gather(self, Sorting sorting, uint64_t trees, Pauses pauses) except -1:
-        """Reads the table in pieces, while it goes on changing; False when it is in vain by now.
+        """Reads the table in pieces while it keeps changing; returns False if the build was discarded.
 
-        New keys are noted from before the first piece on. A split moves keys to a segment after all others, where they
-        are met again, and sorting leaves one of them.
+        New keys are recorded starting before the first piece. A split moves keys to a new last segment, where they are
+        found a second time; sorting then removes duplicates.
         """
         cdef uint64_t rebuilds = ~self.table.rebuilds
         cdef uint32_t number = 0
@@ -255,7 +256,7 @@ cdef class Order:
             pauses.take()
 
     cdef int merge(self, Pauses pauses) except -1:
-        """Sorts the new keys into a copy of the tree, without the GIL, and takes it."""
+        """Sorts the new keys into a copy of the tree, without the GIL, and takes the copy."""
         cdef Sorting sorting = Sorting()
         cdef Mapping mapping
         cdef Work work
@@ -288,7 +289,7 @@ cdef class Order:
         return 0
 
     cdef int absorb(self) except -1:
-        """Sorts the new keys into the tree at once. Runs no Python code, unless there is no memory."""
+        """Sorts the new keys into the tree directly. Runs no Python code, except to raise without memory."""
         cdef Item few[FEW_NEW]
         cdef Item *items = few
         cdef Sorter sorter
@@ -322,7 +323,7 @@ cdef class Order:
         return 0
 
     cdef void take_off(self, size_t count) noexcept:
-        """The tree has the first `count` of the new keys; one that is being built may need them again."""
+        """Removes the first `count` new keys, now in the tree, from `fresh`; a running build may need them again."""
         self.version += 1
         if self.builders:
             self.absorbed += count
@@ -335,7 +336,7 @@ cdef class Order:
             self.fresh_room = 0
 
     cdef void drop(self) noexcept:
-        """There is no tree: the next reader builds one."""
+        """Drops the tree; the next reader builds one."""
         self.built = self.recording = False
         self.entries = self.builders = 0
         self.fresh_count = self.absorbed = 0
@@ -367,7 +368,7 @@ cdef class Order:
                 return
 
     def forget(self):
-        """Drops the tree: the next read builds another."""
+        """Drops the tree; the next read builds another."""
         cdef Node *root = self.root
         self.root = NULL
         self.drop()
@@ -375,11 +376,11 @@ cdef class Order:
             release(root)
 
 
-@cython.no_gc  # it refers to a table alone
+@cython.no_gc  # it refers only to a table
 cdef class Moment:
-    """What a reader needs to know of a moment, once other records have become the newest of their keys.
+    """What a reader needs to know about its moment, once other records have become the newest of their keys.
 
-    Thread safety: the order's.
+    Thread safety: that of the order.
     """
 
     def __cinit__(self):
@@ -387,7 +388,7 @@ cdef class Moment:
 
 
 cdef int make_tree(const uint64_t *places, size_t count, Node **root, Pauses pauses) except -1:
-    """A tree of sorted places of different keys, where there was none. O(places); no key is looked at."""
+    """Builds a tree from sorted places of different keys. O(places); reads no keys."""
     cdef Children leaves
     cdef size_t first = 0
     cdef int failed = 0
@@ -410,7 +411,7 @@ cdef int make_tree(const uint64_t *places, size_t count, Node **root, Pauses pau
 
 
 cdef int insert_all(Sorting sorting, Mapping mapping, Work *work, Node **root, Pauses pauses) except -1:
-    """Sorts what was gathered, and puts it into a tree that only the caller holds; `work` says what it took."""
+    """Sorts gathered places into a tree that only the caller holds; `work` counts the effort."""
     cdef uint64_t *places
     cdef size_t first = 0
     cdef int failed = 0
@@ -429,7 +430,7 @@ cdef int insert_all(Sorting sorting, Mapping mapping, Work *work, Node **root, P
 
 
 cdef int reserve_notes(Moment moment, size_t changes) except -1:
-    """Apply does not fail for a reader's sake: the reader does, later."""
+    """Reserves notes. If that fails, apply goes on; the reader fails later instead."""
     try:
         moment.notes.reserve(changes)
     except MemoryError:
@@ -440,7 +441,7 @@ cdef int reserve_notes(Moment moment, size_t changes) except -1:
 cdef void tell_reader(
     Moment moment, Table table, const uint8_t *arena, uint64_t hashed, uint64_t old
 ) noexcept:
-    """Notes which record was the newest of its key at the moment: only the first change finds such a one."""
+    """Notes which record was the newest of its key at the moment; only the key's first change is noted."""
     cdef const uint8_t *record = arena + old
     cdef Table notes = moment.notes
     if old >= moment.end or moment.lost:

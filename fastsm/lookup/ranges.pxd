@@ -11,8 +11,8 @@ cdef int check_order(Order order) except -1
 
 
 cdef class OrderedView:
-    # Invariant: `root` is the order's tree at `moment`, all keys of which are in it, and stays as it is.
-    cdef Order order                    # None: not yet, or nothing is left
+    # Invariant: `root` is the order's tree at `moment`, which contains all keys, and never changes.
+    cdef Order order                    # None: not begun, or finished
     cdef Moment moment
     cdef Node *root
     cdef Walk walk                      # what is left of the range

@@ -1,7 +1,7 @@
-"""Reads of ranges: of the present tree in one step, or of a view, piece by piece.
+"""Reads of ranges: from the present tree in one step, or from a view, piece by piece.
 
-An entry whose record is not the newest of its key any more is led on by the table. Where a view is older than what the
-table says, its own notes know. Entries of deleted keys are taken off the tree by a reader that finds many of them.
+If an entry's record is no longer the newest of its key, the table has the newest; for a view of an earlier moment, the
+view's own notes do. A reader that finds many entries of deleted keys removes them from the tree.
 """
 
 cimport cython
@@ -16,13 +16,13 @@ from fastsm.lookup.tree cimport Work, begin_walk, check_tree, hold, owns_path, r
 from fastsm.lookup.tree_changes cimport remove
 
 cdef enum:
-    BLOCK = 32                # entries whose cache misses are in flight at the same time
-    COUNTED = 1 << 17         # entries that are counted without the GIL between two looks at signals
-    FEW_GONE = 64             # entries of deleted keys that are not worth a change of the tree
+    BLOCK = 32                # entries whose cache misses overlap
+    COUNTED = 1 << 17         # entries that are counted without the GIL between two checks for signals
+    FEW_GONE = 64             # up to this many entries of deleted keys are not worth a change of the tree
 
 
 cdef void start(Order order, Walk *walk, bytes start, bytes stop, bint reverse) noexcept:
-    """Begins a walk over the present tree, which holds as long as nothing changes; None is open."""
+    """Begins a walk over the present tree, valid as long as the tree does not change; None: unbounded."""
     cdef Work work
     work.arena = order.mapping.address
     work.comparisons = 0
@@ -40,10 +40,10 @@ cdef void start(Order order, Walk *walk, bytes start, bytes stop, bint reverse) 
 cdef size_t collect(
     Order order, Walk *walk, uint64_t *found, size_t room, size_t looks, Moment moment
 ) noexcept:
-    """Takes entries off a range; `found` are the newest places of up to `room` keys, in the walk's direction.
+    """Takes entries from a range; `found` receives the newest places of up to `room` keys, in the walk's direction.
 
-    Stops after `looks` entries, whatever they are, LOOKS at most. Entries of deleted keys are left in `gone`.
-    `moment`: that of the tree, unless it is the present one, whose entries are brought up to date.
+    Stops after `looks` entries of any kind (LOOKS at most). Adds entries of deleted keys to `gone`. `moment`: that of
+    the tree; None: the present, and then outdated entries of the tree are replaced.
     """
     cdef uint64_t places[BLOCK]
     cdef uint8_t which[BLOCK]
@@ -98,9 +98,9 @@ cdef void keep_gone(
 
 
 cdef void resolve(Order order, uint64_t *places, const uint8_t *which, size_t count, Moment moment) noexcept:
-    """Replaces up to BLOCK places of records that are not the newest by those that are, or were at a moment.
+    """Replaces up to BLOCK places of outdated records by those of the newest records, now or at a moment.
 
-    0: the key is not there.
+    0: the key does not exist.
     """
     cdef uint64_t hashes[BLOCK]
     cdef const uint8_t *arena = order.mapping.address
@@ -126,7 +126,7 @@ cdef void resolve(Order order, uint64_t *places, const uint8_t *which, size_t co
 
 
 cdef void forget_gone(Order order) noexcept:
-    """Takes entries of deleted keys, as `collect` left them, off the present tree, unless they are few."""
+    """Removes the entries of deleted keys that `collect` has found from the present tree, unless they are few."""
     cdef Work work
     cdef size_t count = order.gone_count
     order.gone_count = 0
@@ -146,11 +146,11 @@ cdef uint64_t find_note(Moment moment, const uint8_t *arena, const uint8_t *reco
     return moment.notes.find(arena, hashed, record_key(record), record_key_size(record))
 
 
-@cython.no_gc  # the order does not refer to it
+@cython.no_gc  # the order does not refer back to it
 cdef class OrderedView:
-    """A range of the keys at a moment, read piece by piece.
+    """A range of the keys at one moment, read piece by piece.
 
-    Thread safety: every method under the GIL; `count` gives it up in between, and is called once, alone.
+    Thread safety: every method under the GIL; `count` releases it in between, and must be the only call.
     """
 
     def __cinit__(self):
@@ -171,7 +171,7 @@ cdef class OrderedView:
         return 0
 
     cdef size_t take(self, uint64_t *found, size_t room) except? 0xFFFFFFFFFFFFFFFF:
-        """The places of up to `room` keys; none at the end, and also after many entries of deleted keys."""
+        """Takes the places of up to `room` keys; may return 0 not only at the end, but also after many deleted keys."""
         cdef size_t count
         if self.order is None:
             return 0
@@ -183,7 +183,7 @@ cdef class OrderedView:
         return count
 
     cdef uint64_t count(self) except? 0xFFFFFFFFFFFFFFFF:
-        """How many keys are left. O(keys), mostly without the GIL."""
+        """Returns how many keys are left. O(keys), mostly without the GIL."""
         cdef uint64_t stale[LOOKS]
         cdef uint64_t total = 0
         cdef size_t stale_count = 0
@@ -198,7 +198,7 @@ cdef class OrderedView:
         return total
 
     cdef size_t count_stale(self, uint64_t *stale, size_t count) noexcept:
-        """How many of these entries led to a key; the others are taken off the present tree."""
+        """Returns how many of these entries led to a key; removes the others from the present tree."""
         cdef uint64_t places[BLOCK]
         cdef uint8_t which[BLOCK]
         cdef Order order = self.order
@@ -222,9 +222,9 @@ cdef class OrderedView:
         return total
 
     cdef void finish(self) noexcept:
-        """Gives everything back. Idempotent."""
+        """Releases everything. Idempotent."""
         cdef Node *root = self.root
-        _order = self.order  # until all is changed: its end may let another thread run
+        _order = self.order  # held until all is changed: freeing it may let another thread run
         if self.order is None:
             return
         self.order.remove_moment(<void *>self.moment)
@@ -236,7 +236,7 @@ cdef class OrderedView:
 
 
 cdef uint64_t count_newest(Walk *walk, DeadMap dead, uint64_t *stale, size_t *stale_count) noexcept nogil:
-    """Counts entries of newest records, and keeps the others: as many as there is room for."""
+    """Counts entries of newest records, and collects other entries, as long as there is room."""
     cdef uint64_t *run
     cdef uint64_t total = 0
     cdef size_t kept = 0

@@ -1,11 +1,11 @@
 """Sorting records by key.
 
-Multikey quicksort (Bentley, Sedgewick, SODA 1997) with characters of eight bytes, which are kept next to the place of
-the record. A comparison needs no key, so almost no cache miss: keys are read again only where eight bytes did not tell
-them apart, and what all of them share from there on is skipped at the speed of `memcmp`. The cost is
-O(n log n + bytes that tell the keys apart), whatever the keys are.
+Multikey quicksort (Bentley, Sedgewick, SODA 1997) with characters of eight bytes, which are kept next to each record's
+place. Comparing them needs no key, so there is hardly a cache miss: keys are read again only if those eight bytes are
+equal, and the bytes that all of them share after that are skipped at the speed of `memcmp`. The cost is O(n log n +
+bytes that tell the keys apart), whatever the keys are.
 
-Where several records have the same key, the last one stands for it.
+If several records have the same key, the last one replaces the others.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -26,22 +26,22 @@ cdef extern from *:
     uint64_t from_big "fastsm_from_big"(uint64_t word) noexcept nogil
 
 cdef enum:
-    HEAD = 8              # bytes of a key in an item
-    FEW = 12              # items that are sorted by insertion
-    MANY = 512            # items for which a better pivot pays
-    AHEAD = 16            # records whose cache misses are in flight at the same time
+    HEAD = 8              # bytes of a key in each item
+    FEW = 12              # up to this many items are sorted by insertion
+    MANY = 512            # from this many items on, a better pivot pays off
+    AHEAD = 16            # records whose cache misses overlap
 
-cdef enum:  # the phases of a span
-    SHARED = 0            # find how many bytes more all keys share
+cdef enum:  # phases of sorting a span
+    SHARED = 0            # find how many more bytes all keys share
     LOAD = 1              # read the heads that follow
-    CHOOSE = 2            # choose a pivot, or sort a few items at once
-    SPLIT = 3             # items below the pivot, equal to it, above it
-    ENDED = 4             # of equal heads: keys that end in their head come first, by size
-    EQUAL = 5             # of equal keys: keep the last record
+    CHOOSE = 2            # choose a pivot, or sort a few items directly
+    SPLIT = 3             # partition into items below, equal to, and above the pivot
+    ENDED = 4             # equal heads: keys that end within their head come first, by size
+    EQUAL = 5             # equal keys: keep the last record
 
 
 cdef inline uint64_t head_of(const uint8_t *record, uint32_t depth) noexcept nogil:
-    """Eight bytes of a key from `depth` on, the first one the most significant; zeros where it ends."""
+    """Returns eight bytes of a key, starting at `depth`, as a big-endian number; zeros after the key's end."""
     cdef uint32_t size = record_key_size(record)
     cdef uint64_t word = 0
     if depth + HEAD <= size:
@@ -64,7 +64,7 @@ cdef inline uint64_t median(uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
 cdef void push(
     Sorter *sorter, size_t first, size_t stop, uint32_t depth, uint32_t phase, uint32_t by_size
 ) noexcept nogil:
-    """A single item needs no more work. The stack is high enough: of each split the larger parts go below."""
+    """Pushes a span, unless it is a single item. The stack suffices, since the larger parts of a split go below."""
     cdef Span *span
     if stop - first < 2:
         return
@@ -81,7 +81,7 @@ cdef void push(
 cdef void begin_sort(
     Sorter *sorter, Item *items, size_t count, const uint8_t *arena, uint64_t dice
 ) noexcept nogil:
-    """Prepares sorting items whose places are set. `dice`: any number; it decides about the pivots."""
+    """Prepares sorting items whose places are set. `dice`: any number; it determines the pivots."""
     sorter.items = items
     sorter.arena = arena
     sorter.dice = dice | 1
@@ -91,7 +91,7 @@ cdef void begin_sort(
 
 
 cdef bint go_on_sorting(Sorter *sorter, int64_t steps) noexcept nogil:
-    """Does about so many steps; True when all is sorted."""
+    """Does about `steps` steps; returns True when everything is sorted."""
     cdef Span *span
     cdef int64_t left = steps
     while sorter.height and left > 0:
@@ -113,7 +113,7 @@ cdef bint go_on_sorting(Sorter *sorter, int64_t steps) noexcept nogil:
 
 
 cdef int64_t find_shared(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
-    """How many bytes from `depth` on all keys share: those of the first one, compared with each."""
+    """Finds how many bytes after `depth` all keys share, by comparing the first key with each."""
     cdef const uint8_t *first = sorter.arena + sorter.items[span.first].place
     cdef const uint8_t *key = record_key(first) + span.depth
     cdef const uint8_t *record
@@ -137,7 +137,7 @@ cdef int64_t find_shared(Sorter *sorter, Span *span, int64_t left) noexcept nogi
 
 
 cdef inline uint32_t common(const uint8_t *a, const uint8_t *b, uint32_t size) noexcept nogil:
-    """In how many bytes two strings agree, of the first `size`."""
+    """Returns how many of the first `size` bytes of two strings agree."""
     cdef uint32_t i = 0
     if memcmp(a, b, size) == 0:
         return size
@@ -149,7 +149,7 @@ cdef inline uint32_t common(const uint8_t *a, const uint8_t *b, uint32_t size) n
 
 
 cdef int64_t load(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
-    """Reads the heads from `depth` on."""
+    """Reads the heads of a span's keys at `depth`."""
     cdef size_t i = span.at
     cdef size_t stop = min(span.stop, i + <size_t>left)
     cdef int64_t steps = <int64_t>(stop - i)
@@ -180,7 +180,7 @@ cdef int64_t choose(Sorter *sorter, Span *span) noexcept nogil:
 
 
 cdef uint64_t any_head(Sorter *sorter, Span *span) noexcept nogil:
-    """The median of three heads, drawn by xorshift64."""
+    """Returns the median of three heads, drawn by xorshift64."""
     cdef uint64_t heads[3]
     cdef int i
     for i in range(3):
@@ -192,7 +192,7 @@ cdef uint64_t any_head(Sorter *sorter, Span *span) noexcept nogil:
 
 
 cdef int64_t split(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
-    """Dijkstra's three-way partition."""
+    """Does a three-way partition (Dijkstra)."""
     cdef Item *items = sorter.items
     cdef uint64_t pivot = span.pivot
     cdef uint64_t head
@@ -219,7 +219,7 @@ cdef int64_t split(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
 
 
 cdef void part(Sorter *sorter, Span *span) noexcept nogil:
-    """Replaces a span that is split by its parts, the largest lowest on the stack."""
+    """Replaces a span that was split by its parts, the largest lowest on the stack."""
     cdef size_t bounds[3][2]
     cdef uint32_t order[3]
     cdef uint32_t depth = span.depth
@@ -242,7 +242,7 @@ cdef void part(Sorter *sorter, Span *span) noexcept nogil:
 
 
 cdef int64_t part_ended(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
-    """Equal heads: a key that ends in its head is a prefix of every longer one, the zeros after it aside."""
+    """Handles equal heads: a key that ends within its head is a prefix of every longer one, trailing zeros aside."""
     cdef size_t i = span.at
     cdef size_t stop = min(span.stop, i + <size_t>left)
     cdef int64_t steps = <int64_t>(stop - i)
@@ -274,7 +274,7 @@ cdef void part_at(Sorter *sorter, size_t first, size_t middle, size_t stop, uint
 
 
 cdef int64_t keep_last(Sorter *sorter, Span *span) noexcept nogil:
-    """Equal keys: the last record stands for all."""
+    """Keeps the last record of equal keys."""
     cdef uint64_t last = 0
     cdef size_t i
     for i in range(span.first, span.stop):
@@ -287,7 +287,7 @@ cdef int64_t keep_last(Sorter *sorter, Span *span) noexcept nogil:
 
 
 cdef int64_t insert_each(Sorter *sorter, Span *span) noexcept nogil:
-    """Sorts a few items; where heads do not tell, by what follows in the keys."""
+    """Sorts a few items; if heads are equal, by the rest of their keys."""
     cdef Item *items = sorter.items + span.first
     cdef size_t count = span.stop - span.first
     cdef size_t kept = 1
@@ -308,7 +308,7 @@ cdef int64_t insert_each(Sorter *sorter, Span *span) noexcept nogil:
         if j and order == 0:
             items[j - 1].place = max(items[j - 1].place, item.place)
             continue
-        # Open a gap at j.
+        # Make a gap at j.
         kept += 1
         i_to_j(items, kept - 1, j)
         items[j] = item
@@ -331,7 +331,7 @@ cdef inline int compare_items(const uint8_t *arena, const Item *a, const Item *b
 
 
 cdef size_t sorted_places(Item *items, size_t count) noexcept nogil:
-    """Packs the places of sorted items at the front of their own memory; how many they are."""
+    """Packs the places of sorted items at the front of their own memory; returns how many there are."""
     cdef uint64_t *places = <uint64_t *>items
     cdef size_t kept = 0
     cdef size_t i
@@ -343,9 +343,9 @@ cdef size_t sorted_places(Item *items, size_t count) noexcept nogil:
 
 
 cdef class Pauses:
-    """What comes between two pieces of long work: signal handlers, and a tick.
+    """What happens between two pieces of long work: signal handlers, and a tick.
 
-    Thread safety: one thread works and takes them; others look at `away`.
+    Thread safety: used by one working thread; others may read `away`.
     """
 
     def __cinit__(self, tick=None):
@@ -363,7 +363,7 @@ cdef class Pauses:
 
 
 cdef class Sorting:
-    """Records that are being sorted, and their memory.
+    """Records being sorted, and their memory.
 
     Thread safety: none; one thread fills and sorts it.
     """
@@ -372,7 +372,7 @@ cdef class Sorting:
         free(self.items)
 
     cdef int reserve(self, size_t room) except -1:
-        """Room for as many items."""
+        """Reserves room for `room` items."""
         cdef Item *items
         if room <= self.room:
             return 0
@@ -385,9 +385,9 @@ cdef class Sorting:
         return 0
 
     cdef uint64_t *sort(self, const uint8_t *arena, Pauses pauses) except NULL:
-        """Sorts without the GIL, in slices; the places, `count` of which are left.
+        """Sorts without the GIL, in slices; returns the places, of which `count` remain.
 
-        The caller holds what `arena` leads into.
+        The caller keeps alive what `arena` points into.
         """
         cdef bint sorted = False
         cdef uint64_t dice = <uint64_t>self.items * <uint64_t>0x9E3779B97F4A7C15

@@ -8,8 +8,8 @@ from fastsm.disk.hashing cimport load64, siphash13
 cdef enum:
     SEGMENT_BITS = 12
     SEGMENT_SLOTS = 1 << SEGMENT_BITS
-    TAG_BITS = 24          # of the hash, on top of the slot: the home, and 12 more
-    NEXT_BITS = 4          # of the hash, by which the segment will split next
+    TAG_BITS = 24          # of the hash, at the top of the slot: the home, and 12 more bits
+    NEXT_BITS = 4          # of the hash: the next bits by which the segment will split
     PLACE_BITS = 36        # of the place, in units of 8 bytes
     TAG_SHIFT = 64 - TAG_BITS
     SLOT_MASK = SEGMENT_SLOTS - 1
@@ -28,7 +28,7 @@ cdef enum:
 ctypedef struct Segment:
     uint64_t slots[SEGMENT_SLOTS]
     uint32_t count               # slots in use
-    uint32_t depth               # leading bits of the hash that all its keys share
+    uint32_t depth               # leading hash bits that all its keys share
     uint64_t padding[7]
 
 cdef extern from *:
@@ -45,9 +45,9 @@ cdef inline uint64_t place_of(uint64_t slot) noexcept nogil:
 
 
 cdef inline uint32_t tag_hits(const uint64_t *slots, size_t i, uint64_t tag) noexcept nogil:
-    """Which of the GROUP slots from `i` on have the tag: a bit each. An empty slot counts as one of tag 0.
+    """Returns a bit mask of the GROUP slots from `i` on that have the tag. An empty slot counts as tag 0.
 
-    Without a branch for each slot: how far a key lies from its home is chance, and a branch on it guesses wrong.
+    It has no branch per slot: a key's distance from its home is random, so such a branch would be mispredicted.
     """
     return (
         <uint32_t>((slots[i & SLOT_MASK] ^ tag) >> TAG_SHIFT == 0)
@@ -57,14 +57,14 @@ cdef inline uint32_t tag_hits(const uint64_t *slots, size_t i, uint64_t tag) noe
 
 
 cdef inline bint has_empty(const uint64_t *slots, size_t i) noexcept nogil:
-    """Whether one of the GROUP slots from `i` on is empty: no probe goes beyond."""
+    """Returns whether one of the GROUP slots from `i` on is empty; if so, probes end there."""
     return (
         (slots[i & SLOT_MASK] == 0) | (slots[(i + 1) & SLOT_MASK] == 0)
         | (slots[(i + 2) & SLOT_MASK] == 0) | (slots[(i + 3) & SLOT_MASK] == 0))
 
 
 cdef inline bint same_key(const uint8_t *record, const uint8_t *key, uint16_t size) noexcept nogil:
-    """Most keys are short: word by word, without a call."""
+    """Compares keys word by word without a call, since most keys are short."""
     cdef const uint8_t *own = record_key(record)
     cdef size_t i = 0
     if record_key_size(record) != size:
@@ -79,15 +79,15 @@ cdef inline bint same_key(const uint8_t *record, const uint8_t *key, uint16_t si
 
 
 cdef class Table:
-    cdef uint64_t seed0, seed1   # of the keys' hashes
-    cdef uint64_t next0, next1   # of the seeds to come; never stored
+    cdef uint64_t seed0, seed1   # the seed of the keys' hashes
+    cdef uint64_t next0, next1   # the secret that later seeds are derived from; never stored
     cdef Segment **segments      # the directory: 1 << depth pointers
     cdef uint32_t depth
     cdef uint32_t segment_count
-    cdef uint32_t segment_room   # segments that the pool holds, used or not
+    cdef uint32_t segment_room   # segments in the pool, in use or not
     cdef void **pool             # blocks of SEGMENTS_PER_BLOCK segments
     cdef uint32_t block_count, block_room
-    cdef uint32_t mapped_blocks  # the first of them lie in a private mapping of a saved table
+    cdef uint32_t mapped_blocks  # the first blocks of the pool are a private mapping of a saved table
     cdef void *mapped
     cdef size_t mapped_size
     cdef readonly uint64_t count
@@ -103,7 +103,7 @@ cdef class Table:
         prefetch(&self.segment_of(hashed).slots[(hashed >> (TAG_BITS - SEGMENT_BITS)) & (SEGMENT_SLOTS - 1)])
 
     cdef inline uint64_t candidate(self, uint64_t hashed) noexcept nogil:
-        """The first place under the key's tag, or 0: almost always the key's own. For prefetching."""
+        """Returns the first place with the key's tag, or 0: almost always the key's own. For prefetching."""
         cdef const uint64_t *slots = self.segment_of(hashed).slots
         cdef size_t i = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
         cdef uint32_t hits = tag_hits(slots, i, hashed << TAG_SHIFT)
@@ -117,7 +117,7 @@ cdef class Table:
     cdef inline uint64_t find(
         self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size
     ) noexcept nogil:
-        """The place of the key's record, or 0."""
+        """Returns the place of the key's record, or 0."""
         cdef const uint64_t *slots = self.segment_of(hashed).slots
         cdef size_t i = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
         cdef uint64_t slot = slots[i]
@@ -125,7 +125,7 @@ cdef class Table:
         while slot:
             if (slot ^ hashed << TAG_SHIFT) >> TAG_SHIFT == 0:
                 record = arena + place_of(slot)
-                prefetch(record + 64)  # the value, while the key is compared
+                prefetch(record + 64)  # the value, while the key is being compared
                 if same_key(record, key, size):
                     return place_of(slot)
             i = (i + 1) & SLOT_MASK
@@ -139,7 +139,7 @@ cdef class Table:
     cdef uint64_t remove(
         self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size) noexcept nogil
     cdef inline int reserve(self, uint64_t more) except -1:
-        """Makes sure that `more` new keys find room: afterwards `put` needs no memory but the directory's."""
+        """Ensures room for `more` new keys: afterwards `put` needs memory only for the directory."""
         if self.segment_room - self.segment_count > min(more, <uint64_t>self.segment_count):
             return 0
         return self.reserve_slowly(more)

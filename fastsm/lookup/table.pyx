@@ -7,15 +7,15 @@ Extendible hashing (Fagin, Nievergelt, Pippenger, Strong, TODS 1979) over open-a
               segments[depth bits] ─► 4,096 slots, probed from the home on, one by one
     slot    | home and tag, 24 bits | next, 4 bits | place / 8, 36 bits |      0: empty
 
-A segment that is about three quarters full splits in two by the next bit of the hash, so that the table grows
-32 KiB at a time: no call ever waits for the rehashing of all keys. All segments fill alike, so each has a limit of
-its own: with one for all, they would all split within a moment. A slot knows its home, so that a delete
-can close the gap after it without a look at any key, and leaves no scar. It knows the next four bits by
-which its segment will split, so that only every fourth split has to look at keys. The table itself stores
-no key; the caller passes the arena, where places lead to records.
+A segment that is about three quarters full splits in two by the next bit of the hash, so the table grows by 32 KiB at a
+time, and no call ever waits for all keys to be rehashed. As all segments fill at the same rate, each has a limit of its
+own: with a common limit, all of them would split at almost the same time. A slot knows its home, so a delete closes the
+gap after it without reading keys, and leaves no tombstone. It also knows the next four bits by which its segment will
+split, so only every fourth split has to read keys. The table itself stores no keys; the caller passes the arena, in
+which places lead to records.
 
-The hash is SipHash-1-3 under a random seed. Keys that collide beyond all chance (somebody knows the seed)
-make the table draw a new seed and build itself again.
+The hash is SipHash-1-3 with a random seed. If more keys collide than chance allows (an attacker knows the seed), the
+table draws a new seed and rebuilds itself.
 """
 
 import os
@@ -52,18 +52,19 @@ assert sizeof(Segment) == SEGMENT_SIZE
 cdef enum:
     HOME_SHIFT = 64 - SEGMENT_BITS
     SPLIT_BITS = 9
-    SPLIT_FROM = SEGMENT_SLOTS / 4 * 3 - 384   # keys, to SPLIT_FROM + 2**SPLIT_BITS: 66 to 78 % of the slots
-    FULL_AT = SEGMENT_SLOTS - 64     # only without memory, or under attack: an empty slot ends each probe
-    CROWDED = 1024                   # a displacement that chance does not reach in a lifetime
-    SUSPICIOUS = 16                  # keys of one tag met by one probe: as unlikely
+    SPLIT_FROM = SEGMENT_SLOTS / 4 * 3 - 384   # keys; up to SPLIT_FROM + 2**SPLIT_BITS: 66 to 78 % of the slots
+    # Reached only without memory or under attack: each probe needs an empty slot to end
+    FULL_AT = SEGMENT_SLOTS - 64
+    CROWDED = 1024                   # a displacement that chance does not produce in a lifetime
+    SUSPICIOUS = 16                  # keys with one tag met by one probe: just as unlikely
     SMALL_POOL = 16                  # blocks
-    SPARE_DEPTH = 4                  # how far a segment may split ahead of the average
+    SPARE_DEPTH = 4                  # how much deeper than the average a segment may become
 
 cdef uint64_t FAILED = ~<uint64_t>0
 
 
 cdef inline uint64_t next_bits(uint64_t hashed, uint32_t depth) noexcept nogil:
-    """The four directory bits that a segment of this depth splits by until they are used up."""
+    """Returns the four directory bits by which a segment of this depth splits next."""
     cdef uint32_t used = depth & ~<uint32_t>(NEXT_BITS - 1)
     return (hashed << used) >> (64 - NEXT_BITS)
 
@@ -73,20 +74,20 @@ cdef inline uint64_t make_slot(uint64_t hashed, uint32_t depth, uint64_t place) 
 
 
 cdef inline uint32_t split_limit(uint64_t hashed, uint32_t depth) noexcept nogil:
-    """With how many keys the segment of this depth that a hash leads to splits: chance, but always the same."""
+    """Returns how many keys make the segment that a hash leads to split: random, but always the same number."""
     cdef uint64_t name = (hashed >> 1) >> (63 - depth) | <uint64_t>1 << depth
     return SPLIT_FROM + <uint32_t>((name * <uint64_t>0x9E3779B97F4A7C15) >> (64 - SPLIT_BITS))
 
 
 cdef class Table:
-    """Keys to places, 8 bytes a slot, 12 to 22 bytes a key.
+    """A hash table from keys to places: 8 bytes per slot, 12 to 22 bytes per key.
 
     Invariants (`check` asserts them):
     - a key is in the segment that its hash leads to, and no empty slot lies between its home and its slot;
     - a segment of depth d is named by exactly the 2**(depth - d) directory entries that share its d bits;
     - every segment has an empty slot; `count` is the sum of the segments' counts.
 
-    Thread safety: none of its own; all calls are made under the GIL, or before anyone else knows the table.
+    Thread safety: none of its own; all calls are made under the GIL, or before the table is shared.
     """
 
     def __cinit__(self, seed=None):
@@ -96,7 +97,7 @@ cdef class Table:
             raise MemoryError("no memory for an empty table")
 
     def __dealloc__(self):
-        with nogil:  # ten million keys take some milliseconds
+        with nogil:  # freeing ten million keys takes several milliseconds
             self.free_all()
 
     cdef void free_all(self) noexcept nogil:
@@ -113,18 +114,18 @@ cdef class Table:
 
     @property
     def size(self):
-        """Bytes of memory that the segments in use and the directory take."""
+        """The memory of the segments in use and of the directory, in bytes."""
         return self.segment_count * sizeof(Segment) + (sizeof(void *) << self.depth)
 
     @property
     def load(self):
-        """Share of the slots that are in use."""
+        """The share of slots that are in use."""
         return self.count / (<double>self.segment_count * SEGMENT_SLOTS)
 
     # ---- memory ----------------------------------------------------------------------------------------
 
     cdef int start(self) noexcept nogil:
-        """One empty segment under a directory of depth 0."""
+        """Makes one empty segment under a directory of depth 0."""
         cdef Segment *first
         self.segments = <Segment **>malloc(sizeof(Segment *))
         if self.segments == NULL:
@@ -176,8 +177,8 @@ cdef class Table:
         cdef uint32_t full = self.segment_count / SEGMENTS_PER_BLOCK
         segment = self.segment_at(self.segment_count)
         if self.segment_count % SEGMENTS_PER_BLOCK == 0 and self.mapped_blocks < full <= SMALL_POOL:
-            # In a small pool a block becomes a huge page once it is full: before, it takes no more pages than it uses.
-            # Later ones are huge from the start: a collapse takes a millisecond, and more of a busy machine.
+            # In a small pool, a block becomes a huge page only when it is full, so it takes no more pages than it uses.
+            # Later blocks are huge from the start: a collapse takes a millisecond, or longer on a busy machine.
             huge_page(self.pool[full - 1], BLOCK_SIZE)
             collapse(self.pool[full - 1], BLOCK_SIZE)
         self.segment_count += 1
@@ -188,7 +189,7 @@ cdef class Table:
     # ---- find ------------------------------------------------------------------------------------------
 
     cdef void gather(self, uint64_t *places) noexcept nogil:
-        """Writes the `count` places in use, in no order."""
+        """Writes all `count` places to an array, in no particular order."""
         cdef Segment *segment
         cdef uint32_t number
         cdef size_t i
@@ -204,7 +205,7 @@ cdef class Table:
     cdef uint64_t put(
         self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size, uint64_t place
     ) noexcept nogil:
-        """Sets the key's place; returns the one it had, 0 for a new key, FAILED without memory."""
+        """Sets the key's place; returns its old place, 0 for a new key, or FAILED without memory."""
         cdef Segment *segment = self.segment_of(hashed)
         cdef size_t i = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
         cdef uint64_t slot = segment.slots[i]
@@ -226,13 +227,13 @@ cdef class Table:
             return 0
         if distance < CROWDED and strangers < SUSPICIOUS and self.insert_new(arena, hashed, place) == 0:
             return 0
-        # No chance does this: somebody chose these keys and knows the seed. (Or there is no memory to split.)
+        # Chance does not produce this: these keys were chosen with knowledge of the seed. (Or a split got no memory.)
         if self.rebuild(arena) < 0 or self.insert_new(arena, self.hash(key, size), place) < 0:
             return FAILED
         return 0
 
     cdef int insert_new(self, const uint8_t *arena, uint64_t hashed, uint64_t place) noexcept nogil:
-        """Inserts a key that is known not to be there, splitting its segment when that is due."""
+        """Inserts a key that is known to be absent, splitting its segment when due."""
         cdef Segment *segment = self.segment_of(hashed)
         cdef size_t i
         while segment.count >= split_limit(hashed, segment.depth) and self.split(arena, hashed):
@@ -250,7 +251,7 @@ cdef class Table:
     cdef uint64_t remove(
         self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size
     ) noexcept nogil:
-        """Removes the key; returns the place it had, or 0. Closes the gap (Knuth, volume 3, algorithm 6.4R)."""
+        """Removes the key; returns its old place, or 0. Closes the gap (Knuth, volume 3, algorithm 6.4R)."""
         cdef Segment *segment = self.segment_of(hashed)
         cdef size_t gap = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
         cdef size_t i, home
@@ -273,7 +274,7 @@ cdef class Table:
             if slot == 0:
                 break
             home = slot >> HOME_SHIFT
-            # A slot may move back into the gap unless that is in front of its home.
+            # A slot may move into the gap unless the gap is before its home.
             if ((i - home) & SLOT_MASK) >= ((i - gap) & SLOT_MASK):
                 segment.slots[gap] = slot
                 gap = i
@@ -298,7 +299,7 @@ cdef class Table:
         return True
 
     cdef int split(self, const uint8_t *arena, uint64_t hashed) noexcept nogil:
-        """Splits the segment of a hash by the next bit; 0 when it cannot be (no memory, or out of proportion)."""
+        """Splits the segment of a hash by the next bit; returns 0 if that is impossible (no memory, or too deep)."""
         cdef Segment *low = self.segment_of(hashed)
         cdef Segment *high
         cdef uint32_t depth = low.depth
@@ -319,7 +320,7 @@ cdef class Table:
         return 1
 
     cdef void share_out(self, const uint8_t *arena, Segment *low, Segment *high) noexcept nogil:
-        """Moves the slots of `low` whose hash has the new bit set to `high`, all in order of their homes."""
+        """Moves the slots of `low` whose next hash bit is set to `high`, in the order of their homes."""
         cdef uint64_t slots[SEGMENT_SLOTS]
         cdef uint32_t bit = PLACE_BITS + NEXT_BITS - 1 - ((low.depth - 1) & (NEXT_BITS - 1))
         cdef Segment *target
@@ -341,7 +342,7 @@ cdef class Table:
             self.renew_next_bits(arena, high)
 
     cdef void renew_next_bits(self, const uint8_t *arena, Segment *segment) noexcept nogil:
-        """Takes the next four bits from the keys' hashes: the last ones are used up."""
+        """Reads the next four bits from the keys' hashes, after the slots' bits were used up."""
         cdef uint64_t hashed
         cdef const uint8_t *record
         cdef size_t i
@@ -355,7 +356,7 @@ cdef class Table:
                 segment.slots[i] = make_slot(hashed, segment.depth, place_of(segment.slots[i]))
 
     cdef int rebuild(self, const uint8_t *arena) noexcept nogil:
-        """The same keys under a new seed. O(keys). On -1 (no memory) the table is as it was."""
+        """Rebuilds the table with a new seed. O(keys). If it returns -1 (no memory), the table is unchanged."""
         cdef uint64_t old0 = self.seed0
         cdef uint64_t old1 = self.seed1
         cdef uint64_t old_keys = self.count
@@ -373,7 +374,7 @@ cdef class Table:
         cdef uint32_t number
         cdef size_t i
         cdef int failed
-        # The next seed is a hash under a secret that no file ever holds.
+        # The next seed is derived by hashing with a secret that is never written to a file.
         self.seed0 = siphash13(self.next0, self.next1, <const uint8_t *>&self.rebuilds, 8)
         self.seed1 = siphash13(self.next1, self.next0, <const uint8_t *>&self.rebuilds, 8)
         self.segments = NULL
@@ -406,10 +407,10 @@ cdef class Table:
         self.block_count, self.block_room = old_blocks, old_block_room
         return -1
 
-    # ---- for tests: the same from Python, over an arena that is any buffer -----------------------------
+    # ---- for tests: the same from Python, with any buffer as the arena ----------------------------------
 
     def insert(self, const uint8_t[::1] arena, uint64_t place):
-        """Puts the record at a place; the place that its key had, or None."""
+        """Puts the record at a place; returns the old place of its key, or None."""
         cdef const uint8_t *record = &arena[0] + place
         cdef uint64_t old
         self.reserve(1)
@@ -421,16 +422,16 @@ cdef class Table:
         return old or None
 
     def lookup(self, const uint8_t[::1] arena, bytes key):
-        """The place of a key, or None."""
+        """Returns the place of a key, or None."""
         return self.find(&arena[0], self.hash(key, len(key)), key, len(key)) or None
 
     def discard(self, const uint8_t[::1] arena, bytes key):
-        """Removes a key; the place that it had, or None."""
+        """Removes a key; returns its old place, or None."""
         return self.remove(&arena[0], self.hash(key, len(key)), key, len(key)) or None
 
     @property
     def seed(self):
-        """The seed of the hash; who knows it can make keys that collide, once."""
+        """Returns the seed of the hash; whoever knows it can make keys that collide, once."""
         return self.seed0, self.seed1
 
     def check(self, const uint8_t[::1] arena):

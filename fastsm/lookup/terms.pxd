@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef class Terms:
     # Invariant: first[i] <= last[i] < first[i + 1], and term[i] < term[i + 1].
-    # Invariant: seen >= last[count - 1]: what comes next is after it.
+    # Invariant: seen >= last[count - 1]; the next entry comes after `seen`.
     cdef uint64_t *first
     cdef uint64_t *last
     cdef uint64_t *term
@@ -11,7 +11,7 @@ cdef class Terms:
     cdef size_t room
     cdef readonly uint64_t seen
     cdef inline int reserve(self, size_t more) except -1 nogil:
-        """Makes sure that `more` runs can be appended without memory."""
+        """Ensures that `more` runs can be appended without memory."""
         return 0 if self.room - self.count >= more else self.reserve_slowly(more)
 
     cdef int reserve_slowly(self, size_t more) except -1 nogil
@@ -30,11 +30,11 @@ ctypedef struct Run:
 
 
 cdef class RunList:
-    # The runs that the next frame carries. Invariant: they ascend, and none but a last one is under way.
+    # The runs of the next frame. Invariant: they ascend, and only the last one may still grow.
     cdef Run *runs
     cdef uint32_t count
     cdef uint32_t room
-    cdef bint started            # an entry was seen: `index` and `term` are its
+    cdef bint started            # an entry was seen, whose id is in `index` and `term`
     cdef uint64_t index
     cdef uint64_t term
     cdef int push(self, uint64_t last, uint64_t term) except -1

@@ -1,8 +1,8 @@
 """The entry-term index: which term an entry had, in memory that grows with elections, not with entries.
 
-Terms never fall along the log. So a run `(first, last, term)` says the term of every index in between,
-seen or not: what lies between two entries of one term has that term. Between two runs of different
-terms nothing is certain, and nothing is claimed.
+Terms never fall along the log. So a run `(first, last, term)` gives the term of every index in it, seen or not: an
+index between two entries of one term has that term. Between two runs of different terms nothing is certain, and no
+term is returned.
 """
 
 import struct
@@ -19,11 +19,11 @@ from fastsm.libraries import library
 RUN = struct.Struct("<QQQ")
 
 cdef enum:
-    LANES = 8     # searches that go together
+    LANES = 8     # searches that proceed together
 
 
 cdef class Terms:
-    """Runs of terms, ascending: O(log runs) to find one, O(1) to append.
+    """Runs of terms in ascending order: O(log runs) to find one, O(1) to append.
 
     Thread safety: none of its own; all calls are made under the GIL.
     """
@@ -43,7 +43,7 @@ cdef class Terms:
 
     @property
     def size(self):
-        """Bytes of memory."""
+        """The memory of the runs, in bytes."""
         return 3 * self.room * sizeof(uint64_t)
 
     cdef int reserve_slowly(self, size_t more) except -1 nogil:
@@ -67,10 +67,9 @@ cdef class Terms:
         return 0
 
     cdef void append(self, uint64_t last, uint64_t term) noexcept nogil:
-        """Adds a run as frames carry it: from after what was seen up to `last`. Needs room.
+        """Appends a run as frames carry it: from the entry after `seen` up to `last`. There must be room.
 
-        A run of UNKNOWN_TERM is a gap between two terms. The caller checks that `last` rises and `term`
-        does not fall.
+        A run of UNKNOWN_TERM is a gap between two terms. The caller checks that `last` rises and `term` does not fall.
         """
         if term != UNKNOWN_TERM:
             if self.count and self.term[self.count - 1] == term:
@@ -83,7 +82,7 @@ cdef class Terms:
         self.seen = last
 
     cdef int take_frame(self, const uint8_t *frame) except -1 nogil:
-        """Adds the runs of a frame that was checked."""
+        """Adds the runs of a frame, which was checked."""
         cdef const Run *runs = <const Run *>(frame + FRAME_RUNS)
         cdef uint32_t i
         self.reserve(frame_run_count(frame))
@@ -92,10 +91,10 @@ cdef class Terms:
         return 0
 
     cdef size_t run_of(self, uint64_t index) noexcept nogil:
-        """The first run that ends at an index or after it; `count` when there is none.
+        """Returns the first run that ends at or after an index; `count` if there is none.
 
-        Without a branch on what was compared: where an index lies is chance, and the processor would guess wrong.
-        In quarters, for the three loads of a step do not wait for one another: half as many steps as in halves.
+        It does not branch on comparisons: the result is random, so branches would be mispredicted. It divides into
+        quarters, since the three loads of a step overlap: that takes half as many steps as halving.
         """
         cdef const uint64_t *last = self.last
         cdef size_t low = 0
@@ -114,7 +113,7 @@ cdef class Terms:
         return low + below
 
     cdef bint holds_all(self, size_t run, const uint64_t *indexes, size_t count) noexcept nogil:
-        """Whether all of up to LANES indexes are in one run."""
+        """Returns whether all of up to LANES indexes are in one run."""
         cdef bint outside = run >= self.count
         cdef size_t i
         if not outside:
@@ -123,7 +122,7 @@ cdef class Terms:
         return not outside
 
     cdef void runs_of(self, const uint64_t *indexes, size_t count, size_t *runs) noexcept nogil:
-        """`run_of` for up to LANES indexes: their searches go step by step together, and so wait together."""
+        """`run_of` for up to LANES indexes: their searches proceed in lockstep, so their cache misses overlap."""
         cdef const uint64_t *last = self.last
         cdef uint64_t wanted[LANES]
         cdef size_t low[LANES]
@@ -141,7 +140,7 @@ cdef class Terms:
             runs[i] = low[i] + <size_t>(left == 1 and last[low[i]] < wanted[i])
 
     cdef bint find(self, uint64_t index, uint64_t *term) noexcept nogil:
-        """Whether the term of an index is certain, and which it is."""
+        """Finds the term of an index; returns whether it is certain."""
         cdef size_t run = self.run_of(index)
         if run == self.count or self.first[run] > index:
             return False
@@ -149,7 +148,7 @@ cdef class Terms:
         return True
 
     cdef void round_down(self, uint64_t *index, uint64_t *term) noexcept nogil:
-        """Turns an id that lies between two runs, where no entry was seen, into that of the entry before it."""
+        """Replaces an id between two runs, where no entry was seen, by the id of the entry before it."""
         cdef size_t run = self.run_of(index[0])
         if run < self.count and self.first[run] <= index[0]:
             return
@@ -157,16 +156,16 @@ cdef class Terms:
         term[0] = self.term[run - 1] if run else 0
 
     def extend(self, uint64_t last, uint64_t term):
-        """Adds the entries after what was seen up to `last`; the caller keeps the order."""
+        """Adds the entries after `seen` up to `last`; the caller ensures the order."""
         self.reserve(1)
         self.append(last, term)
 
     def last_term(self, uint64_t otherwise=0):
-        """The term of the last entry, or `otherwise` when there is none."""
+        """Returns the term of the last entry, or `otherwise` if there is none."""
         return self.term[self.count - 1] if self.count else otherwise
 
     def allows(self, uint64_t index, uint64_t term):
-        """Whether an entry of that index, not after the last one, may be of that term: terms never fall."""
+        """Returns whether an index that is not after the last entry can have a term, given that terms never fall."""
         cdef size_t i = 0
         cdef uint64_t least = 0
         while i < self.count and self.last[i] < index:
@@ -179,9 +178,10 @@ cdef class Terms:
         return (term == 0) if index == 0 else least <= term <= self.term[i]
 
     def pack(self, uint64_t index, uint64_t term):
-        """The runs up to an entry, as snapshots carry them: `first, last, term`, little-endian, ascending.
+        """Returns the runs up to an entry in the form used by snapshots: `first, last, term`, little-endian, ascending.
 
-        The entry counts as seen; the caller has checked that it can be. Index 0 is the empty state, without runs.
+        The entry counts as seen; the caller has checked that its id is possible. Index 0: the empty state, without
+        runs.
         """
         if index == 0:
             return b""
@@ -190,7 +190,7 @@ cdef class Terms:
             if first <= index:
                 runs.append([first, min(last, index), of])
         if not runs or runs[-1][1] < index:
-            # Nothing was seen between the last run and the entry.
+            # No entry was seen between the last run and this one.
             if runs and runs[-1][2] == term:
                 runs[-1][1] = index
             else:
@@ -198,7 +198,7 @@ cdef class Terms:
         return b"".join(RUN.pack(*run) for run in runs)
 
     def unpack(self, bytes packed):
-        """Takes runs as snapshots carry them, after those taken so before; False when they do not add up."""
+        """Appends runs in the form used by snapshots; returns False if they are malformed."""
         for first, last, term in RUN.iter_unpack(packed):
             if not self.seen < first <= last < UNKNOWN_TERM or not term < UNKNOWN_TERM:
                 return False
@@ -210,15 +210,15 @@ cdef class Terms:
         return True
 
     def get(self, uint64_t index):
-        """The term of an index, or None."""
+        """Returns the term of an index, or None."""
         cdef uint64_t term
         return term if self.find(index, &term) else None
 
     @cython.boundscheck(False)
     @cython.wraparound(False)
     def get_many(self, ids):
-        """The terms of a uint64 array of indexes, of its shape; 0 where none is certain."""
-        np = library("numpy")  # not at import time: it would be most of it
+        """Returns the terms of a uint64 array of indexes, in an array of the same shape; 0: not certain."""
+        np = library("numpy")  # imported on first use: it would dominate the import time of fastsm
         cdef const uint64_t[::1] wanted = np.ascontiguousarray(ids, dtype=np.uint64).reshape(-1)
         result = np.zeros(wanted.shape[0], dtype=np.uint64)
         cdef uint64_t[::1] terms = result
@@ -227,7 +227,7 @@ cdef class Terms:
         cdef size_t run = 0
         for first in range(0, wanted.shape[0], LANES):
             count = min(wanted.shape[0] - first, LANES)
-            # Ids mostly come in order: the run of those before, first.
+            # Ids are mostly in order, so try the previous run first.
             if self.holds_all(run, &wanted[first], count):
                 for i in range(count):
                     terms[first + i] = self.term[run]
@@ -240,7 +240,7 @@ cdef class Terms:
         return result.reshape(np.shape(ids))
 
     def runs(self):
-        """A list of `(first, last, term)`, ascending."""
+        """Returns a list of `(first, last, term)`, ascending."""
         cdef list runs = []
         cdef size_t i
         for i in range(self.count):
@@ -258,10 +258,10 @@ cdef class Terms:
 
 
 cdef class RunList:
-    """The entries that were applied but are in no frame yet, as runs `(last, term)`.
+    """Entries that were applied, but are in no frame yet, as runs `(last, term)`.
 
-    A run starts after the one before it. Indexes never seen get a run of UNKNOWN_TERM, but only between
-    two terms: within one term, what lies between is certain.
+    A run starts after the previous one. Indexes that were never seen get a run of UNKNOWN_TERM, but only between two
+    terms: within one term, the indexes in between have that term.
     """
 
     def __cinit__(self, uint64_t index, uint64_t term, bint started):

@@ -11,11 +11,11 @@ cdef extern from *:
 cdef enum:
     LEAF_ROOM = 512
     INNER_ROOM = 64
-    DEEPEST = 12             # an arena has no room for the records that a higher tree would need
+    DEEPEST = 12             # a higher tree would need more records than an arena has room for
 
 ctypedef struct Node:
-    # A leaf of places in the order of their keys, or an inner node of children.
-    uint32_t users           # how many nodes, trees and readers refer to it; one that is shared never changes
+    # A leaf of places in the order of their keys, or an inner node with children.
+    uint32_t users           # how many nodes, trees and readers refer to it; a shared node never changes
     uint16_t count
     uint16_t room
     uint32_t level           # 0: a leaf
@@ -23,16 +23,17 @@ ctypedef struct Node:
 
 ctypedef struct Child:
     Node *node
-    uint64_t least           # leads to a key that is not greater than those of the child, and greater than those before
+    # Of a record: its key is <= the child's keys, and greater than the keys of earlier children
+    uint64_t least
 
 ctypedef struct Work:
-    # What an operation on a tree needs, and what it cost.
+    # What an operation on a tree needs, and its cost.
     const uint8_t *arena
-    uint64_t comparisons     # of keys
-    int64_t added            # places, net
+    uint64_t comparisons     # key comparisons made
+    int64_t added            # net number of places added
 
 ctypedef struct Cursor:
-    # A position: the path to a leaf, and an index in it, which may be its end. Without a tree `depth` is 0.
+    # A position: the path to a leaf, and an index in it (which may be its end). Without a tree, `depth` is 0.
     Node *nodes[DEEPEST]
     uint32_t at[DEEPEST]
     uint32_t depth
@@ -57,7 +58,7 @@ cdef inline size_t node_size(uint32_t level, size_t room) noexcept nogil:
 
 
 cdef inline bint is_owned(Node *node) noexcept nogil:
-    """Whether the caller, who has a reference, has the only one."""
+    """Returns whether the caller's reference is the only one."""
     return users_of(&node.users) == 1
 
 

@@ -1,9 +1,9 @@
 """A tree of places in the order of their keys.
 
-A B+tree without keys: a place leads to its record for ever, and the record has the key. Nodes take no more memory than
-they use, so 8.5 bytes a key wherever new keys come. A node that only one node, or the root's holder, refers to is
-changed in place. One that is shared is copied instead, with the path to it (Driscoll, Sarnak, Sleator, Tarjan, JCSS
-1989): a reader that holds a root has the tree as it was, at no cost.
+A B+tree without keys: a place always leads to the same record, and the record has the key. Nodes take only the memory
+they use: 8.5 bytes per key, wherever new keys are inserted. A node with a single reference is changed in place; a
+shared one is copied, together with the path to it (Driscoll, Sarnak, Sleator, Tarjan, JCSS 1989). So a reader that
+holds a root keeps the tree as it was, at no cost.
 """
 
 from libc.stdlib cimport free, malloc
@@ -30,13 +30,13 @@ cdef Node *new_node(uint32_t level, size_t room) noexcept nogil:
 
 
 cdef void hold(Node *node) noexcept nogil:
-    """Another reference to a node, or to nothing."""
+    """Adds a reference to a node, which may be NULL."""
     if node != NULL:
         add_user(&node.users)
 
 
 cdef void release(Node *node) noexcept nogil:
-    """Gives a reference back; the last one frees the node, and what only it refers to."""
+    """Drops a reference; the last one frees the node, and what only that node refers to."""
     cdef uint32_t i
     if node == NULL or drop_user(&node.users):
         return
@@ -53,7 +53,7 @@ cdef void release(Node *node) noexcept nogil:
 cdef size_t lower_bound(
     Work *work, const uint64_t *places, size_t first, size_t stop, const uint8_t *key, size_t size
 ) noexcept nogil:
-    """The first place of [first, stop) whose key is not less."""
+    """Returns the first place in [first, stop) whose key is not less."""
     cdef size_t middle
     while first < stop:
         middle = first + (stop - first) / 2
@@ -68,7 +68,7 @@ cdef size_t lower_bound(
 cdef size_t gallop(
     Work *work, const uint64_t *places, size_t first, size_t stop, const uint8_t *key, size_t size
 ) noexcept nogil:
-    """`lower_bound`, in O(log of how far it is from `first`)."""
+    """`lower_bound` in O(log distance from `first`)."""
     cdef size_t step = 1
     while first + step <= stop:
         work.comparisons += 1
@@ -80,7 +80,7 @@ cdef size_t gallop(
 
 
 cdef size_t child_for(Work *work, Node *node, size_t first, const uint8_t *key, size_t size) noexcept nogil:
-    """The last child whose least key is not greater, or `first`."""
+    """Returns the last child whose least key is not greater, or `first`."""
     cdef Child *children = children_of(node)
     cdef size_t low = first + 1
     cdef size_t high = node.count
@@ -98,7 +98,7 @@ cdef size_t child_for(Work *work, Node *node, size_t first, const uint8_t *key, 
 # ---- walk ----------------------------------------------------------------------------------------------
 
 cdef void seek(Work *work, Cursor *cursor, Node *root, const uint8_t *key, size_t size, bint at_end) noexcept nogil:
-    """To the first place whose key is not less; without a key to the first of all, or to the end."""
+    """Moves to the first place whose key is not less; without a key, to the start or the end of the tree."""
     cdef Node *node = root
     cdef size_t at
     cursor.depth = 0
@@ -119,7 +119,7 @@ cdef void seek(Work *work, Cursor *cursor, Node *root, const uint8_t *key, size_
 
 
 cdef bint next_leaf(Cursor *cursor, int step) noexcept nogil:
-    """To the start of the next leaf (step 1), or to the end of the one before (step -1)."""
+    """Moves to the start of the next leaf (step 1), or to the end of the previous one (step -1)."""
     cdef int64_t depth = <int64_t>cursor.depth - 2
     cdef Node *node
     while depth >= 0:
@@ -144,16 +144,16 @@ cdef bint next_leaf(Cursor *cursor, int step) noexcept nogil:
 cdef void begin_walk(
     Work *work, Walk *walk, Node *root, const uint8_t *start, size_t start_size, const uint8_t *end, size_t end_size,
 ) noexcept nogil:
-    """The range [start, end); NULL is open. `reverse` is set already."""
+    """Begins a walk over [start, end); NULL: unbounded. `reverse` must be set already."""
     seek(work, &walk.low, root, start, start_size, False)
     seek(work, &walk.high, root, end, end_size, True)
     walk.done = root == NULL
 
 
 cdef size_t walk_on(Walk *walk, size_t most, uint64_t **run) noexcept nogil:
-    """Takes up to `most` neighboring places off the range, from its end when it is walked in reverse.
+    """Takes up to `most` adjacent places from the range, from its end in a reverse walk.
 
-    `run` is set to the first of them, in the order of their keys. 0 when nothing is left.
+    `run` is set to the first of them, in the order of their keys. Returns 0 when nothing is left.
     """
     cdef Cursor *low = &walk.low
     cdef Cursor *high = &walk.high
@@ -182,7 +182,7 @@ cdef size_t walk_on(Walk *walk, size_t most, uint64_t **run) noexcept nogil:
 
 
 cdef bint owns_path(Walk *walk) noexcept nogil:
-    """Whether the leaf that the walk is in belongs to its tree alone, so that it may be changed."""
+    """Returns whether the walk's leaf belongs to this tree alone, so that it may be changed."""
     cdef Cursor *moving = &walk.high if walk.reverse else &walk.low
     cdef uint32_t i
     for i in range(moving.depth):
@@ -194,7 +194,7 @@ cdef bint owns_path(Walk *walk) noexcept nogil:
 # ---- for stats and tests -------------------------------------------------------------------------------
 
 cdef uint64_t tree_bytes(Node *root) noexcept nogil:
-    """Bytes of memory, without what `malloc` adds. O(leaves)."""
+    """Returns the bytes of memory, without the overhead of `malloc`. O(leaves)."""
     cdef uint64_t total = 0
     cdef uint32_t i
     if root == NULL:

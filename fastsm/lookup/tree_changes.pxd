@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastsm.lookup.tree cimport Child, Node, Work
 
 ctypedef struct Children:
-    # Nodes that will be the children of one, or of several.
+    # Nodes that will be the children of one or several nodes.
     Child *items
     size_t count, room
 

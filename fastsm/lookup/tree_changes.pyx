@@ -1,7 +1,7 @@
 """Changes of a tree of places.
 
-Changes come as batches of sorted places, so that many of them cost little more than a merge. An operation that finds no
-memory leaves no tree at all, and the caller makes a new one: the tree is derived from the table.
+Changes come in batches of sorted places, so many of them cost little more than a merge. If an operation gets no memory,
+the tree is lost, and the caller builds a new one: the tree is derived from the table.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
@@ -37,8 +37,8 @@ cdef void release_all(Children *children) noexcept nogil:
     free(children.items)
 
 
-# Each of these takes over a reference to a node, and adds what becomes of it to `out`, which has room for one more
-# child at least. -1 without memory: then the reference is given back all the same.
+# Each of these functions takes over a reference to a node, and adds the resulting nodes to `out`, which has room for at
+# least one more child. They return -1 without memory; the reference is released even then.
 
 cdef int change(
     Work *work, Node *node, const uint64_t *batch, size_t count, bint removing, Children *out
@@ -56,7 +56,7 @@ cdef int change_inner(
     cdef Children list
     cdef Child *children = children_of(node)
     cdef bint owned = is_owned(node)
-    cdef size_t taken = 0           # children that were moved to the list, or on
+    cdef size_t taken = 0           # children that were moved to the list
     cdef size_t first = 0
     cdef size_t stop, child
     cdef int failed
@@ -99,7 +99,7 @@ cdef int change_inner(
 
 
 cdef void move_children(Child *children, size_t first, size_t stop, bint owned, Children *list) noexcept nogil:
-    """Children that do not change; there is room for them."""
+    """Moves unchanged children to a list, which has room for them."""
     cdef size_t i
     for i in range(first, stop):
         if not owned:
@@ -109,7 +109,7 @@ cdef void move_children(Child *children, size_t first, size_t stop, bint owned, 
 
 
 cdef int pack(Children *list, uint32_t level, Children *out) noexcept nogil:
-    """Makes nodes of children, as even as can be. Takes the children over, and the list's memory."""
+    """Groups children into nodes as evenly as possible. Takes over the children, and the list's memory."""
     cdef size_t pieces = (list.count + INNER_ROOM - 1) / INNER_ROOM
     cdef size_t first = 0
     cdef size_t piece, size
@@ -129,7 +129,7 @@ cdef int pack(Children *list, uint32_t level, Children *out) noexcept nogil:
         out.items[out.count].least = list.items[first].least
         out.count += 1
         first += size
-    for piece in range(first, list.count):  # only after a failure
+    for piece in range(first, list.count):  # reached only after a failure
         release(list.items[piece].node)
     free(list.items)
     return failed
@@ -190,7 +190,7 @@ cdef inline void push(Children *out, Node *leaf) noexcept nogil:
 
 
 cdef void insert_one(Work *work, Node *leaf, uint64_t place) noexcept nogil:
-    """Into a leaf that has room and is ours."""
+    """Inserts a place into an unshared leaf that has room."""
     cdef uint64_t *places = places_in(leaf)
     cdef const uint8_t *record = work.arena + place
     cdef size_t at = lower_bound(work, places, 0, leaf.count, record_key(record), record_key_size(record))
@@ -204,7 +204,7 @@ cdef void insert_one(Work *work, Node *leaf, uint64_t place) noexcept nogil:
 
 
 cdef int make_leaves(const uint64_t *places, size_t count, Children *out) noexcept nogil:
-    """Adds leaves of sorted places, as even as can be, with room for a few more each. -1 without memory."""
+    """Makes leaves of sorted places, as evenly as possible, with room for a few more each; -1 without memory."""
     cdef size_t pieces = (count + LEAF_ROOM - 1) / LEAF_ROOM
     cdef size_t first = 0
     cdef size_t piece, size
@@ -226,7 +226,7 @@ cdef int make_leaves(const uint64_t *places, size_t count, Children *out) noexce
 cdef int remove_from_leaf(
     Work *work, Node *leaf, const uint64_t *batch, size_t count, Children *out
 ) noexcept nogil:
-    """Removes these places, where they are still there; a key's newer place stays."""
+    """Removes these places, if they are still in the leaf; a newer place of a key stays."""
     cdef uint64_t *places = places_in(leaf)
     cdef uint64_t *kept
     cdef Node *other = leaf
@@ -242,7 +242,7 @@ cdef int remove_from_leaf(
     kept = places_in(other)
     for i in range(count):
         stop = first
-        if first == leaf.count or places[first] != batch[i]:  # most often neighbors go
+        if first == leaf.count or places[first] != batch[i]:  # usually adjacent places are removed
             record = work.arena + batch[i]
             stop = gallop(work, places, first, leaf.count, record_key(record), record_key_size(record))
         memmove(kept + total, places + first, (stop - first) * sizeof(uint64_t))
@@ -264,7 +264,7 @@ cdef int remove_from_leaf(
 
 
 cdef Node *shrunk(Node *node) noexcept nogil:
-    """Gives memory back of a node of ours that has become much smaller."""
+    """Frees the excess memory of an unshared node that has become much smaller."""
     cdef Node *smaller
     if node.count >= node.room / 2u:
         return node
@@ -276,7 +276,7 @@ cdef Node *shrunk(Node *node) noexcept nogil:
 
 
 cdef void join_last(Children *list) noexcept nogil:
-    """Joins the last child to the one before, where both are ours and small, so that no thin ones are left."""
+    """Joins the last two children if both are unshared and small, so that no nearly empty nodes remain."""
     cdef Node *a
     cdef Node *b
     cdef Node *joined
@@ -302,7 +302,7 @@ cdef void join_last(Children *list) noexcept nogil:
 cdef int change_root(
     Work *work, Node **root, const uint64_t *places, size_t count, bint removing
 ) noexcept nogil:
-    """Changes a tree whose root is ours to give away. -1 without memory: then there is no tree."""
+    """Changes a tree whose root reference the caller gives up; on -1 (no memory) there is no tree any more."""
     cdef Children list
     cdef Node *node = root[0]
     cdef uint32_t level = 0
@@ -326,7 +326,7 @@ cdef int change_root(
 
 
 cdef int make_root(Children *list, uint32_t level, Node **root) noexcept nogil:
-    """Makes a tree of nodes of a level, and takes them over. -1 without memory: then they are released."""
+    """Makes a tree of nodes of one level, which it takes over; on -1 (no memory) they are released."""
     cdef Children upper
     cdef Node *node
     cdef int failed = 0
@@ -346,7 +346,7 @@ cdef int make_root(Children *list, uint32_t level, Node **root) noexcept nogil:
 
 
 cdef Node *without_only_children(Node *node) noexcept nogil:
-    """The lowest node that has all: a root with one child is none."""
+    """Returns the lowest node that contains everything: a root with one child is unnecessary."""
     cdef Node *child
     while node != NULL and node.level and node.count == 1:
         child = children_of(node)[0].node
@@ -357,10 +357,10 @@ cdef Node *without_only_children(Node *node) noexcept nogil:
 
 
 cdef int insert(Work *work, Node **root, const uint64_t *places, size_t count) noexcept nogil:
-    """Inserts sorted places of different keys; one whose key is there takes the place of the other."""
+    """Inserts sorted places of different keys; a place whose key is in the tree replaces the old one."""
     return change_root(work, root, places, count, False) if count else 0
 
 
 cdef int remove(Work *work, Node **root, const uint64_t *places, size_t count) noexcept nogil:
-    """Removes sorted places; one that is not there is no error."""
+    """Removes sorted places; those not in the tree are ignored."""
     return change_root(work, root, places, count, True) if count and root[0] != NULL else 0

@@ -21,9 +21,9 @@ class Follower(Timed):
     def refresh(self) -> LogId:
         """Takes what the owner has applied since; returns last applied. Without news it makes no system call.
 
-        O(records since); after a compaction or an install O(keys). Each chunk becomes visible as a whole. Raises
-        `NotRunningError` after `close`; `StorageError`, `CorruptionError` where what was published cannot be read: then
-        the state stays as it was. `ReentryError` in a signal handler on top of a refresh of its own thread.
+        O(records since); after a compaction or an install, O(keys). Each chunk becomes visible as a whole. Raises
+        `NotRunningError` after `close`; `StorageError` or `CorruptionError` if what was published cannot be read, and
+        then the state stays as it was; `ReentryError` in a signal handler on top of a refresh of the same thread.
         """
     def _await_news(self, seconds: float) -> bool: ...
     def _show(

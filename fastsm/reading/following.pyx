@@ -1,7 +1,7 @@
-"""What an owner published since is taken, frame by frame: recovery that goes on.
+"""Taking what an owner has published since, frame by frame: an ongoing recovery.
 
-The index is the reader's own, and private; records are read where they are, in the owner's log. Each frame is one step
-under the GIL, as it was for the owner, so that no thread sees half a chunk. No byte after the published end is touched.
+The index is private to the reader; records are read in place, in the owner's log. Each frame is one step under the GIL,
+as it was for the owner, so that no thread sees half a chunk. No byte after the published end is touched.
 """
 
 from _thread import allocate_lock
@@ -33,16 +33,16 @@ cdef uint64_t EVERYTHING = 0xFFFFFFFFFFFFFFFF
 cdef class Follower(Timed):
     """The compiled half of `Reader`: a state, and how it takes frames.
 
-    Thread safety: reads from any thread; what is not a read, by the thread that follows (see `Reader`).
+    Thread safety: reads from any thread; everything else on the thread that follows (see `Reader`).
     """
-    cdef readonly Lookout _lookout   # where it hears of news
-    cdef readonly object _position   # last applied
+    cdef readonly Lookout _lookout   # where it looks for news
+    cdef readonly object _position   # the last applied entry
     cdef readonly uint64_t _incarnation
-    cdef readonly uint64_t _opened   # generations, the first one too
+    cdef readonly uint64_t _opened   # counts generations, including the first one
     cdef readonly uint64_t _rebuilt  # how often the state went back
-    cdef readonly bint _broken       # there was no memory in the middle of a frame: only another table helps
-    cdef uint64_t file_size          # of the log, when it was last looked at
-    # What the owner applied but no frame says yet, an entry without a command, is in the terms until one does.
+    cdef readonly bint _broken       # memory ran out within a frame: a new table is needed
+    cdef uint64_t file_size          # of the log, when last checked
+    # An applied entry that is in no frame yet, since it has no command, is in the terms until a frame has it.
     cdef bint guessed
     cdef size_t known_count
     cdef uint64_t known_seen, known_last
@@ -53,9 +53,9 @@ cdef class Follower(Timed):
     def refresh(self):
         """Takes what the owner has applied since; returns last applied. Without news it makes no system call.
 
-        O(records since); after a compaction or an install O(keys). Each chunk becomes visible as a whole. Raises
-        `NotRunningError` after `close`; `StorageError`, `CorruptionError` where what was published cannot be read: then
-        the state stays as it was. `ReentryError` in a signal handler on top of a refresh of its own thread.
+        O(records since); after a compaction or an install, O(keys). Each chunk becomes visible as a whole. Raises
+        `NotRunningError` after `close`; `StorageError` or `CorruptionError` if what was published cannot be read, and
+        then the state stays as it was; `ReentryError` in a signal handler on top of a refresh of the same thread.
         """
         if self.gate and not self._broken:
             self.refuse()
@@ -64,7 +64,7 @@ cdef class Follower(Timed):
     # ---- the publication -------------------------------------------------------------------------------
 
     def _await_news(self, double seconds):
-        """Returns whether something was published, after so many seconds at the latest. Without the GIL."""
+        """Returns whether something was published, after at most `seconds`. Waits without the GIL."""
         cdef Publication publication = self._lookout.publication
         cdef uint64_t stop = now() + <uint64_t>(seconds * 1e9)
         cdef uint64_t step = FIRST_STEP
@@ -83,7 +83,7 @@ cdef class Follower(Timed):
         self, Log log, Index index, applied, durable, bint verified, uint64_t incarnation,
         Publication publication or None, bint continued,
     ):
-        """Reads show this state from here on. `continued`: it goes on from the one before."""
+        """Makes reads show this state. `continued`: it continues the previous one."""
         cdef Terms terms = index.terms
         cdef uint64_t applied_index = applied.index
         cdef uint64_t applied_term = applied.term
@@ -91,7 +91,7 @@ cdef class Follower(Timed):
         cdef uint64_t durable_term = durable.term
         cdef uint64_t base_term = log.head.base_term
         terms.reserve(2)
-        _old = self._log, self._index  # until all is changed: their end may let another thread run
+        _old = self._log, self._index  # held until all is changed: freeing them may let another thread run
         self.guessed = self._broken = False
         self.file_size = 0
         self._log, self._index, self._table, self._terms = log, index, index.table, index.terms
@@ -115,23 +115,24 @@ cdef class Follower(Timed):
         self._lookout.turn_to(publication)
 
     def _goes_on_in(self, uint64_t incarnation):
-        """The log is still the one that was read, and may have another owner by now, who may have cut its file."""
+        """Notes that the log is the same, but perhaps with another owner, who may have cut its file."""
         if incarnation != self._incarnation:
             self.file_size = 0
         self._incarnation = incarnation
 
     def _want_order(self):
-        """Each state that is opened from here on has an order."""
+        """Makes each state that is opened from here on have an order."""
         self.order_wanted = True
 
     def _is_continued_by(self, Log log, Index index, applied):
-        """Whether another state is a later one of the same history, as far as can be told."""
+        """Returns whether another state is a later one of the same history, as far as can be told."""
         cdef uint64_t index_before = self.applied_index
         cdef uint64_t term_before = self.applied_term
         if index_before == 0:
             return True
         if log.base is None or log.head.generation <= self._log.head.generation:
-            return False  # a reset, since a compaction makes a base; or another directory, in which numbers rise too
+            # A reset, since compactions make a base; or another directory, whose numbers may be higher too
+            return False
         if applied.index <= index_before:
             return applied == (index_before, term_before)
         return index.terms.seen < index_before or index.terms.allows(index_before, term_before)
@@ -139,9 +140,9 @@ cdef class Follower(Timed):
     # ---- frames ----------------------------------------------------------------------------------------
 
     def _take_up_to(self, uint64_t end, uint64_t applied_index, uint64_t applied_term, uint64_t durable_index):
-        """Takes the frames up to a published end, and what is published of entries.
+        """Takes the frames up to a published end, and the published ids.
 
-        `CorruptionError` where they do not end there: what was taken until then stays.
+        `CorruptionError` if the frames do not end there; those taken by then remain.
         """
         cdef Log log = self._log
         cdef Mapping mapping
@@ -158,11 +159,11 @@ cdef class Follower(Timed):
             progress.snapshot = NULL
             if finding != VALID or look_inside_frame(frame, &progress) != VALID:
                 self._position = LogId(self.applied_index, self.applied_term)
-                raise not_published(log, end, "a frame that is not whole, or is of another history")
+                raise not_published(log, end, "a frame that is incomplete, or belongs to another history")
             self.prepare(frame)
             self.take_frame(log, frame, &progress)
             if self._broken:
-                error = MemoryError("no memory for the table of a reader: its next refresh makes it anew")
+                error = MemoryError("no memory for the table of a reader: its next refresh builds another one")
                 self._set_corrupt(error)
                 raise error
             if log.end > stop:
@@ -179,10 +180,10 @@ cdef class Follower(Timed):
             self.metadata = self._index.metadata
         self._position = LogId(self.applied_index, self.applied_term)
         if self._index.ordered and self._index.order.is_behind():
-            self._keep_order()  # a reader that never scans must not note new keys without end
+            self._keep_order()  # a reader that never scans must not collect new keys endlessly
 
     cdef int map_up_to(self, Log log, uint64_t end) except -1:
-        """Maps the log up to `end` at least."""
+        """Maps the log at least up to `end`."""
         cdef Mapping before = log.mapping
         cdef uint64_t mapped = before.mapped
         self.file_size = reach(log, end, self.file_size)
@@ -192,7 +193,7 @@ cdef class Follower(Timed):
         return 0
 
     cdef int prepare(self, const uint8_t *frame) except -1:
-        """Takes all memory that the records of a frame may need, so that nothing fails in the middle of it."""
+        """Reserves all memory that the records of a frame may need, so that nothing fails in the middle of it."""
         cdef uint64_t place = frame - self.arena
         cdef uint64_t length = frame_length(frame)
         cdef Walk walk = walk_frames(self.arena, place, place + length)
@@ -224,7 +225,7 @@ cdef class Follower(Timed):
         return 0
 
     cdef void take_frame(self, Log log, const uint8_t *frame, const Progress *progress) noexcept:
-        """Makes a frame visible: one step for all readers, in which no Python code runs."""
+        """Makes a frame visible: one step for all readers, without Python code."""
         cdef const Run *runs = <const Run *>(frame + FRAME_RUNS)
         cdef uint64_t place = frame - self.arena
         cdef uint64_t length = frame_length(frame)
@@ -248,7 +249,7 @@ cdef class Follower(Timed):
         self.note_applied(applied_index, applied_term)
 
     cdef void note_applied(self, uint64_t index, uint64_t term) noexcept:
-        """An entry was applied that no frame says: it carried no command. Room for two runs is reserved."""
+        """Notes an applied entry that is in no frame, since it has no command. Room for two runs is reserved."""
         cdef Terms terms = self._terms
         if index <= self.framed_index or index < self.applied_index:
             return
@@ -277,13 +278,13 @@ cdef class Follower(Timed):
             self.durable_index, self.durable_term = index, term
 
     def _taken_up_to(self):
-        """Where the last frame ends that was taken."""
+        """Returns the end of the last frame that was taken."""
         return self._log.end
 
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _after_fork(self):
-        """In a forked child: no thread is at work on the order any more."""
+        """In a forked child: resets the order's lock and builds, since threads that worked on it are gone."""
         if self._index is not None and self._index.ordered:
             self._index.order.lock = allocate_lock()
             self._index.order.worker = 0

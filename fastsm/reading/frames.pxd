@@ -27,17 +27,17 @@ cdef extern from *:
     void pause_for "fastsm_sleep"(uint64_t nanoseconds) noexcept nogil
 
 cdef enum:
-    SLICE = 1 << 20              # bytes of frames between two looks at signals
-    LOOK_INTERVAL = 1000000000   # nanoseconds between two looks at the name of the publication's file
-    RETRY_INTERVAL = 100000000   # while there is none yet, or what it says is not there
-    FIRST_STEP = 200_000         # nanoseconds between two looks at the publication
+    SLICE = 1 << 20              # bytes of frames between two checks for signals
+    LOOK_INTERVAL = 1000000000   # nanoseconds between two checks of the name of the publication's file
+    RETRY_INTERVAL = 100000000   # the same while there is none yet, or published frames are missing
+    FIRST_STEP = 200_000         # nanoseconds between two looks at the publication, at first
     LAST_STEP = 1_000_000
 
 
 cdef class Lookout:
     cdef readonly Publication publication   # None: there is none yet
-    cdef uint64_t look_at                   # when the file's name is looked at again
-    cdef bint again                         # what was published last is to be looked at again
+    cdef uint64_t look_at                   # when the file's name is checked again
+    cdef bint again                         # the last publication should be looked at again
 
     cdef inline bint may_have_news(self) noexcept:
         return self.publication is None or self.again or self.publication.is_new() or now() >= self.look_at

@@ -1,4 +1,4 @@
-"""The frames of a log that its owner goes on writing, as far as they are published. No byte after that is touched."""
+"""The frames of a log that its owner keeps writing, as far as they are published. No byte after that is touched."""
 
 import os
 
@@ -16,25 +16,26 @@ from fastsm.disk.files import storage_errors
 from fastsm.errors import CorruptionError
 
 cdef enum:
-    MAPPED_AHEAD = 16 << 20      # a mapping ends so far beyond what is published: it need not grow with each frame
+    # A mapping extends this far past what is published, so that it need not grow with each frame
+    MAPPED_AHEAD = 16 << 20
     MAPPING_UNIT = 64 << 10
 
 
 cdef class Lookout:
-    """Where a reader hears of news, or its tail does: a publication, and when its file's name is looked at again.
+    """Where a reader (or its tail) looks for news: a publication, and the time to check its file's name again.
 
-    Thread safety: what is not a read, by the thread that follows.
+    Thread safety: everything but reads is for the thread that follows.
     """
 
     def turn_to(self, Publication publication=None):
-        """Hears of news there from here on; all that is there is new."""
+        """Looks at this publication from here on; everything in it counts as new."""
         self.publication = publication
         self.look_at = now() + LOOK_INTERVAL
         if publication is not None:
             publication.forget()
 
     def is_due(self):
-        """Begins a look; whether the name of the publication's file is part of it: another one may be in its place."""
+        """Begins a look; returns whether to check the name of the publication's file, which may have been replaced."""
         self.again = False
         if now() < self.look_at:
             return False
@@ -42,23 +43,23 @@ cdef class Lookout:
         return True
 
     def look_again(self):
-        """Has a reader that waits look again soon, also where nothing new is published; one that does not, at once."""
+        """Makes a waiting reader look again soon, even if nothing new is published; another one, immediately."""
         self.again = True
         self.look_at = now() + RETRY_INTERVAL
 
     cpdef bint is_worth_a_look(self) noexcept:
-        """`may_have_news` for those who wait, and would look as often as they may."""
+        """`may_have_news` for waiting readers, which would otherwise look as often as they can."""
         return now() >= self.look_at or (self.publication is not None and self.publication.is_new())
 
     def may_lead_elsewhere(self):
-        """Whether a look may find the state in another file: one that nobody may have opened yet."""
+        """Returns whether a look may find the state in another file, which may have to be opened."""
         return self.publication is None or now() >= self.look_at
 
 
 cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:
-    """Maps a log up to `end` at least; `file_size` is what was last known of it, and is returned as known by now.
+    """Maps a log at least up to `end`; `file_size` is the last known size of its file; returns the current one.
 
-    The file may end before the mapping does: nobody looks there.
+    The file may end before the mapping does; those pages are never touched.
     """
     cdef uint64_t size = (end + MAPPED_AHEAD + MAPPING_UNIT - 1) & ~<uint64_t>(MAPPING_UNIT - 1)
     if end > file_size:
@@ -75,12 +76,12 @@ cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:
 
 cdef object not_published(Log log, uint64_t end, str found):
     return CorruptionError(
-        log.path, log.end, f"whole frames up to offset {end}, as its owner has published", found,
+        log.path, log.end, f"complete frames up to offset {end}, as its owner has published", found,
         "restart the owner, or `fastsm verify`")
 
 
 cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1:
-    """VALID, if a frame of the log starts at its end, and is whole before another."""
+    """Returns VALID if a frame of the log starts at its end, and is complete before another offset."""
     cdef const uint8_t *frame = mapping.address + mapping.start + log.end
     cdef uint64_t identity = log.identity
     cdef uint64_t offset = log.end
@@ -96,7 +97,7 @@ cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1:
 
 
 def is_in(Log log not None, Log other not None):
-    """Return whether another log of the same identity has all frames that were taken of this one."""
+    """Returns whether another log of the same identity has all frames that were taken from this one."""
     if other.end < log.end:
         return False
     if log.last_frame == 0:
@@ -105,9 +106,9 @@ def is_in(Log log not None, Log other not None):
 
 
 def is_still_there(Log log not None):
-    """Return whether a log's file has its name, and the last frame that was taken is in it: then all before it are.
+    """Returns whether a log's file still has its name, and the last frame that was taken, hence all frames before it.
 
-    Read, not mapped: the file may have been cut.
+    Reads the file instead of the mapping, since the file may have been cut.
     """
     cdef bytes found
     with storage_errors(log.path, "looking whether it is the same"):

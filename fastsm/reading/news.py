@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from fastsm.reading.opening import Opened, Recover
     from fastsm.types import LogId
 
-RECOVERY_SECONDS = 10.0  # published frames that are not there may be ones that an owner is recovering from
+RECOVERY_SECONDS = 10.0  # for so long, missing published frames may be due to an owner that is still recovering
 LARGE = 256 << 10  # bytes of frames: more are not taken on an event loop
 
 
 class Missing(NamedTuple):
-    """Published frames were not there: which publication it was, and when that was seen first."""
+    """Published frames that were missing: the publication, and when they were first missed."""
 
     incarnation: int
     number: int
@@ -34,19 +34,19 @@ class Missing(NamedTuple):
 
 
 class Following:
-    """What a reader and its tail have in common: both follow one publication.
+    """What a reader and its tail have in common: both follow a publication.
 
-    The compiled half of each knows how to take frames, and how far it has taken them.
+    The compiled half of each takes the frames, and knows how far it has taken them.
     """
 
     if not TYPE_CHECKING:
-        __slots__ = ()  # those below are slots of the subclasses: only one base of a class may have some
+        __slots__ = ()  # those below are slots of the subclasses: only one base of a class may define some
 
     path: str
-    _recover: Recover  # what is made of a log that is opened
+    _recover: Recover  # makes a state from a log that is opened
     _directory: Directory | None  # of that log
-    _lock: threading.RLock  # one thread follows at a time
-    _following: bool  # it is at it: a signal handler of that thread must not
+    _lock: threading.RLock  # only one thread follows at a time
+    _following: bool  # a thread is following, so its signal handlers must not
     _close_late: bool
     _missing: Missing | None
 
@@ -62,15 +62,15 @@ class Following:
         def _taken_up_to(self) -> int: ...
 
     def _require_open(self) -> None:
-        """Raises ``NotRunningError`` when it is closed."""
+        """Raises ``NotRunningError`` if it is closed."""
         raise NotImplementedError
 
     def _take_opened(self, opened: Opened, publication: Publication | None) -> None:
-        """Shows a state that was opened, in one step at the end."""
+        """Shows an opened state, in one step at the end."""
         raise NotImplementedError
 
     def _release(self) -> None:
-        """Gives back what it holds."""
+        """Releases everything that it holds."""
         raise NotImplementedError
 
     def _begin_following(self, lock: threading.RLock) -> None:
@@ -79,7 +79,7 @@ class Following:
         self._missing = None
 
     def _open_files(self) -> None:
-        """Opens what is there now, and shows it."""
+        """Opens what exists now, and shows it."""
         directory = open_directory(self.path)
         log: Log | None = None
         try:
@@ -100,13 +100,13 @@ class Following:
         self._hold(directory)
 
     def _hold(self, directory: Directory) -> None:
-        """Keeps the directory of what is shown open, in the place of the one before."""
+        """Keeps the directory of the current log open, and closes the previous one."""
         old, self._directory = self._directory, directory
         if old is not None:
             old.close()
 
     def _reopen(self) -> None:
-        """Shows the state that is there now in the place of the one before."""
+        """Replaces what is shown by the state that exists now."""
         before = self._log
         try:
             self._open_files()
@@ -115,10 +115,10 @@ class Following:
                 before.close()
 
     def _follow(self) -> LogId:
-        """Takes what is new, where something may be."""
+        """Takes what is new, if anything."""
         with self._lock:
             if self._following:
-                raise ReentryError(f"{self.path}: this thread is refreshing this reader already; call again later")
+                raise ReentryError(f"{self.path}: this thread is already refreshing this reader; call again later")
             self._following = True
             try:
                 self._require_open()
@@ -127,7 +127,7 @@ class Following:
                 except BaseException:
                     publication = self._lookout.publication
                     if publication is not None:
-                        publication.forget()  # whatever is published is to be looked at again
+                        publication.forget()  # so that it is looked at again
                     raise
             finally:
                 self._following = False
@@ -144,7 +144,7 @@ class Following:
             return
         published = publication.read()
         if published is None or not publication.is_of_this_run(published):
-            return  # what was published before the machine was started anew says nothing of what its disk kept
+            return  # a publication from before the machine's restart says nothing about what its disk has kept
         if not self._is_continued(published):
             self._reopen()
             return
@@ -152,7 +152,7 @@ class Following:
         try:
             self._take_up_to(published.end, published.applied_index, published.applied_term, published.durable_index)
         except CorruptionError:
-            # What an owner has published, and the disk then lost: the next owner will not have it either.
+            # The owner has published frames, and the disk then lost them: the next owner will not have them either.
             if self._may_be_recovering(published):
                 self._lookout.look_again()
             elif self._is_owned():
@@ -168,9 +168,9 @@ class Following:
             directory.close()
 
     def _may_be_recovering(self, published: Published) -> bool:
-        """Whether the owner who has the directory may be the next one, who is about to say what is left.
+        """Returns whether the directory's owner may be a new one, which will soon publish what is left.
 
-        Where more was published in the same opening, it is not: that owner lives, and its frames are damaged.
+        That is not so if more was published in the same opening: then that owner is alive, and its frames are damaged.
         """
         missing = self._missing
         if missing is None or missing.incarnation != published.incarnation:
@@ -178,7 +178,7 @@ class Following:
         return missing.number == published.number and time.monotonic() - missing.since < RECOVERY_SECONDS
 
     def _is_elsewhere(self) -> bool:
-        """Whether another file, or the first one, is where an owner publishes. Once it is there: a look a second."""
+        """Returns whether an owner publishes in another file, or a first one; checks the name at most once a second."""
         publication = self._lookout.publication
         if publication is not None:
             with storage_errors(publication.path, "looking whether it is the same"):
@@ -196,7 +196,7 @@ class Following:
             directory.close()
 
     def _is_continued(self, published: Published) -> bool:
-        """Whether the published log is the one that is read here, and goes on from the frames that were taken."""
+        """Returns whether the published log is the one read here, and continues after the frames that were taken."""
         if self._broken or published.identity != self._log.head.identity:
             return False
         if published.incarnation == self._incarnation:
@@ -204,7 +204,7 @@ class Following:
         return published.end >= self._taken_up_to() and is_still_there(self._log)
 
     def _has_much_to_take(self) -> bool:
-        """Whether to follow may take long, so that an event loop has it done elsewhere."""
+        """Returns whether following may take long, so that an event loop should have it done on another thread."""
         publication = self._lookout.publication
         if publication is None or self._lookout.may_lead_elsewhere():
             return True

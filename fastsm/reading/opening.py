@@ -1,4 +1,4 @@
-"""A state is opened from outside: by a process that takes no lock, next to an owner who may go on changing it."""
+"""Opening a state from outside: by a process that takes no lock, next to an owner that may keep changing it."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from fastsm.generation.unfinished import is_unfinished
 from fastsm.lookup.index import Index
 from fastsm.types import LogId
 
-ATTEMPTS = 100  # the owner may take one step after the other while we look
+ATTEMPTS = 100  # the owner may take one step after another in the meantime
 
 
 class Opened(NamedTuple):
-    """A state, as it was when it was looked at."""
+    """A state, as it was when it was opened."""
 
     generation: current.Generation
     applied: LogId
     durable: LogId
-    incarnation: int  # of the owner who publishes it; 0: nobody does
+    incarnation: int  # of the owner that publishes it; 0: none
 
 
 def open_directory(path: str) -> Directory:
-    """The directory at a path, not locked; ``StorageError`` where there is none."""
+    """Opens the directory at a path, without a lock; ``StorageError`` if it does not exist."""
     with storage_errors(path, "opening the directory"):
         return Directory(path, create=False)
 
 
 def open_publication(directory: Directory) -> Publication | None:
-    """What the directory's owner tells readers, or None: no owner has told anything yet."""
+    """Opens what the directory's owner publishes; None if no owner has published anything yet."""
     with storage_errors(directory.path, "opening what its owner publishes"):
         return Publication.open(directory)
 
 
 def recover_state(log: Log, named: CurrentFile) -> current.Generation:
-    """All of a state. O(1) from a saved table, else O(bytes of base and log)."""
+    """Recovers the whole state. O(1) from a saved table, otherwise O(bytes of base and log)."""
     return current.recover(log, named, None, False)
 
 
 def recover_frames(log: Log, named: CurrentFile) -> current.Generation:
-    """The log's frames and their terms, and no keys. O(bytes of the log)."""
+    """Recovers the log's frames and their terms, without keys. O(bytes of the log)."""
     index, base = Index(), LogId(log.head.base_index, log.head.base_term)
     if base.index:
         index.terms.extend(*base)
@@ -60,9 +60,9 @@ Recover = Callable[[Log, CurrentFile], current.Generation]
 def open_state(
     directory: Directory, publication: Publication | None, recover: Recover = recover_state
 ) -> Opened:
-    """The state that an owner has published, or, where there is no owner, what opening the directory would find.
+    """Opens the state that an owner has published; without an owner, the state that an opening would recover.
 
-    ``StorageError`` (ENOENT) where there is none. Takes what ``recover`` does.
+    ``StorageError`` (ENOENT) if there is no state. Takes as long as ``recover`` does.
     """
     for attempt in range(ATTEMPTS):
         published = None if publication is None else publication.read()
@@ -72,12 +72,12 @@ def open_state(
             owned = is_owned(directory)
             opened = open_named(directory, named, publication, published, owned, recover)
         except CorruptionError:
-            # The owner may have taken the step to another generation between two of our looks.
+            # The owner may have moved to another generation after CURRENT was read.
             if attempt + 1 == ATTEMPTS or (named is not None and read_current(directory) == named):
                 raise
             continue
         after = None if publication is None else publication.read()
-        # Without an owner all that is whole was taken: then none may have come, and written something of its own.
+        # Without an owner, all complete frames were taken: that is right only if no owner has come and written since.
         if after == published or (owned and published and after and after.incarnation == published.incarnation):
             return opened
         opened.generation.log.close()
@@ -85,12 +85,12 @@ def open_state(
 
 
 def read_current(directory: Directory) -> CurrentFile:
-    """What CURRENT names; ``StorageError`` (ENOENT) where it names nothing yet."""
+    """Returns what CURRENT names; ``StorageError`` (ENOENT) if it names nothing yet."""
     with storage_errors(directory.path, "looking for an unfinished restore"):
         unfinished = is_unfinished(directory)
     named = None if unfinished else current.read_current(directory)
     if named is None:
-        found = "a restore or a load that is under way, or did not end" if unfinished else "a directory without one"
+        found = "a restore or a load that is running, or did not finish" if unfinished else "a directory without one"
         raise StorageError(errno.ENOENT, f"expected a state, found {found}", directory.path)
     return named
 
@@ -103,20 +103,20 @@ def open_named(
     owned: bool,
     recover: Recover,
 ) -> Opened:
-    """The state that CURRENT names, up to where its owner says that it goes."""
+    """Opens the state that CURRENT names, up to the end that its owner has published."""
     incarnation = 0
     if publication is not None and published is not None:
         if not publication.is_of_this_run(published):
             published = None
         elif published.identity == named.identity:
             incarnation = published.incarnation
-        else:  # an owner is in the step between the two, or was killed there
+        else:  # an owner is in the step between the two, or was killed in it
             step = publication.step()
             if step is not None and step[:2] == (published.identity, named.identity):
                 incarnation = step[2]
             published = None
-    # An owner's log ends where the owner says, whatever comes after it: a chunk under way, or one whose sync failed.
-    # Before the first word about a log it ends where CURRENT says. Without an owner all that is whole counts.
+    # An owner's log ends where the owner says, whatever follows: a chunk being written, or one whose sync failed. Until
+    # the owner publishes, it ends where CURRENT says. Without an owner, all complete frames count.
     up_to = 0
     if owned:
         up_to = max(named.durable_offset, published.end if published is not None else 0)
@@ -131,12 +131,13 @@ def open_named(
     if published is None:
         return Opened(generation, applied, generation.durable, incarnation)
     if published.applied_index > applied.index and published.end <= log.end:
-        applied = LogId(published.applied_index, published.applied_term)  # an entry without a command: no frame says it
+        # An entry without a command, which is in no frame
+        applied = LogId(published.applied_index, published.applied_term)
     return Opened(generation, applied, generation.durable, incarnation)
 
 
 def is_owned(directory: Directory) -> bool:
-    """Whether an owner has the directory open; True as well where its lock may not be looked at."""
+    """Returns whether an owner has the directory open; also True if its lock may not be examined."""
     try:
         return directory.owner() is not None
     except PermissionError:

@@ -1,4 +1,4 @@
-"""``Reader``: the living state of a directory, from any process."""
+"""``Reader``: the live state of a directory, from any process."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from fastsm.snapshot.capture import Capture
 
-OPENING_PAUSE = 0.01  # seconds between two looks for a state that is not there yet
-SIGNAL_SECONDS = 0.1  # at most so long without a look at signals
+OPENING_PAUSE = 0.01  # seconds between two looks for a state that does not exist yet
+SIGNAL_SECONDS = 0.1  # at most this many seconds without a check for signals
 FIRST_STEP = 0.0002  # of `wait_async`, in seconds
 LAST_STEP = 0.003
 
@@ -43,11 +43,11 @@ logger = logging.getLogger("fastsm")
 
 @dataclass(frozen=True, slots=True)
 class ReaderStats:
-    """A moment of a reader, as :meth:`fastsm.Reader.stats` gives it. Sizes are in bytes.
+    """A moment of a reader, as returned by :meth:`fastsm.Reader.stats`. Sizes are in bytes.
 
     ``rebuilt`` counts how often the state went back: a reset, an older snapshot, a restored directory, a recovery that
-    found less. ``opened`` counts the generations that were opened, the first included. ``table_bytes`` is this
-    process's own memory; base and log are shared by all processes that have them mapped.
+    found less. ``opened`` counts the generations that were opened, including the first. ``table_bytes`` is memory of
+    this process; base and log are shared by all processes that have them mapped.
     """
 
     keys: int
@@ -80,31 +80,32 @@ class ReaderStats:
         return "\n".join(f"{label:12}  {text}" for label, text in rows.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, flat: one name, one number, as metrics libraries like it."""
+        """Returns the same as a flat dict of numbers, as metrics libraries expect."""
         return flattened(self)
 
 
 class Reader(Following, Follower):
-    """The living state of a directory that another process owns: every read of it, without a call to the owner.
+    """The live state of a directory that another process owns: all its reads, without calls to the owner.
 
-    Takes no lock and writes nothing; the directory may be on a read-only mount, and another user's where its ``mode``
-    lets this one read. The owner neither knows of readers nor waits for them. It works without a living owner, too, and
-    goes on when one comes.
+    Takes no lock and writes nothing; the directory may be on a read-only mount, or belong to another user if its
+    ``mode`` lets this one read. The owner neither knows of readers nor waits for them. A reader also works without a
+    running owner, and continues when one starts.
 
-    The state stands still between two :meth:`refresh`; each chunk becomes visible as a whole. It shows what is applied,
-    as reads in the owner do; :meth:`durable` says what would survive a power loss. It follows through everything that
-    an owner does, and goes back only where the owner's state does: ``stats().rebuilt`` counts that.
+    The state does not change between two calls of :meth:`refresh`; each chunk becomes visible as a whole. It shows what
+    is applied, as reads in the owner do; :meth:`durable` says what would survive a power loss. It follows everything
+    that an owner does, and goes back only if the owner's state does, which ``stats().rebuilt`` counts.
 
     - ``ordered``: keeps the keys in order from the start, for ``scan``, ``count`` and ``ordered``; otherwise the first
       of these calls builds the order.
-    - ``wait_for_owner``: seconds to wait for a directory that is not there, or has no state yet, before a
+    - ``wait_for_owner``: seconds to wait for a directory that does not exist, or has no state yet, before a
       ``StorageError`` (ENOENT).
 
-    A reader that is not refreshed keeps its generation's disk space. Memory of its own is the table, some 20 bytes for
-    each key; keys and values are shared. Any thread may use it, and one that was made before a fork works in the child.
+    A reader that is not refreshed keeps its generation's files, and so their disk space. Its own memory is the table,
+    about 20 bytes per key; keys and values are shared. Any thread may use it, and a reader made before a fork works in
+    the child.
 
-    Opening is O(1) from a saved table, else O(bytes of base and log). Raises ``StorageError``, ``CorruptionError``,
-    ``FormatVersionError``.
+    Opening is O(1) from a saved table, otherwise O(bytes of base and log). Raises ``StorageError``,
+    ``CorruptionError``, ``FormatVersionError``.
 
     >>> import fastsm, tempfile
     >>> directory = tempfile.mkdtemp()
@@ -134,7 +135,7 @@ class Reader(Following, Follower):
         self.path = os.path.abspath(os.fsdecode(directory))
         self._directory: Directory | None = None
         self._begin_following(threading.RLock())
-        self._tail: Tail | None = None  # there is one from the first watch on
+        self._tail: Tail | None = None  # made by the first watch
         self._watches: weakref.WeakSet[ReaderWatch] = weakref.WeakSet()
         self._ordered = ordered
         deadline = time.monotonic() + wait_for_owner
@@ -160,10 +161,10 @@ class Reader(Following, Follower):
         return self.len()
 
     def __bool__(self) -> bool:
-        return True  # a reader is there, however empty the state
+        return True  # a reader counts as true even if the state is empty
 
     def is_empty(self) -> bool:
-        """Returns whether there is no live key."""
+        """Returns whether there are no live keys."""
         return self.len() == 0
 
     # ---- waiting ---------------------------------------------------------------------------------------
@@ -186,8 +187,8 @@ class Reader(Following, Follower):
     async def wait_async(self, index: int, timeout: float | None = None) -> LogId:
         """:meth:`wait` for coroutines. It sees an entry within 5 ms.
 
-        What takes long, as the first refresh after a compaction does, is done on another thread. Other tasks run
-        between any two refreshes, however fast the owner is.
+        Slow work, such as the first refresh after a compaction, is done on another thread. Other tasks run between any
+        two refreshes, however fast the owner is.
         """
         index, deadline = index_of(index), deadline_of(timeout)
         sleep = event_loops().sleep
@@ -218,7 +219,7 @@ class Reader(Following, Follower):
         generation = opened.generation
         if not continued:
             logger.info(
-                "%s: the state goes back, or is another one: from %s to %s (generation %d)", self.path,
+                "%s: the state went back, or is another one: from %s to %s (generation %d)", self.path,
                 self._position, opened.applied, generation.log.head.generation)
         self._show(
             generation.log, generation.index, opened.applied, opened.durable, generation.verified, opened.incarnation,
@@ -230,11 +231,11 @@ class Reader(Following, Follower):
         self._order_next(opened.generation.index, opened.generation.log.mapping)
 
     def _continues(self, opened: Opened, publication: Publication | None) -> bool:
-        """Whether a state goes on from the one that is shown: by its log, by its owner's word, or by its ids."""
+        """Returns whether a state continues the one that is shown: by its log, its owner's word, or its ids."""
         log, index = opened.generation.log, opened.generation.index
         before = self._lookout.publication
         if self._position.index == 0:
-            return True  # there is nothing to go back from
+            return True  # nothing to go back from
         if log.head.identity == self._log.head.identity and not self._broken:
             return is_in(self._log, log)
         if before is not None and before.is_same(publication) and self._incarnation and opened.incarnation:
@@ -247,23 +248,23 @@ class Reader(Following, Follower):
     def watch(
         self, prefix: Any = b"", *, start: tuple[int, int | None, int] | int | None = None, durable: bool = False
     ) -> Watch:
-        """Returns the changes of all keys below ``prefix``, as the owner applies them, from a place in the log on.
+        """Returns the changes of all keys with ``prefix``, as the owner applies them, starting at a place in the log.
 
-        It tells what :meth:`fastsm.FastStateMachine.watch` tells, and takes the same arguments. It moves on by itself,
-        whether this reader is refreshed or not, and may be ahead of what the reader shows: by default it tells what is
-        applied after this call. A ``start`` may come from a watch of the owner, or of another process.
+        Works like :meth:`fastsm.FastStateMachine.watch`, with the same arguments. It proceeds by itself, whether or not
+        this reader is refreshed, and may be ahead of what the reader shows: by default it returns what is applied after
+        this call. A ``start`` may come from a watch of the owner, or of another process.
 
-        It goes on through compactions, restarts and kills of the owner. Raises ``CompactedError``, now or from a read,
-        where entries are gone, or the state was replaced by a reset, an install or another directory. It ends when the
-        reader is closed. A waiting watch sees a change within 1.5 ms, on an event loop within 5 ms.
+        It continues through compactions, restarts and kills of the owner. Raises ``CompactedError``, now or from a
+        read, if entries are gone, or the state was replaced by a reset, an install or another directory. It ends when
+        the reader is closed. A waiting watch sees a change within 1.5 ms, on an event loop within 5 ms.
 
         O(bytes of the log) for a reader's first watch and after each compaction, without the GIL; then O(1) without a
-        start, else O(chunks in the log). Thread safe.
+        start, otherwise O(chunks in the log). Thread safe.
         """
         self._require()
         with self._lock:
             if self._following:
-                raise ReentryError(f"{self.path}: this thread is refreshing this reader already; call again later")
+                raise ReentryError(f"{self.path}: this thread is already refreshing this reader; call again later")
             self._require()
             if self._tail is None:
                 self._tail = Tail(self.path)
@@ -272,12 +273,12 @@ class Reader(Following, Follower):
         self._watches.add(watch)
         return watch
 
-    # ---- what there is to know -------------------------------------------------------------------------
+    # ---- facts ----------------------------------------------------------------------------------------
 
     def owner(self) -> int | None:
-        """Returns the process id of the owner who has the directory open, or None.
+        """Returns the process id of the owner that has the directory open, or None.
 
-        Asks the system for the owner's lock; 0 where an owner is there whose id cannot be read.
+        Queries the owner's lock; returns 0 if there is an owner whose id cannot be read.
         """
         self._require()
         directory = open_directory(self.path)
@@ -289,10 +290,10 @@ class Reader(Following, Follower):
         return None if holder is None else holder.pid or 0
 
     def state_checksum(self, last_included: LogId | tuple[int, int] | None = None) -> tuple[LogId, bytes]:
-        """The id and the 32-byte state checksum that a snapshot there would carry; equal on all replicas.
+        """Returns the id and the 32-byte state checksum that a snapshot would have; equal on all replicas.
 
         ``last_included``: an id from ``stats().base`` to ``last_applied()``; others are a ``SnapshotRangeError``.
-        O(bytes of base and log); other threads read on.
+        O(bytes of base and log); other threads can keep reading.
         """
         self._require()
         return self._checksum_of(self._capture(last_included))
@@ -300,7 +301,7 @@ class Reader(Following, Follower):
     async def state_checksum_async(
         self, last_included: LogId | tuple[int, int] | None = None
     ) -> tuple[LogId, bytes]:
-        """:meth:`state_checksum`, off the event loop; its point is fixed when the task starts."""
+        """:meth:`state_checksum`, off the event loop; the entry is determined when the task starts."""
         self._require()
         return await call(partial(self._checksum_of, self._capture(last_included)))[0]
 
@@ -311,7 +312,7 @@ class Reader(Following, Follower):
         return capture.last_included, state_checksum(capture, tick)
 
     def stats(self) -> ReaderStats:
-        """Counts and sizes, and how often the state went back. O(1)."""
+        """Returns counts and sizes, and how often the state went back. O(1)."""
         (
             log, table_bytes, table_load, keys, live_bytes, dead_bytes, log_bytes, term_runs, applied_index,
             applied_term, durable_index, durable_term, *_,
@@ -336,9 +337,9 @@ class Reader(Following, Follower):
     # ---- the end ---------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Gives memory and files back. Idempotent; views and iterators stay valid.
+        """Releases memory and files. Idempotent; views and iterators stay valid.
 
-        In a signal handler on top of a refresh of its own thread it takes effect when that ends.
+        In a signal handler on top of a refresh of the same thread, it takes effect when the refresh ends.
         """
         if self._closed():
             return
@@ -370,7 +371,7 @@ class Reader(Following, Follower):
         self.close()
 
     def _after_fork_in_child(self) -> None:
-        """A child goes on by itself. Threads that were at work are gone, and with them the holder of the lock."""
+        """In a forked child: resets the lock, since threads that were working, or held it, are gone."""
         self._begin_following(threading.RLock())
         self._after_fork()
         if self._tail is not None:

@@ -1,7 +1,7 @@
-"""The frames of a living log, followed without an index of their keys, as a source of changes.
+"""The frames of a live log, followed without an index of their keys, as a source of changes.
 
-All watches of a reader share one `Tail`. It takes what was published since, frame by frame, and sets what the watches
-look at in one step. Each watch has a `TailSource`, which copies that.
+All watches of a reader share one `Tail`. It takes what was published since, frame by frame, and then updates, in one
+step, the fields that watches use. Each watch has a `TailSource`, which copies these fields.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -24,20 +24,20 @@ from fastsm.types import LogId
 
 
 cdef class TailState:
-    """The compiled half of `Tail`: a log, how far it was taken, and what of it may be told.
+    """The compiled half of `Tail`: a log, how far it was taken, and how much of it may be delivered.
 
     Thread safety: the thread that follows holds a lock; sources copy under the GIL.
     """
-    cdef readonly Lookout _lookout     # where it hears of news
-    cdef uint64_t file_size            # of the log, when it was last looked at
+    cdef readonly Lookout _lookout     # where it looks for news
+    cdef uint64_t file_size            # of the log, when last checked
     cdef readonly Log _log
     cdef readonly uint64_t _incarnation
-    cdef readonly bint _broken         # never: it takes what is in the log already
-    cdef Terms terms                   # of base and frames, to know the term of what is durable
+    cdef readonly bint _broken         # always false: a tail keeps no table
+    cdef Terms terms                   # of base and frames, to find the term of what is durable
     cdef uint64_t framed_index, framed_term
-    # What sources copy, set in one step. Invariant: `end` is the end of a frame, and `mapping` goes at least so far.
-    cdef uint64_t version              # another number after each change of the rest
-    cdef uint64_t state                # another number for each state that is no continuation of the one before
+    # What sources copy, set in one step. Invariant: `end` is the end of a frame, and `mapping` extends at least to it.
+    cdef uint64_t version              # changes with each change of the other fields
+    cdef uint64_t state                # differs between states that do not continue each other
     cdef Mapping mapping
     cdef str path
     cdef uint64_t identity, end, last_frame
@@ -55,7 +55,7 @@ cdef class TailState:
 
     @property
     def _position(self):
-        """The last entry that may be told."""
+        """The last entry that may be delivered."""
         return LogId(self.applied_index, self.applied_term)
 
     # ---- a log -----------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ cdef class TailState:
         self, Log log, Terms terms, applied, durable, uint64_t incarnation, Publication publication or None,
         bint continued,
     ):
-        """Sources look at this log from here on. `continued`: its state goes on from the one before."""
+        """Makes sources use this log. `continued`: its state continues the previous one."""
         cdef uint64_t applied_index = applied.index
         cdef uint64_t applied_term = applied.term
         cdef uint64_t durable_index = durable.index
@@ -74,7 +74,8 @@ cdef class TailState:
         cdef uint64_t base_term = head.base_term
         cdef object changes = head.base_changes - 1 if head.base_size else 0
         cdef uint64_t base_changes = changes if 0 <= changes < ALL - 1 else ALL
-        _old = self._log, self.terms, self.mapping, self.path  # until all is changed: their end may run Python code
+        # Held until all is changed: freeing them may run Python code
+        _old = self._log, self.terms, self.mapping, self.path
         self._log, self.terms, self._incarnation = log, terms, incarnation
         self.file_size = 0
         self.framed_index = terms.seen
@@ -88,15 +89,15 @@ cdef class TailState:
         self._lookout.turn_to(publication)
 
     def _goes_on_in(self, uint64_t incarnation):
-        """The log is still the one that was read, and may have another owner by now, who may have cut its file."""
+        """Notes that the log is the same, but perhaps with another owner, who may have cut its file."""
         if incarnation != self._incarnation:
             self.file_size = 0
         self._incarnation = incarnation
 
     def _take_up_to(self, uint64_t end, uint64_t applied_index, uint64_t applied_term, uint64_t durable_index):
-        """Takes the frames up to a published end, and what is published of entries.
+        """Takes the frames up to a published end, and the published ids.
 
-        `CorruptionError` where they do not end there: then sources look at what they had.
+        `CorruptionError` if the frames do not end there; sources then keep what they had.
         """
         cdef Log log = self._log
         cdef Terms terms = self.terms
@@ -115,7 +116,7 @@ cdef class TailState:
             progress.last_index, progress.last_term = self.framed_index, self.framed_term
             progress.snapshot = NULL
             if finding != VALID or look_inside_frame(frame, &progress) != VALID:
-                raise not_published(log, end, "a frame that is not whole, or is of another history")
+                raise not_published(log, end, "a frame that is incomplete, or belongs to another history")
             terms.reserve(frame_run_count(frame))
             runs = <const Run *>(frame + FRAME_RUNS)
             for i in range(frame_run_count(frame)):
@@ -138,7 +139,7 @@ cdef class TailState:
         self.note(applied_index, applied_term)
 
     cdef int note(self, uint64_t applied_index, uint64_t applied_term) except -1:
-        """Shows sources the log as far as it was taken, and what is applied: also what no frame says yet."""
+        """Shows sources the log as far as it was taken, and the applied entries, including those in no frame yet."""
         cdef Log log = self._log
         cdef Mapping old = self.mapping
         if applied_index < self.framed_index or applied_term < self.framed_term:
@@ -146,27 +147,27 @@ cdef class TailState:
         self.mapping, self.end, self.last_frame = log.mapping, log.end, log.last_frame
         self.applied_index, self.applied_term = applied_index, applied_term
         self.version += 1
-        return 0 if old is None else 0  # the old one ends here, after all was set
+        return 0 if old is None else 0  # the old mapping is freed here, after everything was set
 
     def _taken_up_to(self):
-        """Where the last frame ends that was taken."""
+        """Returns the end of the last frame that was taken."""
         return self._log.end
 
     def _end(self):
-        """From here on each look is told that it is over. Idempotent."""
+        """Makes each later look raise that the reader is closed. Idempotent."""
         self.over = True
         self.version += 1
         self.mapping = None
 
 
 cdef class TailSource(Source):
-    """The changes that a tail has: all that are applied, or those that are durable.
+    """The changes in a tail's log: all that are applied, or those that are durable.
 
-    Thread safety: as the watch that it belongs to; `wake` from any thread.
+    Thread safety: that of the watch it belongs to; `wake` from any thread.
     """
     cdef readonly TailState _tail
     cdef readonly bint durable
-    cdef uint64_t version      # of the tail, when it was looked at
+    cdef uint64_t version      # of the tail, at the last look
     cdef bint woken
 
     def __cinit__(self, TailState tail not None, bint durable):
@@ -201,12 +202,12 @@ cdef class TailSource(Source):
         self.woken = True
 
     def may_have_changes(self):
-        """Whether it is worth looking again."""
+        """Returns whether it is worth looking again."""
         cdef TailState tail = self._tail
         return self.woken or tail.over or tail.version != self.version or tail._lookout.is_worth_a_look()
 
     def await_changes(self, double seconds):
-        """Waits until it is worth looking again, so many seconds at most; returns whether it is. Without the GIL."""
+        """Waits without the GIL, at most `seconds`, until it is worth looking again; returns whether it is."""
         cdef TailState tail = self._tail
         cdef Publication publication = tail._lookout.publication
         cdef uint64_t stop = now() + <uint64_t>(seconds * 1e9)

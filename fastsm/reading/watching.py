@@ -1,4 +1,4 @@
-"""Watches of a reader: they follow the owner's log by themselves, whether the reader is refreshed or not."""
+"""Watches of a reader: they follow the owner's log by themselves, whether or not the reader is refreshed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastsm.disk.published import Publication
     from fastsm.reading.opening import Opened
 
-SIGNAL_SECONDS = 0.1  # at most so long without a look at signals
+SIGNAL_SECONDS = 0.1  # at most this many seconds without a check for signals
 FIRST_STEP = 0.0002  # on event loops, in seconds
 LAST_STEP = 0.003
 
@@ -49,7 +49,7 @@ class Tail(Following, TailState):
             publication, self._directory is None or self._continues(opened, publication))
 
     def _continues(self, opened: Opened, publication: Publication | None) -> bool:
-        """Whether a state goes on from the one that is shown: by its log, or by its owner's word."""
+        """Returns whether a state continues the one that is shown: by its log, or by its owner's word."""
         if opened.generation.log.head.identity == self._log.head.identity:
             return is_in(self._log, opened.generation.log)
         before = self._lookout.publication
@@ -58,8 +58,8 @@ class Tail(Following, TailState):
         return state_number(opened.incarnation) == state_number(self._incarnation)
 
     def close(self) -> None:
-        """Ends all watches, and gives the files back. Idempotent."""
-        self._end()  # those who wait need not be waited for
+        """Ends all watches, and closes the files. Idempotent."""
+        self._end()  # without waiting for watches that are waiting
         with self._lock:
             if self._following:
                 self._close_late = True
@@ -77,7 +77,7 @@ class Tail(Following, TailState):
                 directory.close()
 
     def after_fork(self) -> None:
-        """In a child: threads that were at work are gone, and with them the holder of the lock."""
+        """In a forked child: resets the lock, since threads that were working, or held it, are gone."""
         self._begin_following(RLock())
 
 
@@ -126,6 +126,6 @@ class ReaderWatch(Watch):
         source.wake()
 
     def _after_fork(self) -> None:
-        """In a child: the threads that were reading it are gone, but for the one that forked."""
+        """In a forked child: ends reads of other threads, which are gone."""
         if not self._is_read_here():
             self._end()

@@ -1,4 +1,4 @@
-"""A snapshot's file: captured, written, read, received in pieces, copied in.
+"""Snapshot files: captured, written, read, received in pieces, copied in.
 
 It may import `generation`, `lookup`, `disk`, `background` and what they import.
 """

@@ -9,41 +9,41 @@ from fastsm.long_work cimport Work
 
 
 cdef class Capture:
-    # Invariant: [first, stop) of the arena, and the base, hold all records up to the last included entry.
+    # Invariant: [first, stop) of the arena, and the base, contain all records up to the last included entry.
     cdef readonly object last_included
     cdef readonly uint64_t epoch             # of the state that it was made from
-    cdef readonly bytes runs                 # of terms, as snapshots carry them
-    cdef readonly bytes membership           # the record of it, or nothing
+    cdef readonly bytes runs                 # of terms, in the form used by snapshots
+    cdef readonly bytes membership           # the membership record, or nothing
     cdef readonly uint64_t estimated_size
     cdef Log log
     cdef Index index
     cdef Mapping mapping
     cdef const uint8_t *arena
     cdef uint64_t last_index, last_term
-    cdef bint newest                         # nothing was applied after it when this was made
+    cdef bint newest                         # nothing had been applied after it when the capture was made
     cdef uint64_t base_first, base_stop      # the base's records
     cdef uint64_t first                      # the first frame
-    cdef uint64_t stop                       # after the last record that is included
-    cdef readonly uint64_t next_frame        # the first frame that begins there or after
+    cdef uint64_t stop                       # the place after the last included record
+    cdef readonly uint64_t next_frame        # the first frame that starts there or later
     cdef uint64_t end                        # after the last frame that was in the index when the map was copied
-    cdef uint64_t *dead                      # the copy, [0, stop) of which holds as of the last included entry
+    cdef uint64_t *dead                      # a copy of the map; [0, stop) of it is valid as of the last included entry
     cdef uint64_t base_config, config_place
     cdef bint config_was_later
     cdef readonly uint64_t clock             # as of the last included entry
     cdef uint64_t base_clock, clock_place
     cdef bint clock_was_later
-    cdef bint touched                        # a touch stands in the arena
-    cdef bint touched_behind                 # and one after the last included entry
-    # while writing:
+    cdef bint touched                        # the arena contains a touch
+    cdef bint touched_behind                 # there is a touch after the last included entry
+    # While writing:
     cdef uint8_t *piece
     cdef const uint8_t *source
-    cdef uint64_t left                       # of the record at `source`
-    cdef uint64_t size                       # of what is written
+    cdef uint64_t left                       # bytes of the record at `source` that remain
+    cdef uint64_t size                       # bytes written so far
     cdef uint64_t paced                      # the disk was given the file up to here
     cdef uint64_t keys
-    cdef readonly uint64_t sessions          # written; `keys` counts the others
-    cdef Table written_sessions              # while reviving
-    cdef Table written_touches               # keys whose touch later entries may have hidden; the last record up to L
+    cdef readonly uint64_t sessions          # written so far; `keys` counts the others
+    cdef Table written_sessions              # used by `revive`
+    cdef Table written_touches               # keys whose touch later entries may have hidden: their last record up to L
     cdef bint done
     cdef void hold(
         self, Log log, Index index, uint64_t epoch, uint64_t last_index, uint64_t last_term, bint newest) noexcept

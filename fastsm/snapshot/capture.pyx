@@ -1,21 +1,22 @@
 """The state as of an entry, held still: what a snapshot writes, and what compaction keeps.
 
-Nothing is copied while the GIL is held, and nobody waits. Records never move, so the state as of entry L is: the put
-records up to L that no record of their key up to L follows. The dead map says which of them were followed by now.
-What it says too much is undone by the entries after L: the keys that they wrote are gathered in a private table, and
-for each of them the last record up to L is looked for among the dead. All other records are judged by one bit.
+Nothing is copied while the GIL is held, and no other call waits. Records never move, so the state as of entry L
+consists of the put records up to L that are not followed, up to L, by another record of their key. The dead map marks
+the records that were followed by now. The marks due to entries after L are undone: the keys that those entries wrote
+are gathered in a private table, and for each key the last record up to L is found among the dead ones. All other
+records are decided by a single bit.
 
     arena   | base … | frames up to L …           | frames after L … |
     pass 1                                        | gather keys       |      only if there are any
     pass 2  | the dead ones among them: revive    |                          only then
     pass 3  | write what is not dead              |
 
-The map is copied first, and where the index has got to is looked up after that: so whatever was marked meanwhile
-comes from a frame that pass 1 sees. Of what pass 1 sees, the copy may lack the marks. So pass 2 looks at the map
-itself, which has them all: else it would revive a record whose successor, up to L as well, is not marked in the copy.
+The end of the index is read after the map is copied, so whatever was marked in the meantime comes from a frame that
+pass 1 sees. For records in those frames, the copy may lack marks. So pass 2 consults the map itself, which has them
+all: otherwise it could revive a record whose successor, also up to L, is not marked in the copy.
 
-A touch is live until a later touch, put or delete of its key. So it is revived where it is the last record of all three
-kinds up to L; a put where it is the last put or delete.
+A touch is live until a later touch, put or delete of its key. So it is revived if it is the last record of all three
+kinds up to L; a put, if it is the last put or delete.
 """
 
 from cpython.buffer cimport PyBUF_READ
@@ -47,24 +48,24 @@ from fastsm.errors import SnapshotError
 from fastsm.types import LogId
 
 cdef enum:
-    SLICE = 64 << 20          # bytes of arena between two looks at signals: some 10 ms
+    SLICE = 64 << 20          # bytes of the arena between two checks for signals: about 10 ms
     SMALLEST_PIECE = 256 << 10
-    LARGEST_PIECE = 8 << 20   # of what is written at once
-    PACED_BEHIND = 64 << 20   # what the disk has to do while the sums are computed
-    HELD_FOR = 256 << 20      # bytes of arena whose map is copied, within 0.2 ms, without letting the GIL go
+    LARGEST_PIECE = 8 << 20   # bytes that are written at a time
+    PACED_BEHIND = 64 << 20   # bytes that the disk may still have to write while the checksums are computed
+    HELD_FOR = 256 << 20      # bytes of the arena whose map is copied in 0.2 ms, without releasing the GIL
 
 
 cdef class Capture:
     """What is live as of `last_included`, in the order in which it was written.
 
-    Made under the GIL in O(runs of terms). `find` and `write_records` do the work, without the GIL, during any
-    other use of the machine; they need only what they hold. One thread uses it.
+    Made under the GIL in O(runs of terms). `find` and `write_records` do the work, without the GIL, concurrently with
+    any other use of the machine; they need only what the capture holds. Used by one thread.
     """
 
     cdef void hold(
         self, Log log, Index index, uint64_t epoch, uint64_t last_index, uint64_t last_term, bint newest
     ) noexcept:
-        """Takes the state as it is at this moment. Runs no Python code: all of it is from one state."""
+        """Captures the state at this moment. Runs no Python code, so everything is from one state."""
         self.log = log
         self.index = index
         self.epoch = epoch
@@ -77,7 +78,7 @@ cdef class Capture:
         self.estimated_size = index.live_bytes
 
     cdef int name_id(self) except -1:
-        """After `hold`: what the log's base and the terms say of the past, which never changes, as Python objects."""
+        """After `hold`: makes Python objects of facts about the past, which never change."""
         base = self.log.base
         if base is not None:
             self.base_first, self.base_stop = base.records_offset, base.size
@@ -108,7 +109,7 @@ cdef class Capture:
             raise MemoryError("no memory for a copy of the map of dead records")
         self.mapping = self.log.mapping
         if self.mapping is None:
-            raise SnapshotError("the state machine was closed meanwhile")
+            raise SnapshotError("the state machine was closed in the meantime")
         self.arena = self.mapping.address
         self.end = self.index.end
         self.touched = self.index.touch_place > 0
@@ -125,7 +126,7 @@ cdef class Capture:
         return (<const char *>self.arena + place)[:record_length(self.arena + place)]
 
     cdef void find_stop(self) noexcept nogil:
-        """Sets the place after the last record that is included, and where the next frame after it starts."""
+        """Finds the place after the last included record, and where the next frame after it starts."""
         cdef const uint8_t *record
         cdef Walk walk
         self.next_frame = self.first
@@ -149,10 +150,10 @@ cdef class Capture:
         cdef uint32_t count = frame_run_count(frame)
         return count == 0 or (<const Run *>(frame + FRAME_RUNS))[count - 1].last <= self.last_index
 
-    # ---- what the entries after it have hidden --------------------------------------------------------
+    # ---- what later entries have hidden ------- --------------------------------------------------------
 
     cdef int revive(self, tick) except -1:
-        """Unmarks, in the copy of the map, what only entries after the last included one have overwritten."""
+        """Clears marks in the map's copy that are only due to entries after the last included one."""
         cdef Table written = Table()
         cdef Walk later = walk_frames(self.arena, self.next_frame, self.end)
         cdef Walk before = self.walk()
@@ -173,8 +174,7 @@ cdef class Capture:
         return 0
 
     cdef int unmark_all(self, Table written, bint touches) except -1:
-        """Unmarks the last records up to the last included one, of keys or of sessions; those that are touches, or not.
-        """
+        """Clears the marks of the places in `written` up to the last included entry: touches or other records."""
         cdef uint64_t *places = <uint64_t *>malloc((written.count + 1) * sizeof(uint64_t))
         cdef uint64_t i
         if places == NULL:
@@ -204,7 +204,7 @@ cdef class Capture:
         return 0
 
     cdef bint pass_over_slice(self, Walk *walk, Table written, bint gather, int *failed) noexcept nogil:
-        """Whether there is more. `gather`: every key goes into `written`; else, the last place of those in it."""
+        """Passes over a slice; returns whether there is more. `gather`: adds each key; otherwise updates known keys."""
         cdef uint64_t pause = walk.place + SLICE
         cdef const uint8_t *record
         cdef uint64_t place
@@ -227,7 +227,7 @@ cdef class Capture:
                 done = not dead or self.note(self.written_sessions, record, place, gather)
             else:
                 done = operation == RECORD_TOUCH or not dead or self.note(written, record, place, gather)
-                # Where a touch was hidden by a touch, its key's put is not dead, but comes after older touches.
+                # If a touch was hidden by another touch, its key's put is not dead, but follows older touches.
                 if done and self.touched and (dead or (self.touched_behind and operation == RECORD_PUT)):
                     done = self.note(self.written_touches, record, place, gather)
             if not done:
@@ -236,7 +236,7 @@ cdef class Capture:
         return True
 
     cdef bint note(self, Table written, const uint8_t *record, uint64_t place, bint gather) noexcept nogil:
-        """What `pass_over_slice` does with a record that may hide others, or be hidden; False without memory."""
+        """Adds or updates a record in `written` (see `pass_over_slice`); returns False without memory."""
         cdef const uint8_t *key = record_key(record)
         cdef uint64_t hashed = written.hash(key, record_key_size(record))
         if not gather and written.find(self.arena, hashed, key, record_key_size(record)) == 0:
@@ -244,7 +244,7 @@ cdef class Capture:
         return written.put(self.arena, hashed, key, record_key_size(record), place) != FAILED
 
     cdef Walk walk(self) noexcept nogil:
-        """All records up to the last included one."""
+        """Returns a walk over all records up to the last included entry."""
         cdef Walk walk = walk_frames(self.arena, self.first, self.stop)
         if self.base_stop:
             walk.place, walk.stop = self.base_first, self.base_stop
@@ -253,12 +253,12 @@ cdef class Capture:
     # ---- read, for tools -------------------------------------------------------------------------------
 
     def records(self):
-        """The live keys, one by one: index, key and value, in the order in which `write_records` writes."""
+        """Yields the live keys as (index, key, value), in the order in which `write_records` writes them."""
         return (
             (index, key, value) for operation, index, key, value, _ in self.all_records() if operation == RECORD_PUT)
 
     def all_records(self):
-        """What is live, of all kinds: operation, index, key, value, deadline; in the order of `write_records`."""
+        """Yields live records of all kinds: operation, index, key, value, deadline; in the order of `write_records`."""
         cdef Walk walk = self.walk()
         cdef const uint8_t *record = next_record(&walk)
         cdef const char *key
@@ -274,10 +274,10 @@ cdef class Capture:
     # ---- write -----------------------------------------------------------------------------------------
 
     def write_records(self, directory, descriptor, uint64_t offset, tick):
-        """Writes what is live to a file, from `offset` on; returns how many keys and bytes; `sessions` counts on.
+        """Writes the live records to a file, starting at `offset`; returns the numbers of keys and bytes.
 
-        O(bytes of the arena). `tick`: a `Work`, or what is called with the bytes so far between pieces. All but the
-        last bytes are given to the disk at its pace.
+        Also counts `sessions`. O(bytes of the arena). `tick`: a `Work`, or a function that is called with the bytes so
+        far between pieces. All but the last bytes are handed to the disk at its own pace.
         """
         cdef Walk walk = self.walk()
         cdef uint64_t room = min(max(<uint64_t>SMALLEST_PIECE, self.estimated_size / 8), <uint64_t>LARGEST_PIECE)
@@ -291,7 +291,7 @@ cdef class Capture:
         self.done = False
         if directory.write is write_at and directory.pace_writeback is pace_writeback:
             self.write_pieces(&walk, room, descriptor.number, offset, work)
-        else:  # a directory of somebody else's making is told of each piece
+        else:  # a custom directory class gets each piece
             while not self.done:
                 with nogil:
                     filled = self.fill(&walk, room, walk.place + SLICE)
@@ -305,7 +305,7 @@ cdef class Capture:
         return self.keys, self.size
 
     cdef int write_pieces(self, Walk *walk, uint64_t room, int descriptor, uint64_t offset, Work work) except -1:
-        """Fills and writes piece after piece, without the GIL for as long as the work goes on."""
+        """Fills and writes pieces one after another, without the GIL as long as the work goes on."""
         cdef int failure = 0
         while not self.done:
             with nogil:
@@ -318,7 +318,7 @@ cdef class Capture:
         return 0
 
     cdef int write_piece(self, Walk *walk, uint64_t room, int descriptor, uint64_t offset) noexcept nogil:
-        """0, or the system's error."""
+        """Returns 0, or the system's error."""
         cdef uint64_t filled = self.fill(walk, room, walk.place + SLICE)
         cdef uint64_t stop
         cdef int failure = 0
@@ -332,7 +332,7 @@ cdef class Capture:
         return failure
 
     cdef uint64_t fill(self, Walk *walk, uint64_t room, uint64_t pause) noexcept nogil:
-        """Copies live records up to `room` bytes, the place `pause`, or the end, which makes it `done`."""
+        """Copies live records until `room` bytes are filled, or the place `pause` or the end (`done`) is reached."""
         cdef uint64_t filled = 0
         cdef uint64_t part
         cdef const uint8_t *record

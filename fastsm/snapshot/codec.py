@@ -1,7 +1,7 @@
-"""Zstandard behind one small interface: one frame, and on the way back bounds on all that a frame may ask for.
+"""Zstandard behind a small interface: a single frame, with limits on everything that a received frame may claim.
 
-The library is Python's own from 3.14 on, else the package ``zstandard``; it is imported when it is needed. Neither
-of them tells where a frame ended, so `_Frame` follows its blocks while the bytes go by.
+The library is Python's own from 3.14 on, otherwise the package ``zstandard``; it is imported when first needed. Neither
+reports where a frame ends, so `_Frame` follows the frame's blocks while the bytes are read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLOCK_LIMIT = 128 << 10
 
 
 def require_compression(name: str) -> None:
-    """Raises what a snapshot of this compression would raise: ``SnapshotError`` where there is no Zstandard."""
+    """Raises what a snapshot with this compression would raise: ``SnapshotError`` without Zstandard."""
     if name not in ("none", "zstd"):
         raise ValueError(f'snapshot_compress={name!r}: expected "none" or "zstd"')
     if name == "zstd":
@@ -35,10 +35,10 @@ def require_compression(name: str) -> None:
 
 
 def compress(pieces: Iterable[Buffer], size: int, write: Callable[[bytes], object]) -> int:
-    """Makes one frame of the pieces, ``size`` bytes in all, and hands it to ``write`` bit by bit; returns its size.
+    """Compresses pieces of ``size`` bytes in total into one frame, passed to ``write`` in parts; returns its size.
 
-    O(size), without the GIL for most of it; memory for one piece and the compressor's few MiB. Raises
-    ``SnapshotError`` when there is no Zstandard.
+    O(size), mostly without the GIL; memory for one piece, plus a few MiB for the compressor. Raises ``SnapshotError``
+    without Zstandard.
     """
     compressor = _library().compressor(size)
     written = 0
@@ -53,11 +53,11 @@ def compress(pieces: Iterable[Buffer], size: int, write: Callable[[bytes], objec
 
 
 def decompress(read: Callable[[int], Buffer], stored_size: int, flat_size: int, path: str) -> Iterator[bytes]:
-    """The content of the frame that ``read`` gives in order, in pieces of at most 1 MiB.
+    """Yields the content of the frame that ``read`` returns in order, in pieces of at most 1 MiB.
 
-    ``read(n)`` returns at most n bytes, none at the end. The frame must take ``stored_size`` bytes exactly and hold
-    ``flat_size`` exactly, else it is a ``SnapshotFormatError`` that names ``path``; so is a window of more than
-    8 MiB. Nothing beyond those sizes is read, made or kept: O(stored_size + flat_size), some 10 MiB of memory.
+    ``read(n)`` returns at most n bytes, and none at the end. The frame must take exactly ``stored_size`` bytes and
+    contain exactly ``flat_size``; otherwise, or if its window is larger than 8 MiB, a ``SnapshotFormatError`` names
+    ``path``. Nothing beyond those sizes is read or kept: O(stored_size + flat_size), with about 10 MiB of memory.
     """
     zstd = _library()
     frame = _Frame(read, stored_size, flat_size, path)
@@ -77,7 +77,7 @@ def decompress(read: Callable[[int], Buffer], stored_size: int, flat_size: int, 
 
 
 class _Frame:
-    """The compressed bytes as they are read, and where in the frame they are (RFC 8878, section 3.1.1)."""
+    """The compressed bytes as they are read, and the position within the frame (RFC 8878, section 3.1.1)."""
 
     def __init__(self, read: Callable[[int], Buffer], size: int, content_size: int, path: str) -> None:
         self._read = read
@@ -86,29 +86,29 @@ class _Frame:
         self._path = path
         self._offset = 0
         self._head = bytearray()      # of the frame, then of each block
-        self._wanted = 5              # bytes of it: magic, descriptor
-        self._skip = 0                # bytes until the next head
+        self._wanted = 5              # the size of the head: magic, descriptor
+        self._skip = 0                # bytes before the next head
         self._checksum = 0            # bytes after the last block
         self._in_blocks = self._last = False
 
     def error(self, expected: str, found: str) -> SnapshotFormatError:
         return SnapshotFormatError(
             f"{self._path}, compressed state, offset {self._offset}: expected {expected}, found {found}; "
-            "this is no whole snapshot of fastsm: get it again"
+            "this is not a complete fastsm snapshot: get it again"
         )
 
     def read(self, size: int = PIECE) -> bytes:
-        """For the library: the next bytes of the frame, none at its end."""
+        """Returns the next bytes of the frame to the library; none at its end."""
         piece = bytes(self._read(min(size, PIECE, self._size - self._offset)))
         self._follow(piece)
         return piece
 
     def check_end(self) -> None:
-        """The frame is whole, and all that was stored belongs to it."""
+        """Checks that the frame is complete, and that nothing else was stored after it."""
         while self.read():
             pass
         if not self._done or self._offset != self._size:
-            raise self.error(f"a frame of {self._size} bytes", "one that does not end")
+            raise self.error(f"a frame of {self._size} bytes", "one without an end")
 
     @property
     def _done(self) -> bool:
@@ -151,9 +151,9 @@ class _Frame:
             return
         content_size = int.from_bytes(self._head[5 + window_bytes + id_bytes :], "little")
         content_size += 256 if size_bytes == 2 else 0
-        # Of a single segment the window is the whole content.
+        # For a single segment, the window is the whole content.
         window = content_size if single else (1 << 10 + (self._head[5] >> 3)) // 8 * (8 + (self._head[5] & 7))
-        # The library does not compare it when there is no content.
+        # The library does not compare the size of empty content.
         if size_bytes and content_size != self._content_size:
             raise self.error(f"{self._content_size} bytes of content", f"{content_size} bytes, says the frame")
         if window > WINDOW_LIMIT:
@@ -198,7 +198,7 @@ class _Own:
 
 @functools.cache
 def _library() -> _Zstandard | _Own:
-    """Imported by name: which of the two there is differs between versions of Python."""
+    """Imports the library by name, since versions of Python differ in which one exists."""
     for name, wrapper in (("compression.zstd", _Own), ("zstandard", _Zstandard)):
         with contextlib.suppress(ImportError):
             return wrapper(library(name))

@@ -1,7 +1,7 @@
-"""A snapshot's file, read: its header, its parts, its two checksums, and whether the parts make sense.
+"""Reading a snapshot's file: its header, its parts, its two checksums, and whether the parts are well-formed.
 
-Nothing here needs a state machine. What is read is hostile until its checksum was compared, and after that, too:
-who can make a file can make its checksums. Memory stays bounded whatever the header says.
+Nothing here needs a state machine. The content is untrusted, even after its checksum was compared: whoever can make a
+file can make its checksums. Memory stays bounded whatever the header claims.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SNAPSHOT = "snapshot.fsm"
 LATEST = format.MAX_DEADLINE.to_bytes(8, "big")
 SESSION_ID_BYTES = 8
-PIECE = 64 << 20  # large, since each read and each sum takes the GIL once
+PIECE = 64 << 20  # large, since each read and each checksum takes the GIL once
 _WORD = struct.Struct("<Q")
 CODECS = {format.CODEC_NONE: "none", format.CODEC_ZSTD: "zstd"}
 
@@ -35,10 +35,10 @@ Progress = Callable[[int, int], object]
 
 
 def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
-    """Opens a snapshot, without a state machine; ``path`` is the file, or the directory that holds ``snapshot.fsm``.
+    """Opens a snapshot without a state machine; ``path`` is the file, or the directory that contains ``snapshot.fsm``.
 
-    Reads the header alone: O(1). Raises ``SnapshotFormatError`` for anything but a regular file whose sizes add up
-    (a symbolic link is none), ``FormatVersionError``, and ``StorageError`` when there is no file.
+    Reads only the header: O(1). Raises ``SnapshotFormatError`` for anything but a regular file whose sizes add up (also
+    for a symbolic link), ``FormatVersionError``, and ``StorageError`` if there is no file.
     """
     path = os.fsdecode(path)
     if os.path.isdir(path):
@@ -47,7 +47,7 @@ def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
 
 
 def open_file(path: str) -> tuple[Descriptor, str]:
-    """A descriptor of the regular file at ``path``, and the path."""
+    """Opens the regular file at ``path``; returns its descriptor and the path."""
     try:
         with storage_errors(path, "opening a snapshot"):
             folder = Directory(os.path.dirname(path) or ".", create=False)
@@ -57,7 +57,7 @@ def open_file(path: str) -> tuple[Descriptor, str]:
                 raise _no_file(path, error.found) from None
             finally:
                 folder.close()
-    except ValueError as error:  # a NUL in the path
+    except ValueError as error:  # a NUL character in the path
         raise SnapshotError(f"{path!r}: {error}") from None
 
 
@@ -68,14 +68,13 @@ def _no_file(path: str, found: object) -> SnapshotFormatError:
 class Snapshot:
     """A snapshot's file, open for reading. Made by :func:`open_snapshot`; a context manager.
 
-    What it says is what the file says: whether that is true is known after :meth:`verify`.
+    The attributes repeat what the file says; whether that is true is known only after :meth:`verify`.
 
-    Attributes: ``path``; ``size``, the file's bytes; ``metadata`` (:class:`fastsm.SnapshotMetadata`, from the header);
+    Attributes: ``path``; ``size``, in bytes; ``metadata`` (:class:`fastsm.SnapshotMetadata`, from the header);
     ``state_checksum``, 32 bytes, equal on all replicas at one entry; ``keys`` and ``sessions``, their numbers;
     ``clock``, in milliseconds since 1970; ``codec``, "none" or "zstd"; ``head``, the header's fields.
 
-    Thread safety: all of it, from any thread. A call that has begun when the snapshot is closed ends as if it were
-    open.
+    Thread safety: every method, from any thread. A call that has begun when the snapshot is closed still completes.
     """
 
     def __init__(self, fd: Descriptor, path: str) -> None:
@@ -103,20 +102,20 @@ class Snapshot:
         self.close()
 
     def close(self) -> None:
-        """Gives the file back. Idempotent."""
-        self._fd = None  # closed with the last reference: not under a reader in another thread
+        """Closes the file. Idempotent."""
+        self._fd = None  # closes with the last reference, so not while another thread reads
 
     @property
     def descriptor(self) -> Descriptor:
-        """The open file; ``SnapshotError`` once it was closed."""
+        """The open file; raises ``SnapshotError`` if the snapshot is closed."""
         if self._fd is None:
             raise SnapshotError(f"{self.path}: this snapshot was closed; open it again")
         return self._fd
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """The bytes of the file from ``offset`` on: ``size`` of them, fewer only at the end, none after it.
+        """Returns ``size`` bytes of the file at ``offset``; fewer at the end, and none after it.
 
-        For sending a snapshot in pieces; :class:`fastsm.SnapshotReceiver` takes them. O(size).
+        For sending a snapshot in pieces to a :class:`fastsm.SnapshotReceiver`. O(size).
         """
         if offset < 0 or size < 0:
             raise ValueError(f"expected an offset and a size from 0 on, found {offset} and {size}")
@@ -133,7 +132,7 @@ class Snapshot:
     def membership(self) -> tuple[LogId, bytes] | None:
         """The cluster's membership and the entry that carried it, or None.
 
-        Reads (and decompresses) the state up to its runs. Raises ``SnapshotFormatError`` when they make no sense.
+        Reads (and decompresses) the state up to its runs. Raises ``SnapshotFormatError`` if they are malformed.
         """
         head = self.head
         if not head.membership_size:
@@ -144,10 +143,10 @@ class Snapshot:
         for first, last, term in check_runs(stream, head, self.path):
             if first <= index <= last:
                 return LogId(index, term), record[format.RECORD_STRUCT.size :][:size]
-        raise bad_state(self.path, 0, "a membership of an entry in a run", f"index {index}")
+        raise bad_state(self.path, 0, "a membership whose entry is in a run", f"index {index}")
 
     def flat_pieces(self, stop: int | None = None) -> Iterator[Buffer]:
-        """The state in flat form up to ``stop``, decompressed where need be. A piece lives until the next one."""
+        """Yields the state in flat form up to ``stop``, decompressed if needed. A piece is valid until the next one."""
         fd, head = self.descriptor, self.head
         if head.codec == format.CODEC_NONE:
             end = head.file_size if stop is None else head.state_offset + stop
@@ -156,11 +155,11 @@ class Snapshot:
         return codec.decompress(stored.read, head.stored_size, head.state_size, self.path)
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Reads every byte: compares ``checksum``, then ``state_checksum``, then looks whether the parts make sense.
+        """Reads every byte: compares ``checksum``, then ``state_checksum``, then checks that the parts are well-formed.
 
-        ``progress(done, total)`` is told in bytes, and may raise to give up. Raises ``ChecksumMismatchError`` and
-        ``SnapshotFormatError``. That no key comes twice only an install sees. O(size), a second for about a million
-        records; memory for two pieces.
+        ``progress(done, total)`` gets numbers of bytes, and may raise to abort. Raises ``ChecksumMismatchError`` and
+        ``SnapshotFormatError``. Only an install notices a duplicate key. O(size), about one second per million records;
+        memory for two pieces.
         """
         head, fd = self.head, self.descriptor
         counter = _Counter(progress, head.file_size + head.state_size)
@@ -172,7 +171,7 @@ class Snapshot:
         except SnapshotFormatError as error:
             if flat.broken:
                 raise
-            problem = error  # told only if the sum is right: damage is no malice
+            problem = error  # raised only if the checksum is right; otherwise the file is damaged, not malformed
         compare(self.path, "state checksum", head.state_checksum, flat.digest())
         if problem is not None:
             raise problem
@@ -181,17 +180,17 @@ class Snapshot:
 # ---- the file ------------------------------------------------------------------------------------------
 
 def read_head(fd: Descriptor, path: str, size: int) -> SnapshotHead:
-    """The header of an open file of ``size`` bytes."""
+    """Returns the header of an open file of ``size`` bytes."""
     return format.unpack_snapshot_head(os.pread(fd.number, format.SNAPSHOT_HEADER_BYTES, 0), path, size)
 
 
 def metadata_of(head: SnapshotHead) -> SnapshotMetadata:
-    """What a Raft library is told of a snapshot."""
+    """Returns a snapshot's metadata for a Raft library."""
     return SnapshotMetadata(LogId(head.last_index, head.last_term), head.checksum)
 
 
 def check_metadata(metadata: SnapshotMetadata, head: SnapshotHead, path: str) -> None:
-    """Whether a snapshot is the one that was announced."""
+    """Raises unless a snapshot is the one that was announced."""
     metadata = checked_metadata(metadata, path)
     compare(path, "checksum as announced", metadata.checksum, head.checksum)
     expected, found = metadata.last_included, LogId(head.last_index, head.last_term)
@@ -203,10 +202,10 @@ def copy_checked(
     source: Descriptor, head: SnapshotHead, path: str, write: Callable[[memoryview], object] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Reads the whole file once, hands each piece (at most 64 MiB, in order) to ``write``, and compares ``checksum``.
+    """Reads the whole file once, passes each piece (at most 64 MiB, in order) to ``write``, and compares ``checksum``.
 
-    What was written is what was checked, whatever becomes of the source: nothing is read twice. A piece lives until
-    ``write`` returns. ``progress(done, total)`` may raise to give up. Raises ``ChecksumMismatchError``.
+    Nothing is read twice: what was written is what was checked, even if the source changes. A piece is valid until
+    ``write`` returns. ``progress(done, total)`` may raise to abort. Raises ``ChecksumMismatchError``.
     """
     hasher = blake3.blake3()
     attachment_end = format.SNAPSHOT_HEADER_BYTES + head.attachment_size
@@ -232,7 +231,7 @@ def copy_checked(
 
 
 def flat_state_checksum(head: SnapshotHead, pieces: Iterable[Buffer]) -> bytes:
-    """The state checksum of a flat state that comes in pieces."""
+    """Returns the state checksum of a flat state, given in pieces."""
     hasher = blake3.blake3(_head_bytes(head)[format.STATE_CHECKSUM_COVERS])
     for piece in pieces:
         hasher.update(piece)
@@ -240,13 +239,13 @@ def flat_state_checksum(head: SnapshotHead, pieces: Iterable[Buffer]) -> bytes:
 
 
 def compare(path: str, what: str, expected: bytes, found: bytes) -> None:
-    """Raises ``ChecksumMismatchError`` for sums that differ."""
+    """Raises ``ChecksumMismatchError`` if two checksums differ."""
     if expected != found:
         raise ChecksumMismatchError(path, what, expected, found)
 
 
 def read_pieces(fd: Descriptor, start: int, stop: int, path: str) -> Iterator[memoryview]:
-    """The bytes from ``start`` to ``stop``, in pieces that live until the next one."""
+    """Yields the bytes from ``start`` to ``stop``, in pieces that are valid until the next one."""
     buffer = memoryview(bytearray(max(0, min(PIECE, stop - start))))
     while start < stop:
         with storage_errors(path, "reading a snapshot"):
@@ -258,7 +257,7 @@ def read_pieces(fd: Descriptor, start: int, stop: int, path: str) -> Iterator[me
 
 
 class _Sequence:
-    """A file read from one offset on."""
+    """A file that is read sequentially from an offset."""
 
     def __init__(self, fd: Descriptor, offset: int, path: str) -> None:
         self._fd = fd
@@ -273,7 +272,7 @@ class _Sequence:
 
 
 class _Counter:
-    """How much of the work is done."""
+    """Counts the work done, for progress reports."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
@@ -287,13 +286,13 @@ class _Counter:
 
 
 class _Summed:
-    """Pieces of a flat state, with the sum of those that went by."""
+    """Pieces of a flat state, and the checksum of those that were read."""
 
     def __init__(self, head: SnapshotHead, pieces: Iterator[Buffer], note: Callable[[Buffer], object]) -> None:
         self._hasher = blake3.blake3(_head_bytes(head)[format.STATE_CHECKSUM_COVERS])
         self._pieces = pieces
         self._note = note
-        self.broken = False  # the pieces themselves ended in an error
+        self.broken = False  # reading a piece has raised an error
 
     def __iter__(self) -> Iterator[Buffer]:
         return self
@@ -323,10 +322,10 @@ def _head_bytes(head: SnapshotHead) -> bytes:
 def check_state(
     head: SnapshotHead, pieces: Iterator[Buffer], again: Callable[[int], Iterator[Buffer]], path: str
 ) -> None:
-    """Reads a flat state to its end: ``SnapshotFormatError`` unless it is what the page of formats says.
+    """Reads a flat state to its end: ``SnapshotFormatError`` unless it conforms to docs/format.md.
 
     ``again(stop)`` reads the state a second time up to ``stop``: the runs are walked in step with the records, so that
-    no number of them takes memory.
+    memory does not depend on their number.
     """
     stream = _Stream(pieces)
     index = -1
@@ -348,7 +347,7 @@ def check_state(
 
 
 def check_membership(head: SnapshotHead, record: bytes, path: str) -> tuple[int, int]:
-    """The index and the size of the membership, from the start of its record."""
+    """Returns the index and the size of the membership, given the start of its record."""
     index, size, key_size, operation, zero = format.RECORD_STRUCT.unpack_from(record)
     whole = format.RECORD_STRUCT.size + size + 7 & ~7
     if (key_size, operation, zero) != (0, format.OPERATION_CONFIG, 0) or whole != head.membership_size:
@@ -360,13 +359,13 @@ def check_membership(head: SnapshotHead, record: bytes, path: str) -> tuple[int,
 
 
 def check_padding(stream: _Stream, size: int, path: str) -> None:
-    """Zeros up to the next multiple of 8."""
+    """Checks for zeros up to the next multiple of 8."""
     if any(stream.take(size)):
         raise bad_state(path, stream.offset, "zeros", "padding that is not")
 
 
 def check_runs(stream: _Stream, head: SnapshotHead, path: str) -> Iterator[tuple[int, int, int]]:
-    """The runs, one by one: ascending, of rising terms, up to the last included entry."""
+    """Yields the runs, after checking each: ascending, of rising terms, up to the last included entry."""
     before, term_before = 0, -1
     for _ in range(head.runs):
         data = stream.take(format.TERM_RUN_BYTES)
@@ -386,7 +385,7 @@ def check_runs(stream: _Stream, head: SnapshotHead, path: str) -> Iterator[tuple
 def check_records(
     stream: _Stream, head: SnapshotHead, runs: Iterator[tuple[int, int, int]], path: str
 ) -> None:
-    """The records: whole, in order, each of an entry in a run, as many as there are keys."""
+    """Checks the records: complete, in order, each of an entry in a run, and as many as the header says."""
     head_size, put, limit = format.RECORD_STRUCT.size, format.OPERATION_PUT, format.MAX_RECORD_VALUE
     left, before, keys, sessions = head.records_size, 0, 0, 0
     first, last = 1, 0
@@ -408,7 +407,7 @@ def check_records(
         while index > last:
             first, last, _ = next(runs, (1, 1 << 64, 0))
         if not first <= index <= head.last_index:
-            raise bad_state(path, stream.offset, "an entry in a run", f"index {index}")
+            raise bad_state(path, stream.offset, "an index within a run", f"index {index}")
         left -= size
         before = index
         if operation == put:
@@ -423,17 +422,17 @@ def check_records(
 
 
 def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, int, int, bytes]]:
-    """The head of each record, its padding as a number, and the value of a session, or the deadline at its end.
+    """Yields the head of each record, its padding as a number, and the value of a session, or the final deadline.
 
     The deadline is big-endian, so that it compares as bytes.
 
-    A record that claims more than is left is the last one.
+    A record that claims more than the remaining bytes is the last one.
     """
     head_size, unpack_from, word_at = format.RECORD_STRUCT.size, format.RECORD_STRUCT.unpack_from, _WORD.unpack_from
     while left:
         data, at = stream.window
         index, value_size, key_size, operation, timed = 0, 0, 0, 0, 0
-        # Most records lie in one piece.
+        # Most records are within one piece.
         while len(data) - at >= head_size <= left:
             index, value_size, key_size, operation, timed = unpack_from(data, at)
             used = head_size + key_size + value_size
@@ -475,38 +474,38 @@ def _records(stream: _Stream, left: int) -> Iterator[tuple[int, int, int, int, i
 
 
 def bad_state(path: str, offset: int, expected: str, found: object) -> SnapshotFormatError:
-    """A part of the flat state that makes no sense, though its checksum may match: somebody's doing."""
+    """Returns the error for a malformed part of the flat state whose checksum matches: crafted bytes, or a bug."""
     return SnapshotFormatError(
         f"{path}, flat state, before offset {offset}: expected {expected}, found {found}; "
-        "this is no snapshot of fastsm, whatever its checksums say: get it again"
+        "this is not a fastsm snapshot, although its checksums may match: get it again"
     )
 
 
 class _Stream:
-    """Pieces as one sequence of bytes."""
+    """Pieces as one stream of bytes."""
 
     def __init__(self, pieces: Iterator[Buffer]) -> None:
         self._pieces = pieces
         self._data = memoryview(b"")
         self._at = 0
-        self._base = 0  # where the piece starts
+        self._base = 0  # where the current piece starts
 
     @property
     def offset(self) -> int:
-        """How much was taken."""
+        """The number of bytes taken."""
         return self._base + self._at
 
     @property
     def window(self) -> tuple[memoryview, int]:
-        """The piece that is at hand, and how much of it was taken."""
+        """The current piece, and how much of it was taken."""
         return self._data, self._at
 
     def go_to(self, at: int) -> None:
-        """So much of the piece at hand is taken."""
+        """Sets how much of the current piece was taken."""
         self._at = at
 
     def take(self, size: int) -> bytes:
-        """The next bytes; fewer at the end."""
+        """Returns the next bytes; fewer at the end."""
         at, self._at = self._at, self._at + size
         if self._at <= len(self._data):
             return bytes(self._data[at : self._at])
@@ -519,7 +518,7 @@ class _Stream:
         return b"".join(parts)
 
     def skip(self, size: int) -> None:
-        """Passes over the next bytes."""
+        """Skips the next bytes."""
         self._at += size
         while self._at > len(self._data):
             size = self._at - len(self._data)

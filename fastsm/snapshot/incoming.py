@@ -1,6 +1,6 @@
-"""A snapshot's file on its way in: copied, checked while it is copied, and turned into a base.
+"""Copying a snapshot's file in: it is checked while it is copied, and becomes a base.
 
-Nothing is read twice from where the file came from: what was checked is what is used.
+The source is read only once, so what was checked is what is used.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Progress = Callable[[int, int], None]
 
 
 def copy_in(directory: Directory, generation: int, snapshot: Snapshot, progress: Progress | None) -> Base | None:
-    """A snapshot as the base of a generation, synced. None when it is of the empty state, which has no base.
+    """Copies a snapshot in as a generation's base, synced. Returns None for the empty state, which has no base.
 
-    Raises ``ChecksumMismatchError``, ``SnapshotFormatError``, ``StorageError``; the caller removes what is left then.
+    Raises ``ChecksumMismatchError``, ``SnapshotFormatError``, ``StorageError``; the caller then removes what is left.
     """
     name = base_name(generation)
     flat = snapshot.head.codec == format.CODEC_NONE
@@ -53,7 +53,7 @@ def copy_in(directory: Directory, generation: int, snapshot: Snapshot, progress:
 
 
 def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress | None) -> Descriptor:
-    """The file as it is stored, in our directory, with the checksum that its header says."""
+    """Copies the file as it is, and checks it against the checksum in its header."""
     descriptor = directory.create_file(name)
     offset = 0
 
@@ -61,7 +61,7 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
         nonlocal offset
         if snapshot.head.codec == format.CODEC_NONE:
             offset = directory.write_paced(descriptor, piece, offset)
-        else:  # it is unlinked when it is unpacked
+        else:  # unlinked after it is unpacked
             directory.write(descriptor, piece, offset)
             offset += len(piece)
 
@@ -77,7 +77,7 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
 def unpack(
     directory: Directory, stored: Descriptor, descriptor: Descriptor, snapshot: Snapshot
 ) -> format.SnapshotHead:
-    """Writes the flat form of a compressed snapshot, of exactly the size that its header says, and checks that."""
+    """Writes the flat form of a compressed snapshot, and checks that it has exactly the size in its header."""
     head = snapshot.head._replace(
         codec=format.CODEC_NONE, attachment_size=0, stored_size=snapshot.head.state_size, checksum=bytes(32)
     )

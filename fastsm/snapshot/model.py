@@ -1,4 +1,4 @@
-"""Snapshots of the model: made by the page of formats alone, so that the compiled code has something to be held to."""
+"""Snapshots of the model: made from docs/format.md alone, so that the compiled code can be compared with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CODECS = {"none": 0, "zstd": 1}
 
 
 class Newest(NamedTuple):
-    """The newest record of its kind and key: of which entry it is, and the deadline in a put or a touch."""
+    """The newest record of its kind and key: the index of its entry, and the deadline in a put or a touch."""
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name
     expires: int | None = None
@@ -36,9 +36,9 @@ class State:
     writers: dict[bytes, LogId] = field(default_factory=dict)
     membership: tuple[LogId, bytes] | None = None
     seen: list[LogId] = field(default_factory=list)
-    sessions: dict[int, bytes] = field(default_factory=dict)  # the value of each one's record
+    sessions: dict[int, bytes] = field(default_factory=dict)  # the value of each session's record
     clock: int = 0  # in milliseconds since 1970
-    # In the order in which they were written. A later put or delete of its key overtakes a touch.
+    # In the order in which they were written. A later put or delete of its key supersedes a touch.
     records: dict[tuple[int, bytes], Newest] = field(default_factory=dict)
 
     def copy(self) -> State:
@@ -50,10 +50,10 @@ class State:
     def last(self) -> LogId:
         return self.seen[-1] if self.seen else LogId()
 
-    # ---- what entries do -------------------------------------------------------------------------------
+    # ---- effects of entries ----------------------------------------------------------------------------
 
     def put(self, log_id: LogId, key: bytes, value: bytes, expires: int | None = None) -> None:
-        """Sets a key; what is written is last in order."""
+        """Sets a key, which moves to the end of the order."""
         self.delete(log_id, key)
         self.values[key] = value
         self.writers[key] = log_id
@@ -68,12 +68,12 @@ class State:
         self.records.pop((TOUCH, key), None)
 
     def touch(self, log_id: LogId, key: bytes, expires: int | None) -> None:
-        """Changes the deadline of a key that is there, and nothing else."""
+        """Changes only the deadline of an existing key."""
         self.records.pop((TOUCH, key), None)
         self.records[TOUCH, key] = Newest(log_id.index, expires)
 
     def remember(self, log_id: LogId, session: int, value: bytes) -> None:
-        """Sets what is remembered of a session."""
+        """Sets the value of a session's record."""
         self.forget(log_id, session)
         self.sessions[session] = value
         self.records[SESSION, struct.pack("<Q", session)] = Newest(log_id.index)
@@ -90,29 +90,29 @@ class State:
         self.clock = now
 
     def set_membership(self, log_id: LogId, data: bytes) -> None:
-        """Takes a cluster's membership."""
+        """Sets the cluster's membership."""
         self.membership = (log_id, data)
 
     # ---- time ------------------------------------------------------------------------------------------
 
     def deadline(self, key: bytes) -> int | None:
-        """Until when a key lives."""
+        """Returns the deadline of a key, or None."""
         record = self.records.get((TOUCH, key)) or self.records.get((PUT, key))
         return record.expires if record else None
 
     def deadlines_of_keys(self) -> list[tuple[int, bytes]]:
-        """All of them, in the order in which a tick removes what is due."""
+        """Returns the keys that have deadlines, in the order in which a tick removes due keys."""
         found = ((self.deadline(key), key) for key in self.values)
         return sorted((expires, key) for expires, key in found if expires is not None)
 
     def deadlines_of_sessions(self) -> list[tuple[int, int]]:
-        """All of them, in the order in which a tick removes what is due."""
+        """Returns the sessions that have deadlines, in the order in which a tick removes due sessions."""
         found = ((struct.unpack_from("<Q", value, 8)[0], session) for session, value in self.sessions.items())
         return sorted((expires, session) for expires, session in found if expires != NO_DEADLINE)
 
 
 def runs_of(seen: list[LogId]) -> list[tuple[int, int, int]]:
-    """Maximal runs (first, last, term): entries seen, and what lies between two of one term."""
+    """Returns maximal runs (first, last, term) of entries, including indexes between two entries of one term."""
     runs: list[tuple[int, int, int]] = []
     for index, term in seen:
         if runs and runs[-1][2] == term:
@@ -123,7 +123,7 @@ def runs_of(seen: list[LogId]) -> list[tuple[int, int, int]]:
 
 
 def snapshot_bytes(state: State, compress: str, attachment: bytes) -> bytes:
-    """The whole file."""
+    """Returns the whole file as bytes."""
     membership = record(CONFIG, state.membership[0].index, b"", state.membership[1]) if state.membership else b""
     runs = runs_of(state.seen)
     records = b"".join(_record_of(state, operation, key, newest) for (operation, key), newest in state.records.items())
@@ -149,13 +149,13 @@ def _record_of(state: State, operation: int, key: bytes, newest: Newest) -> byte
 
 
 def record(operation: int, index: int, key: bytes, value: bytes, expires: int | None = None) -> bytes:
-    """One record, padded, and its deadline, if it has one."""
+    """Returns one record, padded, followed by its deadline, if any."""
     content = struct.pack("<QIHBB", index, len(value), len(key), operation, expires is not None) + key + value
     return content + bytes(-len(content) % 8) + (b"" if expires is None else struct.pack("<Q", expires))
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> SnapshotMetadata:
-    """Puts a snapshot's file in place, whole; the metadata of it."""
+    """Writes a snapshot's file completely, then puts it in place; returns its metadata."""
     metadata = SnapshotMetadata(LogId(*struct.unpack_from("<QQ", data, 16)), data[128:160])
     with storage_errors(os.fsdecode(path), "writing a snapshot"):
         directory = make_directory(path)
@@ -167,7 +167,7 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> SnapshotMetadata:
                 directory.sync(temporary.fd)
                 assert temporary.name is not None
                 put_in_place(directory, temporary.name, metadata.last_included, seen)
-                temporary.name = None  # from here on nobody removes it
+                temporary.name = None  # it must not be removed any more
             directory.sync_directory()
         finally:
             directory.close()
@@ -175,13 +175,13 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> SnapshotMetadata:
 
 
 def read_state(snapshot: Snapshot) -> State:
-    """The state of a snapshot that was verified."""
+    """Returns the state of a verified snapshot."""
     flat = b"".join(bytes(piece) for piece in snapshot.flat_pieces())
     state = State(membership=snapshot.membership, clock=snapshot.clock)
     at = snapshot.head.membership_size
     runs = list(struct.iter_unpack("<QQQ", flat[at : at + 24 * snapshot.head.runs]))
     for first, last, term in runs:
-        # Whatever lies between two entries of one term is known by them.
+        # Any index between two entries of one term has that term.
         state.seen += [LogId(first, term), LogId(last, term)][first == last :]
     at += 24 * len(runs)
     terms = iter(runs)

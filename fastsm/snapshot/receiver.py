@@ -1,4 +1,4 @@
-"""``SnapshotReceiver``: a follower gets its leader's snapshot in pieces, across restarts of either."""
+"""``SnapshotReceiver``: a follower receives its leader's snapshot in pieces, across restarts of either."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 
 PART = f"{SNAPSHOT}.part"
 
-# The disk works while the network does, so that the last sync is short. After a power loss pages may be missing all
-# the same, after the last sync. No mark of what is safe is kept: it would cost two more syncs each time, and all a
-# restart would gain by it is what the checksum of the whole finds out anyway, in the rare case that it was a
-# power loss. Then the transfer starts over.
+# The disk writes while the network transfers, so that the last sync is short. After a power loss, pages written since
+# the last sync may be missing. The durable offset is not recorded, which would cost two more syncs each time: the
+# checksum of the whole file detects that rare case anyway, and the transfer starts over.
 SYNC_EVERY = 16 << 20
 
 
 class SnapshotReceiver:
-    """Takes the bytes of a snapshot in order, and gives the path of the file once the whole checks out.
+    """Receives the bytes of a snapshot in order, and returns the path of the file once it is complete and checked.
 
-    They are kept in ``directory/snapshot.fsm.part``. The directory is made when it is missing.
+    The bytes are kept in ``directory/snapshot.fsm.part``. The directory is made if it is missing.
 
-    ``metadata`` is what the sender announces. With it, the receiver goes on with a part of that very snapshot, from
-    ``offset``, and starts over where the part is another's; bytes of another snapshot are refused with its header. When
-    the snapshot is complete in the directory already, it is offered: ``complete`` is true, and :meth:`finish` gives its
-    path. A complete file of an older snapshot is removed when the first byte of the announced one arrives. Without
-    ``metadata`` a receiver goes on with whatever part there is, and the caller has to know whose it is.
+    ``metadata`` is what the sender announces. With it, the receiver continues a part of that very snapshot at
+    ``offset``, and starts over if the part belongs to another one; bytes of another snapshot are refused as soon as
+    their header is there. If the directory already has the complete snapshot, it is offered: ``complete`` is true, and
+    :meth:`finish` returns its path. A complete file of an older snapshot is removed when the first byte of the
+    announced one arrives. Without ``metadata``, a receiver continues any part that exists, and the caller has to know
+    which snapshot that belongs to.
 
-    A part of fewer bytes than a header (160) tells nobody whose it is: it starts over.
+    A part shorter than a header (160 bytes) cannot be identified, so the transfer starts over.
 
-    Attributes: ``offset``, the next byte that is expected; ``size``, of the whole, None until the header is there;
-    ``metadata``, of the snapshot that is being received, as announced or as its header says, None until it is known;
-    ``complete``, whether all bytes are there, so that :meth:`finish` comes next.
+    Attributes: ``offset``, the next byte that is expected; ``size``, of the whole file, None until the header is there;
+    ``metadata``, of the snapshot being received, as announced or from its header, None until it is known; ``complete``,
+    whether all bytes are there, so that :meth:`finish` is next.
 
-    Thread safety: none; one thread at a time. While a ``finish_async`` is under way, ``close`` waits for it, and every
-    other call is a ``SnapshotError``. Two receivers of one directory exclude each other: ``LockedError``. In a forked
-    child the receiver is closed; the file and its lock stay the parent's.
+    Thread safety: none; use one thread at a time. While a ``finish_async`` is running, ``close`` waits for it, and
+    every other call is a ``SnapshotError``. Two receivers of one directory exclude each other: ``LockedError``. In a
+    forked child the receiver is closed; the file and its lock stay with the parent.
     """
 
     @hides_seam
@@ -64,8 +64,8 @@ class SnapshotReceiver:
         self.offset = 0
         self._announced = None if metadata is None else checked_metadata(metadata, self.directory)
         self._head: SnapshotHead | None = None
-        self._present: SnapshotHead | None = None  # of the complete file that was there at the opening
-        self._whole: Descriptor | None = None  # that file, when it is the announced snapshot
+        self._present: SnapshotHead | None = None  # of the complete file that existed at the opening
+        self._whole: Descriptor | None = None  # that file, if it is the announced snapshot
         self._fd: Descriptor | None = None
         self._finished: SnapshotHead | None = None
         self._finishing: BackgroundCall | None = None
@@ -92,24 +92,24 @@ class SnapshotReceiver:
 
     @property
     def size(self) -> int | None:
-        """The size of the whole in bytes, as the header has it; None until that is there."""
+        """The size of the whole file in bytes, from its header; None until the header is there."""
         head = self._finished or self._head
         return head.file_size if head else None
 
     @property
     def metadata(self) -> SnapshotMetadata | None:
-        """Of the snapshot that is being received: as announced, or as its header says; None until that is there."""
+        """That of the snapshot being received, as announced or from its header; None until it is known."""
         head = self._finished or self._head
         return self._announced or (metadata_of(head) if head else None)
 
     @property
     def complete(self) -> bool:
-        """Whether every byte is there; whether they are right is known after :meth:`finish`."""
+        """Whether every byte is there; only :meth:`finish` checks that they are right."""
         return self.size is not None and self.offset == self.size
 
     @property
     def progress(self) -> float:
-        """The part that is there, from 0.0 to 1.0; 0.0 until the size is known."""
+        """The received share of the file, from 0.0 to 1.0; 0.0 until the size is known."""
         return self.offset / self.size if self.size else 0.0
 
     @property
@@ -119,13 +119,14 @@ class SnapshotReceiver:
     # ---- pieces ----------------------------------------------------------------------------------------
 
     def write(self, offset: int, piece: Buffer) -> int:
-        """Takes the bytes from ``offset`` on; returns the new ``offset``, which is what the sender should send next.
+        """Takes the bytes at ``offset``; returns the new ``offset``, which the sender should send next.
 
-        What is there already may come again, if it is the same. A gap, other bytes, or more than the header announces
-        are a ``SnapshotError``, and nothing of the piece is taken. A header that cannot be one is a
-        ``SnapshotFormatError`` (``FormatVersionError``), the header of another snapshot than announced is a
+        Bytes that were received already may be sent again, if they are the same. A gap, other bytes, or more than the
+        header announces are a ``SnapshotError``, and nothing of the piece is taken. An invalid header is a
+        ``SnapshotFormatError`` (``FormatVersionError``), and the header of a snapshot other than the announced one is a
         ``ChecksumMismatchError``; both discard what was received. O(size of the piece). Nothing is durable before
-        :meth:`finish` or :meth:`close`. After a ``StorageError`` for want of room the same piece may come again.
+        :meth:`finish` or :meth:`close`. After a ``StorageError`` because the disk is full, the same piece may be sent
+        again.
         """
         files = self._require()
         data = memoryview(piece).cast("B")
@@ -147,20 +148,20 @@ class SnapshotReceiver:
         return self.offset
 
     def _without_known(self, fd: Descriptor, offset: int, data: memoryview) -> memoryview:
-        """The bytes of a piece that are new; those that are not must be the same."""
+        """Returns the new bytes of a piece, after checking that the others are the same as before."""
         while offset < self.offset and data:
             there = os.pread(fd.number, min(len(data), self.offset - offset, 1 << 20), offset)
             if not there or data[: len(there)] != there:
                 raise SnapshotError(
-                    f"{self._path}: the piece from {offset} on is not what came before. If the sender has another "
-                    "snapshot now, give its metadata to a new receiver, or discard() to start over"
+                    f"{self._path}: the piece at offset {offset} differs from what was received before. If the sender "
+                    "has another snapshot now, give its metadata to a new receiver, or discard() to start over"
                 )
             data = data[len(there) :]
             offset += len(there)
         return data
 
     def _look_at_head(self, fd: Descriptor, data: memoryview) -> None:
-        """The header, once it is there: before anything after it is written."""
+        """Parses the header once it is there, before anything after it is written."""
         size = format.SNAPSHOT_HEADER_BYTES
         if self._head is None and self.offset + len(data) >= size:
             start = os.pread(fd.number, min(self.offset, size), 0)
@@ -176,7 +177,7 @@ class SnapshotReceiver:
     def _append(self, files: Directory, fd: Descriptor, data: memoryview) -> None:
         if self._is_older(self._present):
             with files.exclusive():
-                if present_head(files) == self._present:  # else a newer one came meanwhile: it stays
+                if present_head(files) == self._present:  # otherwise a newer one has come meanwhile, which stays
                     files.unlink(SNAPSHOT)
             self._present = None
         try:
@@ -192,7 +193,7 @@ class SnapshotReceiver:
         try:
             files.sync(fd)
         except OSError:
-            # What the disk holds is unknown, and a second sync would not tell: it starts over.
+            # It is unknown what the disk holds, and another sync would not tell, so the transfer starts over.
             self.discard()
             raise
         self._synced = self.offset
@@ -200,19 +201,19 @@ class SnapshotReceiver:
     # ---- the end ---------------------------------------------------------------------------------------
 
     def finish(self, metadata: SnapshotMetadata | None = None) -> str:
-        """The path of the snapshot, complete, checked and durable. Idempotent.
+        """Returns the path of the snapshot, which is complete, checked and durable. Idempotent.
 
-        Needs all bytes (else ``SnapshotError``). They are synced, read again, and checked like :meth:`Snapshot.verify`
-        does. When they are not right (``ChecksumMismatchError``, ``SnapshotFormatError``), or not of the snapshot that
-        ``metadata`` names, they are discarded: the transfer must start over, at offset 0. (A receiver that was given
-        another snapshot's metadata when it was made keeps its part.) Then the file gets its name, ``snapshot.fsm``, in
-        place of the one that was there when this receiver was made; a newer one that came since stays, and this is a
-        ``StaleSnapshotError``. O(size).
+        All bytes must be there (else ``SnapshotError``). They are synced, read again, and checked as by
+        :meth:`Snapshot.verify`. If they are wrong (``ChecksumMismatchError``, ``SnapshotFormatError``), or not the
+        snapshot that ``metadata`` names, they are discarded: the transfer must start over, at offset 0. (A receiver
+        that was made with another snapshot's metadata keeps its part.) Then the file is renamed to ``snapshot.fsm``,
+        and replaces the one that existed when this receiver was made; if a newer one has come since, it stays, and this
+        is a ``StaleSnapshotError``. O(size).
         """
         return self._finish_once(self._require(), metadata)
 
     async def finish_async(self, metadata: SnapshotMetadata | None = None) -> str:
-        """Awaits :meth:`finish`, on a thread of its own: the event loop goes on while the file is synced and checked.
+        """Awaits :meth:`finish` on a thread of its own: the event loop runs while the file is synced and checked.
 
         Cancelling the await does not stop the work: await it again, or call ``close``, which waits for its end.
         """
@@ -222,11 +223,11 @@ class SnapshotReceiver:
             return await future
         finally:
             if future.done() and not future.cancelled():
-                self._finishing.wait()  # the outcome is here: the thread takes its last step
+                self._finishing.wait()  # the outcome is here, so the thread is about to end
 
     def _finish_once(self, files: Directory, metadata: SnapshotMetadata | None) -> str:
         if metadata is not None:
-            metadata = checked_metadata(metadata, self.directory)  # before anything is discarded for not being it
+            metadata = checked_metadata(metadata, self.directory)  # before anything is discarded because of it
         if self._finished is None:
             with storage_errors(self._path, "receiving a snapshot"):
                 self._finish(files, metadata)
@@ -237,7 +238,7 @@ class SnapshotReceiver:
     def _finish(self, files: Directory, metadata: SnapshotMetadata | None) -> None:
         fd, head = self._whole or self._fd, self._head
         if metadata is not None and head is not None:
-            self._check_asked(metadata, head)  # first: the rest of another snapshot is not worth its way
+            self._check_asked(metadata, head)  # first: the rest of another snapshot need not be sent
         if fd is None or head is None or self.offset != head.file_size:
             expected = f"{self.size} bytes" if self.size else "a whole snapshot"
             raise SnapshotError(f"{self._path}: expected {expected}, found {self.offset}; write the rest first")
@@ -251,15 +252,15 @@ class SnapshotReceiver:
             put_in_place(files, PART, LogId(head.last_index, head.last_term), self._present)
         elif not files.is_named(self._whole, SNAPSHOT):
             raise StaleSnapshotError(
-                f"{files.path_of(SNAPSHOT)}: another snapshot took the place of the one as of "
+                f"{files.path_of(SNAPSHOT)}: another snapshot has replaced the one as of "
                 f"{LogId(head.last_index, head.last_term)}, which was complete here; use that, or make a new receiver")
         self._finished = head
-        # The partial file has its name now, or is an empty one that only carried the lock.
+        # The partial file either has its final name now, or is an empty one that only carried the lock.
         self._release(files, remove=self._whole is not None)
         files.sync_directory()
 
     def _check_asked(self, metadata: SnapshotMetadata, head: SnapshotHead) -> None:
-        """What is here must be the snapshot that the caller wants; a part that nobody announced is discarded if not."""
+        """Raises unless this is the snapshot that the caller wants; then discards a part that was not announced."""
         try:
             check_metadata(metadata, head, self._path)
         except SnapshotError:
@@ -268,9 +269,9 @@ class SnapshotReceiver:
             raise
 
     def discard(self) -> None:
-        """Removes what was received; a transfer may start over, at offset 0. Nothing when it is finished.
+        """Removes what was received, so that the transfer can start over at offset 0; does nothing once finished.
 
-        A complete snapshot that was offered, but not asked for by :meth:`finish`, is removed too.
+        Also removes a complete snapshot that was offered, but not taken by :meth:`finish`.
         """
         files = self._require()
         if self._finished is not None:
@@ -278,15 +279,15 @@ class SnapshotReceiver:
         with storage_errors(self._path, "discarding a snapshot"):
             if self._whole is not None:
                 with files.exclusive():
-                    if files.is_named(self._whole, SNAPSHOT):  # else another one has its name by now
+                    if files.is_named(self._whole, SNAPSHOT):  # otherwise the name belongs to another one by now
                         files.unlink(SNAPSHOT)
             self._release(files, remove=True)
         self.offset, self._head, self._synced = 0, None, 0
 
     def close(self) -> None:
-        """Makes what was received durable and gives the directory free, for a receiver that goes on. Idempotent.
+        """Makes what was received durable, and releases the directory for a later receiver to continue. Idempotent.
 
-        Blocks until a ``finish_async`` under way has ended.
+        Waits for a running ``finish_async``.
         """
         if self._finishing is not None:
             self._finishing.wait()
@@ -306,7 +307,7 @@ class SnapshotReceiver:
             files.close()
 
     def _leave(self) -> None:
-        """In a forked child: the file is its parent's, and so is the lock, which is not given back here."""
+        """In a forked child: leaves the file to the parent, and its lock, which is not released here."""
         self._files = self._whole = None
         fd, self._fd = self._fd, None
         if fd is not None:
@@ -316,18 +317,18 @@ class SnapshotReceiver:
 
     def _require(self) -> Directory:
         if self._files is None:
-            raise SnapshotError(f"{self.directory}: this receiver was closed; a new one goes on")
+            raise SnapshotError(f"{self.directory}: this receiver is closed; a new one continues")
         if self._finishing is not None and not self._finishing.wait(0):
-            raise SnapshotError(f"{self.directory}: finish_async is under way; await its end first")
+            raise SnapshotError(f"{self.directory}: finish_async is running; await its end first")
         return self._files
 
     def _open(self, files: Directory) -> Descriptor:
-        """Opens and locks the partial file, and takes over what is in it, or the complete file that was announced."""
+        """Opens and locks the partial file, and takes over its content, or the complete file that was announced."""
         while True:
             fd = files.open_file(PART, os.O_RDWR | os.O_CREAT)
             if not files.lock_file(fd):
                 raise LockedError(self.directory, None)
-            if files.is_named(fd, PART):  # else the one before finished or discarded it meanwhile
+            if files.is_named(fd, PART):  # otherwise the previous receiver has just finished or discarded it
                 break
         self._fd = fd
         self._present = present_head(files)
@@ -337,7 +338,7 @@ class SnapshotReceiver:
         return fd
 
     def _take_whole(self, files: Directory) -> bool:
-        """Takes the complete file that is there, if it is the announced snapshot, with all its bytes."""
+        """Takes the existing complete file, if it is the announced snapshot, with all its bytes."""
         head = self._present
         if head is None or self._announced != metadata_of(head):
             return False
@@ -348,7 +349,7 @@ class SnapshotReceiver:
         return True
 
     def _take_part(self, files: Directory, fd: Descriptor) -> None:
-        """Takes what an earlier receiver left of this snapshot; what is of another one, or of none, is cut off."""
+        """Takes over a part that an earlier receiver left, or cuts it off if it belongs to another snapshot."""
         self.offset = files.size(fd)
         self._head = self._read_head(fd)
         another = self._head is not None and self._announced not in (None, metadata_of(self._head))
@@ -357,7 +358,7 @@ class SnapshotReceiver:
             files.truncate(fd.number, 0)
 
     def _read_head(self, fd: Descriptor) -> SnapshotHead | None:
-        """The header of what was received before; None when it is not there, or was lost with the power."""
+        """Returns the header that was received earlier; None if it is not there, or was lost in a power loss."""
         try:
             head = format.unpack_snapshot_head(os.pread(fd.number, format.SNAPSHOT_HEADER_BYTES, 0), self._path)
         except (SnapshotFormatError, FormatVersionError):
@@ -365,12 +366,12 @@ class SnapshotReceiver:
         return head if self.offset <= head.file_size else None
 
     def _is_older(self, head: SnapshotHead | None) -> bool:
-        """Whether a complete file's snapshot is older than the announced one."""
+        """Returns whether a complete file's snapshot is older than the announced one."""
         announced = self._announced
         return head is not None and announced is not None and metadata_of(head).last_included < announced.last_included
 
     def _release(self, files: Directory, *, remove: bool) -> None:
-        """Gives the partial file and its lock back."""
+        """Closes the partial file, and releases its lock."""
         self._whole = None
         fd, self._fd = self._fd, None
         if fd is None:
@@ -379,7 +380,7 @@ class SnapshotReceiver:
             if remove:
                 files.unlink(PART)
         finally:
-            files.unlock_file(fd)  # closing is not enough while a child that is being started has a copy
+            files.unlock_file(fd)  # closing is not enough while a child process being started has a copy
             files.close_file(fd)
 
 

@@ -1,7 +1,7 @@
-"""A snapshot's file, written: whole or not at all.
+"""Writing a snapshot's file, completely or not at all.
 
-It is written under a name of its own, synced, and renamed. The writer holds a lock on it meanwhile: so what dead
-writers left is told from what living ones are at.
+It is written under a temporary name, synced, and renamed. The writer locks it in the meantime, so the files of dead
+writers are distinguished from those of running ones.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
 class Tick(Protocol):
-    """Called between pieces, with the bytes of records that are written so far where that is known; it may raise."""
+    """Called between pieces, with the number of bytes of records written so far, if known; may raise."""
 
     def __call__(self, done: int = 0, /) -> object: ...
 
 
 COMPRESSIONS = {None: format.CODEC_NONE, "none": format.CODEC_NONE, "zstd": format.CODEC_ZSTD}
-HASH_PIECE = 1 << 30  # of what is hashed between two looks at whether to go on: 0.15 s
+HASH_PIECE = 1 << 30  # bytes hashed between two checks whether to go on: 0.15 s
 COMPRESS_PIECE = 8 << 20
 
 _LEFTOVER = re.compile(re.escape(SNAPSHOT) + r"\.[0-9]+-[0-9a-f]+\.tmp")
@@ -48,29 +48,29 @@ class Source(Protocol):
     def last_included(self) -> LogId: ...
     @property
     def membership(self) -> bytes:
-        """Its record, or nothing."""
+        """The membership record, or nothing."""
     @property
     def runs(self) -> bytes:
-        """24 bytes each, ascending."""
+        """The runs of terms, 24 bytes each, ascending."""
     @property
     def sessions(self) -> int:
-        """How many of the records that were written are those of sessions."""
+        """How many of the written records are those of sessions."""
     @property
     def clock(self) -> int:
-        """As of that entry."""
+        """The clock as of that entry."""
 
     @property
     def estimated_size(self) -> int:
-        """Bytes of all records, about."""
+        """The approximate size of all records."""
 
     def find(self, tick: Tick) -> None:
-        """Decides what is in the snapshot; comes before all else, and does nothing the second time."""
+        """Decides what is in the snapshot; called before everything else, and does nothing the second time."""
 
     def write_records(self, directory: Directory, fd: Descriptor, offset: int, tick: Tick) -> tuple[int, int]:
         """Writes all records with ``directory.write(fd, buffer, offset)``.
 
-        Returns how many are of keys, and the bytes of all. Calls ``tick(bytes so far)`` between pieces, which may
-        raise.
+        Returns the number of records of keys, and the bytes of all records. Calls ``tick(bytes so far)`` between
+        pieces, which may raise.
         """
 
 
@@ -78,12 +78,12 @@ def write_snapshot_file(
     path: str | os.PathLike[str], source: Source, *, compress: str | None = "none", attachment: Buffer = b"",
     tick: Tick | None = None, files: type[Directory] = Directory,
 ) -> SnapshotMetadata:
-    """Writes ``path/snapshot.fsm``, durable on return: its content, its name, and the directory's.
+    """Writes ``path/snapshot.fsm``; its content, its name and the directory's name are durable on return.
 
-    The directory is made when it is missing. After any error, or when ``tick`` raises, an older snapshot there is
-    untouched and nothing else is left. O(size), most of it without the GIL. Raises ``StorageError``, and
-    ``SnapshotError`` when there is no Zstandard for ``compress="zstd"``, and ``StaleSnapshotError`` when a newer
-    snapshot came there meanwhile.
+    The directory is made if it is missing. After any error, or if ``tick`` raises, an older snapshot there is
+    unchanged, and nothing else is left. O(size), mostly without the GIL. Raises ``StorageError``; ``SnapshotError``
+    without Zstandard for ``compress="zstd"``; and ``StaleSnapshotError`` if a newer snapshot was put there in the
+    meantime.
     """
     seen = look_at_present(path, files)
     with prepare(path, source, compress=compress, attachment=attachment, tick=tick, files=files, seen=seen) as prepared:
@@ -95,7 +95,7 @@ def prepare(
     path: str | os.PathLike[str], source: Source, *, compress: str | None = "none", attachment: Buffer = b"",
     tick: Tick | None = None, files: type[Directory] = Directory, seen: SnapshotHead | None = None,
 ) -> PreparedSnapshot:
-    """The first half of :func:`write_snapshot_file`: all but the rename, which ``commit()`` does.
+    """Does everything that :func:`write_snapshot_file` does except the rename, which is left to ``commit()``.
 
     ``seen``: what :func:`look_at_present` found before the source was captured.
     """
@@ -116,10 +116,11 @@ def prepare(
 
 
 class PreparedSnapshot:
-    """A snapshot that is written and synced under a temporary name. A context manager that discards it at the end,
-    unless :meth:`commit` was called.
+    """A snapshot that was written and synced under a temporary name.
 
-    Attributes: ``head``, ``metadata``, ``state_checksum``, ``path`` (where it will be). Thread safety: none.
+    A context manager, which discards the snapshot at the end unless :meth:`commit` was called.
+
+    Attributes: ``head``, ``metadata``, ``state_checksum``, ``path`` (its final path). Thread safety: none.
     """
 
     def __init__(
@@ -144,22 +145,22 @@ class PreparedSnapshot:
         self.discard()
 
     def commit(self) -> None:
-        """Gives it its name; durable on return. After a ``StorageError`` the older snapshot is there, or this one.
+        """Gives it its final name, durably. After a ``StorageError``, the older snapshot or this one is there.
 
-        ``StaleSnapshotError`` when a newer snapshot got the name while this one was written: that one stays.
+        ``StaleSnapshotError`` if a newer snapshot got the name while this one was being written: then that one stays.
         """
         if self._temporary is None or self._temporary.name is None:
-            raise ValueError("this snapshot was committed or discarded before")
+            raise ValueError("this snapshot was already committed or discarded")
         with storage_errors(self.path, "writing a snapshot"):
             put_in_place(self._directory, self._temporary.name, self.metadata.last_included, self._seen)
-            self._temporary.name = None  # from here on nobody removes it
+            self._temporary.name = None  # it must not be removed any more
             try:
                 self._directory.sync_directory()
             finally:
                 self._close()
 
     def discard(self) -> None:
-        """Removes the temporary file. Idempotent, and nothing after :meth:`commit`."""
+        """Removes the temporary file. Idempotent; does nothing after :meth:`commit`."""
         if self._temporary is not None:
             with storage_errors(self.path, "removing an unfinished snapshot"):
                 try:
@@ -177,13 +178,13 @@ class PreparedSnapshot:
 # ---- the name ------------------------------------------------------------------------------------------
 
 def present_head(directory: Directory) -> SnapshotHead | None:
-    """The header of the snapshot that has the name now; None where there is none that can be read."""
+    """Returns the header of the snapshot that has the name now; None if there is none that can be read."""
     path = directory.path_of(SNAPSHOT)
     try:
         content = directory.read_file(SNAPSHOT, format.SNAPSHOT_HEADER_BYTES)
         return None if content is None else format.unpack_snapshot_head(content, path)
     except (CorruptionError, FormatVersionError, SnapshotFormatError, PermissionError):
-        return None  # it says nothing that this one could be older than
+        return None  # an unreadable one cannot be compared
 
 
 def look_at_present(path: str | os.PathLike[str], files: type[Directory] = Directory) -> SnapshotHead | None:
@@ -192,7 +193,7 @@ def look_at_present(path: str | os.PathLike[str], files: type[Directory] = Direc
         try:
             directory = files(path, create=False)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return None  # what is to be written there will say so
+            return None  # writing to it will raise the error
         try:
             return present_head(directory)
         finally:
@@ -200,10 +201,10 @@ def look_at_present(path: str | os.PathLike[str], files: type[Directory] = Direc
 
 
 def put_in_place(directory: Directory, name: str, ours: LogId, seen: SnapshotHead | None) -> None:
-    """Renames a whole, synced snapshot as of ``ours`` to ``snapshot.fsm``; ``seen`` had that name when work began.
+    """Renames a complete, synced snapshot as of ``ours`` to ``snapshot.fsm``; ``seen`` had that name when work began.
 
-    Writing an older snapshot over a newer one that was there before is meant. One that came meanwhile was not
-    seen: when it is newer it stays, and this is a ``StaleSnapshotError``. The directory is not synced.
+    Replacing a newer snapshot that existed before is intended. A snapshot put there since was not seen: if it is newer,
+    it stays, and this is a ``StaleSnapshotError``. The directory is not synced.
     """
     with directory.exclusive():
         present = present_head(directory)
@@ -211,15 +212,15 @@ def put_in_place(directory: Directory, name: str, ours: LogId, seen: SnapshotHea
             there = metadata_of(present).last_included
             if there > ours:
                 raise StaleSnapshotError(
-                    f"{directory.path_of(SNAPSHOT)}: a snapshot as of {there} came there while this one as of {ours} "
-                    "was under way; the newer one stays, use that")
+                    f"{directory.path_of(SNAPSHOT)}: a snapshot as of {there} was put there while this one as of "
+                    f"{ours} was being written; the newer one stays, use that")
         directory.rename(name, SNAPSHOT)
 
 
 # ---- temporary files -----------------------------------------------------------------------------------
 
 class Temporary:
-    """A file of one writer, locked as long as it is open. A forked child closes its copy, and so holds no lock."""
+    """A writer's file, locked as long as it is open. A forked child closes its copy, and so has no lock."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
@@ -239,12 +240,12 @@ class Temporary:
             directory.close_file(self.fd)
 
     def remove(self) -> None:
-        """Removes the file, unless it was given another name."""
+        """Removes the file, unless it was renamed."""
         if self.name is not None:
             self._directory.unlink(self.name)
 
     def leave(self) -> None:
-        """In a forked child: the file is its parent's."""
+        """In a forked child: leaves the file to the parent."""
         self.fd.close()
 
 
@@ -253,7 +254,7 @@ _temporaries = left_by_children(Temporary.leave)
 
 @contextmanager
 def temporary_file(directory: Directory) -> Iterator[Temporary]:
-    """A temporary file for the block; one that leaves it under another name stays."""
+    """Returns a temporary file for the block; it stays if the block has renamed it."""
     temporary = Temporary(directory)
     try:
         yield temporary
@@ -263,13 +264,13 @@ def temporary_file(directory: Directory) -> Iterator[Temporary]:
 
 
 def remove_leftovers(directory: Directory) -> None:
-    """Removes the temporary files of writers that are dead: their locks can be had."""
+    """Removes the temporary files of dead writers, whose locks are free."""
     for name in directory.names():
         if _LEFTOVER.fullmatch(name):
             try:
                 fd = directory.open_file(name, os.O_RDONLY)
             except (OSError, CorruptionError):
-                continue  # gone by now, or not a writer's
+                continue  # gone by now, or not a writer's file
             try:
                 if directory.lock_file(fd):
                     directory.unlink(name)
@@ -302,9 +303,9 @@ def _prepare(
 def write_snapshot_into(
     directory: Directory, fd: Descriptor, source: Source, attachment: Buffer, tick: Tick
 ) -> SnapshotHead:
-    """Writes a whole snapshot of codec none into an empty file, whatever its name; synced on return.
+    """Writes a complete snapshot without compression into an empty file of any name; synced on return.
 
-    A base of the state's own directory is made by this as well. Raises plain OSErrors, and what ``tick`` raises.
+    Bases in the state's own directory are also made by this. Raises plain OSErrors, and what ``tick`` raises.
     """
     attachment = memoryview(attachment).cast("B")
     size = source.estimated_size + len(attachment)
@@ -316,11 +317,11 @@ def write_snapshot_into(
 def _write_flat(
     directory: Directory, fd: Descriptor, source: Source, attachment: memoryview, tick: Tick
 ) -> SnapshotHead:
-    """All but the header, which is returned with its sums."""
+    """Writes everything except the header, which is returned with its checksums."""
     start = _write_attachment(directory, fd, attachment)
     parts = _write_state(directory, fd, source, start, tick)
     head = parts.head(format.CODEC_NONE, len(attachment), parts.size)
-    # The disk works while the sums are computed; what it takes then, the sync finds done.
+    # The disk writes while the checksums are computed, so that the sync has less to do.
     directory.start_writeback(fd, 0, start + parts.size)
     with _mapped(fd, start + parts.size) as content:
         head = head._replace(state_checksum=_sum(_state_prefix(head), content, start, tick))
@@ -328,7 +329,7 @@ def _write_flat(
 
 
 class _Sink:
-    """Takes what a state would write to a file, and hands it to a function, or to nobody."""
+    """Takes what a state would write to a file, and passes it to a function, or drops it."""
 
     def __init__(self, take: Callable[[memoryview], object] = lambda piece: None) -> None:
         self._take = take
@@ -338,7 +339,7 @@ class _Sink:
 
 
 def state_checksum(source: Source, tick: Tick) -> bytes:
-    """The state checksum that a snapshot of ``source`` would carry; nothing is written. O(size), twice over it.
+    """Returns the state checksum that a snapshot of ``source`` would have; writes nothing. O(size), in two passes.
 
     The first pass counts, since the checksum covers the counts before the records.
     """
@@ -380,14 +381,14 @@ def _write_compressed(
 
 
 def _finish(directory: Directory, fd: Descriptor, head: SnapshotHead) -> None:
-    """Syncs it, after the disk has been given all of it at its pace: other files' syncs come in between."""
+    """Syncs a file that was handed to the disk at its own pace, so that syncs of other files come in between."""
     directory.write(fd, format.pack_snapshot_head(head), 0)
     directory.pace_writeback(fd, 0, head.file_size)
     directory.sync(fd)
 
 
 class _Parts(NamedTuple):
-    """What was written of a state in flat form."""
+    """The parts of a state in flat form that were written."""
 
     last_included: LogId
     keys: int
@@ -402,7 +403,7 @@ class _Parts(NamedTuple):
         return self.membership_size + format.TERM_RUN_BYTES * self.runs + self.records_size
 
     def head(self, codec: int, attachment_size: int, stored_size: int) -> SnapshotHead:
-        """The header, without its sums."""
+        """Returns the header, without its checksums."""
         return SnapshotHead(
             codec, *self.last_included, self.keys, self.runs, self.membership_size, self.records_size,
             self.sessions, self.clock, bytes(32), attachment_size, stored_size, bytes(32),
@@ -410,7 +411,7 @@ class _Parts(NamedTuple):
 
 
 def _write_attachment(directory: Directory, fd: Descriptor, attachment: memoryview) -> int:
-    """Room for the header, the attachment, zeros; returns where the state starts."""
+    """Leaves room for the header, and writes the attachment and padding; returns where the state starts."""
     directory.write(fd, bytes(format.SNAPSHOT_HEADER_BYTES), 0)
     directory.write(fd, attachment, format.SNAPSHOT_HEADER_BYTES)
     end = format.SNAPSHOT_HEADER_BYTES + len(attachment)
@@ -419,7 +420,7 @@ def _write_attachment(directory: Directory, fd: Descriptor, attachment: memoryvi
 
 
 def _write_state(directory: Directory, fd: Descriptor, source: Source, start: int, tick: Tick) -> _Parts:
-    """The flat state, from ``start`` on."""
+    """Writes the flat state, starting at ``start``."""
     source.find(tick)
     membership, runs = source.membership, source.runs
     directory.write(fd, membership + runs, start)
@@ -440,7 +441,7 @@ def _prefix(head: SnapshotHead) -> bytes:
 
 
 def _sum(prefix: bytes, content: memoryview, start: int, tick: Tick) -> bytes:
-    """BLAKE3 of the prefix, then of the content from ``start`` on."""
+    """Returns the BLAKE3 of the prefix, followed by the content from ``start`` on."""
     hasher = blake3.blake3(prefix)
     for at in range(start, len(content), HASH_PIECE):
         with content[at : at + HASH_PIECE] as piece:
@@ -451,7 +452,7 @@ def _sum(prefix: bytes, content: memoryview, start: int, tick: Tick) -> bytes:
 
 @contextmanager
 def _mapped(fd: Descriptor, size: int) -> Iterator[memoryview]:
-    """The content of a file of this process's own, which nobody cuts."""
+    """Maps the content of this process's own file, which is never cut."""
     if size == 0:
         yield memoryview(b"")
         return

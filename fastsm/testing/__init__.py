@@ -1,7 +1,7 @@
 """``fastsm.testing``: what any implementation of ``fastsm.StateMachine`` must do, as a pytest class.
 
-Two steps put a state machine of your own to the test. Install the extra: ``pip install "fastsm[test]"``. Then
-write one class with one fixture, in a file that pytest finds::
+To test a state machine of your own, install the extra: ``pip install "fastsm[test]"``. Then write one class with one
+fixture, in a file that pytest finds::
 
     import pytest
     from fastsm.testing import StateMachineConformance
@@ -11,12 +11,12 @@ write one class with one fixture, in a file that pytest finds::
         def state_machine(self):
             return MyStateMachine()
 
-For one that stores, a second fixture, ``reopen``, adds the tests of what must survive; for one that runs procedures, a
-third one, ``with_procedures``, adds theirs.
+If it stores data, a second fixture, ``reopen``, adds the tests of durability; if it runs procedures, a third one,
+``with_procedures``, adds theirs.
 
-``check_procedure`` finds a procedure that would come to something else on another replica.
+``check_procedure`` finds a procedure that would have another outcome on another replica.
 
-``RaftLogConformance`` does the same for the log of a Raft node, with a fixture ``raft_log``: an empty one.
+``RaftLogConformance`` does the same for the log of a Raft node, with a fixture ``raft_log``: an empty log.
 """
 
 try:

@@ -15,10 +15,10 @@ MakeMachine = Callable[[list[Callable[[Any, bytes], Any]]], StateMachine]
 
 
 class CallRules:
-    """A procedure is done whole or not at all, sees its place in the log, and has ``tx`` alone."""
+    """A procedure is done completely or not at all, sees its place in the log, and may use only ``tx``."""
 
     def test_a_procedure_sees_its_place_in_the_log(self, with_procedures: MakeMachine) -> None:
-        """What the entries before it wrote, and what it wrote itself; what it returns is the answer."""
+        """A procedure sees the writes of earlier entries and its own; what it returns is the answer."""
 
         @fastsm.procedure
         def look(tx: Any, payload: bytes) -> list[Any]:
@@ -45,7 +45,7 @@ class CallRules:
     def test_a_procedure_that_raises_has_no_effect(
         self, with_procedures: MakeMachine, error: Exception, answer: Answer
     ) -> None:
-        """``Abort`` says no with a value, any other exception that the entry leads to is "failed"."""
+        """``Abort`` refuses with a value; any other exception due to the entry is "failed"."""
 
         @fastsm.procedure
         def fall(tx: Any, payload: bytes) -> None:
@@ -59,7 +59,7 @@ class CallRules:
 
     @pytest.mark.parametrize("error", [OSError(5, "disk"), MemoryError()], ids=["a disk", "no memory"])
     def test_the_trouble_of_a_replica_is_no_answer(self, with_procedures: MakeMachine, error: Exception) -> None:
-        """It ends the chunk with ``ProcedureError``, nothing of it is applied, and it can be applied again."""
+        """An error of this replica raises ``ProcedureError``; nothing is applied, and the chunk can be retried."""
         troubles = [error]
 
         @fastsm.procedure
@@ -94,7 +94,7 @@ class CallRules:
         assert machine.last_applied() == LogId(0, 0), "a part of the chunk was applied"
 
     def test_a_procedure_has_nothing_but_its_tx(self, with_procedures: MakeMachine) -> None:
-        """A call of the machine from inside is a ``ProcedureError``; after the call ``tx`` is dead."""
+        """Calling the machine from inside is a ``ProcedureError``; after the call, ``tx`` can no longer be used."""
         kept = []
 
         @fastsm.procedure
@@ -111,7 +111,7 @@ class CallRules:
         assert machine.get(b"key") == b"value", "a tx wrote after its call"
 
     def test_a_procedure_reads_the_clock_of_the_log(self, with_procedures: MakeMachine) -> None:
-        """``tx`` has clock and deadlines as of its place, and sets them."""
+        """``tx`` has the clock and the deadlines as of its place, and can set deadlines."""
 
         @fastsm.procedure
         def renew(tx: Any, payload: bytes) -> list[Any]:
@@ -123,5 +123,5 @@ class CallRules:
         answers = apply_commands(
             machine, fastsm.put(b"key", b"", expires=9), fastsm.tick(5), fastsm.call("renew"), fastsm.tick(6),
             fastsm.tick(7))
-        assert answers[2] == Answer(True, [5, 9, True, False, 7, 5]), "tx has not the time of its place in the log"
+        assert answers[2] == Answer(True, [5, 9, True, False, 7, 5]), "tx has another time than its place in the log"
         assert answers[3:] == [Answer(True, 1), Answer(True, 1)], "a deadline that tx set does not count"

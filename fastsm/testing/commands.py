@@ -10,7 +10,7 @@ from fastsm.testing.helpers import PUT, apply_commands, apply_entries, state_of
 
 
 class CommandRules:
-    """What each command does, and what is none."""
+    """What each command does, and which bytes are not commands."""
 
     # ---- commands ---------------------------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ class CommandRules:
         assert state_machine.get(b"key") == b"", "a put of an empty value did not replace the value"
 
     def test_a_delete_removes_the_key(self, state_machine: StateMachine) -> None:
-        """A deleted key is gone; to delete a key that is not there takes effect as well."""
+        """A deleted key is gone; deleting an absent key takes effect as well."""
         apply_commands(state_machine, PUT)
         results = apply_commands(state_machine, fastsm.delete(b"key"), fastsm.delete(b"key"))
         assert results == [True, True], "the result of a delete is not True"
@@ -32,7 +32,7 @@ class CommandRules:
     def test_compare_and_swap_sets_what_it_matches(
         self, state_machine: StateMachine, before: bytes | None
     ) -> None:
-        """A compare-and-swap takes effect exactly if the value is the expected one; None stands for no key."""
+        """A compare-and-swap takes effect exactly if the value is the expected one; None stands for an absent key."""
         for expected in (None, b"", b"old", b"old\x00"):
             for value in (None, b"", b"new"):
                 set_up = fastsm.delete(b"key") if before is None else fastsm.put(b"key", before)
@@ -44,7 +44,7 @@ class CommandRules:
                 assert state_machine.get(b"key") == after, f"{case}: now it is not {after!r}"
 
     def test_an_entry_sees_those_before_it_in_its_chunk(self, state_machine: StateMachine) -> None:
-        """A compare-and-swap is judged by what the entries before it did, however the chunk was cut."""
+        """A compare-and-swap is judged by the effects of earlier entries, however the chunk was split."""
         results = apply_commands(
             state_machine,
             PUT,
@@ -57,14 +57,14 @@ class CommandRules:
         assert state_machine.get(b"key") == b"4", "the last entry that matched did not set the value"
 
     def test_a_batch_does_its_commands_in_order(self, state_machine: StateMachine) -> None:
-        """Each command of a batch sees those before it, and the batch gives one result."""
+        """Each command of a batch sees the earlier ones, and the batch gives one result."""
         members = [PUT, fastsm.compare_and_swap(b"key", b"value", b"2"), fastsm.put(b"b", b""), fastsm.delete(b"b")]
         assert apply_commands(state_machine, fastsm.batch(members)) == [True], "the batch did not match"
         assert state_machine.get(b"key") == b"2", "a command of the batch did not see the one before it"
         assert state_machine.get(b"b") is None, "the commands of the batch were not done in order"
 
     def test_a_batch_is_done_whole_or_not_at_all(self, state_machine: StateMachine) -> None:
-        """When one command of a batch does not match, nothing of the batch happens, and the chunk goes on."""
+        """If one command of a batch does not match, nothing of the batch is done, and the chunk continues."""
         mismatch = fastsm.compare_and_swap(b"key", b"other", b"")
         batch = fastsm.batch([fastsm.put(b"a", b"1"), fastsm.delete(b"key"), mismatch, fastsm.put(b"b", b"2")])
         absent = fastsm.compare_and_swap(b"a", None, b"free")
@@ -76,7 +76,7 @@ class CommandRules:
         assert state_machine.len() == 2, "len() counts what a batch that did not match had put"
 
     def test_an_empty_batch_takes_effect(self, state_machine: StateMachine) -> None:
-        """A batch of nothing matches, and does nothing."""
+        """An empty batch matches, and does nothing."""
         assert apply_commands(state_machine, fastsm.batch([])) == [True], "the result of an empty batch is not True"
 
     def test_put_many_is_a_batch_of_puts(self, state_machine: StateMachine) -> None:
@@ -89,13 +89,13 @@ class CommandRules:
 
     @pytest.mark.parametrize("command", [fastsm.noop(), fastsm.config(b"members")], ids=["noop", "config"])
     def test_noop_and_config_touch_no_key(self, state_machine: StateMachine, command: bytes) -> None:
-        """A noop and a config take effect, count as applied, and leave every key as it was."""
+        """A noop and a config take effect, count as applied, and change no key."""
         apply_commands(state_machine, PUT)
         assert apply_commands(state_machine, command) == [True], "the result is not True"
         assert state_machine.last_applied() == LogId(2, 1), "the entry does not count as applied"
         assert (state_machine.len(), state_machine.get(b"key")) == (1, b"value"), "a key changed"
 
-    # ---- commands that are none -------------------------------------------------------------------------
+    # ---- invalid commands -------------------------------------------------------------------------------
 
     @pytest.mark.parametrize(
         ("command", "error"),
@@ -113,10 +113,10 @@ class CommandRules:
     ) -> None:
         """A malformed or unknown command raises, names its entry, and nothing of its chunk is applied.
 
-        A replica that skipped what it does not understand would become another than its peers.
+        A replica that skipped what it does not understand would diverge from its peers.
         """
         before = state_of(state_machine)
         with pytest.raises(error) as raised:
             apply_entries(state_machine, (1, 1, PUT), (2, 1, command), (3, 1, PUT))
         assert raised.value.index == 2, "the error's index is not the entry's"  # type: ignore[attr-defined]
-        assert state_of(state_machine) == before, "a chunk with a command that is none was applied in part"
+        assert state_of(state_machine) == before, "a part of a chunk with an invalid command was applied"

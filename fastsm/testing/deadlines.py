@@ -17,7 +17,7 @@ from fastsm.testing.snapshots import install, write_snapshot
 
 
 def time_of(machine: Any) -> dict[str, Any]:
-    """All that a state machine shows of time."""
+    """Returns everything that a state machine shows of time."""
     keys = (*KEYS, b"k", b"other")
     return {
         "clock": machine.clock(), "next": machine.next_deadline(),
@@ -26,36 +26,36 @@ def time_of(machine: Any) -> dict[str, Any]:
 
 
 class DeadlineRules:
-    """A key, or a session, lives until a tick says otherwise; no other clock is looked at."""
+    """A key, or a session, lives until a tick removes it; no other clock is consulted."""
 
     @pytest.fixture
     def timed(self, state_machine: StateMachine) -> Any:
-        """The state machine, if it has time."""
+        """Returns the state machine if it has time; otherwise skips the test."""
         return needs(state_machine, "clock", "deadline", "next_deadline")
 
     def test_the_clock_never_goes_back(self, timed: Any) -> None:
-        """It is 0 before the first tick, and then the latest time of a tick."""
+        """The clock is 0 before the first tick, and then the latest time of a tick."""
         assert timed.clock() == 0, "the clock is not 0 before the first tick"
         for now, expected in ((5, 5), (3, 5), (5, 5), (9, 9), (0, 9), (2**63 - 1, 2**63 - 1)):
-            assert apply_commands(timed, fastsm.tick(now)) == [Answer(True, 0)], "a tick does not answer its number"
+            assert apply_commands(timed, fastsm.tick(now)) == [Answer(True, 0)], "a tick did not answer what it removed"
             assert timed.clock() == expected, f"after a tick to {now} the clock is not {expected}"
 
     def test_a_key_lives_until_a_tick_at_its_deadline(self, timed: Any) -> None:
-        """A deadline up to the clock is due, and the next tick removes the key; nothing else does."""
+        """A deadline at or before the clock is due, and the next tick removes the key; nothing else does."""
         apply_commands(timed, fastsm.tick(10), fastsm.put(b"k", b"", expires=12), fastsm.put(b"other", b"", expires=4))
-        assert timed.get(b"other") == b"", "a key that is already due is not there until the next tick"
+        assert timed.get(b"other") == b"", "a due key was removed before the next tick"
         assert apply_commands(timed, fastsm.tick(11)) == [Answer(True, 1)], "a tick did not count what it removed"
         assert (timed.get(b"k"), timed.get(b"other")) == (b"", None), "a tick did not remove what is due, and only that"
         assert apply_commands(timed, fastsm.tick(12)) == [Answer(True, 1)], "a deadline equal to the clock is not due"
         assert timed.len() == 0, "a key that a tick removed is counted"
 
     def test_a_tick_of_an_earlier_time_removes_what_is_due(self, timed: Any) -> None:
-        """What is due is judged by the clock, not by the time that a late leader proposes."""
+        """What is due depends on the clock, not on the time that a late leader proposes."""
         apply_commands(timed, fastsm.tick(10), fastsm.put(b"k", b"", expires=9))
         assert apply_commands(timed, fastsm.tick(3)) == [Answer(True, 1)], "what is due by the clock was not removed"
 
     def test_a_write_sets_the_deadline_anew(self, timed: Any) -> None:
-        """A put or a swap without one removes it, a delete too; an add keeps it."""
+        """A put or a swap without a deadline removes it, and so does a delete; an add keeps it."""
         swap = fastsm.compare_and_swap
         for command, expected in (
             (fastsm.put(b"k", b"1", expires=5), 5), (fastsm.add(b"k", 1), 5), (fastsm.put(b"k", b"1"), None),
@@ -68,7 +68,7 @@ class DeadlineRules:
             assert timed.deadline(b"k") == expected, f"after {fastsm.decode(command)} the deadline is not {expected}"
 
     def test_a_touch_changes_the_deadline_alone(self, timed: Any) -> None:
-        """It gives True where the key is there; value and entry stay as they were, and None removes the deadline."""
+        """A touch gives True if the key exists, and changes neither value nor entry; None removes the deadline."""
         apply_commands(timed, fastsm.put(b"k", b"v"))
         for expires in (7, 3, None, 0):
             assert apply_commands(timed, fastsm.touch(b"k", expires)) == [True], "a touch did not find its key"
@@ -81,7 +81,7 @@ class DeadlineRules:
         assert answers == [Answer(True, [True, False])], "a batch of touches does not answer for each of them"
 
     def test_a_tick_takes_the_earliest_first(self, timed: Any) -> None:
-        """Keys in the order of deadline and key, then sessions, at most ``limit`` together; 0 moves the clock only."""
+        """Ticks remove keys by deadline and key, then sessions, at most ``limit`` in total; 0 only moves the clock."""
         due = [(b"b", 1), (b"", 2), (b"\x00", 2), (b"aa", 2), (b"az", 2), (b"ba", 2), (b"\xff" * 40, 2), (b"a", 3)]
         apply_commands(timed, *(fastsm.put(key, b"", expires=expires) for key, expires in reversed(due)))
         apply_commands(timed, fastsm.open_session(expires=1), fastsm.open_session(expires=0), fastsm.put(b"k", b""))
@@ -98,7 +98,7 @@ class DeadlineRules:
         assert timed.get(b"k") == b"", "a tick removed a key without a deadline"
 
     def test_the_next_deadline_is_the_earliest(self, timed: Any) -> None:
-        """Of keys and sessions; None where nothing has one."""
+        """The next deadline is that of keys and sessions; None if there is none."""
         for command, expected in (
             (fastsm.put(b"k", b""), None), (fastsm.put(b"a", b"", expires=9), 9), (fastsm.open_session(expires=5), 5),
             (fastsm.touch(b"k", 3), 3), (fastsm.delete(b"k"), 5), (fastsm.forget(3), 9),
@@ -108,7 +108,7 @@ class DeadlineRules:
             assert timed.next_deadline() == expected, f"after {fastsm.decode(command)} it is not {expected}"
 
     def test_a_session_lives_until_a_tick(self, timed: Any) -> None:
-        """It works when it is due, a ``once`` moves its deadline, a repetition or one without a deadline does not."""
+        """A due session works, and a ``once`` moves its deadline; a repetition, or one without a deadline, does not."""
         put = fastsm.put(b"k", b"")
         apply_commands(timed, fastsm.open_session(expires=5), fastsm.tick(9, limit=0), fastsm.once(1, 1, put))
         assert timed.get(b"k") == b"", "a session that is due does not work until a tick removes it"
@@ -129,14 +129,14 @@ class DeadlineRules:
                 read()
 
     def test_a_reset_forgets_the_time(self, timed: Any) -> None:
-        """Clock and deadlines are as new."""
+        """A reset restores the clock and the deadlines of a new machine."""
         new = time_of(timed)
         apply_commands(timed, fastsm.tick(5), fastsm.put(b"k", b"", expires=9), fastsm.open_session(expires=7))
         asyncio.run(timed.reset())
-        assert time_of(timed) == new, "reset() left time behind"
+        assert time_of(timed) == new, "time survived reset()"
 
     def test_time_is_in_a_snapshot(self, timed: Any, tmp_path: Path) -> None:
-        """Clock, deadlines and touches are those of its entry, whatever came after it."""
+        """A snapshot has clock, deadlines and touches as of its entry, whatever came after it."""
         apply_commands(
             timed, fastsm.put(b"k", b"", expires=9), fastsm.put(b"a", b"", expires=2), fastsm.touch(b"a", 30),
             fastsm.tick(3), fastsm.put(b"other", b"", expires=8))
@@ -155,13 +155,13 @@ class DeadlineRules:
         before = time_of(timed)
         timed.flush()
         reopened = reopen(timed)
-        assert time_of(reopened) == before, "the time is another after it was opened again"
+        assert time_of(reopened) == before, "the time differs after reopening"
         answers = apply_commands(reopened, fastsm.tick(before["clock"] + 50))
         assert answers == [history.state.perform(81, ("tick", before["clock"] + 50))], "what was due was forgotten"
 
     @pytest.mark.parametrize("seed", range(4))
     def test_random_times_are_those_of_a_dict(self, timed: Any, seed: int) -> None:
-        """Answers, values and deadlines of 300 random entries are those of plain dicts, however they are cut."""
+        """Answers, values and deadlines of 300 random entries are those of plain dicts, however they are split."""
         history = TimedHistory(seed, 300)
         for largest, replayed in ((1, 0), (300, 0), (12, 7)):
             parts = apply_chunks(timed, *history.chunks(largest, replayed=replayed))

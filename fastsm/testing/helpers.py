@@ -1,4 +1,4 @@
-"""What the rules share: how chunks are applied, and what the trait shows of a state."""
+"""What the rules share: applying chunks, and what the trait shows of a state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Chunk = Sequence[Entry | tuple[int, int, bytes]]
 
 
 def apply_chunks(machine: StateMachine, *chunks: Chunk) -> list[list[Result]]:
-    """Applies chunk after chunk; the results of each."""
+    """Applies chunks, one after another; returns the results of each."""
 
     async def apply_all() -> list[list[Result]]:
         return [await machine.apply_chunk(chunk) for chunk in chunks]
@@ -28,7 +28,7 @@ def apply_chunks(machine: StateMachine, *chunks: Chunk) -> list[list[Result]]:
 
 
 def apply_entries(machine: StateMachine, *entries: Entry | tuple[int, int, bytes]) -> list[Result]:
-    """Applies one chunk."""
+    """Applies one chunk, and returns its results."""
     return apply_chunks(machine, entries)[0]
 
 
@@ -39,7 +39,7 @@ def apply_commands(machine: StateMachine, *commands: bytes) -> list[Result]:
 
 
 def state_of(machine: StateMachine) -> dict[str, Any]:
-    """All that the trait shows of a state."""
+    """Returns everything that the trait shows of a state."""
     last = machine.last_applied()
     return {
         "values": {key: machine.get(key) for key in (*KEYS, b"key", b"other")},
@@ -51,7 +51,7 @@ def state_of(machine: StateMachine) -> dict[str, Any]:
 
 
 def needs(machine: StateMachine, *names: str) -> StateMachine:
-    """The machine, if it has these methods beyond the trait; otherwise the test is skipped."""
+    """Returns the machine if it has these methods beyond the trait; otherwise skips the test."""
     for name in names:
         if not hasattr(machine, name):
             pytest.skip(f"{type(machine).__name__} has no {name}")

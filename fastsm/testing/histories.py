@@ -1,4 +1,4 @@
-"""Random histories for the conformance suite, and what they must come to on plain dicts."""
+"""Random histories for the conformance suite, and their expected outcomes on plain dicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXTS = (b"0", b"7", b"-41", b"01", b"-0", b"9223372036854775807", b"92233720368
 
 
 class History:
-    """Entries of every kind in terms that rise now and then, and the results and values they must come to.
+    """Entries of every kind in terms that rise now and then, with the expected results and values.
 
     These are the commands that give True or False: put, delete, compare_and_swap, noop, config, batch.
     """
@@ -38,7 +38,7 @@ class History:
         return self.state.values
 
     def chunks(self, largest: int, *, replayed: int = 0) -> list[list[Entry]]:
-        """The history cut at random, each chunk with up to ``replayed`` entries of those before it."""
+        """Splits the history at random; each chunk starts with up to ``replayed`` entries of earlier ones."""
         chunks, first = [], 0
         while first < len(self.entries):
             stop = first + self._random.randint(1, largest)
@@ -75,10 +75,10 @@ class History:
 
 
 class AnsweringHistory(History):
-    """Commands that answer as well: sums, reads, ranges, transactions, sessions and what is done in them once."""
+    """Also commands that answer: sums, reads, ranges, transactions, sessions and commands done once in them."""
 
     def __init__(self, seed: int, length: int) -> None:
-        self._opened: list[int] = []  # the newest sessions
+        self._opened: list[int] = []  # the latest sessions
         super().__init__(seed, length)
 
     def _meaning(self, index: int) -> Meaning:
@@ -152,7 +152,7 @@ class AnsweringHistory(History):
 
 
 class TimedHistory(AnsweringHistory):
-    """Deadlines as well: of keys and of sessions, moved by touches, and ticks that remove what is due."""
+    """Also deadlines of keys and sessions, moved by touches, and ticks that remove what is due."""
 
     def _meaning(self, index: int) -> Meaning:
         return self._drawn((85, lambda: super(TimedHistory, self)._meaning(index)), (15, self._tick))

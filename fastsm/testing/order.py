@@ -17,7 +17,7 @@ BOUNDS = [None, b"", b"\x00", b"a", b"a\xff", b"b", b"between", b"\xff\xff", b"\
 
 
 def in_range(pairs: dict[bytes, bytes], start: Any, end: Any, prefix: Any) -> list[tuple[bytes, bytes]]:
-    """The pairs that belong to a range, sorted."""
+    """Returns the pairs of a range, sorted."""
     return sorted(
         (key, value) for key, value in pairs.items()
         if (start is None or key >= start) and (end is None or key < end) and key.startswith(prefix or b""))
@@ -28,13 +28,13 @@ class OrderRules:
 
     @pytest.fixture
     def in_order(self, state_machine: StateMachine) -> Any:
-        """The state machine, if it has ordered reads."""
+        """Returns the state machine if it has ordered reads; otherwise skips the test."""
         if not all(hasattr(state_machine, name) for name in ("scan", "count", "ordered", "scan_prefix")):
             pytest.skip(f"{type(state_machine).__name__} has no ordered reads")
         return state_machine
 
     def test_a_scan_gives_the_range_in_order(self, in_order: Any) -> None:
-        """A scan gives the pairs with ``start <= key < end`` and the prefix, as ``bytes`` sort, from either end."""
+        """A scan returns the pairs with ``start <= key < end`` and the prefix, in ``bytes`` order, from either end."""
         pairs = {key: b"of " + key for key in PUTS}
         apply_commands(in_order, *(fastsm.put(key, value) for key, value in pairs.items()))
         for start in BOUNDS:
@@ -48,7 +48,7 @@ class OrderRules:
                     assert found.entries == expected[::-1], "a scan in reverse is not the range from its end"
 
     def test_a_limit_cuts_a_scan(self, in_order: Any) -> None:
-        """At most ``limit`` pairs are given, those at the end where it begins; a negative limit is a ``ValueError``."""
+        """At most ``limit`` pairs are returned, from where the scan begins; a negative limit is a ``ValueError``."""
         apply_commands(in_order, *(fastsm.put(key, b"") for key in PUTS))
         for limit in (0, 1, 5, 100):
             expected = sorted(PUTS)[:limit]
@@ -59,7 +59,7 @@ class OrderRules:
             in_order.scan(limit=-1)
 
     def test_a_prefix_is_scanned_in_pages(self, in_order: Any) -> None:
-        """``scan_prefix`` gives the keys of a prefix, and after a key only those that follow it."""
+        """``scan_prefix`` returns the keys with a prefix, and with ``start_after`` only those after a key."""
         apply_commands(in_order, *(fastsm.put(key, b"") for key in PUTS))
         for prefix in (b"", b"a", b"\xff", b"no such"):
             expected = [key for key in sorted(PUTS) if key.startswith(prefix)]
@@ -72,7 +72,7 @@ class OrderRules:
             assert found == expected, f"the pages of {prefix!r} are not its keys"
 
     def test_a_count_is_that_of_the_scan(self, in_order: Any) -> None:
-        """``count`` says how many pairs a scan would give."""
+        """``count`` returns how many pairs a scan would return."""
         apply_commands(in_order, *(fastsm.put(key, b"") for key in PUTS), fastsm.delete(b"a"))
         for start in BOUNDS:
             for end in BOUNDS:
@@ -80,7 +80,7 @@ class OrderRules:
                 assert in_order.count(start, end) == expected, f"count({start!r}, {end!r}) is not that of the scan"
 
     def test_ordered_stays_at_its_moment(self, in_order: Any) -> None:
-        """An ``ordered`` iterator gives the pairs of its call, whatever is applied and reset afterwards."""
+        """An ``ordered`` iterator returns the pairs as of its call, whatever is applied and reset afterwards."""
         apply_commands(in_order, *(fastsm.put(key, b"old") for key in PUTS))
         expected = sorted((key, b"old") for key in PUTS)
         forward, backward = in_order.ordered(), in_order.ordered(reverse=True)
@@ -93,7 +93,7 @@ class OrderRules:
         assert list(in_order.ordered()) == [], "after a reset there are keys in order"
 
     def test_a_stopped_one_reads_nothing_in_order(self, in_order: Any) -> None:
-        """After ``stop`` ordered reads are a ``NotRunningError``, at the call."""
+        """After ``stop``, ordered reads raise ``NotRunningError`` at the call."""
         apply_commands(in_order, PUT)
         in_order.stop()
         for read in (in_order.scan, in_order.count, in_order.ordered, lambda: in_order.scan_prefix(b"")):
@@ -101,7 +101,7 @@ class OrderRules:
                 read()
 
     def test_ordered_reads_follow_a_random_history(self, in_order: Any) -> None:
-        """Read after each chunk of a random history, the order is that of the keys that are there."""
+        """After each chunk of a random history, ordered reads return exactly the existing keys."""
         history = History(11, 150)
         for chunk in history.chunks(7):
             apply_chunks(in_order, chunk)

@@ -1,4 +1,4 @@
-"""What commands come to on plain dicts: a reading of the rules that shares nothing with the state machines."""
+"""The outcomes of commands on plain dicts: an implementation of the rules that shares nothing with state machines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import fastsm
 from fastsm import Answer
 
-# What a command does: its name and its arguments, as the functions that make commands take them. A command in another
-# one is a meaning, too; keyword arguments are a dict at the end.
+# What a command does: its name and its arguments, as for the functions that make commands. A command inside another one
+# is a meaning too; keyword arguments are a dict at the end.
 Meaning = tuple[Any, ...]
 
 ANSWERING = ("add", "read", "delete_range", "delete_prefix", "tick", "transaction")
@@ -18,7 +18,7 @@ ANSWERING_IN_BATCH = ("add", "delete_range", "delete_prefix", "touch")
 
 
 def encode(meaning: Meaning) -> bytes:
-    """The command, or the condition, of this meaning."""
+    """Returns the command, or the condition, with this meaning."""
     name, arguments, options = parts(meaning)
     encoded = [
         encode(each) if isinstance(each, tuple) else [encode(one) for one in each] if isinstance(each, list) else each
@@ -29,19 +29,19 @@ def encode(meaning: Meaning) -> bytes:
 
 
 def parts(meaning: Meaning) -> tuple[str, list[Any], dict[str, Any]]:
-    """Name, arguments, keyword arguments."""
+    """Returns name, arguments, and keyword arguments."""
     name, *arguments = meaning
     options = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
     return name, arguments, options
 
 
 class Refused(Exception):  # a signal, not an error
-    """An entry that cannot be done, and why."""
+    """An entry is refused, for the given reason."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """The last sequence of a session, what it came to, and until when the session lives."""
+    """The last sequence of a session, its result, and until when the session lives."""
 
     sequence: int
     result: bool | Answer
@@ -59,7 +59,7 @@ class PlainState:
     clock: int = 0
 
     def perform(self, index: int, meaning: Meaning) -> bool | Answer:
-        """Does what an entry says; its result."""
+        """Does what an entry says; returns its result."""
         name, arguments, options = parts(meaning)
         if name == "open_session":
             self.sessions[index] = Session(0, False, options.get("expires"))
@@ -97,7 +97,7 @@ class PlainState:
 
     def _do(self, index: int, name: str, arguments: list[Any], options: dict[str, Any]) -> Any:
         do = getattr(self, f"_{name}", None)
-        return True if do is None else do(index, *arguments, **options)  # a noop or a config does nothing to keys
+        return True if do is None else do(index, *arguments, **options)  # a noop or a config changes no keys
 
     def _member(self, index: int, meaning: Meaning) -> Any:
         name, arguments, options = parts(meaning)

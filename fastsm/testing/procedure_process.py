@@ -1,7 +1,7 @@
 """The process in which ``check_procedure`` runs a procedure: run as a script, so that it imports no pytest.
 
-It reads a job from standard input and writes what the procedure came to on standard output, both pickled. Its clocks
-are shifted, before anything of the user's is imported.
+It reads a job from standard input and writes the procedure's outcomes to standard output, both pickled. Its clocks are
+shifted before any of the user's code is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def shift_clocks(seconds: float) -> None:
-    """Makes every way to ask for the time give another one. ``datetime`` reads the clock in C, so it is subclassed."""
+    """Makes every function that returns the time return another one. ``datetime`` uses C, so it is subclassed."""
     nanoseconds = round(seconds * 1e9)
     for name in ("time", "monotonic", "perf_counter"):
         plain, exact = getattr(time, name), getattr(time, f"{name}_ns")
@@ -53,7 +53,7 @@ def shift_clocks(seconds: float) -> None:
 
 
 def module_of(name: str, file: str) -> ModuleType:
-    """The user's module, by its name, or by its file where the name leads elsewhere, as in a test or a script."""
+    """Imports the user's module by its name, or by its file if the name leads elsewhere, as in a test or a script."""
     if name != "__main__":
         try:
             module = importlib.import_module(name)
@@ -72,7 +72,7 @@ def module_of(name: str, file: str) -> ModuleType:
 
 
 def outcomes(function: Any, payloads: list[bytes], commands: list[bytes]) -> list[Any]:
-    """What each call comes to: its answer and what it wrote, or the error that ends its chunk; each tried twice."""
+    """Returns each call's outcome: its answer and writes, or the error that ends its chunk; runs each call twice."""
     import fastsm  # noqa: PLC0415  # after the path is set
 
     def machine() -> Any:
@@ -95,9 +95,9 @@ def outcomes(function: Any, payloads: list[bytes], commands: list[bytes]) -> lis
 
 
 def main() -> None:
-    """Reads a job, runs it, writes the outcomes."""
+    """Reads a job, runs it, and writes the outcomes."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a procedure prints is no answer
+    os.dup2(2, 1)  # so that what a procedure prints is not part of the answer
     job = pickle.load(sys.stdin.buffer)
     sys.path[:] = job["path"]
     shift_clocks(job["shift"])

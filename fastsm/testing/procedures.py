@@ -1,4 +1,4 @@
-"""``check_procedure``: whether a procedure depends on nothing but ``tx`` and its payload."""
+"""``check_procedure``: checks that a procedure depends on nothing but ``tx`` and its payload."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastsm import Answer, ProcedureError
 RUNNER = Path(__file__).with_name("procedure_process.py")
 PROGRAM = f"import runpy; runpy.run_path({str(RUNNER)!r}, run_name='__main__')"
 SHIFT = 34_218_061.001  # seconds: another year, month, day, hour, minute and second
-PATIENCE = 120  # seconds until a process that should have ended counts as one without end
+PATIENCE = 120  # seconds after which a process counts as hanging
 
 State = Mapping[bytes, bytes] | Iterable[bytes]
 
@@ -25,17 +25,17 @@ State = Mapping[bytes, bytes] | Iterable[bytes]
 def check_procedure(
     function: Callable[[Any, bytes], Any], payloads: Iterable[bytes], state: State = (), *, processes: int = 5
 ) -> list[Answer]:
-    """Runs a procedure in several processes, and raises ``ProcedureError`` where they differ. Returns its answers.
+    """Runs a procedure in several processes, and raises ``ProcedureError`` if they differ. Returns its answers.
 
-    The payloads are applied one after the other, on the state that the ones before them left. ``state`` is where they
-    begin: a mapping of keys to values, or commands that are applied first (for deadlines and a clock, or a history).
+    The payloads are applied one after another, each on the state that the previous ones left. ``state`` is the initial
+    state: a mapping of keys to values, or commands that are applied first (for deadlines and a clock, or a history).
 
     Each process has another seed for the hashes of str and bytes, so that sets have another order, another time and
-    time zone, and other random numbers; and runs each call twice. What a call answers and writes, in what order, must
-    be equal everywhere. Where it is not, that payload is named, with what it came to. A procedure that only does
-    something else on one machine in a thousand is not found.
+    time zone, and other random numbers; and runs each call twice. What a call answers and writes, in which order, must
+    be equal everywhere. If not, the error names the payload, and its outcomes. A procedure that behaves differently on
+    only one machine in a thousand is not found.
 
-    ``function`` is found by its module and name, so it stands at the top of a module. Takes a second or two.
+    ``function`` is loaded by its module and name, so it must be defined at the top of a module. Takes a second or two.
 
     >>> import fastsm
     >>> from fastsm.testing import check_procedure
@@ -59,8 +59,8 @@ def check_procedure(
         if len(different) > 1:
             told = "\n".join(f"  {answer}, having written {_text(steps)}" for answer, steps in different[:3])
             raise ProcedureError(
-                f"{label}: came to {len(different)} different things in {processes} processes:\n{told}\nIt must depend "
-                "on nothing but tx and its payload: on no order of a set, no clock, no random number, no global",
+                f"{label}: had {len(different)} different outcomes in {processes} processes:\n{told}\nIt must depend "
+                "on nothing but tx and its payload: not on the order of a set, a clock, a random number, or a global",
                 name=function.__qualname__)
         if not isinstance(different[0][0], Answer):
             raise ProcedureError(f"{label}: {different[0][0]}", name=function.__qualname__)
@@ -78,7 +78,7 @@ def _commands(state: State) -> list[bytes]:
 
 
 def _place(function: Callable[..., Any]) -> tuple[str, str]:
-    """The module of a function, and its file, from where another process loads it."""
+    """Returns the module of a function, and the file from which another process can load it."""
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     found: Any = module
     for name in getattr(function, "__qualname__", "").split("."):
@@ -91,7 +91,7 @@ def _place(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _run(job: dict[str, Any], processes: int) -> list[Any]:
-    """The outcomes in each process; they run at the same time, over files, so that none waits for another."""
+    """Returns the outcomes in each process; they run concurrently, using files, so that none waits for another."""
     children: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as name:
         try:
@@ -109,13 +109,14 @@ def _run(job: dict[str, Any], processes: int) -> list[Any]:
             ended = [child.wait(PATIENCE) for child in children]
         finally:
             for child in children:
-                child.kill()  # one that is over stays so
+                child.kill()  # does nothing to one that is over
                 child.wait()
         for number, code in enumerate(ended):
             if code != 0:
                 errors_of_child = Path(name, f"{number}.errors").read_text(errors="replace")
                 raise ValueError(
-                    f"{job['file']}: cannot be loaded in another process, or ended it with {code}:\n{errors_of_child}")
+                    f"{job['file']}: cannot be loaded in another process, or made it exit with "
+                    f"{code}:\n{errors_of_child}")
         return [pickle.loads(Path(name, str(number)).read_bytes()) for number in range(processes)]
 
 

@@ -18,7 +18,7 @@ from fastsm.testing.histories import History
 
 
 def write_snapshot(machine: StateMachine, directory: Path, last: LogId) -> SnapshotMetadata:
-    """A snapshot in a directory that does not exist yet."""
+    """Writes a snapshot to a directory that does not exist yet."""
     return SnapshotMetadata(last, asyncio.run(machine.generate_snapshot_data(directory, last)))
 
 
@@ -31,16 +31,16 @@ def reset(machine: StateMachine) -> None:
 
 
 def largest_file(directory: Path) -> Path:
-    """The file of a snapshot; where there are several, the largest."""
+    """Returns the file of a snapshot; if there are several, the largest."""
     files = [Path(folder, name) for folder, _, names in os.walk(directory) for name in names]
     return max(files, key=lambda path: path.stat().st_size)
 
 
 class SnapshotRules:
-    """Exact as of an entry, checked before it is believed, installed whole or not at all."""
+    """A snapshot is exact as of an entry, checked before it is trusted, and installed completely or not at all."""
 
     def test_the_checksum_is_that_of_the_metadata(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """A snapshot's 32-byte checksum is returned, and recorded with the entry that it includes."""
+        """A snapshot's 32-byte checksum is returned, and recorded with its last included entry."""
         apply_commands(state_machine, PUT, PUT)
         made = write_snapshot(state_machine, tmp_path / "new", LogId(2, 1))
         assert type(made.checksum) is bytes, "the checksum is not bytes"
@@ -48,38 +48,38 @@ class SnapshotRules:
         assert state_machine.snapshot_metadata() == made, "snapshot_metadata() is not what was written"
 
     def test_an_older_snapshot_is_not_recorded(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """A snapshot of an earlier entry than the recorded one leaves the metadata as it is."""
+        """A snapshot of an earlier entry than the recorded one leaves the metadata unchanged."""
         apply_commands(state_machine, PUT, PUT, PUT)
         newest = write_snapshot(state_machine, tmp_path / "newest", LogId(3, 1))
         write_snapshot(state_machine, tmp_path / "older", LogId(2, 1))
         assert state_machine.snapshot_metadata() == newest, "an older snapshot took the place of a newer one"
 
     def test_writing_a_snapshot_changes_no_state(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """A snapshot is a copy: the state it was made of goes on as it was."""
+        """A snapshot is a copy: the state from which it was made does not change."""
         apply_chunks(state_machine, *History(11, 50).chunks(8))
         before = state_of(state_machine)
         write_snapshot(state_machine, tmp_path / "new", state_machine.last_applied())
         after = {**state_of(state_machine), "snapshot_metadata": None}
-        assert after == before, "the state is another after a snapshot"
+        assert after == before, "the state differs after a snapshot"
 
     @pytest.mark.parametrize("seed", [12, 13])
     def test_installed_in_an_empty_one_the_state_is_equal(
         self, state_machine: StateMachine, tmp_path: Path, seed: int
     ) -> None:
-        """An installed snapshot brings values, terms, ``last_applied`` and metadata, and applying goes on."""
+        """An installed snapshot brings values, terms, ``last_applied`` and metadata, and applying continues."""
         apply_chunks(state_machine, *History(seed, 100).chunks(8))
         made = write_snapshot(state_machine, tmp_path / "new", state_machine.last_applied())
         before = state_of(state_machine)
         reset(state_machine)
         install(state_machine, made, tmp_path / "new")
-        assert state_of(state_machine) == before, "the installed state is another than the snapshot was made of"
-        assert apply_commands(state_machine, PUT) == [True], "applying does not go on after a snapshot"
+        assert state_of(state_machine) == before, "the installed state differs from that of the snapshot"
+        assert apply_commands(state_machine, PUT) == [True], "applying does not continue after a snapshot"
 
     @pytest.mark.parametrize("index", [0, 1, 37, 60, 99])
     def test_a_snapshot_is_exact_as_of_an_earlier_entry(
         self, state_machine: StateMachine, tmp_path: Path, index: int
     ) -> None:
-        """It holds the state as of the entry that was asked for, also where later entries overtook it."""
+        """A snapshot has the state as of the requested entry, even if later entries have changed it."""
         entries = History(14, 100).entries
         apply_chunks(state_machine, entries[:30], entries[30:])
         last = LogId(index, entries[index - 1].term if index else 0)
@@ -94,20 +94,20 @@ class SnapshotRules:
     def test_an_entry_without_a_command_may_be_the_last_included(
         self, state_machine: StateMachine, tmp_path: Path
     ) -> None:
-        """What ``update_last_applied`` counted as applied is part of a snapshot, too."""
+        """An entry that ``update_last_applied`` counted as applied is part of a snapshot too."""
         apply_commands(state_machine, PUT)
         state_machine.update_last_applied(LogId(5, 3))
         before = state_of(state_machine)
         made = write_snapshot(state_machine, tmp_path / "new", LogId(5, 3))
         reset(state_machine)
         install(state_machine, made, tmp_path / "new")
-        assert {**state_of(state_machine), "snapshot_metadata": None} == before, "the ids of the state are others"
+        assert {**state_of(state_machine), "snapshot_metadata": None} == before, "the ids of the state differ"
 
     @pytest.mark.parametrize("last", [LogId(4, 2), LogId(3, 1), LogId(2, 2)], ids=["ahead", "term", "known term"])
     def test_a_snapshot_that_cannot_be_exact_is_refused(
         self, state_machine: StateMachine, tmp_path: Path, last: LogId
     ) -> None:
-        """An entry not applied yet, or one of another term, is a ``SnapshotRangeError``, and no file."""
+        """An entry not applied yet, or with another term, is a ``SnapshotRangeError``, and leaves no file."""
         apply_entries(state_machine, (1, 1, PUT), (2, 1, PUT), (3, 2, PUT))
         with pytest.raises(fastsm.SnapshotRangeError):
             write_snapshot(state_machine, tmp_path / "new", last)
@@ -116,17 +116,17 @@ class SnapshotRules:
         assert state_machine.snapshot_metadata() is None, "a snapshot that was refused was recorded"
 
     def test_a_stale_snapshot_is_refused(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """A snapshot older than ``last_applied`` would take entries back: ``StaleSnapshotError``."""
+        """A snapshot older than ``last_applied`` would undo entries: ``StaleSnapshotError``."""
         apply_commands(state_machine, PUT)
         made = write_snapshot(state_machine, tmp_path / "new", LogId(1, 1))
         apply_commands(state_machine, fastsm.delete(b"key"))
         before = state_of(state_machine)
         with pytest.raises(fastsm.StaleSnapshotError):
             install(state_machine, made, tmp_path / "new")
-        assert state_of(state_machine) == before, "a stale snapshot was installed in part"
+        assert state_of(state_machine) == before, "a part of a stale snapshot was installed"
 
     def test_a_damaged_snapshot_is_refused(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """A file with a flipped bit or a missing end is a ``SnapshotError``, and the old state is whole."""
+        """A file with a flipped bit or a missing end is a ``SnapshotError``, and the old state is intact."""
         apply_chunks(state_machine, *History(15, 40).chunks(8))
         made = write_snapshot(state_machine, tmp_path / "new", state_machine.last_applied())
         reset(state_machine)
@@ -153,7 +153,7 @@ class SnapshotRules:
             assert state_of(state_machine) == before, f"a snapshot {name} changed the state"
 
     def test_another_snapshot_than_announced_is_refused(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """A file that is not the one of the metadata is a ``SnapshotError``: checksum and entry must be its own."""
+        """A file that does not belong to the metadata is a ``SnapshotError``: checksum and entry must match."""
         apply_commands(state_machine, PUT)
         made = write_snapshot(state_machine, tmp_path / "new", LogId(1, 1))
         reset(state_machine)
@@ -165,7 +165,7 @@ class SnapshotRules:
         assert state_of(state_machine) == before, "another snapshot than announced was installed"
 
     def test_equal_states_have_equal_snapshots(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """The checksum is a function of the entries, not of how they were cut or where the state came from."""
+        """The checksum depends on the entries, not on how they were split or where the state came from."""
         history = History(16, 100)
         sums = []
         for number, largest in enumerate((1, 100, 7)):
@@ -178,7 +178,7 @@ class SnapshotRules:
         assert sums == sums[:1] * 4, "the checksums of one state differ"
 
     def test_a_stopped_one_writes_and_installs_nothing(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """After ``stop`` both are a ``NotRunningError``."""
+        """After ``stop``, both writing and installing raise ``NotRunningError``."""
         apply_commands(state_machine, PUT)
         made = write_snapshot(state_machine, tmp_path / "new", LogId(1, 1))
         state_machine.stop()

@@ -1,4 +1,4 @@
-"""The rules of hard state: what is kept in addition to the keys, what is forgotten, and what survives."""
+"""The rules of hard state: what is kept besides the keys, what is forgotten, and what survives."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fastsm.testing.histories import KEYS, History
 
 
 class StorageRules:
-    """Last applied, snapshot metadata, flush, reset; and with ``reopen``, what is there again."""
+    """Last applied, snapshot metadata, flush, reset; and with ``reopen``, what exists afterwards."""
 
     # ---- hard state -------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("method", ["update_last_applied", "persist_last_applied"])
     def test_last_applied_moves_forward(self, state_machine: StateMachine, method: str) -> None:
-        """A host may count an entry as applied without its command; what it replays of that is skipped."""
+        """A host may count an entry as applied without its command; a later replay of it is skipped."""
         apply_entries(state_machine, (1, 1, PUT))
         getattr(state_machine, method)(LogId(4, 2))
         assert state_machine.last_applied() == LogId(4, 2), f"{method}() did not move last_applied()"
         assert state_machine.len() == 1, f"{method}() changed the keys"
         results = apply_entries(state_machine, (4, 2, fastsm.delete(b"key")), (5, 2, fastsm.put(b"other", b"")))
-        assert results == [None, True], "applying does not go on after the new last_applied()"
+        assert results == [None, True], "applying does not continue after the new last_applied()"
         assert state_machine.get(b"key") == b"value", "an entry that counted as applied was applied"
 
     @pytest.mark.parametrize("method", ["update_last_applied", "persist_last_applied"])
     def test_last_applied_as_it_is_changes_nothing(self, state_machine: StateMachine, method: str) -> None:
-        """To set ``last_applied`` to what it is does nothing, also when that is nothing yet."""
+        """Setting ``last_applied`` to its present value does nothing, even before the first entry."""
         getattr(state_machine, method)(LogId(0, 0))
         apply_entries(state_machine, (1, 2, PUT))
         before = state_of(state_machine)
@@ -51,7 +51,7 @@ class StorageRules:
     def test_last_applied_never_goes_back(
         self, state_machine: StateMachine, method: str, log_id: tuple[int, int]
     ) -> None:
-        """``last_applied`` moves only to higher indexes in terms that do not fall, else ``OrderError``."""
+        """``last_applied`` moves only to higher indexes in terms that do not fall, otherwise ``OrderError``."""
         apply_entries(state_machine, (1, 2, PUT), (2, 2, PUT))
         before = state_of(state_machine)
         with pytest.raises(fastsm.OrderError):
@@ -60,7 +60,7 @@ class StorageRules:
 
     @pytest.mark.parametrize("method", ["update_last_snapshot_metadata", "persist_last_snapshot_metadata"])
     def test_snapshot_metadata_is_the_latest(self, state_machine: StateMachine, method: str) -> None:
-        """``snapshot_metadata`` gives what was set last, and setting it touches nothing else."""
+        """``snapshot_metadata`` returns what was set last, and setting it changes nothing else."""
         apply_commands(state_machine, PUT, PUT)
         before = state_of(state_machine)
         newer = SnapshotMetadata(LogId(2, 1), b"\xff" * 32)
@@ -70,7 +70,7 @@ class StorageRules:
         assert state_of(state_machine) == {**before, "snapshot_metadata": newer}, f"{method}() changed more"
 
     def test_flushing_changes_nothing_that_is_read(self, state_machine: StateMachine) -> None:
-        """``flush``, ``flush_async`` and ``save_hard_state`` store; what is read stays as it was."""
+        """``flush``, ``flush_async`` and ``save_hard_state`` store data; what is read does not change."""
         apply_commands(state_machine, PUT)
         before = state_of(state_machine)
         state_machine.flush()
@@ -79,18 +79,18 @@ class StorageRules:
         assert state_of(state_machine) == before, "a flush changed the state"
 
     def test_reset_forgets_everything(self, state_machine: StateMachine) -> None:
-        """After ``reset`` the state machine is as new, and takes another log from its first entry."""
+        """After ``reset`` the state machine is like new, and accepts another log from its first entry."""
         new = state_of(state_machine)
         apply_entries(state_machine, (1, 5, PUT), (2, 6, fastsm.config(b"members")))
         state_machine.update_last_snapshot_metadata(METADATA)
         asyncio.run(state_machine.reset())
-        assert state_of(state_machine) == new, "reset() left something behind"
+        assert state_of(state_machine) == new, "something survived reset()"
         assert state_machine.is_running(), "reset() stopped a running state machine"
         results = apply_entries(state_machine, (1, 1, fastsm.compare_and_swap(b"key", None, b"")))
-        assert results == [True], "after reset() a new log is not taken from its first entry"
+        assert results == [True], "after reset() a new log is not accepted from its first entry"
 
     def test_reset_of_a_stopped_one_leaves_it_stopped(self, state_machine: StateMachine) -> None:
-        """``reset`` works after ``stop``, and does not start."""
+        """``reset`` works after ``stop``, and does not start the state machine."""
         apply_commands(state_machine, PUT)
         state_machine.stop()
         asyncio.run(state_machine.reset())
@@ -103,7 +103,7 @@ class StorageRules:
     def test_what_was_made_durable_survives(
         self, state_machine: StateMachine, reopen: Callable[[StateMachine], StateMachine], how: str
     ) -> None:
-        """After ``flush``, ``flush_async``, ``save_hard_state`` or ``stop``, what was applied is there again."""
+        """After ``flush``, ``flush_async``, ``save_hard_state`` or ``stop``, what was applied survives."""
         history = History(how == "stop", 100)
         apply_chunks(state_machine, *history.chunks(9))
         last = history.entries[-1]
@@ -113,13 +113,13 @@ class StorageRules:
         if how == "flush_async":
             asyncio.run(done)
         reopened = reopen(state_machine)
-        assert reopened.is_running(), "what was opened again does not run"
-        assert state_of(reopened) == before, f"the state after {how}() is not what is there again"
+        assert reopened.is_running(), "the reopened state machine does not run"
+        assert state_of(reopened) == before, f"the state after {how}() did not survive"
 
     def test_a_replay_after_reopening_is_skipped(
         self, state_machine: StateMachine, reopen: Callable[[StateMachine], StateMachine]
     ) -> None:
-        """After it was opened again a host may replay its whole log: only what is new is applied."""
+        """After reopening, a host may replay its whole log: only new entries are applied."""
         history = History(7, 60)
         apply_chunks(state_machine, history.entries[:40])
         state_machine.flush()
@@ -153,7 +153,7 @@ class StorageRules:
     def test_reset_survives(
         self, state_machine: StateMachine, reopen: Callable[[StateMachine], StateMachine]
     ) -> None:
-        """After ``reset`` nothing of the old state comes back, also when it is opened again."""
+        """After ``reset``, nothing of the old state comes back, even after reopening."""
         new = state_of(state_machine)
         apply_commands(state_machine, PUT, PUT)
         state_machine.save_hard_state()

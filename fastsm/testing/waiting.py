@@ -1,4 +1,4 @@
-"""The rules of what goes beyond the trait: waiting for entries, checksums of states. For machines that have it."""
+"""The rules of features beyond the trait, for machines that have them: waits for entries, checksums of states."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastsm import LogId, StateMachine
 from fastsm.testing.helpers import PUT, apply_chunks, apply_commands, apply_entries
 from fastsm.testing.histories import History
 
-PATIENCE = 30  # seconds until a wait that should have ended counts as one without end
+PATIENCE = 30  # seconds after which a wait counts as hanging
 
 
 def method_of(machine: StateMachine, name: str) -> Any:
-    """A method beyond the trait; without it the test is skipped."""
+    """Returns a method beyond the trait; without it the test is skipped."""
     method = getattr(machine, name, None)
     if method is None:
         pytest.skip(f"{type(machine).__name__} has no {name}")
@@ -25,7 +25,7 @@ def method_of(machine: StateMachine, name: str) -> Any:
 
 
 async def told(waiting: asyncio.Future[None]) -> BaseException | None:
-    """The error that a wait ends with, or None."""
+    """Returns the error with which a wait ends, or None."""
     try:
         await asyncio.wait_for(waiting, PATIENCE)
     except asyncio.TimeoutError:
@@ -46,14 +46,14 @@ class WaitingRules:
             wait_applied(index, timeout=0)
 
     def test_what_is_not_applied_in_time_is_a_timeout(self, state_machine: StateMachine) -> None:
-        """``wait_applied`` raises ``TimeoutError`` when the entry is not applied in time."""
+        """``wait_applied`` raises ``TimeoutError`` if the entry is not applied in time."""
         wait_applied = method_of(state_machine, "wait_applied")
         apply_commands(state_machine, PUT)
         with pytest.raises(TimeoutError):
             wait_applied(2, timeout=0)
 
     def test_a_wait_ends_when_the_entry_is_applied(self, state_machine: StateMachine) -> None:
-        """A coroutine that waits for an entry goes on once that is applied, and not before."""
+        """A coroutine that waits for an entry continues once it is applied, and not before."""
         wait = method_of(state_machine, "wait_applied_async")
 
         async def main() -> None:
@@ -68,7 +68,7 @@ class WaitingRules:
         asyncio.run(main())
 
     def test_a_stop_ends_a_wait(self, state_machine: StateMachine) -> None:
-        """A caller that waits for an entry is told with ``NotRunningError`` when the machine is stopped."""
+        """A caller that waits for an entry gets ``NotRunningError`` if the machine is stopped."""
         wait = method_of(state_machine, "wait_applied_async")
 
         async def main() -> None:
@@ -80,7 +80,7 @@ class WaitingRules:
         asyncio.run(main())
 
     def test_a_reset_ends_a_wait(self, state_machine: StateMachine) -> None:
-        """A caller that waits for an entry is told with ``OrderError`` when the state is reset."""
+        """A caller that waits for an entry gets ``OrderError`` if the state is reset."""
         wait = method_of(state_machine, "wait_applied_async")
 
         async def main() -> None:
@@ -92,7 +92,7 @@ class WaitingRules:
         asyncio.run(main())
 
     def test_the_state_checksum_is_a_function_of_the_entries(self, state_machine: StateMachine) -> None:
-        """Equal entries have equal state checksums, however they were cut, and another entry has another."""
+        """Equal entries have equal state checksums, however they were split; another entry gives another checksum."""
         state_checksum = method_of(state_machine, "state_checksum")
         entries = History(17, 60).entries
         sums = []
@@ -101,12 +101,12 @@ class WaitingRules:
             sums.append(state_checksum())
             asyncio.run(state_machine.reset())
         assert sums == sums[:1] * 3, "the checksums of one state differ"
-        assert sums[0][0] == LogId(60, entries[-1].term), "the checksum is of another entry"
+        assert sums[0][0] == LogId(60, entries[-1].term), "the checksum belongs to another entry"
         apply_chunks(state_machine, entries[:-1])
         assert state_checksum()[1] != sums[0][1], "two states have one checksum"
 
     def test_the_state_checksum_writes_and_records_nothing(self, state_machine: StateMachine, tmp_path: Path) -> None:
-        """It is as of any entry that a snapshot may be as of, and leaves no metadata."""
+        """The checksum can be as of any entry possible for a snapshot, and records no metadata."""
         state_checksum = method_of(state_machine, "state_checksum")
         apply_entries(state_machine, (1, 1, PUT), (2, 1, fastsm.delete(b"key")))
         before = state_checksum((1, 1))

@@ -1,4 +1,4 @@
-"""The rules of watches, for state machines that have them: every change is told, in order, once."""
+"""The rules of watches, for state machines that have them: every change is delivered, in order, once."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MANY = 1 << 20
 
 
 def told(watch: Any) -> list[tuple[int, bytes, bytes | None]]:
-    """All that there is, as (index, key, value)."""
+    """Returns all available changes, as (index, key, value)."""
     changes = watch.read(MANY, timeout=0)
     assert all(isinstance(change, Change) for change in changes), "read() gave something else than Changes"
     return [(change.index, change.key, change.value) for change in changes]
 
 
 class WatchRules:
-    """A watch tells each put and each delete, from where it starts; or it says that it cannot."""
+    """A watch delivers each put and each delete, starting where requested; or it raises that it cannot."""
 
     @pytest.fixture
     def watched(self, state_machine: StateMachine) -> Any:
-        """The state machine, if it can be watched."""
+        """Returns the state machine if it can be watched; otherwise skips the test."""
         method_of(state_machine, "watch")
         return state_machine
 
     def test_a_watch_tells_every_write_and_nothing_else(self, watched: Any) -> None:
-        """Puts, deletes, also of absent keys, and matching swaps, each of them in order; no config and no no-op."""
+        """A watch delivers puts, deletes (even of absent keys) and matching swaps, in order; no config and no no-op."""
         watch = watched.watch()
         apply_commands(
             watched, PUT, fastsm.delete(b"absent"), fastsm.noop(), fastsm.config(b"members"),
@@ -55,13 +55,13 @@ class WatchRules:
         assert terms == [3, 3, 5], "a change has another term than its entry"
 
     def test_a_watch_tells_its_prefix_alone(self, watched: Any) -> None:
-        """Keys below the prefix, the prefix itself among them, and no other ones."""
+        """A watch delivers keys with its prefix, including the prefix itself, and no others."""
         watch = watched.watch(b"a\x00")
         apply_commands(watched, *(fastsm.put(key, b"") for key in (b"a", b"a\x00", b"a\x00b", b"a\x01", b"", b"b")))
         assert [key for _, key, _ in told(watch)] == [b"a\x00", b"a\x00b"], "a watch does not keep to its prefix"
 
     def test_a_watch_goes_on_at_its_position(self, watched: Any) -> None:
-        """A new watch tells exactly what the one before it had not told, amid an entry too, and by index."""
+        """A new watch delivers exactly what the previous one had not, even within an entry; it may start by index."""
         apply_commands(watched, PUT, fastsm.batch([fastsm.put(b"%d" % i, b"") for i in range(3)]), PUT)
         everything = told(watched.watch(start=1))
         watch = watched.watch(start=1)
@@ -71,7 +71,7 @@ class WatchRules:
         assert told(watched.watch(start=3)) == everything[-1:], "it does not begin with the entry of an index"
 
     def test_a_read_has_limits(self, watched: Any) -> None:
-        """No more changes than asked for, nor bytes of keys and values; a larger change comes alone."""
+        """A read returns at most the requested changes, and bytes of keys and values; a larger change comes alone."""
         watch = watched.watch()
         apply_commands(watched, *(fastsm.put(b"k", bytes(size)) for size in (9, 9, 50, 9)))
         sizes = [[len(change.value) for change in watch.read(max_bytes=20, timeout=0)] for _ in range(3)]
@@ -79,14 +79,14 @@ class WatchRules:
         assert watch.read(0, timeout=0) == [], "read(0) gives something"
 
     def test_other_histories_are_refused(self, watched: Any) -> None:
-        """A position whose term is not that of its entry is a ``CompactedError``, which says where one can begin."""
+        """A position with a term other than its entry's is a ``CompactedError``, which says where a watch can begin."""
         apply_commands(watched, PUT, PUT)
         with pytest.raises(CompactedError) as caught:
             watched.watch(start=Position(2, 9, 1))
         assert caught.value.oldest == 1, "oldest is not the smallest start that works"
 
     def test_a_reset_ends_watches(self, watched: Any) -> None:
-        """Each later read is a ``CompactedError``; a watch that is made after it tells what comes."""
+        """After a reset, each later read is a ``CompactedError``; a watch made afterwards delivers later changes."""
         apply_commands(watched, PUT)
         watch = watched.watch()
         asyncio.run(watched.reset())
@@ -98,7 +98,7 @@ class WatchRules:
         assert told(watched.watch(start=1)) == [(1, b"key", b"value")], "a new watch does not begin after the reset"
 
     def test_an_install_ends_watches(self, watched: Any, tmp_path: Path) -> None:
-        """Level with it, too; the snapshot's entries are not told again, and cannot be asked for."""
+        """An install ends watches, even at the same entry; the snapshot's entries cannot be delivered or requested."""
         apply_commands(watched, PUT, PUT)
         watch = watched.watch()
         asyncio.run(watched.generate_snapshot_data(tmp_path, watched.last_applied()))
@@ -112,7 +112,7 @@ class WatchRules:
         assert told(watch) == [(3, b"key", None)], "a watch from the oldest start does not tell what comes"
 
     def test_durable_watches_tell_what_is_durable(self, watched: Any) -> None:
-        """What is not flushed is not told; afterwards it is."""
+        """What is not flushed is not delivered; afterwards it is."""
         watch = watched.watch(durable=True)
         apply_commands(watched, PUT)
         if watched.durable().index == 0:
@@ -121,7 +121,7 @@ class WatchRules:
         assert told(watch) == [(1, b"key", b"value")], "a durable change is not told"
 
     def test_a_stopped_state_machine_tells_nothing(self, watched: Any) -> None:
-        """After ``stop`` a watch raises ``NotRunningError``, and after ``start`` it goes on."""
+        """After ``stop`` a watch raises ``NotRunningError``, and after ``start`` it continues."""
         watch = watched.watch()
         apply_commands(watched, PUT)
         watched.stop()
@@ -132,7 +132,7 @@ class WatchRules:
         assert len(told(watch)) == 1, "a watch does not go on after start()"
 
     def test_a_coroutine_waits_for_a_change(self, watched: Any) -> None:
-        """It is told of the next one below its prefix; a cancelled wait loses none; a closed watch ends."""
+        """A waiting coroutine gets the next change with its prefix; cancelling loses none; a closed watch ends."""
 
         async def main() -> None:
             watch = watched.watch(b"key")
@@ -158,7 +158,7 @@ class WatchRules:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_chunks_do_not_matter_to_watches(self, watched: Any, seed: int) -> None:
-        """A random history is told as the model tells it, whatever the chunks and the sizes of reads."""
+        """A watch delivers a random history as the model does, whatever the chunks and the sizes of reads are."""
         history = History(seed, 60)
         model = fastsm.MemoryStateMachine()
         for chunk in history.chunks(8):
@@ -173,7 +173,7 @@ class WatchRules:
 
 
 async def anext_of(watch: Any) -> Change | None:
-    """The next change of an asynchronous iteration; None at its end."""
+    """Returns the next change of an asynchronous iteration; None at its end."""
     async for change in watch:
         return change  # type: ignore[no-any-return]
     return None

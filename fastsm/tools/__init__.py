@@ -1,4 +1,4 @@
-"""What the command line and people use: inspection, dump and load, repair, the demonstration, the benchmark.
+"""What people and the command line use: inspection, dump and load, repair, the demonstration, the benchmark.
 
 It may import everything but `cli`, `integrations` and `testing`.
 """

@@ -1,7 +1,7 @@
-"""How fast it is on this machine: a small comparison with a dict, and with LMDB and SQLite where there are any.
+"""How fast fastsm is on this machine: a small comparison with a dict, and with LMDB and SQLite if they are available.
 
-Each store does the same seeded work, in interleaved rounds; what counts is the ratio to the dict's time in the same
-round. The whole of it takes a minute or two.
+Each store does the same seeded work in interleaved rounds; results are compared by the ratio to the dict's time in the
+same round. The whole comparison takes a minute or two.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROUNDS = 5
 Pairs = list[tuple[bytes, bytes]]
 Tick = Callable[[str], None]
 
-# What is measured, in the order of the table: the name, and the unit of its absolute numbers.
+# What is measured, in the order of the table: its name, and the unit of its absolute numbers.
 WORKS = {
     "get": "ns", "apply": "ns an entry", "apply, then flush": "µs a flush of 100 entries", "snapshot": "ms",
     "reopen": "ms", "memory": "bytes a key",
@@ -45,7 +45,7 @@ WORKS = {
 
 @dataclass
 class Measured:
-    """Numbers of one store, by work: one of each round."""
+    """The numbers of one store: for each kind of work, one per round."""
 
     store: str
     rounds: dict[str, list[float]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Measured:
 
 
 class FastStore:
-    """fastsm, doing what the others do."""
+    """fastsm, doing the same work as the other stores."""
 
     name = "fastsm"
 
@@ -82,7 +82,7 @@ class FastStore:
 
 
 class DictStore:
-    """A plain dict: nothing of it survives. Its snapshot is a pickle."""
+    """A plain in-memory dict (not durable). Its snapshot is a pickle."""
 
     name = "dict"
 
@@ -181,7 +181,7 @@ class LmdbStore(DictStore):
 
 
 def stores() -> list[Any]:
-    """The kinds of store that can be measured here."""
+    """Returns the kinds of store that can be measured here."""
     found: list[Any] = [FastStore, DictStore, SqliteStore]
     with contextlib.suppress(ImportError):
         import lmdb  # noqa: F401, PLC0415
@@ -214,7 +214,7 @@ def apply_all(store: Any, chunks: list[Any], flush: bool) -> None:
 
 
 def run(directory: Path, tick: Tick = lambda text: None) -> list[Measured]:
-    """Measures every store below `directory`; `tick` is told what comes next."""
+    """Measures every store in `directory`; `tick` is called with a description of what comes next."""
     source = random.Random(1)
     keys = [source.randbytes(16) for _ in range(KEYS)]
     value = source.randbytes(100)
@@ -267,8 +267,8 @@ def snapshot_and_reopen(kind: Any, opened: dict[str, Any], measured: Measured, d
 
 
 def memory_of(name: str, directory: Path) -> float:
-    """Bytes of its own memory that a process needs more for each key; mapped files are not counted."""
-    # With this process's own path: in a folder that holds an unbuilt checkout, `-c` would import that one.
+    """Returns the additional memory of a process per key, in bytes; mapped files are not counted."""
+    # With this process's own path: in the folder of an unbuilt checkout, `-c` would import that one.
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from fastsm.tools.benchmark import print_memory; "
         "print_memory(sys.argv[1], sys.argv[2])")
@@ -281,7 +281,7 @@ def memory_of(name: str, directory: Path) -> float:
 
 
 def print_memory(name: str, directory: str) -> None:
-    """In a process of its own: fills a store and prints what that took."""
+    """In a process of its own: fills a store and prints the memory that this took."""
     kind = next(kind for kind in stores() if kind.name == name)
     store = kind(Path(directory))
     source = random.Random(2)
@@ -295,7 +295,7 @@ def print_memory(name: str, directory: str) -> None:
 
 
 def own_memory() -> int:
-    """Bytes that are no file's; on systems that do not tell, the most there ever were."""
+    """Returns the memory that is not of mapped files; on systems that do not report it, the peak memory."""
     try:
         with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
             for line in lines:
@@ -309,7 +309,7 @@ def own_memory() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Returns what the numbers depend on."""
     return {
         "system": f"{platform.system()} {platform.release()}", "processor": platform.machine(),
         "cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0],
@@ -317,24 +317,24 @@ def machine() -> dict[str, Any]:
 
 
 def as_json(found: list[Measured]) -> str:
-    """All rounds of everything, and the machine."""
+    """Returns all rounds of everything, and the machine, as JSON."""
     return json.dumps(
         {"machine": machine(), "units": WORKS, "stores": {one.store: one.rounds for one in found}}, indent=1)
 
 
 def number_text(value: float) -> str:
-    """Three digits, but no exponent."""
+    """Formats a number with three digits, without an exponent."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def ratio_to(one: Measured, base: Measured, work: str) -> float | None:
-    """The median of the rounds' ratios to the dict's time in the same round; None where there is nothing to compare."""
+    """Returns the median of the rounds' ratios to the dict's time; None if the dict has no such time."""
     pairs = list(zip(one.rounds.get(work, ()), base.rounds.get(work, ()), strict=False))
     return statistics.median(mine / theirs for mine, theirs in pairs) if pairs else None
 
 
 def table(found: list[Measured]) -> Iterator[tuple[str, ...]]:
-    """Rows for people: the work, then each store's median and, where the dict does the same, the ratio to it."""
+    """Yields rows for people: the work, then each store's median and, if the dict does the same, the ratio to it."""
     base = next(one for one in found if one.store == "dict")
     yield ("", *(one.store for one in found))
     for work, unit in WORKS.items():
@@ -347,7 +347,7 @@ def table(found: list[Measured]) -> Iterator[tuple[str, ...]]:
 
 
 def plot(found: list[Measured], path: Path) -> None:
-    """One small picture for each work, into a PNG, SVG or PDF; needs matplotlib."""
+    """Draws a small chart for each kind of work, into a PNG, SVG or PDF; needs matplotlib."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")

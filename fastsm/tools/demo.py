@@ -1,6 +1,6 @@
-"""``fastsm demo``: files go through a Raft log, the process that applies it is killed, and all is compared.
+"""``fastsm demo``: files become a Raft log, the process that applies it is killed, and everything is compared.
 
-A child process applies a history of entries that is a function of (files, seed) and acknowledges each chunk. It is
+A child process applies a history of entries, which is a function of (files, seed), and acknowledges each chunk. It is
 killed with SIGKILL at a random point of the first three quarters, after chunks that were never flushed. This process
 then opens the directory, compares every key with a model replayed up to the recovered entry, applies the rest, and
 compares every key with its file on disk.
@@ -41,14 +41,14 @@ class DemoError(FastsmError):
 
 
 class MismatchError(DemoError):
-    """The state machine does not hold what it should."""
+    """The state machine does not contain what it should."""
 
 
 # ---- compare -----------------------------------------------------------------------------------------
 
 
 def check_value(moment: str, key: bytes, found: bytes | None, expected: bytes | None) -> None:
-    """Raises ``MismatchError`` that says how the two differ."""
+    """Raises ``MismatchError``, which says how the two differ, unless they are equal."""
     if found == expected:
         return
     name = os.fsdecode(key)
@@ -70,12 +70,12 @@ def check_equal(moment: str, what: str, found: object, expected: object) -> None
         raise MismatchError(f"{moment}: {what} is {found!r}, expected {expected!r}")
 
 
-# ---- what is told ------------------------------------------------------------------------------------
+# ---- reports -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a step is; ``outcome`` is set when it is over."""
+    """The progress of a step; ``outcome`` is set when the step is over."""
 
     step: Step
     done: int
@@ -88,7 +88,7 @@ Reporter = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class Work:
-    """What one process applied; the seconds are those inside ``apply`` and ``flush``."""
+    """What one process applied, and the seconds it spent in ``apply`` and ``flush``."""
 
     entries: int = 0
     command_bytes: int = 0
@@ -99,7 +99,7 @@ class Work:
 
 @dataclass(slots=True)
 class Result:
-    """What was done and found; complete when every comparison held."""
+    """What was done and found; complete if every comparison succeeded."""
 
     source: str
     directory: str
@@ -131,7 +131,7 @@ class Result:
 def apply_chunks(
     machine: FastStateMachine, pieces: Iterable[list[Entry]], flush_every: int, flush_before: float = math.inf
 ) -> Iterator[tuple[str, Entry, Work, list[AppliedResult]]]:
-    """Applies and flushes; after each, what was done, the last entry it covers, its cost, and the results.
+    """Applies and flushes; yields after each what was done, the last entry covered, its cost, and the results.
 
     Chunks from number ``flush_before`` on are not flushed.
     """
@@ -147,14 +147,15 @@ def apply_chunks(
 
 
 def child_main() -> None:
-    """The child process: orders come as one line on stdin, acknowledgements go as lines to stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which gets it too, decides
+    """The child process: orders arrive as one line on stdin, acknowledgements go to stdout as lines."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which receives it too
     orders = json.loads(sys.stdin.readline())
     source = orders["source"]
     files = {name: read_file(source, name) for name in file_names(source)}
 
     def tell(kind: str, **facts: Any) -> None:
-        # One write each: a line is in the pipe whole, or not. A parent that is gone ends this process here.
+        # One write each, so a line is in the pipe completely or not at all. If the parent is gone, this process ends
+        # here.
         os.write(1, json.dumps({"kind": kind, **facts}).encode() + b"\n")
 
     tell("ready", digest=digest(files))
@@ -164,7 +165,7 @@ def child_main() -> None:
             applying = apply_chunks(machine, pieces, orders["flush_every"], orders["flush_before"])
             for kind, last, work, _ in applying:
                 tell(kind, index=last.index, term=last.term, **asdict(work))
-            sys.stdin.read()  # to be killed with the log not closed; ends when the parent is gone
+            sys.stdin.read()  # waits to be killed with the log not closed; ends when the parent is gone
     except (FastsmError, OSError) as error:
         sys.exit(str(error))
 
@@ -175,8 +176,8 @@ class Child:
     def __init__(self, orders: dict[str, Any]) -> None:
         if not sys.executable:
             raise DemoError("sys.executable is empty: no Python to start a second process with")
-        # Not -m, which looks first in the current folder, where an unbuilt checkout of fastsm may be; and not
-        # the path of this file, whose folder has a types.py. What imported this module finds it again.
+        # Not -m, which first looks in the current folder, where an unbuilt checkout of fastsm may be; and not the path
+        # of this file, whose folder has a types.py. Imported by the path that found this module.
         code = f"import sys; sys.path[:] = {sys.path!r}; from fastsm.tools.demo import child_main; child_main()"
         self._orders = json.dumps(orders).encode() + b"\n"
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
@@ -206,10 +207,10 @@ class Child:
         self._process.wait()
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Sends the orders; then what it says, as it says it, and what it had said when it was killed."""
+        """Sends the orders; yields the child's messages as they arrive, and those in the pipe when it is killed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead: the missing acknowledgements tell
+        with contextlib.suppress(BrokenPipeError):  # it is dead, which shows in the missing acknowledgements
             self._process.stdin.write(self._orders)
             self._process.stdin.flush()
         for line in self._process.stdout:
@@ -217,7 +218,7 @@ class Child:
                 yield json.loads(line)
 
     def failure(self) -> DemoError:
-        """Why it ended before it was killed."""
+        """Returns the reason why the child ended before it was killed."""
         status = self._process.wait()
         self._complaints.seek(0)
         lines = self._complaints.read().decode(errors="replace").strip().splitlines()
@@ -255,14 +256,14 @@ class Demo:
 
     @contextlib.contextmanager
     def open(self, durable: LogId) -> Iterator[tuple[FastStateMachine, float]]:
-        """The directory, open, and the time that this took."""
+        """Opens the directory; yields the machine, and the seconds that opening took."""
         began = time.perf_counter()
         expected = durable if durable.index else None
         with FastStateMachine(self.result.directory, expect_applied=expected) as machine:
             yield machine, time.perf_counter() - began
 
     def read(self) -> None:
-        """Reads the files, and goes through the history once to know its length."""
+        """Reads the files, and replays the history once to learn its length."""
         result = self.result
         names = file_names(result.source)
         if not names:
@@ -282,14 +283,15 @@ class Demo:
         self.report(Progress("read", len(names), len(names), outcome))
 
     def apply_in_child(self) -> None:
-        """Lets the child apply up to a random chunk, which it does not flush, and kills it soon afterwards.
+        """Lets the child apply up to a random chunk, without flushing the last ones, and kills it soon afterwards.
 
-        It gets no further than three quarters of the history, so that there is something left to apply.
+        It gets no further than three quarters of the history, so that something is left to apply.
         """
         result = self.result
         draw = random.Random(result.seed)
         last_chunk = max(result.entries * 3 // 4 // result.chunk, 1)
-        last_piece = draw.randint(min(self.flush_every + 1, last_chunk), last_chunk)  # some chunks are flushed before
+        # Some chunks before it are flushed
+        last_piece = draw.randint(min(self.flush_every + 1, last_chunk), last_chunk)
         patience = draw.random()  # in chunks
         self.report(Progress("child", 0, result.entries))
         orders = {
@@ -316,7 +318,7 @@ class Demo:
                 if piece == last_piece and not killed:
                     time.sleep(patience * (time.perf_counter() - began) / piece)
                     child.kill()
-                    killed = True  # what it had said before is still in the pipe
+                    killed = True  # earlier messages are still in the pipe
             if not killed:
                 raise child.failure()
         done = result.acknowledged.index
@@ -325,7 +327,7 @@ class Demo:
         self.report(Progress("child", done, result.entries, outcome))
 
     def note(self, kind: str, index: int, term: int, **work: Any) -> None:
-        """An acknowledgement."""
+        """Records an acknowledgement."""
         if kind == "applied":
             self.result.acknowledged = LogId(index, term)
             self.report(Progress("child", index, self.result.entries))
@@ -334,7 +336,7 @@ class Demo:
         add(self.result.child, Work(**work))
 
     def look_at_recovered(self, machine: FastStateMachine) -> None:
-        """Nothing acknowledged is lost, and whole chunks are there."""
+        """Checks that no acknowledged entry is lost, and that chunks are complete."""
         result = self.result
         result.recovery = machine.stats().recovery
         result.recovered = machine.last_applied()
@@ -348,7 +350,7 @@ class Demo:
         self.report(Progress("recover", 1, 1, outcome))
 
     def compare(self, machine: FastStateMachine, model: Model, entries: Iterable[Entry]) -> None:
-        """Every key against the model at the recovered entry, those that the model lacks too."""
+        """Compares every key with the model at the recovered entry, including keys that the model lacks."""
         recovered = machine.last_applied()
         total = recovered.index + len(self.files)
         for entry in entries:
@@ -364,7 +366,7 @@ class Demo:
         self.report(Progress("compare", total, total, f"{machine.len():,} keys equal"))
 
     def apply_rest(self, machine: FastStateMachine, model: Model, entries: Iterable[Entry]) -> None:
-        """Applies what the child did not; what ``apply`` says of each entry is compared as well."""
+        """Applies the entries that the child did not, and compares the result of each with the model's."""
         result = self.result
         first = result.recovered.index
         total = result.entries - first
@@ -399,7 +401,7 @@ class Demo:
         self.report(Progress("reopen", 1, 1, outcome))
 
     def verify(self, machine: FastStateMachine) -> None:
-        """Every key against its file, read again; then the median time of a get, less that of the clock."""
+        """Compares every key with its file, read again; returns the median time of a get, less that of the clock."""
         moment = "at the end of the history"
         names = list(self.files)
         for done, name in enumerate(names):
@@ -438,8 +440,8 @@ def run_demo(
 ) -> Result:
     """Runs the demo in a new or empty ``directory``, which is kept, or in a temporary one.
 
-    Raises ``MismatchError`` when anything is not as it should be, other errors of fastsm and ``OSError`` when
-    it could not run. No child process is left, whatever happens.
+    Raises ``MismatchError`` if anything is wrong, and other errors of fastsm and ``OSError`` if it could not run. No
+    child process is left running, whatever happens.
     """
     if chunk < 1 or flush_every < 1:
         raise ValueError(f"chunk={chunk}, flush_every={flush_every}: expected at least 1")

@@ -1,4 +1,4 @@
-"""What ``fastsm demo`` works on: a folder's files, their history as Raft entries, a model of the state."""
+"""The input of ``fastsm demo``: a folder's files, their history as Raft entries, a model of the state."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from fastsm.types import Batch, CompareAndSwap, Config, Delete, Entry, LogId, No
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 EDITED_BYTES = 16 * 1024  # an edited file keeps at most this much of its content
-SMALL_BYTES = 64 * 1024  # a value that a command may carry a second time
+SMALL_BYTES = 64 * 1024  # a value that a command may contain twice
 EDITING_TERMS = 6
 
 # ---- the files ---------------------------------------------------------------------------------------
 
 
 def standard_library() -> str:
-    """The folder of the running Python's standard library."""
+    """Returns the folder of the running Python's standard library."""
     return sysconfig.get_paths()["stdlib"]
 
 
 def file_names(source: str) -> list[bytes]:
-    """The regular, readable files below a folder: sorted relative paths, no caches, no installed packages."""
+    """Returns the regular, readable files below a folder: sorted relative paths, no caches, no installed packages."""
     names: list[bytes] = []
     folders = [source]
     while folders:
@@ -48,7 +48,7 @@ def read_file(source: str, name: bytes) -> bytes:
 
 
 def digest(files: Mapping[bytes, bytes]) -> str:
-    """One sum over names and contents: whether two processes read the same files."""
+    """Returns a checksum of names and contents, which shows whether two processes read the same files."""
     hasher = blake3()
     for name, content in files.items():
         hasher.update(b"%d %d " % (len(name), len(content)) + name)
@@ -60,7 +60,7 @@ def digest(files: Mapping[bytes, bytes]) -> str:
 
 
 class Leader:
-    """Proposes commands on the files, and knows the state that they lead to."""
+    """Proposes commands on the files, and keeps the state that they lead to."""
 
     def __init__(self, files: Mapping[bytes, bytes], draw: random.Random) -> None:
         self.files = files
@@ -69,7 +69,7 @@ class Leader:
         self.state: dict[bytes, bytes] = {}
 
     def load(self) -> Iterator[bytes]:
-        """Every file once, in no order: by a put, by a compare-and-swap on nothing, or several in a batch."""
+        """Yields every file once, in random order: as a put, a compare-and-swap of nothing, or several in a batch."""
         yield config(b'{"voters": ["a", "b", "c"]}')
         names = self.draw.sample(self.names, len(self.names))
         while names:
@@ -82,7 +82,7 @@ class Leader:
                 yield self.set(names.pop(), None)
 
     def edit(self) -> Iterator[bytes]:
-        """Overwrites, deletes, renames, swaps that match and swaps that do not; some files are put back."""
+        """Yields overwrites, deletes, renames, swaps that match and swaps that do not; some files are put back."""
         for _ in range(len(self.names) * 6 // 5):
             name = self.draw.choice(self.names)
             value = self.state.get(name)
@@ -108,7 +108,7 @@ class Leader:
                 yield self.set(name, self.edited(name))
 
     def put_back(self) -> Iterator[bytes]:
-        """The shortest way from the present state to the files."""
+        """Yields the shortest way from the present state back to the files."""
         yield config(b'{"voters": ["a", "b", "d"]}')
         for name in sorted(self.state.keys() | self.files.keys()):
             value = self.state.get(name)
@@ -122,18 +122,18 @@ class Leader:
                     yield self.set(name, None)
 
     def edited(self, name: bytes) -> bytes:
-        """The file cut somewhere, with a line added."""
+        """Returns the file, cut at a random place, with a line added."""
         content = self.files[name]
         cut = self.draw.randrange(min(len(content), EDITED_BYTES) + 1)
         return content[:cut] + b"\n# edit %08x\n" % self.draw.getrandbits(32)
 
     def wrong(self, name: bytes) -> bytes | None:
-        """An expectation that does not hold."""
+        """Returns an expectation that does not match."""
         guess = self.edited(name)
         return None if name in self.state and self.state[name] == guess else guess
 
     def set(self, name: bytes, value: bytes | None) -> bytes:
-        """A put; None stands for the file's own content."""
+        """Returns a put; None stands for the file's own content."""
         self.state[name] = self.files[name] if value is None else value
         return put(name, self.state[name])
 
@@ -148,7 +148,7 @@ class Leader:
 
 
 def history(files: Mapping[bytes, bytes], seed: int) -> Iterator[Entry]:
-    """Entries of several terms after which every key's value is its file: a function of files and seed."""
+    """Yields entries of several terms that leave each key with its file's content: a function of files and seed."""
     draw = random.Random(seed)
     leader = Leader(files, draw)
     terms = [leader.load, *[leader.edit] * EDITING_TERMS, leader.put_back]
@@ -172,7 +172,7 @@ def chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
 
 
 def replay(values: dict[bytes, bytes], command: object) -> bool:
-    """What a decoded command does to the values and says of itself, in plain Python on a dict."""
+    """Applies a decoded command to the values; returns its result. In plain Python on a dict."""
     match command:
         case Put(key, value):
             values[key] = value

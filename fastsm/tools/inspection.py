@@ -1,6 +1,6 @@
-"""Looking at a directory or a snapshot from outside: what it holds, and whether every byte is right.
+"""Examining a directory or a snapshot from outside: what it contains, and whether every byte is right.
 
-Nothing is written and no lock is kept, so an owner who has the directory open is not disturbed.
+Nothing is written and no lock is kept, so an owner that has the directory open is not disturbed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Progress = Callable[[int, int], None]
 SHOWN_RUNS = 5
 STATE_FILE = re.compile(rf"{CURRENT}|(log|base)-\d+")
 A_LOG = "a Raft log; `fastsm inspect`, `fastsm verify` and `fastsm dump` read it"
-A_SNAPSHOT = "a snapshot; `fastsm restore` makes a state directory of it"
+A_SNAPSHOT = "a snapshot; `fastsm restore` makes a state directory from it"
 
 
 def is_directory(path: str) -> bool:
-    """Tells a state's directory (True) from a snapshot's file, or a directory with nothing but a snapshot (False).
+    """Distinguishes a state directory (True) from a snapshot's file, or a directory with only a snapshot in it (False).
 
-    Raises ``StorageError`` where there is neither.
+    Raises ``StorageError`` if it is neither.
     """
     names = names_at(path)
     if names is None or any(map(STATE_FILE.fullmatch, names)):
@@ -51,7 +51,7 @@ def is_directory(path: str) -> bool:
 
 
 def require_state(path: str | os.PathLike[str]) -> None:
-    """Raises ``StorageError``, with advice, unless a path leads to a state's directory, whole or damaged."""
+    """Raises ``StorageError``, with advice, unless a path is a state directory, intact or damaged."""
     path = os.fsdecode(path)
     names = names_at(path)
     if names is None:
@@ -65,13 +65,13 @@ def require_state(path: str | os.PathLike[str]) -> None:
 
 
 def is_raft_log(path: str) -> bool:
-    """Whether a path leads to a Raft log's directory, whole or damaged."""
+    """Returns whether a path is the directory of a Raft log, intact or damaged."""
     names = names_at(path)
     return names is not None and not any(map(STATE_FILE.fullmatch, names)) and raft_logs.are_of_a_log(names)
 
 
 def begins_like_a_snapshot(path: str) -> bool:
-    """Whether a regular file has a snapshot's magic; other kinds (a FIFO that waits for its writer) are not read."""
+    """Returns whether a regular file has a snapshot's magic; does not read other types (a FIFO could block)."""
     with storage_errors(path, "reading it"):
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
@@ -80,7 +80,7 @@ def begins_like_a_snapshot(path: str) -> bool:
 
 
 def require_snapshot(path: str | os.PathLike[str]) -> None:
-    """Raises ``StorageError``, with advice, unless a path leads to a file, or to a directory with a snapshot in it."""
+    """Raises ``StorageError``, with advice, unless a path is a file, or a directory with a snapshot in it."""
     path = os.fsdecode(path)
     names = names_at(path)
     if names is not None and SNAPSHOT not in names:
@@ -90,7 +90,7 @@ def require_snapshot(path: str | os.PathLike[str]) -> None:
 
 
 def names_at(path: str) -> list[str] | None:
-    """Returns the names in a directory, or None for a file; raises ``StorageError`` in the system's words."""
+    """Returns the names in a directory, or None for a file; raises ``StorageError`` with the system's message."""
     try:
         return os.listdir(path) if stat.S_ISDIR(os.stat(path).st_mode) else None
     except OSError as error:
@@ -103,7 +103,7 @@ def _wrong(path: str, expected: str) -> StorageError:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryReport:
-    """What a directory holds. ``problem``: what opening it would raise; then only files and owner are known."""
+    """What a directory contains. ``problem``: the error of opening it; then only files and owner are known."""
 
     path: str
     files: dict[str, int]
@@ -118,7 +118,7 @@ class DirectoryReport:
     next_deadline: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
+        """Returns the report as plain values, for JSON."""
         found: dict[str, Any] = {"kind": "directory", "path": self.path, "files": self.files, "problem": self.problem}
         found["owner"] = None if self.owner is None else {"pid": self.owner.pid, "since": self.owner.since}
         if self.stats is not None:
@@ -133,7 +133,7 @@ class DirectoryReport:
         return found
 
     def rows(self) -> list[tuple[str, str]]:
-        """The same for people: label and text."""
+        """Returns the report for people: labels and texts."""
         rows = [("directory", self.path), ("owner", owner_text(self.owner))]
         stats = self.stats
         if stats is not None:
@@ -161,7 +161,7 @@ class DirectoryReport:
 
 @dataclass(frozen=True, slots=True)
 class LogReport:
-    """What a Raft log's directory holds."""
+    """What the directory of a Raft log contains."""
 
     path: str
     files: dict[str, int]
@@ -170,7 +170,7 @@ class LogReport:
     found: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
+        """Returns the report as plain values, for JSON."""
         owner = None if self.owner is None else {"pid": self.owner.pid, "since": self.owner.since}
         return {
             "kind": "raft log", "path": self.path, "files": self.files, "problem": self.problem, "owner": owner,
@@ -178,7 +178,7 @@ class LogReport:
         }  # fmt: skip
 
     def rows(self) -> list[tuple[str, str]]:
-        """The same for people: label and text."""
+        """Returns the report for people: labels and texts."""
         rows = [("Raft log", self.path), ("owner", owner_text(self.owner))]
         if self.found:
             first, last, last_term = (self.found[name] for name in ("first_index", "last_index", "last_term"))
@@ -201,7 +201,7 @@ class LogReport:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotReport:
-    """What a snapshot's header says; whether that is true is known after :func:`verify`."""
+    """The content of a snapshot's header; whether it is true is known only after :func:`verify`."""
 
     path: str
     size: int
@@ -218,7 +218,7 @@ class SnapshotReport:
     problem: None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
+        """Returns the report as plain values, for JSON."""
         return {
             "kind": "snapshot", "path": self.path, "size": self.size, "codec": self.codec, "keys": self.keys,
             "sessions": self.sessions, "clock": self.clock,
@@ -228,7 +228,7 @@ class SnapshotReport:
         }  # fmt: skip
 
     def rows(self) -> list[tuple[str, str]]:
-        """The same for people: label and text."""
+        """Returns the report for people: labels and texts."""
         return [
             ("snapshot", self.path),
             ("size", f"{size_text(self.size)}, codec {self.codec}"),
@@ -247,10 +247,10 @@ class SnapshotReport:
 # ---- look --------------------------------------------------------------------------------------------
 
 def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport | LogReport:
-    """Returns what a directory or a snapshot's file holds. O(log), or O(saved table); O(runs) for a snapshot.
+    """Returns what a directory or a snapshot's file contains. O(log), or O(saved table); O(runs) for a snapshot.
 
-    Damage found on the way is the report's ``problem``. Raises ``StorageError`` when there is nothing to look at, and
-    ``SnapshotFormatError`` for a file that is no snapshot.
+    Damage found on the way becomes the report's ``problem``. Raises ``StorageError`` if there is nothing to examine,
+    and ``SnapshotFormatError`` for a file that is not a snapshot.
     """
     path = os.fsdecode(path)
     if is_raft_log(path):
@@ -273,7 +273,7 @@ def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport | 
 
 
 def inspect_log(path: str) -> LogReport:
-    """Returns what a Raft log's directory holds. O(bytes)."""
+    """Returns what the directory of a Raft log contains. O(bytes)."""
     owner, files = look_at_files(path)
     try:
         with raft_logs.opened(path) as log:
@@ -293,7 +293,7 @@ def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:
 
 
 def clock_text(milliseconds: int) -> str:
-    """A time in milliseconds since 1970 for people."""
+    """Formats a time in milliseconds since 1970 for people."""
     try:
         moment = datetime.fromtimestamp(0, timezone.utc) + timedelta(milliseconds=milliseconds)
     except OverflowError:
@@ -311,7 +311,7 @@ def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:
             directory.close()
         sizes = {}
         for name in sorted(os.listdir(path)):
-            with contextlib.suppress(FileNotFoundError):  # its owner may remove it meanwhile
+            with contextlib.suppress(FileNotFoundError):  # its owner may be removing it
                 found = os.stat(os.path.join(path, name), follow_symlinks=False)
                 if stat.S_ISREG(found.st_mode):
                     sizes[name] = found.st_size
@@ -321,7 +321,7 @@ def look_at_files(path: str) -> tuple[LockedError | None, dict[str, int]]:
 def judge_end(machine: FastStateMachine) -> Recovery:
     """Returns what recovery would find after the last frame of a log that no process has open. O(bytes there).
 
-    Raises ``CorruptionError`` where recovery would.
+    Raises ``CorruptionError`` if recovery would.
     """
     log = machine._log
     found = machine.stats().recovery
@@ -336,10 +336,10 @@ def judge_end(machine: FastStateMachine) -> Recovery:
 
 
 def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> str:
-    """Checks every byte of a directory or a snapshot; returns what was found to be whole, in a sentence.
+    """Checks every byte of a directory or a snapshot; returns a sentence about what was verified.
 
-    Raises ``CorruptionError``, ``SnapshotFormatError`` or ``ChecksumMismatchError`` at the first damage, which they
-    name. ``progress(done, total)``: in bytes. O(bytes).
+    Raises ``CorruptionError``, ``SnapshotFormatError`` or ``ChecksumMismatchError``, which name the first damage.
+    ``progress(done, total)`` reports bytes. O(bytes).
     """
     path = os.fsdecode(path)
     if is_raft_log(path):
@@ -364,7 +364,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> st
             except CorruptionError:
                 if look_at_files(path)[0] is None:
                     raise
-                torn = 0  # an owner has come meanwhile, and appends
+                torn = 0  # an owner has come in the meantime, and is appending
             if torn:
                 text += f"; after it a torn tail of {size_text(torn)}, which opening cuts off"
     return text
@@ -374,7 +374,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> st
 
 def owner_text(owner: LockedError | None) -> str:
     if owner is None:
-        return "nobody has it open"
+        return "no process has it open"
     since = f", since {owner.since}" if owner.since else ""
     return f"process {owner.pid or '(unknown)'}{since}"
 

@@ -1,70 +1,59 @@
 r"""States and logs as lines of JSON, and back.
 
-A line is an object. The first says what the lines are; all others say what happened, in order:
+A line is an object. The first one says what the lines are; the others describe what happened, in order:
 
     {"operation": "state", "last_applied": [9, 2], "end": true, "runs": [[1, 5, 1], [6, 9, 2]], "keys": 2}
     {"operation": "put", "index": 3, "term": 1, "key": "color", "value": "blue"}
     {"operation": "put", "index": 7, "term": 2, "key": "logo", "value_base64": "iVBORw0KGgo="}
     {"operation": "end", "lines": 2}
 
-``"log"`` in place of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``session``,
+``"log"`` instead of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``session``,
 ``forget``, ``clock``, ``snapshot`` and ``close``. A put may have a deadline, ``"expires": 5``, and a key may be touched
 after it was put: ``{"operation": "touch", "key": "color", "expires": 9}``, or null. The first line of a state has the
-``clock``, where there was a tick. What a session remembers is ``{"operation": "session", "session": 5, "sequence":
-2, "expires": null, "result_base64": "AQ=="}``, next to its index and term.
-``"end": true`` announces the last line, which counts those between: so a dump that was cut short, or from which lines
-were taken, is an error to :func:`load`. Dumps of releases before that mark announce none, and load as they did; but
-where they say how many keys there are, so many there must be.
+``clock``, if there was a tick. A session's memory is ``{"operation": "session", "session": 5, "sequence": 2, "expires":
+null, "result_base64": "AQ=="}``, in addition to its index and term. ``"end": true`` announces a last line, which has
+the number of lines in between: so :func:`load` detects a dump that was cut short, or from which lines were removed.
+Dumps of earlier releases announce no last line, and load as before; but if they say how many keys there are, the number
+must match.
 
-Bytes that are UTF-8 stand as text, others in Base64, and then the name says so. :func:`load` makes an equal state of
-them, to the last term. It also takes lines that are written by hand: ``{"key": "a", "value": "b"}``.
+Bytes that are UTF-8 are stored as text, others in Base64, which the field's name then says. :func:`load` makes an equal
+state from the lines, including terms. It also accepts lines written by hand: ``{"key": "a", "value": "b"}``.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import chain, groupby
-from typing import Any
 
-from fastsm.answering import NO_DEADLINE, touch
-from fastsm.command import batch, config, delete, noop, put
-from fastsm.disk.format import MAX_DEADLINE, MAX_INDEX, is_session_value
-from fastsm.errors import CommandError, FastsmError
+from fastsm.answering import NO_DEADLINE
+from fastsm.disk.format import is_session_value
+from fastsm.errors import FastsmError
 from fastsm.machine import FastStateMachine
 from fastsm.snapshot.file import open_snapshot
 from fastsm.snapshot.model import State, snapshot_bytes, write_file
 from fastsm.tools import raft_logs
 from fastsm.tools.inspection import is_directory, is_raft_log
+from fastsm.tools.line_entries import (
+    CUT,
+    Line,
+    LoadError,
+    bytes_of,
+    chunks,
+    entries_of,
+    expires_of,
+    head_and_rest,
+    is_deadline,
+    is_number,
+)
 from fastsm.tools.new_state import new_state
 from fastsm.tools.records import Run, log_frames, snapshot_records, snapshot_runs
-from fastsm.types import Change, Entry, LogId
+from fastsm.types import Change, LogId
 
-CHUNK_BYTES = 4 << 20
-CHUNK_ENTRIES = 10_000
-CUT = (
-    "the dump was cut short, or lines were taken from it. To load what is left, take the first and the last line away "
-    "as well"
-)
-OF_THE_LOG = ("snapshot", "close")  # they change no state
-
-Line = dict[str, Any]
-
-
-class LoadError(FastsmError):
-    """Lines that make no state; ``line`` is the number of the first that is wrong."""
-
-    def __init__(self, line: int, message: str) -> None:
-        self.line = line
-        super().__init__(f"line {line}: {message}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.line, str(self).partition(": ")[2])
+__all__ = ["LoadError", "change_line", "dump_log", "dump_state", "line_bytes", "load", "text_or_base64"]
 
 
 # ---- dump --------------------------------------------------------------------------------------------
@@ -72,16 +61,16 @@ class LoadError(FastsmError):
 def dump_state(
     path: str | os.PathLike[str], *, prefix: bytes = b"", as_of: int | None = None
 ) -> Iterator[Line]:
-    """The pairs of a directory's state, or of a snapshot, in the order in which they were written, between two marks.
+    """Yields the pairs of a directory's state, or of a snapshot, in the order in which they were written.
 
-    ``prefix``: of the keys. ``as_of``: the state after that entry, where it can still be had. Every byte is checked
-    first: O(bytes). Nothing is written, and an owner is not disturbed.
+    ``prefix``: only keys with it. ``as_of``: the state after that entry, if it is still available. The first and the
+    last line are marks. Every byte is checked first: O(bytes). Writes nothing, and does not disturb an owner.
     """
     return _with_end(_state_lines(os.fsdecode(path), prefix, as_of))
 
 
 def _with_end(lines: Iterator[Line]) -> Iterator[Line]:
-    """The lines, and the mark after the last one. A dump that failed has none."""
+    """Yields the lines, and a mark after the last one. A dump that fails has no such mark."""
     count = 0
     for count, line in enumerate(lines):  # noqa: B007  # the first line is not counted
         yield line
@@ -132,7 +121,7 @@ def _pairs(
     records: Iterable[tuple[str, LogId, bytes, bytes, int | None]], membership: tuple[LogId, bytes] | None,
     prefix: bytes,
 ) -> Iterator[Line]:
-    """Records and membership, by index."""
+    """Yields records and membership, ordered by index."""
     if prefix:
         membership = None
     for operation, log_id, key, value, expires in records:
@@ -146,10 +135,10 @@ def _pairs(
 
 
 def dump_log(path: str | os.PathLike[str], *, first: int = 0, last: int | None = None) -> Iterator[Line]:
-    """The records of a directory's log, those of entries ``first`` to ``last``, both included.
+    """Yields the records of a directory's log from entry ``first`` to entry ``last``, both included.
 
-    What compaction has put into the base is not there any more: the first line says where the log starts. Every byte
-    is checked first: O(bytes). Nothing is written, and an owner is not disturbed.
+    What compaction has moved to the base is no longer available: the first line says where the log starts. Every byte
+    is checked first: O(bytes). Writes nothing, and does not disturb an owner.
     """
     return _with_end(_log_lines(os.fsdecode(path), first, last))
 
@@ -189,7 +178,7 @@ def _log_lines(path: str, first: int, last: int | None) -> Iterator[Line]:
 
 
 def change_line(change: Change) -> Line:
-    """The line of a change that a watch tells, as those of a log's records are."""
+    """Returns a change from a watch as a line, in the format of a log's records."""
     operation = "delete" if change.value is None else "put"
     return _line(operation, LogId(change.index, change.term), change.key, change.value or b"")
 
@@ -220,7 +209,7 @@ def _session_line(key: bytes, value: bytes) -> Line:
 
 
 def text_or_base64(name: str, data: bytes) -> Line:
-    """``{name: text}`` for bytes that are UTF-8, ``{name_base64: …}`` for others."""
+    """Returns ``{name: text}`` for bytes that are UTF-8, ``{name_base64: …}`` for others."""
     try:
         return {name: data.decode("utf-8")}
     except UnicodeDecodeError:
@@ -228,7 +217,7 @@ def text_or_base64(name: str, data: bytes) -> Line:
 
 
 def line_bytes(line: Line) -> bytes:
-    """A line, ready to be written: nothing in it that a terminal would obey."""
+    """Returns a line ready to be written, without control characters that a terminal would interpret."""
     text = json.dumps(line, ensure_ascii=False)
     return (text if text.isprintable() else json.dumps(line)).encode("utf-8") + b"\n"
 
@@ -236,24 +225,24 @@ def line_bytes(line: Line) -> bytes:
 # ---- load --------------------------------------------------------------------------------------------
 
 def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, int, int]:
-    """Makes a new directory of lines; returns its last applied entry, and how many entries and keys it holds.
+    """Makes a new directory from lines; returns its last applied entry, and how many entries and keys it has.
 
     The state is that of the dump, with its indexes, terms and membership, and has the same ``state_checksum``; a dump
-    by prefix or range makes a state of what it holds. The state is there whole or not at all. Raises ``LoadError`` for
-    lines that are wrong, that are fewer than the end mark says, or none at all; ``StorageError`` when the directory is
-    not empty. O(bytes).
+    by prefix or range makes a state of its content. The state is made completely or not at all. Raises ``LoadError``
+    for wrong lines, missing lines (according to the end mark), or no lines; ``StorageError`` if the directory is not
+    empty. O(bytes).
     """
-    head, rest = _split(lines)
+    head, rest = head_and_rest(lines)
     entries = 0
     unsaid = _Unsaid(head.get("clock", 0))
     with new_state(path, contiguous=False, auto_compact=False) as machine:
-        for chunk in _chunks(_entries(_without(unsaid, rest), [Run(*run) for run in head.get("runs", ())])):
+        for chunk in chunks(entries_of(_without(unsaid, rest), [Run(*run) for run in head.get("runs", ())])):
             entries += len(chunk)
             machine.apply(chunk)
         last = LogId(*head.get("last_applied", machine.last_applied()))
         if last.index < machine.last_applied().index:
             raise LoadError(1, f"expected entries up to {last}, as this line says, found {machine.last_applied()}")
-        # A dump that ends early (``last``) is a state as of where it ends: Raft sends what came after.
+        # A dump that ends early (``last``) is a state as of its end: Raft sends what came after.
         if last.index > machine.last_applied().index and head.get("last") is None:
             if last.term < machine.last_applied().term:
                 raise LoadError(
@@ -268,7 +257,7 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
 
 
 class _Unsaid:
-    """What no command can say: what sessions remember, by their ids and entries; the clock without what it removed."""
+    """What no command can express: sessions' memory, by ids and entries; a clock that moves without removing keys."""
 
     def __init__(self, clock: int) -> None:
         self.sessions: dict[int, tuple[int, bytes]] = {}
@@ -276,12 +265,12 @@ class _Unsaid:
 
 
 def _without(unsaid: _Unsaid, lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, Line]]:
-    """The lines, those of sessions and of the clock as no-ops of their entries; ``unsaid`` takes what they come to."""
+    """Yields the lines, with no-ops instead of those of sessions and the clock, which are collected in ``unsaid``."""
     sessions = unsaid.sessions
     for number, line in lines:
         operation = line.get("operation")
         if operation == "clock":
-            if not _is_deadline(line.get("clock")):
+            if not is_deadline(line.get("clock")):
                 raise LoadError(number, f"expected the clock, in milliseconds since 1970, found {line.get('clock')!r}")
             unsaid.clock = line["clock"]
             line = line | {"operation": "noop"}  # noqa: PLW2901  # the same line, as a command
@@ -289,7 +278,7 @@ def _without(unsaid: _Unsaid, lines: Iterator[tuple[int, Line]]) -> Iterator[tup
             yield number, line
             continue
         session, index = line.get("session"), line.get("index")
-        if not (isinstance(session, int) and isinstance(index, int) and _is_number(session) and _is_number(index)):
+        if not (isinstance(session, int) and isinstance(index, int) and is_number(session) and is_number(index)):
             raise LoadError(number, "expected the numbers of a session and of its entry")
         sessions.pop(session, None)
         if operation == "session":
@@ -298,22 +287,22 @@ def _without(unsaid: _Unsaid, lines: Iterator[tuple[int, Line]]) -> Iterator[tup
 
 
 def _session_value(number: int, line: Line) -> bytes:
-    sequence, expires = line.get("sequence"), _expires(number, line)
-    if not _is_number(sequence):
+    sequence, expires = line.get("sequence"), expires_of(number, line)
+    if not is_number(sequence):
         raise LoadError(number, "expected a sequence")
     value = struct.pack("<QQ", sequence, NO_DEADLINE if expires is None else expires)
-    value += _bytes(number, line, "result")
+    value += bytes_of(number, line, "result")
     if not is_session_value(value):
         raise LoadError(number, "expected the result of a command, as a dump has it")
     return value
 
 
 def _install(machine: FastStateMachine, directory: str, unsaid: _Unsaid) -> None:
-    """Gives a machine sessions and clock, by a snapshot of its state with them. O(bytes), in memory."""
+    """Gives a machine its sessions and clock, by installing a snapshot of its state with them. O(bytes), in memory."""
     state = State(membership=machine.membership(), clock=unsaid.clock)
     waiting = sorted(unsaid.sessions.items(), key=lambda item: item[1][0])
     for operation, writer, key, value, expires in machine._live_records(None):
-        while waiting and waiting[0][1][0] < writer.index:  # what a session remembers is an entry's last record
+        while waiting and waiting[0][1][0] < writer.index:  # a session's record is the last one of its entry
             _remember(state, *waiting.pop(0))
         if operation == "touch":
             state.touch(writer, key, expires)
@@ -331,203 +320,3 @@ def _install(machine: FastStateMachine, directory: str, unsaid: _Unsaid) -> None
 def _remember(state: State, session: int, record: tuple[int, bytes]) -> None:
     index, value = record
     state.remember(LogId(index, 0), session, value)  # the state keeps no terms of sessions
-
-
-def _split(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Line]]]:
-    """The first line, if it is one that announces, and the others with their numbers."""
-    parsed = _parsed(lines)
-    first = next(parsed, None)
-    if first is None:
-        raise LoadError(1, "expected a line of a dump, or one written by hand, found none: did the dump fail?")
-    number, line = first
-    if line.get("operation") not in ("state", "log"):
-        return {}, _up_to_end(chain([first], parsed), announced=False)
-    runs = _runs(number, line)
-    for name in ("last_applied", "base"):
-        if not _is_numbers(line.get(name, [0, 0]), 2):
-            raise LoadError(number, f"expected {name}, [index, term], found {line[name]!r}")
-    last = LogId(*line.get("last_applied", [MAX_INDEX, MAX_INDEX]))
-    if runs and not (runs[-1].last <= last.index and (runs[-1].term or 0) <= last.term):
-        raise LoadError(number, f"expected runs up to last_applied, {last}, found {runs[-1]}")
-    if line.get("base", [0, 0])[0]:
-        raise LoadError(number, "this log starts after a base, so it is no state of its own; load a dump of the state")
-    if not _is_deadline(line.get("clock", 0)):
-        raise LoadError(number, f"expected a clock, in milliseconds since 1970, found {line['clock']!r}")
-    if not _is_number(line.get("keys", 0)):
-        raise LoadError(number, f"expected a number of keys, found {line['keys']!r}")
-    return line, _up_to_end(parsed, announced=line.get("end") is True)
-
-
-def _runs(number: int, line: Line) -> list[Run]:
-    """The runs of terms that the first line announces."""
-    runs = line.get("runs", [])
-    if not isinstance(runs, list) or not all(_is_numbers(run, 3) for run in runs):
-        raise LoadError(number, "expected runs, each [first index, last index, term]")
-    seen = lowest = 0
-    for first, last, term in runs:
-        if not (seen < first <= last and term >= lowest):
-            raise LoadError(
-                number, f"expected runs whose indexes rise and whose terms never fall, found {[first, last, term]} "
-                f"after entry {seen} of term {lowest}")
-        seen, lowest = last, term
-    return [Run(*run) for run in runs]
-
-
-def _up_to_end(lines: Iterator[tuple[int, Line]], *, announced: bool) -> Iterator[tuple[int, Line]]:
-    """The lines before the end mark, which says how many they are; all of them where none is announced."""
-    count = number = 0
-    for number, line in lines:
-        if line.get("operation") != "end":
-            yield number, line
-            count += 1
-            continue
-        if line.get("lines") != count:
-            raise LoadError(number, f"expected {line.get('lines')} lines before this one, found {count}: {CUT}")
-        for after, _ in lines:
-            raise LoadError(after, "expected nothing after the end mark, found a line: load one dump at a time")
-        return
-    if announced:
-        raise LoadError(number + 1, f"expected the end mark, found the end of the input: {CUT}")
-
-
-def _is_numbers(value: object, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(_is_number(part) for part in value)
-
-
-def _is_deadline(value: object) -> bool:
-    return type(value) is int and 0 <= value <= MAX_DEADLINE
-
-
-def _expires(number: int, line: Line) -> int | None:
-    expires: int | None = line.get("expires")
-    if expires is not None and not _is_deadline(expires):
-        raise LoadError(number, f"expected expires, in milliseconds since 1970, or null, found {expires!r}")
-    return expires
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is int and 0 <= value <= MAX_INDEX
-
-
-def _parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:  # the latter of lists in lists, thousands deep
-            raise LoadError(number, f"expected an object of JSON: {error}") from None
-        if not isinstance(line, dict):
-            raise LoadError(number, f"expected an object of JSON, found {type(line).__name__}")
-        yield number, line
-
-
-def _entries(lines: Iterator[tuple[int, Line]], runs: list[Run]) -> Iterator[Entry]:
-    """One entry for each index, and no-ops where a run of terms begins or ends without one.
-
-    Where runs were announced each entry lies in one of them: so the no-ops between have terms that never fall.
-    """
-    ahead = runs[::-1]
-    run = Run(0, 0, 0)
-    applied = 0
-    for number, log_id, command in _by_entry(lines):
-        while ahead and ahead[-1].first <= log_id.index:
-            if applied < run.last:
-                yield _noop(run.last, run)
-            run = ahead.pop()
-            if run.first < log_id.index:
-                yield _noop(run.first, run)
-            applied = run.first
-        if runs and not (run.first <= log_id.index <= run.last and run.term == log_id.term):
-            raise LoadError(number, f"expected an entry of the runs that the first line announces, found {log_id}")
-        yield Entry(*log_id, command)
-        applied = log_id.index
-    for rest in [run, *ahead[::-1]]:
-        yield from (_noop(index, rest) for index in sorted({rest.first, rest.last}) if index > applied)
-
-
-def _noop(index: int, run: Run) -> Entry:
-    return Entry(index, run.term or 0, noop())
-
-
-def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, bytes]]:
-    """The number of its first line, the id and the command of each entry."""
-    last = LogId(0, 1)
-    lines = (item for item in lines if item[1].get("operation") not in OF_THE_LOG)
-
-    def place(item: tuple[int, Line]) -> LogId:
-        """Where a line belongs; after the one before it, when it does not say."""
-        nonlocal last
-        number, line = item
-        found = line.get("index", last.index + 1), line.get("term", last.term)
-        if not all(map(_is_number, found)) or found[0] < max(last.index, 1) or found[1] < last.term:
-            raise LoadError(
-                number, f"expected an index from 1 on and a term, neither below {tuple(last)}, found {found}: indexes "
-                "rise and terms never fall")
-        if found[0] == last.index and found[1] != last.term:
-            raise LoadError(number, f"expected term {last.term} again for entry {last.index}, found {found[1]}")
-        last = LogId(*found)
-        return last
-
-    for log_id, group in groupby(lines, place):
-        items = list(group)
-        yield items[0][0], log_id, _command_of(items)
-
-
-def _command_of(items: list[tuple[int, Line]]) -> bytes:
-    """What the lines of one entry do."""
-    number = items[0][0]
-    try:
-        commands = []
-        for number, line in items:
-            commands += _commands(number, line)
-        return commands[0] if len(commands) == 1 else batch(commands)
-    except CommandError as error:  # a key that is too long, or too many lines of one entry
-        raise LoadError(number, str(error)) from None
-
-
-def _commands(number: int, line: Line) -> list[bytes]:
-    """What a line does."""
-    if line.get("operation") != "touch":
-        return [_command(number, line)]
-    # Where a state is loaded, the deadline before may be the same: but a touch that changes nothing leaves no record.
-    key, expires = _bytes(number, line, "key"), _expires(number, line)
-    return [touch(key, 1 if expires is None else None), touch(key, expires)]
-
-
-def _command(number: int, line: Line) -> bytes:
-    operation = line.get("operation", "put")
-    if operation == "put":
-        return put(_bytes(number, line, "key"), _bytes(number, line, "value"), expires=_expires(number, line))
-    if operation == "delete":
-        return delete(_bytes(number, line, "key"))
-    if operation == "config":
-        return config(_bytes(number, line, "value"))
-    if operation == "noop":
-        return noop()
-    raise LoadError(number, f"expected put, delete, touch or config, found operation {operation!r}")
-
-
-def _bytes(number: int, line: Line, name: str) -> bytes:
-    text, coded = line.get(name), line.get(f"{name}_base64")
-    if isinstance(text, str) and coded is None:
-        return text.encode("utf-8", "surrogatepass")
-    if isinstance(coded, str) and text is None:
-        try:
-            return base64.b64decode(coded, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise LoadError(number, f"{name}_base64: {error}") from None
-    raise LoadError(number, f'expected "{name}" or "{name}_base64", a text')
-
-
-def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    chunk: list[Entry] = []
-    size = 0
-    for entry in entries:
-        chunk.append(entry)
-        size += len(entry.command)
-        if size > CHUNK_BYTES or len(chunk) >= CHUNK_ENTRIES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk

@@ -1,4 +1,4 @@
-"""A state that is there whole or not at all: for tools that make one from something else."""
+"""Making a state completely or not at all: for tools that make one from something else."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class UnfinishedDirectory(Directory):
 
 @contextlib.contextmanager
 def new_state(path: str | os.PathLike[str], **options: Any) -> Iterator[FastStateMachine]:
-    """A state machine to be filled, which is the state at ``path`` once the block has ended well, and closed then.
+    """Yields a state machine to fill; it becomes the state at ``path``, and is closed, once the block has succeeded.
 
-    ``path`` may be missing (its parents, too), or an empty directory: also the root of a mounted volume, with its
-    ``lost+found``. Anything else is a ``StorageError``, and nothing is touched. When the block fails, what was made is
-    removed; when the process is killed, the next opening of the directory, or the next call of this, removes it.
+    ``path`` may be missing (with its parents), or an empty directory, even the root of a mounted volume with its
+    ``lost+found``. Anything else is a ``StorageError``, and nothing is changed. If the block fails, what was made is
+    removed; if the process is killed, the next opening of the directory, or the next call of this function, removes it.
     """
     path = os.path.abspath(os.fsdecode(path))
     with storage_errors(path, "making a new state"):
@@ -57,7 +57,7 @@ def new_state(path: str | os.PathLike[str], **options: Any) -> Iterator[FastStat
         with storage_errors(path, "making a new state"):
             mark_finished(machine._directory)
     except BaseException:
-        # The error that is on its way says more than one of these; what they leave, the next opening removes.
+        # The original error is more informative than one of these; the next opening removes what is left.
         with contextlib.suppress(FastsmError, OSError):
             if machine is not None:
                 machine.close()
@@ -68,16 +68,16 @@ def new_state(path: str | os.PathLike[str], **options: Any) -> Iterator[FastStat
 
 
 def require_empty(directory: Directory) -> None:
-    """Raises OSError when there is anything that is not a tool's, which was killed."""
+    """Raises OSError if there is anything except the remains of a killed tool."""
     names = set(directory.names()) - {NOT_OURS_BUT_FINE, LOCK, PUBLISHED}
     if is_unfinished(directory):
         names = {name for name in names - {CURRENT, UNFINISHED} if not NAMES.fullmatch(name)}
     if names:
-        raise OSError(errno.ENOTEMPTY, f"there is something already, {min(names)!r}; name a new or an empty directory")
+        raise OSError(errno.ENOTEMPTY, f"not empty: it has {min(names)!r}; name a new or an empty directory")
 
 
 def remove(path: str, made: bool) -> None:
-    """Removes what is unfinished at a path, and the directory if it was made for this."""
+    """Removes unfinished files at a path, and the directory if it was made by this tool."""
     directory = Directory(path, create=False)
     try:
         directory.lock()

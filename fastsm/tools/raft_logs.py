@@ -1,4 +1,4 @@
-"""A Raft log, looked at from outside: nothing is written, no lock is kept, its owner is not disturbed."""
+"""Examining a Raft log from outside: nothing is written, no lock is kept, and its owner is not disturbed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fastsm.journal.journal import Journal
 from fastsm.types import Entry
 from fastsm.units import count_text, size_text
 
-TRIES = 10  # an owner removes and makes files meanwhile
+TRIES = 10  # an owner may be creating and removing files
 PIECE_BYTES = 4 << 20
 LARGEST = 2**64 - 2
 
 
 def are_of_a_log(names: Iterable[str]) -> bool:
-    """Whether these are the files of a Raft log, or some of them."""
+    """Returns whether these are the files of a Raft log, or some of them."""
     return any(name == NEWEST or LOG_NAMES.fullmatch(name) for name in names)
 
 
@@ -38,7 +38,7 @@ class OutsideLog:
             self._clean = self._engine._attach(journal, 0)[0]
 
     def facts(self) -> dict[str, Any]:
-        """What there is, as plain values."""
+        """Returns facts about the log, as plain values."""
         if not self._begun:
             return {
                 "first_index": 1, "last_index": 0, "last_term": 0, "durable_index": 0, "border_index": 0,
@@ -59,7 +59,7 @@ class OutsideLog:
         return self._engine.hard_state()[1] if self._begun else None
 
     def entries(self, first: int, last: int | None) -> Iterator[Entry]:
-        """Those from ``first`` to ``last`` that are there, read piece by piece."""
+        """Yields the existing entries from ``first`` to ``last``, read piece by piece."""
         if not self._begun:
             return
         index = max(first, self._engine.first_index)
@@ -72,7 +72,7 @@ class OutsideLog:
             index = found[-1].index + 1
 
     def verified(self, progress: Callable[[int, int], None] | None) -> str:
-        """Checks every byte; returns what was found to be whole, in a sentence."""
+        """Checks every byte; returns a sentence about what was verified."""
         facts = self.facts()
         if self._begun:
             check_segments(self._directory, self._engine._files(), self._is_needed, progress)
@@ -83,12 +83,12 @@ class OutsideLog:
         return text
 
     def _is_needed(self, _: str) -> bool:
-        return self._directory.owner() is None  # else it was compacted away meanwhile
+        return self._directory.owner() is None  # otherwise it may just have been compacted away
 
 
 @contextmanager
 def opened(path: str) -> Iterator[OutsideLog]:
-    """The log in a directory; raises what opening it would, but for who has it open."""
+    """Opens the log in a directory; raises what opening it would raise, except because of an owner."""
     directory = Directory(path, create=False)
     try:
         journal = _read(path, directory)
@@ -101,7 +101,7 @@ def opened(path: str) -> Iterator[OutsideLog]:
 
 
 def _read(path: str, directory: Directory) -> Journal:
-    """Again and again while its owner changes it."""
+    """Reads the log, repeatedly while its owner changes it."""
     for left in reversed(range(TRIES)):
         try:
             return Journal(path, read_only=True)

@@ -1,4 +1,4 @@
-"""What files hold, one by one, for tools: the frames of a log, the records of a snapshot."""
+"""The content of files, one by one, for tools: the frames of a log, the records of a snapshot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastsm.types import LogId
 
 
 class Run(NamedTuple):
-    """Entries that were applied in one frame: from ``first`` to ``last``, of ``term``; None where that is unknown."""
+    """Entries applied in one frame: from ``first`` to ``last``, of ``term`` (None: unknown)."""
 
     first: int
     last: int
@@ -20,10 +20,10 @@ class Run(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one command did, or hard state.
+    """The effect of one command, or hard state.
 
     ``operation``: put, delete, config, session, forget, touch, clock, snapshot (its metadata), close (a clean end).
-    ``deadline``: that which a put or a touch gives its key.
+    ``deadline``: the one that a put or a touch gives its key.
     """
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name
@@ -34,7 +34,7 @@ class Record(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One applied chunk, or one piece of hard state, as it lies in the log. Offsets are those of the file."""
+    """One applied chunk, or one piece of hard state, as stored in the log. Offsets are relative to the file."""
 
     offset: int
     end: int
@@ -44,7 +44,7 @@ class Frame(NamedTuple):
 
 
 def log_frames(log: Log) -> Iterator[Frame]:
-    """The frames of a log whose every byte was checked, up to where it ends now. O(bytes)."""
+    """Yields the frames of a verified log, up to its present end. O(bytes)."""
     buffer = memoryview(log.mapping)[log.start :]
     offset, stop, last = format.LOG_HEADER_BYTES, log.end, log.head.base_index
     while offset < stop:
@@ -62,7 +62,7 @@ def log_frames(log: Log) -> Iterator[Frame]:
 
 
 def snapshot_runs(snapshot: Snapshot) -> list[Run]:
-    """The terms of a snapshot that was verified. O(runs)."""
+    """Returns the runs of terms of a verified snapshot. O(runs)."""
     start = snapshot.head.membership_size
     flat = b"".join(bytes(piece) for piece in snapshot.flat_pieces(start + format.TERM_RUN_BYTES * snapshot.head.runs))
     end = start + format.TERM_RUN_BYTES * snapshot.head.runs
@@ -70,7 +70,7 @@ def snapshot_runs(snapshot: Snapshot) -> list[Run]:
 
 
 def snapshot_records(snapshot: Snapshot) -> Iterator[tuple[str, LogId, bytes, bytes, int | None]]:
-    """Operation, entry, key, value and deadline of each record of a snapshot that was verified, in order. O(size)."""
+    """Yields operation, entry, key, value and deadline of each record of a verified snapshot, in order. O(size)."""
     runs = iter(snapshot_runs(snapshot))
     run = Run(1, 0, 0)
     skip = snapshot.head.membership_size + format.TERM_RUN_BYTES * snapshot.head.runs

@@ -1,16 +1,16 @@
-"""The last resort for a directory that cannot be opened: a new generation of what is whole; the rest is set aside.
+"""The last resort for a directory that cannot be opened: a new generation from what is intact; the rest is set aside.
 
-Opening a directory never does this: bytes that were durable are gone, so entries that somebody may have been told of
-are lost. A snapshot or another replica is the better way. A torn tail is no damage, opening cuts it by itself.
+Opening a directory never does this: durable bytes are gone, so entries that were acknowledged may be lost. A snapshot
+or another replica is the better way. A torn tail is not damage: opening cuts it without repair.
 
-Every state that an opening refuses is known here:
+Every kind of damage for which opening fails is covered here:
 
-    CURRENT damaged, lost, or of another log    the log that reaches furthest, with the base that it needs
+    CURRENT damaged, lost, or of another log    the log that goes furthest, with the base that it needs
     the log's header damaged                    made again from CURRENT and the base, if the frames prove it right
     a frame damaged, lost or malformed          the frames before it
     the log lost                                the base alone
-    a snapshot's metadata ahead of the state    all frames, and the metadata that was recorded before
-    the base damaged or lost                    nothing, unless there is another generation: all entries build on it
+    a snapshot's metadata ahead of the state    all frames, and the metadata that was recorded earlier
+    the base damaged or lost                    nothing, unless there is another generation: all entries need it
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from fastsm.snapshot.file import Snapshot, open_snapshot
 from fastsm.types import LogId, SnapshotMetadata
 
 PIECE = 4 << 20
-NO_SNAPSHOT = SnapshotMetadata(LogId(), bytes(32))  # recorded after metadata that is wrong, and says nothing
+NO_SNAPSHOT = SnapshotMetadata(LogId(), bytes(32))  # recorded after wrong metadata, to override it
 BETTER = "restore the directory from a snapshot or a replica"
 
 
 class RepairError(FastsmError):
-    """Nothing that can be kept is worth having; the message says why, and what to do."""
+    """Nothing that can be kept is of any use; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is wrong with a directory, and what repairing it would cost.
+    """What is wrong with a directory, and what repairing it would lose.
 
-    ``generation``: whose base and log are kept. ``offset``: of that log, up to where it is kept; None: as far as it
-    goes. ``kept``: the last entry that is left. ``cut_bytes``: of the log after the offset. ``lost``: the last entry of
-    whole frames after the damage, as far as any can be found. ``base_alone``: there is no log that can be read.
+    ``generation``: the one whose base and log are kept. ``offset``: the log is kept up to here; None: to its end.
+    ``kept``: the last entry that is kept. ``cut_bytes``: the bytes of the log after the offset. ``lost``: the last
+    entry of intact frames found after the damage, if any. ``base_alone``: there is no readable log.
     """
 
     path: str
@@ -66,21 +66,21 @@ class Damage:
     def __str__(self) -> str:
         ends = f"which ends with entry {self.kept.index:,} of term {self.kept.term:,}"
         if self.base_alone:
-            what, loss = base_name(self.generation), "Lost are all later entries, how many, nobody can tell"
+            what, loss = base_name(self.generation), "All later entries are lost; how many is unknown"
         elif self.offset is None:
             what, loss = log_name(self.generation), "No frame is lost"
         else:
-            known = f"entries up to {self.lost.index:,} at least" if self.lost else "how many entries, nobody can tell"
+            known = f"entries up to {self.lost.index:,} at least" if self.lost else "an unknown number of entries"
             what = f"what is before offset {self.offset:,} of {log_name(self.generation)}"
-            loss = f"Lost are {self.cut_bytes:,} bytes, {known}"
-        return f"{self.problem}. Repair makes a new generation of {what}, {ends}. {loss}"
+            loss = f"{self.cut_bytes:,} bytes are lost, with {known}"
+        return f"{self.problem}. Repair makes a new generation from {what}, {ends}. {loss}"
 
 
 def examine(path: str | os.PathLike[str]) -> Damage | None:
-    """What is wrong with a directory that nobody has open; None when opening it is all it needs. O(bytes).
+    """Returns what is wrong with a directory that no process has open; None if it can just be opened. O(bytes).
 
-    Nothing is written. Raises ``LockedError``, and ``RepairError`` when no repair can help, or when the directory is no
-    state's.
+    Writes nothing. Raises ``LockedError``, and ``RepairError`` if no repair can help, or if the directory is not that
+    of a state.
     """
     with _Patient(path) as patient:
         found = patient.examine()
@@ -92,11 +92,11 @@ def examine(path: str | os.PathLike[str]) -> Damage | None:
 
 
 def repair(path: str | os.PathLike[str]) -> tuple[Damage, str | None] | None:
-    """Repairs a directory; returns what was wrong, and the path of the log as it was before. None: nothing was wrong.
+    """Repairs a directory; returns what was wrong, and the path of the old log. None: nothing was wrong.
 
-    A new generation is made of what is whole, next to the old one, which is set aside under other names: nothing is
-    lost that is there now, and the disk needs room for both. A crash in between leaves the directory as it was, or half
-    repaired: then it is repaired again. Raises as :func:`examine` does.
+    Makes a new generation from what is intact, next to the old one, whose files are set aside under other names:
+    nothing is destroyed, and the disk needs room for both. A crash in between leaves the directory as it was, or half
+    repaired; then it can be repaired again. Raises as :func:`examine` does.
     """
     with _Patient(path) as patient:
         found = patient.examine()
@@ -110,7 +110,7 @@ def repair(path: str | os.PathLike[str]) -> tuple[Damage, str | None] | None:
 
 
 class _Patient:
-    """A directory, locked while it is looked at and repaired."""
+    """A directory that is locked while it is examined and repaired."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fsdecode(path)
@@ -125,7 +125,7 @@ class _Patient:
             raise
 
     def require_state(self) -> None:
-        """Nothing is locked, and so no file is made, where no state is."""
+        """Raises unless there is a state, before the lock is taken, which would create a file."""
         with storage_errors(self.path, "looking at the directory"):
             known = CURRENT in self.directory.names() or any(own_names(self.directory)) or is_unfinished(self.directory)
         if not known:
@@ -142,9 +142,9 @@ class _Patient:
     # ---- examine ---------------------------------------------------------------------------------------
 
     def examine(self) -> tuple[Damage, Log] | None:
-        """What is wrong, and the log of which a new generation can be made."""
+        """Returns what is wrong, and the log from which a new generation can be made; None: nothing is wrong."""
         if is_unfinished(self.directory):
-            return None  # the opening removes what is there
+            return None  # opening removes what is there
         current = None
         try:
             current = generation.read_current(self.directory)
@@ -168,7 +168,7 @@ class _Patient:
         return None
 
     def check_base(self, log: Log) -> None:
-        """Raises ``CorruptionError`` unless every byte of a log's base is right, and makes sense."""
+        """Raises ``CorruptionError`` unless every byte of a log's base is right and well-formed."""
         if log.base is None:
             return
         try:
@@ -179,7 +179,7 @@ class _Patient:
         Index().read_base(log.mapping, log.base)
 
     def best_of_all(self, problem: str, current: format.CurrentFile | None) -> tuple[Damage, Log]:
-        """The generation that reaches furthest, of those whose base is whole, and whose log has a header."""
+        """Returns the generation that goes furthest, of those with an intact base and a log with a header."""
         best: tuple[tuple[LogId, bool, int], Damage, Log] | None = None
         reasons = []
         for head, base_alone in self.heads(current):
@@ -202,13 +202,13 @@ class _Patient:
                 self.path, problem, head.generation, end if cut else None, kept, cut, lost, base_alone), log
         if best is None:
             why = "; ".join(reasons) or "there is no other log, and no base"
-            raise RepairError(f"{problem}. Nothing is left of which a state could be made ({why}): {BETTER}")
+            raise RepairError(f"{problem}. Nothing is left from which a state could be made ({why}): {BETTER}")
         return best[1], best[2]
 
     def heads(self, current: format.CurrentFile | None) -> Iterator[tuple[format.LogHead, bool]]:
-        """The header of each log that is there, as it is or as it must have been; then one for each base alone.
+        """Yields the header of each existing log, as it is or as it must have been; then one for each base alone.
 
-        A base whose log says that it is stacked on another one is none of this state.
+        A base is not part of this state if its log says that it is stacked on another base.
         """
         names = self.directory.names()
         with_log = set()
@@ -228,12 +228,12 @@ class _Patient:
                 yield head, True
 
     def head_by_current(self, current: format.CurrentFile) -> format.LogHead:
-        """The header that a log must have had: CURRENT says whose it is, and its base what it is stacked on."""
+        """Returns the header that a log must have had, from its identity in CURRENT and from its base."""
         head = self.head_by_base(current.generation, current.identity)
         return head or format.LogHead(current.generation, current.identity)
 
     def head_by_base(self, number: int, identity: int) -> format.LogHead | None:
-        """The header of a log that is stacked on a base; None when there is no base that can be read."""
+        """Returns the header of a log that is stacked on a base; None without a readable base."""
         try:
             with open_snapshot(self.directory.path_of(base_name(number))) as base:
                 last = base.metadata.last_included
@@ -242,13 +242,13 @@ class _Patient:
             return None
 
     def log_of(self, head: format.LogHead, base_alone: bool) -> Log:
-        """The log with a header, mapped whole, and its base, checked. ``CorruptionError``: it cannot be kept."""
+        """Returns the log with a header, mapped completely, and its checked base. ``CorruptionError``: not usable."""
         name = log_name(head.generation)
         path = self.directory.path_of(name)
         base = Base.open(self.directory, head)
         try:
             with storage_errors(path, "opening the log"):
-                if base_alone:  # any file will do: nothing of it is read
+                if base_alone:  # any file will do, since it is not read
                     name = base_name(head.generation)
                 descriptor = self.directory.open_file(name, os.O_RDONLY)
                 size = format.LOG_HEADER_BYTES if base_alone else self.directory.size(descriptor)
@@ -268,10 +268,10 @@ class _Patient:
         return log
 
     def check_frames(self, log: Log, base_alone: bool) -> None:
-        """A header that was made again is right only if there are frames which belong to it, or nothing at all."""
+        """Checks a reconstructed header: right only if some frames belong to it, or there is nothing at all."""
         if base_alone or self.frames_end(log) > format.LOG_HEADER_BYTES or not self.used(log) > format.LOG_HEADER_BYTES:
             return
-        raise CorruptionError(log.path, format.LOG_HEADER_BYTES, "a frame of this log", "bytes that are none")
+        raise CorruptionError(log.path, format.LOG_HEADER_BYTES, "a frame of this log", "other bytes")
 
     def scan(self, log: Log) -> Scan:
         return Scan(log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index))
@@ -302,14 +302,14 @@ class _Patient:
         return None
 
     def frames_end(self, log: Log) -> int:
-        """Where the whole frames end."""
+        """Returns the end of the intact frames."""
         scan = self.scan(log)
-        with contextlib.suppress(CorruptionError):  # a frame whose content does not add up is not whole
+        with contextlib.suppress(CorruptionError):  # a malformed frame is not intact
             scan.read_frames()
         return scan.end
 
     def last_of(self, log: Log, end: int) -> LogId:
-        """The last entry of the frames up to ``end``."""
+        """Returns the last entry of the frames up to ``end``."""
         last = LogId(log.head.base_index, log.head.base_term)
         buffer = memoryview(log.mapping)[log.start :]
         offset = format.LOG_HEADER_BYTES
@@ -320,7 +320,7 @@ class _Patient:
         return last
 
     def last_after(self, log: Log, offset: int) -> LogId | None:
-        """The last entry of the whole frames after the damage, if its own length and checksum lead to them."""
+        """Returns the last entry of intact frames after the damage, if the damaged frame's header leads to them."""
         buffer = memoryview(log.mapping)[log.start :]
         if offset + format.FRAME_STRUCT.size > log.allocated:
             return None
@@ -335,7 +335,7 @@ class _Patient:
         return last if rest.frames else None
 
     def used(self, log: Log) -> int:
-        """Where the last word of the log that is not zero ends: after it is only room."""
+        """Returns the end of the log's last word that is not zero; only unused space follows."""
         buffer = memoryview(log.mapping)[log.start :]
         end = log.allocated
         while end > 0:
@@ -348,7 +348,7 @@ class _Patient:
     # ---- treat -----------------------------------------------------------------------------------------
 
     def treat(self, damage: Damage, whole: Log) -> str | None:
-        """Makes the new generation, sets the old one aside, names the new one. Returns where the old log is now."""
+        """Makes the new generation, sets the old one aside, names the new one. Returns the old log's new path."""
         with storage_errors(self.path, "repairing"):
             taken = [number_of(name) or 0 for name in self.directory.names()]
         number = next(free_generations(self.directory, max(taken, default=0) + 1))
@@ -369,7 +369,7 @@ class _Patient:
         return kept
 
     def make(self, number: int, damage: Damage, whole: Log) -> Log:
-        """The new generation, durable with its names."""
+        """Makes the new generation; its files and their names are durable."""
         log = Log.create(self.directory, number, self.copy_base(whole.base, number))
         try:
             end = format.LOG_HEADER_BYTES
@@ -388,7 +388,7 @@ class _Patient:
         return log
 
     def copy_base(self, base: Base | None, number: int) -> Base | None:
-        """The same base under the name of another generation, synced."""
+        """Returns a synced copy of the base under the name of another generation."""
         if base is None or base.descriptor is None:
             return None
         name = base_name(number)
@@ -407,7 +407,7 @@ class _Patient:
             offset = self.directory.write_paced(target, piece, offset)
 
     def last_metadata(self, log: Log, end: int, kept: LogId) -> SnapshotMetadata | None:
-        """The newest metadata of a snapshot that the frames up to ``end`` record, of those that the state reaches."""
+        """Returns the newest snapshot metadata in frames up to ``end`` that the state is not older than."""
         buffer = memoryview(log.mapping)[log.start :]
         offset, found = format.LOG_HEADER_BYTES, None
         while offset < end:
@@ -421,7 +421,7 @@ class _Patient:
         return found
 
     def set_aside(self, number: int, damage: Damage) -> str | None:
-        """Renames what an opening would remove, or take for the state. The table and a base that was copied may go."""
+        """Renames what an opening would remove, or take for the state. The table and a copied base may be removed."""
         kept = None
         present = self.directory.names()
         for name in {CURRENT, log_name(damage.generation), *own_names(self.directory)}:
@@ -436,7 +436,7 @@ class _Patient:
         return kept
 
     def unused_name(self, name: str) -> str:
-        """A name that no file has: nothing that an earlier repair has kept is replaced."""
+        """Returns an unused name, so that nothing that an earlier repair has kept is replaced."""
         names, number, unused = set(self.directory.names()), 1, name
         while unused in names:
             number += 1
@@ -445,5 +445,5 @@ class _Patient:
 
 
 def problem_of(error: Exception) -> str:
-    """What an error says is wrong, without its advice."""
+    """Returns an error's message without its advice."""
     return str(error).partition(";")[0]

@@ -70,4 +70,4 @@ def test_changes_that_are_gone_are_one_line(machine: FastStateMachine) -> None:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, b"")
     assert err.count(b"\n") == 1
-    assert b"The oldest start that works is 3" in err
+    assert b"The oldest possible start is 3" in err

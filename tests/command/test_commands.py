@@ -174,7 +174,7 @@ def test_a_directory_in_use_is_read_and_not_changed(run, state, machine_at, tmp_
     for arguments in (["compact", state], ["repair", state], ["repair", state, "--yes"]):
         done = run(*arguments)
         assert done.exit_code == 1
-        assert "open already, by this process" in done.stderr
+        assert "already open, by this process" in done.stderr
     assert machine.apply([(6, 2, fastsm.noop())]) == [True]
 
 

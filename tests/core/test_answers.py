@@ -1,4 +1,4 @@
-"""Commands that answer: both machines say the same of them, in chunks of any size, and whatever comes between."""
+"""Commands that answer: both machines give the same answers, in chunks of any size, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def apply(machine: FastStateMachine | MemoryStateMachine, *commands: bytes) -> l
 
 @pytest.mark.parametrize("seed", range(6))
 def test_both_machines_come_to_the_same(directory: Path, tmp_path: Path, seed: int) -> None:
-    """Answers, values, order and snapshots are equal, over chunk sizes, compactions, reopenings and installs."""
+    """Answers, values, order and snapshots are equal, across chunk sizes, compactions, reopenings and installs."""
     commands, model = Commands(seed), MemoryStateMachine(procedures=PROCEDURES)
     dice = commands.random
     options = {"procedures": PROCEDURES, "check_procedures": seed % 2 == 0, "retain_entries": 5}
@@ -99,7 +99,7 @@ def test_add_refuses_what_is_no_number(machine: FastStateMachine | MemoryStateMa
 def test_add_reads_every_number_that_it_writes(
     machine: FastStateMachine | MemoryStateMachine, number: int
 ) -> None:
-    """Also the smallest and the largest; one more overflows."""
+    """The smallest and the largest number are read; one more overflows."""
     assert apply(machine, fastsm.add(b"n", 0, initial=number), fastsm.add(b"n", 0)) == [Answer(True, number)] * 2
     assert machine.get(b"n") == str(number).encode()
     beyond = Answer(False, None, "overflow")
@@ -110,7 +110,7 @@ def test_add_reads_every_number_that_it_writes(
 
 
 def test_a_transaction_takes_one_branch_or_the_other(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """Each command of the branch sees those before it, and gives a value."""
+    """Each command of the branch sees the earlier ones, and gives a value."""
     move = fastsm.transaction(
         [fastsm.value_is(b"a", b"1"), fastsm.absent(b"b"), fastsm.exists(b"a"), fastsm.modified_at(b"a", 1)],
         [fastsm.delete(b"a"), fastsm.put(b"b", b"1"), fastsm.read(b"b"), fastsm.read(b"a"), fastsm.add(b"b", 1)],
@@ -122,7 +122,7 @@ def test_a_transaction_takes_one_branch_or_the_other(machine: FastStateMachine |
 
 
 def test_the_first_reason_to_refuse_an_entry_is_its_answer(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """Commands are done in order: what is too large by then is not looked at any further."""
+    """Commands are done in order: once one is too large, the rest is not examined."""
     add, reads = fastsm.add(b"text", 1), [fastsm.read(b"k")] * 3
     values = [fastsm.put(b"k", bytes(FULL // 3)), fastsm.put(b"text", b"text")]
     assert apply(machine, *values, *(fastsm.transaction([], each) for each in ([*reads, add], [add, *reads]))) == [
@@ -130,7 +130,7 @@ def test_the_first_reason_to_refuse_an_entry_is_its_answer(machine: FastStateMac
 
 
 def test_an_add_that_cannot_refuses_all_of_its_entry(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """In a transaction and in a batch nothing is left of what came before it."""
+    """In a transaction and in a batch, nothing of the earlier commands remains."""
     refused = Answer(False, None, "not a number")
     both = [fastsm.put(b"a", b"x"), fastsm.delete_range(None, None), fastsm.put(b"n", b"?"), fastsm.add(b"n", 1)]
     assert apply(machine, fastsm.put(b"a", b"1"), fastsm.transaction([], both), fastsm.batch(both)) == [
@@ -139,7 +139,7 @@ def test_an_add_that_cannot_refuses_all_of_its_entry(machine: FastStateMachine |
 
 
 def test_answers_of_batches(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """A batch with a command that answers gives an Answer, one of the others alone gives True or False."""
+    """A batch with a command that answers gives an Answer; a batch of other commands gives True or False."""
     mismatch = fastsm.compare_and_swap(b"k", b"no", b"")
     assert apply(
         machine, fastsm.batch([fastsm.put(b"k", b"v"), fastsm.noop()]), fastsm.batch([mismatch]),
@@ -150,7 +150,7 @@ def test_answers_of_batches(machine: FastStateMachine | MemoryStateMachine) -> N
 
 
 def test_ranges_count_what_they_remove(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """Keys of earlier entries of the chunk are removed too; an empty range is no error."""
+    """Keys of earlier entries of the chunk are removed too; an empty range is not an error."""
     puts = [fastsm.put(key, b"") for key in KEYS]
     assert apply(machine, *puts[:5]) == [True] * 5
     assert apply(
@@ -161,7 +161,7 @@ def test_ranges_count_what_they_remove(machine: FastStateMachine | MemoryStateMa
 
 
 def test_an_answer_too_large_changes_nothing(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """64 MiB, as an answer is stored, is the limit of all values together."""
+    """The limit of all values together is 64 MiB, as an answer is stored."""
     large, half = bytes(FULL - 5), bytes(FULL // 2)
     assert apply(machine, fastsm.put(b"k", large), fastsm.read(b"k"))[1] == Answer(True, large)
     assert apply(machine, fastsm.put(b"k", large + b"x"), fastsm.read(b"k"))[1] == Answer(False, None, "too large")
@@ -171,14 +171,14 @@ def test_an_answer_too_large_changes_nothing(machine: FastStateMachine | MemoryS
 
 
 def test_replayed_entries_give_none(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """What was applied already is not looked at, nor answered again."""
+    """An entry that was applied already is neither examined nor answered again."""
     entries = [(1, 1, fastsm.add(b"n", 1)), (2, 1, fastsm.add(b"n", 1))]
     machine.apply(entries[:1])
     assert machine.apply(entries) == [None, Answer(True, 2)]
 
 
 def test_an_answer_is_an_immutable_triple() -> None:
-    """It compares, hashes, prints and pickles by its three fields."""
+    """An answer compares, hashes, prints and pickles by its three fields."""
     answer = Answer.failed(KeyError("this replica"))
     assert answer == Answer(False, None, "failed") == (False, None, "failed")
     assert hash(answer) == hash(Answer(False, None, "failed"))
@@ -204,6 +204,6 @@ def test_an_answer_is_an_immutable_triple() -> None:
              lambda: fastsm.batch([fastsm.read(b"k")]), lambda: fastsm.batch([fastsm.call("p")]),
              lambda: fastsm.batch([fastsm.transaction([], [])])])
 def test_what_cannot_be_is_refused_where_it_is_made(make: object) -> None:
-    """Numbers beyond 64 bits, and commands where they may not stand."""
+    """Numbers beyond 64 bits, and commands where they are not allowed, are refused."""
     with pytest.raises(fastsm.CommandError):
         make()  # type: ignore[operator]

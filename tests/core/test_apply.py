@@ -1,4 +1,4 @@
-"""apply: results, order, all or none, and that state is a function of the entries alone."""
+"""apply: results, order, all or nothing, and a state that depends only on the entries."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 @pytest.fixture
 def sparse(directory: Path, machine_at: Opener) -> FastStateMachine:
-    """A machine for a host that hands over commands only."""
+    """A machine for a host that hands over only commands."""
     return machine_at(directory, contiguous=False)
 
 
 def puts(first: int, last: int, term: int = 1) -> list[Entry]:
-    """One put an entry, each of a key and a value of its own."""
+    """One put per entry, each of a key and a value of its own."""
     return [Entry(i, term, fastsm.put(b"key-%d" % i, b"value-%d" % i)) for i in range(first, last + 1)]
 
 
@@ -75,7 +75,7 @@ def test_result_says_whether_the_command_took_effect(
 
 
 def test_empty_value_is_not_an_absent_one(machine: FastStateMachine) -> None:
-    """A key whose value is empty is there."""
+    """A key whose value is empty exists."""
     machine.apply([Entry(1, 1, fastsm.put(b"", b""))])
     assert machine.get(b"") == b""
     assert b"" in machine
@@ -85,7 +85,7 @@ def test_empty_value_is_not_an_absent_one(machine: FastStateMachine) -> None:
 
 
 def test_result_is_as_long_as_the_chunk(machine: FastStateMachine) -> None:
-    """One result an entry, whatever number of commands is in it."""
+    """There is one result per entry, however many commands the entry has."""
     assert machine.apply([]) == []
     assert machine.last_applied() == LogId(0, 0)
     batch = fastsm.batch([fastsm.put(b"%d" % i, b"") for i in range(1000)])
@@ -93,7 +93,7 @@ def test_result_is_as_long_as_the_chunk(machine: FastStateMachine) -> None:
 
 
 def test_later_entries_of_a_chunk_see_what_earlier_ones_did(machine: FastStateMachine) -> None:
-    """A compare-and-swap is judged against everything before it, in the same chunk as well."""
+    """A compare-and-swap is judged against everything before it, even in the same chunk."""
     commands = [
         fastsm.put(b"k", b"1"),
         fastsm.compare_and_swap(b"k", b"1", b"2"),
@@ -109,7 +109,7 @@ def test_later_entries_of_a_chunk_see_what_earlier_ones_did(machine: FastStateMa
 
 @pytest.mark.parametrize("kind", [tuple, list])
 def test_chunk_is_any_sequence_and_entries_are_plain_tuples_as_well(kind: type, machine: FastStateMachine) -> None:
-    """A list or a tuple, of Entry or tuples, with commands of any bytes-like kind."""
+    """A chunk is a list or a tuple, of Entry or tuples, with commands of any bytes-like type."""
     command = fastsm.put(b"k", b"v")
     chunk = [(1, 1, command), Entry(2, 1, command), (3, 1, bytearray(command)), (4, 1, memoryview(command))]
     assert machine.apply(kind(chunk)) == [True] * 4
@@ -153,7 +153,7 @@ def test_entry_out_of_order_is_an_order_error(
 
 
 def test_gap_is_an_order_error_when_contiguous(machine: FastStateMachine) -> None:
-    """The first entry after last applied is exactly one above it."""
+    """The first entry after last applied must be exactly one above it."""
     machine.apply(puts(1, 3))
     for first in (5, 4 + 2**40, 2**64 - 2):
         with pytest.raises(OrderError, match="expected entry 4"):
@@ -162,7 +162,7 @@ def test_gap_is_an_order_error_when_contiguous(machine: FastStateMachine) -> Non
 
 
 def test_gap_is_fine_when_only_commands_are_handed_over(sparse: FastStateMachine) -> None:
-    """With contiguous=False an entry is anywhere above the last one, its term not lower."""
+    """With contiguous=False an entry may be anywhere above the last one, if its term is not lower."""
     assert sparse.apply([Entry(10, 3, fastsm.noop()), Entry(20, 3, fastsm.noop())]) == [True, True]
     assert sparse.apply([Entry(2**64 - 2, 2**64 - 2, fastsm.noop())]) == [True]
     with pytest.raises(OrderError):
@@ -180,14 +180,14 @@ def test_number_out_of_range_is_an_order_error(field: str, number: int, sparse: 
 
 
 def test_term_below_the_last_one_is_an_order_error(machine: FastStateMachine) -> None:
-    """Terms never fall from chunk to chunk either."""
+    """Terms never fall from chunk to chunk."""
     machine.apply(puts(1, 2, term=5))
     with pytest.raises(OrderError, match="terms never fall"):
         machine.apply(puts(3, 3, term=4))
 
 
 def test_replayed_entries_are_skipped_and_their_commands_not_looked_at(machine: FastStateMachine) -> None:
-    """A Raft library may hand over its log again after a restart: None for what was applied before."""
+    """A Raft library may hand over its log again after a restart: the result is None for what was applied before."""
     machine.apply(puts(1, 5))
     replay = [Entry(i, 1, garbage) for i, garbage in enumerate((b"", UNKNOWN_KIND, b"\xff" * 9, b"x"), 1)]
     assert machine.apply(replay) == [None] * 4
@@ -197,7 +197,7 @@ def test_replayed_entries_are_skipped_and_their_commands_not_looked_at(machine: 
 
 
 def test_replayed_compare_and_swap_is_not_judged_again(machine: FastStateMachine) -> None:
-    """A swap that would match now is skipped when it was applied before."""
+    """A swap that would match now is skipped if it was applied before."""
     swap = Entry(2, 1, fastsm.compare_and_swap(b"k", b"b", b"c"))
     assert machine.apply([Entry(1, 1, fastsm.put(b"k", b"a")), swap]) == [True, False]
     machine.apply([Entry(3, 1, fastsm.put(b"k", b"b"))])
@@ -206,7 +206,7 @@ def test_replayed_compare_and_swap_is_not_judged_again(machine: FastStateMachine
 
 
 def test_replayed_entry_of_another_term_is_an_order_error(machine: FastStateMachine) -> None:
-    """A term that is known and different says that this log is another one."""
+    """A known term that differs shows that this is another log."""
     machine.apply([*puts(1, 3, term=1), *puts(4, 6, term=2)])
     for index, term in ((2, 2), (3, 2), (4, 1), (6, 3)):
         with pytest.raises(OrderError) as caught:
@@ -216,7 +216,7 @@ def test_replayed_entry_of_another_term_is_an_order_error(machine: FastStateMach
 
 
 def test_replayed_entry_of_another_term_than_an_id_noted_is_an_order_error(machine: FastStateMachine) -> None:
-    """An id given to update_last_applied is known at once, before any frame carries it."""
+    """An id given to update_last_applied is known immediately, before any frame records it."""
     machine.update_last_applied(LogId(1, 1))
     with pytest.raises(OrderError):
         machine.apply([Entry(1, 2, fastsm.noop())])
@@ -251,7 +251,7 @@ def test_replayed_entry_whose_term_is_not_known_is_skipped(sparse: FastStateMach
 def test_malformed_command_raises_before_anything_of_its_chunk_is_applied(
     command: bytes, error: type[CommandError], position: int, machine: FastStateMachine
 ) -> None:
-    """The error's index names the entry; state, order and log go on as if the chunk had never come."""
+    """The error's index names the entry; state, order and log continue as if the chunk had never come."""
     machine.apply(puts(1, 1))
     chunk = puts(2, 101)
     chunk[position] = chunk[position]._replace(command=command)
@@ -276,7 +276,7 @@ def test_wrong_order_is_found_before_anything_of_its_chunk_is_applied(machine: F
 
 
 def test_refused_chunk_is_not_in_the_log(directory: Path, machine_at: Opener) -> None:
-    """What raised is not found by the next opening."""
+    """A chunk that raised is not found by the next opening."""
     with machine_at(directory) as machine:
         machine.apply(puts(1, 2))
         with pytest.raises(CommandError):
@@ -288,7 +288,7 @@ def test_refused_chunk_is_not_in_the_log(directory: Path, machine_at: Opener) ->
 
 
 def test_command_that_does_not_match_counts_as_applied(directory: Path, machine_at: Opener) -> None:
-    """A refused swap moves last applied and leaves its term, through a reopening too."""
+    """A refused swap moves last applied and its term is known, even after reopening."""
     with machine_at(directory) as machine:
         assert machine.apply([Entry(1, 4, fastsm.compare_and_swap(b"k", b"x", b"y"))]) == [False]
     with machine_at(directory) as machine:
@@ -300,7 +300,7 @@ def test_command_that_does_not_match_counts_as_applied(directory: Path, machine_
 
 @pytest.mark.parametrize("value_size", [10, 2000])
 def test_readers_never_see_half_a_chunk(value_size: int, machine: FastStateMachine) -> None:
-    """Every key of a chunk is read as of before it or after it, however large its frame is."""
+    """Every key of a chunk is read as of before the chunk or after it, however large its frame is."""
     keys = [b"key-%d" % number for number in range(100)]
     stop = threading.Event()
     wrong: list[object] = []
@@ -329,7 +329,7 @@ def test_readers_never_see_half_a_chunk(value_size: int, machine: FastStateMachi
 
 
 def test_writers_take_turns(sparse: FastStateMachine) -> None:
-    """Chunks of many threads are applied one after the other, each whole or refused."""
+    """Chunks of many threads are applied one after another, each completely or refused."""
     counter = iter(range(1, 10**6))
     lock = threading.Lock()
     applied: list[int] = []
@@ -383,7 +383,7 @@ def test_state_and_results_are_a_function_of_the_entries(
 
 
 def test_history_has_all_that_it_says() -> None:
-    """The random histories hit and miss, delete what is there, and leave gaps: else they prove nothing."""
+    """The random histories hit and miss, delete existing keys, and leave gaps: otherwise they prove nothing."""
     chunks = list(islice(History(1, contiguous=False), 400))
     model = fastsm.MemoryStateMachine(contiguous=False)
     results = [result for chunk in chunks for result in model.apply(chunk)]
@@ -404,7 +404,7 @@ def test_history_has_all_that_it_says() -> None:
 
 
 def test_term_is_known_where_it_is_certain(sparse: FastStateMachine) -> None:
-    """Of an entry seen, and of one between two of the same term; nowhere else."""
+    """The term is known for an entry that was seen, and between two of the same term; nowhere else."""
     for index, term in ((10, 2), (20, 2), (30, 5), (31, 6)):
         sparse.apply([Entry(index, term, fastsm.noop())])
     known = {index: sparse.entry_term(index) for index in (0, 1, 9, 10, 11, 19, 20, 21, 29, 30, 31, 32, 2**64)}
@@ -416,7 +416,7 @@ def test_term_is_known_where_it_is_certain(sparse: FastStateMachine) -> None:
 
 
 def test_membership_is_the_newest_config_with_its_id(directory: Path, machine_at: Opener) -> None:
-    """A config is kept with the id of the entry that carried it, and is no key."""
+    """A config is kept with the id of the entry that carried it, and is not a key."""
     with machine_at(directory) as machine:
         assert machine.membership() is None
         machine.apply([Entry(1, 1, fastsm.config(b"a")), Entry(2, 2, fastsm.config(b"b")), *puts(3, 3, term=3)])

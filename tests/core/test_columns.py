@@ -21,12 +21,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def cells(data: np.ndarray, offsets: np.ndarray) -> list[bytes]:
-    """The cells of a column, one by one."""
+    """Returns the cells of a column, one by one."""
     return [bytes(data[offsets[i] : offsets[i + 1]]) for i in range(len(offsets) - 1)]
 
 
 def check_column(data: np.ndarray, offsets: np.ndarray, count: int) -> None:
-    """Asserts what every column is: bytes without gaps, and one offset more than cells."""
+    """Asserts what holds for every column: bytes without gaps, and one more offset than cells."""
     assert (data.dtype, data.ndim, data.flags.c_contiguous) == (np.uint8, 1, True)
     assert (offsets.dtype, offsets.shape) == (np.int64, (count + 1,))
     assert offsets[0] == 0
@@ -36,7 +36,7 @@ def check_column(data: np.ndarray, offsets: np.ndarray, count: int) -> None:
 
 @pytest.fixture
 def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
-    """A machine with values of several sizes, none among them."""
+    """A machine with values of several sizes, including an empty one."""
     machine = machine_at(directory)
     values = {b"empty": b"", b"": b"of the empty key", b"large": bytes(range(256)) * 4096, b"nuls": b"a\x00\x00"}
     machine.apply([(1, 1, fastsm.put_many(list(values), list(values.values())))])
@@ -47,7 +47,7 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def test_get_columns_tells_empty_from_absent(machine: FastStateMachine) -> None:
-    """An empty value is found with no bytes; an absent key is not found, with no bytes either."""
+    """An empty value is found, with no bytes; an absent key is not found, with no bytes either."""
     keys = [b"empty", b"absent", b"nuls", b"empty", b"", b"large", b"nuls"]
     data, offsets, found = machine.get_columns(keys)
     check_column(data, offsets, len(keys))
@@ -58,7 +58,7 @@ def test_get_columns_tells_empty_from_absent(machine: FastStateMachine) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 31, 32, 33, 64, 1000])
 def test_get_many_and_get_columns_do_what_get_does(directory: Path, machine_at: Opener, count: int) -> None:
-    """Any number of keys, present or not, give what ``get`` gives of each."""
+    """Any number of keys, present or not, give what ``get`` returns for each."""
     machine = machine_at(directory)
     rng = random.Random(count)
     pool = [b"%d" % i for i in range(2 * count + 2)]
@@ -81,7 +81,7 @@ def test_get_many_and_get_columns_do_what_get_does(directory: Path, machine_at: 
     ids=["list", "tuple", "iterator", "S array", "bytearrays", "memoryviews"],
 )  # fmt: skip
 def test_keys_come_in_any_sequence(machine: FastStateMachine, wrap: Callable[[list[bytes]], object]) -> None:
-    """Lists, tuples, iterators and arrays of bytes-like keys are all taken."""
+    """Lists, tuples, iterators and arrays of bytes-like keys are all accepted."""
     keys = [b"nuls", b"absent", b"empty"]
     assert machine.get_many(wrap(keys)) == [b"a\x00\x00", None, b""]
     data, offsets, found = machine.get_columns(wrap(keys))
@@ -90,7 +90,7 @@ def test_keys_come_in_any_sequence(machine: FastStateMachine, wrap: Callable[[li
 
 
 def test_keys_too_long_to_be_there_are_absent(machine: FastStateMachine) -> None:
-    """A key over the limit cannot be in the state; to ask for it is no error."""
+    """A key over the limit cannot be in the state; looking it up is not an error."""
     keys = [b"x" * 65_536, b"nuls", b"x" * 10**6]
     assert machine.get_many(keys) == [None, b"a\x00\x00", None]
     assert machine.get_columns(keys)[2].tolist() == [False, True, False]
@@ -110,7 +110,7 @@ def test_what_is_no_key_is_a_type_error(machine: FastStateMachine) -> None:
 
 
 def test_columns_are_the_callers(machine: FastStateMachine) -> None:
-    """The arrays are copies: to write into them changes no state, and they outlive ``close``."""
+    """The arrays are copies: writing into them changes no state, and they outlive ``close``."""
     data, _, _ = machine.get_columns([b"nuls"])
     values = machine.columns()[2]
     data[:] = 0
@@ -127,7 +127,7 @@ def test_columns_are_the_callers(machine: FastStateMachine) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_columns_are_the_whole_state(directory: Path, machine_at: Opener, seed: int) -> None:
-    """``columns`` gives every pair, keys and values in two columns, in the order in which ``items`` gives them."""
+    """``columns`` returns every pair, keys and values in two columns, in the order of ``items``."""
     machine = machine_at(directory)
     history = History(seed)
     for _ in range(60):
@@ -152,7 +152,7 @@ def test_columns_of_an_empty_state(directory: Path, machine_at: Opener) -> None:
 
 
 def test_columns_of_many_keys(directory: Path, machine_at: Opener) -> None:
-    """A state of more keys than are copied in one piece comes out whole."""
+    """A state with more keys than are copied in one piece is returned completely."""
     machine = machine_at(directory)
     count = 70_000
     keys = np.arange(count, dtype=">u4").view(np.uint8).reshape(count, 4)
@@ -170,7 +170,7 @@ def test_columns_of_many_keys(directory: Path, machine_at: Opener) -> None:
 
 
 def test_columns_go_back_in_by_put_many(machine: FastStateMachine, tmp_path: Path, machine_at: Opener) -> None:
-    """What ``columns`` gives, ``put_many`` takes: the same state in another directory."""
+    """``put_many`` accepts what ``columns`` returns, and makes the same state in another directory."""
     key_data, key_offsets, value_data, value_offsets = machine.columns()
     other = machine_at(tmp_path / "other")
     other.apply([(1, 1, fastsm.put_many((key_data, key_offsets), (value_data, value_offsets)))])
@@ -184,7 +184,7 @@ steps = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), max_size=12)
 
 @given(steps, st.lists(st.integers(0, 60), max_size=40))
 def test_entry_terms_does_what_entry_term_does(history: list[tuple[int, int]], ids: list[int]) -> None:
-    """Any array of indexes gives what ``entry_term`` gives of each, 0 for None."""
+    """Any array of indexes gives what ``entry_term`` returns for each, with 0 for None."""
     with memory_directory() as path, FastStateMachine(path, contiguous=False) as machine:
         index, term = 0, 1
         for index_step, term_step in history:
@@ -196,7 +196,7 @@ def test_entry_terms_does_what_entry_term_does(history: list[tuple[int, int]], i
 
 
 def test_entry_terms_keeps_the_shape(directory: Path, machine_at: Opener) -> None:
-    """Arrays of any number of dimensions and any layout give arrays of their shape."""
+    """Arrays of any number of dimensions and any layout give arrays of the same shape."""
     machine = machine_at(directory)
     machine.apply([(i, (i + 4) // 5, fastsm.noop()) for i in range(1, 31)])
     ids = np.arange(60, dtype=np.uint64)
@@ -212,7 +212,7 @@ def test_entry_terms_keeps_the_shape(directory: Path, machine_at: Opener) -> Non
 
 
 def test_entry_terms_of_the_largest_index(directory: Path, machine_at: Opener) -> None:
-    """Indexes up to 2**64 - 1 may be asked for."""
+    """Indexes up to 2**64 - 1 may be looked up."""
     machine = machine_at(directory)
     machine.update_last_applied((2**64 - 2, 2**64 - 2))
     ids = np.array([0, 1, 2**64 - 3, 2**64 - 2, 2**64 - 1], dtype=np.uint64)
@@ -220,7 +220,7 @@ def test_entry_terms_of_the_largest_index(directory: Path, machine_at: Opener) -
 
 
 def test_entry_terms_work_on_a_stopped_machine(directory: Path, machine_at: Opener) -> None:
-    """As ``entry_term`` does, ``entry_terms`` works after ``stop``."""
+    """``entry_terms`` works after ``stop``, like ``entry_term``."""
     machine = machine_at(directory)
     machine.apply([(1, 3, fastsm.noop())])
     machine.stop()

@@ -1,4 +1,4 @@
-"""Compaction: the space of what is dead comes back, and nothing else changes."""
+"""Compaction: the space of dead records is freed, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from support.inside import inside
 
 
 def disk_bytes(directory: Path) -> int:
-    """What base and log take."""
+    """Returns the size of base and log."""
     total = 0
     for path in directory.iterdir():
         if path.name.startswith(("base", "log")):
@@ -49,7 +49,7 @@ def disk_bytes(directory: Path) -> int:
 
 
 def overwrite(machine: FastStateMachine, count: int, *, keys: int = 10, size: int = 1000) -> None:
-    """So many entries that each set one of a few keys."""
+    """Applies ``count`` entries that each set one of a few keys."""
     first, term = machine.last_applied().index + 1, max(1, machine.last_applied().term)
     for at in range(first, first + count, 100):
         stop = min(at + 100, first + count)
@@ -110,7 +110,7 @@ def test_space_comes_back(directory: Path, machine_at: Callable[..., FastStateMa
 def test_by_default_retained_entries_stay_in_the_log(
     directory: Path, tmp_path: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
-    """``compact()`` goes up to a chunk's end, ``retain_entries`` before last applied or earlier."""
+    """``compact()`` goes up to the end of a chunk, ``retain_entries`` or more before last applied."""
     machine = machine_at(directory, retain_entries=450)
     overwrite(machine, 400)
     machine.compact()
@@ -126,7 +126,7 @@ def test_by_default_retained_entries_stay_in_the_log(
 def test_large_values_are_retained_by_their_bytes(
     directory: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
-    """Whichever retains less, ``retain_entries`` or ``retain_bytes``: a hundred large entries do not stay for ever."""
+    """The lesser of ``retain_entries`` and ``retain_bytes`` counts: a hundred large entries do not stay forever."""
     machine = machine_at(directory, retain_entries=10_000, retain_bytes=1 << 20, auto_compact=False)
     for index in range(1, 101):
         machine.apply([(index, 1, fastsm.put(b"key", bytes([index]) * 100_000))])
@@ -140,7 +140,7 @@ def test_large_values_are_retained_by_their_bytes(
 
 
 def test_up_to_may_be_any_integer(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
-    """An id, a tuple, NumPy's integers; a float is a TypeError and nothing happens."""
+    """An id, a tuple and NumPy's integers are accepted; a float is a TypeError, and nothing happens."""
     machine = machine_at(directory)
     for index in range(1, 6):
         machine.apply([(index, 1, fastsm.noop())])
@@ -155,7 +155,7 @@ def test_up_to_may_be_any_integer(directory: Path, machine_at: Callable[..., Fas
 def test_up_to_is_rounded_down_to_the_end_of_a_chunk(
     directory: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
-    """An id or an index within a chunk means the chunk before; outside of what is there it is refused."""
+    """An id or an index within a chunk means the end of the previous chunk; one that is out of range is refused."""
     machine = machine_at(directory)
     overwrite(machine, 500)
     machine.compact(LogId(299, 1))
@@ -171,7 +171,7 @@ def test_up_to_is_rounded_down_to_the_end_of_a_chunk(
 
 
 def test_views_and_iterators_from_before_stay(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
-    """They read the old generation until they are gone; then its pages go, too."""
+    """Views and iterators read the old generation until they are dropped; then its pages are freed too."""
     machine = machine_at(directory)
     overwrite(machine, 100)
     expected = machine.get(b"key-1")
@@ -193,7 +193,7 @@ def test_views_and_iterators_from_before_stay(directory: Path, machine_at: Calla
 def test_everything_applied_is_durable_behind_it(
     directory: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
-    """Also ids without a command, and metadata that was only noted."""
+    """Everything applied is durable afterwards, including ids without a command, and metadata only in memory."""
     machine = machine_at(directory)
     overwrite(machine, 100)
     machine.update_last_applied((150, 3))
@@ -207,7 +207,7 @@ def test_everything_applied_is_durable_behind_it(
 
 
 def test_reads_and_writes_go_on(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
-    """Chunks applied while it runs are in the next generation, each whole."""
+    """Chunks applied during a compaction are in the next generation, each completely."""
     machine = machine_at(directory)
     overwrite(machine, 3000)
     applied = []
@@ -232,7 +232,7 @@ def test_reads_and_writes_go_on(directory: Path, machine_at: Callable[..., FastS
 
 
 def test_it_comes_by_itself(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
-    """When what is dead exceeds the ratio and the floor; so disk use stays bounded, however long the history is."""
+    """Compaction starts when the dead bytes exceed the ratio and the floor, so disk use stays bounded."""
     machine = machine_at(directory, retain_entries=100, compact_floor=200_000)
     most = 0
     for _ in range(2000):
@@ -256,7 +256,7 @@ def test_it_can_be_switched_off(directory: Path, machine_at: Callable[..., FastS
 
 
 def test_policy_counts_what_died_since_the_last_time() -> None:
-    """What is retained although it is dead does not call for compaction again and again."""
+    """Dead bytes that are retained do not call for compaction again and again."""
     policy = Policy(ratio=0.5, floor=1000)
     assert policy.threshold(live_bytes=100, dead_bytes=0) == 1000
     assert policy.threshold(live_bytes=10_000, dead_bytes=0) == 5000
@@ -292,7 +292,7 @@ def test_it_leaves_what_a_running_snapshot_reads(
 def test_reset_install_and_close_end_it(
     directory: Path, tmp_path: Path, machine_at: Callable[..., FastStateMachine], ended_by: str
 ) -> None:
-    """It is a ``SnapshotError``, and the files that it began are gone."""
+    """An ended compaction is a ``SnapshotError``, and its files are gone."""
     machine = machine_at(directory)
     overwrite(machine, 300)
     machine.write_snapshot(tmp_path / "file")
@@ -318,7 +318,7 @@ def test_reset_install_and_close_end_it(
 def test_an_interrupted_compaction_leaves_nothing(
     directory: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
-    """What ``progress`` raises goes through; the old generation is in use and whole."""
+    """An exception of ``progress`` is passed on; the old generation is in use and intact."""
     machine = machine_at(directory)
     overwrite(machine, 300)
 
@@ -336,7 +336,7 @@ def test_an_interrupted_compaction_leaves_nothing(
 def test_it_is_told_to_the_log(
     directory: Path, machine_at: Callable[..., FastStateMachine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line says up to where, how long, and what became of the bytes."""
+    """One log line says up to which entry, how long it took, and the bytes before and after."""
     machine = machine_at(directory)
     overwrite(machine, 300)
     with caplog.at_level(logging.INFO, "fastsm"):
@@ -347,7 +347,7 @@ def test_it_is_told_to_the_log(
 def test_what_was_carried_over_last_is_known_to_be_durable(
     directory: Path, tmp_path: Path, machine_at: Callable[..., FastStateMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Entries and a snapshot's metadata that came while the step was prepared are no torn tail when a bit rots."""
+    """Entries and metadata that came while the step was prepared are not taken for a torn tail if a bit rots."""
     machine = machine_at(directory)
     overwrite(machine, 100)
     prepare = generation.prepare_next
@@ -382,7 +382,7 @@ def test_what_was_carried_over_last_is_known_to_be_durable(
 
 @pytest.mark.parametrize("work", ["compact", "write_snapshot"])
 def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
-    """A log that was replaced gives its room back at once, also after a step that failed, without a collection."""
+    """A replaced log frees its room immediately, even after a failed step, without a garbage collection."""
     machine = FastStateMachine(directory, auto_compact=False, retain_entries=0)
     overwrite(machine, 300)
     mapping = weakref.ref(inside(machine).log.mapping)
@@ -420,7 +420,7 @@ def test_compact_takes_any_integer_or_id(tmp_path: Path, kind: Any) -> None:
 
 
 def test_a_close_from_a_callback_ends_a_compaction_that_waits_for_its_own(directory: Path) -> None:
-    """Two compactions, one of which waits; the other one's callback closes the machine: all of them come to an end."""
+    """One compaction waits for another, whose callback closes the machine: all of them end."""
     machine = FastStateMachine(directory, retain_entries=0, auto_compact=False)
     for index in range(1, 501):
         machine.apply([Entry(index, 1, fastsm.put(b"%d" % (index % 50), bytes(1000)))])

@@ -1,4 +1,4 @@
-"""The coroutines: their order, what blocks whom, cancellation, and what a failure does to what is queued after."""
+"""Coroutines: their order, what blocks what, cancellation, and the effect of a failure on chunks queued later."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGE = 100 << 10  # bytes of a value that make a chunk too large for the event 
 
 
 def put(index: int, size: int = 10, term: int = 1) -> list[Entry]:
-    """A chunk of one put."""
+    """Returns a chunk of one put."""
     return [Entry(index, term, fastsm.put(b"key-%d" % index, b"v" * size))]
 
 
@@ -32,12 +32,12 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def called(wait: Callable[[], None]) -> None:
-    """Waits for something on another thread, next to the event loop."""
+    """Waits for something on another thread, off the event loop."""
     await asyncio.get_running_loop().run_in_executor(None, wait)
 
 
 async def a_moment() -> None:
-    """Lets every task that can run, run."""
+    """Lets every task run that can."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -46,7 +46,7 @@ async def a_moment() -> None:
 
 
 def test_coroutines_do_what_their_twins_do(directory: Path, machine_at: Opener) -> None:
-    """apply_chunk, flush_async and reset, by small and by large chunks."""
+    """apply_chunk, flush_async and reset do what the plain methods do, with small and large chunks."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -65,7 +65,7 @@ def test_coroutines_do_what_their_twins_do(directory: Path, machine_at: Opener) 
 
 @pytest.mark.parametrize("size", [10, LARGE])
 def test_errors_are_those_of_the_twins(size: int, directory: Path, machine_at: Opener) -> None:
-    """Wrong chunks raise where they are awaited, on the event loop or not, and the next one works."""
+    """Wrong chunks raise where they are awaited, whether applied on the event loop or not, and the next one works."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -83,7 +83,7 @@ def test_errors_are_those_of_the_twins(size: int, directory: Path, machine_at: O
 
 
 def test_coroutines_work_from_several_event_loops(directory: Path, machine_at: Opener) -> None:
-    """A machine belongs to no loop: one after the other, and two at once."""
+    """A machine is not bound to an event loop: several may use it, one after another or at the same time."""
     machine = machine_at(directory, contiguous=False)
     for index in range(1, 4):
         run(_apply(machine, put(index, LARGE)))
@@ -146,7 +146,7 @@ def test_plain_calls_take_their_place_behind_what_is_queued(directory: Path, mac
 
 
 def test_flush_async_does_not_hold_up_applies(directory: Path, machine_at: Opener) -> None:
-    """While a sync is under way a thousand chunks are applied and read, and the loop is free."""
+    """During a sync a thousand chunks are applied and read, and the loop stays free."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
 
@@ -168,7 +168,7 @@ def test_flush_async_does_not_hold_up_applies(directory: Path, machine_at: Opene
 
 
 def test_flush_async_fixes_its_point_when_it_starts(directory: Path, machine_at: Opener) -> None:
-    """What was applied before its task ran is durable when it returns, ids without a command as well."""
+    """What was applied before its task ran is durable when it returns, including ids without a command."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -186,7 +186,7 @@ def test_flush_async_fixes_its_point_when_it_starts(directory: Path, machine_at:
 
 
 def test_overlapping_flushes_of_coroutines_share_a_sync(directory: Path, machine_at: Opener) -> None:
-    """A hundred tasks that flush cost two syncs: the one under way, and one for the rest."""
+    """A hundred tasks that flush cost two syncs: the running one, and one for all others."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
 
@@ -208,7 +208,7 @@ def test_overlapping_flushes_of_coroutines_share_a_sync(directory: Path, machine
 
 
 def test_large_chunk_does_not_block_the_loop(directory: Path, machine_at: Opener) -> None:
-    """While its write is held, other tasks go on, and reads show the state before it."""
+    """While the write of a large chunk is held up, other tasks run, and reads show the state before it."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
 
@@ -226,7 +226,7 @@ def test_large_chunk_does_not_block_the_loop(directory: Path, machine_at: Opener
 
 
 def ends_at_once(coroutine: Coroutine[Any, Any, Any]) -> bool:
-    """Whether a coroutine ends without waiting for anything; one that waits is left to do so."""
+    """Returns whether a coroutine ends without waiting; one that waits is left alone."""
     try:
         coroutine.send(None)
     except StopIteration:
@@ -236,7 +236,7 @@ def ends_at_once(coroutine: Coroutine[Any, Any, Any]) -> bool:
 
 
 def test_small_chunk_runs_inline(directory: Path, machine_at: Opener) -> None:
-    """With nothing queued, sync="flush" and pages that are prepared, it is applied by the thread of the loop."""
+    """With nothing queued, sync="flush" and prepared pages, a small chunk is applied on the event loop's thread."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -255,7 +255,7 @@ def test_small_chunk_runs_inline(directory: Path, machine_at: Opener) -> None:
 
 
 def test_where_no_pages_can_be_prepared_no_chunk_runs_on_the_loop(directory: Path, machine_at: Opener) -> None:
-    """Writing to the file could block: the worker does it."""
+    """Writing to the file could block, so the worker thread does it."""
     machine = machine_at(directory, _files=Disk(stores=False).files)
 
     async def main() -> None:
@@ -266,7 +266,7 @@ def test_where_no_pages_can_be_prepared_no_chunk_runs_on_the_loop(directory: Pat
 
 
 def test_sync_on_apply_does_not_block_the_loop(directory: Path, machine_at: Opener) -> None:
-    """With sync="apply" even a small chunk waits for its sync next to the loop."""
+    """With sync="apply" even a small chunk waits for its sync off the event loop."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
 
@@ -286,7 +286,7 @@ def test_sync_on_apply_does_not_block_the_loop(directory: Path, machine_at: Open
 
 
 def test_cancelled_chunk_that_has_begun_goes_on(directory: Path, machine_at: Opener) -> None:
-    """The await ends at once, the work does not: last_applied tells."""
+    """The await ends immediately, the work does not: last_applied tells."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
 
@@ -307,7 +307,7 @@ def test_cancelled_chunk_that_has_begun_goes_on(directory: Path, machine_at: Ope
 
 
 def test_cancelled_chunk_that_has_not_begun_is_dropped(directory: Path, machine_at: Opener) -> None:
-    """A chunk that waits after another one is never applied, and its place is passed on."""
+    """A cancelled chunk that is queued after another one is never applied, and its place is passed on."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
 
@@ -331,7 +331,7 @@ def test_cancelled_chunk_that_has_not_begun_is_dropped(directory: Path, machine_
 
 
 def test_cancelled_flush_goes_on(directory: Path, machine_at: Opener) -> None:
-    """A sync that has begun is not stopped by nobody waiting for it."""
+    """A running sync is not stopped when its caller stops waiting."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
 
@@ -355,7 +355,7 @@ def test_cancelled_flush_goes_on(directory: Path, machine_at: Opener) -> None:
 
 @pytest.mark.parametrize("count", [3, 100])
 def test_chunks_queued_behind_one_that_failed_fail_too(count: int, directory: Path, machine_at: Opener) -> None:
-    """They were sent in the belief that it would be applied: OrderError, its cause is the failure."""
+    """Chunks queued after a failed one fail with OrderError, whose cause is that failure."""
     disk = Disk(stores=False)
     machine = machine_at(directory, contiguous=False, _files=disk.files)
 
@@ -379,7 +379,7 @@ def test_chunks_queued_behind_one_that_failed_fail_too(count: int, directory: Pa
 
 @pytest.mark.parametrize("size", [10, LARGE])
 def test_next_chunk_after_the_failure_was_seen_works(size: int, directory: Path, machine_at: Opener) -> None:
-    """The caller that has seen the failure knows what to send."""
+    """A caller that has seen the failure can send the next chunk."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -391,7 +391,7 @@ def test_next_chunk_after_the_failure_was_seen_works(size: int, directory: Path,
 
 
 def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at: Opener) -> None:
-    """When the caller of a chunk that failed was cancelled, those queued after it fail, and later ones work."""
+    """If the caller of a failed chunk was cancelled, chunks queued after it fail, and later ones work."""
     disk = Disk(stores=False)
     machine = machine_at(directory, contiguous=False, _files=disk.files)
 
@@ -416,7 +416,7 @@ def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at:
 
 
 def test_reset_behind_a_failure_is_done(directory: Path, machine_at: Opener) -> None:
-    """A reset depends on nothing before it."""
+    """A reset does not depend on anything before it."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
 
@@ -436,7 +436,7 @@ def test_reset_behind_a_failure_is_done(directory: Path, machine_at: Opener) -> 
 
 
 def test_failed_sync_is_seen_by_whoever_awaits(directory: Path, machine_at: Opener) -> None:
-    """flush_async raises the StorageError, and so does what comes after it."""
+    """flush_async raises the StorageError, and so do later calls."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
 
@@ -457,7 +457,7 @@ def test_failed_sync_is_seen_by_whoever_awaits(directory: Path, machine_at: Open
 
 
 def test_close_ends_what_is_queued_first(directory: Path, machine_at: Opener) -> None:
-    """What was queued before close is applied, and durable; later calls are refused; no thread is left."""
+    """What was queued before close is applied and durable; later calls are refused; no thread remains."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -480,7 +480,7 @@ def test_close_ends_what_is_queued_first(directory: Path, machine_at: Opener) ->
 
 
 def test_loop_that_is_gone_does_not_stop_what_has_begun(directory: Path, machine_at: Opener) -> None:
-    """A loop that was closed over its tasks leaves a machine that goes on."""
+    """A machine still works after a loop was closed with tasks on it."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
     gate = disk.hold("write")

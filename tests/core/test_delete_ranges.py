@@ -1,4 +1,4 @@
-"""Deletes of ranges: all of a range or none of it, whatever command they are in, and however many keys it has."""
+"""Deleting ranges: completely or not at all, in any kind of command, with any number of keys."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ command = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(command, min_size=1, max_size=6), max_size=6), st.booleans(), bound)
 def test_any_chunks_do_what_the_model_does(chunks: list[list[bytes]], reads: bool, start: bytes | None) -> None:
-    """In chunks, batches and transactions, next to puts and deletes of the same keys; iterators stay as they were."""
+    """In chunks, batches and transactions, with puts and deletes of the same keys; iterators do not change."""
     model = MemoryStateMachine()
     with memory_directory() as path, FastStateMachine(path) as machine:
         iterators = []
@@ -85,7 +85,7 @@ def test_any_chunks_do_what_the_model_does(chunks: list[list[bytes]], reads: boo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reader_never_sees_half_of_it(directory: Path, machine_at: Opener, kind: str) -> None:
-    """Counts, scans, gets and iterators next to deletes of many keys: all of them are there, or none."""
+    """Counts, scans, gets and iterators during deletes of many keys see all of the keys, or none."""
     machine = machine_at(directory, auto_compact=False)
     keys = [b"k%05d" % i for i in range(MANY)]
     first, last = keys[0], keys[-1]
@@ -123,7 +123,7 @@ def test_a_reader_never_sees_half_of_it(directory: Path, machine_at: Opener, kin
 
 
 def test_it_takes_one_record_for_each_key(directory: Path, machine_at: Opener) -> None:
-    """The log grows by what a delete of each key takes, and nothing for keys that are not there."""
+    """The log grows by a delete record for each key, and not for absent keys."""
     machine = machine_at(directory, auto_compact=False, ordered=True)
     keys = [b"k%07d" % i for i in range(MANY)]
     put_all(machine, keys)
@@ -139,7 +139,7 @@ def test_it_takes_one_record_for_each_key(directory: Path, machine_at: Opener) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_torn_frame_leaves_all_of_the_keys(tmp_path: Path, machine_at: Opener, kind: str) -> None:
-    """Whatever of the command's frame a crash kept short of all of it: no key is deleted."""
+    """If a crash cuts any part off the command's frame, no key is deleted."""
     machine = machine_at(tmp_path / "state", auto_compact=False)
     keys = [b"k%04d" % i for i in range(2_000)]
     put_all(machine, keys)
@@ -160,7 +160,7 @@ def test_a_torn_frame_leaves_all_of_the_keys(tmp_path: Path, machine_at: Opener,
 
 
 def test_a_signal_ends_a_long_delete_of_a_range(directory: Path, machine_at: Opener) -> None:
-    """What its handler raises leaves all of the keys, also those of the command's own chunk; the next try does it."""
+    """If its handler raises, all keys remain, also those of the command's own chunk; the next try deletes them."""
     machine = machine_at(directory, auto_compact=False, ordered=True)
     keys = [b"k%06d" % i for i in range(5 * MANY)]
     put_all(machine, keys)
@@ -207,7 +207,7 @@ print((peak() - before) / count, answer.value)
 
 
 def test_its_memory_is_in_proportion_to_the_keys(tmp_path: Path) -> None:
-    """A command that deletes many keys takes about a hundred bytes for each, until it is applied: no object for any."""
+    """A command that deletes many keys takes about a hundred bytes per key until it is applied, without objects."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "state"), "200000"], capture_output=True, text=True, check=True)
     each, keys = done.stdout.split()

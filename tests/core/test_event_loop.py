@@ -1,4 +1,4 @@
-"""The event loop never waits for the disk: nothing is asked of the system on its thread."""
+"""The event loop never waits for the disk: its thread makes no system calls for files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WATCHED = ("write", "sync", "truncate", "allocate", "rename", "unlink", "sync_di
 
 
 class Noting(Directory):
-    """Notes which thread each call of the seam to the system comes from."""
+    """Records from which thread each call to the system is made."""
 
     calls: Counter[tuple[str, bool]]
     loop_thread = 0
@@ -48,7 +48,7 @@ def _fresh_counts() -> None:
 
 
 def on_the_loop() -> list[str]:
-    """The calls that came from the event loop's thread."""
+    """Returns the calls that were made on the event loop's thread."""
     return sorted(name for name, on_loop in Noting.calls if on_loop)
 
 
@@ -57,7 +57,7 @@ def on_the_loop() -> list[str]:
 def test_no_coroutine_asks_the_system_for_anything_on_the_event_loop(
     directory: Path, tmp_path: Path, flush_every: int, size: int
 ) -> None:
-    """Chunks of all sizes between rare and frequent flushes, snapshots, compactions, installs, a reset, the close."""
+    """Chunks of all sizes, with rare and frequent flushes, snapshots, compactions, installs, a reset and a close."""
 
     async def main() -> None:
         Noting.loop_thread = threading.get_ident()
@@ -79,7 +79,7 @@ def test_no_coroutine_asks_the_system_for_anything_on_the_event_loop(
 
 
 def test_small_chunks_run_on_the_loop_where_pages_are_prepared(directory: Path) -> None:
-    """Between flushes that come often, and without any, most small chunks need no other thread."""
+    """With frequent flushes, and without any, most small chunks need no other thread."""
 
     async def main() -> dict[int, int]:
         on_loop = {}

@@ -1,4 +1,4 @@
-"""Flush: what is durable when, one sync for many, and what a failing disk does to a machine."""
+"""Flush: what is durable when, one sync for many flushes, and the effect of a failing disk."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def put(index: int, size: int = 10, term: int = 1) -> list[Entry]:
-    """A chunk of one put."""
+    """Returns a chunk of one put."""
     return [Entry(index, term, fastsm.put(b"key-%d" % index, b"v" * size))]
 
 
 def close_poisoned(machine: FastStateMachine) -> None:
-    """A poisoned machine gives everything back, then says what its sync said."""
+    """Closes a poisoned machine, which releases everything and then raises the error of its sync."""
     with pytest.raises(StorageError):
         machine.close()
     assert not machine.is_running()
@@ -38,7 +38,7 @@ def close_poisoned(machine: FastStateMachine) -> None:
 
 
 def test_durable_moves_to_where_the_log_ended_when_the_sync_began(directory: Path, machine_at: Opener) -> None:
-    """What is applied while a sync is under way is not durable by that sync."""
+    """What is applied during a sync is not made durable by that sync."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -56,7 +56,7 @@ def test_durable_moves_to_where_the_log_ended_when_the_sync_began(directory: Pat
 
 
 def test_what_fails_beside_a_chunk_leaves_nothing_of_it_in_the_log(directory: Path, machine_at: Opener) -> None:
-    """An error while the system is told to begin with what was appended is one of a chunk that is not applied."""
+    """If starting the writeback of earlier frames fails, the chunk that triggered it is not applied."""
     failing, sizes = [True], []
 
     class Files(Directory):
@@ -88,7 +88,7 @@ def test_what_fails_beside_a_chunk_leaves_nothing_of_it_in_the_log(directory: Pa
 def test_the_system_begins_to_write_what_a_late_flush_will_wait_for(
     directory: Path, machine_at: Opener, size: int
 ) -> None:
-    """Piece by piece, each byte once, and never a page that a frame may still be stored into."""
+    """Writeback is started piece by piece, once for each byte, and never for a page that may still be stored into."""
     begun: list[tuple[int, int, int]] = []
 
     class Files(Directory):
@@ -114,7 +114,7 @@ def test_the_system_begins_to_write_what_a_late_flush_will_wait_for(
 def test_watermark_of_a_frame_written_during_a_sync_does_not_claim_that_sync(
     directory: Path, tmp_path: Path, machine_at: Opener
 ) -> None:
-    """A frame says what was durable when it was written, not what a sync under way will make durable."""
+    """A frame records what was durable when it was written, not what a running sync will make durable."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -129,7 +129,7 @@ def test_watermark_of_a_frame_written_during_a_sync_does_not_claim_that_sync(
 
 
 def test_flush_covers_everything_applied_before_the_call(directory: Path, machine_at: Opener) -> None:
-    """A flush that comes during another one's sync waits for a sync that began after it."""
+    """A flush that is called during another one's sync waits for a sync that began after the call."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -147,7 +147,7 @@ def test_flush_covers_everything_applied_before_the_call(directory: Path, machin
 
 
 def test_overlapping_flushes_share_one_sync(directory: Path, machine_at: Opener) -> None:
-    """However many flushes wait while a sync is under way, one more sync serves them all."""
+    """However many flushes wait during a sync, one more sync serves all of them."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -172,7 +172,7 @@ def test_overlapping_flushes_share_one_sync(directory: Path, machine_at: Opener)
 
 
 def test_flush_with_nothing_new_does_not_sync(directory: Path, machine_at: Opener) -> None:
-    """A flush after a flush costs no sync."""
+    """A flush right after a flush makes no sync."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -184,7 +184,7 @@ def test_flush_with_nothing_new_does_not_sync(directory: Path, machine_at: Opene
 
 
 def test_sync_on_apply_is_durable_when_apply_returns(directory: Path, machine_at: Opener) -> None:
-    """With sync="apply" each chunk has its sync before it is seen."""
+    """With sync="apply" each chunk is synced before it is visible."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
     disk.forget()
@@ -204,10 +204,10 @@ def test_sync_on_apply_is_durable_when_apply_returns(directory: Path, machine_at
 def test_flush_claims_nothing_that_no_frame_carries(
     directory: Path, tmp_path: Path, machine_at: Opener
 ) -> None:
-    """An id noted while a flush fixes its point is not called durable by it."""
+    """An id noted while a flush determines what it covers is not reported as durable by it."""
 
     class Late(FastStateMachine):
-        """Another thread's update comes at the worst moment: just before the flush looks where it is."""
+        """Another thread's update comes at the worst moment: just before the flush reads the position."""
 
         def _position(self) -> Any:
             if self.last_applied().index == 1:
@@ -227,7 +227,7 @@ def test_flush_claims_nothing_that_no_frame_carries(
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 def test_failed_sync_poisons(code: int, directory: Path, machine_at: Opener) -> None:
-    """After a failed sync reads go on, every write raises with the errno, and the sync is never tried again."""
+    """After a failed sync reads work, every write raises with the errno, and the sync is never retried."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -266,7 +266,7 @@ def test_failed_sync_poisons(code: int, directory: Path, machine_at: Opener) -> 
 def test_reopening_after_a_failed_sync_writes_again_what_is_behind_the_watermark(
     directory: Path, machine_at: Opener
 ) -> None:
-    """The page cache is not believed after a failed sync: the next life's first flush writes it all again."""
+    """The page cache is not trusted after a failed sync: the first flush of the next opening rewrites everything."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -292,7 +292,7 @@ def test_reopening_after_a_failed_sync_writes_again_what_is_behind_the_watermark
 
 
 def test_failed_sync_fails_everybody_who_waits_and_is_not_retried(directory: Path, machine_at: Opener) -> None:
-    """Flushes that wait for a sync under way raise when it fails; none of them syncs again."""
+    """Flushes that wait for a sync raise if it fails; none of them syncs again."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -311,7 +311,7 @@ def test_failed_sync_fails_everybody_who_waits_and_is_not_retried(directory: Pat
 
 
 def test_failed_sync_on_apply_publishes_nothing(directory: Path, tmp_path: Path, machine_at: Opener) -> None:
-    """With sync="apply" a chunk whose sync failed is not visible; on reopening it is there whole or not at all."""
+    """With sync="apply" a chunk whose sync failed is not visible; on reopening it is there completely or not at all."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
     machine.apply(put(1))
@@ -331,7 +331,7 @@ def test_failed_sync_on_apply_publishes_nothing(directory: Path, tmp_path: Path,
 
 
 def test_one_sync_at_a_time_fails_for_everyone_who_waits(directory: Path, machine_at: Opener) -> None:
-    """The system tells an error to one of two syncs at the same time: so there is one, whose answer is everybody's."""
+    """The system reports an error to only one of two concurrent syncs, so all callers share one."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
     machine.apply(put(1))
@@ -350,7 +350,7 @@ def test_one_sync_at_a_time_fails_for_everyone_who_waits(directory: Path, machin
 
 
 def test_write_of_suspect_bytes_that_fails_poisons(directory: Path, tmp_path: Path, machine_at: Opener) -> None:
-    """When what is after the watermark cannot be written again, nothing is durable and nothing goes on."""
+    """If the bytes after the watermark cannot be rewritten, nothing becomes durable, and writes fail."""
     with FastStateMachine(directory) as machine:
         machine.apply(put(1))
         copy = crash_copy(directory, tmp_path / "copy")
@@ -369,7 +369,7 @@ def test_write_of_suspect_bytes_that_fails_poisons(directory: Path, tmp_path: Pa
 
 
 def test_first_flush_behind_a_crash_opens_no_file(directory: Path, tmp_path: Path) -> None:
-    """A process at its limit of open files goes on, as its guide says: a sync that cannot begin would poison."""
+    """A process at its limit of open files continues: the first flush after a crash opens no file."""
     with FastStateMachine(directory) as machine:
         machine.apply(put(1))
         copy = crash_copy(directory, tmp_path / "copy")
@@ -385,7 +385,7 @@ def test_first_flush_behind_a_crash_opens_no_file(directory: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_close_gives_everything_back_when_its_sync_fails(nth: int, directory: Path, machine_at: Opener) -> None:
-    """Whichever sync of close fails, the error is raised after files and lock were given back."""
+    """Whichever sync of close fails, files and lock are released before the error is raised."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -404,7 +404,7 @@ def test_close_gives_everything_back_when_its_sync_fails(nth: int, directory: Pa
 
 
 def assert_goes_on(machine: FastStateMachine, copy: Path) -> None:
-    """The state is as after entry 1; then it goes on, and what failed is not found by a recovery."""
+    """The state is as after entry 1, and continues; recovery does not find what failed."""
     assert machine.last_applied() == LogId(1, 1)
     assert machine.get_many([b"key-1", b"key-2"]) == [b"v" * 10, None]
     assert (machine.len(), machine.entry_term(2)) == (1, None)
@@ -423,7 +423,7 @@ def assert_goes_on(machine: FastStateMachine, copy: Path) -> None:
 def test_failed_allocation_leaves_the_state_as_it_was(
     code: int, sync: str, directory: Path, tmp_path: Path, machine_at: Opener
 ) -> None:
-    """Without room for a frame apply raises StorageError, nothing of the chunk counts, and the machine goes on."""
+    """Without room for a frame apply raises StorageError, nothing of the chunk counts, and the machine continues."""
     disk = Disk()
     machine = machine_at(directory, sync=sync, _files=disk.files)
     machine.apply(put(1))
@@ -438,7 +438,7 @@ def test_failed_allocation_leaves_the_state_as_it_was(
 
 
 def test_allocation_ahead_that_fails_is_tried_with_what_is_needed(directory: Path, machine_at: Opener) -> None:
-    """On a nearly full disk the frame's own room is enough."""
+    """On a nearly full disk, room for the frame itself is enough."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     rule = disk.fail("allocate", errno.ENOSPC)
@@ -450,7 +450,7 @@ def test_allocation_ahead_that_fails_is_tried_with_what_is_needed(directory: Pat
 def test_allocation_that_fails_half_way_gives_the_room_back(
     directory: Path, tmp_path: Path, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A system that leaves the file grown by what it could get, as ext4 does, has it cut to its old size."""
+    """If the system leaves the file partly grown, as ext4 does, it is cut to its old size."""
     machine = machine_at(directory)
     machine.apply(put(1))
     size = (directory / "log-1").stat().st_size
@@ -472,7 +472,7 @@ def test_allocation_that_fails_half_way_gives_the_room_back(
 def test_failed_write_leaves_the_state_as_it_was(
     code: int, size: int, done: bool, *, directory: Path, tmp_path: Path, machine_at: Opener
 ) -> None:
-    """A frame whose write failed counts nowhere, even when its bytes had reached the file."""
+    """A frame whose write failed counts nowhere, even if its bytes had reached the file."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -484,7 +484,7 @@ def test_failed_write_leaves_the_state_as_it_was(
 
 
 def test_failed_write_that_cannot_be_taken_back_poisons(directory: Path, machine_at: Opener) -> None:
-    """When nobody can tell whether a frame is in the file, nothing is written after it."""
+    """If it is unknown whether a frame is in the file, nothing is written after it."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))
@@ -499,7 +499,7 @@ def test_failed_write_that_cannot_be_taken_back_poisons(directory: Path, machine
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Lets the system refuse files that are larger."""
+    """Makes the system refuse larger files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -512,7 +512,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_file_size_limit_is_an_error_and_no_signal(
     stores: bool | None, directory: Path, tmp_path: Path, machine_at: Opener
 ) -> None:
-    """A real refusal by the system: EFBIG, the old size restored, and it goes on once there is room."""
+    """A real EFBIG from the system: the old size is restored, and writes continue once there is room."""
     machine = machine_at(directory, _files=Disk(stores=stores).files)
     machine.apply(put(1))
     size = (directory / "log-1").stat().st_size
@@ -554,7 +554,7 @@ def test_close_without_room_for_its_last_frame_loses_nothing(
 
 
 def test_a_large_chunk_after_a_flush_is_written_once(directory: Path, machine_at: Opener) -> None:
-    """Zeros are written ahead of small frames alone: a large one is not written over zeros of its own."""
+    """Zeros are only written ahead of small frames: a large frame is not written over zeros of its own."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
     machine.apply(put(1))

@@ -1,4 +1,4 @@
-"""Last applied and snapshot metadata: in memory, in the next frame, durable, and after a reopening."""
+"""Last applied and snapshot metadata: in memory, in the next frame, durable, and after reopening."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def noop(index: int, term: int = 1) -> list[Entry]:
-    """A chunk of one entry that changes nothing."""
+    """Returns a chunk of one entry that changes nothing."""
     return [Entry(index, term, fastsm.noop())]
 
 
 def metadata(index: int, term: int = 1, fill: bytes = b"c") -> SnapshotMetadata:
-    """Snapshot metadata with some checksum."""
+    """Returns snapshot metadata with some checksum."""
     return SnapshotMetadata(LogId(index, term), fill * 32)
 
 
@@ -45,13 +45,13 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def test_last_applied_of_a_new_machine_is_zero(machine: FastStateMachine) -> None:
-    """LogId(0, 0) says that nothing was applied."""
+    """LogId(0, 0) means that nothing was applied."""
     assert machine.last_applied() == machine.durable() == LogId() == LogId(0, 0)
     assert isinstance(machine.last_applied(), LogId)
 
 
 def test_update_moves_last_applied_forward(machine: FastStateMachine) -> None:
-    """To any higher index, contiguous or not; its term is known at once; the next entry follows it."""
+    """Last applied moves to any higher index, contiguous or not; its term is known, and the next entry follows it."""
     machine.apply(noop(1))
     machine.update_last_applied(LogId(2, 1))
     machine.update_last_applied((7, 3))
@@ -63,7 +63,7 @@ def test_update_moves_last_applied_forward(machine: FastStateMachine) -> None:
 
 
 def test_update_to_the_same_id_does_nothing(directory: Path, machine: FastStateMachine) -> None:
-    """Equal to last applied: no error, no frame."""
+    """An id equal to last applied causes no error and no frame."""
     machine.update_last_applied(LogId(0, 0))
     machine.apply(noop(1))
     machine.flush()
@@ -79,7 +79,7 @@ def test_update_to_the_same_id_does_nothing(directory: Path, machine: FastStateM
 def test_update_back_or_to_another_term_is_an_order_error(
     log_id: tuple[int, int], pending: bool, machine: FastStateMachine
 ) -> None:
-    """Back, another term at the same index, a falling term: OrderError, and nothing moves."""
+    """A lower index, another term at the same index, or a falling term is an OrderError, and nothing moves."""
     machine.apply(noop(1))
     machine.update_last_applied(LogId(5, 2))
     if not pending:
@@ -92,7 +92,7 @@ def test_update_back_or_to_another_term_is_an_order_error(
 
 
 def test_update_is_carried_by_the_next_chunk(directory: Path, tmp_path: Path, machine: FastStateMachine) -> None:
-    """No later state is on disk without it: a crash keeps both or neither."""
+    """No later state is on disk without the id: a crash keeps both or neither."""
     machine.apply(noop(1))
     machine.update_last_applied(LogId(4, 2))
     machine.update_last_applied(LogId(5, 3))
@@ -110,7 +110,7 @@ def test_update_is_carried_by_the_next_chunk(directory: Path, tmp_path: Path, ma
 def test_update_is_carried_by_whatever_is_written_next(
     write: str, directory: Path, tmp_path: Path, machine: FastStateMachine
 ) -> None:
-    """Flush, save, stop, close and the persisting calls write it, and it is durable by them."""
+    """Flush, save, stop, close and the persisting calls write the id, and make it durable."""
     machine.update_last_applied(LogId(3, 1))
     last = LogId(3, 1)
     if write == "persist_last_applied":
@@ -129,7 +129,7 @@ def test_update_is_carried_by_whatever_is_written_next(
 def test_refused_chunk_keeps_what_was_noted_before_it(
     directory: Path, tmp_path: Path, machine: FastStateMachine
 ) -> None:
-    """An error in the chunk that would have carried an id does not lose the id."""
+    """An error in the chunk that would have recorded an id does not lose the id."""
     machine.apply(noop(1))
     machine.update_last_applied(LogId(3, 1))
     with pytest.raises(fastsm.CommandError):
@@ -142,7 +142,7 @@ def test_refused_chunk_keeps_what_was_noted_before_it(
 
 
 def test_failed_write_keeps_what_was_noted_before_it(directory: Path, machine_at: Opener) -> None:
-    """A full disk does not lose an id either: it goes with the next frame."""
+    """A full disk does not lose an id: the next frame records it."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
     machine.apply(noop(1))
@@ -171,7 +171,7 @@ def test_what_is_no_id_is_a_type_error_and_moves_nothing(value: object, machine:
 def test_metadata_is_in_memory_until_it_is_saved(
     directory: Path, tmp_path: Path, machine: FastStateMachine
 ) -> None:
-    """A flush does not write it, save_hard_state does."""
+    """A flush does not write metadata, save_hard_state does."""
     machine.apply(noop(1))
     machine.update_last_snapshot_metadata(metadata(1))
     machine.flush()
@@ -184,7 +184,7 @@ def test_metadata_is_in_memory_until_it_is_saved(
 
 
 def test_persisted_metadata_is_durable_on_return(directory: Path, machine_at: Opener) -> None:
-    """Its frame is synced before the call returns, and what was applied before it as well."""
+    """The metadata's frame is synced before the call returns, and so is everything applied earlier."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply(noop(1))
@@ -210,19 +210,19 @@ def test_newest_metadata_is_what_is_read_back(directory: Path, machine_at: Opene
 
 
 def test_metadata_is_frozen() -> None:
-    """Metadata is not changed by what its caller does to it afterwards."""
+    """Later changes by the caller do not change metadata."""
     with pytest.raises(AttributeError):
         metadata(1).checksum = b""
 
 
 def test_what_is_no_metadata_is_a_type_error(machine: FastStateMachine) -> None:
-    """A tuple of the shape is not taken for SnapshotMetadata."""
+    """A tuple of the same shape is not accepted as SnapshotMetadata."""
     with pytest.raises(TypeError, match="SnapshotMetadata"):
         machine.update_last_snapshot_metadata((LogId(1, 1), b"c" * 32))
 
 
 def test_saving_twice_writes_once(machine: FastStateMachine) -> None:
-    """Hard state that did not change costs no frame."""
+    """Unchanged hard state costs no frame."""
     machine.apply(noop(1))
     machine.persist_last_snapshot_metadata(metadata(1))
     size = machine.stats().log_bytes
@@ -241,7 +241,7 @@ def test_saving_twice_writes_once(machine: FastStateMachine) -> None:
 def test_what_no_opening_would_take_is_refused_when_it_is_noted(
     kind: str, last: tuple[int, int], checksum: bytes, error: type[Exception], directory: Path, machine_at: Opener
 ) -> None:
-    """Metadata ahead of last applied, or of another form, is refused at the call: the directory opens ever after."""
+    """Metadata ahead of last applied, or malformed, is refused by the call, so the directory can be opened later."""
     machine = machine_at(directory) if kind == "fast" else MemoryStateMachine()
     machine.apply([*noop(1), *noop(2)])
     wrong = SnapshotMetadata(LogId(*last), checksum)
@@ -256,7 +256,7 @@ def test_what_no_opening_would_take_is_refused_when_it_is_noted(
 
 
 def test_state_behind_its_own_metadata_is_corruption(directory: Path, tmp_path: Path) -> None:
-    """The host dropped its log up to the snapshot: a state that does not reach it has a hole nothing can fill."""
+    """The host dropped its log up to the snapshot: a state that ends earlier has a hole that cannot be filled."""
     machine = FastStateMachine(directory)
     machine.apply(noop(1))
     # The machine refuses it when it is told, so another release has written it, or a tool.
@@ -273,7 +273,7 @@ def test_state_behind_its_own_metadata_is_corruption(directory: Path, tmp_path: 
 
 
 def test_state_at_its_own_metadata_is_fine(directory: Path, machine_at: Opener) -> None:
-    """A snapshot of everything applied, by an id without a command too, is not behind."""
+    """Metadata of a snapshot of everything applied, even up to an id without a command, is accepted."""
     with machine_at(directory) as machine:
         machine.update_last_applied(LogId(5, 2))
         machine.persist_last_snapshot_metadata(metadata(5, 2))
@@ -284,7 +284,7 @@ def test_state_at_its_own_metadata_is_fine(directory: Path, machine_at: Opener) 
 def test_torn_entries_before_saved_metadata_are_corruption(
     directory: Path, tmp_path: Path, machine: FastStateMachine
 ) -> None:
-    """Entries under a snapshot that are torn away are never lost without an error."""
+    """Entries below a snapshot's last included one that are torn away are never lost without an error."""
     machine.apply([Entry(1, 1, fastsm.put(b"k", b"v" * 100))])
     start = machine.stats().log_bytes
     machine.apply(noop(2))

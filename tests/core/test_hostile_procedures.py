@@ -1,4 +1,4 @@
-"""Procedures that do what they must not: whatever it is, a replica that is right stays so."""
+"""Procedures that break the rules: whatever they do, a correct replica stays correct."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ METHODS = sorted(
 
 @pytest.mark.parametrize("name", [*METHODS, "__len__", "__contains__"])
 def test_every_call_of_its_own_machine_is_an_error(directory: Path, name: str) -> None:
-    """Reads and coroutines too; the machine is as it was afterwards, and no call waits for the chunk that it is in."""
+    """So are reads and coroutines; the machine is unchanged afterwards, and no call waits for its own chunk."""
     raised: list[BaseException] = []
 
     def p(tx: Any, payload: bytes) -> None:
@@ -84,7 +84,7 @@ def test_every_call_of_its_own_machine_is_an_error(directory: Path, name: str) -
 
 
 def test_ctrl_c_cannot_be_swallowed(directory: Path) -> None:
-    """A procedure that catches it and goes on is done, and the apply is interrupted all the same: nothing counts."""
+    """A procedure may catch the interrupt and complete, but the apply is interrupted anyway, and nothing counts."""
     started = threading.Event()
 
     def p(tx: Any, payload: bytes) -> bytes:
@@ -112,7 +112,7 @@ def test_ctrl_c_cannot_be_swallowed(directory: Path) -> None:
 
 
 def test_a_replica_without_the_procedure_stops_and_catches_up(tmp_path: Path) -> None:
-    """It applies nothing of the chunk; opened with the procedure, it goes on, and is equal to the others."""
+    """It applies nothing of the chunk; reopened with the procedure, it continues, and equals the other replicas."""
     def p(tx: Any, payload: bytes) -> int:
         return tx.add(payload, 1)
 
@@ -131,7 +131,7 @@ def test_a_replica_without_the_procedure_stops_and_catches_up(tmp_path: Path) ->
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="groups of exceptions came with Python 3.11")
 def test_trouble_in_a_group_ends_the_apply(make: Make) -> None:
-    """However deep it is; a group of errors that depend on the entry alone is a failure like each of them."""
+    """At any depth of a group; a group of errors that depend only on the entry is a failure like each of them."""
     groups = {
         b"own": ExceptionGroup("", [ValueError(), ExceptionGroup("", [KeyError(), MemoryError()])]),  # noqa: F821
         b"entry": ExceptionGroup("", [ValueError(), fastsm.CommandError("")]),  # noqa: F821
@@ -165,7 +165,7 @@ def generator(tx: Any, payload: bytes) -> Iterator[int]:
     ids=["coroutine", "generator", "number", "partial", "bound", "builtin", "name"],
 )  # fmt: skip
 def test_what_cannot_be_a_procedure_is_refused(function: Any, name: Any) -> None:
-    """Where it is marked: what would never answer, what has no name, and what cannot be marked."""
+    """A function that could never answer, has no name, or cannot be marked is refused by the decorator."""
     with pytest.raises(TypeError):
         fastsm.procedure(name=name)(function)
     with pytest.raises(TypeError):
@@ -173,7 +173,7 @@ def test_what_cannot_be_a_procedure_is_refused(function: Any, name: Any) -> None
 
 
 def test_check_procedures_tells_true_from_one(directory: Path) -> None:
-    """They are equal in Python, and not in what a session remembers."""
+    """True and 1 are equal in Python, but not in what a session remembers."""
     calls: list[int] = []
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -213,6 +213,5 @@ machine.close()
 
 
 def test_a_child_does_not_go_on_with_the_chunk_of_its_parent(directory: Path) -> None:
-    """What forks while a chunk is judged, as a signal handler may, and returns in the child: the call is refused there.
-    """
+    """If a signal handler forks while a chunk is judged, and returns in the child, the call is refused there."""
     subprocess.run([sys.executable, "-c", FORKS, directory], check=True, timeout=60)

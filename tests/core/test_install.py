@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> MemoryStateMachine:
 
 @pytest.fixture
 def follower(directory: Path, machine_at: Callable[..., FastStateMachine]) -> FastStateMachine:
-    """A machine that lags behind, in another history even."""
+    """A machine that lags behind, and even has another history."""
     machine = machine_at(directory)
     machine.apply([(1, 1, fastsm.put(b"old", b"1")), (2, 1, fastsm.put(b"key-1", b"old value"))])
     return machine
@@ -63,7 +63,7 @@ def everything(machine: FastStateMachine | MemoryStateMachine) -> dict[str, obje
 def test_all_is_the_snapshots_afterwards(
     source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path, compress: str
 ) -> None:
-    """Values, terms, membership, last applied, the entries that wrote each key, and metadata; after reopening, too."""
+    """Values, terms, membership, last applied, the entry that wrote each key, and metadata, even after reopening."""
     metadata = source.write_snapshot(tmp_path / "source", compress=compress, attachment=b"raft's own")
     before = (tmp_path / "source" / FILE).read_bytes()
     follower.install_snapshot(metadata, tmp_path / "source" / FILE)
@@ -99,7 +99,7 @@ def test_it_goes_on_behind_the_snapshot(source: MemoryStateMachine, follower: Fa
 def test_views_and_iterators_from_before_stay_as_they_were(
     follower: FastStateMachine, source: MemoryStateMachine, tmp_path: Path
 ) -> None:
-    """They show the old state for as long as they are held, and give its pages back with the last of them."""
+    """Views and iterators show the old state while they are held; its pages are freed with the last of them."""
     view, iterator = follower.get_view(b"key-1"), follower.items()
     assert next(iterator) == (b"old", b"1")
     follower.install_snapshot(None, tmp_path / "source")
@@ -115,11 +115,11 @@ def test_views_and_iterators_from_before_stay_as_they_were(
 def test_an_older_snapshot_is_refused_unless_allowed(
     follower: FastStateMachine, source: MemoryStateMachine, tmp_path: Path
 ) -> None:
-    """The message says both ids; ``allow_older`` goes back to that state, whole."""
+    """The message contains both ids; ``allow_older`` goes back to that state completely."""
     older = MemoryStateMachine()
     older.apply([(1, 1, fastsm.put(b"old", b"1"))])
     metadata = older.write_snapshot(tmp_path / "older")
-    with pytest.raises(StaleSnapshotError, match=r"last applied, LogId\(index=2, term=1\).* LogId\(index=1, term=1\)"):
+    with pytest.raises(StaleSnapshotError, match=r"\(index=2, term=1\) \(last applied\).* LogId\(index=1, term=1\)"):
         follower.install_snapshot(metadata, tmp_path / "older")
     assert follower.last_applied() == LogId(2, 1)
     follower.install_snapshot(metadata, tmp_path / "older", allow_older=True)
@@ -138,7 +138,7 @@ def test_a_damaged_file_that_is_older_as_well_is_damaged(follower: FastStateMach
 
 
 def test_the_empty_state_can_be_installed(directory: Path, tmp_path: Path, follower: FastStateMachine) -> None:
-    """A snapshot of nothing leaves nothing, and needs no base."""
+    """A snapshot of the empty state leaves nothing, and needs no base."""
     empty = MemoryStateMachine()
     metadata = empty.write_snapshot(tmp_path / "empty", attachment=b"raft's own")
     follower.install_snapshot(metadata, tmp_path / "empty", allow_older=True)
@@ -169,7 +169,7 @@ def assert_untouched(machine: FastStateMachine, directory: Path) -> None:
 def test_every_byte_is_checked(
     source: MemoryStateMachine, follower: FastStateMachine, directory: Path, tmp_path: Path, compress: str
 ) -> None:
-    """A flipped bit anywhere, and a file cut anywhere, is a typed error; the old state is whole."""
+    """A flipped bit anywhere, and a file cut anywhere, is a typed error; the old state is intact."""
     source.write_snapshot(tmp_path / "source", compress=compress, attachment=b"raft's own")
     path = tmp_path / "source" / FILE
     content = path.read_bytes()
@@ -188,7 +188,7 @@ def test_every_byte_is_checked(
 def test_metadata_must_be_the_files(
     source: MemoryStateMachine, follower: FastStateMachine, directory: Path, tmp_path: Path
 ) -> None:
-    """Another checksum, or another last included entry, than the host was told is refused."""
+    """A checksum or a last included entry other than the host was told is refused."""
     with open_snapshot(tmp_path / "source") as snapshot:
         told = snapshot.metadata
     with pytest.raises(ChecksumMismatchError, match="announced"):
@@ -199,7 +199,7 @@ def test_metadata_must_be_the_files(
 
 
 def test_what_is_no_file_is_refused(follower: FastStateMachine, directory: Path, tmp_path: Path) -> None:
-    """Nothing there, an empty directory, a FIFO, a link: a typed error that names the path, at once."""
+    """A missing file, an empty directory, a FIFO or a link is an immediate typed error that names the path."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "fifo")
@@ -227,7 +227,7 @@ def test_read_only_and_stopped_machines_refuse(
 
 
 def test_coroutines_keep_their_order(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
-    """A chunk after an install, awaited together with it, is applied after the snapshot's state."""
+    """A chunk awaited together with an install, but after it, is applied on top of the snapshot's state."""
     metadata = source.snapshot_metadata()
     index, term = source.last_applied()
 
@@ -246,7 +246,7 @@ def test_coroutines_keep_their_order(source: MemoryStateMachine, follower: FastS
 def test_readers_see_the_old_state_or_the_new_one(
     source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path
 ) -> None:
-    """``get_many`` next to installs, forth and back, never sees a mixture."""
+    """``get_many`` concurrent with installs, back and forth, never sees a mixture."""
     old_metadata = follower.write_snapshot(tmp_path / "old")
     states = {tuple(follower.get_many(KEYS)), tuple(source.get_many(KEYS))}
     seen = set()
@@ -271,7 +271,7 @@ def test_readers_see_the_old_state_or_the_new_one(
 def test_a_killed_install_leaves_old_or_new(
     source: MemoryStateMachine, follower: FastStateMachine, directory: Path, tmp_path: Path
 ) -> None:
-    """A copy of the directory at any moment that ``progress`` tells opens as the old state."""
+    """A copy of the directory at any call of ``progress`` opens as the old state."""
     old = everything(follower)
     copies = []
 

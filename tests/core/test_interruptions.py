@@ -1,8 +1,8 @@
-"""Interruptions: a signal handler that raises (Ctrl-C does) between any two steps of Python code of a call.
+"""Interruptions: a signal handler that raises (as Ctrl-C does) between any two steps of Python code of a call.
 
-A profiler raises in place of the handler, at each step in turn: where a function of Python begins, and after each
-call of one in C, which is where the interpreter looks at signals. What was raised is kept, with its traceback and so
-with all frames: nothing may depend on their being freed.
+A profiler raises in place of the handler, at each step in turn: where a Python function begins, and after each call of
+a C function, which is where the interpreter checks for signals. The exception is kept, with its traceback and all
+frames, since nothing may depend on their being freed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastsm.core import generations
 from support.faulty import PATIENCE, Call, Disk, crash_copy, in_thread, memory_directory
 from support.inside import inside
 
-# What is raised in the middle of a weak reference's callback goes no further.
+# An exception raised in the callback of a weak reference is not propagated.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 Method = Callable[[FastStateMachine, Path], object]
@@ -48,11 +48,11 @@ def root() -> Iterator[Path]:
 
 
 class Interruption(BaseException):
-    """What a signal handler raises."""
+    """The exception of a signal handler."""
 
 
 def interrupted(call: Callable[[], object], step: int, kept: list[Interruption]) -> bool:
-    """Runs a call, and raises at a step of its Python code; keeps what came out. False: it had fewer steps."""
+    """Runs a call, and raises at a step of its Python code; keeps the exception. False: it has fewer steps."""
     assert threading.current_thread() is threading.main_thread(), "signal handlers run nowhere else"
     steps = 0
 
@@ -74,7 +74,7 @@ def interrupted(call: Callable[[], object], step: int, kept: list[Interruption])
 
 
 def source_at(path: Path) -> dict[bytes, bytes]:
-    """A snapshot that can be installed, later than what :func:`filled` has applied."""
+    """Writes a snapshot that can be installed, later than what :func:`filled` has applied."""
     with FastStateMachine(path.parent / "of the source") as source:
         source.apply([(index, 1, fastsm.put(b"key-%d" % (index % 5), b"s")) for index in range(1, 31)])
         source.write_snapshot(path)
@@ -89,7 +89,7 @@ def filled(machine: FastStateMachine) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_interruption_at_any_step_leaves_the_state_old_or_new(name: str, root: Path) -> None:
-    """No step poisons the machine or leaves a lock or a job behind; it goes on, and memory is what the disk says."""
+    """No step poisons the machine, or leaves a lock or a job; it continues, and memory agrees with the disk."""
     installed = source_at(root / "source")
     kept: list[Interruption] = []
     for step in itertools.count(1):
@@ -127,7 +127,7 @@ def test_an_interruption_at_any_step_leaves_the_state_old_or_new(name: str, root
 
 @pytest.mark.parametrize("name", ["clear", "install", "compact", "close"])
 def test_a_signal_during_the_step_is_served_after_it(name: str, root: Path) -> None:
-    """A handler that raises when CURRENT is replaced does so after the step, which is whole."""
+    """A handler that raises when CURRENT is replaced does so after the complete step."""
     installed = source_at(root / "source")
     disk = Disk()
     machine = FastStateMachine(root / "state", retain_entries=0, _files=disk.files)
@@ -163,7 +163,7 @@ def test_a_signal_during_the_step_is_served_after_it(name: str, root: Path) -> N
 
 @pytest.mark.parametrize("name", ["clear", "compact"])
 def test_what_runs_on_top_of_the_step_is_refused(name: str, root: Path) -> None:
-    """A finalizer that runs in the step's own thread gets a ReentryError, and its close is put off until after it."""
+    """A finalizer that runs on the thread of the step gets a ReentryError, and its close is put off."""
     disk = Disk()
     machine = FastStateMachine(root / "state", retain_entries=0, _files=disk.files)
     filled(machine)
@@ -184,7 +184,7 @@ def test_what_runs_on_top_of_the_step_is_refused(name: str, root: Path) -> None:
 
 
 def test_an_interrupted_first_flush_after_a_kill_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an unclean end left is written again before the first sync; an interruption there is no failed sync."""
+    """What an unclean end left is rewritten before the first sync; an interruption there is not a failed sync."""
     monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0)
     killed = root / "killed"
     with FastStateMachine(root / "state") as machine:

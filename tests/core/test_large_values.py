@@ -1,4 +1,4 @@
-"""Large values are written from the commands' own bytes."""
+"""Large values are written straight from the commands' own bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastsm.disk.files import Directory
 
 
 class OneByOne(Directory):
-    """A directory whose frames are written in one piece, as those of any that stands in for the disk."""
+    """A directory whose frames are written in one piece, as for any class that replaces the disk."""
 
     @staticmethod
     def write(fd: object, data: object, offset: int) -> None:
@@ -27,7 +27,7 @@ class OneByOne(Directory):
 
 @given(parts=st.lists(st.binary(max_size=100), max_size=64), seed=st.integers(0, 2**64 - 1))
 def test_the_sum_of_parts_is_that_of_all_bytes(parts: list[bytes], seed: int) -> None:
-    """Wherever the bytes are parted."""
+    """The checksum does not depend on where the bytes are split."""
     assert hashing.checksum_of_parts(parts, seed) == hashing.checksum(b"".join(parts), seed)
 
 
@@ -39,7 +39,7 @@ SIZES = st.sampled_from([0, 1, 7, 100, 4095, 4096, 4097, 9000, 70_001, 1 << 20])
 def test_a_log_is_the_same_byte_for_byte_however_its_frames_were_written(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[list[int]], kind: str
 ) -> None:
-    """In parts or in one piece: the same places, the same frames, the same state after a reopening."""
+    """Written in parts or in one piece, there are the same places, frames and state after reopening."""
     path = tmp_path_factory.mktemp("states")
     found = []
     for number, files in enumerate((Directory, OneByOne)):
@@ -71,7 +71,7 @@ def test_a_log_is_the_same_byte_for_byte_however_its_frames_were_written(
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit of file sizes")
 def test_a_full_disk_amid_a_frame_in_parts_leaves_nothing_of_it(tmp_path: Path) -> None:
-    """The chunk is not applied, the next one that fits is, and a reopening finds that alone."""
+    """The chunk is not applied, the next one that fits is, and reopening finds only that one."""
     with fastsm.FastStateMachine(tmp_path / "state", auto_compact=False) as machine:
         machine.apply([(1, 1, fastsm.put(b"key", b"v" * 100_000))])
         before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -92,7 +92,7 @@ def test_a_full_disk_amid_a_frame_in_parts_leaves_nothing_of_it(tmp_path: Path) 
 
 
 def test_begun_writeback_leaves_no_descriptor_open(tmp_path: Path) -> None:
-    """The thread that begins it uses the file's own descriptor, which a close takes back from it first."""
+    """The writeback thread uses the file's own descriptor, and a close first takes it back."""
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("needs /proc")
     before = len(os.listdir("/proc/self/fd"))
@@ -104,7 +104,7 @@ def test_begun_writeback_leaves_no_descriptor_open(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_begins_writeback_of_its_own(tmp_path: Path) -> None:
-    """The thread is its parent's: in the child there is none, and the first piece starts one."""
+    """The thread exists only in the parent: the child starts its own with the first piece."""
     with fastsm.FastStateMachine(tmp_path / "parent", auto_compact=False) as machine:
         for index in range(1, 10):
             machine.apply([(index, 1, fastsm.put(b"key", bytes(1 << 20)))])

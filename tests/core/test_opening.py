@@ -1,4 +1,4 @@
-"""Machines on event loops: opened, compacted, compared and closed without holding the loop."""
+"""Machines on event loops: opened, compacted, compared and closed without blocking the loop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_open_async_can_be_awaited(directory: Path) -> None:
 
 
 def test_open_async_can_be_entered(directory: Path) -> None:
-    """The context closes the machine at its end, also when the block raises."""
+    """The context closes the machine at the end, even if the block raises."""
 
     async def main() -> None:
         try:
@@ -80,7 +80,7 @@ def test_a_machine_is_an_asynchronous_context_too(directory: Path) -> None:
 
 
 def test_what_is_never_awaited_opens_nothing(directory: Path) -> None:
-    """No file, no lock, no warning; and what was opened once is not opened again."""
+    """There is no file, no lock and no warning; and an object that was opened once is not opened again."""
 
     async def main() -> None:
         opening = FastStateMachine.open_async(directory)
@@ -109,7 +109,7 @@ def test_errors_of_the_constructor_come_where_it_is_awaited(directory: Path, mac
 
 @pytest.mark.parametrize("when", ["while it opens", "at the last moment"])
 def test_a_cancelled_opening_leaves_no_lock(directory: Path, when: str) -> None:
-    """A caller that cancels the wait gets no machine: it is closed once it is open, and the directory is free."""
+    """A caller that cancels the wait gets no machine: it is closed as soon as it is open, and the directory is free."""
     gate, begun = threading.Event(), threading.Event()
 
     class Slow(FastStateMachine):
@@ -161,7 +161,7 @@ def test_close_async_goes_on_when_its_wait_is_cancelled(directory: Path) -> None
 
 
 def test_compact_async_compacts(directory: Path, machine_at: Opener) -> None:
-    """The same as compact, with its arguments and errors; progress is told on another thread."""
+    """It does the same as compact, with its arguments and errors; progress is reported on another thread."""
     machine = machine_at(directory, retain_entries=0)
     machine.apply([put(1)])
     machine.apply([put(2)])
@@ -184,7 +184,7 @@ def test_compact_async_compacts(directory: Path, machine_at: Opener) -> None:
 def test_generate_snapshot_data_takes_what_write_snapshot_takes(
     kind: str, tmp_path: Path, directory: Path, machine_at: Opener
 ) -> None:
-    """The last entry by default, an attachment, a codec, and progress."""
+    """It takes an entry (by default the last one), an attachment, a codec, and progress."""
     machine = machine_at(directory) if kind == "fast" else MemoryStateMachine()
     machine.apply([put(1), put(2)])
     told: list[tuple[int, int]] = []
@@ -203,7 +203,7 @@ def test_generate_snapshot_data_takes_what_write_snapshot_takes(
 
 @pytest.mark.parametrize("kind", ["fast", "model"])
 def test_state_checksum_is_that_of_a_snapshot(kind: str, tmp_path: Path, directory: Path, machine_at: Opener) -> None:
-    """As of any entry, in a gap as of the entry before; without a file, and without recording any metadata."""
+    """It may be as of any entry, or in a gap as of the previous entry; it writes no file and records no metadata."""
     machine = machine_at(directory, contiguous=False) if kind == "fast" else MemoryStateMachine(contiguous=False)
     machine.apply([put(1), put(2, 100_000), (3, 1, fastsm.config(b"nodes")), (4, 1, fastsm.delete(b"key-1"))])
     machine.apply([(9, 2, fastsm.put(b"key-2", b""))])
@@ -221,7 +221,7 @@ def test_state_checksum_is_that_of_a_snapshot(kind: str, tmp_path: Path, directo
 
 
 def test_replicas_of_one_state_have_one_checksum(directory: Path, machine_at: Opener) -> None:
-    """However chunks were cut, and after a compaction; the model says the same."""
+    """However chunks were split, after a compaction, and in the model, the checksum is the same."""
     machine, model = machine_at(directory, retain_entries=0), MemoryStateMachine()
     entries = [(index, 1, fastsm.put(b"key-%d" % (index % 7), b"%d" % index)) for index in range(1, 50)]
     model.apply(entries)

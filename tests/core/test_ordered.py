@@ -1,4 +1,4 @@
-"""Ordered reads: scan, count and ordered give what sorting the state would, whatever happens in between."""
+"""Ordered reads: scan, count and ordered return what sorting the state would, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def put_all(machine: Any, pairs: dict[bytes, bytes]) -> None:
 
 
 def cut(pairs: Pairs, start: bytes | None, end: bytes | None, prefix: bytes | None) -> Pairs:
-    """The pairs of a range, in their order: what the methods say that they give."""
+    """Returns the pairs of a range in their order, as the methods should."""
     return sorted(
         (key, value) for key, value in pairs
         if (start is None or key >= start) and (end is None or key < end) and key.startswith(prefix or b""))
 
 
 def assert_range(machine: Any, pairs: Pairs, start: Any, end: Any, prefix: Any) -> None:
-    """Every way to read a range gives these pairs."""
+    """Asserts that every way to read a range returns these pairs."""
     expected = cut(pairs, start, end, prefix)
     bounds: Bounds = {"start": start, "end": end, "prefix": prefix}
     revision = machine.last_applied().index
@@ -63,7 +63,7 @@ def assert_range(machine: Any, pairs: Pairs, start: Any, end: Any, prefix: Any) 
 
 @pytest.fixture(params=["fast", "read-only", "model"])
 def tricky(request: pytest.FixtureRequest, directory: Path, machine_at: Opener) -> Any:
-    """A machine of each kind that holds the tricky keys."""
+    """A machine of each kind with the tricky keys."""
     if request.param == "model":
         model = MemoryStateMachine()
         put_all(model, {key: b"of " + key for key in TRICKY})
@@ -77,7 +77,7 @@ def tricky(request: pytest.FixtureRequest, directory: Path, machine_at: Opener) 
 
 
 def test_ranges_of_tricky_keys(tricky: Any) -> None:
-    """Any two bounds and any prefix: empty ones, those of no key, longer than a key may be, start above end."""
+    """Any two bounds and any prefix: empty, of no key, longer than a key may be, or with start above end."""
     pairs = [(key, b"of " + key) for key in TRICKY]
     dice = random.Random(8)
     for start in ODD_BOUNDS:
@@ -102,7 +102,7 @@ def test_wrong_arguments_are_refused(tricky: Any) -> None:
 
 
 def test_bounds_are_any_bytes_like_object(tricky: Any) -> None:
-    """Bytes, bytearrays and memoryviews, also of every second byte, mean the same."""
+    """Bytes, bytearrays and memoryviews, even of every second byte, mean the same."""
     expected = tricky.scan(b"a", b"b", prefix=b"a")
     for wrap in (bytearray, memoryview):
         assert tricky.scan(wrap(b"a"), wrap(b"b"), prefix=wrap(b"a")) == expected
@@ -112,7 +112,7 @@ def test_bounds_are_any_bytes_like_object(tricky: Any) -> None:
 
 
 def test_a_machine_that_does_not_run_refuses(tricky: Any) -> None:
-    """After stop each ordered read is a NotRunningError, at the call, also of an empty range."""
+    """After stop each ordered read raises NotRunningError at the call, even for an empty range."""
     tricky.stop()
     for call in (
         tricky.scan, tricky.count, tricky.ordered, lambda: tricky.scan(b"b", b"a"), lambda: tricky.scan(limit=0),
@@ -124,7 +124,7 @@ def test_a_machine_that_does_not_run_refuses(tricky: Any) -> None:
 
 
 def test_an_empty_machine_has_no_order_but_answers(directory: Path, machine_at: Opener) -> None:
-    """Without keys there is nothing in any range, before and after keys came and went."""
+    """Without keys every range is empty, before and after keys existed."""
     for machine in (machine_at(directory, ordered=True), MemoryStateMachine()):
         for _ in range(2):
             assert_range(machine, [], None, None, None)
@@ -135,7 +135,7 @@ def test_an_empty_machine_has_no_order_but_answers(directory: Path, machine_at: 
 
 
 class Closing:
-    """A bound whose buffer runs code: that closes the machine, resets it, or reads it."""
+    """A bound whose buffer runs code, which closes, resets or reads the machine."""
 
     def __init__(self, action: Callable[[], Any], content: bytes) -> None:
         self.action, self.content = action, content
@@ -151,7 +151,7 @@ class Closing:
 @pytest.mark.skipif(not hasattr(memoryview, "__buffer__"), reason="buffers in Python code came with 3.12")
 @pytest.mark.parametrize("name", ["close", "clear", "scan", "apply"])
 def test_bounds_whose_buffers_run_code(directory: Path, machine_at: Opener, name: str) -> None:
-    """A bound may close, reset, read or write the machine: the call goes on with what is there, or refuses."""
+    """A bound may close, reset, read or write the machine: the call uses what is there then, or is refused."""
     machine = machine_at(directory)
     actions: dict[str, Callable[[], Any]] = {
         "close": machine.close, "clear": machine.clear, "scan": machine.scan,
@@ -226,7 +226,7 @@ def test_ranges_do_what_a_sorted_dict_does(
 
 
 def change(name: str, machine: FastStateMachine, root: Path, reopen: Callable[[], FastStateMachine]) -> Any:
-    """Something that replaces or moves the state; the machine to go on with."""
+    """Replaces or moves the state; returns the machine to continue with."""
     if name == "compact":
         machine.compact()
     elif name == "snapshot and install":
@@ -248,7 +248,7 @@ CHANGES = ("compact", "snapshot and install", "reset", "stop and start", "reopen
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_random_history_with_everything_in_between(tmp_path: Path, machine_at: Opener, seed: int) -> None:
-    """Compactions, installs, resets, stops and reopenings between: reads are those of the model of that moment."""
+    """With compactions, installs, resets, stops and reopenings, reads are those of the model at that moment."""
     dice = random.Random(seed)
 
     def open_machine() -> FastStateMachine:
@@ -290,7 +290,7 @@ def test_a_random_history_with_everything_in_between(tmp_path: Path, machine_at:
 @pytest.mark.parametrize("ended", [*CHANGES, "close", "overwrite", "delete", "delete and put again", "nothing"])
 @pytest.mark.parametrize("begun", [False, True])
 def test_an_iterator_stays_at_its_moment(tmp_path: Path, machine_at: Opener, ended: str, begun: bool) -> None:
-    """Whatever becomes of the state, an iterator gives the pairs of its call, whether it has begun or not."""
+    """Whatever happens to the state, an iterator returns the pairs as of its call, whether it has begun or not."""
     machine = machine_at(tmp_path / "state", retain_entries=0)
     pairs = {b"%04d" % i: b"value %d" % i for i in range(3000)}
     put_all(machine, pairs)
@@ -323,7 +323,7 @@ def test_an_iterator_stays_at_its_moment(tmp_path: Path, machine_at: Opener, end
 
 
 def test_iterators_that_are_dropped_leave_nothing(directory: Path, machine_at: Opener) -> None:
-    """Used up or dropped, an iterator holds nothing, notes nothing, and needs no collector."""
+    """An exhausted or dropped iterator holds nothing, notes nothing, and needs no garbage collection."""
     machine = machine_at(directory)
     put_all(machine, {b"%04d" % i: b"" for i in range(2000)})
     machine.scan(limit=1)
@@ -346,7 +346,7 @@ def test_iterators_that_are_dropped_leave_nothing(directory: Path, machine_at: O
 
 
 def test_scans_next_to_a_writer_are_of_one_state(directory: Path, machine_at: Opener) -> None:
-    """Long scans, counts and iterators: every key carries the number of one chunk, and none is missing."""
+    """In long scans, counts and iterators every key has the number of one chunk, and none is missing."""
     machine = machine_at(directory, ordered=True)
     keys = [b"%05d" % i for i in range(20_000)]
     chunks = 25
@@ -375,7 +375,7 @@ def test_scans_next_to_a_writer_are_of_one_state(directory: Path, machine_at: Op
 
 
 def test_many_first_readers_at_the_same_time(directory: Path, machine_at: Opener) -> None:
-    """The order is asked for by several threads at once, next to a writer: all of them see all keys."""
+    """Several threads need the order at the same time, during writes: all of them see all keys."""
     machine = machine_at(directory)
     keys = {b"%06d" % (i * 7919 % 1_000_003): b"" for i in range(50_000)}
     put_all(machine, keys)
@@ -399,7 +399,7 @@ def test_many_first_readers_at_the_same_time(directory: Path, machine_at: Opener
 
 
 def test_the_places_of_a_range_are_in_order(directory: Path, machine_at: Opener) -> None:
-    """What commands on ranges will ask for: the newest record of each key of a range."""
+    """Commands on ranges find the newest record of each key of a range."""
     machine = machine_at(directory)
     keys = [b"%04d" % i for i in range(3000)]
     put_all(machine, dict.fromkeys(keys, b""))

@@ -1,8 +1,8 @@
-"""Ordered reads next to whatever comes between two pieces of their work: on other threads, and on top of their own.
+"""Ordered reads, and what may happen between two pieces of their work: on other threads, and on top of their own.
 
 The order is built, and many new keys are sorted into it, without the GIL and in pieces. Between two pieces the thread
-runs signal handlers: here a function in their place, which is called between any two pieces, and so at the same moments
-in every run.
+runs signal handlers: the tests replace them by a function that is called between any two pieces, and so at the same
+moments in every run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def work_on_order(machine: FastStateMachine, work: str, tick: Callable[[], objec
 # ---- at any moment of the work ---------------------------------------------------------------------------
 
 class Meddler:
-    """What comes between: reads are compared with the state of their moment, iterators at the end."""
+    """What happens in between: reads are compared with the state of their moment, iterators at the end."""
 
     def __init__(self, machine: FastStateMachine, root: Path) -> None:
         self.machine, self.root = machine, root
@@ -121,7 +121,7 @@ MEDDLING = [name for name in vars(Meddler) if not name.startswith("_") and name 
 def test_whatever_comes_between_two_pieces(
     tmp_path: Path, machine_at: Opener, what: str, place: str, work: str
 ) -> None:
-    """It comes to what it would alone, waits for nobody below it, and the order has all keys afterwards."""
+    """The result is the same as without it, no thread waits for its own frames, and the order then has all keys."""
     for moment in itertools.count():
         machine = machine_at(tmp_path / f"{moment}", auto_compact=False, retain_entries=0)
         put_all(machine, KEYS)
@@ -164,7 +164,7 @@ def test_whatever_comes_between_two_pieces(
 def test_a_handler_on_top_of_a_read_that_writes_next_to_another_writer(
     directory: Path, machine_at: Opener, work: str
 ) -> None:
-    """The other writer deletes a range in its turn, for which it needs the order that the read below works on."""
+    """The other writer deletes a range in its turn, and needs the order that the interrupted read is building."""
     machine = machine_at(directory, auto_compact=False)
     put_all(machine, KEYS)
     machine.scan(limit=1)
@@ -187,7 +187,7 @@ def test_a_handler_on_top_of_a_read_that_writes_next_to_another_writer(
 
 
 def test_many_threads_that_wait_for_a_handler_which_waits_for_them(directory: Path, machine_at: Opener) -> None:
-    """They build the order themselves, next to one another; the first to be through is through for all."""
+    """They build the order themselves, concurrently; the first to finish finishes it for all."""
     machine = machine_at(directory, auto_compact=False)
     put_all(machine, KEYS)
     machine.scan(limit=1)
@@ -211,7 +211,7 @@ def test_many_threads_that_wait_for_a_handler_which_waits_for_them(directory: Pa
 # ---- one iterator, many threads --------------------------------------------------------------------------
 
 def test_threads_that_share_an_iterator_get_each_pair_once(directory: Path, machine_at: Opener) -> None:
-    """Also the ends of it, which all of them meet at the same time; the tree that it alone holds goes with it."""
+    """All of them reach the end at the same time; the tree that only the iterator holds is freed with it."""
     machine = machine_at(directory)
     put_all(machine, KEYS)
     for _ in range(15):
@@ -323,7 +323,7 @@ OUTGROWN = """
 
 
 def test_an_order_in_an_arena_that_is_mapped_anew(tmp_path: Path) -> None:
-    """A log that outgrows its address space while its order is made, or while the next generation's is waiting."""
+    """A log outgrows its address space while its order is made, or while the next generation's is waiting."""
     program = ["-X", "faulthandler", "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(OUTGROWN)]
     ended = subprocess.run(
         [sys.executable, *program, str(tmp_path)], capture_output=True, text=True, timeout=2 * PATIENCE, check=False)

@@ -1,7 +1,7 @@
-"""Pointers: whatever Python code does in the middle of a call, no call reads memory that is not its own any more.
+"""Pointers: whatever Python code does in the middle of a call, no call reads memory that is no longer its own.
 
-Such code is an ``__index__``, a buffer, a finalizer that a collection runs, another thread. It changes what the call
-was given, or the machine itself.
+Such code is an ``__index__``, a buffer, a finalizer run by a collection, or another thread. It changes the call's
+arguments, or the machine itself.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ COUNT = 2000
 
 
 def fresh(data: bytes) -> bytes:
-    """A copy that nobody else holds."""
+    """Returns a copy that no other code refers to."""
     return bytes(bytearray(data))
 
 
 def entries_of(first: int, count: int) -> list[Any]:
-    """Plain tuples of commands that only their list holds."""
+    """Returns plain tuples of commands that only their list refers to."""
     return [
         (i, 1, fresh(fastsm.put(b"key-%d" % i, b"value-%d" % i))) for i in range(first, first + count)]
 
 
 def expected_of(count: int) -> dict[bytes, bytes]:
-    """The state after `entries_of(1, count)`."""
+    """Returns the state after `entries_of(1, count)`."""
     return {b"key-%d" % i: b"value-%d" % i for i in range(1, count + 1)}
 
 
 def overwrite_free_memory() -> list[bytearray]:
-    """Takes the memory of small objects that were just freed, and fills it."""
+    """Allocates and overwrites the memory of small objects that were just freed."""
     return [bytearray(b"\xff" * size) for size in (32, 48, 64, 80) for _ in range(2000)]
 
 
 class Meddler:
-    """A number of an entry, which changes something when it is asked for its value."""
+    """A number of an entry that changes something when its value is read."""
 
     def __init__(self, number: int, meddle: Callable[[], object]) -> None:
         self.number = number
@@ -65,7 +65,7 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 @pytest.fixture
 def busy_threads() -> Iterator[None]:
-    """Threads change at every chance."""
+    """Makes threads switch at every opportunity."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -97,7 +97,7 @@ def test_a_number_of_an_entry_changes_the_list(machine: FastStateMachine, change
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview], ids=["bytearray", "memoryview"])
 def test_a_command_that_is_a_buffer_is_copied(machine: FastStateMachine, kind: Callable[[bytes], Any]) -> None:
-    """A buffer that is overwritten once ``apply`` went past its entry does not change what is applied."""
+    """A buffer that is overwritten after ``apply`` has passed its entry does not change what is applied."""
     chunk = entries_of(1, COUNT)
     buffer = bytearray(chunk[0][2])
     chunk[0] = (1, 1, buffer if kind is bytearray else memoryview(buffer))
@@ -111,7 +111,7 @@ def test_a_command_that_is_a_buffer_is_copied(machine: FastStateMachine, kind: C
 
 
 def test_a_subclass_of_bytes_is_what_its_bytes_are(machine: FastStateMachine) -> None:
-    """The memory of a command counts, whatever its class says about itself."""
+    """The memory of a command counts, whatever its class claims."""
     class Liar(bytes):
         def __len__(self) -> int:
             return 1 << 30
@@ -127,7 +127,7 @@ def test_a_subclass_of_bytes_is_what_its_bytes_are(machine: FastStateMachine) ->
 
 
 def test_a_subclass_of_tuple_is_what_it_holds(machine: FastStateMachine) -> None:
-    """The items of an entry count, whatever its class says about itself."""
+    """The items of an entry count, whatever its class claims."""
     class Liar(tuple):
         __slots__ = ()
 
@@ -145,7 +145,7 @@ def test_a_subclass_of_tuple_is_what_it_holds(machine: FastStateMachine) -> None
 
 
 def test_an_iterator_may_be_a_chunk_that_reads_the_machine(machine: FastStateMachine) -> None:
-    """A chunk that is made while it is read is complete before anything of it is looked at."""
+    """A chunk given as an iterator is complete before any of it is examined."""
     def making() -> Iterator[Entry]:
         for i in range(1, 100):
             assert machine.last_applied() == LogId(0, 0)
@@ -156,7 +156,7 @@ def test_an_iterator_may_be_a_chunk_that_reads_the_machine(machine: FastStateMac
 
 
 def test_a_chunk_may_apply_a_chunk_while_it_is_made(machine: FastStateMachine) -> None:
-    """Making the chunk comes before the writer's turn: an iterator that writes itself just writes first."""
+    """Making the chunk comes before the writer's turn, so an iterator that writes simply writes first."""
     def making() -> Iterator[Entry]:
         machine.apply(entries_of(1, 5))
         yield from (Entry(*entry) for entry in entries_of(6, 5))
@@ -166,7 +166,7 @@ def test_a_chunk_may_apply_a_chunk_while_it_is_made(machine: FastStateMachine) -
 
 
 def test_a_collection_that_changes_the_list(machine: FastStateMachine) -> None:
-    """A finalizer that a collection runs at any allocation of ``apply`` finds no list that is half read."""
+    """A finalizer run at any allocation of ``apply`` never finds a list that is half read."""
     chunk: list[Any] = []
 
     class Garbage:
@@ -195,7 +195,7 @@ def test_a_collection_that_changes_the_list(machine: FastStateMachine) -> None:
 @pytest.mark.usefixtures("busy_threads")
 @pytest.mark.parametrize("size", [40, 4000], ids=["small frames", "frames without the GIL"])
 def test_a_thread_that_changes_the_list(machine: FastStateMachine, size: int) -> None:
-    """A thread that clears the list during ``apply`` changes nothing of a chunk that was taken whole."""
+    """A thread that clears the list during ``apply`` does not change the chunk, which was taken completely."""
     given: list[list[Any]] = []
     over = threading.Event()
 
@@ -223,7 +223,7 @@ def test_a_thread_that_changes_the_list(machine: FastStateMachine, size: int) ->
 
 
 def test_a_coroutine_takes_the_list_at_the_call(machine: FastStateMachine) -> None:
-    """A list that is changed while its chunk waits in the queue is applied as it was when the task started."""
+    """A list that is changed while its chunk is queued is applied as it was when the task started."""
     async def main() -> None:
         chunk = entries_of(1, COUNT)
         task = asyncio.ensure_future(machine.apply_chunk(chunk))
@@ -243,7 +243,7 @@ def test_a_coroutine_takes_the_list_at_the_call(machine: FastStateMachine) -> No
 # ---- arguments that are asked for their value -------------------------------------------------------------
 
 class Large(int):
-    """A number that says that it is less than any other."""
+    """A number that claims to be less than any other."""
 
     def __lt__(self, other: object) -> bool:
         return True
@@ -253,7 +253,7 @@ class Large(int):
 
 
 class Growing:
-    """A number that is small when it is compared, and large when it is used."""
+    """A number that is small when compared, and large when used."""
 
     def __lt__(self, other: Any) -> bool:
         return bool(other > 3)
@@ -265,7 +265,7 @@ class Growing:
 @pytest.mark.parametrize(
     ("limit", "count"), [(Large(1 << 40), 10), (Growing(), 10), (Large(3), 3)], ids=["large", "growing", "small"])
 def test_a_limit_is_asked_for_once(machine: FastStateMachine, limit: Any, count: int) -> None:
-    """A scan's limit counts as the number that it says it is, once, whatever its comparisons say."""
+    """A scan's limit is converted to a number once, whatever its comparisons claim."""
     machine.apply(entries_of(1, 10))
     assert len(machine.scan_prefix(b"", limit=limit).entries) == count
 
@@ -277,7 +277,7 @@ def test_a_limit_is_asked_for_once(machine: FastStateMachine, limit: Any, count:
 def test_a_key_changes_the_machine(
     machine: FastStateMachine, tmp_path: Path, method: str, change: str, moment: str
 ) -> None:
-    """A key whose buffer resets, installs or closes is looked for in what the machine is then, or it is an error."""
+    """A key whose buffer resets, installs or closes is looked up in the machine as it is then, or it is an error."""
     machine.apply(entries_of(1, COUNT))
     metadata = machine.write_snapshot(tmp_path)
     machine.apply([(COUNT + 1, 1, fastsm.put(b"key-7", b"newer" * 100_000))])
@@ -326,7 +326,7 @@ def test_a_key_changes_the_machine(
 
 @pytest.mark.usefixtures("busy_threads")
 def test_threads_read_while_the_machine_is_closed(directory: Path, machine_at: Opener) -> None:
-    """A read of a closing machine from Python gets a value or ``NotRunningError``, and no part that is gone."""
+    """A read during a close returns a value or raises ``NotRunningError``, and uses nothing that is gone."""
     machines: list[FastStateMachine] = []
     over = threading.Event()
     wrong: list[BaseException] = []

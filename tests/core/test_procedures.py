@@ -1,4 +1,4 @@
-"""Procedures: what each of their rules says, on both machines; and that a procedure can do no harm."""
+"""Procedures: each of their rules, on both machines, and that a procedure can do no harm."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PUT = [(1, 1, fastsm.put(b"k", b"v"))]
     "value", [None, True, False, 0, 2**63 - 1, -(2**63), b"", b"x", [], [b"a", [None, 1]], [[[[[[[[]]]]]]]]],
     ids=repr)
 def test_what_it_returns_is_the_answer(make: Make, value: Any) -> None:
-    """Of the types that an answer may have, lists at most eight deep."""
+    """It may be of any type that an answer may have, with lists at most eight deep."""
     def p(tx: Any, payload: bytes) -> Any:
         return value
 
@@ -67,7 +67,7 @@ class Subclass(bytes):
     "value", [2**63, -(2**63) - 1, 1.0, "text", (1,), {}, {1}, bytearray(b"x"), Subclass(b"x"), object(), [1.0],
               [[[[[[[[[]]]]]]]]], LOOP := [1], [bytes(32 << 20)] * 2], ids=lambda value: type(value).__name__)
 def test_another_type_or_size_is_a_failure(make: Make, value: Any) -> None:
-    """What cannot be an answer has no effect either."""
+    """A value that cannot be an answer has no effect either."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
         return value
@@ -83,7 +83,7 @@ def test_another_type_or_size_is_a_failure(make: Make, value: Any) -> None:
 
 
 def test_an_answer_is_a_copy(make: Make) -> None:
-    """A list that the procedure keeps and changes changes no answer."""
+    """A list that the procedure keeps and changes does not change the answer."""
     kept: list[Any] = [b"a", [1]]
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -95,7 +95,7 @@ def test_an_answer_is_a_copy(make: Make) -> None:
 
 
 def test_abort_takes_back_and_answers(make: Make) -> None:
-    """What the procedure wrote is gone, and its value comes back."""
+    """The procedure's writes are undone, and its value is returned."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
         tx.delete_range(None, None)
@@ -108,7 +108,7 @@ def test_abort_takes_back_and_answers(make: Make) -> None:
 
 
 def test_an_abort_with_nonsense_is_a_failure(make: Make) -> None:
-    """Its value has the limits of every answer."""
+    """An Abort's value has the limits of every answer."""
     def p(tx: Any, payload: bytes) -> Any:
         raise Abort({})
 
@@ -119,7 +119,7 @@ def test_an_abort_with_nonsense_is_a_failure(make: Make) -> None:
 def test_an_exception_of_the_entry_is_a_failure(
     make: Make, error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has no effect, the exception is at hand here, and its traceback is in the log."""
+    """It has no effect, the exception is available on this replica, and its traceback is logged."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
         raise error("of the entry")
@@ -140,7 +140,7 @@ def test_an_exception_of_the_entry_is_a_failure(
             lambda tx: tx.scan(limit=-1), lambda tx: tx.nothing(), lambda tx: tx.put(1, 2),
             lambda tx: tx.delete_prefix(None), lambda tx: tx.delete_prefix("text")])
 def test_a_bad_argument_is_a_failure(make: Make, use: Callable[[Any], Any]) -> None:
-    """The same on every replica, so that it is an answer."""
+    """It is the same on every replica, so it is an answer."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"other", b"")
         use(tx)
@@ -152,7 +152,7 @@ def test_a_bad_argument_is_a_failure(make: Make, use: Callable[[Any], Any]) -> N
 
 
 def test_an_error_that_it_catches_is_its_own_affair(make: Make) -> None:
-    """A number that is none may be asked for, and passed over."""
+    """An invalid number may be requested, and the error ignored."""
     def p(tx: Any, payload: bytes) -> Any:
         try:
             tx.add(b"k", 1)
@@ -190,7 +190,7 @@ def test_trouble_of_this_replica_ends_the_apply(make: Make, error: Exception) ->
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_is_no_exception_passes_as_it_is(make: Make, error: type[BaseException]) -> None:
-    """Nothing of the chunk is applied."""
+    """Exceptions that are not an Exception are passed on, and nothing of the chunk is applied."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
         raise error
@@ -204,7 +204,7 @@ def test_what_is_no_exception_passes_as_it_is(make: Make, error: type[BaseExcept
 
 
 def test_recursion_without_end(make: Make) -> None:
-    """It is this replica's trouble, since how deep a stack may grow differs."""
+    """It counts as this replica's trouble, since the maximum depth of a stack differs."""
     def p(tx: Any, payload: bytes) -> Any:
         return p(tx, payload)
 
@@ -214,7 +214,7 @@ def test_recursion_without_end(make: Make) -> None:
 
 
 class NoMemory:
-    """A number that cannot be had."""
+    """A number whose conversion fails with MemoryError."""
 
     def __index__(self) -> int:
         raise MemoryError("none left")
@@ -225,7 +225,7 @@ class NoMemory:
             lambda tx: tx.put(b"k", b"", expires=NoMemory()), lambda tx: tx.touch(b"k", NoMemory()),
             lambda tx: tx.scan(limit=NoMemory())])
 def test_trouble_that_came_out_of_tx_cannot_be_swallowed(make: Make, use: Callable[[Any], Any]) -> None:
-    """Caught by the procedure, a MemoryError of tx ends the apply all the same."""
+    """A MemoryError of tx ends the apply even if the procedure catches it."""
     def p(tx: Any, payload: bytes) -> Any:
         try:
             use(tx)
@@ -240,7 +240,7 @@ def test_trouble_that_came_out_of_tx_cannot_be_swallowed(make: Make, use: Callab
 
 
 def test_tx_is_dead_after_its_call(make: Make) -> None:
-    """Kept, it can neither read nor write, in a later call neither."""
+    """A tx that was kept can neither read nor write, even in a later call."""
     kept: list[Any] = []
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -261,7 +261,7 @@ def test_tx_is_dead_after_its_call(make: Make) -> None:
 
 
 def test_tx_belongs_to_the_thread_of_its_call(make: Make) -> None:
-    """Another thread that the procedure starts gets an error."""
+    """Another thread started by the procedure gets an error."""
     errors: list[BaseException] = []
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -314,7 +314,7 @@ ONLY_FAST = {
 @pytest.mark.parametrize("on_a_thread", [False, True])
 @pytest.mark.parametrize("name", [*CALLS, *ONLY_FAST])
 def test_a_call_of_its_own_machine_is_an_error(directory: Path, name: str, on_a_thread: bool) -> None:
-    """Reads too; and afterwards the machine is as it was, for everybody."""
+    """So are reads; afterwards the machine is unchanged, for all threads."""
     def p(tx: Any, payload: bytes) -> Any:
         {**CALLS, **ONLY_FAST}[name](machine)
 
@@ -341,7 +341,7 @@ def test_a_call_of_its_own_machine_is_an_error(directory: Path, name: str, on_a_
 
 
 def test_the_model_refuses_calls_too() -> None:
-    """What a procedure may not do there it learns in its tests."""
+    """The model refuses what a procedure must not do, so its tests show that."""
     def p(tx: Any, payload: bytes) -> Any:
         machine.get(b"k")
 
@@ -352,7 +352,7 @@ def test_the_model_refuses_calls_too() -> None:
 
 
 def test_other_threads_see_the_state_before_the_chunk(directory: Path) -> None:
-    """They read on while a procedure runs, and nothing of the chunk shows before all of it does."""
+    """They can read while a procedure runs, and nothing of the chunk is visible before all of it is."""
     seen: list[Any] = []
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -373,7 +373,7 @@ def test_other_threads_see_the_state_before_the_chunk(directory: Path) -> None:
 
 
 def test_unknown_procedures_are_found_before_any_runs(make: Make) -> None:
-    """A name or a version that is not there raises before anything of the chunk is applied, and names the entry."""
+    """An unknown name or version raises before anything of the chunk is applied, and names the entry."""
     ran: list[bytes] = []
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -392,7 +392,7 @@ def test_unknown_procedures_are_found_before_any_runs(make: Make) -> None:
 
 
 def test_two_of_one_name_and_version_are_refused(directory: Path) -> None:
-    """At opening, before a file is made; and so is a function that is no procedure."""
+    """They are refused at opening, before a file is made; so is a function that is not a procedure."""
     @fastsm.procedure(name="same", version=3)
     def first(tx: Any, payload: bytes) -> None: ...
 
@@ -408,7 +408,7 @@ def test_two_of_one_name_and_version_are_refused(directory: Path) -> None:
 
 
 def test_versions_stand_next_to_each_other(make: Make) -> None:
-    """So a procedure is changed in a running cluster: the new one first everywhere, then proposed."""
+    """To change a procedure in a running cluster, add the new version everywhere, then propose it."""
     @fastsm.procedure(name="p", version=1)
     def old(tx: Any, payload: bytes) -> int:
         return 1
@@ -423,7 +423,7 @@ def test_versions_stand_next_to_each_other(make: Make) -> None:
 
 
 def test_check_procedures_finds_what_differs(directory: Path) -> None:
-    """A procedure that counts its calls is found; one that depends on tx alone is not."""
+    """A procedure that counts its calls is detected; one that depends only on tx is not."""
     calls: list[int] = []
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -479,7 +479,7 @@ def test_ctrl_c_interrupts_a_procedure(directory: Path, woken_by_another: bool) 
 
 
 def test_a_finalizer_in_a_procedure_cannot_write(directory: Path) -> None:
-    """Garbage that writes when it dies, on the procedure's thread, is refused; the chunk goes on."""
+    """A finalizer that writes on the procedure's thread is refused; the chunk continues."""
     refused: list[BaseException] = []
 
     class Garbage:
@@ -505,7 +505,7 @@ def test_a_finalizer_in_a_procedure_cannot_write(directory: Path) -> None:
 
 
 def test_procedures_do_not_run_on_the_event_loop(directory: Path) -> None:
-    """However small the chunk: `apply_chunk` hands it to a thread."""
+    """However small the chunk is, `apply_chunk` hands it to a thread."""
     threads: list[int] = []
 
     def p(tx: Any, payload: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Puts are decoded by a shorter way than other commands; it must come to the same."""
+"""Puts are decoded by a faster path than other commands, with the same results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUES = st.binary(max_size=300)
 
 @st.composite
 def almost_puts(draw: st.DrawFn) -> bytes:
-    """The bytes of a put, with one byte changed, cut, or extended, or as they are."""
+    """Returns the bytes of a put, unchanged, or with one byte changed, cut, or extended."""
     command = bytearray(fastsm.put(draw(KEYS), draw(VALUES)))
     what = draw(st.sampled_from(["nothing", "byte", "cut", "longer"]))
     if what == "byte":
@@ -38,7 +38,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fastsm.FastSta
 
 @given(command=almost_puts())
 def test_what_is_almost_a_put_is_applied_as_decode_says(machine: fastsm.FastStateMachine, command: bytes) -> None:
-    """``apply`` takes a command exactly where ``decode`` does, and refuses it in the same words."""
+    """``apply`` accepts a command exactly if ``decode`` does, and refuses it with the same message."""
     index = machine.last_applied().index + 1
     refusal: fastsm.CommandError | None = None
     try:
@@ -59,7 +59,7 @@ def test_what_is_almost_a_put_is_applied_as_decode_says(machine: fastsm.FastStat
 
 @pytest.mark.parametrize("count", range(1, 10))
 def test_short_lists_and_tuples_are_held_alike(tmp_path: Path, count: int) -> None:
-    """However many entries a chunk has, and whatever kind of sequence it is, it comes to the same."""
+    """However many entries a chunk has, and whatever kind of sequence it is, the result is the same."""
     entries = [(index, 1, fastsm.put(b"key %d" % index, b"value")) for index in range(1, count + 1)]
     states = []
     for number, kind in enumerate((list, tuple, iter)):

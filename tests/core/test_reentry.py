@@ -1,6 +1,6 @@
-"""Re-entry: what runs on top of a call (a signal handler, a finalizer, a callback) calls the machine in turn.
+"""Re-entry: code that runs on top of a call (a signal handler, a finalizer, a callback) calls the machine itself.
 
-Each public method is called at each place where a call of the machine leaves compiled code for the system, by the same
+Each public method is called at each place where a call of the machine leaves compiled code for the system, on the same
 thread, as a signal handler would; and from a real signal handler, while that call waits for its turn.
 """
 
@@ -87,7 +87,7 @@ WRITERS = [
 
 
 def fill(machine: FastStateMachine, path: Path) -> None:
-    """Some entries, and a snapshot of them that can be installed."""
+    """Applies some entries, and writes a snapshot of them that can be installed."""
     if not (path / "source").exists():
         with FastStateMachine(path / "of the source") as source:
             source.apply([(index, 1, fastsm.put(b"key-%d" % (index % 5), b"s")) for index in range(1, 31)])
@@ -96,7 +96,7 @@ def fill(machine: FastStateMachine, path: Path) -> None:
 
 
 def attempt(method: Method, machine: FastStateMachine, path: Path) -> FastsmError | None:
-    """Calls it; an error has to be a typed one."""
+    """Calls a method; an error has to be a typed one."""
     try:
         method(machine, path)
     except FastsmError as error:
@@ -111,7 +111,7 @@ def reopened(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
 
 
 def acts_for(thread: int, machine: FastStateMachine) -> bool:
-    """Whether the caller's is a thread, or the one that takes the step to a next generation for it."""
+    """Returns whether the calling thread is this one, or takes the step to the next generation on its behalf."""
     if threading.get_ident() == thread:
         return True
     try:
@@ -122,7 +122,7 @@ def acts_for(thread: int, machine: FastStateMachine) -> bool:
 
 
 def seams_of(outer: str, tmp_path: Path) -> list[tuple[str, int]]:
-    """The calls of the system that a method makes by its own thread: the first and the last of each kind."""
+    """Returns the system calls that a method makes on its own thread: the first and the last of each kind."""
     disk = Disk()
     me, seen = threading.get_ident(), dict.fromkeys(SEAMS, 0)
     machine = FastStateMachine(tmp_path / "first look", retain_entries=0, auto_compact=False, _files=disk.files)
@@ -144,7 +144,7 @@ def seams_of(outer: str, tmp_path: Path) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("outer", ["apply much", "flush", "save", "clear", "compact", "snapshot", "install", "verify",
                                    "stop", "close"])
 def test_each_method_on_top_of_each_other(outer: str, sync: str, tmp_path: Path) -> None:
-    """A typed error or the right result for both; close always ends, and disk and memory agree."""
+    """Both calls give a typed error or the right result; close always ends, and disk and memory agree."""
     tried = 0
     for seam, nth in seams_of(outer, tmp_path):
         for inner in METHODS:
@@ -191,7 +191,7 @@ def check_pair(outer: str, inner: str, sync: Any, at: tuple[str, int], tmp_path:
 @pytest.mark.parametrize("inner", METHODS)
 @pytest.mark.parametrize("outer", ["apply", "clear", "close", "stop"])
 def test_each_method_from_a_handler_while_a_call_waits_for_its_turn(outer: str, inner: str, tmp_path: Path) -> None:
-    """Writers are refused, reads work, close closes, and the call that waited gets its turn or is told."""
+    """Writers are refused, reads work, close closes, and the waiting call gets its turn or a typed error."""
     disk = Disk()
     machine = FastStateMachine(tmp_path / "state", auto_compact=False, _files=disk.files)
     fill(machine, tmp_path)
@@ -231,7 +231,7 @@ def test_each_method_from_a_handler_while_a_call_waits_for_its_turn(outer: str, 
 
 
 class Calling:
-    """Calls a function, once: as an attachment, as an index, or when it is freed."""
+    """Calls a function once: as an attachment, as an index, or when it is freed."""
 
     def __init__(self, function: Callable[[], object], *, at_the_end: bool = False) -> None:
         self.function = function
@@ -256,7 +256,7 @@ class Calling:
 @pytest.mark.parametrize("what", ["attachment", "index", "finalizer"])
 @pytest.mark.parametrize("name", METHODS)
 def test_callbacks_and_finalizers_may_call_everything(name: str, what: str, tmp_path: Path) -> None:
-    """Attachment functions, indexes with code of their own, finalizers: a typed error or the right result."""
+    """Attachment functions, indexes with code, and finalizers get a typed error or the right result."""
     outcomes: list[FastsmError | None] = []
     call = Calling(lambda: outcomes.append(attempt(METHODS[name], machine, tmp_path)))
     machine = FastStateMachine(
@@ -289,7 +289,7 @@ PROGRESS: dict[str, Callable[[FastStateMachine, Path, Any], object]] = {
 @pytest.mark.parametrize("outer", PROGRESS)
 @pytest.mark.parametrize("inner", METHODS)
 def test_progress_callbacks_may_call_everything(inner: str, outer: str, tmp_path: Path) -> None:
-    """What is told of progress may write, read, compact, reset and close: a typed error or the right result."""
+    """A progress callback may write, read, compact, reset and close, with a typed error or the right result."""
     outcomes: list[FastsmError | None] = []
     call = Calling(lambda: outcomes.append(attempt(METHODS[inner], machine, tmp_path)))
     machine = FastStateMachine(tmp_path / "state", auto_compact=False, retain_entries=0)
@@ -345,7 +345,7 @@ def test_trace_functions_may_call_everything(inner: str, outer: str, tmp_path: P
 
 
 def closing(machine: FastStateMachine, seam: str, nth: int) -> Callable[[Call], None]:
-    """Closes a machine twice, on top of the n-th call of the system of a kind that this thread makes."""
+    """Closes a machine twice, on top of the n-th system call of a kind on this thread."""
     me, left = threading.get_ident(), nth
 
     def interrupt(call: Call) -> None:
@@ -361,7 +361,7 @@ def closing(machine: FastStateMachine, seam: str, nth: int) -> Callable[[Call], 
 
 @pytest.mark.parametrize("busy", ["apply much", "flush", "compact"])
 def test_close_from_a_handler_frees_everything_whatever_is_under_way(busy: str, tmp_path: Path) -> None:
-    """Files, lock and memory: at each call of the system below it, also when the handler closes twice."""
+    """Files, lock and memory are freed at each interrupted system call, even if the handler closes twice."""
     for seam, nth in seams_of(busy, tmp_path):
         disk = Disk()
         machine = FastStateMachine(
@@ -386,7 +386,7 @@ def test_close_from_a_handler_frees_everything_whatever_is_under_way(busy: str, 
 def test_every_call_of_a_forked_child_is_refused_whatever_threads_of_its_parent_did(
     held: str, tmp_path: Path
 ) -> None:
-    """The child's copies of turn and sync belong to threads that it does not have: it never waits for them."""
+    """The child's copies of turn and sync belong to threads that do not exist there, and it never waits for them."""
     disk = Disk()
     machine = FastStateMachine(tmp_path / "state", auto_compact=False, _files=disk.files)
     fill(machine, tmp_path)
@@ -409,7 +409,7 @@ def test_every_call_of_a_forked_child_is_refused_whatever_threads_of_its_parent_
 def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
     nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That call is a StorageError (EAGAIN), or done without the thread; the next one works; close frees everything."""
+    """That call is a StorageError (EAGAIN), or works without the thread; the next one works; close frees everything."""
     starts = 0
     start_new_thread = fastsm.background.start_new_thread  # type: ignore[attr-defined]
 
@@ -473,7 +473,7 @@ def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
 
 @pytest.mark.parametrize("second", ["thread", "coroutine"])
 def test_two_jobs_whose_callbacks_close_do_not_wait_for_each_other(tmp_path: Path, second: str) -> None:
-    """A callback's close waits for the other job, unless that one closes, too: both end, and so does the machine."""
+    """A callback's close waits for the other job, unless that one closes too: both end, and so does the machine."""
     machine = FastStateMachine(tmp_path / "state", retain_entries=0)
     fill(machine, tmp_path)
     both = threading.Barrier(2)
@@ -543,7 +543,7 @@ HALF_IMPORTED = """
 
 @pytest.mark.parametrize("module", ["numpy", "zstandard"])
 def test_a_call_in_the_middle_of_an_import_is_right_or_refused(tmp_path: Path, module: str) -> None:
-    """A handler that needs a library that its own thread is importing gets a ReentryError, and nothing half made."""
+    """A handler that needs a library that its own thread is importing gets a ReentryError, and no half-made module."""
     pytest.importorskip(module)
     command = [sys.executable, "-c", textwrap.dedent(HALF_IMPORTED), str(tmp_path / "state"), module]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)

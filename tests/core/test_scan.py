@@ -27,13 +27,13 @@ Pairs = list[tuple[bytes, bytes]]
 def expected_scan(
     pairs: Iterable[tuple[bytes, bytes]], prefix: bytes, limit: int | None = None, after: bytes | None = None
 ) -> Pairs:
-    """What a scan of these pairs must give."""
+    """Returns what a scan of these pairs must return."""
     found = sorted(p for p in pairs if p[0].startswith(prefix) and (after is None or p[0] > after))
     return found if limit is None else found[:limit]
 
 
 def fill(machine: FastStateMachine, pairs: dict[bytes, bytes]) -> None:
-    """One chunk that puts all pairs, after what was applied."""
+    """Applies one chunk that puts all pairs."""
     index = machine.last_applied().index + 1
     machine.apply([(index, 1, fastsm.put_many(list(pairs), list(pairs.values())))])
 
@@ -55,7 +55,7 @@ TRICKY = {
 def test_scan_is_sorted_as_bytes_are(
     directory: Path, machine_at: Opener, prefix: bytes, limit: int | None
 ) -> None:
-    """Pairs come in the order in which ``bytes`` compare: unsigned, and a prefix before what it begins."""
+    """Pairs are in the order in which ``bytes`` compare: unsigned, and a prefix before longer keys."""
     machine = machine_at(directory)
     fill(machine, TRICKY)
     assert machine.scan_prefix(prefix, limit=limit) == ScanResult(expected_scan(TRICKY.items(), prefix, limit), 1)
@@ -65,7 +65,7 @@ def test_scan_is_sorted_as_bytes_are(
 def test_scan_starts_behind_a_key_that_need_not_be_there(
     directory: Path, machine_at: Opener, after: bytes
 ) -> None:
-    """``start_after`` leaves out that key and what sorts before it; also the empty key is one."""
+    """``start_after`` excludes that key and all keys before it; the empty key is possible too."""
     machine = machine_at(directory)
     fill(machine, TRICKY)
     for prefix in (b"", b"a", b"\xff"):
@@ -75,7 +75,7 @@ def test_scan_starts_behind_a_key_that_need_not_be_there(
 
 @pytest.mark.parametrize("page", [1, 2, 7, 1000])
 def test_pages_make_up_the_whole(directory: Path, machine_at: Opener, page: int) -> None:
-    """Page after page, each started after the last key of the one before, gives every pair once."""
+    """Pages that each start after the last key of the previous one return every pair once."""
     machine = machine_at(directory)
     fill(machine, TRICKY)
     pages: Pairs = []
@@ -87,7 +87,7 @@ def test_pages_make_up_the_whole(directory: Path, machine_at: Opener, page: int)
 
 
 def test_scan_of_an_empty_state(directory: Path, machine_at: Opener) -> None:
-    """Without keys a scan gives no pairs, and the revision at which that held."""
+    """Without keys a scan returns no pairs, and the revision of that state."""
     machine = machine_at(directory)
     assert machine.scan_prefix(b"") == ScanResult([], 0)
     machine.apply([(1, 1, fastsm.put(b"a", b"")), (2, 1, fastsm.delete(b"a"))])
@@ -122,7 +122,7 @@ def test_wrong_arguments_are_refused(directory: Path, machine_at: Opener) -> Non
 
 @pytest.mark.parametrize("count", [32_767, 32_768, 32_769, 100_000])
 def test_scan_of_many_keys_is_sorted(directory: Path, machine_at: Opener, count: int) -> None:
-    """Scans of more keys than are sorted in one piece are sorted all the same."""
+    """Scans of more keys than are sorted in one piece are sorted too."""
     rng = random.Random(count)
     pairs = {rng.randbytes(rng.randrange(1, 12)): b"%d" % i for i in range(count)}
     while len(pairs) < count:
@@ -159,7 +159,7 @@ def test_scan_does_what_a_sorted_dict_does(
 def test_every_way_to_read_the_state_agrees_with_the_model(
     directory: Path, machine_at: Opener, seed: int
 ) -> None:
-    """After a random history, and after reopening: keys, items, ``in``, scans and ``modified`` are the model's."""
+    """After a random history, and after reopening, all reads agree with the model."""
     history = History(seed, large=False)
     machine, model = machine_at(directory), MemoryStateMachine()
     written: dict[bytes, fastsm.LogId] = {}
@@ -190,7 +190,7 @@ def test_every_way_to_read_the_state_agrees_with_the_model(
 
 
 def test_keys_and_items_come_in_the_order_of_their_entries(directory: Path, machine_at: Opener) -> None:
-    """Iterators give keys in the order of the entries that last wrote them, the same on every replica."""
+    """Iterators return keys in the order of the entries that last wrote them, the same on every replica."""
     machine = machine_at(directory)
     machine.apply([(i, 1, fastsm.put(b"%d" % i, b"")) for i in range(1, 6)])
     machine.apply([(6, 1, fastsm.put(b"2", b"again")), (7, 1, fastsm.delete(b"4"))])
@@ -202,7 +202,7 @@ def test_keys_and_items_come_in_the_order_of_their_entries(directory: Path, mach
 
 
 def test_iterators_stay_at_their_state(directory: Path, machine_at: Opener) -> None:
-    """An iterator shows the state at its call, whatever is applied, cleared or closed before it is used up."""
+    """An iterator shows the state as of its call, whatever is applied, cleared or closed before it is exhausted."""
     machine = machine_at(directory)
     fill(machine, TRICKY)
     iterators = [machine.items() for _ in range(4)]
@@ -227,7 +227,7 @@ def test_iterators_stay_at_their_state(directory: Path, machine_at: Opener) -> N
 
 
 def test_an_iterator_is_taken_at_the_call(directory: Path, machine_at: Opener) -> None:
-    """``keys()`` and ``items()`` of a stopped machine raise at once, and not at the first step."""
+    """``keys()`` and ``items()`` of a stopped machine raise at the call, not at the first step."""
     machine = machine_at(directory)
     machine.stop()
     for call in (machine.keys, machine.items):
@@ -236,7 +236,7 @@ def test_an_iterator_is_taken_at_the_call(directory: Path, machine_at: Opener) -
 
 
 def test_scans_beside_a_writer_see_whole_chunks(directory: Path, machine_at: Opener) -> None:
-    """Each scan is one state: every key carries the number of the chunk that the revision names."""
+    """Each scan is of one state: every key has the number of the chunk that the revision names."""
     machine = machine_at(directory)
     keys = [b"%05d" % i for i in range(40_000)]
     chunks = 25
@@ -261,8 +261,8 @@ def test_scans_beside_a_writer_see_whole_chunks(directory: Path, machine_at: Ope
 
 
 COLLECTED = """
-    # The collector may run at any allocation, and with it Python code, so that other threads go on: here a
-    # writer does, and the first collection falls on the n-th allocation of each read.
+    # The collector may run at any allocation, and with it Python code, so that other threads run: here a writer does,
+    # and the first collection comes at the n-th allocation of each read.
     import faulthandler, gc, sys, threading
     import fastsm
     import numpy
@@ -345,7 +345,7 @@ COLLECTED = """
 
 
 def test_reads_are_of_one_state_whenever_the_collector_runs(directory: Path) -> None:
-    """A chunk or a ``clear`` in the middle of a read's own allocations changes nothing about what it reads."""
+    """A chunk or a ``clear`` in the middle of a read's own allocations does not change what it reads."""
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(COLLECTED), str(directory)],
         capture_output=True, text=True, timeout=120, check=False,

@@ -1,4 +1,4 @@
-"""Sessions: a command in a `once` takes effect once, however often it is proposed, and wherever the state goes."""
+"""Sessions: a command in a `once` takes effect once, however often it is proposed, and wherever the state is moved."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def apply(machine: Machine, *commands: bytes) -> list[Any]:
 
 @pytest.mark.parametrize("together", [False, True])
 def test_a_repetition_gives_what_was_answered(machine: Machine, together: bool) -> None:
-    """In one chunk or over several, and it changes nothing."""
+    """In one chunk or across several, a repetition changes nothing."""
     add = fastsm.add(b"n", 1)
     commands = [fastsm.open_session(), *[fastsm.once(1, 1, add)] * 3, fastsm.once(1, 2, add), fastsm.once(1, 1, add)]
     answers = apply(machine, *commands) if together else [apply(machine, each)[0] for each in commands]
@@ -57,7 +57,7 @@ def test_a_repetition_gives_what_was_answered(machine: Machine, together: bool) 
      (fastsm.call("move", b"k|m"), Answer(True, [b"v", 0])), (fastsm.call("fail"), Answer(False, None, "failed")),
      (fastsm.call("move", b"x|y"), Answer(False, [b"x", 1], "abort"))])
 def test_every_command_may_be_inside(machine: Machine, command: bytes, answer: Any) -> None:
-    """The result is what the command gives alone, and a refusal is remembered too."""
+    """The result is that of the command alone, and a refusal is remembered too."""
     first = apply(machine, fastsm.put(b"k", b"v"), fastsm.open_session(), fastsm.once(2, 7, command))[2]
     assert first == answer
     assert type(first) is type(answer)
@@ -67,7 +67,7 @@ def test_every_command_may_be_inside(machine: Machine, command: bytes, answer: A
 
 
 def test_unknown_and_forgotten_sessions(machine: Machine) -> None:
-    """Neither says whether the command was applied before; nothing changes."""
+    """Neither answer says whether the command was applied before; nothing changes."""
     put = fastsm.put(b"k", b"v")
     assert apply(
         machine, fastsm.once(1, 1, put), fastsm.open_session(), fastsm.forget(2), fastsm.forget(2), fastsm.forget(9),
@@ -76,7 +76,7 @@ def test_unknown_and_forgotten_sessions(machine: Machine) -> None:
 
 
 def test_a_result_too_large_is_refused_and_remembered(machine: Machine) -> None:
-    """One MiB of a value is the limit."""
+    """The limit is one MiB of a value."""
     fits = bytes((1 << 20) - 5)
     assert apply(machine, fastsm.open_session(), fastsm.put(b"k", fits), fastsm.once(1, 1, fastsm.read(b"k")))[2] == (
         Answer(True, fits))
@@ -87,7 +87,7 @@ def test_a_result_too_large_is_refused_and_remembered(machine: Machine) -> None:
 
 
 def test_a_command_that_raises_leaves_no_trace(machine: Machine) -> None:
-    """Its session has seen nothing, so that the next try counts."""
+    """Its session has recorded nothing, so the next try counts."""
     with pytest.raises(fastsm.UnknownCommandError):
         apply(machine, fastsm.open_session(), fastsm.once(1, 1, fastsm.call("unknown")))
     assert machine.last_applied() == (0, 0)
@@ -97,7 +97,7 @@ def test_a_command_that_raises_leaves_no_trace(machine: Machine) -> None:
 @pytest.mark.parametrize(
     "inner", [fastsm.add(b"n", 1), fastsm.put(b"n", b"1"), fastsm.call("count_up", b"n", version=2)])
 def test_a_chunk_that_was_refused_is_not_remembered(tmp_path: Path, inner: bytes) -> None:
-    """A command counts together with its memory: after an error that came later, the next try does it."""
+    """A command counts together with its memory: after a later error in the chunk, the next try does it."""
     troubled = []
 
     @fastsm.procedure
@@ -131,14 +131,14 @@ def test_a_chunk_that_was_refused_is_not_remembered(tmp_path: Path, inner: bytes
              lambda: fastsm.batch([fastsm.once(1, 1, fastsm.noop())]),
              lambda: fastsm.transaction([], [fastsm.forget(1)])])
 def test_what_cannot_be_is_refused_where_it_is_made(make: Any) -> None:
-    """Sequences below 1, numbers beyond 64 bits, and commands where they may not stand."""
+    """Sequences below 1, numbers beyond 64 bits, and commands where they are not allowed are refused."""
     with pytest.raises(fastsm.CommandError):
         make()
 
 
 @pytest.mark.parametrize("way", ["reopen", "crash", "compact", "snapshot", "past"])
 def test_sessions_go_where_the_state_goes(tmp_path: Path, way: str) -> None:
-    """After a reopening, a kill, a compaction and an install, a repetition gives what was answered."""
+    """After reopening, a kill, a compaction and an install, a repetition returns the first answer."""
     add = fastsm.add(b"n", 5)
     where, machine = tmp_path / "state", FastStateMachine(tmp_path / "state", retain_entries=0)
     apply(machine, fastsm.open_session(), fastsm.open_session(), fastsm.once(1, 1, add), fastsm.once(2, 1, add),
@@ -179,7 +179,7 @@ def test_sessions_go_where_the_state_goes(tmp_path: Path, way: str) -> None:
 
 
 def test_reset_forgets_sessions(machine: Machine) -> None:
-    """They are state."""
+    """Sessions are part of the state."""
     apply(machine, fastsm.open_session())
     machine.clear()
     assert apply(machine, fastsm.noop(), fastsm.once(1, 1, fastsm.noop()))[1] == NO_SESSION
@@ -188,7 +188,7 @@ def test_reset_forgets_sessions(machine: Machine) -> None:
 @pytest.mark.parametrize("kind", ["state", "snapshot", "log"])
 @pytest.mark.parametrize("seed", range(3))
 def test_dump_and_load_keep_sessions(tmp_path: Path, seed: int, kind: str) -> None:
-    """The state that is loaded has the same checksum, and goes on in the same way."""
+    """The loaded state has the same checksum, and continues in the same way."""
     commands, model = Commands(seed), MemoryStateMachine(procedures=PROCEDURES)
     with FastStateMachine(tmp_path / "state", procedures=PROCEDURES) as machine:
         for _ in range(10):
@@ -208,7 +208,7 @@ def test_dump_and_load_keep_sessions(tmp_path: Path, seed: int, kind: str) -> No
 
 
 def test_only_whole_results_are_a_session() -> None:
-    """What a file claims to remember is looked through before anything is made of it; depth and counts are bounded."""
+    """A result in a file is checked before anything is made from it; depth and counts are bounded."""
     head = (5).to_bytes(8, "little") + b"\xff" * 8
     listed = b"\x05\x01\x00\x00\x00"
     good = [b"\0", b"\1", b"\2\0", b"\x03\1", b"\x0a\2", b"\2\3" + bytes(8), b"\2\4\1\0\0\0x",

@@ -1,7 +1,7 @@
-"""The promise to the host: what a snapshot includes, the host may drop from its own log when the call returns.
+"""The promise to the host: it may drop what a snapshot includes from its own log when the call returns.
 
 The power fails at each moment of a life that writes snapshots. The snapshot's directory and the state's are drawn
-jointly, each on its own; a host whose log starts after the last snapshot that returned must be able to go on.
+together, each independently; a host whose log starts after the last snapshot that returned must be able to continue.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Moment(Point):
-    """A point; what had returned by then, and what may have begun."""
+    """A point in time; what had returned by then, and what may have begun."""
 
     def __init__(self, host: Host, where: str) -> None:
         super().__init__(host.platter, where)
@@ -40,7 +40,7 @@ class Moment(Point):
 
 
 class Host:
-    """Applies, never flushes, and now and then writes a snapshot and drops its log up to it."""
+    """Applies without flushing, and now and then writes a snapshot and drops its log up to it."""
 
     living: FastStateMachine | None = None
 
@@ -78,7 +78,7 @@ class Host:
 
 
 def judge(drawn: Drawn, moment: Moment, host: Host, path: Path) -> bool:
-    """Whether the host can go on; also, whether the snapshot under way is known already."""
+    """Returns whether the host can continue; also checks whether the snapshot being written is recorded already."""
     drawn.build(path)
     machine = FastStateMachine(path, _files=QuietDirectory)
     try:
@@ -91,7 +91,7 @@ def judge(drawn: Drawn, moment: Moment, host: Host, path: Path) -> bool:
         if known is not None:
             assert found is not None, "metadata of a snapshot that is nowhere"
             assert found >= known.last_included, "metadata of a snapshot that is not there yet"
-        # What the host still has brings the state to where it was.
+        # The rest of the host's log brings the state to where it was.
         machine.apply([e for e in host.entries[: moment.applied] if e.index > machine.last_applied().index])
         model = MemoryStateMachine()
         model.apply(host.entries[: moment.applied])
@@ -102,7 +102,7 @@ def judge(drawn: Drawn, moment: Moment, host: Host, path: Path) -> bool:
 
 
 def violations(seed: int, planted: type[Platter], counts: Counter[str]) -> Iterator[str]:
-    """All moments of a life, and some states of each."""
+    """Yields the violations at all moments of a life, in some states of each."""
     with memory_directory() as root:
         host = Host(root / "state", seed, planted)
         host.live()
@@ -120,7 +120,7 @@ def violations(seed: int, planted: type[Platter], counts: Counter[str]) -> Itera
 
 
 def test_host_that_dropped_its_log_up_to_a_snapshot_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind the return all is there that the snapshot includes; before it, no metadata without its snapshot."""
+    """After the return everything that the snapshot includes is there; before it, no metadata without its snapshot."""
     counts: Counter[str] = Counter()
     for seed in SEEDS:
         monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0 if seed % 2 else 4 << 20)
@@ -171,7 +171,7 @@ def test_a_disk_that_does_not_sync_is_found(planted: type[Platter]) -> None:
 
 
 def test_metadata_before_the_rename_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot that gets its name after the metadata's frame may be missing where the state tells of it."""
+    """A snapshot that is renamed after the metadata's frame may be missing although the state records it."""
     commit = PreparedSnapshot.commit
 
     def commit_late(prepared: PreparedSnapshot) -> None:

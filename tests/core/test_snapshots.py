@@ -1,4 +1,4 @@
-"""Writing snapshots: exact as of any entry, equal on every replica, in nobody's way."""
+"""Writing snapshots: exact as of any entry, equal on every replica, and blocking no other call."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FILE = "snapshot.fsm"
 
 
 def file_of(machine: FastStateMachine | MemoryStateMachine, path: Path, last_included: LogId | None = None) -> bytes:
-    """The bytes of a snapshot."""
+    """Returns the bytes of a snapshot."""
     machine.write_snapshot(path, last_included)
     return (path / FILE).read_bytes()
 
 
 def swap_heavy(history: History) -> list[Entry]:
-    """A chunk with what leaves no record: noops, failed compare-and-swaps, configs at the border of two terms."""
+    """Returns a chunk that leaves few records: noops, failed compare-and-swaps, configs where the term changes."""
     dice = history.random.random()
     if dice < 0.3:
         index, term = history.last
@@ -61,7 +61,7 @@ def history_of(seed: int, *, contiguous: bool = True, chunks: int = 40) -> list[
 def replica(
     path: Path, entries: list[Entry], seed: int, *, contiguous: bool = True, restless: bool = False
 ) -> FastStateMachine:
-    """A machine that took the entries in chunks of its own, `restless` with restarts, kills and compactions between."""
+    """A machine that applied the entries in its own chunks; `restless`: with restarts, kills and compactions."""
     dice = random.Random(seed)
     lives = 0
     path.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def replica(
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_snapshot_is_exact_as_of_every_entry(tmp_path: Path, seed: int, contiguous: bool) -> None:
-    """As of each entry that was ever applied, also within a chunk, it is the model's, byte for byte."""
+    """As of each applied entry, even within a chunk, it equals the model's, byte for byte."""
     entries = history_of(seed, contiguous=contiguous)
     model = MemoryStateMachine(contiguous=contiguous)
     model.apply(entries)
@@ -111,7 +111,7 @@ def test_a_snapshot_is_exact_as_of_every_entry(tmp_path: Path, seed: int, contig
 
 
 def test_an_entry_that_was_only_passed_over_can_be_the_last_one(tmp_path: Path, directory: Path) -> None:
-    """Ids of ``update_last_applied``, and ids in gaps of one term; in others they stand for the entry before."""
+    """Ids of ``update_last_applied``, and ids in gaps of one term; in other gaps they mean the previous entry."""
     with FastStateMachine(directory, contiguous=False) as machine:
         model = MemoryStateMachine(contiguous=False)
         for one in (machine, model):
@@ -125,7 +125,7 @@ def test_an_entry_that_was_only_passed_over_can_be_the_last_one(tmp_path: Path, 
 
 
 def test_every_retained_entry_can_be_had_while_compaction_follows_each_chunk() -> None:
-    """``write_snapshot(last_applied - k)`` is exact for each k up to ``retain_entries``, however much is compacted."""
+    """``write_snapshot(last_applied - k)`` is exact for each k up to ``retain_entries``, despite compactions."""
     entries = history_of(7)
     model = MemoryStateMachine()
     applied: list[LogId] = []
@@ -146,7 +146,7 @@ def test_every_retained_entry_can_be_had_while_compaction_follows_each_chunk() -
 
 
 def test_policy_never_takes_what_is_retained(tmp_path: Path, directory: Path) -> None:
-    """With compaction by itself called for by every chunk, all retained entries can be had."""
+    """If every chunk calls for automatic compaction, snapshots of all retained entries are possible."""
     entries = history_of(8)
     model = MemoryStateMachine()
     with FastStateMachine(directory, retain_entries=20, compact_ratio=0, compact_floor=0) as machine:
@@ -186,7 +186,7 @@ def test_replicas_write_equal_files(tmp_path: Path, seed: int, contiguous: bool)
 
 
 def test_state_checksum_does_not_depend_on_attachment_and_codec(tmp_path: Path, directory: Path) -> None:
-    """Both are of the file, not of the state."""
+    """Attachment and codec belong to the file, not to the state."""
     with FastStateMachine(directory) as machine:
         machine.apply(history_of(1))
         sums = set()
@@ -221,7 +221,7 @@ def test_metadata_is_recorded_durably_if_newer(tmp_path: Path, directory: Path) 
 
 
 def test_all_that_it_includes_is_durable_on_return(tmp_path: Path, directory: Path) -> None:
-    """Entries up to the last included one are synced in the state's own directory, too."""
+    """Entries up to the last included one are synced in the state's own directory."""
     with FastStateMachine(directory) as machine:
         machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
         machine.update_last_applied((4, 2))
@@ -231,7 +231,7 @@ def test_all_that_it_includes_is_durable_on_return(tmp_path: Path, directory: Pa
 
 
 def test_directory_is_made_and_file_replaced_whole(tmp_path: Path, directory: Path) -> None:
-    """A missing directory and its parents are made; a later snapshot takes the file's place; nothing else is left."""
+    """A missing directory and its parents are made; a later snapshot replaces the file; nothing else is left."""
     target = tmp_path / "not" / "there"
     with FastStateMachine(directory) as machine:
         for index in range(1, 4):
@@ -243,7 +243,7 @@ def test_directory_is_made_and_file_replaced_whole(tmp_path: Path, directory: Pa
 
 
 def test_read_only_writes_a_snapshot_and_records_nothing(tmp_path: Path, directory: Path) -> None:
-    """A tool may take a snapshot next to a living owner, whose directory stays as it is."""
+    """A tool may take a snapshot next to a running owner, whose directory does not change."""
     with FastStateMachine(directory) as owner:
         owner.apply(history_of(3))
         owner.flush()
@@ -260,7 +260,7 @@ def file_of_without_trace(machine: FastStateMachine, tmp_path: Path) -> bytes:
 
 
 def test_options_of_the_machine_are_those_of_the_trait(tmp_path: Path, directory: Path) -> None:
-    """``generate_snapshot_data`` takes codec and attachment that the machine was opened with; returns the checksum."""
+    """``generate_snapshot_data`` uses the codec and attachment of the machine's options; returns the checksum."""
 
     async def story() -> None:
         checksum = await machine.generate_snapshot_data(tmp_path, LogId(2, 1))
@@ -295,7 +295,7 @@ def test_point_of_a_coroutine_is_fixed_when_its_task_starts(tmp_path: Path, dire
 
 
 def test_entries_before_the_base_and_behind_last_applied_are_refused(tmp_path: Path, directory: Path) -> None:
-    """The message says which entries can be had; nothing is written."""
+    """The message says which entries are possible; nothing is written."""
     entries = history_of(4)
     with FastStateMachine(directory) as machine:
         machine.apply(entries[:50])
@@ -304,7 +304,7 @@ def test_entries_before_the_base_and_behind_last_applied_are_refused(tmp_path: P
         base = machine.stats().base
         assert base == LogId(entries[49].index, entries[49].term)
         for log_id in (entries[48][:2], (entries[-1].index + 1, entries[-1].term)):
-            with pytest.raises(SnapshotRangeError, match=f"index={base.index}, .* to last applied"):
+            with pytest.raises(SnapshotRangeError, match=f"index={base.index}, .*last applied"):
                 machine.write_snapshot(tmp_path / "target", log_id)
         assert not (tmp_path / "target").exists()
         machine.write_snapshot(tmp_path / "target", base)
@@ -321,7 +321,7 @@ def test_wrong_options_are_refused_before_anything_is_done(tmp_path: Path, direc
 
 @pytest.mark.parametrize("ended_by", ["reset", "install", "close"])
 def test_reset_install_and_close_end_a_running_snapshot(tmp_path: Path, directory: Path, ended_by: str) -> None:
-    """It is a ``SnapshotError``; there is no file and no metadata of it, and an older file is untouched."""
+    """An ended snapshot is a ``SnapshotError``; it leaves no file and no metadata, and an older file is unchanged."""
     with FastStateMachine(directory) as machine:
         machine.apply(history_of(5))
         other = machine.write_snapshot(tmp_path / "other")
@@ -347,7 +347,7 @@ def test_reset_install_and_close_end_a_running_snapshot(tmp_path: Path, director
 
 
 def test_an_interrupted_snapshot_leaves_nothing(tmp_path: Path, directory: Path) -> None:
-    """What ``progress`` raises goes through; the machine goes on; no file is left."""
+    """An exception of ``progress`` is passed on; the machine continues; no file is left."""
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -375,7 +375,7 @@ def test_progress_is_told_in_bytes(tmp_path: Path, directory: Path) -> None:
 
 
 def test_values_larger_than_a_piece_are_written(tmp_path: Path, directory: Path) -> None:
-    """A record that no piece holds goes through in parts."""
+    """A record that is larger than a piece is written in parts."""
     with FastStateMachine(directory) as machine:
         model = MemoryStateMachine()
         dice = random.Random(1)
@@ -388,7 +388,7 @@ def test_values_larger_than_a_piece_are_written(tmp_path: Path, directory: Path)
 
 
 def test_nobody_waits_while_a_snapshot_gets_its_name(tmp_path: Path) -> None:
-    """An apply goes on while the disk makes the name of a snapshot durable; a reset waits, and then ends nothing."""
+    """An apply proceeds while the disk makes a snapshot's name durable; a reset waits, and then ends nothing."""
     disk = Disk()
     with FastStateMachine(tmp_path / "state", _files=disk.files) as machine:
         machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
@@ -414,7 +414,7 @@ def test_nobody_waits_while_a_snapshot_gets_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_state_disk_does_not_fail_a_snapshot_on_another(tmp_path: Path, code: int) -> None:
-    """The file is there, and what it holds is durable: the call returns; the next frame that finds room records it."""
+    """The file exists and its content is durable, so the call returns; the next frame that has room records it."""
     disk = Disk()
     with FastStateMachine(tmp_path / "state", _files=disk.files) as machine:
         machine.apply([(1, 1, fastsm.put(b"a", b"1"))])

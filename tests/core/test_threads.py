@@ -1,6 +1,6 @@
-"""Threads: readers see whole chunks, and any two calls at once end in right results or typed errors.
+"""Threads: readers see complete chunks, and any two concurrent calls end in right results or typed errors.
 
-Everything here runs in processes of its own, so that a crash is a failure with a traceback and no more.
+All tests run in processes of their own, so that a crash is just a failure with a traceback.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def run(program: str, *arguments: str) -> None:
 
 
 def test_no_reader_sees_a_torn_chunk(directory: Path) -> None:
-    """Eight readers of every kind next to a writer: all keys of a group always carry the number of one chunk."""
+    """Eight readers of every kind, during writes, always see the number of one chunk in all keys of a group."""
     run(TORN_CHUNKS, str(directory))
 
 
@@ -285,5 +285,5 @@ PAIRS_OF_CALLS = list(combinations_with_replacement(("apply", "flush", "clear", 
 
 @pytest.mark.parametrize("names", PAIRS_OF_CALLS, ids=" and ".join)
 def test_any_two_calls_at_once_end_well(directory: Path, names: tuple[str, str]) -> None:
-    """Two calls, each by several threads at once: right results or ``NotRunningError``, and a sound state."""
+    """Two methods, each called by several threads, give right results or ``NotRunningError``, and a sound state."""
     run(PAIRS, str(directory), " ".join(names))

@@ -1,4 +1,4 @@
-"""Time in the log: deadlines, touches and ticks are what the model says, whatever is done to the machine meanwhile."""
+"""Time in the log: deadlines, touches and ticks agree with the model, whatever happens to the machine."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def applied(machine: Any, *commands: bytes) -> list[Any]:
-    """Applies commands as one chunk after whatever was applied."""
+    """Applies commands as the next chunk."""
     index, term = machine.last_applied()
     return machine.apply([(index + 1 + i, max(term, 1), command) for i, command in enumerate(commands)])
 
 
 def state_of(machine: Any) -> dict[str, Any]:
-    """All that time has to do with, and the order of items."""
+    """Returns everything related to time, and the order of items."""
     return {
         "items": list(machine.items()), "deadlines": {key: machine.deadline(key) for key in KEYS},
         "modified": {key: machine.modified(key) for key in KEYS}, "clock": machine.clock(),
@@ -50,7 +50,7 @@ def state_of(machine: Any) -> dict[str, Any]:
 
 @fastsm.procedure
 def meddle(tx: Any, payload: bytes) -> list[Any]:
-    """Writes, touches and reads deadlines, in the way that the payload's seed says."""
+    """Writes, touches and reads deadlines, as the payload's seed determines."""
     dice = random.Random(payload)
     seen: list[Any] = [tx.clock]
     for _ in range(dice.randrange(6)):
@@ -78,7 +78,7 @@ def meddle(tx: Any, payload: bytes) -> list[Any]:
 
 
 class Invented:
-    """Commands in which equal deadlines, overtaken ones, and those of keys that are gone come often."""
+    """Generates commands with many equal and overtaken deadlines, and deadlines of keys that are gone."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -145,7 +145,7 @@ def test_time_is_as_the_model_says(
 
 
 def compare(tmp_path: Path, seed: int, machine_at: Opener) -> None:
-    """A random walk of a machine and its model; an ``AssertionError`` where they differ."""
+    """Walks a machine and its model at random; ``AssertionError`` if they differ."""
     dice, invented = random.Random(seed), Invented(seed)
     path = tmp_path / "state"
     options = {"procedures": [meddle], "retain_entries": 30}
@@ -193,7 +193,7 @@ def compare(tmp_path: Path, seed: int, machine_at: Opener) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_ticks_in_one_chunk(tmp_path: Path, seed: int, machine_at: Opener) -> None:
-    """Each sees what the entries before it wrote, overtook or took back: as in chunks of one, and as the model says."""
+    """Each sees what earlier entries wrote, overtook or took back: as in chunks of one entry, and as in the model."""
     invented = Invented(seed)
     ticking = [
         each for index in range(1, 400, 2)
@@ -212,7 +212,7 @@ def test_many_ticks_in_one_chunk(tmp_path: Path, seed: int, machine_at: Opener) 
 
 @fastsm.procedure
 def take_back(tx: Any, payload: bytes) -> list[bytes]:
-    """Writes twenty keys, of which every other call keeps none."""
+    """Writes twenty keys, which every other call takes back."""
     for number in range(20):
         tx.put(b"%d/%s" % (number, payload), b"")
     seen = [key for key, _ in tx.scan(b"1", b"2", limit=200)]
@@ -222,7 +222,7 @@ def take_back(tx: Any, payload: bytes) -> list[bytes]:
 
 
 def test_ranges_over_many_keys_that_a_chunk_wrote_and_took_back(tmp_path: Path, machine_at: Opener) -> None:
-    """Their order is kept from call to call; each key is in it once."""
+    """Their order is kept from call to call; each key occurs once."""
     chunk = [Entry(index, 1, fastsm.call("take_back", b"x" * (index % 7) + b"%d" % (index % 30)))
              for index in range(1, 80)]
     machine, model = (machine_at(tmp_path / "state", procedures=[take_back]),
@@ -232,7 +232,7 @@ def test_ranges_over_many_keys_that_a_chunk_wrote_and_took_back(tmp_path: Path, 
 
 
 class ForgetsInCompactions(FastStateMachine):
-    """A deadline is lost by compaction."""
+    """A planted fault: compaction loses a deadline."""
 
     compacted = False
 
@@ -245,18 +245,18 @@ class ForgetsInCompactions(FastStateMachine):
 
 
 def deadline_survives(state: State, log_id: LogId, key: bytes, value: bytes, expires: int | None = None) -> None:
-    """A deadline survives an overwrite without one."""
+    """A planted fault: a deadline survives an overwrite without one."""
     expires = state.deadline(key) if expires is None else expires
     right["put"](state, log_id, key, value, expires)
 
 
 def by_hash(state: State) -> list[tuple[int, bytes]]:
-    """Equal deadlines are in the order of a hash."""
+    """A planted fault: equal deadlines are ordered by a hash."""
     return sorted(right["deadlines_of_keys"](state), key=lambda due: (due[0], hashlib.sha256(due[1]).digest()))
 
 
 def touch_is_a_write(state: State, log_id: LogId, key: bytes, expires: int | None) -> None:
-    """A touch writes the value again."""
+    """A planted fault: a touch writes the value again."""
     right["put"](state, log_id, key, state.values[key], expires)
 
 
@@ -268,7 +268,7 @@ PLANTED = {"put": deadline_survives, "deadlines_of_keys": by_hash, "touch": touc
 def test_planted_faults_are_found(
     tmp_path: Path, name: str, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The walk next to the model finds each of the classic mistakes within some seeds."""
+    """The random walk with the model finds each of these classic mistakes within a few seeds."""
     if name == "compact":
         monkeypatch.setattr(fastsm, "FastStateMachine", ForgetsInCompactions)  # which the fixture makes
     else:
@@ -285,7 +285,7 @@ def test_planted_faults_are_found(
 def test_a_saved_table_has_sessions_deadlines_and_clock(
     directory: Path, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An opening that reads no log finds them all, and goes on with them."""
+    """An opening that reads no log finds all of them, and continues with them."""
     monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
     machine = machine_at(directory)
     applied(machine, *(fastsm.put(b"%d" % i, b"", expires=i) for i in range(5_000)))
@@ -304,7 +304,7 @@ def test_a_saved_table_has_sessions_deadlines_and_clock(
 # ---- what a tick does ------------------------------------------------------------------------------------
 
 def removed(machine: FastStateMachine, path: Path) -> list[bytes]:
-    """The keys that the last entry of the log deleted, in the order of its records."""
+    """Returns the keys that the log's last entry deleted, in the order of its records."""
     from fastsm.tools.json_lines import dump_log  # noqa: PLC0415  # imports what else the tests need not
 
     machine.flush()
@@ -313,7 +313,7 @@ def removed(machine: FastStateMachine, path: Path) -> list[bytes]:
 
 
 def test_equal_deadlines_go_in_the_order_of_their_keys(directory: Path, machine_at: Opener) -> None:
-    """Whatever the order in which they were put: what was applied before, and what the tick's chunk has written."""
+    """Whatever order they were put in: keys applied earlier, and those that the tick's chunk has written."""
     keys = [b"%d" % i for i in range(400)]
     shuffled = keys[:]
     random.Random(3).shuffle(shuffled)
@@ -327,7 +327,7 @@ def test_equal_deadlines_go_in_the_order_of_their_keys(directory: Path, machine_
 
 
 def test_a_limit_counts_keys_first_then_sessions(machine: FastStateMachine) -> None:
-    """Together at most so many; with 0 only the clock moves."""
+    """The limit counts both together; with 0 only the clock moves."""
     applied(machine, fastsm.put(b"a", b"", expires=9), fastsm.open_session(expires=1), fastsm.open_session(expires=2))
     assert applied(machine, fastsm.tick(20, limit=0)) == [Answer(True, 0)]
     assert (machine.clock(), machine.next_deadline(), machine.len()) == (20, 1, 1)
@@ -338,7 +338,7 @@ def test_a_limit_counts_keys_first_then_sessions(machine: FastStateMachine) -> N
 
 
 def test_an_overwrite_without_a_deadline_removes_it(machine: FastStateMachine) -> None:
-    """The key stays, whatever the deadline before was; so it does where a touch took it away."""
+    """The key stays, whatever its earlier deadline was; even if a touch had removed it."""
     applied(machine, *(fastsm.put(key, b"1", expires=5) for key in (b"a", b"b", b"c")))
     applied(machine, fastsm.put(b"a", b"2"), fastsm.touch(b"b", None), fastsm.compare_and_swap(b"c", b"1", b"2"))
     assert applied(machine, fastsm.tick(100)) == [Answer(True, 0)]
@@ -348,7 +348,7 @@ def test_an_overwrite_without_a_deadline_removes_it(machine: FastStateMachine) -
 # ---- cost ------------------------------------------------------------------------------------------------
 
 def test_a_touch_costs_the_same_for_any_value(machine: FastStateMachine) -> None:
-    """It does not write the value again."""
+    """A touch does not write the value again."""
     grown = []
     for size in (10, 1 << 20):
         applied(machine, fastsm.put(b"key", bytes(size), expires=1))
@@ -360,7 +360,7 @@ def test_a_touch_costs_the_same_for_any_value(machine: FastStateMachine) -> None
 
 
 def test_overwrites_with_new_deadlines_do_not_grow_memory(machine: FastStateMachine) -> None:
-    """Of one key, of one that is touched, and of one session: what is overtaken goes."""
+    """For a key, a touched key and a session, overtaken deadlines are removed."""
     applied(machine, fastsm.open_session(expires=1))
     for i in range(60):
         applied(machine, *(fastsm.put(b"key", b"", expires=100 * i + j) for j in range(50)))
@@ -374,7 +374,7 @@ def test_overwrites_with_new_deadlines_do_not_grow_memory(machine: FastStateMach
 
 
 def test_a_quarter_of_many_deadlines_may_be_stale(machine: FastStateMachine) -> None:
-    """No more than that, however often keys are overwritten, touched and deleted."""
+    """No more than that are stale, however often keys are overwritten, touched and deleted."""
     dice = random.Random(4)
     for _ in range(40):
         applied(machine, *(
@@ -388,7 +388,7 @@ def test_a_quarter_of_many_deadlines_may_be_stale(machine: FastStateMachine) -> 
 
 
 def test_keys_without_a_deadline_cost_nothing(machine: FastStateMachine) -> None:
-    """No record is longer, and nothing is held."""
+    """No record is longer, and nothing is kept in memory."""
     before = machine.stats().log_bytes
     applied(machine, fastsm.put(b"key", b"value"))
     assert machine.stats().log_bytes - before == 32 + 16 + 24
@@ -396,7 +396,7 @@ def test_keys_without_a_deadline_cost_nothing(machine: FastStateMachine) -> None
 
 
 def test_a_range_in_a_procedure_looks_at_its_own_keys_alone(directory: Path, machine_at: Opener) -> None:
-    """A short scan of many keys looks at few of them, whatever the chunk has written."""
+    """A short scan of many keys examines few of them, whatever the chunk has written."""
     @fastsm.procedure
     def pop(tx: Any, payload: bytes) -> Any:
         for key, value in tx.scan(prefix=payload, limit=1):
@@ -418,7 +418,7 @@ def test_a_range_in_a_procedure_looks_at_its_own_keys_alone(directory: Path, mac
 # ---- readers meanwhile -----------------------------------------------------------------------------------
 
 def test_a_reader_between_two_ticks_of_a_chunk_changes_nothing(directory: Path, machine_at: Opener) -> None:
-    """It takes off what is stale, and so moves deadlines, while a procedure runs; the second tick goes on rightly."""
+    """A reader drops stale deadlines, and so moves others, while a procedure runs; the second tick is still right."""
     machines: list[Any] = []
 
     @fastsm.procedure
@@ -442,7 +442,7 @@ def test_a_reader_between_two_ticks_of_a_chunk_changes_nothing(directory: Path, 
 
 
 def test_a_range_in_a_procedure_does_not_open_the_machine_to_it(directory: Path, machine_at: Opener) -> None:
-    """After a scan through tx a call of the machine on the procedure's thread is refused, as before."""
+    """After a scan through tx, a call of the machine on the procedure's thread is still refused."""
     machines: list[FastStateMachine] = []
 
     @fastsm.procedure
@@ -459,7 +459,7 @@ def test_a_range_in_a_procedure_does_not_open_the_machine_to_it(directory: Path,
 
 
 def test_a_tick_passes_an_overtaken_deadline_once(machine: FastStateMachine) -> None:
-    """Leases that are prolonged leave deadlines behind: no later tick looks at those, though no reader asked either."""
+    """Prolonged leases leave overtaken deadlines: no later tick examines them, even without a reader."""
     applied(machine, *(fastsm.put(b"%03d" % i, b"", expires=100 + i) for i in range(200)))
     applied(machine, *(fastsm.open_session(expires=100 + i) for i in range(50)))
     applied(machine, *(fastsm.touch(b"%03d" % i, 1_000) for i in range(40)))
@@ -471,7 +471,7 @@ def test_a_tick_passes_an_overtaken_deadline_once(machine: FastStateMachine) -> 
 
 
 def test_readers_next_to_a_long_tick_change_nothing(directory: Path, machine_at: Opener) -> None:
-    """They run between its pieces, and take off what is stale, so that the tick has to find its way again."""
+    """Readers run between its pieces, and drop stale deadlines, so that the tick has to find its place again."""
     machine, model = machine_at(directory), MemoryStateMachine()
     keys = [b"%05d" % i for i in range(10_000)]
     ended = threading.Event()
@@ -507,7 +507,7 @@ DISTANT = [0, 1, 2**20, 2**23, 2**33, 10**12, 2**45, 2**62, 2**63 - 1]
 def test_deadlines_of_any_distance_go_in_their_order(
     directory: Path, seed: int, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Milliseconds or millennia apart, earlier and later than the first; kept in few bits, and removed exactly."""
+    """Milliseconds or millennia apart, before and after the first one: stored in few bits, removed in exact order."""
     monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
     dice, machine, model = random.Random(seed), machine_at(directory), MemoryStateMachine()
 
@@ -558,7 +558,7 @@ print((private() - before) / count)
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
 def test_a_key_that_was_touched_takes_little_memory(tmp_path: Path) -> None:
-    """Less than 32 bytes for its deadline and the place of its touch, overwritten ones included."""
+    """A deadline and the place of its touch take less than 32 bytes, including overwritten ones."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "state"), "300000"], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 32
@@ -579,7 +579,7 @@ TWICE: dict[str, tuple[list[bytes], dict[str, int]]] = {
 
 @pytest.mark.parametrize("what", TWICE)
 def test_a_snapshot_with_a_record_too_many_is_not_installed(tmp_path: Path, what: str, machine_at: Opener) -> None:
-    """Whatever its header says of numbers: equal states have equal bytes. The old state stays."""
+    """Whatever counts its header has: equal states have equal bytes. The old state stays."""
     records, numbers = TWICE[what]
     (tmp_path / "file").write_bytes(by_hand.snapshot(
         (2, 1), [by_hand.term_run(1, 2, 1)], records, **{"keys": 0, "sessions": 0, **numbers}))

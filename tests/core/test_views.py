@@ -1,4 +1,4 @@
-"""Views: the log's own bytes lent out, unchanged for as long as they are held."""
+"""Views: the log's own bytes, lent out and unchanged as long as they are held."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def apply(machine: FastStateMachine, *commands: bytes) -> None:
-    """One chunk after what was applied."""
+    """Applies one chunk."""
     first = machine.last_applied().index + 1
     machine.apply([(first + i, 1, command) for i, command in enumerate(commands)])
 
@@ -60,7 +60,7 @@ def test_any_bytes_like_object_is_a_key(machine: FastStateMachine, wrap: Callabl
 
 
 def test_a_view_is_read_only(machine: FastStateMachine) -> None:
-    """Nothing can be stored through a view, also not through what is made of it."""
+    """Nothing can be stored through a view, or through an object made from it."""
     view = machine.get_view(b"key")
     assert view is not None
     assert view.readonly
@@ -71,7 +71,7 @@ def test_a_view_is_read_only(machine: FastStateMachine) -> None:
 
 
 def test_a_view_stays_as_it_was_through_every_change(machine: FastStateMachine) -> None:
-    """Overwrites, deletes, growth of the log, ``clear`` and ``close`` leave a view as it is."""
+    """Overwrites, deletes, growth of the log, ``clear`` and ``close`` do not change a view."""
     views = {key: machine.get_view(key) for key in (b"key", b"empty", b"large")}
     expected = {key: machine.get(key) for key in views}
 
@@ -97,7 +97,7 @@ def test_a_view_stays_as_it_was_through_every_change(machine: FastStateMachine) 
 
 
 def test_a_view_outlives_its_machine_and_its_file(tmp_path: Path) -> None:
-    """The bytes stay when machine, process's descriptors and directory are gone."""
+    """The bytes stay valid after machine, descriptors and directory are gone."""
     machine = FastStateMachine(tmp_path / "state")
     apply(machine, fastsm.put(b"large", LARGE))
     view = machine.get_view(b"large")
@@ -112,7 +112,7 @@ def test_a_view_outlives_its_machine_and_its_file(tmp_path: Path) -> None:
 
 
 def test_pinned_bytes_rise_and_fall_with_views_of_logs_that_were_left(machine: FastStateMachine) -> None:
-    """``stats().pinned_bytes`` is what views keep of logs that ``clear`` left; the last view gives it back."""
+    """``stats().pinned_bytes`` counts logs replaced by ``clear`` that views hold; the last view frees them."""
     assert machine.stats().pinned_bytes == 0
     first, second = machine.get_view(b"key"), machine.get_view(b"large")
     assert machine.stats().pinned_bytes == 0, "a view of the present log pins nothing more"
@@ -129,7 +129,7 @@ def test_pinned_bytes_rise_and_fall_with_views_of_logs_that_were_left(machine: F
 
 
 def test_iterators_pin_as_views_do(machine: FastStateMachine) -> None:
-    """An iterator that is not used up holds the log that ``clear`` left."""
+    """An iterator that is not exhausted holds a log replaced by ``clear``."""
     items = machine.items()
     next(items)
     machine.clear()
@@ -139,7 +139,7 @@ def test_iterators_pin_as_views_do(machine: FastStateMachine) -> None:
 
 
 def test_clear_without_views_pins_nothing(machine: FastStateMachine) -> None:
-    """``clear`` gives the old log's pages back at once when nobody holds them."""
+    """``clear`` frees the old log's pages immediately if they are not held."""
     machine.clear()
     assert machine.stats().pinned_bytes == 0
 
@@ -176,7 +176,7 @@ def test_modified_is_the_entry_that_last_wrote_the_key(machine: FastStateMachine
 
 
 def test_reads_of_a_stopped_and_of_a_closed_machine_are_refused(machine: FastStateMachine) -> None:
-    """After ``stop`` and after ``close`` every way to read a key is a ``NotRunningError``."""
+    """After ``stop`` and after ``close`` every way to read a key raises ``NotRunningError``."""
     calls: list[Callable[[], object]] = [
         lambda: machine.get(b"key"), lambda: machine.get_view(b"key"), lambda: b"key" in machine,
         lambda: machine.modified(b"key"), lambda: machine.get_many([b"key"]), lambda: machine.get_columns([b"key"]),
@@ -236,7 +236,7 @@ OUTGROWN = """
 
 
 def test_a_log_that_outgrows_its_address_space_disturbs_no_reader(directory: Path) -> None:
-    """When the log has to be mapped anew, reads at that moment, views from before and a write that fails are safe."""
+    """If the log has to be mapped again, concurrent reads, earlier views and a failing write are safe."""
     program = ["-X", "faulthandler", "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(OUTGROWN)]
     ended = subprocess.run(
         [sys.executable, *program, str(directory)], capture_output=True, text=True, timeout=120, check=False

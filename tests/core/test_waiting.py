@@ -1,4 +1,4 @@
-"""Waiting until an entry is applied: on threads and on event loops, and everything that ends the wait."""
+"""Waiting until an entry is applied: on threads and event loops, and everything that ends the wait."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def put(index: int, term: int = 1) -> tuple[int, int, bytes]:
 
 
 def started(function: Callable[[], object]) -> threading.Thread:
-    """A thread that runs a function."""
+    """Starts a thread that runs a function."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     return thread
 
 
 def waiters(machine: Machine) -> int:
-    """How many wait now."""
+    """Returns how many callers are waiting."""
     if isinstance(machine, MemoryStateMachine):
         return len(inside(machine).waiters.waiting)
     return int(inside(machine).waiting_for_entries())
 
 
 def until_waiting(machine: Machine, count: int = 1) -> None:
-    """Returns once so many wait."""
+    """Returns once ``count`` callers are waiting."""
     deadline = time.monotonic() + PATIENCE
     while waiters(machine) < count and time.monotonic() < deadline:
         threading.Event().wait(0.001)
@@ -68,7 +68,7 @@ def until_waiting(machine: Machine, count: int = 1) -> None:
 
 
 def test_an_applied_entry_is_not_waited_for(machine: Machine) -> None:
-    """Index 0, and every index up to last applied, return immediately, also with a timeout of 0."""
+    """Index 0, and every index up to last applied, return immediately, even with a timeout of 0."""
     machine.apply([put(1), put(2)])
     for index in range(3):
         machine.wait_applied(index)
@@ -78,7 +78,7 @@ def test_an_applied_entry_is_not_waited_for(machine: Machine) -> None:
 
 @pytest.mark.parametrize("how", ["apply", "update_last_applied", "install_snapshot"])
 def test_it_returns_when_the_entry_is_applied(machine: Machine, how: str, tmp_path: Path) -> None:
-    """Whatever moves last applied past the index ends the wait, and reads show the entry then."""
+    """Whatever moves last applied past the index ends the wait, and reads then show the entry."""
     other = MemoryStateMachine()
     other.apply([put(1), put(2), put(3)])
     other.write_snapshot(tmp_path / "snapshot")
@@ -98,7 +98,7 @@ def test_it_returns_when_the_entry_is_applied(machine: Machine, how: str, tmp_pa
 
 
 def test_each_waiter_is_told_when_its_own_entry_is_applied(machine: Machine) -> None:
-    """Waits for many indexes at once, in any order, end one after the other as the entries come."""
+    """Concurrent waits for many indexes, in any order, end one after another as the entries come."""
 
     async def main() -> None:
         order: list[int] = []
@@ -125,7 +125,7 @@ def test_each_waiter_is_told_when_its_own_entry_is_applied(machine: Machine) -> 
 
 
 def test_a_timeout_is_a_timeout_error(machine: Machine) -> None:
-    """TimeoutError names the entry; nobody is left waiting; a negative timeout or NaN is a ValueError."""
+    """TimeoutError names the entry; no wait remains; a negative timeout or NaN is a ValueError."""
     machine.apply([put(1)])
     for timeout in (0, 0.001):
         with pytest.raises(TimeoutError, match="entry 2"):
@@ -137,7 +137,7 @@ def test_a_timeout_is_a_timeout_error(machine: Machine) -> None:
 
 
 def waiting_for_seven(machine: Machine, kind: str) -> tuple[threading.Thread, list[BaseException]]:
-    """A thread that waits for entry 7, itself or in a coroutine, and what that wait raises."""
+    """Returns a thread that waits for entry 7, itself or in a coroutine, and a list for what that wait raises."""
     found: list[BaseException] = []
 
     def wait() -> None:
@@ -181,7 +181,7 @@ def test_what_ends_the_wait_raises(
 
 
 def test_a_cancelled_wait_is_forgotten(machine: Machine) -> None:
-    """A coroutine that is cancelled leaves no ticket, and the entry is applied as ever."""
+    """A cancelled coroutine leaves no ticket, and the entry is applied as usual."""
 
     async def main() -> None:
         with pytest.raises(asyncio.TimeoutError):
@@ -193,14 +193,14 @@ def test_a_cancelled_wait_is_forgotten(machine: Machine) -> None:
 
 
 def test_a_poisoned_or_read_only_machine_says_so(directory: Path, machine_at: Opener) -> None:
-    """Where nothing can be applied, waiting for it would have no end."""
+    """If nothing can be applied, waiting for an entry would never end, so it raises."""
     machine_at(directory).close()
     with FastStateMachine(directory, read_only=True) as machine, pytest.raises(ReadOnlyError):
         machine.wait_applied(1)
 
 
 def test_a_handler_that_outlasts_the_deadline_does_not_make_it_endless(machine: Machine) -> None:
-    """The time that signal handlers take on top of the wait counts: the timeout ends it after them."""
+    """The time of signal handlers that run during the wait counts: the timeout ends the wait after them."""
     ended = threading.Event()
 
     def handler(*_: object) -> None:
@@ -223,7 +223,7 @@ def test_a_handler_that_outlasts_the_deadline_does_not_make_it_endless(machine: 
 
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
 def test_a_failed_sync_ends_the_wait(directory: Path, machine_at: Opener, kind: str) -> None:
-    """Once the machine is poisoned nothing will be applied: those who wait are told of the StorageError immediately."""
+    """Once the machine is poisoned nothing will be applied, so waiting callers get the StorageError immediately."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
     machine.apply([put(1)])
@@ -241,7 +241,7 @@ def test_a_failed_sync_ends_the_wait(directory: Path, machine_at: Opener, kind: 
 
 @given(st.lists(st.tuples(st.sampled_from(["wait", "cancel", "apply"]), st.integers(1, 30)), max_size=60))
 def test_waiters_are_told_as_a_model_says(steps: list[tuple[str, int]]) -> None:
-    """In whatever order they come: those up to the applied index are told, by index and then by arrival."""
+    """In any order of calls, those up to the applied index are told, by index and then by arrival."""
     with memory_directory() as root, FastStateMachine(root / "state", contiguous=False) as machine:
         engine = inside(machine)
         queue: SimpleQueue[Any] = SimpleQueue()
@@ -284,7 +284,7 @@ def test_a_handler_does_not_wait_for_the_apply_below_it(directory: Path, machine
 
 
 def test_a_machine_that_is_waited_for_in_a_loop_that_ended_goes_on(directory: Path, machine_at: Opener) -> None:
-    """Event loops come and go: a wait that was abandoned with its loop harms nobody."""
+    """A wait that was abandoned with its event loop does no harm."""
     machine = machine_at(directory)
 
     async def leave() -> None:
@@ -297,7 +297,7 @@ def test_a_machine_that_is_waited_for_in_a_loop_that_ended_goes_on(directory: Pa
 
 
 def test_thousands_wait_with_one_thread(directory: Path, machine_at: Opener) -> None:
-    """Waiting needs no thread for each waiter."""
+    """Waiting does not need a thread per waiter."""
     machine = machine_at(directory)
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Watches: every change in order, none lost, none twice; where entries are gone, an error that says how to go on."""
+"""Watches: every change in order, without gaps or duplicates; if entries are gone, an error says how to continue."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG = 60.0  # seconds: longer than anything takes
 
 
 def fill(machine: Any, *commands: bytes, term: int = 1) -> None:
-    """Applies each command as an entry, all of them as one chunk."""
+    """Applies each command as an entry, all of them in one chunk."""
     first = machine.last_applied().index + 1
     machine.apply([(first + i, term, command) for i, command in enumerate(commands)])
 
@@ -44,7 +44,7 @@ def changes(*told: tuple[int, bytes, bytes | None], term: int = 1) -> list[Chang
 
 
 class Consumer:
-    """A thread that does one call; `wait_until_it_waits` returns once its watch waits."""
+    """A thread that makes one call; `wait_until_it_waits` returns once its watch is waiting."""
 
     def __init__(self, machine: FastStateMachine, call: Callable[[], Any]) -> None:
         self._machine = machine
@@ -78,7 +78,7 @@ class Consumer:
 
 @pytest.mark.parametrize("kind", ["fast", "model"])
 def test_every_put_and_every_delete_is_told(kind: str, directory: Path, machine_at: Opener) -> None:
-    """Each put and delete is a change, also of an absent key, several of one key each; nothing else is."""
+    """Each put and delete is a change, even of an absent key or repeatedly of one key; nothing else is."""
     machine: Any = machine_at(directory) if kind == "fast" else MemoryStateMachine()
     watch = machine.watch()
     fill(
@@ -126,7 +126,7 @@ def test_a_procedure_tells_what_it_wrote(directory: Path, machine_at: Opener) ->
 
 
 def test_only_the_prefix_is_told(directory: Path, machine_at: Opener) -> None:
-    """Other keys are passed over, and the position with them; a key that is shorter than the prefix is another one."""
+    """Other keys are passed, and the position moves past them; a key shorter than the prefix does not match."""
     machine = machine_at(directory)
     watch = machine.watch(b"ab")
     fill(machine, put(b"a", b""), put(b"ab", b"1"), put(b"abc", b"2"), put(b"b", b""), put(b"", b""))
@@ -136,7 +136,7 @@ def test_only_the_prefix_is_told(directory: Path, machine_at: Opener) -> None:
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
 def test_a_prefix_is_any_bytes_like_object(wrap: Any, directory: Path, machine_at: Opener) -> None:
-    """It is taken as it is at the call."""
+    """The prefix is copied at the call."""
     machine = machine_at(directory)
     watch = machine.watch(wrap(b"a"))
     fill(machine, put(b"a", b"1"))
@@ -144,7 +144,7 @@ def test_a_prefix_is_any_bytes_like_object(wrap: Any, directory: Path, machine_a
 
 
 def test_limits_split_an_entry_and_lose_nothing(directory: Path, machine_at: Opener) -> None:
-    """A read takes so many changes, or bytes of keys and values; a larger change comes alone."""
+    """A read takes at most so many changes, or bytes of keys and values; a larger change comes alone."""
     machine = machine_at(directory)
     fill(machine, batch([put(b"%d" % i, b"v" * size) for i, size in enumerate([9, 100, 9, 9])]))
     watch = machine.watch(start=1)
@@ -159,7 +159,7 @@ def test_limits_split_an_entry_and_lose_nothing(directory: Path, machine_at: Ope
 
 @pytest.mark.parametrize("arguments", [{"limit": -1}, {"max_bytes": -1}, {"timeout": -1}, {"timeout": float("nan")}])
 def test_bad_arguments_of_a_read(arguments: dict[str, Any], directory: Path, machine_at: Opener) -> None:
-    """They are refused, and the next read works."""
+    """Bad arguments are refused, and the next read works."""
     watch = machine_at(directory).watch()
     with pytest.raises(ValueError, match="expected 0 or more"):
         watch.read(**arguments)
@@ -168,7 +168,7 @@ def test_bad_arguments_of_a_read(arguments: dict[str, Any], directory: Path, mac
 
 @pytest.mark.parametrize("start", [-1, 2**64 - 1, (-1, 0, 0), (1, 2**64, 0), (1, 1, -1)])
 def test_bad_numbers_to_start_at(start: Any, directory: Path, machine_at: Opener) -> None:
-    """They are a `ValueError`; what is neither an index nor a position is a `TypeError`."""
+    """They are a `ValueError`; an object that is neither an index nor a position is a `TypeError`."""
     machine = machine_at(directory)
     for one in (machine, MemoryStateMachine()):
         with pytest.raises(ValueError, match="expected"):
@@ -180,7 +180,7 @@ def test_bad_numbers_to_start_at(start: Any, directory: Path, machine_at: Opener
 
 
 def test_very_many_changes_come_whole(directory: Path, machine_at: Opener) -> None:
-    """More than are taken in one go, with a prefix in mebibytes of others, one by one and all together."""
+    """More changes than fit in one step, with a prefix among mebibytes of others, one by one and all together."""
     machine = machine_at(directory)
     keys = [b"%s-%d" % (b"x" if i % 3 == 0 else b"y", i) for i in range(30_000)]
     fill(machine, *(put(key, b"v" * 40) for key in keys[:20_000]))
@@ -196,7 +196,7 @@ def test_very_many_changes_come_whole(directory: Path, machine_at: Opener) -> No
 # ---- where it starts --------------------------------------------------------------------------------------
 
 def test_it_goes_on_from_any_position(directory: Path, machine_at: Opener) -> None:
-    """From each position that a watch had, another one tells exactly the rest, after a restart and a kill too."""
+    """From each position that a watch had, another watch returns exactly the rest, even after a restart or a kill."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"), batch([put(b"b", b"1"), put(b"a", b"2"), delete(b"b")]), fastsm.noop())
     fill(machine, put(b"c", b"1"), term=3)
@@ -216,7 +216,7 @@ def test_it_goes_on_from_any_position(directory: Path, machine_at: Opener) -> No
 
 @pytest.mark.parametrize("prefix", [b"", b"b"])
 def test_without_a_start_it_begins_after_what_is_applied(prefix: bytes, directory: Path, machine_at: Opener) -> None:
-    """Its position, used by another watch, tells nothing that it does not."""
+    """Another watch at its position returns nothing that it does not."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"), batch([put(b"b", b"1"), put(b"b", b"2")]))
     for one in range(3):
@@ -229,7 +229,7 @@ def test_without_a_start_it_begins_after_what_is_applied(prefix: bytes, director
 
 
 def test_an_index_that_is_to_come(directory: Path, machine_at: Opener) -> None:
-    """It tells from that entry on, and nothing before it."""
+    """It returns changes from that entry on, and nothing before it."""
     machine = machine_at(directory)
     watch = machine.watch(start=3)
     assert watch.position == Position(2, None, 0)
@@ -240,7 +240,7 @@ def test_an_index_that_is_to_come(directory: Path, machine_at: Opener) -> None:
 
 
 def test_a_position_that_was_lost_with_the_power_waits_for_its_entry(directory: Path, machine_at: Opener) -> None:
-    """Told before a loss, its entry is not told again when it comes again; of another term it is an error."""
+    """A delivered entry that was lost is not delivered again when it comes back; with another term it is an error."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
     same = machine.watch(start=Position(2, 1, 1))
@@ -255,7 +255,7 @@ def test_a_position_that_was_lost_with_the_power_waits_for_its_entry(directory: 
 
 @pytest.mark.parametrize("term", [1, 9])
 def test_a_position_of_an_entry_to_come_is_woken_by_it(term: int, directory: Path, machine_at: Opener) -> None:
-    """A read that waits for the rest of that entry gets it with the entry, or hears then that its term is another."""
+    """A read that waits for the rest of that entry gets it with the entry, or an error if its term differs."""
     machine = machine_at(directory)
     consumer = Consumer(machine, machine.watch(start=Position(2, term, 1)).read)
     fill(machine, put(b"a", b"1"), batch([put(b"a", b"2"), put(b"b", b"2")]))
@@ -267,7 +267,7 @@ def test_a_position_of_an_entry_to_come_is_woken_by_it(term: int, directory: Pat
 
 
 def test_a_position_of_another_history_is_an_error_at_once(directory: Path, machine_at: Opener) -> None:
-    """Its term is not that of its entry."""
+    """A position whose term is not that of its entry is an error."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"), put(b"a", b"2"))
     model = MemoryStateMachine()
@@ -281,7 +281,7 @@ def test_a_position_of_another_history_is_an_error_at_once(directory: Path, mach
 # ---- compaction, install, reset ---------------------------------------------------------------------------
 
 def test_compaction_moves_a_watch(directory: Path, machine_at: Opener) -> None:
-    """A watch goes on in the next log, amid an entry too; where its entries are compacted, it says what is left."""
+    """A watch continues in the next log, even within an entry; if its entries are compacted, it says what is left."""
     machine = machine_at(directory, retain_entries=0)
     watch, late = machine.watch(), machine.watch()
     for i in range(1, 11):
@@ -295,7 +295,7 @@ def test_compaction_moves_a_watch(directory: Path, machine_at: Opener) -> None:
     told += watch.read(100, timeout=20)
     assert [(change.index, change.key) for change in told] == [(i, k) for i in range(1, 11) for k in (b"a", b"b")]
     for _ in range(2):
-        with pytest.raises(CompactedError, match="oldest start that works is 7") as caught:
+        with pytest.raises(CompactedError, match="oldest possible start is 7") as caught:
             late.read(timeout=20)
         assert caught.value.oldest == 7
     assert len(machine.watch(start=caught.value.oldest).read(timeout=20)) == 8
@@ -306,7 +306,7 @@ def test_compaction_moves_a_watch(directory: Path, machine_at: Opener) -> None:
 
 
 def test_what_was_told_whole_goes_on_after_its_entry_was_compacted(directory: Path, machine_at: Opener) -> None:
-    """With the log empty, a watch that has told all goes on; one amid the last entry is lost."""
+    """With the log empty, a watch that has delivered everything continues; one within the last entry is lost."""
     machine = machine_at(directory, retain_entries=0)
     whole, part = machine.watch(), machine.watch()
     fill(machine, batch([put(b"a", b"1"), put(b"b", b"1")]))
@@ -320,7 +320,7 @@ def test_what_was_told_whole_goes_on_after_its_entry_was_compacted(directory: Pa
 
 
 def test_a_position_that_was_told_whole_outlives_compaction_and_restart(directory: Path, machine_at: Opener) -> None:
-    """It is known how many changes the last compacted entry had: only a position amid them is refused."""
+    """The base records how many changes its last entry had: only a position between them is refused."""
     machine = machine_at(directory, retain_entries=0)
     fill(machine, put(b"a", b"1"), batch([put(b"a", b"2"), put(b"b", b"1")]))
     watch = machine.watch(start=1)
@@ -340,7 +340,7 @@ def test_a_position_that_was_told_whole_outlives_compaction_and_restart(director
 
 
 def test_a_reset_ends_watches_and_an_install_too(tmp_path: Path, directory: Path, machine_at: Opener) -> None:
-    """Level with it, too; what was not told before it is gone. A new watch begins after it."""
+    """Even at the same entry; undelivered changes before it are gone. A new watch begins after it."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
     before = machine.watch(start=1)
@@ -362,7 +362,7 @@ def test_a_reset_ends_watches_and_an_install_too(tmp_path: Path, directory: Path
 
 @pytest.mark.parametrize("how", ["reset", "install"])
 def test_it_ends_while_it_waits(how: str, tmp_path: Path, directory: Path, machine_at: Opener) -> None:
-    """A read that waits gets the error as soon as the state is replaced."""
+    """A waiting read gets the error as soon as the state is replaced."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
     machine.write_snapshot(tmp_path / "out")
@@ -376,7 +376,7 @@ def test_it_ends_while_it_waits(how: str, tmp_path: Path, directory: Path, machi
 
 
 def test_a_wait_outlives_any_number_of_compactions(directory: Path, machine_at: Opener) -> None:
-    """What does not concern a watch is passed while it waits, even when it is compacted at once."""
+    """Changes that do not concern a waiting watch are passed, even if they are compacted immediately."""
     machine = machine_at(directory, retain_entries=0)
     consumer = Consumer(machine, machine.watch(b"x").read)
     for i in range(5):
@@ -389,7 +389,7 @@ def test_a_wait_outlives_any_number_of_compactions(directory: Path, machine_at: 
 
 
 def test_old_logs_are_not_held_by_a_watch(directory: Path, machine_at: Opener) -> None:
-    """Neither one that is read now and then nor one that waits holds a generation's disk space."""
+    """Neither a watch that is read now and then nor one that waits holds a generation's disk space."""
     machine = machine_at(directory, retain_entries=0)
     fill(machine, put(b"a", b"v" * 100_000))
     idle = machine.watch(start=1)
@@ -407,7 +407,7 @@ def test_old_logs_are_not_held_by_a_watch(directory: Path, machine_at: Opener) -
 
 @pytest.mark.parametrize("sync", ["flush", "apply"])
 def test_durable_watches_tell_what_survives(sync: Any, directory: Path, machine_at: Opener) -> None:
-    """Nothing before its sync, and then all of it; one that waits is woken by it."""
+    """Nothing is delivered before its sync, and everything afterwards; a waiting watch is woken by the sync."""
     machine = machine_at(directory, sync=sync)
     watch = machine.watch(durable=True)
     fill(machine, put(b"a", b"1"))
@@ -424,7 +424,7 @@ def test_durable_watches_tell_what_survives(sync: Any, directory: Path, machine_
 
 
 def test_a_durable_watch_is_woken_by_a_compaction(directory: Path, machine_at: Opener) -> None:
-    """Everything applied is durable after it."""
+    """Everything applied is durable after a compaction."""
     machine = machine_at(directory, retain_entries=1)
     fill(machine, put(b"a", b"1"))
     machine.flush()
@@ -437,7 +437,7 @@ def test_a_durable_watch_is_woken_by_a_compaction(directory: Path, machine_at: O
 # ---- ends -------------------------------------------------------------------------------------------------
 
 def test_closing_the_machine_ends_iterations_and_reads(directory: Path, machine_at: Opener) -> None:
-    """A loop ends; a read that waits, and every later one, is a `NotRunningError`."""
+    """A loop ends; a waiting read, and every later one, raises `NotRunningError`."""
     machine = machine_at(directory)
     iteration = Consumer(machine, lambda: list(machine.watch()))
     watch = machine.watch()
@@ -454,7 +454,7 @@ def test_closing_the_machine_ends_iterations_and_reads(directory: Path, machine_
 
 
 def test_stopping_the_machine_is_an_error_for_all(directory: Path, machine_at: Opener) -> None:
-    """Iterations too, since the machine may start again; then they go on."""
+    """Iterations raise too, since the machine may start again; then they continue."""
     machine = machine_at(directory)
     watch = machine.watch()
     consumer = Consumer(machine, lambda: next(watch))
@@ -471,7 +471,7 @@ def test_stopping_the_machine_is_an_error_for_all(directory: Path, machine_at: O
 
 
 def test_closing_a_watch_ends_it(directory: Path, machine_at: Opener) -> None:
-    """Also while another thread waits; the machine and its other watches go on."""
+    """It ends even while another thread waits; the machine and its other watches continue."""
     machine = machine_at(directory)
     other = machine.watch()
     with machine.watch() as watch:
@@ -486,7 +486,7 @@ def test_closing_a_watch_ends_it(directory: Path, machine_at: Opener) -> None:
 
 
 def test_one_consumer_each(directory: Path, machine_at: Opener) -> None:
-    """A second read meanwhile is refused, and does not disturb the first."""
+    """A second concurrent read is refused, and does not disturb the first."""
     machine = machine_at(directory)
     watch = machine.watch()
     consumer = Consumer(machine, watch.read)
@@ -499,7 +499,7 @@ def test_one_consumer_each(directory: Path, machine_at: Opener) -> None:
 
 
 def test_a_wait_ends_with_its_timeout(directory: Path, machine_at: Opener) -> None:
-    """An empty list; nothing is left behind, and what was passed meanwhile is passed."""
+    """The result is an empty list; nothing is left behind, and passed changes stay passed."""
     machine = machine_at(directory)
     watch = machine.watch(b"x")
     consumer = Consumer(machine, lambda: watch.read(timeout=0.2))
@@ -509,7 +509,7 @@ def test_a_wait_ends_with_its_timeout(directory: Path, machine_at: Opener) -> No
 
 
 def test_a_signal_handler_ends_a_wait_and_nothing_is_lost(directory: Path, machine_at: Opener) -> None:
-    """What it raises passes; the next read tells what came."""
+    """The handler's exception is passed on; the next read returns what came."""
     machine = machine_at(directory)
     watch = machine.watch()
 
@@ -529,7 +529,7 @@ def test_a_signal_handler_ends_a_wait_and_nothing_is_lost(directory: Path, machi
 
 
 def test_an_interruption_by_another_thread_ends_a_wait(directory: Path, machine_at: Opener) -> None:
-    """The main thread looks at signals while it waits, also at those that did not wake it."""
+    """The waiting main thread checks for signals, even for those that did not wake it."""
     machine = machine_at(directory)
     watch = machine.watch()
     ended: list[bool] = []
@@ -555,7 +555,7 @@ def test_an_interruption_by_another_thread_ends_a_wait(directory: Path, machine_
 
 
 def test_a_callback_amid_a_write_cannot_wait_for_a_change(tmp_path: Path, directory: Path, machine_at: Opener) -> None:
-    """Where its own thread holds the writers up nothing could come: a `ReentryError`; a look without a wait works."""
+    """If its own thread holds writers up, no change could come: `ReentryError`; a look without waiting works."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
     machine.write_snapshot(tmp_path / "out")
@@ -574,7 +574,7 @@ def test_a_callback_amid_a_write_cannot_wait_for_a_change(tmp_path: Path, direct
 
 
 def test_a_watch_begins_to_wait_while_a_procedure_runs(directory: Path, machine_at: Opener) -> None:
-    """It does not look again and again until that is over: the procedure sees it among those who wait."""
+    """It does not poll until the procedure ends: the procedure sees that it is waiting."""
     waited: list[bool] = []
 
     @fastsm.procedure
@@ -599,7 +599,7 @@ def test_a_watch_begins_to_wait_while_a_procedure_runs(directory: Path, machine_
 
 
 def test_a_procedure_cannot_watch(directory: Path, machine_at: Opener) -> None:
-    """It has its tx alone: a read on its thread ends the apply with a `ProcedureError`."""
+    """A procedure may only use its tx: a read on its thread ends the apply with a `ProcedureError`."""
     watches: list[Any] = []
 
     @fastsm.procedure
@@ -614,7 +614,7 @@ def test_a_procedure_cannot_watch(directory: Path, machine_at: Opener) -> None:
 
 
 def test_a_child_that_was_forked_reads_nothing(directory: Path, machine_at: Opener) -> None:
-    """Its copies of machine and watch say so, by an error."""
+    """The child's copies of machine and watch raise an error."""
     machine = machine_at(directory)
     watch = machine.watch()
     child = os.fork()
@@ -632,7 +632,7 @@ def test_a_child_that_was_forked_reads_nothing(directory: Path, machine_at: Open
 
 
 def test_read_only_machines_tell_what_is_there(directory: Path, machine_at: Opener) -> None:
-    """They show a still picture: its changes, and none to come."""
+    """They show a fixed state: its changes, and none to come."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
     with FastStateMachine(directory, read_only=True) as other:
@@ -644,7 +644,7 @@ def test_read_only_machines_tell_what_is_there(directory: Path, machine_at: Open
 # ---- who is woken -----------------------------------------------------------------------------------------
 
 def test_only_those_are_woken_whom_a_change_concerns(directory: Path, machine_at: Opener) -> None:
-    """Of many prefixes, some of them prefixes of others, exactly those that a key has."""
+    """Of many prefixes, some of them prefixes of others, exactly those of a changed key are woken."""
     machine = machine_at(directory)
     prefixes = [b"", b"a", b"ab", b"abc", b"abd", b"b", b"ba", b"c\x00", b"c\xff" * 100]
     consumers = {}
@@ -665,7 +665,7 @@ def test_only_those_are_woken_whom_a_change_concerns(directory: Path, machine_at
 
 
 def test_a_writer_rings_once_for_many_chunks(directory: Path, machine_at: Opener) -> None:
-    """Idle watches cost a writer nothing but the look at a flag: the thread hears of many chunks at once."""
+    """Idle watches cost a writer only the check of a flag: the thread hears of many chunks at a time."""
     machine = machine_at(directory)
     consumer = Consumer(machine, machine.watch(b"x").read)
     for i in range(1, 2001):

@@ -1,4 +1,4 @@
-"""Watches on event loops: many at a time, cancelled, on loops that are closed; nothing is lost."""
+"""Watches on event loops: many at a time, cancelled, or on closed loops; nothing is lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def until_waiting(machine: FastStateMachine, count: int) -> None:
 
 
 def test_it_waits_for_what_comes(directory: Path, machine_at: Opener) -> None:
-    """`read_async` gives what is there, or waits for it; `async for` goes on until the machine is closed."""
+    """`read_async` returns what there is, or waits for it; `async for` continues until the machine is closed."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -121,7 +121,7 @@ def test_the_model_waits_too() -> None:
 
 @pytest.mark.parametrize("timeout", [0.001, 60.0])
 def test_the_model_forgets_loops_that_are_over(timeout: float) -> None:
-    """A reader that waited there, or was told at once, is not told again: a later write is not disturbed."""
+    """A reader that waited there, or was told immediately, is not told again, so a later write is not disturbed."""
     machine = MemoryStateMachine()
     fill(machine, put(b"a", b"0"))
     watch = machine.watch(start=1 if timeout > 1 else None)
@@ -131,7 +131,7 @@ def test_the_model_forgets_loops_that_are_over(timeout: float) -> None:
 
 
 def test_an_abandoned_loop_does_not_disturb_the_model() -> None:
-    """A task that was left behind by its loop is told nothing, and others are."""
+    """A task that its loop abandoned is not told, while others are."""
     machine = MemoryStateMachine()
     other = machine.watch()
     loop = asyncio.new_event_loop()
@@ -145,7 +145,7 @@ def test_an_abandoned_loop_does_not_disturb_the_model() -> None:
 
 
 def test_the_rest_of_a_long_entry_is_passed_in_pieces(directory: Path, machine_at: Opener) -> None:
-    """A read that takes the first change of an entry does not hold the event loop while it looks for a second one."""
+    """A read that takes an entry's first change does not block the event loop while it looks for a second one."""
     machine = machine_at(directory)
     fill(machine, batch([put(b"a", b""), *(put(b"x%d" % i, bytes(1 << 20)) for i in range(12))]))
 
@@ -162,7 +162,7 @@ def test_the_rest_of_a_long_entry_is_passed_in_pieces(directory: Path, machine_a
 
 
 def test_a_cancelled_read_loses_nothing(directory: Path, machine_at: Opener) -> None:
-    """Cancelled while it waits, when it was just told, and amid a long read: the next one tells all."""
+    """Cancelled while it waits, when it was just told, or within a long read: the next read returns everything."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -192,7 +192,7 @@ def test_a_cancelled_read_loses_nothing(directory: Path, machine_at: Opener) -> 
 
 
 def test_a_loop_that_was_closed_is_forgotten(directory: Path, machine_at: Opener) -> None:
-    """A task that was left behind by its loop is told nothing, and others are."""
+    """A task that its loop abandoned is not told, while others are."""
     machine = machine_at(directory)
     watch, other = machine.watch(), machine.watch()
     loop = asyncio.new_event_loop()
@@ -237,7 +237,7 @@ def test_a_read_that_waits_hears_of_the_end(how: str, directory: Path, machine_a
 
 
 def test_very_many_wait_at_once(directory: Path, machine_at: Opener) -> None:
-    """A thousand watches of prefixes that nobody writes stay asleep; one that is written is woken."""
+    """A thousand watches of unwritten prefixes are not woken; one whose prefix is written is."""
     machine = machine_at(directory)
 
     async def main() -> None:

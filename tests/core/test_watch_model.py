@@ -36,7 +36,7 @@ commands = st.one_of(
 
 
 class Follower:
-    """A watch, and all that a consumer knows: its prefix, what it was told, and where the telling began."""
+    """A watch, and everything that a consumer knows: its prefix, the changes it got, and where it began."""
 
     def __init__(self, watch: Any, prefix: bytes, after: int) -> None:
         self.watch = watch
@@ -46,7 +46,7 @@ class Follower:
 
 
 class Comparison(RuleBasedStateMachine):
-    """One machine, its model, a few followers; each of them has been told a prefix of the list, or is lost."""
+    """One machine, its model, a few followers; each of them has received a prefix of the list, or is lost."""
 
     @initialize(contiguous=st.booleans(), sync=st.sampled_from(["flush", "apply"]))
     def begin(self, contiguous: bool, sync: str) -> None:
@@ -99,7 +99,7 @@ class Comparison(RuleBasedStateMachine):
 
     @rule(crash=st.booleans())
     def reopen(self, crash: bool) -> None:
-        """A new process: watches go on from their positions, or say that they cannot."""
+        """A new process: watches continue from their positions, or raise that they cannot."""
         if crash:
             self.fast.flush()
             self.lives += 1
@@ -198,7 +198,7 @@ class Comparison(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 3))
     def go_on_elsewhere(self, number: int) -> None:
-        """Another watch from the same position tells the same, and the model's does."""
+        """Another watch from the same position returns the same, and so does the model's."""
         if number >= len(self.followers):
             return
         follower = self.followers[number]

@@ -1,4 +1,4 @@
-"""The thread that tells watches of changes: it loses nobody, whatever happens in it."""
+"""The thread that tells watches of changes: whatever happens in it, no watch is forgotten."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE = 20.0  # seconds
 
 
 class Reader:
-    """Reads once from a watch below a prefix, on a thread that needs no memory for its end; it waits for a change."""
+    """Reads once from a watch with a prefix, on a thread that needs no memory for its end, and waits for a change."""
 
     def __init__(self, machine: FastStateMachine, prefix: bytes) -> None:
         self.watch = machine.watch(prefix)
@@ -50,7 +50,7 @@ class Reader:
 
 @contextmanager
 def at_collections(call: Callable[[], None]) -> Iterator[None]:
-    """Runs a function at each collection, of which there is one whenever an object is made."""
+    """Runs a function at each garbage collection, of which there is one whenever an object is made."""
 
     def start(phase: str, info: Any) -> None:
         if phase == "start":
@@ -67,7 +67,7 @@ def at_collections(call: Callable[[], None]) -> Iterator[None]:
 
 
 def test_a_watch_that_begins_to_wait_while_others_are_matched_is_told(directory: Path, machine_at: Opener) -> None:
-    """A collection on the watches' thread runs Python code, so that another watch begins to wait meanwhile."""
+    """A collection on the watches' thread runs Python code, during which another watch begins to wait."""
     machine = machine_at(directory)
     first = Reader(machine, b"first")
     here = threading.get_ident()
@@ -93,7 +93,7 @@ def test_a_watch_that_begins_to_wait_while_others_are_matched_is_told(directory:
 
 
 def test_a_watch_is_told_though_memory_failed(directory: Path, machine_at: Opener) -> None:
-    """The n-th allocation on the way from the writer to the reader fails: the thread goes on, and tells its watches."""
+    """The n-th allocation between the writer and the reader fails: the thread continues, and tells its watches."""
     machine = machine_at(directory)
     for n in range(40):
         reader = Reader(machine, b"key")
@@ -116,7 +116,7 @@ def test_a_watch_is_told_though_memory_failed(directory: Path, machine_at: Opene
 def test_a_thread_that_was_interrupted_at_its_start_is_not_started_twice(
     directory: Path, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a signal handler raises after the start of the thread leaves one thread, which a close can wait for."""
+    """If a signal handler raises after the thread was started, there is one thread, which a close can wait for."""
     machine = machine_at(directory)
     watch = machine.watch()
     begun: list[int] = []
@@ -148,7 +148,7 @@ def test_a_thread_that_was_interrupted_at_its_start_is_not_started_twice(
 
 
 def test_a_close_without_memory_can_be_repeated(directory: Path, machine_at: Opener) -> None:
-    """The n-th allocation of a watch's close fails: the close says so or not; after the next one nobody waits."""
+    """The n-th allocation of a watch's close fails: the close may raise; after the next one no reader waits."""
     machine = machine_at(directory)
     for n in range(30):
         reader = Reader(machine, b"key")

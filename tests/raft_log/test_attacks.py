@@ -1,4 +1,4 @@
-"""``RaftLog`` and callers that are hostile, careless, or at the border of what numbers hold."""
+"""``RaftLog`` and callers that are hostile, careless, or at the limits of numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LARGEST = 2**64 - 2
 
 
 class SaysOtherwise(tuple[Any, ...]):
-    """A tuple whose items are said to be others, made for each question anew."""
+    """A tuple that claims to have other items, made anew for each access."""
 
     __slots__ = ()
 
@@ -37,14 +37,14 @@ class SaysOtherwise(tuple[Any, ...]):
 
 
 def test_an_entry_is_what_its_tuple_holds(tmp_path: Path) -> None:
-    """Whatever a subclass says of itself: nothing is read that the entry does not hold."""
+    """Whatever a subclass claims, only the tuple's own items are read."""
     with RaftLog(tmp_path / "log") as log:
         log.append([SaysOtherwise((1, 1, b"held")), SaysOtherwise((2, 1, b"held, too"))])
         assert log.entries(1, 2) == [Entry(1, 1, b"held"), Entry(2, 1, b"held, too")]
 
 
 class Closes:
-    """A number whose reading closes a log."""
+    """A number whose conversion closes a log."""
 
     def __init__(self, log: RaftLog) -> None:
         self.log = log
@@ -72,7 +72,7 @@ def test_a_number_that_closes_the_log_meets_a_closed_log(
 
 
 def test_a_generator_that_raises_or_calls_the_log(tmp_path: Path) -> None:
-    """What it raises is raised, and nothing was appended; what it appends itself comes first."""
+    """What it raises is raised, and nothing is appended; what it appends itself comes first."""
     with RaftLog(tmp_path / "log") as log:
 
         def raising() -> Any:
@@ -94,7 +94,7 @@ def test_a_generator_that_raises_or_calls_the_log(tmp_path: Path) -> None:
 
 
 def test_a_vote_is_the_name_of_a_node(tmp_path: Path) -> None:
-    """65,535 bytes are kept over new segments; more is a ``ValueError``, and nothing has changed."""
+    """65,535 bytes are kept across new segments; more is a ``ValueError``, and nothing has changed."""
     with RaftLog(tmp_path / "log") as log:
         log.save_hard_state(1, b"v" * 65_535)
         with pytest.raises(ValueError, match="65535"):
@@ -147,7 +147,7 @@ def test_the_largest_index_is_an_index(tmp_path: Path) -> None:
 def test_after_a_kill_what_counts_as_durable_survives_a_power_loss(
     synced: bool, up_to: tuple[int, int], goes_on: bool
 ) -> None:
-    """Compacted without a sync, killed, opened, then the power goes: the log does not end before ``durable_index``."""
+    """After compacting without a sync, a kill, an opening and a power loss, the log reaches ``durable_index``."""
     with memory_directory() as root:
         platter = Platter(lambda _: None)
         log = RaftLog(root / "log", _files=platter.files)
@@ -173,7 +173,7 @@ def test_after_a_kill_what_counts_as_durable_survives_a_power_loss(
 
 
 def test_a_tool_does_not_call_durable_what_is_not(tmp_path: Path) -> None:
-    """Next to an owner that has compacted and not synced, ``inspect`` shows no durable entry, and syncs nothing."""
+    """Next to an owner that has compacted without a sync, ``inspect`` shows no durable entry, and syncs nothing."""
     with RaftLog(tmp_path / "log") as log:
         log.append([(index, 1, b"one") for index in range(1, 11)])
         log.compact((10, 1))
@@ -188,7 +188,7 @@ def test_a_tool_does_not_call_durable_what_is_not(tmp_path: Path) -> None:
 
 
 def test_a_state_is_not_taken_for_an_empty_log(tmp_path: Path) -> None:
-    """A new log in the directory of a state: its node would vote again. An error, and nothing is written."""
+    """Making a new log in the directory of a state, whose node would vote again, is an error; nothing is written."""
     FastStateMachine(tmp_path).close()
     before, names = contents(tmp_path), sorted(os.listdir(tmp_path))
     with pytest.raises(CorruptionError, match="files of a state machine; give log and state a directory each"):
@@ -198,7 +198,7 @@ def test_a_state_is_not_taken_for_an_empty_log(tmp_path: Path) -> None:
 
 
 def test_a_log_is_not_taken_for_an_empty_state(tmp_path: Path) -> None:
-    """The other way round."""
+    """Making a new state in the directory of a log is an error, too."""
     RaftLog(tmp_path).close()
     before = contents(tmp_path)
     with pytest.raises(CorruptionError, match="files of a Raft log; give state and log a directory each"):
@@ -209,7 +209,7 @@ def test_a_log_is_not_taken_for_an_empty_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["CURRENT", "log-1", "journal-x", "notes"])
 def test_what_somebody_else_made_is_nobodys_business(tmp_path: Path, name: str) -> None:
-    """A file that only has such a name stays, and does not keep a log from being begun."""
+    """A file that only has such a name stays, and does not prevent beginning a log."""
     (tmp_path / name).write_bytes(b"somebody else's")
     with RaftLog(tmp_path) as log:
         log.append([(1, 1, b"one")])

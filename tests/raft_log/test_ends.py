@@ -1,4 +1,4 @@
-"""``RaftLog`` where something comes to an end: room, descriptors, memory, a close, a process."""
+"""``RaftLog`` when something ends: room, descriptors, memory, a close, a process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def append(log: RaftLog, count: int = 1, size: int = 100) -> None:
 
 
 def test_a_log_closes_on_a_disk_without_any_room(tmp_path: Path) -> None:
-    """All is durable, and there is no room for the last frame: no error; the next opening finds everything."""
+    """Everything is durable, and there is no room for the last frame: no error; the next opening finds everything."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
     append(log, 3)
@@ -61,7 +61,7 @@ def test_a_log_closes_on_a_disk_without_any_room(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("segment_each")
 def test_a_log_may_have_more_segments_than_a_process_files(tmp_path: Path) -> None:
-    """Only the newest segment is held open: one is begun, all are opened, verified, removed, with few descriptors."""
+    """Only the newest segment is kept open: few descriptors suffice to begin, open, verify and remove segments."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)  # that is free
     os.close(lowest)
@@ -89,7 +89,7 @@ def test_a_log_may_have_more_segments_than_a_process_files(tmp_path: Path) -> No
 
 
 def test_an_interrupted_close_gives_everything_back(tmp_path: Path) -> None:
-    """Ctrl-C while it waits for another thread's sync: raised, and the log is closed, all of it durable."""
+    """Ctrl-C during the wait for another thread's sync is raised, and the log is closed with everything durable."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
     append(log)
@@ -183,7 +183,7 @@ log.close()
 @pytest.mark.parametrize("kind", ["RaftLog", "FastJournal"])
 @pytest.mark.parametrize("method", ["allocate", "sync_directory", "replace_file"])
 def test_a_child_forked_in_the_middle_of_an_append_ends_it(tmp_path: Path, kind: str, method: str) -> None:
-    """What a finalizer or a signal handler forks goes on in the frame below it: no crash, no log any more."""
+    """If a finalizer or a signal handler forks, the child continues in the interrupted frame: no crash, no log."""
     if kind == "FastJournal" and method != "allocate":
         pytest.skip("it begins no segment in the middle of an append")
     subprocess.run(
@@ -200,7 +200,7 @@ def test_a_child_forked_in_the_middle_of_an_append_ends_it(tmp_path: Path, kind:
 
 @pytest.mark.usefixtures("segment_each")
 def test_verify_finds_a_newest_of_another_time_or_log(tmp_path: Path) -> None:
-    """The next opening would refuse it."""
+    """The next opening would refuse the directory."""
     with RaftLog(tmp_path / "another") as log:
         append(log, 4)
     another = (tmp_path / "another" / "NEWEST").read_bytes()
@@ -221,7 +221,7 @@ def test_verify_finds_a_newest_of_another_time_or_log(tmp_path: Path) -> None:
 
 
 def test_a_limit_is_read_once(tmp_path: Path) -> None:
-    """A number that is another one each time it is read is taken as it was at first."""
+    """A number that changes each time it is read is taken as first read."""
 
     class Falling:
         number = 1
@@ -236,7 +236,7 @@ def test_a_limit_is_read_once(tmp_path: Path) -> None:
 
 
 def test_a_saved_vote_makes_the_entries_before_it_durable(tmp_path: Path) -> None:
-    """They are in the file that was synced for it, and ``durable_index`` says so."""
+    """They are in the file that was synced for the vote, and ``durable_index`` says so."""
     with RaftLog(tmp_path / "log") as log:
         append(log, 2)
         log.save_hard_state(1, b"me")

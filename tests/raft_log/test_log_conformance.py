@@ -1,4 +1,4 @@
-"""The suite for Raft logs: ``RaftLog`` passes it, a list does, and logs with a mistake do not."""
+"""The suite for Raft logs: ``RaftLog`` and a list pass it, and logs with mistakes do not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TestRaftLog(RaftLogConformance):
 
 
 class TestKilledRaftLog(TestRaftLog):
-    """The same, killed in the place of each close."""
+    """The same, with a kill instead of each close."""
 
     @pytest.fixture
     def reopen(self, tmp_path: Path) -> Callable[[Any], Any]:
@@ -47,7 +47,7 @@ class TestKilledRaftLog(TestRaftLog):
 
 
 class MemoryLog(ListLog):
-    """The model, with what the suite asks for beyond it."""
+    """The model, with the additional methods that the suite needs."""
 
     durable_index = 0
 
@@ -136,7 +136,7 @@ class DurableStays(MemoryLog):
     ],
 )  # fmt: skip
 def test_mistakes_are_seen(wrong: type[MemoryLog]) -> None:
-    """At least one rule fails for each log that has one."""
+    """At least one rule fails for each log with a mistake."""
     suite = RaftLogConformance()
     failed = []
     for name in dir(suite):

@@ -1,4 +1,4 @@
-"""``RaftLog`` over crashes: kills at every call of the system, power losses by page subset, whatever was under way."""
+"""``RaftLog`` in crashes: kills at every system call, and power losses that keep any subset of pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Moment(Point):
-    """A point, and what may be found after a crash there: a state since the last sync, or a prefix of an append."""
+    """A point in time, and the states that a crash may leave: any since the last sync, or a prefix of an append."""
 
     def __init__(self, platter: Platter, where: str, history: list[LogState], synced: int, hard: LogState) -> None:
         super().__init__(platter, where)
@@ -28,7 +28,7 @@ class Moment(Point):
         self.last = history[-1]
 
     def allows(self, found: LogState) -> bool:
-        """The hard state is none before the last saved one."""
+        """The hard state found is not older than the last saved one."""
         return any(state == found for state in self._states()) and found.hard_state[0] >= self.hard_state[0]
 
     def _states(self) -> list[LogState]:
@@ -43,7 +43,7 @@ class Moment(Point):
 
 
 def live(seed: int, root: Path, planted: type[Platter] = Platter) -> list[Moment]:
-    """A random life of a log, with its moments."""
+    """Runs a random life of a log; returns its moments."""
     rng = random.Random(seed)
     model = ListLog()
     history = [model.state]
@@ -92,7 +92,7 @@ def draw_states(moments: list[Moment], root: Path, seed: int, counts: Counter[st
 
 
 def open_twice(root: Path) -> LogState:
-    """What is there, the same again, and durable up to its durable index at most."""
+    """Opens it twice; both times it has the same content, and is durable at most up to its durable index."""
     log = RaftLog(root, _files=QuietDirectory)
     found, durable = state_of(log), log.durable_index
     assert durable <= log.last_index
@@ -124,18 +124,18 @@ def life_and_deaths(seeds: range, planted: type[Platter] = Platter, segment_byte
 
 
 def test_no_crash_takes_what_was_synced() -> None:
-    """Killed or without power at any call of the system: a state since the last sync, or a prefix of an append."""
+    """After a kill or a power loss at any system call: a state since the last sync, or a prefix of an append."""
     life_and_deaths(range(8))
 
 
 def test_planted_faults_are_seen() -> None:
-    """The simulator sees a log whose syncs, or whose directory's, do not happen."""
+    """The simulator detects a log whose syncs, or whose directory's syncs, do not happen."""
     for planted in (NoSync, NoDirectorySync):
         assert life_and_deaths(range(4), planted)
 
 
 def test_what_counts_as_durable_survives_what_was_truncated(tmp_path: Path) -> None:
-    """Truncated and appended again without a sync, then the power goes: what counted as durable is there."""
+    """After truncating and appending again without a sync, a power loss keeps what counted as durable."""
     moments: list[Point] = []
     with memory_directory() as root:
         platter = Platter(lambda _: None)

@@ -1,4 +1,4 @@
-"""``RaftLog``: what each call means, and what it refuses."""
+"""``RaftLog``: what each call does, and what it refuses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def log(tmp_path: Path) -> Iterator[RaftLog]:
 
 
 def filled(log: RaftLog, *terms: int) -> RaftLog:
-    """Entries from 1 on, of these terms."""
+    """Appends entries of these terms, starting at index 1."""
     log.append([(index, term, b"%d" % index) for index, term in enumerate(terms, 1)])
     return log
 
@@ -38,13 +38,13 @@ def filled(log: RaftLog, *terms: int) -> RaftLog:
 
 
 def test_a_new_log_is_empty(log: RaftLog) -> None:
-    """It begins at entry 1, after entry 0 of term 0; nobody was voted for."""
+    """It begins at entry 1, after entry 0 of term 0; there is no vote."""
     assert (log.first_index, log.last_index, log.last_term, log.durable_index) == (1, 0, 0, 0)
     assert (log.term(0), log.term(1), log.entries(1, 9), log.hard_state()) == (0, None, [], (0, None))
 
 
 def test_a_log_compacted_as_a_whole_goes_on_after_it(log: RaftLog) -> None:
-    """After ``compact((i, t))`` of all: first i + 1, last i, of term t; the next entry is i + 1."""
+    """After ``compact((i, t))`` of everything: first i + 1, last i, of term t; the next entry is i + 1."""
     filled(log, 1, 1, 2).compact(LogId(3, 2))
     assert (log.first_index, log.last_index, log.last_term) == (4, 3, 2)
     assert (log.term(3), log.term(2), log.entries(4, 9)) == (2, None, [])
@@ -58,7 +58,7 @@ def test_a_log_compacted_as_a_whole_goes_on_after_it(log: RaftLog) -> None:
 
 
 def test_entries_that_are_there_are_skipped(log: RaftLog) -> None:
-    """With the same term; their commands are not looked at."""
+    """If they have the same term; their commands are not compared."""
     filled(log, 1, 1, 2)
     log.append([(2, 1, b"other"), (3, 2, b"other"), (4, 2, b"new")])
     assert [entry.command for entry in log.entries(1, 9)] == [b"1", b"2", b"3", b"new"]
@@ -94,7 +94,7 @@ def test_what_is_no_entry_is_a_type_error(log: RaftLog, what: Any) -> None:
 
 
 def test_commands_are_bytes_like_and_taken_at_the_call(log: RaftLog) -> None:
-    """What the caller does to a buffer afterwards changes no entry."""
+    """Later changes of a buffer by the caller change no entry."""
     buffer = bytearray(b"abc")
     log.append([(1, 1, buffer), (2, 1, memoryview(b"xyz")[1:])])  # type: ignore[list-item]
     buffer[:] = b"zzz"
@@ -132,7 +132,7 @@ def test_a_command_that_is_too_large_is_refused(log: RaftLog) -> None:
 @pytest.mark.parametrize("size", [0, 1, 100, 12 << 10, 64 << 10, 1 << 20])
 @pytest.mark.parametrize("count", [1, 2, 70])
 def test_batches_of_any_size(tmp_path: Path, size: int, count: int) -> None:
-    """What was appended is read back, now and after a kill, stored or written."""
+    """What was appended is read back, now and after a kill, whether it was stored or written."""
     path = tmp_path / "log"
     log = RaftLog(path)
     entries = [Entry(i, 1, bytes([i]) * size) for i in range(1, min(count, (4 << 20) // max(size, 1) + 1) + 1)]
@@ -162,7 +162,7 @@ def test_what_was_compacted_is_an_error_that_names_the_oldest(log: RaftLog) -> N
 
 
 def test_max_bytes_counts_commands(log: RaftLog) -> None:
-    """As many as fit, but at least one."""
+    """As many as fit are returned, but at least one."""
     log.append([(index, 1, bytes(size)) for index, size in enumerate((10, 10, 0, 5, 100), 1)])
     for most, count in ((0, 1), (9, 1), (10, 1), (19, 1), (20, 3), (24, 3), (25, 4), (124, 4), (125, 5), (2**70, 5)):
         assert len(log.entries(1, 9, max_bytes=most)) == count
@@ -171,13 +171,13 @@ def test_max_bytes_counts_commands(log: RaftLog) -> None:
 
 
 def test_the_term_is_known_at_the_border(log: RaftLog) -> None:
-    """Of each entry, of the one before the first, of no other, whatever number is asked for."""
+    """It is known for each entry, for the one before the first, and for no other, whatever number is requested."""
     filled(log, 1, 1, 2, 3).compact((2, 1))
     assert [log.term(index) for index in (-1, 0, 1, 2, 3, 4, 5, 2**64, 2**70)] == [None] * 3 + [1, 2, 3] + [None] * 3
 
 
 def test_a_read_is_of_one_moment(log: RaftLog) -> None:
-    """While entries are copied out a finalizer truncates and appends others: the read is as the log was."""
+    """A finalizer truncates and appends while entries are copied: the read shows the log as it was."""
     filled(log, *[1] * 3000)
     expected = log.entries(1, 3000)
 
@@ -203,7 +203,7 @@ def test_a_read_is_of_one_moment(log: RaftLog) -> None:
 
 
 def test_truncation_ends_at_the_border(log: RaftLog) -> None:
-    """After the border's own entry the log is empty; before it is an error; at or above the end is nothing."""
+    """At the border the log becomes empty; before it is an error; at or after the end nothing happens."""
     filled(log, 1, 1, 2, 3).compact((2, 1))
     log.truncate_after(9)
     log.truncate_after(4)
@@ -217,14 +217,14 @@ def test_truncation_ends_at_the_border(log: RaftLog) -> None:
 
 
 def test_compaction_beyond_the_end_begins_anew(log: RaftLog) -> None:
-    """A snapshot was installed: everything goes, the log begins after it."""
+    """After a snapshot was installed, everything is dropped, and the log begins after it."""
     filled(log, 1, 1).compact(LogId(10, 5))
     assert (log.first_index, log.last_index, log.last_term, log.term(10), log.term(2)) == (11, 10, 5, 5, None)
 
 
 @pytest.mark.parametrize("term", [2, 5])
 def test_compaction_across_another_term_begins_anew(log: RaftLog, term: int) -> None:
-    """The log holds an entry of that index, but of another term: nothing of it is the snapshot's history."""
+    """If the log has another term at that index, none of it belongs to the snapshot's history."""
     filled(log, 1, 3, 3, 3).sync()
     log.compact(LogId(2, term))
     assert (log.first_index, log.last_index, log.last_term) == (3, 2, term)
@@ -234,7 +234,7 @@ def test_compaction_across_another_term_begins_anew(log: RaftLog, term: int) -> 
 
 
 def test_compaction_at_or_below_the_border_does_nothing(log: RaftLog) -> None:
-    """Whatever its term; above it a term below the border's is an error."""
+    """Whatever its term is; above the border, a term below the border's is an error."""
     filled(log, 1, 2, 3).compact((2, 2))
     before = state_of(log)
     for up_to in ((2, 2), (2, 9), (1, 1), (0, 0)):
@@ -245,7 +245,7 @@ def test_compaction_at_or_below_the_border_does_nothing(log: RaftLog) -> None:
 
 
 def test_files_go_after_the_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments whose entries were all compacted are removed by the next sync; what is left is whole."""
+    """Segments whose entries were all compacted are removed by the next sync; the rest is intact."""
     monkeypatch.setattr(fastsm.raft_log, "SEGMENT_BYTES", 4096)
     path = tmp_path / "log"
     with RaftLog(path) as log:
@@ -262,8 +262,9 @@ def test_files_go_after_the_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_truncation_across_segments_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One entry a segment, of rising terms; cut after any of them, the log goes on with the lowest term that may follow
-    there, in the same segment as the cut or in one of its own: opening it again finds what there was, each time.
+    """After a cut at any entry, with one entry per segment, reopening finds the same log each time.
+
+    The log continues with the lowest possible term, in the segment of the cut or in one of its own.
     """
     ranges = itertools.combinations_with_replacement(range(5), 2)
     for (border, place), own_segment in itertools.product(ranges, (False, True)):
@@ -287,7 +288,7 @@ def test_a_truncation_across_segments_is_read_back(monkeypatch: pytest.MonkeyPat
 
 
 def test_hard_state_follows_the_rules_of_votes(tmp_path: Path) -> None:
-    """A term never falls; a vote that was given stays in its term; both are there after a kill."""
+    """A term never falls; a vote cannot change in its term; both survive a kill."""
     log = RaftLog(tmp_path / "log")
     log.save_hard_state(3)
     log.save_hard_state(3, b"a")
@@ -309,7 +310,7 @@ def test_hard_state_follows_the_rules_of_votes(tmp_path: Path) -> None:
 
 
 def test_durable_index_falls_with_a_truncation_only(log: RaftLog) -> None:
-    """Not with an append or a compaction."""
+    """It does not fall with an append or a compaction."""
     filled(log, 1, 1, 1, 1)
     assert log.durable_index == 0
     log.sync()
@@ -328,7 +329,7 @@ def test_durable_index_falls_with_a_truncation_only(log: RaftLog) -> None:
 
 
 def test_durable_index_is_known_after_a_kill(tmp_path: Path) -> None:
-    """What frames say was synced counts; the rest does after a first sync."""
+    """What frames record as synced counts; the rest counts after a first sync."""
     log = RaftLog(tmp_path / "log")
     filled(log, 1, 1, 1).sync()
     log.append([(4, 1, b"")])
@@ -366,7 +367,7 @@ CALLS: dict[str, Callable[[RaftLog], object]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_closed_log_refuses(log: RaftLog, name: str) -> None:
-    """Every call but ``close`` and ``repr``."""
+    """Every call except ``close`` and ``repr`` is refused."""
     log.close()
     log.close()
     with pytest.raises(NotRunningError):
@@ -375,7 +376,7 @@ def test_a_closed_log_refuses(log: RaftLog, name: str) -> None:
 
 
 def test_one_owner(tmp_path: Path, log: RaftLog) -> None:
-    """A second opening is refused, at once or after ``lock_timeout``; it waits for a close."""
+    """A second opening is refused, immediately or after ``lock_timeout``; it waits for a close."""
     with pytest.raises(LockedError):
         RaftLog(tmp_path / "log")
     with pytest.raises(LockedError):
@@ -389,7 +390,7 @@ def test_one_owner(tmp_path: Path, log: RaftLog) -> None:
 
 
 def test_stats_and_repr_say_what_there_is(log: RaftLog) -> None:
-    """Sizes, counts, and what recovery found; flat for metrics."""
+    """They show sizes, counts, and what recovery found; ``as_dict`` is flat for metrics."""
     filled(log, 1, 2).sync()
     stats = log.stats()
     assert (stats.first_index, stats.last_index, stats.last_term, stats.durable_index, stats.entries) == (1, 2, 2, 2, 2)
@@ -401,7 +402,7 @@ def test_stats_and_repr_say_what_there_is(log: RaftLog) -> None:
 
 
 def test_a_log_that_is_dropped_says_so(tmp_path: Path) -> None:
-    """A ``ResourceWarning``, and its directory is free."""
+    """It gives a ``ResourceWarning``, and its directory is released."""
     log = RaftLog(tmp_path / "log")
     with pytest.warns(ResourceWarning, match="never closed"):
         del log
@@ -414,7 +415,7 @@ def test_a_log_that_is_dropped_says_so(tmp_path: Path) -> None:
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), small=st.booleans())
 def test_does_what_a_list_does(seed: int, small: bool) -> None:
-    """After any calls, kills and clean ends the log holds what the list does, every read and refusal included."""
+    """After any calls, kills and clean ends the log equals the list, in every read and refusal."""
     rng = random.Random(seed)
     model = ListLog()
     with memory_directory() as root, pytest.MonkeyPatch.context() as patch:
@@ -436,7 +437,7 @@ def test_does_what_a_list_does(seed: int, small: bool) -> None:
 
 
 def check_reads(log: RaftLog, model: ListLog, rng: random.Random) -> None:
-    """Every way to read agrees with the list."""
+    """Asserts that every way to read agrees with the list."""
     assert state_of(log) == model.state
     assert (log.first_index, log.last_index, log.last_term) == (model.first_index, *model.last)
     low, high = model.first_index - 3, model.last.index + 3
@@ -448,7 +449,7 @@ def check_reads(log: RaftLog, model: ListLog, rng: random.Random) -> None:
 
 
 def check_refusals(log: RaftLog, model: ListLog, rng: random.Random) -> None:
-    """What the list refuses, so does the log, and for the same entry."""
+    """Asserts that the log refuses what the list does, naming the same entry."""
     before: LogState = model.state
     near = range(max(0, model.first_index - 2), model.last.index + 3)
     for index, term in itertools.islice(zip(rng.sample(near, len(near)), itertools.repeat(0)), 3):

@@ -1,4 +1,4 @@
-"""``RaftLog`` and a system that refuses, files that are lost or damaged, a process that forks."""
+"""``RaftLog`` with a failing system, lost or damaged files, and a process that forks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def grown(path: Path, count: int = 40, **options: object) -> RaftLog:
-    """A log of some segments, with a vote."""
+    """Returns a log of several segments, with a vote."""
     log = RaftLog(path, **options)  # type: ignore[arg-type]
     log.save_hard_state(2, b"me")
     for index in range(1, count + 1):
@@ -41,7 +41,7 @@ def grown(path: Path, count: int = 40, **options: object) -> RaftLog:
 
 
 def test_a_full_disk_changes_nothing_and_can_be_compacted(tmp_path: Path) -> None:
-    """Without room an append is refused whole; compaction and its sync still work, and free the log to go on."""
+    """Without room an append is refused completely; compacting and its sync still work, and make room."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
     log.append([(1, 1, b"one"), (2, 1, bytes(300_000))])
@@ -69,7 +69,7 @@ def test_a_full_disk_changes_nothing_and_can_be_compacted(tmp_path: Path) -> Non
 
 
 def test_a_write_that_fails_half_way_leaves_none_of_the_batch(tmp_path: Path) -> None:
-    """All or none: now, and after a kill."""
+    """All or none of the entries are there, now and after a kill."""
     disk = Disk(stores=False)
     log = RaftLog(tmp_path / "log", _files=disk.files)
     log.append([(1, 1, b"one")])
@@ -86,7 +86,7 @@ def test_a_write_that_fails_half_way_leaves_none_of_the_batch(tmp_path: Path) ->
 
 @pytest.mark.parametrize("call", ["sync", "save_hard_state", "close"])
 def test_a_failed_sync_poisons(tmp_path: Path, call: str) -> None:
-    """Reads go on, no write and no sync does; what counted as durable before is what counts."""
+    """Reads work, no write and no sync does; what counted as durable before still counts."""
     disk = Disk()
     log = grown(tmp_path / "log", 5, _files=disk.files)
     log.append([(6, 2, b"six")])
@@ -111,7 +111,7 @@ def test_a_failed_sync_poisons(tmp_path: Path, call: str) -> None:
 @pytest.mark.usefixtures("small_segments")
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EMFILE])
 def test_any_call_may_fail_once(tmp_path: Path, code: int) -> None:
-    """Whichever call of the system fails, the error is typed, what was synced is there, and a new opening goes on."""
+    """Whichever system call fails, the error is typed, what was synced is there, and a new opening works."""
     refused = 0
     for nth in range(1, 400):
         path = tmp_path / f"log-{nth}"
@@ -146,7 +146,7 @@ def test_any_call_may_fail_once(tmp_path: Path, code: int) -> None:
 
 
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
-    """Neither after a close that failed, nor after an opening that did."""
+    """No descriptor stays open after a failed close, or after a failed opening."""
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for nth in range(1, 40):
@@ -156,12 +156,12 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
             log.append([(1, 1, b"one")])
             log.sync()
             log.save_hard_state(2, b"me")
-    gc.collect()  # what the system would not close goes with the last reference
+    gc.collect()  # descriptors that failed to close are closed with the last reference
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_vote_in_doubt_is_synced_before_it_is_shown(tmp_path: Path) -> None:
-    """It was written, and its sync failed: who reads it after a restart may act on it, so it is durable by then."""
+    """A vote was written, and its sync failed: a reader may act on it after a restart, so it is durable by then."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
     disk.fail("sync")
@@ -186,7 +186,7 @@ def test_a_vote_in_doubt_is_synced_before_it_is_shown(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_segments")
 @pytest.mark.parametrize("clean", [False, True])
 def test_a_directory_that_lost_a_file_is_corrupt(tmp_path: Path, clean: bool) -> None:
-    """Whichever it is, the newest segment and all of them included: an error that names it, and nothing is written."""
+    """A loss of any segment, of the newest, or of all is an error that names it, and nothing is written."""
     log = grown(tmp_path / "log")
     log.compact((7, 2))
     log.sync()
@@ -214,7 +214,7 @@ def assert_refused(tmp_path: Path, lost: list[str], named: str) -> None:
 
 
 def test_a_segment_that_was_lost_while_the_log_had_one(tmp_path: Path) -> None:
-    """The only segment of a small log gone: not an empty log."""
+    """If the only segment of a small log is gone, it is not taken for an empty log."""
     grown(tmp_path / "log", 3).close()
     (tmp_path / "log" / "journal-1").unlink()
     with pytest.raises(CorruptionError, match="journal-1"):
@@ -237,7 +237,7 @@ def test_files_of_two_logs_do_not_mix(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_segments")
 def test_an_older_name_of_the_newest_segment_loses_nothing(tmp_path: Path) -> None:
-    """NEWEST as it was before the last segment was begun: an error, and that segment stays."""
+    """If NEWEST is older than the last segment, that is an error, and the segment stays."""
     log = grown(tmp_path / "log", 10)
     older = (tmp_path / "log" / "NEWEST").read_bytes()
     log.append([(index, 2, bytes(1000)) for index in range(11, 30)])
@@ -252,7 +252,7 @@ def test_an_older_name_of_the_newest_segment_loses_nothing(tmp_path: Path) -> No
 
 
 def test_every_flipped_bit_is_found_or_harmless() -> None:
-    """After a clean close each single flipped bit of a file is an error, or all is there."""
+    """After a clean close each single flipped bit of a file is an error, or nothing is lost."""
     with memory_directory() as root:
         log = RaftLog(root / "log")
         log.append([(index, 1, b"command %d" % index) for index in range(1, 6)])
@@ -281,7 +281,7 @@ def test_every_flipped_bit_is_found_or_harmless() -> None:
 
 @pytest.mark.usefixtures("small_segments")
 def test_verify_names_the_damage_next_to_the_owner(tmp_path: Path) -> None:
-    """A byte that changes on disk below an open log is found by ``verify``, with file and offset."""
+    """A byte that changes on disk under an open log is found by ``verify``, with file and offset."""
     with grown(tmp_path / "log") as log:
         told: list[tuple[int, int]] = []
         log.verify(lambda done, total: told.append((done, total)))
@@ -305,7 +305,7 @@ def test_verify_names_the_damage_next_to_the_owner(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_has_no_log(tmp_path: Path) -> None:
-    """There every call is a ``NotRunningError``, and nothing of the parent's is touched; the parent goes on."""
+    """In the child every call is a ``NotRunningError``, and nothing of the parent's is touched, which continues."""
     with grown(tmp_path / "log", 3) as log:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

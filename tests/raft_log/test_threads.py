@@ -31,7 +31,7 @@ def append_one(log: RaftLog) -> None:
 
 
 def test_one_sync_serves_all_who_wait(tmp_path: Path) -> None:
-    """Twenty threads that sync while one sync is held back need two more of the file at most: one now, one to come."""
+    """Twenty threads that sync while one sync is held up need at most two more: one now, and one to come."""
     disk = Disk()
     with RaftLog(tmp_path / "log", _files=disk.files) as log:
         append_one(log)
@@ -69,7 +69,7 @@ def test_a_coroutine_that_syncs_while_the_log_is_closed_is_told(tmp_path: Path) 
 
 
 def test_one_sync_serves_all_coroutines(tmp_path: Path) -> None:
-    """Two hundred that append one entry and wait: one sync under way, one to come."""
+    """Two hundred coroutines that append one entry and wait need one running sync, and one to come."""
     disk = Disk()
 
     async def all_of_them(log: RaftLog) -> None:
@@ -89,7 +89,7 @@ def test_one_sync_serves_all_coroutines(tmp_path: Path) -> None:
 
 
 def test_a_coroutine_hears_of_the_sync_that_failed(tmp_path: Path) -> None:
-    """Everyone who waits for it does; a cancelled wait stops nothing."""
+    """Every coroutine that waits for the sync gets the error; a cancelled wait stops nothing."""
     disk = Disk()
     with RaftLog(tmp_path / "log", _files=disk.files) as log:
 
@@ -114,7 +114,7 @@ def test_a_coroutine_hears_of_the_sync_that_failed(tmp_path: Path) -> None:
 
 
 def test_appends_and_reads_go_on_during_a_sync(tmp_path: Path) -> None:
-    """A sync that is held back holds nobody else; what comes meanwhile is not durable by it."""
+    """A sync that is held up holds up nothing else; what is appended meanwhile is not durable by it."""
     disk = Disk()
     with RaftLog(tmp_path / "log", _files=disk.files) as log:
         append_one(log)
@@ -130,7 +130,7 @@ def test_appends_and_reads_go_on_during_a_sync(tmp_path: Path) -> None:
 
 
 def test_a_truncation_during_a_sync_is_not_undone_by_it(tmp_path: Path) -> None:
-    """The sync covered entries that are gone: those that took their place are not durable."""
+    """The sync covered entries that are gone: those that replaced them are not durable."""
     disk = Disk()
     with RaftLog(tmp_path / "log", _files=disk.files) as log:
         log.append([(index, 1, b"one") for index in range(1, 9)])
@@ -146,7 +146,7 @@ def test_a_truncation_during_a_sync_is_not_undone_by_it(tmp_path: Path) -> None:
 
 
 def test_a_vote_is_shown_once_it_is_durable(tmp_path: Path) -> None:
-    """While its sync is under way others see the one before; another vote in that term is refused already."""
+    """During its sync other threads see the previous vote; another vote in that term is refused already."""
     disk = Disk()
     with RaftLog(tmp_path / "log", _files=disk.files) as log:
         log.save_hard_state(1, b"a")
@@ -161,7 +161,7 @@ def test_a_vote_is_shown_once_it_is_durable(tmp_path: Path) -> None:
 
 
 def test_a_vote_that_could_not_be_synced_is_not_shown(tmp_path: Path) -> None:
-    """Nobody may believe it: what the disk holds is unknown."""
+    """The vote must not be trusted, since it is unknown what the disk holds."""
     disk = Disk()
     with RaftLog(tmp_path / "log", _files=disk.files) as log:
         log.save_hard_state(1, b"a")
@@ -175,7 +175,7 @@ def test_a_vote_that_could_not_be_synced_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writers, readers, syncs and compactions next to each other: every read is one moment, what is left is whole."""
+    """During concurrent writes, reads, syncs and compactions each read is from one moment, and the log stays intact."""
     monkeypatch.setattr(fastsm.raft_log, "SEGMENT_BYTES", 50_000)
     log = RaftLog(tmp_path / "log")
     wrong: list[BaseException] = []
@@ -236,7 +236,7 @@ def test_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_close_ends_who_waits(tmp_path: Path) -> None:
-    """Threads that wait for a turn or a sync at that time get an error or their answer, and none hangs."""
+    """Threads that wait for a turn or a sync at that time get an error or their result, and none hangs."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
     append_one(log)
@@ -290,7 +290,7 @@ INNER = OUTER | {
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("outer", OUTER)
 def test_a_call_on_top_of_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outer: str, inner: str) -> None:
-    """At every call of the system, as a signal handler: it works or is refused; what is there afterwards is whole."""
+    """At every system call, as a signal handler would, a call works or is refused; the log stays intact."""
     monkeypatch.setattr(fastsm.raft_log, "SEGMENT_BYTES", 20_000)
     for nth in range(40):
         path = tmp_path / f"log-{nth}"
@@ -330,7 +330,7 @@ def test_a_call_on_top_of_another_one(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_signal_handler_may_close(tmp_path: Path) -> None:
-    """A real SIGTERM amid a sync: the sync is answered, the log is closed."""
+    """A real SIGTERM during a sync: the sync completes, and the log is closed."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
     append_one(log)
@@ -356,7 +356,7 @@ def test_a_signal_handler_may_close(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_while_waiting_for_a_sync_loses_nothing(tmp_path: Path) -> None:
-    """Ctrl-C in a thread's wait ends that call alone; the vote that it wrote is known, and shown once it is durable."""
+    """Ctrl-C during a thread's wait ends only that call; its vote is written, and visible once it is durable."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
     append_one(log)

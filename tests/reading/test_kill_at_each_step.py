@@ -1,4 +1,4 @@
-"""An owner that is killed before each call of the system, seen by a reader and its watch that live on."""
+"""An owner that is killed before each system call, seen by a reader and its watch that live on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST = 9  # the last entry of the template
 
 
 class Killing(Directory):
-    """Kills its process before the call of this number."""
+    """Kills its process before the system call of this number."""
 
     left = 0
 
@@ -73,7 +73,7 @@ def install(name: str) -> Callable[[FastStateMachine, Path], None]:
 
 
 class Act(NamedTuple):
-    """What an owner does, and what a reader may say of it: that the state was replaced, that it went back."""
+    """What an owner does, and what a reader may then report: that the state was replaced, or went back."""
 
     run: Callable[[FastStateMachine, Path], Any]
     replaces: bool = False
@@ -94,14 +94,14 @@ ACTS = {
 
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Path]:
-    """Where calls of the system are quick."""
+    """A directory on which system calls are fast."""
     with memory_directory() as root:
         yield root
 
 
 @pytest.fixture(scope="module")
 def template(memory: Path) -> Path:
-    """Make a directory with a base and a log, and snapshots of an earlier and of a later entry."""
+    """A directory with a base and a log, and snapshots of an earlier and of a later entry."""
     root = memory / "template"
     root.mkdir()
     with FastStateMachine(root / "later", **OPTIONS) as machine:
@@ -116,7 +116,7 @@ def template(memory: Path) -> Path:
 
 
 def kill_amid(root: Path, act: Act, call: int) -> bool:
-    """Another process does it, and is killed before its call of this number; False where it ends before."""
+    """Lets another process act, and be killed before a system call; returns False if it ends before that."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -135,7 +135,7 @@ def kill_amid(root: Path, act: Act, call: int) -> bool:
 
 
 def tear(path: Path, dice: random.Random) -> None:
-    """The slot whose turn it is has been stored up to some field, as a kill may leave it."""
+    """Stores the next slot partly, up to some field, as a kill may leave it."""
     slots = np.memmap(path / published.NAME, np.uint64, "r+", 64, (2, 8))
     older = slots[int(slots[1][0] < slots[0][0])]
     for field in range(1, dice.randrange(1, 8)):
@@ -158,7 +158,7 @@ class Life:
         self.before = state_of(self.reader)
 
     def follow(self, act: Act) -> None:
-        """Everything that must hold once the owner was killed."""
+        """Asserts everything that must hold once the owner was killed."""
         self.reader.refresh()
         shown = state_of(self.reader)
         told = self.read(self.watch, act)
@@ -182,7 +182,7 @@ class Life:
                     assert [*(before or []), *found_now] == machine.watch(start=LAST + 1).read(timeout=0)
 
     def read(self, watch: Any, act: Act) -> list[Change] | None:
-        """What a watch tells; None where the state was replaced."""
+        """Returns what a watch delivers; None if the state was replaced."""
         try:
             return list(watch.read(10**6, timeout=0))
         except CompactedError:
@@ -198,7 +198,7 @@ class Life:
 @pytest.mark.parametrize("torn", [False, True], ids=["", "a slot half written"])
 @pytest.mark.parametrize("name", ACTS)
 def test_a_kill_before_each_call_is_followed(memory: Path, template: Path, name: str, torn: bool) -> None:
-    """Readers show what the next owner has and say where it went back; watches lose nothing but what was replaced."""
+    """Readers show what the next owner has, and report if it went back; watches lose nothing except replaced states."""
     dice = random.Random(7)
     act = ACTS[name]
     call = 0

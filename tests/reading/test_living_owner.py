@@ -1,4 +1,4 @@
-"""Readers next to an owner who is killed again and again never see what cannot be. See `tests/readers.py`."""
+"""Readers of an owner that is killed again and again never see anything impossible. See `tests/readers.py`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SECONDS = float(os.environ.get("FASTSM_READERS_SECONDS", "20"))
 
 
 def test_readers_never_see_what_cannot_be(tmp_path: Path) -> None:
-    """No half, lost or doubled chunk, and no step back that is not told, through kills in every step of an owner."""
+    """There is no half, lost or duplicate chunk, and no unreported step back, whenever an owner is killed."""
     counts, violations = readers.run(SECONDS, readers=4, seed=1, root=tmp_path)
     print(dict(counts))
     assert not violations, "\n".join(violations[:5])
-    # How much of it there is in these seconds is the machine's affair.
+    # How much happens in these seconds depends on the machine.
     assert all(counts[name] > 0 for name in ("kills", "with news", "entries", "changes")), counts
     assert counts["generations"] >= 4 + counts["rebuilt"]
 
 
 def test_readers_where_the_system_has_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same where the publication is written and not stored, and runs of the machine have no number, as on macOS."""
+    """The same if the publication is written instead of stored, and runs of the machine have no number, as on macOS."""
     monkeypatch.setattr(Directory, "stores_are_safe", lambda *_: False)
     monkeypatch.setattr(published, "BOOT_ID", str(tmp_path / "missing"))
     counts, violations = readers.run(SECONDS / 4, readers=2, seed=3, root=tmp_path)
@@ -37,7 +37,7 @@ def test_readers_where_the_system_has_less(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Silent(Reader):
-    """Does not say where the state went back."""
+    """A planted fault: it does not report when the state went back."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ def step_with_resets(owner: readers.Owner) -> None:
 
 
 def test_a_planted_mistake_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that does not say where its state went back is found out."""
+    """A reader that does not report that its state went back is detected."""
     monkeypatch.setattr(readers.Owner, "step", step_with_resets)
     _, violations = readers.run(5, readers=2, seed=2, root=tmp_path, watcher=SilentWatcher)
     assert any("say" in violation for violation in violations), violations

@@ -1,4 +1,4 @@
-"""What is published, moment by moment: an owner who stops between any two stores, and the mistakes that would show."""
+"""What is published, moment by moment: an owner that stops between any two stores, and mistakes that must show."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from support.publishing import ByHand, Moment, checksum_of, read_page, read_step
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody here is recovering: damage is told at once."""
+    """No owner is recovering in these tests, so damage is reported immediately."""
     monkeypatch.setattr(news, "RECOVERY_SECONDS", 0.0)
 
 
 class Written(NamedTuple):
-    """A directory whose owner was killed, and what there was to publish after each chunk."""
+    """A directory whose owner was killed, and what it had to publish after each chunk."""
 
     path: Path
     moments: list[Moment]
 
 
 def write(path: Path, colors: list[bytes], term: int = 1) -> Written:
-    """One chunk for each color; each is a moment."""
+    """Applies one chunk for each color; each is a moment."""
     moments = []
     machine = FastStateMachine(path, auto_compact=False)
     for color in colors:
@@ -68,7 +68,7 @@ def written(tmp_path: Path) -> Written:
 
 @pytest.fixture
 def owned(written: Written) -> Iterator[Written]:
-    """The same with an owner, who is us."""
+    """The same with an owner: this process."""
     directory = Directory(written.path)
     directory.lock()
     yield written
@@ -76,7 +76,7 @@ def owned(written: Written) -> Iterator[Written]:
 
 
 def look(reader: Reader) -> tuple[int, bytes | None]:
-    """The entry and the color that a reader shows; both keys of a chunk have it."""
+    """Returns the entry and the color that a reader shows; both keys of a chunk have that color."""
     index = reader.refresh().index
     color, again = reader.get_many([b"color", b"again"])
     assert color == again, "half of a chunk"
@@ -86,7 +86,7 @@ def look(reader: Reader) -> tuple[int, bytes | None]:
 # ---- each store --------------------------------------------------------------------------------------
 
 def schedule(written: Written, *, make: Callable[[Path], Reader] = Reader, **mistake: Any) -> list[str]:
-    """Publishes moment after moment, store by store; what readers saw in between that cannot be."""
+    """Publishes moment after moment, store by store; returns impossible things that readers saw in between."""
     wrong = []
     (written.path / published.NAME).write_bytes(published.HEADER.ljust(4096, b"\0"))
     by_hand = ByHand(written.path, **mistake)
@@ -111,18 +111,18 @@ def schedule(written: Written, *, make: Callable[[Path], Reader] = Reader, **mis
 
 
 def test_each_store_leaves_one_publication_whole(owned: Written) -> None:
-    """A reader who looks between any two stores, or opens then, shows the publication before, or the new one."""
+    """A reader that looks, or opens, between any two stores shows the previous publication, or the new one."""
     assert schedule(owned) == []
 
 
 @pytest.mark.parametrize("mistake", ["one slot", "number first", "no checksum", "before the frame is whole"])
 def test_a_planted_mistake_is_found(owned: Written, mistake: str) -> None:
-    """Each of these owners leads a reader astray, and the schedule sees it."""
+    """Each of these owners misleads a reader, and the schedule detects it."""
     assert schedule(owned, mistake=mistake) != []
 
 
 def watched(written: Written, **mistake: Any) -> list[str]:
-    """Publishes moment after moment, store by store; what watches told in between that cannot be."""
+    """Publishes moment after moment, store by store; returns impossible things that watches delivered in between."""
     wrong = []
     (written.path / published.NAME).write_bytes(published.HEADER.ljust(4096, b"\0"))
     by_hand = ByHand(written.path, **mistake)
@@ -147,18 +147,18 @@ def watched(written: Written, **mistake: Any) -> list[str]:
 
 
 def test_each_store_leaves_watches_whole(owned: Written) -> None:
-    """A watch that looks between any two stores, or begins then, tells every change of what is published, once."""
+    """A watch that looks, or begins, between any two stores delivers every published change, once."""
     assert watched(owned) == []
 
 
 @pytest.mark.parametrize("mistake", ["one slot", "number first", "no checksum", "before the frame is whole"])
 def test_a_planted_mistake_is_found_by_watches(owned: Written, mistake: str) -> None:
-    """Each of these owners leads a watch astray, and the schedule sees it."""
+    """Each of these owners misleads a watch, and the schedule detects it."""
     assert watched(owned, mistake=mistake) != []
 
 
 def followed(path: Path) -> tuple[list[Change], list[Change]]:
-    """What a watch tells through compactions, and the model's list of changes."""
+    """Returns what a watch delivers across compactions, and the model's list of changes."""
     model = MemoryStateMachine()
     told = []
     with FastStateMachine(path, retain_entries=0) as machine, Reader(path) as reader:
@@ -175,13 +175,13 @@ def followed(path: Path) -> tuple[list[Change], list[Change]]:
 
 
 def test_a_watch_tells_everything_through_compactions(tmp_path: Path) -> None:
-    """What was told is compacted, and what was not is told from the next log."""
+    """Delivered changes are compacted, and the others are delivered from the next log."""
     told, expected = followed(tmp_path)
     assert told == expected
 
 
 def test_a_watch_that_skips_at_a_compaction_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that goes on at the end of the next log loses what it had not told: the comparison sees it."""
+    """A watch that continues at the end of the next log loses undelivered changes: the comparison detects it."""
 
     class Skipping(ReaderWatch):
         __slots__ = ()
@@ -198,7 +198,7 @@ def test_a_watch_that_skips_at_a_compaction_is_found(tmp_path: Path, monkeypatch
 
 
 def test_a_watch_that_trusts_an_old_generation_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that does not look at the log's identity stands still after a compaction: the comparison sees it."""
+    """A watch that ignores the log's identity stops after a compaction: the comparison detects it."""
 
     class Trusting(Tail):
         __slots__ = ()
@@ -215,7 +215,7 @@ def test_a_watch_that_trusts_an_old_generation_is_found(tmp_path: Path, monkeypa
 
 
 def test_a_reader_that_trusts_an_old_generation_is_found(tmp_path: Path) -> None:
-    """One that does not look at the log's identity stands still after a compaction: the comparison sees it."""
+    """A reader that ignores the log's identity stops after a compaction: the comparison detects it."""
 
     class Trusting(Reader):
         __slots__ = ()
@@ -237,7 +237,7 @@ def test_a_reader_that_trusts_an_old_generation_is_found(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("changes", [True, False])
 def test_an_incarnation_that_does_not_change_is_found(tmp_path: Path, changes: bool) -> None:
-    """After a restart on another history of the log, a new incarnation makes a reader compare; else it errs."""
+    """After a restart on another history of the log, a new incarnation makes a reader compare; without it, it errs."""
     first = write(tmp_path / "state", [b"0"])
     shutil.copytree(first.path, tmp_path / "copy")
     longer = write(first.path, [b"1"], 1)
@@ -270,7 +270,7 @@ def test_an_incarnation_that_does_not_change_is_found(tmp_path: Path, changes: b
 
 
 def test_a_new_owner_goes_on_after_a_half_written_slot(written: Written) -> None:
-    """An owner who was killed between any two stores is followed by the next one, whatever slot it left."""
+    """An owner that was killed between any two stores is followed by the next one, whatever slot it left."""
     by_hand = ByHand(written.path)
     for stop in range(8):
         for at, _ in enumerate(by_hand.stores(written.moments[-1])):
@@ -288,7 +288,7 @@ def test_a_new_owner_goes_on_after_a_half_written_slot(written: Written) -> None
 # ---- any bytes ---------------------------------------------------------------------------------------
 
 def test_any_bytes_are_no_danger(written: Written) -> None:
-    """Whatever the file holds, a reader shows what is whole in the log, or raises a typed error; never more."""
+    """Whatever the file contains, a reader shows what is complete in the log, or raises a typed error; never more."""
     dice = random.Random(11)
     path = written.path / published.NAME
     sound = bytearray(path.read_bytes())
@@ -296,7 +296,7 @@ def test_any_bytes_are_no_danger(written: Written) -> None:
         content = bytearray(sound)
         for _ in range(dice.choice((1, 1, 3, 40))):
             content[dice.randrange(256)] = dice.randrange(256)
-        if dice.random() < 0.3:  # by somebody who knows the checksum
+        if dice.random() < 0.3:  # by an attacker who knows the checksum
             slot = np.frombuffer(content, np.uint64, 8, 64 + 64 * dice.randrange(2))
             slot[dice.randrange(1, 7)] = dice.choice((0, 1, 96, 1 << 40, (1 << 64) - 1, dice.getrandbits(64)))
             slot[7] = checksum_of(slot)
@@ -311,7 +311,7 @@ def test_any_bytes_are_no_danger(written: Written) -> None:
 
 
 def test_the_page_of_formats_says_what_is_there(tmp_path: Path) -> None:
-    """Magic, version, slots and checksum are where `docs/format.md` has them; numbers take turns."""
+    """Magic, version, slots and checksum are where `docs/format.md` has them; numbers alternate between the slots."""
     with FastStateMachine(tmp_path) as machine:
         seen = set()
         for index in range(1, 6):
@@ -328,7 +328,7 @@ def test_the_page_of_formats_says_what_is_there(tmp_path: Path) -> None:
 
 
 def counts_in(incarnation: int) -> tuple[int, int]:
-    """How many other states came, and how many earlier ones. Both begin anywhere, and go round."""
+    """Returns the counts of other states and of earlier ones. Both start anywhere, and wrap around."""
     return incarnation & 0x3FF, incarnation >> 10 & 0x3FF
 
 
@@ -336,7 +336,7 @@ def counts_in(incarnation: int) -> tuple[int, int]:
 def test_the_page_of_formats_says_what_a_step_announces(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before CURRENT is replaced both logs are named, and the incarnation that comes with the next one."""
+    """Before CURRENT is replaced both logs are named, and the incarnation that belongs to the next one."""
     announced = []
     name_next = current.name_next
 
@@ -369,7 +369,7 @@ def test_the_page_of_formats_says_what_a_step_announces(
 # ---- power loss --------------------------------------------------------------------------------------
 
 def test_after_a_power_loss_a_reader_shows_what_recovery_has(quiet: None) -> None:
-    """Whatever a power loss left, the publication too: a reader without an owner shows what the next owner finds."""
+    """Whatever a power loss left, even of the publication, a reader without an owner shows what recovery would find."""
     points: list[Point] = []
     dice = random.Random(5)
 
@@ -400,7 +400,7 @@ def test_after_a_power_loss_a_reader_shows_what_recovery_has(quiet: None) -> Non
 
 
 def follow_after_power_loss(path: Path) -> bool:
-    """A reader before and after the recovery; whether that found less than was published."""
+    """Compares a reader before and after recovery; returns whether recovery found less than was published."""
     try:
         reader = Reader(path)
     except StorageError:
@@ -418,7 +418,7 @@ def follow_after_power_loss(path: Path) -> bool:
 
 
 def test_a_run_of_the_machine_whose_number_cannot_be_read_may_have_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers are not taken for dead where the owner has no descriptor to read which run of the machine this is."""
+    """Readers are assumed to be alive if the owner has no descriptor for reading which run of the machine this is."""
     before = published.Published(2, 7 << 32, 1, 96, 1, 1, 1)
     monkeypatch.setattr(published, "boot_number", lambda: 8)
     assert not published.may_have_readers(before)

@@ -43,7 +43,7 @@ def add(machine: FastStateMachine, *commands: bytes) -> LogId:
 
 
 def everything(state: FastStateMachine | Reader) -> dict[str, Any]:
-    """What all reads say but `durable` and the state of the files."""
+    """Returns the results of all reads except `durable` and the state of the files."""
     ids = np.arange(max(state.last_applied().index - 50, 0), state.last_applied().index + 3, dtype=np.uint64)
     return {
         "items": list(state.items()),
@@ -91,7 +91,7 @@ class Life:
         return FastStateMachine(self.root / "state", auto_compact=False, retain_entries=5)
 
     def take(self, step: str) -> None:
-        """One step of the owner."""
+        """Does one step of the owner."""
         machine = self.machine
         before = machine.last_applied()
         if step == "apply":
@@ -123,7 +123,7 @@ class Life:
         self.back += step in ("install", "reset") and before.index > 0
 
     def compare(self, reader: Reader) -> None:
-        """The reader has the owner's state, and agrees with the machine on all of it."""
+        """Asserts that the reader has the owner's state, and agrees with the machine about all of it."""
         before = reader.last_applied()
         found = reader.refresh()
         expected = self.machine.last_applied()
@@ -146,7 +146,7 @@ class Life:
 def test_a_reader_shows_what_its_owner_has(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str], seed: int, ordered: bool
 ) -> None:
-    """After each refresh every read gives what it gives in the owner, through all that an owner does."""
+    """After each refresh every read returns what it does in the owner, through everything that an owner does."""
     life = Life(tmp_path_factory.mktemp("life"), seed, ordered=ordered)
     try:
         for step in steps:
@@ -161,7 +161,7 @@ def test_a_reader_shows_what_its_owner_has(
 
 
 def test_the_state_stands_still_between_refreshes(machine: FastStateMachine, reader: Reader) -> None:
-    """What is applied shows after a refresh, and not before."""
+    """What is applied is visible after a refresh, and not before."""
     add(machine, put(b"color", b"red"))
     assert (reader.get(b"color"), reader.last_applied().index) == (b"blue", 1)
     assert reader.refresh() == (2, 1)
@@ -169,7 +169,7 @@ def test_the_state_stands_still_between_refreshes(machine: FastStateMachine, rea
 
 
 def test_a_reader_says_what_is_durable(machine: FastStateMachine, reader: Reader) -> None:
-    """`durable` follows the owner's flushes, also when nothing is applied afterwards; metadata comes with its frame."""
+    """`durable` follows the owner's flushes, even if nothing is applied afterwards; metadata comes with its frame."""
     add(machine, put(b"color", b"red"))
     reader.refresh()
     assert reader.durable().index < 2
@@ -183,7 +183,7 @@ def test_a_reader_says_what_is_durable(machine: FastStateMachine, reader: Reader
 
 
 def test_an_entry_without_a_command_is_seen(machine: FastStateMachine, reader: Reader) -> None:
-    """`update_last_applied` shows before a frame says it, with its entry's term, and none for those between terms."""
+    """`update_last_applied` is visible before a frame records it, with its entry's term, but not terms in between."""
     machine.update_last_applied((5, 1))
     assert (reader.refresh(), reader.entry_term(3)) == ((5, 1), 1)
     machine.update_last_applied((9, 3))
@@ -196,7 +196,7 @@ def test_an_entry_without_a_command_is_seen(machine: FastStateMachine, reader: R
 
 
 def test_a_reader_works_without_an_owner(tmp_path: Path) -> None:
-    """After a clean close and after a kill it shows what opening would find, and goes on with the next owner."""
+    """After a clean close and after a kill it shows what opening would find, and continues with the next owner."""
     for ends_well in (True, False):
         path = tmp_path / str(ends_well)
         machine = FastStateMachine(path)
@@ -211,7 +211,7 @@ def test_a_reader_works_without_an_owner(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_publication_is_read(machine: FastStateMachine, tmp_path: Path) -> None:
-    """One that was copied without that file, or is older than it, opens; the first owner's publication is found."""
+    """A directory without that file, or older than it, can be read; the first owner's publication is found."""
     machine.flush()
     copy = tmp_path / "copy"
     shutil.copytree(machine.path, copy, ignore=shutil.ignore_patterns("LOCK", published.NAME))
@@ -233,7 +233,7 @@ def test_reading_only_publishes_nothing(machine: FastStateMachine) -> None:
 # ---- going back --------------------------------------------------------------------------------------
 
 def test_a_reset_and_an_older_snapshot_are_told(machine: FastStateMachine, reader: Reader) -> None:
-    """`rebuilt` counts where the state went back, and not where it went on."""
+    """`rebuilt` counts when the state went back, and not when it continued."""
     metadata = machine.write_snapshot(Path(machine.path).with_name("snapshot"))
     add(machine, put(b"color", b"red"))
     machine.compact(machine.last_applied())
@@ -248,7 +248,7 @@ def test_a_reset_and_an_older_snapshot_are_told(machine: FastStateMachine, reade
 
 
 def lose_last_frame(path: Path, of: FastStateMachine) -> None:
-    """What a failed sync may do: pages that were published are gone from the cache, and were never on the disk."""
+    """Simulates a failed sync: published pages are gone from the cache, and were never on the disk."""
     log = inside(of).log
     start, end = log.last_frame, log.end
     with open(path / log.name, "r+b") as file:
@@ -257,7 +257,7 @@ def lose_last_frame(path: Path, of: FastStateMachine) -> None:
 
 
 def test_a_log_is_never_cut_below_what_was_published(machine: FastStateMachine, reader: Reader) -> None:
-    """Where recovery finds less than was published, it goes on in another generation: no reader is killed."""
+    """If recovery finds less than was published, it continues in another generation: no reader is killed."""
     path = Path(machine.path)
     machine.flush()
     value = b"x" * 100_000
@@ -281,7 +281,7 @@ def test_a_log_is_never_cut_below_what_was_published(machine: FastStateMachine, 
 
 
 def test_a_base_moves_with_its_log(machine: FastStateMachine, reader: Reader) -> None:
-    """A log with a base, and metadata of a snapshot, is the same state in the generation that it moves to."""
+    """A log with a base, and metadata of a snapshot, has the same state in the generation that it moves to."""
     path = Path(machine.path)
     metadata = machine.write_snapshot(path.with_name("snapshot"))
     machine.compact(machine.last_applied())
@@ -300,7 +300,7 @@ def test_a_base_moves_with_its_log(machine: FastStateMachine, reader: Reader) ->
 
 
 def test_another_run_of_the_machine_has_no_readers(machine: FastStateMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a restart of the computer a log is cut as it always was: nobody has mapped it."""
+    """After a restart of the computer a log is cut as usual, since no reader has mapped it."""
     path = Path(machine.path)
     generation = machine.stats().generation
     machine.flush()
@@ -313,7 +313,7 @@ def test_another_run_of_the_machine_has_no_readers(machine: FastStateMachine, mo
 
 
 def test_another_history_of_the_same_log_is_told(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
-    """A directory restored from a copy of itself goes on differently: the last frame's checksum tells."""
+    """A directory restored from a copy of itself continues differently: the last frame's checksum shows it."""
     machine.flush()
     copy = tmp_path / "copy"
     shutil.copytree(machine.path, copy)
@@ -329,7 +329,7 @@ def test_another_history_of_the_same_log_is_told(machine: FastStateMachine, read
 
 
 def test_a_restored_history_that_is_ahead_is_told(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
-    """Files of another history in the place of the old ones, with more entries: the state went back nevertheless."""
+    """Files of another history replace the old ones, with more entries: the state went back nevertheless."""
     watch = reader.watch()
     with FastStateMachine(tmp_path / "other", auto_compact=False, retain_entries=0) as other:
         add(other, *(put(b"color", b"%d" % index) for index in range(20)))
@@ -348,7 +348,7 @@ def test_a_restored_history_that_is_ahead_is_told(machine: FastStateMachine, rea
 
 
 def test_another_directory_at_the_same_path_is_found(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
-    """A directory that was put in the place of the old one is looked for at most a second later."""
+    """A directory that replaced the old one is found at most a second later."""
     machine.close()
     os.rename(machine.path, tmp_path / "old")
     with FastStateMachine(machine.path) as owner:
@@ -364,7 +364,7 @@ def test_another_directory_at_the_same_path_is_found(machine: FastStateMachine, 
 def test_a_frame_that_is_not_whole_is_never_shown(
     machine: FastStateMachine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An owner who publishes too early is a `CorruptionError` that names log and offset; the state stays as it was."""
+    """An owner that publishes too early is a `CorruptionError` with log and offset; the state does not change."""
     add(machine, put(b"color", b"red"))
     newest = newest_slot(machine.path)
     newest[3] += 48
@@ -380,7 +380,7 @@ def test_a_frame_that_is_not_whole_is_never_shown(
 
 
 def test_frames_that_are_lost_are_no_error_while_the_next_owner_recovers(tmp_path: Path) -> None:
-    """A reader keeps its state until that owner says what is left, and tells of damage only where the owner goes on."""
+    """A reader keeps its state until the owner publishes what is left, and reports damage only if the owner goes on."""
     with FastStateMachine(tmp_path) as machine:
         add(machine, put(b"color", b"blue"))
         reader = Reader(tmp_path)
@@ -412,7 +412,7 @@ def test_frames_that_are_lost_are_no_error_while_the_next_owner_recovers(tmp_pat
 
 
 def newest_slot(directory: str | os.PathLike[str]) -> Any:
-    """The newest publication, to be written to."""
+    """Returns the newest publication, to be written to."""
     slots = np.memmap(Path(directory) / published.NAME, np.uint64, "r+", 64, (2, 8))
     return slots[int(slots[1][0] > slots[0][0])]
 
@@ -432,7 +432,7 @@ def test_what_a_crash_or_an_older_release_leaves_is_made_anew(tmp_path: Path, co
 
 
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    """A file of that name which fastsm did not make is an error that says so, and stays as it is."""
+    """A file of that name that fastsm did not make is an error that says so, and is left alone."""
     (tmp_path / published.NAME).write_bytes(b"my notes")
     with pytest.raises(CorruptionError, match="somebody else"):
         FastStateMachine(tmp_path)
@@ -440,7 +440,7 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_owner_who_cannot_publish_says_so(tmp_path: Path) -> None:
-    """Where the file cannot be made, opening is a `StorageError` that names it, and the next opening works."""
+    """If the file cannot be made, opening is a `StorageError` that names it, and the next opening works."""
 
     class Full(Directory):
         def allocate(self, fd: Any, old_size: int, new_size: int) -> None:
@@ -458,7 +458,7 @@ def test_an_owner_who_cannot_publish_says_so(tmp_path: Path) -> None:
 # ---- where there is nothing yet ----------------------------------------------------------------------
 
 def test_no_state_is_said_at_once(tmp_path: Path) -> None:
-    """No directory, an empty one, and one that a tool fills are `StorageError` with ENOENT."""
+    """No directory, an empty one, and one that a tool is filling are a `StorageError` with ENOENT."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "half").mkdir()
     with FastStateMachine(tmp_path / "half"):
@@ -487,7 +487,7 @@ def test_a_reader_waits_for_an_owner(tmp_path: Path) -> None:
 # ---- waiting -----------------------------------------------------------------------------------------
 
 def test_waiting_ends_with_the_entry(machine: FastStateMachine, reader: Reader) -> None:
-    """`wait` returns once the entry is there, on threads and event loops; `TimeoutError` where it does not come."""
+    """`wait` returns once the entry is there, on threads and event loops; `TimeoutError` if it does not come."""
     with pytest.raises(TimeoutError, match="last applied is"):
         reader.wait(2, 0.01)
     with pytest.raises(ValueError, match="timeout"):
@@ -559,7 +559,7 @@ def test_waiting_lets_other_tasks_run_however_fast_the_owner_is(machine: FastSta
 # ---- threads, signals, forks, ends -------------------------------------------------------------------
 
 def test_threads_see_whole_chunks(machine: FastStateMachine, reader: Reader) -> None:
-    """While one thread refreshes, others never see half of a chunk, across compactions and resets too."""
+    """While one thread refreshes, others never see half a chunk, even during compactions and resets."""
     keys = [b"part-%d" % i for i in range(50)]
     torn: list[Any] = []
     over = threading.Event()
@@ -592,7 +592,7 @@ def test_threads_see_whole_chunks(machine: FastStateMachine, reader: Reader) -> 
 def test_a_refresh_within_a_refresh_is_refused(
     machine: FastStateMachine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal handler on top of a refresh of its own thread gets an error, its close takes effect afterwards."""
+    """A signal handler on top of a refresh of its thread gets an error; its close takes effect afterwards."""
     add(machine, put(b"color", b"red"))
     taken = Reader._take_news
 
@@ -612,7 +612,7 @@ def test_a_refresh_within_a_refresh_is_refused(
 
 
 def test_views_and_iterators_outlive_the_reader(machine: FastStateMachine) -> None:
-    """What a reader lent out stays as it was, through compaction, reset and close."""
+    """What a reader lent out does not change, through compaction, reset and close."""
     reader = Reader(machine.path)
     view, pairs, ordered = reader.get_view(b"color"), reader.items(), reader.ordered()
     machine.compact(machine.last_applied())
@@ -626,7 +626,7 @@ def test_views_and_iterators_outlive_the_reader(machine: FastStateMachine) -> No
 
 
 def test_a_checksum_is_computed_off_the_event_loop(machine: FastStateMachine, reader: Reader) -> None:
-    """`state_checksum_async` says what `state_checksum` does, as of the entry at which its task started."""
+    """`state_checksum_async` returns what `state_checksum` does, as of the entry at which its task started."""
 
     async def main() -> None:
         expected = machine.state_checksum()

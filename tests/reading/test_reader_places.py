@@ -1,4 +1,4 @@
-"""`Reader` where it is used: by other users, on read-only mounts, in containers, after forks, amid signals."""
+"""`Reader` where it is used: by other users, on read-only mounts, in containers, after forks, during signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.permits import cannot, ext4, mounted, run
 
 
 def test_where_stores_may_lack_a_block_it_is_written(tmp_path: Path) -> None:
-    """On a file system that copies on write, readers follow just the same."""
+    """On a copy-on-write file system, readers follow in the same way."""
 
     class Copying(Directory):
         def stores_are_safe(self, fd: Any) -> bool:
@@ -36,14 +36,14 @@ def test_where_stores_may_lack_a_block_it_is_written(tmp_path: Path) -> None:
 
 
 def test_the_file_has_the_directory_s_mode(tmp_path: Path) -> None:
-    """Another user's process can read where `mode` lets it."""
+    """Another user's process can read if `mode` lets it."""
     with FastStateMachine(tmp_path / "state", mode=0o750):
         assert stat.S_IMODE(os.stat(tmp_path / "state" / published.NAME).st_mode) == 0o640
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_user_reads(tmp_path: Path) -> None:
-    """A process without any rights but those of `mode` follows; without them it is a `StorageError`."""
+    """A process with only the rights of `mode` follows; without them it gets a `StorageError`."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_mode & 0o005 != 0o005 and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o005)
@@ -69,7 +69,7 @@ def test_another_user_reads(tmp_path: Path) -> None:
 
 @contextmanager
 def bound_read_only(state: str, path: Path) -> Iterator[Path]:
-    """The directory at a second path, where nothing can be written, as containers are given one."""
+    """Mounts the directory at a second path where nothing can be written, as containers do."""
     if os.geteuid() != 0:
         cannot("only root mounts directories")
     with mounted(path, "--bind", state) as bound:
@@ -78,7 +78,7 @@ def bound_read_only(state: str, path: Path) -> Iterator[Path]:
 
 
 def test_a_read_only_mount_is_followed(machine: FastStateMachine, tmp_path: Path) -> None:
-    """Readers and their watches follow a living owner, its compaction and its end, where they cannot write."""
+    """Readers and their watches follow a running owner, its compaction and its end, where they cannot write."""
     with bound_read_only(machine.path, tmp_path / "bound") as bound:
         with pytest.raises(OSError, match="Read-only"):
             (bound / "file").touch()
@@ -98,7 +98,7 @@ def test_a_read_only_mount_is_followed(machine: FastStateMachine, tmp_path: Path
 
 
 def test_a_read_only_file_system_is_read(tmp_path: Path) -> None:
-    """What an owner left on it, killed or closed, is there; nothing has to be written to see it."""
+    """What an owner left there, killed or closed, is readable without writing."""
     with ext4(tmp_path / "disk", tmp_path / "image", 16 << 20) as disk:
         with FastStateMachine(disk / "closed") as machine:
             add(machine, put(b"color", b"blue"))
@@ -136,7 +136,7 @@ def test_a_forked_child_reads_on(machine: FastStateMachine, reader: Reader) -> N
 
 
 def test_a_child_of_a_forked_child_reads_on(machine: FastStateMachine, reader: Reader) -> None:
-    """A reader works in every generation of processes, whatever other threads were at when they forked."""
+    """A reader works in every generation of processes, whatever other threads were doing when they forked."""
     watch = reader.watch()
     child = os.fork()
     if child == 0:
@@ -171,7 +171,7 @@ def test_a_child_of_a_forked_child_reads_on(machine: FastStateMachine, reader: R
 def test_what_a_signal_handler_raises_after_a_step_leaves_it_whole(
     machine: FastStateMachine, reader: Reader, step: str, what: str
 ) -> None:
-    """The next generation is shown, its files stay open, and that the state went back is counted."""
+    """The next generation is shown, its files stay open, and the step back is counted."""
     watch = reader.watch()
     add(machine, put(b"color", b"red"))
     assert len(watch.read()) == 1
@@ -204,7 +204,7 @@ def test_what_a_signal_handler_raises_after_a_step_leaves_it_whole(
 def test_an_owner_in_a_container_with_another_number_for_this_run_is_followed(
     machine: FastStateMachine, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is published while a reader looks on is of this run of the machine, through a compaction too."""
+    """Publications made while a reader is open belong to this run of the machine, even across a compaction."""
     watch = reader.watch()
     (tmp_path / "boot").write_bytes(b"another run")
     monkeypatch.setattr(published, "BOOT_ID", str(tmp_path / "boot"))
@@ -219,7 +219,7 @@ def test_an_owner_in_a_container_with_another_number_for_this_run_is_followed(
 
 
 def test_a_publication_that_was_written_in_part_is_seen_once_it_is_whole(tmp_path: Path) -> None:
-    """Where it is written and not stored, its number comes last too: a reader that has seen it has seen the rest."""
+    """If the publication is written instead of stored, its number comes last too: who sees it sees the rest."""
     resource = pytest.importorskip("resource")
 
     class Copying(Directory):
@@ -256,7 +256,7 @@ def test_a_closed_reader_that_ran_out_of_memory_stays_closed(
 
 
 def test_nothing_stays_open(machine: FastStateMachine) -> None:
-    """After `close` no descriptor and no mapping of the directory is left but the owner's."""
+    """After `close` only the owner has descriptors and mappings of the directory."""
 
     def held() -> tuple[int, int]:
         with open("/proc/self/maps", encoding="utf-8") as maps:

@@ -1,4 +1,4 @@
-"""`Reader.watch`: the owner's changes in another process's view, through everything that an owner does."""
+"""`Reader.watch`: the owner's changes as another process sees them, through everything that an owner does."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def change(index: int, value: bytes | None, key: bytes = b"a") -> Change:
 
 
 def test_it_moves_on_without_a_refresh(machine: FastStateMachine, reader: Reader) -> None:
-    """A watch tells what was applied, while the reader shows what it showed."""
+    """A watch delivers what was applied, while the reader's state does not change."""
     watch = reader.watch(b"a")
     machine.apply([(2, 1, put(b"a", b"2")), (3, 1, put(b"b", b"3")), (4, 1, delete(b"a"))])
     assert watch.read() == [change(2, b"2"), change(4, None)]
@@ -67,7 +67,7 @@ def test_it_moves_on_without_a_refresh(machine: FastStateMachine, reader: Reader
 
 
 def test_a_durable_watch_tells_what_is_durable(machine: FastStateMachine, reader: Reader) -> None:
-    """What is applied and not flushed yet is not told."""
+    """What is applied but not flushed yet is not delivered."""
     machine.flush()
     watch = reader.watch(durable=True)
     machine.apply([(2, 1, put(b"a", b"2"))])
@@ -82,7 +82,7 @@ def test_a_durable_watch_tells_what_is_durable(machine: FastStateMachine, reader
 
 
 def test_positions_mean_the_same_in_owner_and_reader(machine: FastStateMachine, reader: Reader) -> None:
-    """A watch of either goes on from a position of the other, also in the middle of an entry."""
+    """A watch of either continues from a position of the other, even in the middle of an entry."""
     machine.apply([(2, 1, fastsm.batch([put(b"a", b"2"), put(b"b", b"2"), put(b"c", b"2")]))])
     watch = reader.watch(start=2)
     first = watch.read(2)
@@ -102,7 +102,7 @@ STEPS = (
 
 
 class Follower:
-    """A watch of a reader, and what it has told. It is lost where entries are gone."""
+    """A watch of a reader, and what it has delivered. It is lost if entries are gone."""
 
     def __init__(self, reader: Reader, prefix: bytes, durable: bool, after: int) -> None:
         self.watch: Any = reader.watch(prefix, start=after + 1, durable=durable)
@@ -182,7 +182,7 @@ class Life:
         self.all = self.model.watch()
 
     def kill(self) -> None:
-        """Another process is the owner for a few chunks, and ends by SIGKILL."""
+        """Makes another process the owner for a few chunks, which ends by SIGKILL."""
         self.machine.close()
         chunks = []
         for _ in range(self.dice.randrange(4)):
@@ -234,7 +234,7 @@ class Life:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_watches_agree_with_the_models_list_of_changes(tmp_path: Path, seed: int) -> None:
-    """A random owner with compactions, installs, resets, restarts and kills: each change is told once, in order."""
+    """With random compactions, installs, resets, restarts and kills, each change is delivered once, in order."""
     life = Life(tmp_path, seed)
     for _ in range(250):
         life.take(life.dice.choice(STEPS))
@@ -259,7 +259,7 @@ def test_watches_agree_with_the_models_list_of_changes(tmp_path: Path, seed: int
 
 
 def test_a_reset_is_told_to_a_watch_that_has_told_everything(machine: FastStateMachine, reader: Reader) -> None:
-    """Every read after a reset says so, even when the new state has as many entries."""
+    """Every read after a reset raises, even if the new state has as many entries."""
     watch = reader.watch()
     machine.clear()
     machine.apply([(1, 1, put(b"a", b"1"))])
@@ -271,7 +271,7 @@ def test_a_reset_is_told_to_a_watch_that_has_told_everything(machine: FastStateM
 
 
 def test_a_compaction_of_what_was_not_told_is_an_error(machine: FastStateMachine, reader: Reader) -> None:
-    """A watch that is ahead of the base goes on; one that is not, and a new one from there, say so."""
+    """A watch that is ahead of the base continues; one that is not, and a new one starting there, raise."""
     late, early = reader.watch(), reader.watch(start=1)
     machine.apply([(2, 1, put(b"a", b"2"))])
     assert late.read() == [change(2, b"2")]
@@ -286,7 +286,7 @@ def test_a_compaction_of_what_was_not_told_is_an_error(machine: FastStateMachine
 
 
 def test_a_restored_directory_is_another_state(machine: FastStateMachine, tmp_path: Path) -> None:
-    """Where the directory is another one by now, a watch says so."""
+    """If the directory was replaced by another one, a watch raises."""
     with FastStateMachine(tmp_path / "other") as other:
         other.apply([(1, 1, put(b"a", b"other")), (2, 1, put(b"a", b"more"))])
     reader = Reader(machine.path)
@@ -324,7 +324,7 @@ def test_a_waiting_read_is_woken(machine: FastStateMachine, reader: Reader) -> N
 
 
 def test_close_ends_a_waiting_read(reader: Reader) -> None:
-    """A read that waits when its watch, or its reader, is closed raises `NotRunningError`; later ones do."""
+    """If its watch or its reader is closed, a waiting read raises `NotRunningError`, as later ones do."""
     for closes in (lambda watch: watch.close(), lambda _: reader.close()):
         watch = reader.watch()
         timer = threading.Timer(0.05, closes, (watch,))
@@ -338,7 +338,7 @@ def test_close_ends_a_waiting_read(reader: Reader) -> None:
 
 
 def test_one_consumer_each(reader: Reader) -> None:
-    """A second read of a watch meanwhile is a `ReentryError`, and the first one goes on."""
+    """A second concurrent read of a watch is a `ReentryError`, and the first one continues."""
     watch = reader.watch()
 
     async def both() -> None:
@@ -381,7 +381,7 @@ def test_a_cancelled_read_loses_nothing(machine: FastStateMachine, reader: Reade
 def test_much_news_is_not_taken_on_the_event_loop(
     machine: FastStateMachine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a watch has to take first, much of a log or another one, is taken by another thread, then it tells all."""
+    """If a watch has to take much of a log, or another log, another thread does that first; nothing is lost."""
     takers: list[int] = []
     taken = Tail._take_news
 
@@ -412,7 +412,7 @@ def test_much_news_is_not_taken_on_the_event_loop(
 
 @pytest.mark.parametrize("why", ["no publication", "lost frames"])
 def test_whoever_waits_looks_seldom(why: str, machine: FastStateMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody has published yet, or what was published is not there, a wait is no look after the other."""
+    """If nothing is published yet, or what was published is missing, a wait does not poll continuously."""
     machine.close()
     path = Path(machine.path) / published.NAME
     if why == "no publication":
@@ -447,7 +447,7 @@ def test_whoever_waits_looks_seldom(why: str, machine: FastStateMachine, monkeyp
 
 
 def test_a_read_that_forks_goes_on_in_both(machine: FastStateMachine, reader: Reader) -> None:
-    """Also where the log that it is amid was replaced meanwhile, and nothing else holds that any more."""
+    """Even if the log in which it is was replaced, and only the watch holds it."""
     count = 30_000
     machine.apply([(index, 1, put(b"a", b"v" * 100)) for index in range(2, count)])
     watch, other = reader.watch(start=2), reader.watch()
@@ -478,7 +478,7 @@ def test_a_read_that_forks_goes_on_in_both(machine: FastStateMachine, reader: Re
 
 
 def test_a_watch_goes_on_in_a_forked_child(machine: FastStateMachine, reader: Reader) -> None:
-    """Also one that another thread was reading at the moment of the fork; the parent's goes on by itself."""
+    """Even one that another thread was reading at the moment of the fork; the parent's continues independently."""
     watch, read = reader.watch(), reader.watch()
     thread = threading.Thread(target=list, args=(read,))
     thread.start()

@@ -130,7 +130,7 @@ def test_a_repeated_piece_is_accepted_if_it_is_the_same(tmp_path: Path) -> None:
         feed(receiver, stop=500)
         assert receiver.write(0, DATA[:500]) == receiver.write(100, DATA[100:300]) == 500
         for piece in (b"?" + DATA[101:300], DATA[100:499] + b"?", DATA[100:499] + b"?" + DATA[500:600]):
-            with pytest.raises(SnapshotError, match="not what came before"):
+            with pytest.raises(SnapshotError, match="differs from what was received before"):
                 receiver.write(100, piece)
         assert receiver.write(400, DATA[400:700]) == 700
         feed(receiver)
@@ -598,9 +598,9 @@ def test_finish_on_an_event_loop_leaves_the_loop_free(tmp_path: Path, monkeypatc
             while not checking.is_set():
                 await asyncio.sleep(0.001)
             for call in (receiver.finish, receiver.discard, lambda: receiver.write(0, b"x")):
-                with pytest.raises(SnapshotError, match="finish_async is under way; await its end first"):
+                with pytest.raises(SnapshotError, match="finish_async is running; await its end first"):
                     call()
-            with pytest.raises(SnapshotError, match="finish_async is under way"):
+            with pytest.raises(SnapshotError, match="finish_async is running"):
                 await receiver.finish_async()
             go_on.set()
             path = await finishing

@@ -273,7 +273,7 @@ def test_why_the_child_ended_is_told(source, tmp_path):
     place = tmp_path / "state"
     with contextlib.ExitStack() as stack:
         hold = at_start_of("child", lambda: stack.enter_context(fastsm.FastStateMachine(place)))
-        with pytest.raises(DemoError, match=r"ended by itself: .*open already"):
+        with pytest.raises(DemoError, match=r"ended by itself: .*already open"):
             run_demo(str(place), source=str(source), chunk=CHUNK, report=hold)
 
 

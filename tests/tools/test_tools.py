@@ -257,7 +257,7 @@ def test_proof_of_damage_is_found_in_large_frames(directory):
     first = frames_of(directory)[0]
     flip(directory / "log-1", first.offset + 5000)
     problem = inspection.inspect(directory).problem
-    assert f"offset {first.offset}: expected a frame, for the one at offset" in problem
+    assert f"offset {first.offset}: expected a frame, since the one at offset" in problem
     damage = repair.examine(directory)
     assert (damage.offset, damage.lost) == (first.offset, (5, 1))
 

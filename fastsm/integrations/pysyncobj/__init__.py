@@ -2,25 +2,25 @@
 
 Reading order:
 
-    errors           what can go wrong in addition to fastsm's own errors
-    compatibility    the names of PySyncObj that all of this is built on
+    errors           errors in addition to those of fastsm
+    compatibility    the names of PySyncObj that the integration is built on
     codecs           keys and values of the batteries, as bytes
-    changes          which keys applied entries changed
+    changes          which keys applied entries have changed
     operations       what the batteries do beyond the commands of the state machine: procedures
-    positions        a Raft log as PySyncObj sees one: a list of (command, index, term)
-    journal          PySyncObj's interface of a journal, on fastsm's
-    transport        who may join, what leaves when
+    positions        a Raft log as PySyncObj sees it: a list of (command, index, term)
+    journal          PySyncObj's journal interface, on top of fastsm's
+    transport        which nodes may join, and when messages are sent
     replication      entries, from the leader's journal to those of its followers
-    places           a node's directory, and how it is brought together again after any end
-    waiting          who waits for an answer; functions of the user's that may raise
-    configuration    PySyncObj's, without what the node does itself; when a node dumps
-    replicated       consumers and replicated methods, by the numbers that entries name them by
-    applying         committed entries to the state machine, results to those who wait
+    places           a node's directory, and restoring its consistency at the start
+    waiting          callers that wait for an answer; functions of the user, which may raise
+    configuration    PySyncObj's configuration, minus what the node does itself; when a node dumps
+    replicated       consumers and replicated methods, by the numbers used in entries
+    applying         committed entries to the state machine, results to waiting callers
     shorthands       a method for each command and each read
     dumping          snapshots: written, sent, installed
-    ticking          who leads proposes ticks, and counts the time of locks
+    ticking          the leader proposes ticks, and counts the time of locks
     node             ReplicatedStateMachine
-    drop_in          FastSyncObj: PySyncObj's own constructor
+    drop_in          FastSyncObj, with PySyncObj's own constructor
     battery          what the batteries have in common
     locks            FastLockManager
     batteries        FastDict, FastCounter, FastSet, FastQueue, FastPriorityQueue, FastLockManager

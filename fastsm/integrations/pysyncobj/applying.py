@@ -25,17 +25,18 @@ from fastsm.types import Result
 
 logger = logging.getLogger("fastsm")
 
-FILLER = noop()  # for an entry of PySyncObj's own: so every index has an entry, and replicas stay equal
+FILLER = noop()  # replaces PySyncObj's own entries: every index has an entry, and replicas stay equal
 CHUNK_ENTRIES = 2000
 CHUNK_BYTES = 1 << 20
-LAST_KIND = 3  # of PySyncObj's own entries
-TURN = 0.03  # seconds in which entries are applied before the tick goes on
-NOT_THE_ENTRYS = (OSError, MemoryError, RecursionError, ImportError, SystemError)  # but of this replica alone
-LARGEST_COMMAND = 8 << 20  # bytes: beyond, a follower is busy for longer than PySyncObj's default timeouts
+LAST_KIND = 3  # the highest kind of PySyncObj's own entries
+TURN = 0.03  # seconds for which entries are applied before the tick continues
+# Errors specific to this replica, not due to the entry
+NOT_THE_ENTRYS = (OSError, MemoryError, RecursionError, ImportError, SystemError)
+LARGEST_COMMAND = 8 << 20  # bytes; larger ones keep a follower busy for longer than PySyncObj's default timeouts
 
 
 class Raised(NamedTuple):
-    """In the place of a result that there is none of: what was raised. Callers are told ``UNKNOWN_OUTCOME``."""
+    """Stands for a missing result: the exception raised instead. Callers get ``UNKNOWN_OUTCOME``."""
 
     error: BaseException
 
@@ -44,14 +45,14 @@ NOT_APPLIED = Raised(NotRunningError("skipped"))
 
 
 class Denied(Exception):  # never leaves this package
-    """Raised by a ``take``: the command changed nothing, since it cannot be done; ``error`` is for its caller."""
+    """Raised by a ``take``: the command was impossible and changed nothing; ``error`` is for its caller."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 def _taking(take: Callable[[Any], Any], callback: Callback) -> Callback:
-    """The callback, called with what ``take`` makes of a result."""
+    """Returns a callback that receives what ``take`` makes of a result."""
 
     def called(result: Any, reason: Any) -> None:
         if reason == FAIL_REASON.SUCCESS:
@@ -78,7 +79,7 @@ class Applying(Replication):
         self._fastsm_machine = machine
         self._fastsm_failure: BaseException | None = None
         self._fastsm_waiting = Waiting()
-        self._fastsm_ticker: int | None = None  # the thread of the newest tick
+        self._fastsm_ticker: int | None = None  # the thread of the latest tick
 
     # ---- commands --------------------------------------------------------------------------------------
 
@@ -90,17 +91,17 @@ class Applying(Replication):
         callback: Callback | None = None,
         timeout: float | None = None,
     ) -> Result:
-        """Has a command (``fastsm.put`` and the others make them) applied by the whole cluster, from any node.
+        """Submits a command (made by ``fastsm.put`` or the like) to be applied by the whole cluster, from any node.
 
-        Without ``sync`` it returns at once, and ``callback(result, reason)`` is called in the tick thread: with what
-        ``apply`` said (True, False or an ``Answer``) and ``FAIL_REASON.SUCCESS``, or with None and another reason;
+        Without ``sync`` it returns immediately, and ``callback(result, reason)`` is called in the tick thread: with the
+        result of ``apply`` (True, False or an ``Answer``) and ``FAIL_REASON.SUCCESS``, or with None and another reason;
         after ``timeout`` seconds, if given, with ``UNKNOWN_OUTCOME``. (Give one: a message to a leader that dies is
-        lost without a word.) With ``sync`` it waits for the result, and raises :class:`SubmitError` where there is
-        none. (A callback takes precedence, as in PySyncObj.)
+        lost without notice.) With ``sync`` it waits for the result, and raises :class:`SubmitError` if there is none.
+        (A callback takes precedence, as in PySyncObj.)
 
         The command is checked first: ``CommandError``, and ``UnknownCommandError`` for a procedure that this node does
         not have. Raises ``NotRunningError`` once the node has stopped. On success a majority of the nodes has the entry
-        (on their disks, with ``durable=True``). O(size). Thread safe.
+        (on disk, with ``durable=True``). O(size). Thread safe.
         """
         self._fastsm_require_running()
         self._fastsm_machine.check(command)
@@ -111,9 +112,9 @@ class Applying(Replication):
         self, content: bytes, mark: int, sync: bool = False, callback: Callback | None = None,
         timeout: float | None = None, take: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """:meth:`submit` for any kind of entry. ``take`` makes the caller's result of what apply said.
+        """:meth:`submit` for any kind of entry. ``take`` converts the result of ``apply`` for the caller.
 
-        Where it raises ``Denied``, a callback is told ``REQUEST_DENIED``, and a caller that waits gets its error.
+        If it raises ``Denied``, a callback receives ``REQUEST_DENIED``, and a waiting caller gets the error.
         """
         self._fastsm_require_running()
         outcome = None
@@ -141,11 +142,12 @@ class Applying(Replication):
             raise denied.error from None
 
     def _applyCommand(self, command: bytes, callback: Any, commandType: int | None = None) -> None:
-        """Queues a command of any kind: of ``submit``, of a replicated method, of PySyncObj's own, of another node.
+        """Queues a command of any kind: from ``submit``, a replicated method, PySyncObj itself, or another node.
 
-        A caller that waits for it is told once, also when the node ends.
+        A waiting caller is told exactly once, even if the node ends.
         """
-        if commandType is not None:  # a caller on this node; what another node forwards was checked there
+        # From a caller on this node; commands that another node forwards were checked there
+        if commandType is not None:
             self._fastsm_require_running()
             if len(command) > LARGEST_COMMAND:
                 raise CommandError(
@@ -163,17 +165,18 @@ class Applying(Replication):
         except queue.Full:
             self._SyncObj__callErrCallback(FAIL_REASON.QUEUE_FULL, callback)
         else:
-            if commandType is not None:  # in a message it comes in the tick thread, right before the next tick
+            if commandType is not None:  # a forwarded command arrives in the tick thread, right before the next tick
                 self._fastsm_wake()
         if (self._fastsm_over or self._fastsm_failure is not None) and isinstance(callback, Pending):
-            callback(None, FAIL_REASON.UNKNOWN_OUTCOME)  # it ended meanwhile: nobody else will say so
+            callback(None, FAIL_REASON.UNKNOWN_OUTCOME)  # the node has just ended, and nothing else will call it
 
     def _fastsm_require_running(self) -> None:
         if self._fastsm_failure is not None:
             raise NotRunningError(f"this node has stopped: {self._fastsm_failure}") from self._fastsm_failure
         if self._SyncObj__destroying:
             raise NotRunningError("this node was destroyed")
-        self._fastsm_machine._require()  # a procedure, say: replicas would submit it each, and wait for themselves
+        # On the thread of a procedure, each replica would submit it, and wait for itself
+        self._fastsm_machine._require()
 
     def _fastsm_require_other_thread(self) -> None:
         if threading.get_ident() == self._fastsm_ticker:
@@ -182,7 +185,7 @@ class Applying(Replication):
     # ---- entries ---------------------------------------------------------------------------------------
 
     def _SyncObj__applyLogEntries(self) -> bool:
-        """Applies what is committed, for as long as there is time."""
+        """Applies committed entries, as long as there is time."""
         stop = clock.monotonic() + TURN
         applied = False
         while self._fastsm_behind and clock.monotonic() < stop:
@@ -203,8 +206,8 @@ class Applying(Replication):
     def _fastsm_apply_some(self, first: int, stop: float) -> None:
         """Applies the next entries: those of the state machine in chunks, PySyncObj's own one by one.
 
-        Whatever user code is called for an entry, all before it was applied and its callers told, nothing after it
-        was, and ``raftLastApplied`` is the index before the entry's own: as in PySyncObj, and so on every replica.
+        When user code is called for an entry, all earlier entries were applied and their callers told, no later one was
+        applied, and ``raftLastApplied`` is the index before the entry's own: as in PySyncObj, and so on every replica.
         """
         count = min(self._SyncObj__raftCommitIndex + 1 - first, CHUNK_ENTRIES)
         journal = self._fastsm_journal
@@ -237,15 +240,15 @@ class Applying(Replication):
             if changes is None or changes:
                 self._fastsm_on_change(changes)
         if self._SyncObj__commandsWaitingCommit:
-            if None in results:  # skipped: the state machine has other entries in their place, of before a power loss
+            if None in results:  # skipped: the state machine has other entries there, from before a power loss
                 results = [NOT_APPLIED if result is None else result for result in results]
             self._fastsm_tell(entries, results)
         self._SyncObj__raftLastApplied = entries[-1][0]
 
     def _fastsm_apply_others(self, entries: list[tuple[int, int, bytes]], stop: float) -> int:
-        """Applies entries of PySyncObj's own one by one, as far as there is time; how many.
+        """Applies entries of PySyncObj's own one by one, as long as there is time; returns how many.
 
-        In the state machine they are entries without effect; it is at the entry whose method is called.
+        For the state machine they are entries without effect; it is at the entry whose method is being called.
         """
         commands = self._fastsm_journal.entries(entries[0][0], len(entries))
         waiting = self._SyncObj__commandsWaitingCommit
@@ -264,7 +267,7 @@ class Applying(Replication):
         return done
 
     def _fastsm_apply_chunk(self, entries: list[tuple[int, int, bytes]]) -> list[Any]:
-        """All entries; a malformed one has the result False, on every replica."""
+        """Applies all entries; a malformed one has the result False, on every replica."""
         results: list[Any] = []
         while len(results) < len(entries):
             rest = entries[len(results) :] if results else entries
@@ -289,11 +292,11 @@ class Applying(Replication):
         return results
 
     def _fastsm_apply_other(self, command: bytes) -> Any:
-        """Applies an entry of PySyncObj's own, or of a consumer of it."""
+        """Applies an entry of PySyncObj's own, or of one of its consumers."""
         if command == SENTINEL:
             return None
         if command[0] > LAST_KIND:
-            raise UnknownCommandError(f"an entry of kind {command[0]} is of another release")
+            raise UnknownCommandError(f"an entry of kind {command[0]} is from another release")
         if command[0] != 0:
             return self._SyncObj__doApplyCommand(command)
         reading = True
@@ -302,25 +305,25 @@ class Applying(Replication):
             reading = False
             return method(*arguments, **keywords, _doApply=True)
         except NOT_THE_ENTRYS:
-            raise  # the others may well apply it: to pass over it here would make this replica another one
+            raise  # other replicas may well apply it: skipping it here would make this one differ
         except BaseException as error:
             if is_interrupt(error) or (reading and isinstance(error, UnknownCommandError)):
                 raise
-            # Every replica comes by here: to stop or to try again would end the cluster.
-            logger.exception("a replicated method raised; its entry is passed over")
+            # The same happens on every replica: stopping or retrying would end the cluster.
+            logger.exception("a replicated method raised; its entry is skipped")
             return Raised(error)
 
     def _fastsm_call_of(self, command: bytes) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
-        """Returns the replicated method that an entry calls, and with what.
+        """Returns the replicated method that an entry calls, and its arguments.
 
-        Raises ``UnknownCommandError`` where this node lacks the method or a class, which other nodes may have.
+        Raises ``UnknownCommandError`` if this node lacks the method or a class that other nodes may have.
         """
         try:
             content = loads(command[1:])
         except AttributeError as error:
             raise UnknownCommandError(
                 f"an entry calls a replicated method with an object that this node cannot read: {error}; all nodes "
-                "need the classes of what is given to replicated methods, where pickle finds them by name") from error
+                "need the classes of replicated methods' arguments, where pickle finds them by name") from error
         arguments: Any = ()
         keywords: dict[str, Any] = {}
         if not isinstance(content, tuple):
@@ -332,13 +335,13 @@ class Applying(Replication):
         method = self._idToMethod.get(number)
         if method is None:
             raise UnknownCommandError(
-                f"an entry calls replicated method {number!r}, and this node has {len(self._idToMethod)}: it is of "
-                "another release; mark a method that is added by @replicated(ver=N), and call setCodeVersion(N) once "
-                "all nodes run the release")
+                f"an entry calls replicated method {number!r}, but this node has only {len(self._idToMethod)}: it "
+                "comes from another release; mark an added method with @replicated(ver=N), and call setCodeVersion(N) "
+                "once all nodes run that release")
         return method, arguments, keywords
 
     def _fastsm_tell(self, entries: list[tuple[int, int, bytes]], results: list[Any]) -> None:
-        """Calls those who wait for these entries."""
+        """Calls the callbacks for these entries."""
         waiting = self._SyncObj__commandsWaitingCommit
         for (index, term, _), result in zip(entries, results, strict=True):
             subscribers = waiting.pop(index, ())
@@ -348,7 +351,7 @@ class Applying(Replication):
             self._fastsm_answer(subscribers, term, result)
 
     def _fastsm_answer(self, subscribers: list[tuple[int, Callback]], term: int, result: Any) -> None:
-        """Calls those who wait for an entry of a term."""
+        """Calls the callbacks for an entry of a term."""
         for submitted_term, callback in subscribers:
             if submitted_term != term:
                 callback(None, FAIL_REASON.DISCARDED)
@@ -358,7 +361,7 @@ class Applying(Replication):
                 callback(result, FAIL_REASON.SUCCESS)
 
     def _fastsm_pass_over_waiting(self, index: int) -> None:
-        """After an install: what became of the commands up to there is not known."""
+        """After an install: answers that the outcome of commands up to there is unknown."""
         waiting = self._SyncObj__commandsWaitingCommit
         for known in [number for number in waiting if number <= index]:
             for _, callback in waiting.pop(known):

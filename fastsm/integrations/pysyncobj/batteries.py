@@ -2,14 +2,14 @@
 
     node = ReplicatedStateMachine(own, partners, directory, consumers=[FastDict(), FastCounter()])
 
-Their content is in the node's state machine, under keys that begin with the battery's name and a zero byte: in
-snapshots without being pickled, on disk, and not in Python objects. Reads show what this node has applied; changes go
-through the log, and take ``callback=``, ``sync=`` and ``timeout=`` as :meth:`ReplicatedStateMachine.submit` does.
+Their content is in the node's state machine, under keys that start with the battery's name and a zero byte: on disk
+instead of in Python objects, and in snapshots without pickling. Reads show what this node has applied; changes go
+through the log, and take ``callback=``, ``sync=`` and ``timeout=`` like :meth:`ReplicatedStateMachine.submit`.
 
-Where an operation cannot be done (``remove`` of what is not there), nothing changes, on any node: a caller with
-``sync`` gets the exception raised, a callback is told ``FAIL_REASON.REQUEST_DENIED``. (PySyncObj's end the cluster.)
+If an operation is impossible (such as ``remove`` of an absent item), nothing changes, on any node: a caller with
+``sync`` gets the exception, a callback receives ``FAIL_REASON.REQUEST_DENIED``. (In PySyncObj that ends the cluster.)
 
-Names are given (``name=``) where a node has two batteries of one kind. All nodes have the same batteries, in any order.
+Give names (``name=``) if a node has two batteries of one kind. All nodes must have the same batteries, in any order.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["FastCounter", "FastDict", "FastLockManager", "FastPriorityQueue", "F
 class FastDict(Battery):
     """``pysyncobj.batteries.ReplDict``, in fastsm.
 
-    ``keys`` and ``values``: ``str``, ``bytes``, or a codec (``encode`` and ``decode``). Without, keys are ``str``,
-    ``bytes``, ``int``, None and tuples of these, values any object that can be pickled. Values come out as new objects:
-    changing one changes nothing here. Keys come in the order of their bytes.
+    ``keys`` and ``values``: ``str``, ``bytes``, or a codec (``encode`` and ``decode``). By default, keys may be
+    ``str``, ``bytes``, ``int``, None and tuples of these, and values any object that can be pickled. Reads return new
+    objects: changing one changes nothing here. Keys are ordered by their bytes.
     """
 
     def __init__(self, name: str | None = None, *, keys: Any = None, values: Any = None) -> None:
@@ -50,7 +50,7 @@ class FastDict(Battery):
     # ---- changes ---------------------------------------------------------------------------------------
 
     def reset(self, newData: dict[Any, Any], **options: Any) -> None:
-        """Replaces all items by those of a dict, in one step. O(items before and after)."""
+        """Replaces all items with those of a dict, in one step. O(items before and after)."""
         if not isinstance(newData, dict):
             raise TypeError(f"expected a dict, found {newData!r}")
         pairs = [part for key, value in newData.items() for part in (self._key(key), self._values.encode(value))]
@@ -64,7 +64,7 @@ class FastDict(Battery):
         self._submit(self._put(key, value), options)
 
     def setdefault(self, key: Any, default: Any, **options: Any) -> Any:
-        """Sets the value of a key that is not there; the result is its value now."""
+        """Sets the value of a key if it is absent; the result is the key's value afterwards."""
         name, data = self._key(key), self._values.encode(default)
 
         def take(answer: Answer) -> Any:
@@ -73,13 +73,13 @@ class FastDict(Battery):
         return self._submit(transaction([absent(name)], [put(name, data)], [read(name)]), options, take)
 
     def update(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]], **options: Any) -> None:
-        """Sets all of them, in one entry."""
+        """Sets all given items, in one entry."""
         pairs = other.items() if isinstance(other, Mapping) else other
         puts = [self._put(key, value) for key, value in pairs]
         self._submit(batch(puts) if puts else noop(), options)
 
     def pop(self, key: Any, default: Any = None, **options: Any) -> Any:
-        """Removes a key; the result is its value, or ``default`` where there was none."""
+        """Removes a key; the result is its value, or ``default`` if it was absent."""
 
         def take(answer: Answer) -> Any:
             return self._values.decode(answer.value[0]) if answer.ok else default
@@ -100,12 +100,12 @@ class FastDict(Battery):
         return self._values.decode(data)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """The value of a key, or ``default``. O(1)."""
+        """Returns the value of a key, or ``default``. O(1)."""
         data = self._machine().get(self._key(key))
         return default if data is None else self._values.decode(data)
 
     def __len__(self) -> int:
-        """The number of items. O(log n), once the state machine has its keys in order."""
+        """Returns the number of items. O(log n), once the state machine has its keys in order."""
         return self._machine().count(prefix=self.prefix)
 
     def __contains__(self, key: Any) -> bool:
@@ -115,19 +115,19 @@ class FastDict(Battery):
         return iter(self.rawData())
 
     def keys(self) -> Any:
-        """All keys, as of one applied state."""
+        """Returns all keys, as of one applied state."""
         return self.rawData().keys()
 
     def values(self) -> Any:
-        """All values, as of one applied state."""
+        """Returns all values, as of one applied state."""
         return self.rawData().values()
 
     def items(self) -> Any:
-        """All items, as of one applied state."""
+        """Returns all items, as of one applied state."""
         return self.rawData().items()
 
     def rawData(self) -> dict[Any, Any]:
-        """All of it as a dict, which is a copy."""
+        """Returns everything as a dict, which is a copy."""
         return {self._keys.decode(key): self._values.decode(value) for key, value in self._pairs()}
 
 
@@ -138,29 +138,29 @@ class FastCounter(Battery):
         super().__init__(name, "counter")
 
     def set(self, newValue: float, **options: Any) -> Any:
-        """Sets it; the result is its value."""
+        """Sets the value; the result is that value."""
         return self._submit(put(self.prefix, operations.number_as_bytes(newValue)), options, lambda _: newValue)
 
     def add(self, value: float, **options: Any) -> Any:
-        """Adds to it; the result is its value now."""
+        """Adds to the value; the result is the new value."""
         amount = operations.number_as_bytes(value)
         return self._operate(operations.add, self.prefix, amount, options=options, take=operations.number_of)
 
     def sub(self, value: float, **options: Any) -> Any:
-        """Subtracts from it; the result is its value now."""
+        """Subtracts from the value; the result is the new value."""
         return self.add(-value, **options)
 
     def inc(self, **options: Any) -> Any:
-        """Adds one; the result is its value now."""
+        """Adds one; the result is the new value."""
         return self.add(1, **options)
 
     def get(self) -> float:
-        """Its value."""
+        """Returns the value."""
         return operations.number_of(self._machine().get(self.prefix))
 
 
 class FastSet(Battery):
-    """``pysyncobj.batteries.ReplSet``, in fastsm. ``items``: what a :class:`FastDict` takes for keys."""
+    """``pysyncobj.batteries.ReplSet``, in fastsm. ``items``: as ``keys`` of a :class:`FastDict`."""
 
     ordered = True
 
@@ -172,7 +172,7 @@ class FastSet(Battery):
         return self.prefix + self._items.encode(item)
 
     def reset(self, newData: set[Any], **options: Any) -> None:
-        """Replaces all items by those of a set, in one step. O(items before and after)."""
+        """Replaces all items with those of a set, in one step. O(items before and after)."""
         if not isinstance(newData, (set, frozenset)):
             raise TypeError(f"expected a set, found {newData!r}")
         pairs = [part for item in newData for part in (self._key(item), b"")]
@@ -183,7 +183,7 @@ class FastSet(Battery):
         self._submit(put(self._key(item), b""), options)
 
     def remove(self, item: Any, **options: Any) -> None:
-        """Removes an item; ``KeyError`` where it is not there."""
+        """Removes an item; ``KeyError`` if it is absent."""
         def take(answer: Answer) -> None:
             if not answer.ok:
                 raise Denied(KeyError(item))
@@ -192,11 +192,11 @@ class FastSet(Battery):
         self._submit(transaction([exists(name)], [delete(name)]), options, take)
 
     def discard(self, item: Any, **options: Any) -> None:
-        """Removes an item if it is there."""
+        """Removes an item if it is present."""
         self._submit(delete(self._key(item)), options)
 
     def pop(self, **options: Any) -> Any:
-        """Removes the first item in the order of bytes, which is the result; ``KeyError`` where there is none."""
+        """Removes the first item in byte order, which is the result; ``KeyError`` if the set is empty."""
         return self._operate(operations.take_first, self.prefix, options=options, take=self._items.decode)
 
     def clear(self, **options: Any) -> None:
@@ -204,16 +204,16 @@ class FastSet(Battery):
         self._submit(delete_prefix(self.prefix), options)
 
     def update(self, other: Iterable[Any], **options: Any) -> None:
-        """Adds all of them, in one entry."""
+        """Adds all given items, in one entry."""
         puts = [put(self._key(item), b"") for item in other]
         self._submit(batch(puts) if puts else noop(), options)
 
     def rawData(self) -> set[Any]:
-        """All of it as a set, which is a copy."""
+        """Returns everything as a set, which is a copy."""
         return {self._items.decode(key) for key, _ in self._pairs()}
 
     def __len__(self) -> int:
-        """The number of items. O(log n), once the state machine has its keys in order."""
+        """Returns the number of items. O(log n), once the state machine has its keys in order."""
         return self._machine().count(prefix=self.prefix)
 
     def __contains__(self, item: Any) -> bool:
@@ -232,7 +232,7 @@ class _AnyQueue(Battery):
         self._maxsize, self._items = maxsize, codec(items, VALUES)
 
     def qsize(self) -> int:
-        """The number of items. O(1)."""
+        """Returns the number of items. O(1)."""
         first, end = operations.ends_of(self._machine().get(self.prefix))
         return end - first
 
@@ -240,16 +240,16 @@ class _AnyQueue(Battery):
         return self.qsize()
 
     def empty(self) -> bool:
-        """Whether there are no items."""
+        """Returns whether there are no items."""
         return self.qsize() == 0
 
     def full(self) -> bool:
-        """Whether there are as many as may be."""
+        """Returns whether the queue has ``maxsize`` items."""
         return 0 < self._maxsize <= self.qsize()
 
     def _put_by(self, operation: Callable[..., Any], item: Any, options: dict[str, Any]) -> Any:
         data, most = self._items.encode(item), b"%d" % max(self._maxsize, 0)
-        put(self.prefix, data)  # raises what is too large, before it is in the log
+        put(self.prefix, data)  # raises for an item that is too large, before it is in the log
         return self._operate(operation, self.prefix, most, data, options=options, take=same)
 
     def _get_by(self, operation: Callable[..., Any], default: Any, options: dict[str, Any]) -> Any:
@@ -262,18 +262,18 @@ class _AnyQueue(Battery):
 class FastQueue(_AnyQueue):
     """``pysyncobj.batteries.ReplQueue``, in fastsm: first in, first out. ``items``: ``str``, ``bytes`` or a codec.
 
-    ``maxsize`` goes with each ``put``: that of the node that puts is what counts, on every node.
+    ``maxsize`` is sent with each ``put``: every node uses the one of the node that puts.
     """
 
     def __init__(self, maxsize: int = 0, name: str | None = None, *, items: Any = None) -> None:
         super().__init__("queue", maxsize, name, items)
 
     def put(self, item: Any, **options: Any) -> Any:
-        """Appends an item: True, or False where the queue is full. O(1)."""
+        """Appends an item: True, or False if the queue is full. O(1)."""
         return self._put_by(operations.queue_put, item, options)
 
     def get(self, default: Any = None, **options: Any) -> Any:
-        """Takes the oldest item out, which is the result; ``default`` where there is none. O(1)."""
+        """Removes the oldest item, which is the result; ``default`` if the queue is empty. O(1)."""
         return self._get_by(operations.queue_get, default, options)
 
 
@@ -281,8 +281,8 @@ class FastPriorityQueue(_AnyQueue):
     """``pysyncobj.batteries.ReplPriorityQueue``, in fastsm: the smallest first.
 
     ``items``: ``str``, ``bytes`` or a codec. Items are compared on every node while entries are applied: their order
-    must be the same everywhere, and all nodes give the same codec. Two that do not compare are a ``TypeError``, and
-    change nothing.
+    must be the same everywhere, and all nodes must have the same codec. Comparing incomparable items is a
+    ``TypeError``, and changes nothing.
     """
 
     codec: Codec
@@ -292,12 +292,13 @@ class FastPriorityQueue(_AnyQueue):
         self.codec = self._items
 
     def put(self, item: Any, **options: Any) -> Any:
-        """Adds an item: True, or False where the queue is full. O(log n)."""
-        self._items.decode(self._items.encode(item))  # raises what no node could read, before it is in the log
+        """Adds an item: True, or False if the queue is full. O(log n)."""
+        # Raises for an item that no node could read, before it is in the log
+        self._items.decode(self._items.encode(item))
         return self._put_by(operations.heap_put, item, options)
 
     def get(self, default: Any = None, **options: Any) -> Any:
-        """Takes the smallest item out, which is the result; ``default`` where there is none. O(log n)."""
+        """Removes the smallest item, which is the result; ``default`` if the queue is empty. O(log n)."""
         return self._get_by(operations.heap_get, default, options)
 
 

@@ -1,4 +1,4 @@
-"""What the batteries have in common: a name, keys below it in the node's state machine, and how they are changed."""
+"""What the batteries have in common: a name, keys with it as their prefix, and how these are changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def nothing(_: Any) -> None:
 
 
 class Battery(StateInMachine):
-    """A consumer with a name, whose state is below it in the node's state machine."""
+    """A consumer with a name, which is the prefix of its keys in the node's state machine."""
 
     def __init__(self, name: str | None, kind: str) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Battery(StateInMachine):
     def _node(self) -> ReplicatedStateMachine:
         node = self._syncObj
         if node is None:
-            raise NotRunningError(f"this {type(self).__name__} is not one of the consumers of a node that runs")
+            raise NotRunningError(f"this {type(self).__name__} is not a consumer of a running node")
         if not isinstance(node, ReplicatedStateMachine):
             raise TypeError(f"expected a ReplicatedStateMachine around a {type(self).__name__}, found {node!r}")
         return node
@@ -44,18 +44,18 @@ class Battery(StateInMachine):
         return self._node().state_machine
 
     def _pairs(self) -> list[tuple[bytes, bytes]]:
-        """All of it, keys without the prefix, in the order of bytes."""
+        """Returns all pairs, with keys without the prefix, in byte order."""
         size = len(self.prefix)
         return [(key[size:], value) for key, value in self._machine().scan(prefix=self.prefix).entries]
 
     def _submit(self, command: bytes, options: dict[str, Any], take: Take = nothing) -> Any:
-        """Submits a command; ``take`` makes the caller's result of what it came to."""
+        """Submits a command; ``take`` converts its result for the caller."""
         return self._node()._fastsm_submit(command, MARK, take=take, **options)
 
     def _operate(
         self, function: Callable[..., Any], *arguments: bytes, options: dict[str, Any], take: Take = nothing
     ) -> Any:
-        """Submits an operation; ``take`` makes the caller's result of its value."""
+        """Submits an operation; ``take`` converts its value for the caller."""
 
         def take_value(result: Any) -> Any:
             try:

@@ -1,4 +1,4 @@
-"""What applied entries changed, read from the state machine's log: it has the outcome of every command."""
+"""What applied entries have changed, read from the state machine's log, which has the outcome of every command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsm.machine import FastStateMachine
 
 
 class Change(NamedTuple):
-    """A key that was put or deleted, and the entry that did so; ``value`` is None where it was deleted."""
+    """A key that was put or deleted, and the entry that did it; ``value`` is None if it was deleted."""
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name
     term: int
@@ -20,7 +20,7 @@ class Change(NamedTuple):
 
 
 class Place:
-    """Where a state machine's log ended before some entries were applied."""
+    """Where a state machine's log ended before certain entries were applied."""
 
     __slots__ = ("_applied", "_end", "_log", "_machine")
 
@@ -31,21 +31,21 @@ class Place:
         self._end = self._log.end
 
     def changes(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Change] | None:
-        """Returns what entries that were applied since have changed, in order: each put and each delete of a key.
+        """Returns what entries applied since have changed, in order: each put and each delete of a key.
 
-        None where a compaction has taken their records out of the log meanwhile. O(bytes that they wrote).
+        None if a compaction has removed their records from the log in the meantime. O(bytes that they wrote).
         """
         terms = {index: term for index, term, _ in entries if index > self._applied}
         if not terms:
             return []
         found = _changes_from(self._log, self._end, terms)
-        if found is None:  # a compaction came in between, and they are in the log that it began
+        if found is None:  # a compaction intervened, and they are in the log that it began
             found = _changes_from(self._machine._log, format.LOG_HEADER_BYTES, terms)
         return found
 
 
 def _changes_from(log: Log, offset: int, terms: dict[int, int]) -> list[Change] | None:
-    """None unless a log has all of the entries."""
+    """Returns the changes in a log, or None unless it has all of the entries."""
     mapping, stop = log.mapping, log.end
     first, last = next(iter(terms)), next(reversed(terms))
     if mapping is None or log.head.base_index >= first:

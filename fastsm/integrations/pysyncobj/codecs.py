@@ -1,7 +1,7 @@
 """How the batteries keep keys and values as bytes.
 
-A codec is anything with ``encode(value) -> bytes`` and ``decode(data) -> value``. One for keys gives equal keys equal
-bytes, on every machine and in every release.
+A codec is any object with ``encode(value) -> bytes`` and ``decode(data) -> value``. A codec for keys must give equal
+keys equal bytes, on every machine and in every release.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class Codec(Protocol):
-    """What the batteries need of a codec."""
+    """What the batteries need from a codec."""
 
     def encode(self, value: Any) -> bytes: ...
 
@@ -19,11 +19,11 @@ class Codec(Protocol):
 
 
 class Text:
-    """``str`` alone, as UTF-8."""
+    """``str`` only, as UTF-8."""
 
     def encode(self, value: Any) -> bytes:
         if not isinstance(value, str):
-            raise TypeError(f"expected str, as this battery was told, found {type(value).__name__}: {value!r}")
+            raise TypeError(f"expected str, as configured for this battery, found {type(value).__name__}: {value!r}")
         return value.encode()
 
     def decode(self, data: bytes) -> str:
@@ -31,11 +31,11 @@ class Text:
 
 
 class Bytes:
-    """Bytes-like objects alone, as they are."""
+    """Bytes-like objects only, unchanged."""
 
     def encode(self, value: Any) -> bytes:
         if not isinstance(value, (bytes, bytearray, memoryview)):
-            raise TypeError(f"expected bytes, as this battery was told, found {type(value).__name__}: {value!r}")
+            raise TypeError(f"expected bytes, as configured for this battery, found {type(value).__name__}: {value!r}")
         return bytes(value)
 
     def decode(self, data: bytes) -> bytes:
@@ -43,7 +43,7 @@ class Bytes:
 
 
 class Keys:
-    """``str``, ``bytes``, ``int``, None, and tuples of these. What is equal has equal bytes: ``True`` is 1."""
+    """``str``, ``bytes``, ``int``, None, and tuples of these. Equal keys have equal bytes: ``True`` is 1."""
 
     def encode(self, value: Any) -> bytes:
         if isinstance(value, str):
@@ -59,7 +59,7 @@ class Keys:
             return b"t" + b"".join(b"%d:%s" % (len(part), part) for part in parts)
         raise TypeError(
             f"expected str, bytes, int, None or a tuple of these as a key, found {type(value).__name__}: {value!r}; "
-            "for others give a codec: keys=")
+            "for other keys give a codec: keys=")
 
     def decode(self, data: bytes) -> Any:
         kind, rest = data[:1], data[1:]
@@ -82,7 +82,7 @@ class Keys:
 
 
 class Values:
-    """Any object: ``str`` and ``bytes`` as they are, after a byte that says so; all else pickled, as in PySyncObj."""
+    """Any object: ``str`` and ``bytes`` as they are, after a byte for the type; others pickled, as in PySyncObj."""
 
     def encode(self, value: Any) -> bytes:
         if type(value) is bytes:
@@ -107,7 +107,7 @@ _OF_TYPES: dict[Any, Codec] = {str: Text(), bytes: Bytes()}
 
 
 def codec(given: Any, otherwise: Codec) -> Codec:
-    """The codec that a battery was given: ``str``, ``bytes``, an object that is one, or None."""
+    """Returns the codec that a battery was given: ``str``, ``bytes``, a codec object, or None for the default."""
     if given is None:
         return otherwise
     if given in (str, bytes):

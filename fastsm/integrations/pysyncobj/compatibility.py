@@ -1,9 +1,9 @@
-"""The names of PySyncObj that the integration is built on, and whether the installed release has them all.
+"""The names of PySyncObj that the integration is built on, and whether the installed release has all of them.
 
-Most are private. So they are looked up, with their signatures, before a node is made.
+Most are private, so they are checked, with their signatures, before a node is made.
 
-All times in the integration are of ``pysyncobj.monotonic``. It is not ``time.monotonic``, which is kept in step with
-the world, but the raw clock: after a month they are seconds apart, and a heartbeat must not be late by that.
+All times in the integration are from ``pysyncobj.monotonic``. It is not ``time.monotonic``, which is adjusted to real
+time, but the raw clock: after a month they differ by seconds, which must not delay a heartbeat.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ METHODS = {
     },
 }
 
-# What their constructors set, and the integration reads or sets.
+# Attributes that their constructors set, and the integration reads or sets.
 ATTRIBUTES = {
     pysyncobj.syncobj.SyncObj: (
         "raftLog", "raftState", "raftLeader", "raftLastApplied", "raftCommitIndex", "raftCurrentTerm", "raftNextIndex",
@@ -106,7 +106,7 @@ ATTRIBUTES = {
 
 
 def missing() -> list[str]:
-    """What the installed release lacks or has changed; empty when it is one that works."""
+    """Returns what the installed release lacks or has changed; empty for one that works."""
     found = []
     for owner, methods in METHODS.items():
         for name, parameters in methods.items():
@@ -124,10 +124,10 @@ def missing() -> list[str]:
 
 
 def require() -> None:
-    """Raises ``UnsupportedVersionError`` unless every name is there."""
+    """Raises ``UnsupportedVersionError`` unless every name exists."""
     lacking = missing()
     if lacking:
         raise UnsupportedVersionError(
-            f"PySyncObj {VERSION} does not have what fastsm is built on ({', '.join(lacking)}); "
+            f"PySyncObj {VERSION} lacks names that fastsm is built on ({', '.join(lacking)}); "
             f"install one of {', '.join(WORKING)}"
         )

@@ -1,6 +1,6 @@
-"""A node's configuration: PySyncObj's, without what the node does itself, and with callbacks that cannot end a tick.
+"""A node's configuration: PySyncObj's, minus what the node does itself, with callbacks that cannot end a tick.
 
-What PySyncObj's configuration says of dumps becomes the node's :class:`DumpPolicy`.
+PySyncObj's settings for dumps become the node's :class:`DumpPolicy`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ NEVER = 1 << 62  # bytes
 class DumpPolicy(NamedTuple):
     """When a node writes a snapshot and shortens its journal.
 
-    It does when, since its last snapshot,
+    It does so if, since its last snapshot,
 
-    - ``journal_bytes`` have come, and ``ratio`` times the size of that snapshot; or
+    - the journal has grown by ``journal_bytes``, and by ``ratio`` times the size of that snapshot; or
     - the journal has reached ``entries``; or ``most_seconds`` have passed and anything was applied (None: never);
 
-    but not more often than every ``least_seconds``. Nodes of one cluster differ by some percent, so as not to do it all
-    at the same time.
+    but at most every ``least_seconds``. Nodes of one cluster differ by a few percent, so that they do not all do it at
+    the same time.
 
-    - ``trailing_entries``: so many entries before a snapshot are kept: a follower that lags less needs no snapshot.
+    - ``trailing_entries``: this many entries before a snapshot are kept: a follower that lags less needs no snapshot.
       (A leader also keeps what its connected followers lack, as long as the journal is not too large.)
-    - ``piece_bytes``: of a snapshot that is sent, in one message.
+    - ``piece_bytes``: bytes of a snapshot sent in one message.
     """
 
     journal_bytes: int = 64 << 20
@@ -44,9 +44,9 @@ class DumpPolicy(NamedTuple):
 
 
 def configuration(conf: Any, *, names_files: bool = False) -> Any:
-    """The caller's configuration, seen through another class: what the caller changes later counts, as in PySyncObj.
+    """Returns a view of the caller's configuration, so that later changes by the caller take effect, as in PySyncObj.
 
-    With ``names_files`` its files and serializers are passed over, else they are a ``ValueError``.
+    With ``names_files`` its files and serializers are ignored; otherwise setting them is a ``ValueError``.
     """
     conf = SyncObjConf() if conf is None else conf
     members = {name: _guarded(name) for name in CALLBACKS}
@@ -61,19 +61,19 @@ def configuration(conf: Any, *, names_files: bool = False) -> Any:
 
 
 def policy_of(conf: Any, policy: DumpPolicy | None) -> DumpPolicy:
-    """The policy that a node was given, or the one that its configuration describes.
+    """Returns the policy that a node was given, or the one that its configuration describes.
 
-    ``logCompactionMinEntries`` and ``logCompactionMinTime`` mean what they mean in PySyncObj: a journal never stays
-    longer, nor a dump older. Half of the entries are kept for followers that lag. ``useFork`` and
-    ``logCompactionSplit`` need no counterpart: nothing is forked, and nodes do not dump all at the same time.
+    ``logCompactionMinEntries`` and ``logCompactionMinTime`` mean the same as in PySyncObj: no journal stays longer, and
+    no dump older. Half of the entries are kept for followers that lag. ``useFork`` and ``logCompactionSplit`` need no
+    counterpart: nothing is forked, and nodes do not all dump at the same time.
     """
     usual = SyncObjConf()
     given = [name for name in OF_DUMPS if getattr(conf, name) != getattr(usual, name)]
     if policy is not None:
         if given:
             raise ValueError(
-                f"{', '.join(f'conf.{name}' for name in given)}: set, and policy= is given as well, which says when a "
-                "node dumps; leave one of the two out")
+                f"{', '.join(f'conf.{name}' for name in given)}: set, although policy= is given as well, which "
+                "determines when a node dumps; use only one of the two")
         return _checked(policy)
     piece = conf.logCompactionBatchSize if "logCompactionBatchSize" in given else DumpPolicy().piece_bytes
     if given in ([], ["logCompactionBatchSize"]):
@@ -96,7 +96,7 @@ def _checked(policy: DumpPolicy) -> DumpPolicy:
 
 
 def _guarded(name: str) -> property:
-    """An attribute that PySyncObj reads where it calls the user's function."""
+    """Returns a property for an attribute whose value PySyncObj calls as the user's function."""
 
     def get(conf: Any) -> Any:
         function = conf.__dict__[name]

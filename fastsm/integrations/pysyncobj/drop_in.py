@@ -17,13 +17,13 @@ from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
 
 
 class FastSyncObj(ReplicatedStateMachine):
-    """A :class:`ReplicatedStateMachine` that is made as a ``pysyncobj.SyncObj`` is: a base class in its place.
+    """A :class:`ReplicatedStateMachine` with the constructor of a ``pysyncobj.SyncObj``: a base class to replace it.
 
-    Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), with ``.fastsm`` after it; where there
-    is one under either name, it is that: a node that is given a second of these files goes on with what it has. Where
-    neither is set, nothing is kept, as in PySyncObj: the directory is a temporary one, removed when the node ends.
-    Files of PySyncObj's own are not taken over: ``ValueError`` if there are any while the directory is not there yet.
-    ``options``: of :class:`ReplicatedStateMachine`, such as ``durable``.
+    Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), followed by ``.fastsm``. If a directory
+    exists under one of the two names, it is used, so a node that is configured with a second file later keeps its
+    state. If neither is set, nothing is kept, as in PySyncObj: the directory is a temporary one, removed when the node
+    ends. Files of PySyncObj's own are not taken over: ``ValueError`` if there are any while the directory does not
+    exist yet. ``options``: those of :class:`ReplicatedStateMachine`, such as ``durable``.
     """
 
     _fastsm_conf_names_files = True
@@ -40,7 +40,7 @@ class FastSyncObj(ReplicatedStateMachine):
         **options: Any,
     ) -> None:
         if transport is not None:
-            raise TypeError("expected transportClass=, found transport=: a class of your own is put on top of fastsm's")
+            raise TypeError("expected transportClass=, found transport=: your own class is combined with fastsm's")
         conf = SyncObjConf() if conf is None else conf
         files = [name for name in (conf.journalFile, conf.fullDumpFile) if name is not None]
         directories = [f"{os.fsdecode(name)}.fastsm" for name in files]
@@ -49,7 +49,7 @@ class FastSyncObj(ReplicatedStateMachine):
             stock = [name for name in files if os.path.lexists(name)]
             if stock:
                 raise ValueError(
-                    f"{directory}: expected nothing of PySyncObj's own where this node begins, found {stock[0]!r}, "
+                    f"{directory}: expected no files of PySyncObj's own where this node begins, found {stock[0]!r}, "
                     "which is not taken over: move it away, and start all nodes of the cluster on fastsm")
         self._fastsm_temporary = tempfile.mkdtemp(prefix="fastsm-") if directory is None else None
         self._fastsm_remove_temporary = weakref.finalize(self, _remove, self._fastsm_temporary, os.getpid())

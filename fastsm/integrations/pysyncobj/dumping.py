@@ -1,6 +1,6 @@
-"""Snapshots of a node: when one is written, how it gets to a follower, how it is installed.
+"""A node's snapshots: when one is written, how it is sent to a follower, how it is installed.
 
-All work is done on threads of its own; the tick thread starts it, and takes note of its end.
+All work is done on separate threads, which the tick thread starts, and whose ends it handles.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from fastsm.types import LogId, SnapshotMetadata
 
 logger = logging.getLogger("fastsm")
 
-WINDOW = 1 << 20  # bytes on the way that the follower has not confirmed
-PATIENCE = 60.0  # seconds that a new dump waits for a snapshot to arrive that is being sent
+WINDOW = 1 << 20  # sent bytes that the follower has not confirmed
+PATIENCE = 60.0  # seconds that a new dump waits for the arrival of a snapshot being sent
 NO_ROOM_PAUSE = 10.0
-LEAST_PART = 0.6  # of what the policy asks for: some nodes of a cluster dump earlier than others
+LEAST_PART = 0.6  # of the policy's sizes: some nodes of a cluster dump earlier than others
 
 
 class Work:
-    """A function on a thread of its own; ``finish`` gives its value or raises what it raised."""
+    """A function on a thread of its own; ``finish`` returns its value or raises what it raised."""
 
     def __init__(self, name: str, function: Callable[[], Any]) -> None:
         self._function = function
@@ -62,7 +62,7 @@ class Work:
 
 @dataclass
 class Transfer:
-    """A snapshot on its way to a follower. Open: it stays what it is when a newer one takes its name."""
+    """A snapshot being sent to a follower. Open, so that it does not change when a newer one takes its name."""
 
     snapshot: Snapshot
     sent: int = 0
@@ -71,7 +71,7 @@ class Transfer:
 
 
 class Dump(NamedTuple):
-    """One that is being written."""
+    """A snapshot that is being written."""
 
     included: LogId
     work: Work
@@ -85,7 +85,7 @@ class Dumping(Applying):
     _fastsm_places: Places
 
     def _fastsm_begin_dumping(self, included: LogId, size: int, methods: MethodTable) -> None:
-        """``included`` and ``size``: of the snapshot that is there; ``LogId()`` and 0 when there is none."""
+        """``included`` and ``size``: those of the existing snapshot; ``LogId()`` and 0 if there is none."""
         self._fastsm_last_dump, self._fastsm_dump_size = included, size
         self._fastsm_dumped_at = clock.monotonic() - self._fastsm_policy.least_seconds
         self._fastsm_methods = methods
@@ -112,7 +112,7 @@ class Dumping(Applying):
     # ---- when ------------------------------------------------------------------------------------------
 
     def _SyncObj__tryLogCompaction(self) -> None:
-        """Called in every tick."""
+        """Called in each tick."""
         if self._fastsm_failure is not None:
             return
         if self._SyncObj__raftState != LEADER:
@@ -146,12 +146,12 @@ class Dumping(Applying):
 
     @property
     def _fastsm_enough_bytes(self) -> int:
-        """The size of what is new in the journal at which a dump is due."""
+        """Returns how much the journal must grow before a dump is due."""
         policy = self._fastsm_policy
         return max(policy.journal_bytes, int(policy.ratio * self._fastsm_dump_size), 1)
 
     def _fastsm_is_due(self, since: float) -> bool:
-        """Whether the policy asks for a dump, so many seconds after the last one."""
+        """Returns whether the policy requires a dump, ``since`` seconds after the last one."""
         policy, journal = self._fastsm_policy, self._fastsm_journal
         if policy.most_seconds is not None and since >= policy.most_seconds:
             return True
@@ -159,7 +159,7 @@ class Dumping(Applying):
         part = by_bytes if policy.entries is None else max(by_bytes, len(journal) / policy.entries)
         if part < LEAST_PART:
             return False
-        # Nodes of one cluster have journals of one length: they need not all dump at the same time.
+        # All nodes of a cluster have journals of the same length, but should not all dump at the same time.
         own = self._SyncObj__selfNode
         rank = 0 if own is None else self._fastsm_members().index(own.id)
         return part >= max(1 - 0.1 * rank, LEAST_PART)
@@ -189,18 +189,18 @@ class Dumping(Applying):
             self._SyncObj__forceLogCompaction = self._fastsm_wanted = False
 
     def _fastsm_start(self, name: str, function: Callable[[], Any]) -> Work | None:
-        """Work under way; None when there is no thread for it, which is tried again after a second."""
+        """Returns running work; None if no thread could be had, which is tried again after a second."""
         if clock.monotonic() < self._fastsm_no_thread_before:
             return None
         try:
             return Work(name, function)
         except (RuntimeError, MemoryError) as error:
-            logger.warning("%s is put off, for want of a thread: %s", name, error)
+            logger.warning("%s is put off, since no thread can be started: %s", name, error)
             self._fastsm_no_thread_before = clock.monotonic() + 1.0
             return None
 
     def _fastsm_attachment(self) -> bytes:
-        """PySyncObj's own state and that of its other consumers, now."""
+        """Returns the present state of PySyncObj itself and of its other consumers."""
         return pickle.dumps({
             "nodes": self._fastsm_members(),
             "code_version": self._SyncObj__enabledCodeVersion,
@@ -213,17 +213,17 @@ class Dumping(Applying):
         }, 4)  # fmt: skip
 
     def _fastsm_members(self) -> list[str]:
-        """The addresses of the cluster's nodes; this one's too, unless it is read-only."""
+        """Returns the addresses of the cluster's nodes, including this one's, unless it is read-only."""
         return sorted(node.id for node in self._SyncObj__otherNodes | {self._SyncObj__selfNode} if node is not None)
 
     def _fastsm_pickled(self) -> list[Any]:
-        """The consumers that have state of their own."""
+        """Returns the consumers that have state of their own."""
         return [each for each in self._SyncObj__consumers if not isinstance(each, StateInMachine)]
 
     def _fastsm_attributes(self) -> dict[str, Any]:
-        """Those of a subclass that are replicated state: set after PySyncObj's constructor, as in PySyncObj.
+        """Returns a subclass's attributes that are replicated state: those set after PySyncObj's constructor.
 
-        Where no method is replicated, none is: names, counters and locks of this node alone.
+        Without replicated methods there are none: then attributes belong to this node alone.
         """
         if not replicates(type(self)):
             return {}
@@ -237,9 +237,9 @@ class Dumping(Applying):
         wrong = unpicklable(self._fastsm_attributes())
         if wrong:
             raise TypeError(
-                f"{type(self).__name__} has replicated methods, so what it sets after super().__init__() is replicated "
-                f"state and travels in snapshots; expected what can be pickled, found {', '.join(wrong)}; set before "
-                "super().__init__() what belongs to this node alone")
+                f"{type(self).__name__} has replicated methods, so what it sets after super().__init__() is "
+                f"replicated state and part of snapshots; expected objects that can be pickled, found "
+                f"{', '.join(wrong)}; set what belongs to this node alone before super().__init__()")
 
     def _fastsm_finish_dump(self) -> None:
         assert self._fastsm_dump is not None
@@ -250,7 +250,7 @@ class Dumping(Applying):
             logger.info("a dump as of %s was ended: %s", tuple(included), error)
             return
         except (StorageError, RuntimeError, MemoryError) as error:
-            # Nothing depends on it yet; if the state machine is hurt, the next apply says so.
+            # Nothing depends on it yet; if the state machine is damaged, the next apply reports that.
             logger.warning("a dump as of %s failed, it is tried again: %s", tuple(included), error)
             self._fastsm_not_before = clock.monotonic() + NO_ROOM_PAUSE
             return
@@ -265,7 +265,7 @@ class Dumping(Applying):
             self._fastsm_removing = self._fastsm_start("fastsm journal", self._fastsm_journal.remove_retired)
 
     def _fastsm_keep_from(self, included: int) -> int:
-        """The first entry that the journal keeps."""
+        """Returns the first entry that the journal keeps."""
         keep = included - self._fastsm_policy.trailing_entries
         usual = min(self._fastsm_policy.journal_bytes, DumpPolicy().journal_bytes)
         if self._fastsm_journal.size < 8 * max(usual, self._fastsm_dump_size):
@@ -279,10 +279,10 @@ class Dumping(Applying):
     # ---- send ------------------------------------------------------------------------------------------
 
     def _fastsm_send_snapshot(self, node: Any) -> None:
-        """Pieces of the newest snapshot, as far as the follower has confirmed the ones before.
+        """Sends pieces of the newest snapshot, as far as the follower has confirmed earlier ones.
 
-        Where none is due, an empty one asks how far the follower is: pieces are passed over by a follower of a later
-        term, confirmations by a leader of a later one, and neither would ever say so.
+        If no piece is due, an empty one asks how far the follower is: a follower in a later term ignores pieces, and a
+        leader in a later term ignores confirmations, without notice to the other side.
         """
         transfer = self._fastsm_transfer_to(node)
         if transfer is None:
@@ -313,7 +313,7 @@ class Dumping(Applying):
         self._fastsm_wanted, self._fastsm_last_dump = True, LogId()
 
     def _fastsm_send_pieces(self, node: Any, transfer: Transfer) -> bool:
-        """Sends what the window has room for; whether that was anything."""
+        """Sends as much as the window allows; returns whether that was anything."""
         begin = transfer.sent
         while transfer.sent < transfer.snapshot.size and transfer.sent - transfer.taken < WINDOW:
             piece = transfer.snapshot.read_at(transfer.sent, self._fastsm_policy.piece_bytes)
@@ -331,11 +331,11 @@ class Dumping(Applying):
 
     def _SyncObj__onNodeDisconnected(self, node: Any) -> None:
         super()._SyncObj__onNodeDisconnected(node)
-        self._fastsm_end_transfer(node)  # who comes next may be another process, which has nothing
+        self._fastsm_end_transfer(node)  # the next connection may be from another process, which has received nothing
 
     def _SyncObj__onReadonlyNodeDisconnected(self, node: Any) -> None:
         super()._SyncObj__onReadonlyNodeDisconnected(node)
-        self._SyncObj__lastResponseTime.pop(node, None)  # it comes again as another one
+        self._SyncObj__lastResponseTime.pop(node, None)  # it comes back under another name
         self._fastsm_end_transfer(node)
 
     def _fastsm_end_transfer(self, node: Any) -> None:
@@ -462,17 +462,17 @@ class Dumping(Applying):
         self._fastsm_methods.require(content, self._fastsm_places.path)
         self.__dict__.update(content["attributes"])
         for consumer, (_, state) in zip(self._fastsm_pickled(), content["consumers"], strict=False):
-            consumer._deserialize(state)  # one that a release has added at the end has no state yet
+            consumer._deserialize(state)  # a consumer that a release has added at the end has no state yet
         self._SyncObj__enabledCodeVersion = content["code_version"]
         self._SyncObj__onSetCodeVersion(content["code_version"])
         if self._SyncObj__conf.dynamicMembershipChange:
             own = self._SyncObj__selfNode
-            known = {node.id: node for node in self._SyncObj__otherNodes}  # as the user made them
+            known = {node.id: node for node in self._SyncObj__otherNodes}  # the objects made by the user
             others = [known.get(node, node) for node in content["nodes"] if own is None or node != own.id]
             self._SyncObj__updateClusterConfiguration(others)
 
     def _fastsm_end_dumping(self) -> None:
-        """Waits for what runs; the state machine has ended its jobs."""
+        """Waits for running work; the state machine has ended its jobs."""
         dump, installing = self._fastsm_dump, self._fastsm_installing
         works = [self._fastsm_removing, dump and dump.work, installing and installing[2]]
         for work in works:

@@ -1,4 +1,4 @@
-"""What can go wrong here, in addition to the errors of fastsm itself."""
+"""The errors of this integration, in addition to those of fastsm itself."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ class UnsupportedVersionError(FastsmError):
 
 
 class DivergedError(FastsmError):
-    """This node has applied another entry than its cluster committed: its state is not the cluster's.
+    """This node has applied another entry than its cluster has committed, so its state differs from the cluster's.
 
-    Stop it, remove its directory, and start it again: it comes back by a snapshot.
+    Stop it, remove its directory, and start it again: it recovers from a snapshot.
     """
 
 
 class ConsumersChangedError(FastsmError):
-    """Consumers or replicated methods are not those of the snapshot, and entries would call others than they name.
+    """Consumers or replicated methods are not those of the snapshot, so entries would call the wrong ones.
 
-    Nothing was changed. The message says what was expected and found, and how a release may add and drop them.
+    Nothing was changed. The message says what was expected and found, and how a release may add and remove them.
     """
 
 
 class UnreadableItemError(FastsmError):
-    """An entry needs a priority queue, or a codec of one, that this node does not have: this node stops."""
+    """An entry needs a priority queue, or the codec of one, that this node does not have; this node stops."""
 
 
 class SubmitError(FastsmError, SyncObjException):  # type: ignore[misc]  # PySyncObj has no types
     """A command has no result. ``errorCode`` is one of ``pysyncobj.FAIL_REASON``, or ``"Timeout"``, as in PySyncObj.
 
-    After ``QUEUE_FULL``, ``MISSING_LEADER``, ``NOT_LEADER``, ``REQUEST_DENIED`` and ``DISCARDED`` it was not
-    applied; after a timeout, ``LEADER_CHANGED`` and ``UNKNOWN_OUTCOME`` it may have been, or may still be.
+    After ``QUEUE_FULL``, ``MISSING_LEADER``, ``NOT_LEADER``, ``REQUEST_DENIED`` and ``DISCARDED`` it was not applied;
+    after a timeout, ``LEADER_CHANGED`` and ``UNKNOWN_OUTCOME`` it may have been applied, or may still be.
     """
 
     def __init__(self, reason: Any) -> None:

@@ -1,4 +1,4 @@
-"""``FastJournal``: PySyncObj's interface of a journal, on fastsm's."""
+"""``FastJournal``: PySyncObj's journal interface, on top of fastsm's journal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fastsm.integrations.pysyncobj.positions import Positions
 
 
 class FastJournal(Positions, pysyncobj.journal.Journal):  # type: ignore[misc]  # PySyncObj has no types
-    """A ``pysyncobj.journal.Journal`` in a directory: a Raft log, as :class:`fastsm.RaftLog` has it.
+    """A ``pysyncobj.journal.Journal`` in a directory: a Raft log like that of :class:`fastsm.RaftLog`.
 
-    Unlike PySyncObj's own it is crash-safe at both ends, keeps no copy of the entries in memory, and has no limit of
-    4 GiB. Term and vote are part of it. Positions count from the first entry that is kept, as in a list.
+    Unlike PySyncObj's own journal it is crash-safe at both ends, keeps no copy of the entries in memory, and has no
+    limit of 4 GiB. It includes term and vote. Positions count from the first kept entry, as in a list.
     """
 
     def deleteEntriesFrom(self, entryFrom: int) -> None:
@@ -28,7 +28,7 @@ class FastJournal(Positions, pysyncobj.journal.Journal):  # type: ignore[misc]  
         self.remove_retired()
 
     def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
-        """In memory; on disk with :meth:`onOneSecondTimer`."""
+        """Sets the commit index in memory; :meth:`onOneSecondTimer` writes it to disk."""
         self.set_commit_index(raftCommitIndex)
 
     def getRaftCommitIndex(self) -> int:

@@ -1,4 +1,4 @@
-"""``FastLockManager``: PySyncObj's locks, by a time that is counted in the log."""
+"""``FastLockManager``: PySyncObj's locks, with a time that is counted in the log."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fastsm.integrations.pysyncobj.waiting import Callback
 if TYPE_CHECKING:
     from fastsm.machine import FastStateMachine
 
-# A holder's own clock, which goes on while its machine sleeps.
+# A holder's own clock, which continues while its machine is suspended.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 GIVEN_BACK = -1.0
 
 
 class Held(NamedTuple):
-    """Until when a lock is kept for sure, by this process's clock, or GIVEN_BACK; and the entry that took it."""
+    """Until when a lock is certainly held, by this process's clock, or GIVEN_BACK; and the entry that took it."""
 
     until: float = 0.0
     token: int = 0
@@ -38,14 +38,14 @@ def now() -> float:
 
 
 class _Locks(Battery):
-    """The locks themselves."""
+    """The battery that has the locks."""
 
     ordered = timed = True
 
     def __init__(self, autoUnlockTime: float, name: str | None) -> None:
         super().__init__(name, "locks")
         self.seconds = float(autoUnlockTime)
-        # Of what passes between two entries at most this counts; it is added to each lease, which may have begun late.
+        # The longest time between two entries that counts; it is added to each lease, which may have begun late.
         most = max(1, int(250 * self.seconds))
         self._most, self._lease = b"%d" % most, b"%d" % (int(1000 * self.seconds) + most)
 
@@ -73,7 +73,7 @@ class _Locks(Battery):
         self._operate(operations.lock_give_back, *arguments, options=options)
 
     def holder_of(self, key: bytes) -> str | None:
-        """Who has a lock, as this node knows."""
+        """Returns the holder of a lock, as far as this node knows."""
         found = self._machine().get(key)
         return None if found is None else operations.lock_of(found).holder.decode()
 
@@ -83,15 +83,15 @@ class _Locks(Battery):
 
 
 class FastLockManager:
-    """``pysyncobj.batteries.ReplLockManager``, in fastsm: locks that end when their holder is silent for a while.
+    """``pysyncobj.batteries.ReplLockManager``, in fastsm: locks that end if their holder is silent for a while.
 
-    Unlike there, no clock of a node is compared with another one's. Time is counted in the log, by the node that leads,
-    and a holder counts the time since it asked: ``isAcquired`` is True only where both say so. So two managers never
-    have a lock at the same time, however far the nodes' clocks are apart, and whichever node stands still or is cut
-    off. (What a process does after it asked is its own risk: it may stand still then.) The lock of a manager that has
-    died is free after a time between ``autoUnlockTime`` and one and a half of it.
+    Unlike there, clocks of different nodes are never compared. The leader counts time in the log, and a holder counts
+    the time since its own request: ``isAcquired`` is True only if both agree. So two managers never have a lock at the
+    same time, however far the nodes' clocks differ, even if a node is suspended or cut off. (What a process does after
+    it has called ``isAcquired`` is at its own risk: it may be suspended right then.) The lock of a manager that has
+    died becomes free after between one and one and a half times ``autoUnlockTime``.
 
-    All managers of one name have the same ``autoUnlockTime``. Without ``selfID`` a manager gets an id of its own. Its
+    All managers of one name must have the same ``autoUnlockTime``. Without ``selfID`` a manager gets a unique id. Its
     thread ends with :meth:`destroy`, with the manager, and with the thread that made it.
     """
 
@@ -99,8 +99,8 @@ class FastLockManager:
         self._locks = _Locks(autoUnlockTime, name)
         self._own = f"{socket.gethostname()}:{os.getpid()}:{id(self)}" if selfID is None else selfID
         self._time = autoUnlockTime
-        self._kept_until = 0.0  # by this process's clock: until when all its locks are kept for sure
-        self._held: dict[bytes, Held] = {}  # what was taken since, or given back, by keys
+        self._kept_until = 0.0  # by this process's clock: until when all its locks are certainly held
+        self._held: dict[bytes, Held] = {}  # locks taken or given back since, by key
         self._end = threading.Event()
         arguments = weakref.ref(self), self._end, threading.current_thread()
         threading.Thread(target=_prolongate, args=arguments, name="fastsm locks", daemon=True).start()
@@ -109,7 +109,7 @@ class FastLockManager:
         return self._locks
 
     def destroy(self) -> None:
-        """Ends its thread. Its locks end by themselves."""
+        """Ends the manager's thread. Its locks then end by themselves."""
         self._end.set()
 
     def __del__(self) -> None:
@@ -118,7 +118,7 @@ class FastLockManager:
             end.set()
 
     def _prolongate_now(self) -> bool:
-        """Says that their holder lives, if it has any; whether that could be said."""
+        """Reports that the holder of its locks is alive, if it has any; returns whether that succeeded."""
         node = self._locks._syncObj
         if node is None or node._getLeader() is None:
             return False
@@ -132,7 +132,7 @@ class FastLockManager:
             for key, held in list(self._held.items()):
                 if GIVEN_BACK < held.until <= self._kept_until or self._locks.holder_of(key) != self._own:
                     self._held.pop(key, None)
-                elif held.until == GIVEN_BACK:  # what was said of it may be lost
+                elif held.until == GIVEN_BACK:  # the report of its release may be lost
                     self._locks.give_back(key, self._own, held.token)
             if self._locks.has_any(self._own):
                 self._locks.keep(self._own, callback=told, timeout=self._time)
@@ -143,11 +143,11 @@ class FastLockManager:
     def tryAcquire(
         self, lockID: Any, callback: Callback | None = None, sync: bool = False, timeout: float | None = None
     ) -> Any:
-        """Whether the lock could be had: with ``sync`` the result, else what ``callback(result, reason)`` is told."""
+        """Tries to take a lock: with ``sync`` returns the result; otherwise ``callback(result, reason)`` gets it."""
         key, began = self._locks.key(lockID), now()
 
         def had(token: Any) -> bool:
-            """Notes how long it is kept for sure. One that came too late to be relied on is given back."""
+            """Notes how long the lock is certainly held. Gives it back if it came too late to be relied on."""
             if not token:
                 return False
             self._held[key] = Held(began + self._time, token)
@@ -167,7 +167,7 @@ class FastLockManager:
         return self._locks.take(lockID, self._own, callback=told, timeout=timeout)
 
     def isAcquired(self, lockID: Any) -> bool:
-        """Whether this manager has the lock, for sure."""
+        """Returns whether this manager certainly has the lock."""
         key = self._locks.key(lockID)
         if self._locks.holder_of(key) != self._own:
             return False
@@ -177,7 +177,7 @@ class FastLockManager:
     def release(
         self, lockID: Any, callback: Callback | None = None, sync: bool = False, timeout: float | None = None
     ) -> None:
-        """Gives a lock back. From here on ``isAcquired`` is False."""
+        """Gives a lock back. From here on ``isAcquired`` returns False."""
         key = self._locks.key(lockID)
         token = self._held.get(key, Held()).token
         self._held[key] = Held(GIVEN_BACK, token)
@@ -185,7 +185,7 @@ class FastLockManager:
 
 
 def _prolongate(manager: weakref.ref[FastLockManager], end: threading.Event, maker: threading.Thread) -> None:
-    """Runs on a manager's thread."""
+    """The work of a manager's thread."""
     not_before = 0.0
     while not end.wait(0.1) and maker.is_alive():
         found = manager()

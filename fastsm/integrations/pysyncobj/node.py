@@ -45,7 +45,7 @@ logger = logging.getLogger("fastsm")
 
 
 class Shown:
-    """A part of a node that may be looked at under a plain name. A subclass may use that name for something else."""
+    """Exposes a part of a node under a plain name, which a subclass may use for something else."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -55,10 +55,10 @@ class Shown:
 
 
 class Maker:
-    """Stands in for the thread that made a node, which PySyncObj's tick thread does not outlive.
+    """Stands in for the thread that made a node, since PySyncObj's tick thread ends with that thread.
 
-    PySyncObj ends its ticks then without a word. This one ends the node: everybody who waits is told, and its
-    directory is free.
+    PySyncObj then ends its ticks without notice. This class ends the node: all waiting callers are told, and its
+    directory is released.
     """
 
     def __init__(self, node: Any, thread: threading.Thread) -> None:
@@ -72,50 +72,51 @@ class Maker:
 
 
 class MakerSlot:
-    """Puts a `Maker` where PySyncObj's constructor notes its thread."""
+    """Installs a `Maker` where PySyncObj's constructor stores its thread."""
 
     def __set__(self, node: Any, thread: threading.Thread | None) -> None:
         node.__dict__["_SyncObj__mainThread"] = None if thread is None else Maker(weakref.proxy(node), thread)
 
 
 class ReplicatedStateMachine(Shorthands, Dumping):
-    """A node of a PySyncObj cluster, all nodes of which are such: a ``SyncObj`` with a ``FastStateMachine``.
+    """A node of a PySyncObj cluster in which all nodes are of this class: a ``SyncObj`` with a ``FastStateMachine``.
 
-    ``self_address`` and ``partner_addresses`` ("host:port") are PySyncObj's. All that the node keeps is in
-    ``directory``; made when it is missing, and verified, repaired where an end came between, before PySyncObj starts.
-    With ``self_address=None`` it is a read-only node: it follows the cluster and may submit, and does not vote.
+    ``self_address`` and ``partner_addresses`` ("host:port") are PySyncObj's. Everything that the node stores is in
+    ``directory``, which is made if it is missing; before PySyncObj starts, it is verified, and repaired after an
+    unclean end. With ``self_address=None`` it is a read-only node: it follows the cluster and may submit, but does not
+    vote.
 
-    - ``conf``: a ``SyncObjConf``. Journal, dumps and serializers are not set there: they are the node's own.
-    - ``durable``: what was acknowledged survives a power loss of all nodes. Replies and votes leave after the fsync of
-      what they promise, one for each tick. Without it, it survives the end of every process, but not of every
-      machine at once.
-    - ``consumers``: ``SyncObjConsumer`` objects next to the state machine; their state travels in snapshots, pickled in
+    - ``conf``: a ``SyncObjConf``. It must not set journal, dumps and serializers, which are the node's own.
+    - ``durable``: what was acknowledged survives a power loss of all nodes. Replies and votes are sent after an fsync
+      of what they promise, with one fsync per tick. Without it, acknowledged entries survive the end of every process,
+      but not of every machine at the same time.
+    - ``consumers``: ``SyncObjConsumer`` objects besides the state machine; their state is part of snapshots, pickled in
       the tick thread. (The batteries of fastsm have theirs in the state machine.)
-    - ``policy``: a :class:`DumpPolicy`; without one, ``conf.logCompaction…`` says when to dump, where it is set.
-    - ``on_failure(error)``: called once, in the tick thread, when the node stops because it cannot go on.
-    - ``on_change(changes)``: called in the tick thread with a list of :class:`Change` for each chunk that was
-      applied, in order, before those who wait for its entries are told; with None when a snapshot of the leader's took
-      the state's place: then all may have changed. What was applied before a restart does not come again.
+    - ``policy``: a :class:`DumpPolicy`; without one, ``conf.logCompaction…`` determines when to dump, if it is set.
+    - ``on_failure(error)``: called once, in the tick thread, when the node stops because it cannot continue.
+    - ``on_change(changes)``: called in the tick thread with a list of :class:`Change` for each chunk that was applied,
+      in order, before the callers that wait for its entries are told; with None when a snapshot from the leader has
+      replaced the state, so that anything may have changed. Changes from before a restart are not repeated.
     - ``clock``: called with the state machine to make the ``fastsm.Clock`` by which this node proposes ticks while it
-      leads and something has a deadline; None: it proposes none.
-    - ``nodeClass``, ``transportClass``: PySyncObj's; the transport is a subclass of ``TCPTransport``.
-    - ``options``: of ``FastStateMachine``, such as ``verify_on_open`` ("full" unless given), ``retain_entries``, or
-      ``procedures``, which are the same on all nodes: one that meets a call of a procedure that it lacks stops.
+      is the leader and something has a deadline; None: it proposes none.
+    - ``nodeClass``, ``transportClass``: as in PySyncObj; the transport is a subclass of ``TCPTransport``.
+    - ``options``: those of ``FastStateMachine``, such as ``verify_on_open`` ("full" by default), ``retain_entries``, or
+      ``procedures``, which must be the same on all nodes: a node that applies a call of a procedure it lacks stops.
 
-    Raises ``UnsupportedVersionError`` where PySyncObj is not one that works, and what opening the directory raises:
-    ``CorruptionError``, ``ChecksumMismatchError``, ``LockedError``, ``StorageError``, ...
+    Raises ``UnsupportedVersionError`` if PySyncObj is of a version that does not work, and the errors of opening the
+    directory: ``CorruptionError``, ``ChecksumMismatchError``, ``LockedError``, ``StorageError``, ...
 
-    When something that it cannot go on with happens (a full disk, an error of the disk, a command of a newer release,
-    entries that contradict what it has applied), the node stops: ``failure`` is set, the log has a CRITICAL line, it
-    leaves the cluster, everybody who waits hears ``UNKNOWN_OUTCOME``. It is recovered by starting it again.
+    If something happens after which it cannot continue (a full disk, a disk error, a command of a newer release,
+    entries that contradict what it has applied), the node stops: ``failure`` is set, a CRITICAL line is logged, it
+    leaves the cluster, and all waiting callers get ``UNKNOWN_OUTCOME``. Starting it again recovers it.
 
     A subclass may have replicated methods. Then what it sets after ``super().__init__()`` is replicated state, as in
-    PySyncObj: it travels in snapshots, pickled, and one that cannot be pickled stops the node once it is ready. What is
-    set before, and all attributes of a class without replicated methods, are the node's own. Every name that begins
-    with ``_fastsm_`` is taken.
+    PySyncObj: it is part of snapshots, pickled, and state that cannot be pickled stops the node once it is ready. What
+    is set before that, and all attributes of a class without replicated methods, belong to this node only. Names that
+    begin with ``_fastsm_`` are reserved.
 
-    Thread safety: every method here, from any thread. Callbacks come in the tick thread, which they must not block;
-    what they raise is logged.
+    Thread safety: every method here, from any thread. Callbacks run in the tick thread, which they must not block;
+    exceptions that they raise are logged.
     """
 
     _SyncObj__mainThread: ClassVar[Any] = MakerSlot()
@@ -162,7 +163,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         self._fastsm_on_failure = on_failure
         self._fastsm_on_change = None if on_change is None else Guarded(on_change)
         self._fastsm_began = self._fastsm_over = self._fastsm_looked_at = self._fastsm_ticking = False
-        self._fastsm_turn = threading.RLock()  # of a tick; a signal handler may come in between
+        self._fastsm_turn = threading.RLock()  # held during a tick; reentrant for signal handlers
         has_others = len(consumers) > len(batteries) or conf.dynamicMembershipChange or replicates(type(self))
         self._fastsm_restart: Restart | None
         self._fastsm_restart = found = restart(
@@ -189,24 +190,24 @@ class ReplicatedStateMachine(Shorthands, Dumping):
 
     @property
     def state_machine(self) -> FastStateMachine:
-        """This node's state machine. For reading; what is applied to it here alone ends the cluster's agreement."""
+        """This node's state machine, for reading only: anything applied directly would make this node differ."""
         return self._fastsm_machine
 
     @property
     def failure(self) -> BaseException | None:
-        """Why the node has stopped, or None."""
+        """The reason why the node has stopped, or None."""
         return self._fastsm_failure
 
     @property
     def refused(self) -> dict[str, str]:
-        """Nodes that were refused, and why; a node leaves it when it comes back right."""
+        """Nodes that were refused, and why; a node is removed when it comes back in order."""
         return dict(self._fastsm_transport.refused)
 
     # ---- the tick --------------------------------------------------------------------------------------
 
     def _onTick(self, timeToWait: float = 0.0) -> None:
         if self._fastsm_machine._forked():
-            raise NotRunningError("this node is that of the process that this one was forked from")
+            raise NotRunningError("this node belongs to the process from which this one was forked")
         with self._fastsm_turn:
             outer, self._fastsm_ticking = self._fastsm_ticking, True
             try:
@@ -224,7 +225,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
             if not self._fastsm_began:
                 self._fastsm_began = True
                 self._fastsm_begin()
-            self._fastsm_make_durable()  # nothing is applied that the journal could lose
+            self._fastsm_make_durable()  # so that only entries which the journal cannot lose are applied
             if self._SyncObj__raftState == LEADER:
                 self._fastsm_commit()
                 self._fastsm_propose_ticks()
@@ -236,13 +237,13 @@ class ReplicatedStateMachine(Shorthands, Dumping):
                 self._fastsm_require_picklable()
         except Exception as error:
             self._fastsm_fail(error)
-        except BaseException as error:  # a procedure's SystemExit, say
+        except BaseException as error:  # such as a procedure's SystemExit
             if not self._SyncObj__conf.autoTick:
-                raise  # to the caller of doTick: a KeyboardInterrupt is meant for it
-            self._fastsm_fail(error)  # nobody else would: PySyncObj's thread ends without a word
+                raise  # a KeyboardInterrupt is meant for the caller of doTick
+            self._fastsm_fail(error)  # otherwise PySyncObj's thread would end without notice
 
     def _fastsm_begin(self) -> None:
-        """In the first tick: PySyncObj's own state as the restart found it."""
+        """In the first tick: sets PySyncObj's own state as the restart found it."""
         found, self._fastsm_restart = self._fastsm_restart, None
         assert found is not None
         self._SyncObj__needLoadDumpFile = False
@@ -262,15 +263,15 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         for each in self._fastsm_timers:
             command = each.tick(now, term)
             if command is not None:
-                with contextlib.suppress(queue.Full):  # then the next one does its work
+                with contextlib.suppress(queue.Full):  # the next one does its work
                     self._SyncObj__commandsQueue.put_nowait((bytes([MARK]) + command, None))
 
     def addOnTickCallback(self, callback: Callable[[], object]) -> None:
-        """As in PySyncObj; what the callback raises is logged."""
+        """As in PySyncObj; exceptions of the callback are logged."""
         super().addOnTickCallback(Guarded(callback))
 
     def _fastsm_make_durable(self) -> None:
-        """What was appended in this tick so far, and then lets the messages go that promise it."""
+        """Makes what was appended in this tick durable, then sends the messages that promise it."""
         if not self._fastsm_durable or self._fastsm_failure is not None:
             return
         if self._fastsm_journal.dirty:
@@ -294,13 +295,13 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         except (FastsmError, OSError, MemoryError) as error:
             self._fastsm_fail(error)
         except Exception:
-            logger.exception("a message of node %s makes no sense; it is disconnected", node.id)
+            logger.exception("a message from node %s is malformed; it is disconnected", node.id)
             self._fastsm_transport.disconnect(node)
 
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _fastsm_fail(self, error: BaseException) -> None:
-        """The node cannot go on. It says so, and leaves."""
+        """Stops the node, which cannot continue: reports it, and leaves the cluster."""
         if self._fastsm_failure is not None:
             return
         self._fastsm_failure = error
@@ -312,27 +313,27 @@ class ReplicatedStateMachine(Shorthands, Dumping):
             Guarded(self._fastsm_on_failure)(error)
 
     def destroy(self) -> None:
-        """As in PySyncObj; from anywhere: in the middle of a tick, the node ends with it."""
+        """As in PySyncObj; may be called from anywhere: in the middle of a tick, the node ends with that tick."""
         if self._SyncObj__conf.autoTick:
             super().destroy()
             return
         if self._fastsm_machine._forked():
-            self._doDestroy()  # the parent's thread that ticks is not here
+            self._doDestroy()  # the thread that ticks exists only in the parent
             return
-        self._fastsm_machine._refuse_procedure()  # the tick waits for it
+        self._fastsm_machine._refuse_procedure()  # the tick waits for the procedure
         self._SyncObj__destroying = True
-        self._fastsm_wake()  # another thread's tick, which may sleep
+        self._fastsm_wake()  # another thread's tick may be sleeping
         with self._fastsm_turn:
             if not self._fastsm_ticking:
                 self._doDestroy()
 
     def _doDestroy(self) -> None:
-        """Ends everything; what was applied is durable, unless the disk refuses."""
+        """Ends everything; what was applied is durable, unless the disk fails."""
         if self._fastsm_over:
             return
         self._fastsm_over = self._SyncObj__destroying = True
-        forked = self._fastsm_machine._forked()  # then threads and locks are the parent's, and nobody here waits
-        # What runs on threads ends with the state machine; only then is the journal closed under it.
+        forked = self._fastsm_machine._forked()  # then threads and locks belong to the parent, and no caller waits here
+        # Work on threads ends with the state machine; only then is its journal closed.
         ends = [self._fastsm_machine.close, *([] if forked else [self._fastsm_end_dumping]),
                 self._fastsm_transport.destroy, *(consumer._destroy for consumer in self._SyncObj__consumers),
                 self._fastsm_journal._destroy, *([] if forked else [self._fastsm_end_waking])]  # fmt: skip
@@ -341,26 +342,26 @@ class ReplicatedStateMachine(Shorthands, Dumping):
                 end()
             except (FastsmError, OSError) as error:
                 logger.warning("%s: while the node was ended: %s", self._fastsm_places.path, error)
-            except Exception:  # of a consumer, or of a transport of the user's own
+            except Exception:  # from a consumer, or from the user's own transport
                 logger.exception("%s: while the node was ended", self._fastsm_places.path)
         if not forked:
             self._fastsm_waiting.give_up_all()
 
     def _fastsm_end_with(self, thread: threading.Thread) -> None:
-        """Called in the tick thread: the thread that made the node has ended, and with it the ticks.
+        """Called in the tick thread when the thread that made the node has ended, and the ticks with it.
 
-        At the end of the process that is the main thread, and no failure.
+        At the end of the process that is the main thread, which is not a failure.
         """
         if thread is threading.main_thread():
             self._SyncObj__destroying = True
         else:
             self._fastsm_fail(NotRunningError(
-                f"the thread that made this node, {thread.name!r}, has ended, and with it PySyncObj's ticks; make the "
-                "node in a thread that lives as long as it"))
+                f"the thread that made this node, {thread.name!r}, has ended, and PySyncObj's ticks with it; make the "
+                "node in a thread that lives as long as the node"))
         self._doDestroy()
 
     def _fastsm_end_unbound(self, error: TransportNotReadyError) -> None:
-        """Called in the tick thread: the address cannot be bound, and PySyncObj gives up its ticks."""
+        """Called in the tick thread if the address cannot be bound, so that PySyncObj gives up its ticks."""
         self._fastsm_fail(error)
         self._doDestroy()
 

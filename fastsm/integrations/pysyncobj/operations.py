@@ -1,9 +1,9 @@
-"""Operations that read before they write, and answer: what the batteries do beyond commands of the state machine's.
+"""Operations that read before they write, and answer: what the batteries do beyond the state machine's own commands.
 
 Each is a procedure of the state machine (:func:`fastsm.procedure`): a function of ``tx`` and of arguments that are
 bytes, which every node runs at its place in the log. Its outcome is in the state machine's log and in snapshots, so it
-never runs twice. It sees ``tx`` and its arguments, and nothing else: no clock, no chance, no object of the node but the
-codec of a priority queue.
+never runs twice. It uses ``tx`` and its arguments, and nothing else: no clock, no randomness, no object of the node
+except the codec of a priority queue.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ENDS = struct.Struct(">QQ")
 _PLACE = struct.Struct(">Q")
 _LOCKS_TIME = struct.Struct(">QQQ")
 _LOCK = struct.Struct(">QQ")
-MOST_DIGITS = 4000  # of a counter; some Pythons refuse to convert numbers of more than 4300, others do not
+MOST_DIGITS = 4000  # of a counter; some Pythons refuse to convert numbers of more than 4300 digits
 _TOO_LARGE = 10**MOST_DIGITS
 
 
 class Tx(Protocol):
-    """What an operation uses of a procedure's ``tx``."""
+    """The methods of a procedure's ``tx`` that operations use."""
 
     @property
     def entry(self) -> LogId: ...
@@ -45,7 +45,7 @@ class Tx(Protocol):
 
 
 def take_first(tx: Tx, prefix: bytes) -> bytes:
-    """The key after the prefix."""
+    """Removes the first key with the prefix; returns the rest of the key."""
     for key, _ in tx.scan(prefix=prefix, limit=1):
         tx.delete(key)
         return key[len(prefix) :]
@@ -53,7 +53,7 @@ def take_first(tx: Tx, prefix: bytes) -> bytes:
 
 
 def replace(tx: Tx, prefix: bytes, *pairs: bytes) -> None:
-    """All keys with the prefix, by other pairs."""
+    """Replaces all keys with the prefix by other pairs."""
     tx.delete_prefix(prefix)
     for place in range(0, len(pairs), 2):
         tx.put(pairs[place], pairs[place + 1])
@@ -63,7 +63,7 @@ def replace(tx: Tx, prefix: bytes, *pairs: bytes) -> None:
 
 
 def number_of(data: bytes | None) -> int | float:
-    """A counter's value: an integer as decimal text, or what ``repr`` makes of a float."""
+    """Returns a counter's value: an integer stored as decimal text, or a float stored by ``repr``."""
     if data is None:
         return 0
     try:
@@ -89,12 +89,12 @@ def add(tx: Tx, key: bytes, amount: bytes) -> bytes:
 
 
 # ---- queues ------------------------------------------------------------------------------------------------
-# The prefix itself is the key of the ends: the place of the first item, and the place after the last one. (A heap's
-# first place is 0.) The prefix and a place are an item's key.
+# The prefix itself is the key of the queue's ends: the places of the first item, and after the last one. (In a heap,
+# the first place is always 0.) The key of an item is the prefix followed by its place.
 
 
 def ends_of(data: bytes | None) -> tuple[int, int]:
-    """Of a queue, from the value of its prefix."""
+    """Returns the ends of a queue, given the value of its prefix."""
     first, end = _ENDS.unpack(data) if data else (0, 0)
     return first, end
 
@@ -120,7 +120,7 @@ def queue_get(tx: Tx, prefix: bytes) -> bytes | None:
 
 
 class _Heap:
-    """A binary heap whose items are read when they are looked at, written where they moved; in steps as ``heapq``'s."""
+    """A binary heap that reads items only when it compares them, and writes those it moves; works like ``heapq``."""
 
     def __init__(self, tx: Tx, prefix: bytes, codec: Codec) -> None:
         self._tx, self._prefix, self._codec = tx, prefix, codec
@@ -134,10 +134,10 @@ class _Heap:
     def item(self, data: bytes) -> tuple[Any, bytes]:
         try:
             return self._codec.decode(data), data
-        except Exception as error:  # where it was put it could be read
+        except Exception as error:  # it could be read where it was put
             raise UnreadableItemError(
                 f"an item of the priority queue {self._prefix[:-1].decode()!r} cannot be read on this node: {error!r}; "
-                "all nodes have the same codec, and the classes of what is pickled") from error
+                "all nodes need the same codec, and the classes of pickled objects") from error
 
     def put(self, place: int, data: bytes) -> None:
         self._tx.put(self._prefix + _PLACE.pack(place), data)
@@ -149,7 +149,7 @@ class _Heap:
         self._tx.put(self._prefix, _ENDS.pack(0, size))
 
     def rise(self, item: tuple[Any, bytes], place: int) -> None:
-        """Puts an item at a place, or above it where it is smaller."""
+        """Puts an item at a place, or further up if it is smaller."""
         while place > 0:
             above = (place - 1) >> 1
             other = self.at(above)
@@ -160,7 +160,7 @@ class _Heap:
         self.put(place, item[1])
 
     def sink(self, item: tuple[Any, bytes]) -> None:
-        """Puts an item in the place of the smallest: a hole goes down to a leaf, and the item rises from there."""
+        """Replaces the smallest item: a hole moves down to a leaf, and the new item rises from there."""
         place = 0
         while (child := 2 * place + 1) < self.size:
             smaller = self.at(child)
@@ -194,19 +194,19 @@ def heap_get(codec: Codec, tx: Tx, prefix: bytes) -> bytes | None:
 
 
 # ---- locks -------------------------------------------------------------------------------------------------
-# The prefix itself is the key of the locks' time, in milliseconds: what the nodes that led have counted, all together;
-# then the term of the last count, and what its leader had counted in it. The value of a lock's key: the time after
-# which it ends and the entry that took it, in eight bytes each, then its holder. A lock that has ended is not there.
+# The prefix itself is the key of the locks' time. Its value: the milliseconds that all leaders have counted in total,
+# then the term of the last count, and what its leader had counted in it. The value of a lock's key: the time at which
+# it ends and the entry that took it, in eight bytes each, then its holder. A lock that has ended is removed.
 
 
 def locks_time_of(data: bytes | None) -> tuple[int, int, int]:
-    """The locks' time, the term in which it was counted last, and how much of it in that term."""
+    """Returns the locks' time, the term in which it was last counted, and how much was counted in that term."""
     now, term, counted = _LOCKS_TIME.unpack(data) if data else (0, 0, 0)
     return now, term, counted
 
 
 class Lock(NamedTuple):
-    """The time after which a lock ends, the entry that took it, and its holder."""
+    """The time at which a lock ends, the entry that took it, and its holder."""
 
     end: int
     token: int
@@ -227,11 +227,11 @@ def _locks(tx: Tx, prefix: bytes) -> list[tuple[bytes, Lock]]:
 
 
 def locks_pass(tx: Tx, prefix: bytes, term: bytes, counted: bytes, most: bytes) -> None:
-    """Lets time pass: the leader of a term has counted so many milliseconds in it. Removes the locks that end by that.
+    """Advances the time: the leader of a term has counted so many milliseconds in it. Removes locks that end by that.
 
-    Only one node leads in a term, and what arrives in a later one does not count. So the locks' time is never faster
-    than the clock of a leader, however far their clocks are apart. What has passed since the last entry counts for
-    ``most`` at most: all that a lock can lose which was taken in between.
+    A term has only one leader, and counts that arrive in a later term are ignored. So the locks' time is never faster
+    than a leader's clock, however far the leaders' clocks differ. The time since the last entry counts as at most
+    ``most``, which is the most that a lock taken in between can lose.
     """
     now, counted_term, before = locks_time_of(tx.get(prefix))
     if tx.entry.term != int(term):
@@ -247,7 +247,7 @@ def locks_pass(tx: Tx, prefix: bytes, term: bytes, counted: bytes, most: bytes) 
 
 
 def lock_take(tx: Tx, prefix: bytes, key: bytes, holder: bytes, lease: bytes) -> int:
-    """The entry that took it: a token that no other acquisition has; 0 where another one holds it."""
+    """Takes a lock; returns its entry, a unique token, or 0 if another holder has it."""
     found = tx.get(key)
     if found is not None and lock_of(found).holder != holder:
         return 0
@@ -262,7 +262,7 @@ def locks_keep(tx: Tx, prefix: bytes, holder: bytes, lease: bytes) -> None:
 
 
 def lock_give_back(tx: Tx, key: bytes, holder: bytes, token: bytes) -> None:
-    """What is said of an earlier acquisition, and comes late, gives no later one back. 0: of any."""
+    """Gives back a lock, but not a later acquisition than ``token``, in case this comes late. 0: any acquisition."""
     found = tx.get(key)
     if found is not None and lock_of(found).holder == holder and int(token) in (0, lock_of(found).token):
         tx.delete(key)
@@ -276,12 +276,12 @@ WITH_CODEC: tuple[Callable[..., Any], ...] = (heap_put, heap_get)
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """In journals and on the wire: never used for another one."""
+    """Returns the name used in journals and messages, which is never reused for another operation."""
     return f"fastsm.{function.__name__}"
 
 
 def encode(function: Callable[..., Any], *arguments: bytes) -> bytes:
-    """The command that runs an operation."""
+    """Returns the command that runs an operation."""
     parts: list[bytes] = []
     for argument in arguments:
         parts += (_LENGTH.pack(len(argument)), argument)
@@ -299,9 +299,9 @@ def _arguments(payload: bytes) -> Iterator[bytes]:
 
 
 def procedures_of(codecs: Mapping[bytes, Codec]) -> list[Callable[[Any, bytes], Any]]:
-    """The operations as procedures of a node whose priority queues have these codecs, by prefix.
+    """Returns the operations as procedures of a node whose priority queues have these codecs, by prefix.
 
-    Every node has all of them: what another node's battery does is applied here too.
+    Every node has all of them, since it also applies the operations of other nodes' batteries.
     """
 
     def run(function: Callable[..., Any], tx: Tx, payload: bytes) -> Any:
@@ -312,7 +312,7 @@ def procedures_of(codecs: Mapping[bytes, Codec]) -> list[Callable[[Any, bytes], 
         if prefix not in codecs:
             raise UnreadableItemError(
                 f"an entry is for the priority queue {prefix[:-1].decode(errors='replace')!r}, which this node does "
-                "not have; all nodes have the same batteries")
+                "not have; all nodes need the same batteries")
         return function(codecs[prefix], tx, prefix, *rest)
 
     return [
@@ -322,7 +322,7 @@ def procedures_of(codecs: Mapping[bytes, Codec]) -> list[Callable[[Any, bytes], 
 
 
 def value_of(result: Any) -> Any:
-    """What an operation's caller is given; raises why it could not be done, in which case nothing has changed."""
+    """Returns the value for an operation's caller; raises the reason if it was impossible and changed nothing."""
     if not isinstance(result, Answer) or result.ok:
         return result.value if isinstance(result, Answer) else result
     if result.reason == "abort":

@@ -1,12 +1,12 @@
-"""A node's directory: what is where, and how it is brought together again after any end.
+"""A node's directory: its parts, and how they are made consistent after any end.
 
     state      the FastStateMachine: what was applied
     journal    the FastJournal: the entries, term and vote
     snapshot   the node's own newest dump
-    incoming   the newest snapshot that came from a leader
+    incoming   the newest snapshot from a leader
 
-The chain that holds at any time, and is looked at before PySyncObj starts: the journal begins not after the newest
-snapshot, the snapshot is not newer than the state, and each of them agrees on the terms of the entries.
+The invariant, which is checked before PySyncObj starts: the journal begins at or before the newest snapshot, the
+snapshot is not newer than the state, and all of them agree on the terms of the entries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastsm.types import LogId
 
 logger = logging.getLogger("fastsm")
 
-MARK = 0x46  # the first byte of an entry of the state machine's; PySyncObj's own are 0 to 3
+MARK = 0x46  # the first byte of the state machine's entries; those of PySyncObj's own are 0 to 3
 SENTINEL = b"\x01"  # PySyncObj's entry without effect, with which a journal begins
 
 Files = Callable[[str], type[Directory]]
@@ -36,7 +36,7 @@ class Places:
     """The four parts of a node's directory."""
 
     def __init__(self, directory: str | os.PathLike[str], files: Files) -> None:
-        self.path = os.path.abspath(os.fsdecode(directory))  # where the process goes later is no matter
+        self.path = os.path.abspath(os.fsdecode(directory))  # absolute, so that a later chdir does not matter
         self.files = files
         with storage_errors(self.path, "opening the node's directory"):
             make_directory(directory).close()
@@ -45,7 +45,7 @@ class Places:
         )
 
     def open_newest(self) -> Snapshot | None:
-        """The newest snapshot that is there, its header checked; None when there is none."""
+        """Returns the newest existing snapshot, with its header checked; None if there is none."""
         found: list[Snapshot] = []
         try:
             for directory in (self.snapshot, self.incoming):
@@ -72,7 +72,7 @@ class Places:
             directory.close()
 
     def remove_incoming(self) -> None:
-        """Behind a newer dump of the node's own."""
+        """Removes a leader's snapshot, after a newer dump of the node's own."""
         if os.path.isdir(self.incoming):
             directory = self.files("incoming")(self.incoming)
             try:
@@ -83,7 +83,7 @@ class Places:
 
 
 class Restart(NamedTuple):
-    """A node's parts, brought together: where PySyncObj goes on."""
+    """A node's parts, made consistent, and the entry after which PySyncObj continues."""
 
     machine: FastStateMachine
     journal: FastJournal
@@ -92,13 +92,13 @@ class Restart(NamedTuple):
     attachment: bytes | None
     last_applied: int
     commit_index: int
-    others: list[tuple[int, bytes]]  # entries of PySyncObj's own between the snapshot and last_applied
+    others: list[tuple[int, bytes]]  # PySyncObj's own entries between the snapshot and last_applied
 
 
 def restart(places: Places, *, durable: bool, has_others: bool, options: dict[str, Any]) -> Restart:
-    """Opens, verifies and repairs. Raises what says what is damaged; then nothing is open.
+    """Opens, verifies and repairs. If it raises, which names the damage, nothing is left open.
 
-    ``has_others``: there is state besides the state machine's, which only snapshots and entries hold.
+    ``has_others``: there is other state than the state machine's, which only snapshots and entries contain.
     """
     machine = FastStateMachine(places.state, _files=places.files("state"), **options)
     journal = None
@@ -118,12 +118,12 @@ def restart(places: Places, *, durable: bool, has_others: bool, options: dict[st
         machine.close()
         raise
     logger.info(
-        "%s: goes on at entry %d, with a snapshot as of %s and %r", places.path, last_applied, tuple(snapshot), journal)
+        "%s: continues at entry %d, with a snapshot as of %s, %r", places.path, last_applied, tuple(snapshot), journal)
     return Restart(machine, journal, snapshot, size, attachment, last_applied, commit_index, others)
 
 
 def _take_snapshot(places: Places, machine: FastStateMachine) -> tuple[LogId, int, bytes | None]:
-    """The newest snapshot, checked; one whose install was cut short is installed."""
+    """Returns the newest snapshot, after checking it; completes an install that was cut short."""
     snapshot = places.open_newest()
     if snapshot is None:
         return LogId(), 0, None
@@ -135,15 +135,16 @@ def _take_snapshot(places: Places, machine: FastStateMachine) -> tuple[LogId, in
             machine.install_snapshot(snapshot.metadata, snapshot.path)
         elif machine.entry_term(included.index) not in (None, included.term):
             raise SnapshotError(
-                f"{snapshot.path}: expected one of this node's state, which is at {machine.last_applied()}, found one "
-                f"as of {included} of another history; remove the node's directory, it comes back by its leader's")
+                f"{snapshot.path}: expected a snapshot of this node's state, which is at {machine.last_applied()}, "
+                f"found one as of {included} from another history; remove the node's directory: it recovers from its "
+                "leader's snapshot")
         return included, snapshot.size, snapshot.attachment
 
 
 def _repair(journal: FastJournal, applied: LogId, snapshot: LogId, durable: bool, has_others: bool) -> int:
-    """Makes the journal fit to snapshot and state. Returns the entry after which PySyncObj goes on."""
+    """Makes the journal fit snapshot and state. Returns the entry after which PySyncObj continues."""
     if snapshot.index and journal.term_at(snapshot.index) != snapshot.term and journal.first_index <= snapshot.index:
-        # The install ended here, or the journal has lost its end: what is before a snapshot is in it.
+        # The install ended here, or the journal has lost its end: earlier entries are part of the snapshot.
         journal.rebase(SENTINEL, *snapshot)
     if not len(journal):
         journal.add(SENTINEL, 1, 0)
@@ -152,10 +153,10 @@ def _repair(journal: FastJournal, applied: LogId, snapshot: LogId, durable: bool
         if durable:
             raise CorruptionError(
                 journal.path, None, f"entries up to {applied}, which were applied", f"entries up to {last}",
-                "remove the node's directory: it comes back by its leader's snapshot")
+                "remove the node's directory: it recovers from its leader's snapshot")
         if has_others:
-            return last  # the state machine passes over what it has; the others need it
-        logger.warning("%s: it ends at entry %d, and goes on after the state's, %d", journal.path, last, applied.index)
+            return last  # the state machine skips entries that it has; other consumers need them
+        logger.warning("%s: ends at entry %d, and continues after the state's, %d", journal.path, last, applied.index)
         journal.rebase(SENTINEL, *applied)
     term = journal.term_at(applied.index)
     needed = (snapshot if has_others else applied).index + 1
@@ -163,7 +164,7 @@ def _repair(journal: FastJournal, applied: LogId, snapshot: LogId, durable: bool
         raise CorruptionError(
             journal.path, None, f"entries from {needed} on",
             f"entries from {journal.first_index} on",
-            "remove the node's directory: it comes back by its leader's snapshot")
+            "remove the node's directory: it recovers from its leader's snapshot")
     if term is not None and term != applied.term:
         raise DivergedError(
             f"{journal.path}: expected entry {applied.index} of term {applied.term}, which was applied, found one of "

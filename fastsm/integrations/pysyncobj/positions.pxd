@@ -5,9 +5,9 @@ from fastsm.journal.journal cimport Journal
 
 
 cdef class Positions(Journal):
-    cdef object first_entry              # as __getitem__ gives them, or None
+    cdef object first_entry              # as returned by __getitem__, or None
     cdef object last_entry
-    cdef uint64_t first_seen             # the log's changes at that time
+    cdef uint64_t first_seen             # the log's change counts at that time
     cdef uint64_t last_seen
 
     cdef object at(self, size_t position)

@@ -1,7 +1,7 @@
-"""A Raft log as PySyncObj sees one: a list of `(command, index, term)`, whose first entry has any index.
+"""A Raft log as PySyncObj sees it: a list of `(command, index, term)`, whose first entry may have any index.
 
-PySyncObj reads `journal[-1]` at every turn, so this is compiled. What stands at the start of commands, a mark that says
-who they are for, is the integration's own; the log under it knows nothing of it.
+PySyncObj often reads `journal[-1]`, so this is compiled. Each command starts with a mark of the integration's, which
+says whose entry it is; the log below does not interpret it.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -19,7 +19,7 @@ cdef uint64_t LARGEST = format.MAX_INDEX
 cdef uint64_t LARGEST_SIZE = LARGEST_COMMAND
 
 cdef enum:
-    SMALL_SEGMENT = 1 << 20      # not worth a new one when the front is cut
+    SMALL_SEGMENT = 1 << 20      # bytes; not worth a new segment when the front is cut
 
 
 cdef inline object triple(const uint8_t *frame):
@@ -27,38 +27,38 @@ cdef inline object triple(const uint8_t *frame):
 
 
 cdef class Positions(Journal):
-    """A list of `(command, index, term)` with a term, a vote and a commit index. Thread safety: as the log's."""
+    """A list of `(command, index, term)` with a term, a vote and a commit index. Thread safety: that of the log."""
 
     # ---- read ------------------------------------------------------------------------------------------
 
     @property
     def first_index(self):
-        """The index of the first entry; 0 when there is none."""
+        """The index of the first entry; 0 if there is none."""
         return self.first if self.count else 0
 
     @property
     def last_index(self):
-        """The index of the last entry; 0 when there is none."""
+        """The index of the last entry; 0 if there is none."""
         return self.last() if self.count else 0
 
     @property
     def synced_index(self):
-        """The last entry that a sync has covered, 0 when there is none: it survives a power loss."""
+        """The last entry that a sync has covered, so that it survives a power loss; 0 if there is none."""
         return min(self.synced, self.last()) if self.count else 0
 
     @property
     def commit_index(self):
-        """What `set_commit_index` was told last, at most `last_index`."""
+        """The last argument of `set_commit_index`, at most `last_index`."""
         return min(self.committed, self.last()) if self.count else 0
 
     @property
     def term(self):
-        """The current term, as `set_vote` was told; 0 at first."""
+        """The current term, as set by `set_vote`; 0 at first."""
         return self.current_term
 
     @property
     def vote(self):
-        """Who was voted for in the current term, or None."""
+        """The node that got this node's vote in the current term, or None."""
         return None if self.current_vote is None else self.current_vote.decode()
 
     cdef bint is_vote(self, bytes vote) except -1:
@@ -76,14 +76,14 @@ cdef class Positions(Journal):
         return True
 
     def __getitem__(self, item):
-        """`(command, index, term)` at a position from 0 on, or from the end; a slice gives a list. As lists do it."""
+        """Returns `(command, index, term)` at a position, which may be negative; a slice returns a list."""
         cdef Py_ssize_t position
         if isinstance(item, slice):
             start, stop, step = item.indices(self.count)
             entries = []
             for position in range(start, stop, step):
                 if not 0 <= position < <Py_ssize_t>self.count:
-                    break  # the slice's own numbers, or a finalizer, removed entries meanwhile
+                    break  # the slice's own numbers, or a finalizer, have just removed entries
                 entries.append(self.at(position))
             return entries
         position = item
@@ -107,13 +107,13 @@ cdef class Positions(Journal):
         return triple(self.frame_at(position))
 
     def term_at(self, uint64_t index):
-        """The term of an entry, or None when it is not there. O(1)."""
+        """Returns the term of an entry, or None if it does not exist. O(1)."""
         if not self.count or not self.first <= index <= self.last():
             return None
         return item_term(self.frame_at(index - self.first))
 
     cdef Reading reading(self, uint64_t index, uint64_t count, uint64_t most_bytes):
-        """At most `count` entries from `index` on; the one with which their sizes come to `most_bytes` is the last."""
+        """Reads at most `count` entries from `index` on, up to the one with which their sizes reach `most_bytes`."""
         cdef Reading reading = self.hold(index, index + min(count, UINT64_MAX - index), UINT64_MAX)
         cdef uint64_t size = 0
         cdef size_t i = 0
@@ -124,9 +124,9 @@ cdef class Positions(Journal):
         return reading
 
     def entries(self, uint64_t index, uint64_t count, uint64_t most_bytes=UINT64_MAX):
-        """At most `count` entries from `index` on, `(command, index, term)`, and no more after `most_bytes`.
+        """Returns at most `count` entries from `index` on, as `(command, index, term)`.
 
-        The one with which the sum of their sizes comes to `most_bytes` is the last. O(what is returned).
+        The entry with which the sum of their sizes reaches `most_bytes` is the last. O(what is returned).
         """
         cdef Reading reading = self.reading(index, count, most_bytes)
         cdef list found = []
@@ -136,10 +136,10 @@ cdef class Positions(Journal):
         return found
 
     def marked(self, uint64_t index, uint64_t count, uint64_t most_bytes, uint8_t mark, bytes filler):
-        """Entries as `(index, term, command)`, for a state machine; and the positions that are not its own.
+        """Returns entries as `(index, term, command)` for a state machine, and the positions of those not meant for it.
 
-        Those whose command starts with the byte `mark` are: they are given without it. The others are given as
-        `filler`. Ends like `entries`. O(what is returned).
+        Entries whose command starts with the byte `mark` are meant for it, and returned without the mark; others are
+        replaced by `filler`. Ends like `entries`. O(what is returned).
         """
         cdef Reading reading = self.reading(index, count, most_bytes)
         cdef const uint8_t *frame
@@ -157,7 +157,7 @@ cdef class Positions(Journal):
         return found, others
 
     def without_marks(self, uint64_t index, uint64_t stop, bytes marks):
-        """The indexes in [index, stop) of entries whose command starts with none of these bytes. O(stop - index)."""
+        """Returns the indexes in [index, stop) of entries whose command starts with none of `marks`. O(entries)."""
         cdef Reading reading = self.hold(max(index, self.first), stop, UINT64_MAX)
         cdef const uint8_t *frame
         cdef list found = []
@@ -171,7 +171,7 @@ cdef class Positions(Journal):
     # ---- change ----------------------------------------------------------------------------------------
 
     cpdef add(self, bytes command, uint64_t index, uint64_t term):
-        """Appends the entry after the last one. O(size); durable after `sync`.
+        """Appends the next entry. O(size); durable after `sync`.
 
         Raises `OrderError` for another index or a falling term, `StorageError`; then nothing has changed.
         """
@@ -180,11 +180,11 @@ cdef class Positions(Journal):
         if self.count and index != self.last() + 1:
             raise OrderError(f"{self.path}: expected entry {self.last() + 1}, found {index}", index=index)
         if self.count and term < self.last_term():
-            raise OrderError(f"{self.path}: the term of entry {index} falls to {term}", index=index)
+            raise OrderError(f"{self.path}: the term of entry {index} cannot fall to {term}", index=index)
         if not 0 < index <= LARGEST or term > LARGEST:
             raise OrderError(f"{self.path}: expected an index of 1 to {LARGEST}, and a term of 0 to that", index=index)
         if <uint64_t>PyBytes_GET_SIZE(command) > LARGEST_SIZE:
-            raise OrderError(f"{self.path}: entry {index} is of more than {LARGEST_SIZE} bytes", index=index)
+            raise OrderError(f"{self.path}: entry {index} has more than {LARGEST_SIZE} bytes", index=index)
         if not self.count and (index != self.first or term < self.border_term):
             self.begin_after(index - 1, term)
         item = Item(index, term, <const uint8_t *>PyBytes_AS_STRING(command), PyBytes_GET_SIZE(command), ITEM_ENTRY)
@@ -201,24 +201,24 @@ cdef class Positions(Journal):
         self.cut(0)
 
     def rebase(self, bytes command, uint64_t index, uint64_t term):
-        """Puts one entry in the place of all, in one step: where a snapshot was installed. O(segments)."""
+        """Replaces all entries by one, in one step, after a snapshot was installed. O(segments)."""
         if not 0 < index <= LARGEST or term > LARGEST:
             raise OrderError(f"{self.path}: expected an index of 1 to {LARGEST}, and a term of 0 to that", index=index)
         self.replace_all(index, term, command)
 
     def rotate(self):
-        """Begins a new segment when the newest is large, so that files can be given back once the front is cut.
+        """Begins a new segment if the newest is large, so that files can be removed once the front is cut.
 
-        `prepare` makes the file ahead, in another thread. O(1).
+        `prepare` makes the file in advance, on another thread. O(1).
         """
         self.check_open()
         if self.count and self.newest.end >= SMALL_SEGMENT:
             self.go_on(self.first, self.border_term)
 
     def truncate_before(self, uint64_t index):
-        """Removes the entries before `index`, which stays, in one step, as `rotate` with a new segment. O(segments).
+        """Removes the entries before `index`, which stays, in one step, with a new segment like `rotate`. O(segments).
 
-        Files that are not needed any more go with `remove_retired`.
+        Files that are no longer needed are removed by `remove_retired`.
         """
         if not self.count or index <= self.first:
             return
@@ -231,5 +231,5 @@ cdef class Positions(Journal):
             self.go_on(index, item_term(self.frame_at(index - 1 - self.first)))
 
     def set_vote(self, uint64_t term, vote):
-        """The current term, and who is voted for in it: a str, or None for nobody yet. Durable after `sync`."""
+        """Sets the current term, and the vote in it: a str, or None for no vote yet. Durable after `sync`."""
         self.note_vote(term, None if vote is None else vote.encode())

@@ -1,8 +1,8 @@
-"""State next to the state machine's: consumers and attributes that replicated methods change.
+"""State besides the state machine's: consumers and attributes that replicated methods change.
 
 An entry of PySyncObj names a replicated method by a number: its place among all methods of the node and its consumers,
-sorted by version, consumer and name. So a snapshot notes consumers and methods, and a release in which the numbers
-mean something else is refused.
+sorted by version, consumer and name. So snapshots record consumers and methods, and a release in which the numbers mean
+something else is refused.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from fastsm.machine import FastStateMachine
 
 
 def replicates(owner: type[Any]) -> bool:
-    """Whether a subclass of ``SyncObj`` has replicated methods of its own."""
+    """Returns whether a subclass of ``SyncObj`` has replicated methods of its own."""
     own = set(dir(owner)) - set(dir(SyncObj))
     return any(getattr(getattr(owner, name, None), "replicated", False) for name in own)
 
 
 class StateInMachine(SyncObjConsumer):  # type: ignore[misc]  # PySyncObj has no types
-    """A consumer whose state is in the node's state machine, all of it; no entry names its methods."""
+    """A consumer whose state is entirely in the node's state machine; no entry names its methods."""
 
     prefix = b""  # of its keys
-    codec: Codec | None = None  # for what is compared while entries are applied
-    ordered = False  # whether entries ask for keys in order: a tick is not the time to bring all of them into it
+    codec: Codec | None = None  # for items that are compared while entries are applied
+    ordered = False  # whether entries need the keys in order, which a tick should not have to build
     timed = False  # whether it has a `timer`
 
     def _serialize(self) -> None:
         return None
 
     def _deserialize(self, data: object) -> None:
-        """Nothing: the state machine has it."""
+        """Does nothing: the state is in the state machine."""
 
     def timer(self, machine: FastStateMachine) -> Timer:
-        """What the node that leads asks for entries to propose."""
+        """Returns an object from which the leader requests entries to propose."""
         raise NotImplementedError
 
 
 def distinct(consumers: Iterable[Any]) -> dict[bytes, StateInMachine]:
-    """Those with their state in the machine, by the prefixes of their keys; ``ValueError`` where two have the same."""
+    """Returns consumers with state in the machine, by key prefix; ``ValueError`` if two have the same prefix."""
     found: dict[bytes, StateInMachine] = {}
     for consumer in consumers:
         if isinstance(consumer, StateInMachine):
@@ -58,7 +58,7 @@ def distinct(consumers: Iterable[Any]) -> dict[bytes, StateInMachine]:
 
 
 def consumers_of(consumers: Iterable[Any]) -> list[Any]:
-    """The consumers themselves, where one is given by an object that has it, as a ``ReplLockManager``."""
+    """Returns the consumers themselves, even if given by an object that has one, such as a ``ReplLockManager``."""
     found = []
     for consumer in consumers:
         if not isinstance(consumer, SyncObjConsumer) and getattr(consumer, "_consumer", None):
@@ -74,21 +74,21 @@ class MethodTable(NamedTuple):
     methods: list[str]
 
     def require(self, content: dict[str, Any], path: str) -> None:
-        """Raises ``ConsumersChangedError`` unless all that a snapshot's content names is here, under its number."""
+        """Raises ``ConsumersChangedError`` unless everything in a snapshot's table has the same number here."""
         found = [name for name, _ in content["consumers"]]
         if self.consumers[: len(found)] == found and self.methods[: len(content["methods"])] == content["methods"]:
             return
         raise ConsumersChangedError(
             f"{path}: expected the consumers of the snapshot, {found}, with the replicated methods "
             f"{content['methods']}, found {self.consumers} with {self.methods}. The entries name methods by these "
-            "numbers: keep each consumer in its place and each method, also when they are not used any more; add a "
-            "consumer at the end; mark a method that is added by @replicated(ver=N), above all versions so far, and "
-            "call setCodeVersion(N) once all nodes run the release"
+            "numbers: keep each consumer in its place, and each method, even unused ones; add a consumer at the end; "
+            "mark an added method with @replicated(ver=N), above all versions so far, and call setCodeVersion(N) once "
+            "all nodes run the release"
         )
 
 
 def method_table(node: type[Any], consumers: list[Any]) -> MethodTable:
-    """The table of a node, as PySyncObj numbers the methods."""
+    """Returns a node's table, numbered as by PySyncObj."""
     found = []
     consumers = [each for each in consumers if not isinstance(each, StateInMachine)]
     for number, owner in enumerate([node, *consumers]):
@@ -101,19 +101,19 @@ def method_table(node: type[Any], consumers: list[Any]) -> MethodTable:
 
 
 def require_picklable(consumers: Iterable[Any]) -> None:
-    """Raises ``TypeError`` where a consumer could never be in a snapshot. One with ways of its own is not looked at."""
+    """Raises ``TypeError`` if a consumer can never be in a snapshot. Skips those with their own serialization."""
     for consumer in consumers:
         if getattr(type(consumer), "_serialize", None) is SyncObjConsumer._serialize:
             wrong = unpicklable(consumer._serialize())
             if wrong:
                 raise TypeError(
-                    f"what a {type(consumer).__name__} sets after super().__init__() is replicated state and travels "
-                    f"in snapshots; expected what can be pickled, found {', '.join(wrong)}; set before "
-                    "super().__init__() what belongs to this node alone")
+                    f"what a {type(consumer).__name__} sets after super().__init__() is replicated state and part of "
+                    f"snapshots; expected objects that can be pickled, found {', '.join(wrong)}; set what belongs to "
+                    "this node alone before super().__init__()")
 
 
 def unpicklable(attributes: dict[str, Any]) -> list[str]:
-    """The attributes that cannot be in a snapshot, each with the reason."""
+    """Returns the attributes that cannot be in a snapshot, each with the reason."""
     found = []
     for name, value in attributes.items():
         try:

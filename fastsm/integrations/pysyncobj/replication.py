@@ -1,14 +1,14 @@
-"""How entries get from the leader's journal into those of its followers.
+"""How entries get from the leader's journal to those of its followers.
 
-PySyncObj's way is kept, but for these differences:
+It works as in PySyncObj, with these differences:
 
-- A follower whose journal does not fit has the leader go on after what it has applied: up to there all are the same.
-- Entries that a follower has already are not removed and written again, so what it acknowledged once stays.
-- A follower's commit index never passes what it has compared with its leader.
-- A reply counts only for the term that it was made in, and a reply to an older message does not move the leader back.
-- Entries of any size arrive whole.
-- All commands that wait when a tick begins go out together, not each in a message of its own; a follower does not say
-  the same thing twice in a moment; and a thread that submits wakes the tick thread only once.
+- If a follower's journal does not match, the leader continues after what the follower has applied: that part is equal.
+- Entries that a follower already has are not removed and rewritten, so entries that it has acknowledged stay.
+- A follower's commit index never passes entries that it has compared with its leader's.
+- A reply counts only in the term in which it was made, and a reply to an older message does not move the leader back.
+- Entries of any size arrive complete.
+- All commands that are queued when a tick begins are sent together, instead of in a message each; a follower does not
+  repeat itself within a moment; and a thread that submits wakes the tick thread only once.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from fastsm.integrations.pysyncobj.transport import FastTransport
 
 LEADER = 2
 ALL = 2**62
-PART = 1 << 20  # of an entry that is larger, in one message
-GATHERING = 0.002  # seconds for which commands are gathered at most
-BACKLOG = 4 << 20  # bytes that a follower is behind in reading: it is given time
+PART = 1 << 20  # of a larger entry, in one message
+GATHERING = 0.002  # seconds for which commands are gathered, at most
+BACKLOG = 4 << 20  # unread bytes after which a follower is given time to catch up
 
 
 class _OwnJournal:
-    """Puts the node's own journal where PySyncObj's constructor puts the one that it made."""
+    """Installs the node's own journal where PySyncObj's constructor stores the one that it made."""
 
     def __set__(self, node: Replication, made: Any) -> None:
         node.__dict__["_SyncObj__raftLog"] = node._fastsm_journal
 
 
 class _OwnLock:
-    """Puts a lock that its own thread may take again where PySyncObj's constructor puts one for its tick callbacks.
+    """Installs a reentrant lock where PySyncObj's constructor stores one for its tick callbacks.
 
-    PySyncObj calls them under it: one that takes itself away would wait for itself.
+    PySyncObj holds it while it calls them: a callback that removes itself would wait for itself.
     """
 
     def __set__(self, node: Replication, made: Any) -> None:
@@ -52,14 +52,14 @@ class _OwnLock:
 
 
 class _OwnQueue:
-    """Puts a queue without a lock where PySyncObj's constructor puts one of its own."""
+    """Installs a queue without a lock where PySyncObj's constructor stores one of its own."""
 
     def __set__(self, node: Replication, made: Any) -> None:
         node.__dict__["_SyncObj__commandsQueue"] = CommandQueue(made._FastQueue__maxSize)
 
 
 class CommandQueue(FastQueue):  # type: ignore[misc]  # PySyncObj has no types
-    """PySyncObj's queue of commands. No lock is held, so a signal handler may submit in the middle of anything.
+    """PySyncObj's queue of commands. It holds no lock, so a signal handler may submit at any point.
 
     Threads that submit at the same moment may exceed its size, each by one.
     """
@@ -78,7 +78,7 @@ class CommandQueue(FastQueue):  # type: ignore[misc]  # PySyncObj has no types
 
 
 class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
-    """A ``SyncObj`` on a :class:`FastJournal` and a :class:`FastTransport`. All of it runs in the tick thread."""
+    """A ``SyncObj`` on a :class:`FastJournal` and a :class:`FastTransport`. Runs entirely in the tick thread."""
 
     _SyncObj__raftLog = _OwnJournal()
     _SyncObj__onTickCallbacksLock = _OwnLock()
@@ -91,14 +91,14 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
 
     def _fastsm_begin_replication(self, journal: FastJournal) -> None:
         self._fastsm_journal = journal
-        self._fastsm_keep_tail = False  # while a message is handled: the entries after those that it names stay
+        self._fastsm_keep_tail = False  # while a message is handled: keep entries after those in the message
         self._fastsm_pieces: list[bytes] | None = None  # of an entry that arrives in several messages
         self._fastsm_batch: tuple[Any, dict[str, Any]] = None, {}  # the last one, and what it depended on
         self._fastsm_gathers_until: float | None = None  # while commands are gathered; 0.0: none has come yet
         self._fastsm_woken = False  # whether the tick thread was woken since it last looked at the queue
         self._fastsm_waking = threading.RLock()  # held while the pipe to the tick thread is written to, or closed
-        self._fastsm_wakes = False  # whether this is such a moment
-        self._fastsm_said: dict[Any, tuple[Any, float]] = {}  # to each node: what was replied last, and when
+        self._fastsm_wakes = False  # whether the pipe is being written to
+        self._fastsm_said: dict[Any, tuple[Any, float]] = {}  # to each node: the last reply, and when
 
     @property
     def _fastsm_transport(self) -> FastTransport:
@@ -108,13 +108,13 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     # ---- commands --------------------------------------------------------------------------------------
 
     def _checkCommandsToApply(self) -> None:
-        """Takes the commands that wait; whatever goes out for them goes out together."""
-        self._fastsm_woken = False  # before the look at the queue: what is put there later wakes again
+        """Takes the queued commands, and sends what results from them together."""
+        self._fastsm_woken = False  # before looking at the queue: later commands wake the thread again
         leader, transport = self._SyncObj__raftLeader, self._fastsm_transport
         if self._SyncObj__conf.commandsWaitLeader and not (
             leader is None or self._SyncObj__raftState == LEADER or transport.reaches(leader)
         ):
-            return  # they wait here for the connection: without one they would be lost without a word
+            return  # commands wait here for the connection: without one, they would be lost without notice
         began = clock.monotonic()
         transport.gather()
         self._fastsm_gathers_until = 0.0
@@ -126,28 +126,28 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 self._SyncObj__sendAppendEntries()
             transport.send_gathered()
         if clock.monotonic() - began >= self._SyncObj__conf.appendEntriesPeriod:
-            self._fastsm_wake()  # it took as many as there was time for
+            self._fastsm_wake()  # it took as many commands as there was time for
 
     def _fastsm_wake(self) -> None:
-        """Has the tick thread look at the queue now, if it is asleep."""
-        notifier = getattr(self, "_SyncObj__pipeNotifier", None)  # there is none with conf.appendEntriesUseBatch
+        """Makes the tick thread look at the queue now, if it is sleeping."""
+        notifier = getattr(self, "_SyncObj__pipeNotifier", None)  # None with conf.appendEntriesUseBatch
         if self._fastsm_woken or notifier is None:
             return
         with self._fastsm_waking:
             if not self._fastsm_over:
                 self._fastsm_woken = self._fastsm_wakes = True
                 try:
-                    with contextlib.suppress(BlockingIOError):  # the pipe is full of calls to wake up
+                    with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
                         notifier.notify()
                 finally:
                     self._fastsm_wakes = False
 
     def _fastsm_end_waking(self) -> None:
-        """Closes the pipe, which PySyncObj leaves open."""
+        """Closes the pipe, which PySyncObj would leave open."""
         notifier = getattr(self, "_SyncObj__pipeNotifier", None)
         with self._fastsm_waking:
             if notifier is None or self._fastsm_wakes:
-                return  # the frame below this signal handler is about to write to it: it stays open
+                return  # the interrupted frame is about to write to the pipe, so it stays open
             ends = notifier._PipeNotifier__pipeR, notifier._PipeNotifier__pipeW
             notifier._PipeNotifier__pipeR = notifier._PipeNotifier__pipeW = -1
             self._poller.unsubscribe(ends[0])
@@ -157,7 +157,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     # ---- a follower ------------------------------------------------------------------------------------
 
     def _fastsm_take_message(self, node: Any, message: dict[str, Any]) -> None:
-        """What ``SyncObj.__onMessageReceived`` does, with the differences named above."""
+        """Does what ``SyncObj.__onMessageReceived`` does, with the differences named above."""
         kind = message["type"]
         if kind == "append_entries":
             if message["term"] >= self._SyncObj__raftCurrentTerm:
@@ -186,7 +186,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._SyncObj__leaderCommitIndex = commit_index
 
     def _fastsm_hear(self, node: Any, message: dict[str, Any]) -> None:
-        """The leader lives: its term counts, and nothing else. It is told that this node lives, lest it give it up."""
+        """Notes that the leader is alive, and takes only its term. Replies, so that the leader keeps this node."""
         known = self._SyncObj__leaderCommitIndex
         heard = {"type": "append_entries", "term": message["term"], "commit_index": 0}
         super()._SyncObj__onMessageReceived(node, heard)
@@ -194,7 +194,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._SyncObj__sendNextNodeIdx(node)
 
     def _fastsm_without_known(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message without the entries that are here already; it then goes on where they end."""
+        """Returns the message without entries that are here already, so that it starts where they end."""
         journal, previous, entries = self._fastsm_journal, message["prevLogIdx"], message["entries"]
         term = journal.term_at(previous)
         if term != message["prevLogTerm"]:
@@ -228,7 +228,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
     def _fastsm_whole_entry(
         self, index: int, term: int, part: bytes, first: bool, last: bool
     ) -> tuple[bytes, int, int] | None:
-        """An entry that arrives in parts, once it is whole."""
+        """Returns an entry that arrives in parts, once it is complete."""
         if first:
             self._fastsm_pieces = []
         if self._fastsm_pieces is None:
@@ -245,7 +245,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         if fromIDx is None or fromIDx < 0:
             return []
         if count is None and maxSizeBytes is None:
-            # A follower looks for the entry before, and whether there are others after it, to remove these.
+            # A follower reads the previous entry, and whether there are others after it, to remove these.
             count = 1 if self._fastsm_keep_tail else ALL if self._SyncObj__conf.dynamicMembershipChange else 2
         most_bytes = ALL if maxSizeBytes is None else maxSizeBytes
         return self._fastsm_journal.entries(fromIDx, ALL if count is None else count, most_bytes)
@@ -254,8 +254,8 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self, node: Any, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
     ) -> None:
         if reset:
-            # What lies after is not known to be the leader's. One step back for each message that does not fit would
-            # be undone by the answer to the next one on its way, which says where this journal ends: for ever.
+            # Later entries may not be the leader's. Going back one step for each message that does not match would be
+            # undone by the reply to the next message, which says where this journal ends: endlessly.
             nextNodeIdx = self._SyncObj__raftLastApplied + 1
         reply = {
             "type": "next_node_idx",
@@ -266,19 +266,19 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         }  # fmt: skip
         said, at = self._fastsm_said.get(node, (None, 0.0))
         now = clock.monotonic()
-        if said != reply or now - at >= self._fastsm_moment:  # else it is the answer to a commit index that has moved
+        if said != reply or now - at >= self._fastsm_moment:  # otherwise a reply to a commit index that has moved
             self._fastsm_said[node] = reply, now
             self._fastsm_transport.send(node, reply)
 
     @property
     def _fastsm_moment(self) -> float:
-        """Seconds for which a leader need not be told again that this node lives."""
+        """Seconds for which a leader need not be told again that this node is alive."""
         conf = self._SyncObj__conf
         moment: float = min(conf.appendEntriesPeriod, conf.leaderFallbackTimeout - conf.appendEntriesPeriod) / 2
         return moment
 
     def _SyncObj__onNodeConnected(self, node: Any) -> None:
-        """Connected again, to the same leader: what was on its way when a connection ended is not answered."""
+        """After a reconnect to the same leader: messages in flight when the connection ended get no replies."""
         super()._SyncObj__onNodeConnected(node)
         if node == self._SyncObj__raftLeader:
             waiting, self._SyncObj__commandsWaitingReply = self._SyncObj__commandsWaitingReply, {}
@@ -287,12 +287,12 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
 
     def _SyncObj__onNodeDisconnected(self, node: Any) -> None:
         super()._SyncObj__onNodeDisconnected(node)
-        self._fastsm_said.pop(node, None)  # it may not have arrived
+        self._fastsm_said.pop(node, None)  # the last reply may not have arrived
 
     # ---- the leader ------------------------------------------------------------------------------------
 
     def _fastsm_commit(self) -> None:
-        """Commits what a majority has, in one step; PySyncObj then finds nothing to look at entry by entry."""
+        """Commits what a majority has, in one step, so that PySyncObj does not have to check entry by entry."""
         journal = self._fastsm_journal
         matching = [self._SyncObj__raftMatchIndex[node] for node in self._SyncObj__otherNodes]
         matching.append(journal.last_index)
@@ -326,7 +326,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 self._fastsm_send_to(node, deadline)
 
     def _fastsm_send_to(self, node: Any, deadline: float) -> None:
-        """Sends a follower what it lacks, as far as there is time; at least a sign of life."""
+        """Sends a follower what it lacks, as long as there is time; at least a heartbeat."""
         journal, transport = self._fastsm_journal, self._fastsm_transport
         following = min(self._SyncObj__raftNextIndex[node], journal.last_index + 1)
         sent = False
@@ -353,7 +353,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         return following
 
     def _fastsm_batch_from(self, following: int) -> dict[str, Any]:
-        """The next entries for a follower; for one that lacks the same as the one before, the very same message."""
+        """Returns a message with the next entries for a follower; the previous message if it has the same entries."""
         journal, term = self._fastsm_journal, self._SyncObj__raftCurrentTerm
         commit_index = self._SyncObj__raftCommitIndex
         told = following, journal.last_index, term, commit_index
@@ -372,7 +372,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         return self._fastsm_batch[1]
 
     def _fastsm_send_parts(self, node: Any, message: dict[str, Any], entry: tuple[bytes, int, int]) -> None:
-        """A large entry in several messages, each of which is also a sign of life."""
+        """Sends a large entry in several messages, each of which is also a heartbeat."""
         command, index, term = entry
         for start in range(0, len(command), PART):
             part = (index, term, command[start : start + PART], start == 0, start + PART >= len(command))
@@ -380,5 +380,5 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 return
 
     def _fastsm_send_snapshot(self, node: Any) -> None:
-        """What a follower lacks is not in the journal any more."""
+        """Called if the journal no longer has what a follower lacks."""
         raise NotImplementedError

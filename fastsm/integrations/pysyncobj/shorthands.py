@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """How a caller learns what its command came to; see :meth:`ReplicatedStateMachine.submit`."""
+    """How a caller gets the result of its command; see :meth:`ReplicatedStateMachine.submit`."""
 
     sync: bool
     callback: Callback | None
@@ -28,11 +28,11 @@ class Options(TypedDict, total=False):
 class Shorthands(Applying):
     """Commands that are made and submitted in one call, and reads of what this node has applied.
 
-    No method here calls another one: a subclass may use any of these names for something of its own.
+    No method here calls another one, so a subclass may use any of these names for something else.
     """
 
     def _fastsm_do(self, made: bytes, options: Options, *, calls: bool = False) -> Result:
-        """What :meth:`submit` does with a command that was made here; only its ``calls`` are still to be checked."""
+        """Submits a command made here like :meth:`submit`; only its ``calls`` still have to be checked."""
         if calls:
             self._fastsm_require_running()
             self._fastsm_machine.check(made)
@@ -40,7 +40,7 @@ class Shorthands(Applying):
         return result
 
     def _fastsm_say(self, made: bytes, options: Options) -> bool | None:
-        """The same, for a command that has no ``Answer``."""
+        """The same for a command that has no ``Answer``."""
         result: bool | None = self._fastsm_submit(made, MARK, **options)
         return result
 
@@ -64,11 +64,11 @@ class Shorthands(Applying):
         return self._fastsm_say(command.compare_and_swap(key, expected, value, expires=expires), options)
 
     def touch(self, key: Buffer, expires: int | None, **options: Unpack[Options]) -> bool | None:
-        """Submits ``fastsm.touch``: another deadline for a key, or none."""
+        """Submits ``fastsm.touch``: sets or removes the deadline of a key."""
         return self._fastsm_say(answering.touch(key, expires), options)
 
     def tick(self, now: int, *, limit: int | None = None, **options: Unpack[Options]) -> Result:
-        """Submits ``fastsm.tick``. The node that leads does so by itself, unless it was made with ``clock=None``."""
+        """Submits ``fastsm.tick``. The leader does so by itself, unless it was made with ``clock=None``."""
         return self._fastsm_do(answering.tick(now, limit=limit), options)
 
     def batch(self, members: Iterable[bytes], **options: Unpack[Options]) -> Result:
@@ -114,8 +114,8 @@ class Shorthands(Applying):
     ) -> Result:
         """Submits ``fastsm.once``: a command that is applied once, however often it is submitted, on whatever node.
 
-        So a caller that does not know what became of it (a timeout, ``UNKNOWN_OUTCOME``, a node that died) submits it
-        again, with the same session and sequence, until it has an answer: the answer of the one time that counted.
+        So a caller that does not know the outcome (after a timeout, ``UNKNOWN_OUTCOME``, or if a node died) submits it
+        again, with the same session and sequence, until it has an answer: that of the one time that it took effect.
         """
         return self._fastsm_do(answering.once(session, sequence, command, expires=expires), options, calls=True)
 
@@ -126,68 +126,68 @@ class Shorthands(Applying):
     # ---- reads -----------------------------------------------------------------------------------------
 
     def get(self, key: Buffer) -> bytes | None:
-        """The value of a key as this node has it, or None: this node may lag behind the leader. O(1)."""
+        """Returns the value of a key as this node has it, or None: this node may lag behind the leader. O(1)."""
         return self._fastsm_machine.get(key)
 
     def modified(self, key: Buffer) -> LogId | None:
-        """The entry that last wrote a key, as this node has it. O(1)."""
+        """Returns the entry that last wrote a key, as this node has it. O(1)."""
         return self._fastsm_machine.modified(key)
 
     def get_modified(self, key: Buffer) -> tuple[bytes, LogId] | None:
-        """The value of a key and the entry that wrote it, both of one applied state; None where there is none."""
+        """Returns the value of a key and the entry that wrote it, both of one applied state; None if it is absent."""
         machine = self._fastsm_machine
         while True:
             modified = machine.modified(key)
             value = machine.get(key)
-            if machine.modified(key) == modified:  # no entry came in between that wrote the key
+            if machine.modified(key) == modified:  # no entry that wrote the key intervened
                 return None if value is None or modified is None else (value, modified)
 
     def get_many(self, keys: Iterable[Buffer]) -> list[bytes | None]:
-        """The values of keys as this node has them, all from one applied state."""
+        """Returns the values of keys as this node has them, all from one applied state."""
         return self._fastsm_machine.get_many(keys)
 
     def get_view(self, key: Buffer) -> memoryview | None:
-        """The value of a key as this node has it, without a copy."""
+        """Returns the value of a key as this node has it, without a copy."""
         return self._fastsm_machine.get_view(key)
 
     def scan(
         self, start: Buffer | None = None, end: Buffer | None = None, *, prefix: Buffer | None = None,
         limit: int | None = None, reverse: bool = False,
     ) -> ScanResult:
-        """The pairs of a range in the order of their keys, as this node has them. O(log n + pairs)."""
+        """Returns the pairs of a range in the order of their keys, as this node has them. O(log n + pairs)."""
         return self._fastsm_machine.scan(start, end, prefix=prefix, limit=limit, reverse=reverse)
 
     def scan_prefix(self, prefix: Buffer, *, limit: int | None = None, start_after: Buffer | None = None) -> ScanResult:
-        """The pairs below a prefix in the order of their keys, as this node has them."""
+        """Returns the pairs with a prefix in the order of their keys, as this node has them."""
         return self._fastsm_machine.scan_prefix(prefix, limit=limit, start_after=start_after)
 
     def count(
         self, start: Buffer | None = None, end: Buffer | None = None, *, prefix: Buffer | None = None
     ) -> int:
-        """How many keys of a range this node has."""
+        """Returns how many keys of a range this node has."""
         return self._fastsm_machine.count(start, end, prefix=prefix)
 
     def ordered(
         self, start: Buffer | None = None, end: Buffer | None = None, *, prefix: Buffer | None = None,
         reverse: bool = False,
     ) -> Iterator[tuple[bytes, bytes]]:
-        """An iterator over the pairs of a range as of the call, however much is applied meanwhile."""
+        """Returns an iterator over the pairs of a range as of the call, however much is applied meanwhile."""
         return self._fastsm_machine.ordered(start, end, prefix=prefix, reverse=reverse)
 
     def deadline(self, key: Buffer) -> int | None:
-        """The deadline of a key as this node has it, or None."""
+        """Returns the deadline of a key as this node has it, or None."""
         return self._fastsm_machine.deadline(key)
 
     def next_deadline(self) -> int | None:
-        """The earliest deadline of keys and sessions as this node has them, or None."""
+        """Returns the earliest deadline of keys and sessions as this node has them, or None."""
         return self._fastsm_machine.next_deadline()
 
     def clock(self) -> int:
-        """The clock of the state as this node has it, which ticks move; 0 before the first one."""
+        """Returns the clock of the state as this node has it, which ticks move; 0 before the first one."""
         return self._fastsm_machine.clock()
 
     def sync_read(self, key: Buffer, *, timeout: float | None = None) -> bytes | None:
-        """The value of a key after a round through the log: everything acknowledged before the call is in it.
+        """Returns the value of a key after a round through the log: includes everything acknowledged before the call.
 
         Raises :class:`SubmitError`.
         """

@@ -1,4 +1,4 @@
-"""Time in the log: the node that leads proposes ticks, by a ``fastsm.Clock``, and counts the time of locks."""
+"""Time in the log: the leader proposes ticks, by a ``fastsm.Clock``, and counts the time of locks."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fastsm.machine import FastStateMachine
 
 logger = logging.getLogger("fastsm")
 
-PAUSE = 10.0  # seconds until the clock is asked again after it raised
+PAUSE = 10.0  # seconds before the clock is used again after it has raised
 
 MakeClock = Callable[[FastStateMachine], Clock]
 
 
 class Timer(Protocol):
-    """What the node that leads asks in each of its ticks."""
+    """What the leader calls in each of its ticks."""
 
     def tick(self, now: float, term: int) -> bytes | None:
-        """The command to propose at this moment of PySyncObj's time, in the term in which the node leads, or None."""
+        """Returns a command to propose at this time (of PySyncObj's clock), in the leader's term, or None."""
 
 
 class LeadersClock:
-    """Asks a ``Clock``, no more often than that wants to be asked. What it raises is logged once, until it ticks again.
+    """Polls a ``Clock`` no more often than it requests. Its exceptions are logged once, until it makes a tick again.
 
-    That is a leap that it refuses, or an error in the ``now`` of the user's: no reason for a node to stop.
+    They are a leap that it refuses, or an error in the user's ``now``: no reason for a node to stop.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -49,9 +49,9 @@ class LeadersClock:
 
 
 class LocksTimer:
-    """Counts the time that passes while this node leads, and tells the log of it while there are locks.
+    """Counts the time that passes while this node is the leader, and reports it to the log while there are locks.
 
-    ``command`` makes an entry of a term and of the milliseconds counted in it; ``pause``: seconds between two of them.
+    ``command`` makes an entry from a term and the milliseconds counted in it; ``pause``: seconds between two entries.
     """
 
     def __init__(self, has_locks: Callable[[], bool], command: Callable[[int, int], bytes], pause: float) -> None:

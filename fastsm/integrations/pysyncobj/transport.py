@@ -1,4 +1,4 @@
-"""The nodes' connections: who may join, what leaves when, and a wire format that keeps bytes as they are."""
+"""The nodes' connections: which nodes may join, when messages are sent, and a wire format that keeps bytes."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ logger = logging.getLogger("fastsm")
 
 WIRE_VERSION = 3
 GREETING = "fastsm"
-SEVERAL = "several"  # the type of a message that holds others, to be taken in their order
+SEVERAL = "several"  # the type of a message that contains others, to be taken in order
 READ_ONLY = "readonly"  # in `refused`: all read-only nodes, since each connection has another number
-WITHOUT_FASTSM = "it runs PySyncObj without fastsm, and would pass over every command"
-# Messages that promise something: what they promise must be durable before they leave.
+WITHOUT_FASTSM = "it runs PySyncObj without fastsm, and would skip every command"
+# Messages that promise something, which must be durable before they are sent.
 PROMISES = frozenset(("next_node_idx", "request_vote", "response_vote"))
-LARGE = 192 << 10  # bytes of a message that is not compressed: pieces of a snapshot, of a large command
-SMALL = 1 << 10  # bytes of a message that are not worth compressing: setting zlib up for them takes 15 µs
-SAMPLE = 4 << 10  # bytes of a message that say whether the rest is worth compressing
+LARGE = 192 << 10  # bytes; larger messages are not compressed: pieces of a snapshot or of a large command
+SMALL = 1 << 10  # bytes; smaller messages are not worth compressing: setting zlib up for them takes 15 µs
+SAMPLE = 4 << 10  # bytes of a message that show whether the rest is worth compressing
 FEW = 4  # entries, in a message that is sent together with others
-MANY = 500  # messages that are sent together at most: a large message keeps its reader from all else
+MANY = 500  # messages sent together, at most: a large message delays its reader's other work
 ALL_EVENTS = POLL_EVENT_TYPE.READ | POLL_EVENT_TYPE.WRITE | POLL_EVENT_TYPE.ERROR
 
 
 class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no types
-    """PySyncObj's transport for nodes that speak one version of fastsm's commands.
+    """PySyncObj's transport for nodes that speak the same version of fastsm's commands.
 
-    Each side of a new connection greets with its version. PySyncObj hears of the other node when the greeting has come
-    and fits; until then nothing it sends is passed on, and nothing is sent to it. A node that says anything else
-    (one without fastsm) or another version is logged, listed in ``refused``, and disconnected.
+    Each side of a new connection sends a greeting with its version. PySyncObj is told of the other node once a matching
+    greeting has arrived; until then nothing from it is passed on, and nothing is sent to it. A node that sends anything
+    else (one without fastsm), or another version, is logged, listed in ``refused``, and disconnected.
 
-    With ``holding``, messages that promise something wait for ``release``. Between ``gather`` and ``send_gathered``
-    small messages to one node are put together: each message costs a system call here, and one and a wake-up there.
+    With ``holding``, messages that promise something wait for ``release``. Between ``gather`` and ``send_gathered``,
+    small messages to one node are combined: each message costs a system call here, and another one and a wake-up there.
     """
 
     def __init__(self, *arguments: Any) -> None:
         self.holding = False
         self.refused: dict[str, str] = {}
         self._greeted: set[Any] = set()
-        self._silent: dict[Any, float] = {}  # read-only nodes that have not greeted yet, and since when they are there
+        # Read-only nodes that have not greeted yet, and since when they have been connected
+        self._silent: dict[Any, float] = {}
         self._held: list[tuple[Any, dict[str, Any]]] = []
         self._gathered: dict[Any, list[dict[str, Any]]] | None = None
-        self._not_listening_before = 0.0  # when the server is bound again at the earliest
-        self._ended: Any = None  # a connection that ended while this node's address was sent on it
+        self._not_listening_before = 0.0  # when to bind the server again, at the earliest
+        self._ended: Any = None  # a connection that ended while this node's address was being sent on it
         self._encoded: tuple[Any, bytes] = None, b""  # the last message: the next follower often gets the same one
         super().__init__(*arguments)
 
@@ -58,7 +59,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         try:
             super().tryGetReady()
         except TransportNotReadyError as error:
-            if self._syncObj._SyncObj__conf.autoTick:  # else PySyncObj's constructor raises
+            if self._syncObj._SyncObj__conf.autoTick:  # otherwise PySyncObj's constructor raises
                 self._syncObj._fastsm_end_unbound(error)
             raise
 
@@ -71,16 +72,16 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
             older = self._connections.get(known)
             super()._onIncomingMessageReceived(conn, message)
         except Exception:
-            logger.exception("the first message of a connection makes no sense; it is ended")
+            logger.exception("the first message of a connection is malformed; the connection is closed")
             conn.disconnect()
         else:
             if older is not None and older is not conn and self._connToNode(older) is None:
-                older.disconnect()  # PySyncObj forgets it, open: the other side has begun a new one
+                older.disconnect()  # PySyncObj forgets it without closing it: the other side has begun a new one
 
     def _connectIfNecessarySingle(self, node: Any) -> bool:
-        """Connects to a node; where that cannot be done now (no descriptor is left, say), it is tried again later.
+        """Connects to a node; if that fails now (for example without a free descriptor), it is tried again later.
 
-        Called from wherever a connection has ended, in the middle of a tick.
+        Called whenever a connection has ended, in the middle of a tick.
         """
         try:
             return bool(super()._connectIfNecessarySingle(node))
@@ -93,7 +94,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         super()._sendSelfAddress(conn)
         if conn._TcpConnection__socket is socket:
             return
-        # It ended meanwhile, and PySyncObj would take one that it has begun in its place for connected.
+        # It has ended, and PySyncObj would consider a replacement that is still connecting to be connected.
         self._ended, node = conn, self._connToNode(conn)
         self._preventConnectNodes.add(node)
         conn.disconnect()
@@ -102,8 +103,8 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
     def _onNodeConnected(self, node: Any) -> None:
         ended, self._ended = self._ended, None
         if ended is not None and ended is self._connections.get(node):
-            return  # a greeting now would come before the address on the next connection
-        self._onNodeDisconnected(node)  # by an older connection
+            return  # a greeting now would precede the address on the next connection
+        self._onNodeDisconnected(node)  # of an older connection
         self._post(node, {"type": GREETING, "version": WIRE_VERSION})
 
     def _onNodeDisconnected(self, node: Any) -> None:
@@ -116,7 +117,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         self._post(node, {"type": GREETING, "version": WIRE_VERSION})
 
     def _onReadonlyNodeDisconnected(self, node: Any) -> None:
-        self._connections.pop(node, None)  # each comes again as another one
+        self._connections.pop(node, None)  # it comes back under another name
         self._held = [(target, message) for target, message in self._held if target != node]
         if node in self._greeted:
             self._greeted.discard(node)
@@ -128,13 +129,13 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         super()._onTick()
         if self._ready and self._server is not None and self._server._TcpServer__state == SERVER_STATE.UNBINDED:
             self._listen_again()
-        if self._silent:  # one without fastsm waits for the first entry, for ever
+        if self._silent:  # a node without fastsm waits for the first entry forever
             late = clock.monotonic() - self._syncObj.conf.connectionTimeout
             for node in [node for node, since in self._silent.items() if since < late]:
                 self.disconnect(node)
 
     def _listen_again(self) -> None:
-        """Binds the server, which PySyncObj has closed for good: a connection could not be accepted."""
+        """Binds the server again, which PySyncObj has closed for good because a connection could not be accepted."""
         now = clock.monotonic()
         if now < self._not_listening_before or self._syncObj._SyncObj__destroying:
             return
@@ -164,7 +165,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
             super()._onNodeConnected(node)
 
     def _pass_on(self, node: Any, message: Any) -> None:
-        """Hands a message, or each of several, to the node."""
+        """Passes a message, or each of several combined ones, to the node."""
         messages = message.get("messages") if isinstance(message, dict) and message.get("type") == SEVERAL else None
         for each in messages if isinstance(messages, list) else (message,):
             super()._onMessageReceived(node, each)
@@ -181,7 +182,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
     def dropNode(self, node: Any) -> None:
         """Forgets a node that leaves the cluster.
 
-        PySyncObj takes the connection away first, and then nobody hears that the node is not connected any more.
+        PySyncObj removes the connection first, so it would never be told that the node is disconnected.
         """
         self._onNodeDisconnected(node)
         super().dropNode(node)
@@ -189,15 +190,15 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         self._held = [(target, message) for target, message in self._held if target != node]
 
     def disconnect(self, node: Any) -> None:
-        """Ends the connection to a node, if there is one; a new one is tried later."""
+        """Closes the connection to a node, if there is one; a new one is tried later."""
         connection = self._connections.get(node)
         if connection is not None:
             connection.disconnect()
 
-    # ---- what leaves, and when -------------------------------------------------------------------------
+    # ---- when messages are sent------------------------------------------------------------------------
 
     def send(self, node: Any, message: dict[str, Any]) -> bool:
-        """Sends or holds a message; False when there is no connection to that node."""
+        """Sends or holds a message; returns False if there is no connection to that node."""
         if not self.reaches(node):
             return False
         if self.holding and message["type"] in PROMISES:
@@ -213,7 +214,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         return self.reaches(node)
 
     def gather(self) -> None:
-        """From here on small messages wait for `send_gathered`."""
+        """Makes small messages wait for `send_gathered` from here on."""
         if self._gathered is None:
             self._gathered = {}
 
@@ -229,29 +230,29 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
             self._post(node, messages[0] if len(messages) == 1 else {"type": SEVERAL, "messages": messages})
 
     def reaches(self, node: Any) -> bool:
-        """Whether there is a connection to that node, and it is one that may join."""
+        """Returns whether that node is connected, and may join."""
         connection = self._connections.get(node)
         return node in self._greeted and connection is not None and connection.state == CONNECTION_STATE.CONNECTED
 
     @property
     def held(self) -> bool:
-        """Whether messages wait."""
+        """Returns whether messages are being held."""
         return bool(self._held)
 
     def release(self) -> None:
-        """Sends what was held: it is durable now."""
+        """Sends what was held, since it is durable now."""
         held, self._held = self._held, []
         for node, message in held:
             if self.reaches(node):
                 self._post(node, message)
 
     def backlog(self, node: Any) -> int:
-        """Bytes that the system has not taken yet."""
+        """Returns the bytes that the system has not taken yet."""
         connection = self._connections.get(node)
         return 0 if connection is None else int(connection.getSendBufferSize())
 
     def _post(self, node: Any, message: dict[str, Any]) -> None:
-        """What ``TcpConnection.send`` does, but bytes are not made text, and what does not fit now goes on later."""
+        """Does what ``TcpConnection.send`` does, but keeps bytes as bytes, and sends later what does not fit now."""
         connection = self._connections[node]
         if connection.sendRandKey:
             data = encode((connection.sendRandKey, message))
@@ -276,7 +277,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
 
 
 def transport_class(given: type[Any]) -> type[FastTransport]:
-    """A class of the user's own, on top of fastsm's. It overrides what it overrides of PySyncObj's."""
+    """Returns the user's own class, combined with fastsm's. It overrides what it overrides in PySyncObj's."""
     if not (isinstance(given, type) and issubclass(given, TCPTransport)):
         raise TypeError(f"expected a subclass of pysyncobj.transport.TCPTransport as transportClass, found {given!r}")
     if issubclass(given, FastTransport):
@@ -285,7 +286,7 @@ def transport_class(given: type[Any]) -> type[FastTransport]:
 
 
 def is_small(message: dict[str, Any]) -> bool:
-    """Whether a message may wait for others, to be sent together with them."""
+    """Returns whether a message may wait for others, to be sent together with them."""
     entries = message.get("entries", ())
     if "piece" in message or "entry" in message or len(entries) > FEW:
         return False
@@ -293,13 +294,13 @@ def is_small(message: dict[str, Any]) -> bool:
 
 
 def encode(content: Any) -> bytes:
-    """A message as its reader expects it: any reader takes any protocol and level.
+    """Encodes a message as its reader expects it; readers accept any pickle protocol and compression level.
 
-    What is small or large, or would hardly shrink, is not compressed: that took half of a leader's time.
+    Small, large and hardly compressible messages are not compressed: that took half of a leader's time.
     """
     data = pickle.dumps(content, 5)
     size = len(data)
-    if size < SMALL:  # one block, as it is
+    if size < SMALL:  # one uncompressed block
         return b"\x78\x01\x01" + struct.pack("<HH", size, size ^ 0xFFFF) + data + struct.pack(">I", zlib.adler32(data))
     hardly = len(data) > SAMPLE and 2 * len(zlib.compress(data[:SAMPLE], 1)) > SAMPLE
     return zlib.compress(data, 0 if hardly or len(data) > LARGE else 1)

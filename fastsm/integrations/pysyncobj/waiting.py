@@ -1,8 +1,8 @@
-"""Those who wait for the answer to a command, and functions of the user's that PySyncObj calls in its tick.
+"""Callers that wait for the answer to a command, and functions of the user that PySyncObj calls in its tick.
 
-Each caller is told once, whatever becomes of the command and of the node. What a function of the user's raises is
-logged, a ``SystemExit`` too; it never reaches PySyncObj, which would leave its tick in the middle, or end its thread.
-Only a ``KeyboardInterrupt`` in the main thread passes: it is meant for that.
+Each caller is told exactly once, whatever happens to the command and the node. Exceptions of a user's function are
+logged, even a ``SystemExit``; they never reach PySyncObj, which would leave its tick halfway, or end its thread. Only a
+``KeyboardInterrupt`` in the main thread is passed on, since it is meant for that thread.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from fastsm.integrations.pysyncobj.errors import SubmitError
 
 logger = logging.getLogger("fastsm")
 
-FEW = 64  # deadlines of answered commands that are not worth a look
+FEW = 64  # deadlines of answered commands that need not be removed yet
 
 Callback = Callable[[Any, Any], None]
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether it is Ctrl-C, which comes in the main thread alone; elsewhere it is an error like any other."""
+    """Returns whether it is Ctrl-C, which arrives only in the main thread; elsewhere it is an error like any other."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 class Guarded:
-    """A function whose exceptions are logged. Equal to the function itself, so that PySyncObj finds it in a list."""
+    """A function whose exceptions are logged. It equals the function itself, so that PySyncObj finds it in a list."""
 
     __slots__ = ("_function",)
 
@@ -55,7 +55,7 @@ class Guarded:
 
 
 class Pending:
-    """A command whose answer is waited for. The first call with result and reason counts, later ones do nothing."""
+    """A command that waits for its answer. The first call with result and reason counts; later ones do nothing."""
 
     __slots__ = ("_callback", "_waiting", "deadline")
 
@@ -77,7 +77,7 @@ class Pending:
             logger.exception("a callback raised")
 
     def forget(self) -> None:
-        """Removes the command without calling its callback: nobody waits any more."""
+        """Removes the command without calling its callback, for which no caller waits any more."""
         if self._callback is not None:
             self._callback = None
             self._waiting.remove(self)
@@ -88,13 +88,14 @@ class Pending:
 
 
 class Waiting:
-    """All commands of a node whose answers are waited for. What is answered takes no memory. Thread safe."""
+    """All commands of a node that wait for their answers. Answered ones take no memory. Thread safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # of the deadlines; a signal handler may submit in the middle of `add`
+        # Guards the deadlines; reentrant: a signal handler may submit in the middle of `add`
+        self._lock = threading.RLock()
         self._pending: set[Pending] = set()
         self._deadlines: list[tuple[float, int, Pending]] = []
-        self._timed = 0  # pending ones that have a deadline
+        self._timed = 0  # pending commands that have a deadline
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -102,13 +103,13 @@ class Waiting:
 
     @property
     def deadlines(self) -> int:
-        """Deadlines that are kept: those of pending commands, and of some that were answered."""
+        """The deadlines that are kept: those of pending commands, and of some answered ones."""
         return len(self._deadlines)
 
     def add(self, callback: Callback, timeout: float | None = None) -> Pending:
-        """Notes a command; after ``timeout`` seconds its answer is ``UNKNOWN_OUTCOME``. O(log n)."""
+        """Adds a command; after ``timeout`` seconds its answer is ``UNKNOWN_OUTCOME``. O(log n)."""
         pending = Pending(self, callback, timeout)
-        self._pending.add(pending)  # one step; a lock would be waited for once for each command
+        self._pending.add(pending)  # atomic; a lock would cost a wait for each command
         if pending.deadline is not None:
             with self._lock:
                 self._timed += 1
@@ -116,7 +117,7 @@ class Waiting:
         return pending
 
     def remove(self, pending: Pending) -> None:
-        """Called by a command that was answered. O(1)."""
+        """Called for a command that was answered. O(1)."""
         try:
             self._pending.remove(pending)
         except KeyError:
@@ -126,7 +127,7 @@ class Waiting:
                 self._timed -= 1
 
     def expire(self) -> None:
-        """Answers the commands whose time is over, and drops the deadlines of those that were answered before."""
+        """Answers the commands whose time is over, and drops the deadlines of answered ones."""
         now = clock.monotonic()
         while True:
             with self._lock:
@@ -142,13 +143,13 @@ class Waiting:
                         heapq.heappush(self._deadlines, each)
 
     def give_up_all(self) -> None:
-        """Tells everybody that the outcome is not known."""
+        """Tells all callers that the outcome is unknown."""
         for each in list(self._pending):
             each(None, FAIL_REASON.UNKNOWN_OUTCOME)
 
 
 class Outcome:
-    """What a thread waits for. A bare lock: an ``Event`` takes three, and as many times as many system calls."""
+    """What a thread waits for. A single lock: an ``Event`` takes three, and three times as many system calls."""
 
     __slots__ = ("_reason", "_result", "_until")
 
@@ -159,7 +160,7 @@ class Outcome:
         self._reason: Any = None
 
     def set(self, result: Any, reason: Any) -> None:
-        """To be called once, from any thread."""
+        """Sets the outcome. To be called once, from any thread."""
         self._result, self._reason = result, reason
         self._until.release()
 
