@@ -6,6 +6,8 @@ import operator
 from collections.abc import Mapping, Set
 from typing import Any
 
+from fastsm.errors import OrderError
+
 LARGEST = 2**64 - 2  # the largest index or term
 
 
@@ -45,6 +47,14 @@ def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
     return index, term
 
 
+def index_of(index: Any) -> int:
+    """Takes the index of an entry; ``OrderError`` where no entry has it."""
+    number = operator.index(index)
+    if not 0 <= number <= LARGEST:
+        raise OrderError(f"index {number}: expected 0 to 2**64 - 2")
+    return number
+
+
 def watch_start(start: Any) -> tuple[int, int | None, int | None]:
     """Splits the start of a watch: an index, or a ``Position``, which may be a plain tuple.
 
@@ -55,11 +65,11 @@ def watch_start(start: Any) -> tuple[int, int | None, int | None]:
         if len(start) != 3:
             raise TypeError(f"start={start!r}: expected an index, or a Position (index, term, offset)")
         index, term, offset = (None if number is None else operator.index(number) for number in start)
-        for name, number in (("index", index), ("term", term or 0), ("offset", offset)):
+        for name, number in (("an index", index), ("a term", term or 0), ("an offset", offset)):
             if number is None:
-                raise TypeError(f"start={start!r}: expected an {name}, found None")
+                raise TypeError(f"start={start!r}: expected {name}, found None")
             if not 0 <= number <= LARGEST:
-                raise ValueError(f"start={start!r}: expected an {name} from 0 to 2**64 - 2")
+                raise ValueError(f"start={start!r}: expected {name} from 0 to 2**64 - 2")
         assert index is not None
         return index, term, offset
     try:

@@ -68,6 +68,7 @@ class MemoryWatch(Reads):
         self._is_durable = bool(durable)
         self._state = history.state
         self._reading = self._closed = False
+        self._in_a_row = 0
         self._whole = True  # no more changes of the entry at its place will follow
         self._checked = True  # that entry's term was checked
         self._moment = history.look()

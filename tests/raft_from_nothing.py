@@ -1,5 +1,7 @@
 """Kills, cuts off and pauses a cluster of `examples/raft_from_nothing`, for as long as you like.
 
+In every other trial its members change meanwhile.
+
     python -m tests.raft_from_nothing --minutes 30 [--seed N]
 """
 
@@ -30,7 +32,8 @@ def main() -> int:
     while time.monotonic() < stop:
         print("seed", seed, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            found = asyncio.run(trial(Path(folder), min(30, max(1, stop - time.monotonic())), seed))
+            seconds = min(30, max(1, stop - time.monotonic()))
+            found = asyncio.run(trial(Path(folder), seconds, seed, snapshot_every=50, changes=seed % 2 == 0))
         for key, seen in found["seen"].items():
             operations += len(seen)
             unknown += sum(one.returned == UNKNOWN for one in seen)

@@ -9,7 +9,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fastsm import Entry, FastStateMachine, LogId, RaftLog, SnapshotMetadata, SnapshotReceiver, config, decode
+from fastsm import (
+    Entry,
+    FastStateMachine,
+    LogId,
+    RaftLog,
+    SnapshotError,
+    SnapshotMetadata,
+    SnapshotReceiver,
+    config,
+    decode,
+)  # fmt: skip
 from fastsm.types import Config
 
 
@@ -40,7 +50,9 @@ class Storage:
         applied = self.machine.last_applied()
         if self.log.term(applied.index) != applied.term:
             # The end came between an install and the log's step: the log may go on with entries that were never
-            # committed. Or a power loss took entries from the log that the state has kept.
+            # committed. Or a power loss took entries from the log that the state has kept. A follower that lacks any of
+            # them gets a snapshot, so there has to be one.
+            self.machine.write_snapshot(self.snapshots, applied)
             self.log.compact(applied)
             self.log.sync()
         self.configs: list[tuple[int, list[str]]] = []  # (index, members) of configuration entries in the log
@@ -95,7 +107,10 @@ class Storage:
         Applying goes on meanwhile. On return the snapshot's entry is durable in the state: the log may go up to there.
         """
         last = self.machine.last_applied()
-        await self.machine.generate_snapshot_data(self.snapshots, last)
+        try:
+            await self.machine.generate_snapshot_data(self.snapshots, last)
+        except SnapshotError:
+            return  # a leader's snapshot was installed meanwhile, which ends this one
         kept_from = last.index - kept  # followers that are only a little late need no snapshot
         if kept_from >= self.log.first_index:
             self._compact(LogId(kept_from, self.log.term(kept_from) or 0))

@@ -185,8 +185,10 @@ class Waiters(BatchThread["Flush"]):
         loop = event_loops().get_running_loop()
         one = Flush(loop, loop.create_future(), function, mark)
         with self._lock:
+            self._require_open()  # while a close goes on, its thread is over, and nobody would ever answer
             self._start()
             self._queue.put(one)
+            self._require_open()  # a signal handler may have closed it here
         await one.future
 
     async def call(self, function: Callable[[], T]) -> T:

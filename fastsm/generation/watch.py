@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LIMIT = 1024
 MAX_BYTES = 16 << 20
+IN_A_ROW = 1024  # changes, or reads, on an event loop before other tasks run
 
 
 class Reads:
@@ -30,10 +31,12 @@ class Reads:
     Subclasses define what there is to read, and how to wait for more.
     """
 
-    __slots__ = ()
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those below are slots of the subclasses
 
     if TYPE_CHECKING:
         _closed: bool
+        _in_a_row: int  # changes that were told, and reads that were made, since other tasks could run
 
         def _begin(self) -> None: ...
         def _end(self) -> None: ...
@@ -69,10 +72,16 @@ class Reads:
     async def read_async(
         self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
     ) -> list[Change]:
-        """:meth:`read` for coroutines. If it is cancelled, nothing is lost: the next read returns those changes."""
+        """:meth:`read` for coroutines. If it is cancelled, nothing is lost: the next read returns those changes.
+
+        Other tasks run every now and then, even if there are always changes to return.
+        """
         limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
         self._begin()
         try:
+            if self._in_a_row >= IN_A_ROW:
+                self._in_a_row = 0
+                await event_loops().sleep(0)
             while True:
                 found: list[Change] = []
                 await self._look_async()
@@ -80,6 +89,7 @@ class Reads:
                     await event_loops().sleep(0)
                 self._hand_over()
                 if found or not limit or not await self._wait_for_change_async(seconds_left(end)):
+                    self._in_a_row += 1 + len(found)
                     return found
         finally:
             self._end()
@@ -141,9 +151,10 @@ class Watch(Reads, Changes):
     Position(index=2, term=1, offset=0)
     """
 
-    __slots__ = ()
+    __slots__ = ("_in_a_row",)
 
     def __init__(self, source: Source, prefix: Any, start: tuple[int, int | None, int] | int | None) -> None:
+        self._in_a_row = 0
         Changes.__init__(self, source, prefix, start)
 
     def _is_over(self) -> bool:

@@ -57,12 +57,12 @@ class LogEngine:
         Raises `CommandError` for a command of more than 2**32 - 1 bytes, `StorageError`; then nothing has changed.
         After a crash, a prefix of what was not synced may remain.
         """
-    def truncate_after(self, index: int, /) -> None:
+    def truncate_after(self, index: int) -> None:
         """Removes the entries after `index`; does nothing if there are none. O(1), durable after `sync`.
 
         `index` may be the one after which the log begins: then no entries are left. Below that: `OrderError`.
         """
-    def compact(self, up_to: LogId | tuple[int, int], /) -> None:
+    def compact(self, up_to: LogId | tuple[int, int]) -> None:
         """Drops the entries up to `up_to`, a `LogId`, which a snapshot contains. O(1), durable after `sync`.
 
         If the log does not have that very entry (a snapshot was installed), all entries are dropped, and the log begins
@@ -70,7 +70,7 @@ class LogEngine:
         entry is an `OrderError`. Reads see the change immediately. Files of segments that are no longer needed are
         removed by a later `sync`.
         """
-    def save_hard_state(self, term: int, voted_for: Buffer | None = None, /) -> None:
+    def save_hard_state(self, term: int, voted_for: Buffer | None = None) -> None:
         """Saves the current term, and who got this node's vote in it (bytes or None); durable on return.
 
         `voted_for`: at most 65,535 bytes, else a `ValueError`: each new segment of the log begins with a copy of it.

@@ -269,7 +269,7 @@ cdef class LogEngine:
                     "terms never fall", index=item.index)
         return known
 
-    def truncate_after(self, index, /):
+    def truncate_after(self, index):
         """Removes the entries after `index`; does nothing if there are none. O(1), durable after `sync`.
 
         `index` may be the one after which the log begins: then no entries are left. Below that: `OrderError`.
@@ -291,7 +291,7 @@ cdef class LogEngine:
         finally:
             self._turns.leave()
 
-    def compact(self, up_to, /):
+    def compact(self, up_to):
         """Drops the entries up to `up_to`, a `LogId`, which a snapshot contains. O(1), durable after `sync`.
 
         If the log does not have that very entry (a snapshot was installed), all entries are dropped, and the log begins
@@ -324,7 +324,7 @@ cdef class LogEngine:
         finally:
             self._turns.leave()
 
-    def save_hard_state(self, term, voted_for=None, /):
+    def save_hard_state(self, term, voted_for=None):
         """Saves the current term, and who got this node's vote in it (bytes or None); durable on return.
 
         `voted_for`: at most 65,535 bytes, else a `ValueError`: each new segment of the log begins with a copy of it.
@@ -381,7 +381,7 @@ cdef class LogEngine:
         cdef uint64_t end, last
         self.require()
         end, last = log.newest.end, log.last()
-        return self.commit, (log.newest.head.generation, end), (last, self.cuts, list(log.retired))
+        return self.commit, (log.newest.head.generation, end), (last, self.cuts, log.retired[:])
 
     def _sync_to(self, mark):
         """Makes durable what was in the log when the mark was taken."""
@@ -441,7 +441,7 @@ cdef class LogEngine:
         cdef list found = []
         cdef list segments
         self.require()
-        segments = list(self._log.segments)
+        segments = self._log.segments[:]
         for segment in segments:
             found.append((segment.name, segment.head, segment.end, segment.chain))
         return found
@@ -455,7 +455,7 @@ cdef class LogEngine:
         cdef size_t count
         cdef double seconds = 0
         self.require()
-        segments = list(log.segments)
+        segments = log.segments[:]
         first, last, term, count = log.first, log.last(), log.last_term(), log.count
         durable = min(log.synced, last)
         size = syncs = 0

@@ -79,7 +79,7 @@ cdef class Entries:
         The first one is returned even if it is larger. O(what is returned).
         """
         cdef Reading reading = Reading()
-        cdef list segments = list(self.segments)
+        cdef list segments = self.segments[:]  # not list(): without memory CPython's loses a reference to its argument
         cdef uint64_t size = 0
         cdef size_t position, count
         # From here to the return no object is made: a garbage collection could run code that changes the log.

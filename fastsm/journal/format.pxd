@@ -47,4 +47,5 @@ cdef inline const uint8_t *item_data(const uint8_t *frame) noexcept nogil:
     return frame + ITEM_DATA
 
 cdef void write_item(uint8_t *frame, const Item *item) noexcept nogil
+cdef void write_item_head(uint8_t *frame, const Item *item) noexcept nogil
 cdef int look_at_item(const uint8_t *frame, uint64_t available) noexcept nogil

@@ -80,14 +80,18 @@ def unpack_newest(data, path):
 
 cdef void write_item(uint8_t *frame, const Item *item) noexcept nogil:
     """Writes all of a frame except its seal: the length, the item, the padding."""
-    cdef uint64_t length = item_length(item.size)
-    (<uint64_t *>(frame + length - 8))[0] = 0
-    (<uint64_t *>(frame + FRAME_LENGTH))[0] = length
+    (<uint64_t *>(frame + item_length(item.size) - 8))[0] = 0
+    write_item_head(frame, item)
+    memcpy(frame + ITEM_DATA, item.data, item.size)
+
+
+cdef void write_item_head(uint8_t *frame, const Item *item) noexcept nogil:
+    """The same without the data and the padding: the first ITEM_DATA bytes."""
+    (<uint64_t *>(frame + FRAME_LENGTH))[0] = item_length(item.size)
     (<uint64_t *>(frame + ITEM_INDEX))[0] = item.index
     (<uint64_t *>(frame + ITEM_TERM))[0] = item.term
     (<uint32_t *>(frame + ITEM_SIZE))[0] = <uint32_t>item.size
     (<uint32_t *>(frame + ITEM_KIND))[0] = item.kind
-    memcpy(frame + ITEM_DATA, item.data, item.size)
 
 
 cdef int look_at_item(const uint8_t *frame, uint64_t available) noexcept nogil:

@@ -253,7 +253,7 @@ cdef class Journal(Segments):
         """Removes files of unneeded segments, after making it durable that they are unneeded. For any thread."""
         if not self.retired or self.newest is None:
             return
-        going = list(self.retired)  # segments set aside later depend on frames that the sync below does not cover
+        going = self.retired[:]  # segments set aside later depend on frames that the sync below does not cover
         self.sync_segments()
         self.remove_files(going)
 
@@ -269,7 +269,7 @@ cdef class Journal(Segments):
     cdef int sync_segments(self) except -1:
         """Syncs in order: if a segment is durable, so is everything before it."""
         cdef Segment segment
-        for segment in list(self.segments):
+        for segment in self.segments[:]:
             if segment.durable < segment.end:
                 segment.wake()
                 segment.sync()

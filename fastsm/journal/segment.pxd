@@ -11,5 +11,6 @@ cdef class Segment(FrameFile):
     cdef int rest(self) except -1
     cdef int wake(self) except -1
     cdef const uint8_t *append(self, const Item *items, size_t count) except NULL
+    cdef const uint8_t *append_large(self, const Item *item, uint64_t length) except NULL
     cdef const uint8_t *frame_of(self, uint64_t offset, uint64_t previous) except? NULL
     cdef uint64_t end_of_torn_tail(self, uint64_t end) except? 0

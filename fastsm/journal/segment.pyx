@@ -5,9 +5,10 @@ import os
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.disk.format cimport LARGE, LOG_HEADER_SIZE, VALID, look_at_frame
+from fastsm.disk.hashing cimport Part
 from fastsm.generation.framefile cimport FrameFile
 from fastsm.journal.format cimport (
-    ITEM_DATA, ITEM_ENTRY, ITEM_STATE, Item, item_kind, item_length, look_at_item, write_item,
+    ITEM_DATA, ITEM_ENTRY, ITEM_STATE, Item, item_kind, item_length, look_at_item, write_item, write_item_head,
 )
 
 from fastsm.disk import format
@@ -20,6 +21,7 @@ from fastsm.disk.tail import data_ranges, torn_tail_end
 
 cdef enum:
     SMALL_FRAME = ITEM_DATA      # the size of an item without data
+    LARGE_ENTRY = 128 << 10      # bytes of a command from which on another copy is avoided
 
 
 cdef void write_items(uint8_t *frames, const Item *items, size_t count) noexcept nogil:
@@ -98,6 +100,8 @@ cdef class Segment(FrameFile):
         cdef uint8_t *frames
         for i in range(count):
             total += item_length(items[i].size)
+        if count == 1 and items[0].kind == ITEM_ENTRY and items[0].size >= LARGE_ENTRY and self.takes_parts(total):
+            return self.append_large(items, total)
         frames = self.begin_frame(total + (SMALL_FRAME if items[0].kind == ITEM_ENTRY else 0))
         self.hold_mapping()
         if total > LARGE:
@@ -106,6 +110,24 @@ cdef class Segment(FrameFile):
         else:
             write_items(frames, items, count)
         self.commit_frames(frames, total, count)
+        return self.address + offset
+
+    cdef const uint8_t *append_large(self, const Item *item, uint64_t length) except NULL:
+        """`append` of one entry whose command is written from where it is: copied once, by the system.
+
+        The caller holds the command, which is read without the GIL.
+        """
+        cdef uint64_t offset = self.end
+        cdef uint64_t padding = length - ITEM_DATA - item.size
+        cdef uint8_t *head = self.begin_parts(length + SMALL_FRAME, ITEM_DATA + 8)
+        cdef Part[3] parts
+        self.hold_mapping()
+        write_item_head(head, item)
+        (<uint64_t *>(head + ITEM_DATA))[0] = 0
+        parts[0] = Part(head, ITEM_DATA)
+        parts[1] = Part(item.data, item.size)
+        parts[2] = Part(head + ITEM_DATA, padding)
+        self.commit_parts(parts, 3 if padding else 2, length, 0)
         return self.address + offset
 
     # ---- recover ---------------------------------------------------------------------------------------

@@ -221,6 +221,9 @@ cdef class Segments(Entries):
         cdef Segment segment
         # Read before the listing: an owner makes a segment before it names it
         content = self.directory.read_file(NEWEST, NEWEST_BYTES + 1)
+        if content is not None and not self.read_only:
+            with storage_errors(self.directory.path, "making the names in the directory durable"):
+                self.directory.sync_directory()  # the process that renamed NEWEST may have died before this sync
         for name in self.directory.names():
             found = LOG_NAMES.fullmatch(name)
             if found is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastsm.arguments import index_of
 from fastsm.disk.files import Directory, left_by_children, storage_errors
 from fastsm.disk.published import Publication, steps_back
 from fastsm.errors import ReentryError, StorageError
@@ -173,32 +174,37 @@ class Reader(Following, Follower):
 
         ``TimeoutError`` after ``timeout`` seconds, and what :meth:`refresh` raises. It sees an entry within 1.5 ms.
         """
-        if timeout is not None and not timeout >= 0:  # NaN, too
-            raise ValueError(f"timeout={timeout!r}: expected 0 or more seconds, or None")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        index, deadline = index_of(index), deadline_of(timeout)
         while True:
             position = self.refresh()
             if position.index >= index:
                 return position
             left = SIGNAL_SECONDS if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"entry {index} was not applied within {timeout} s: last applied is {position}")
+                raise too_late(index, timeout, position)
             self._await_news(min(left, SIGNAL_SECONDS))
 
-    async def wait_async(self, index: int) -> LogId:
-        """:meth:`wait` for coroutines; use ``asyncio.wait_for`` for a time limit. It sees an entry within 5 ms.
+    async def wait_async(self, index: int, timeout: float | None = None) -> LogId:
+        """:meth:`wait` for coroutines. It sees an entry within 5 ms.
 
-        Slow work, such as the first refresh after a compaction, is done on another thread.
+        Slow work, such as the first refresh after a compaction, is done on another thread. Other tasks run between any
+        two refreshes, however fast the owner is.
         """
+        index, deadline = index_of(index), deadline_of(timeout)
         sleep = event_loops().sleep
         while True:
             self._require()
             position = await call(self.refresh)[0] if self._has_much_to_take() else self.refresh()
-            step = FIRST_STEP
-            while self._position.index < index and not (self._closed() or self._lookout.is_worth_a_look()):
-                await sleep(step)
-                step = min(1.5 * step, LAST_STEP)
-            if position.index >= index:
+            step = 0.0
+            while position.index < index:
+                left = LAST_STEP if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    raise too_late(index, timeout, position)
+                await sleep(min(step, left))
+                if self._position.index >= index or self._closed() or self._lookout.is_worth_a_look():
+                    break
+                step = min(1.5 * step, LAST_STEP) or FIRST_STEP
+            else:
                 return position
 
     # ---- following -------------------------------------------------------------------------------------
@@ -372,6 +378,19 @@ class Reader(Following, Follower):
             self._tail.after_fork()
         for watch in list(self._watches):
             watch._after_fork()
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """When a wait of so many seconds ends; None: never."""
+    if timeout is None:
+        return None
+    if not timeout >= 0:  # NaN, too
+        raise ValueError(f"timeout={timeout!r}: expected 0 or more seconds, or None")
+    return time.monotonic() + timeout
+
+
+def too_late(index: int, timeout: float | None, position: LogId) -> TimeoutError:
+    return TimeoutError(f"entry {index} was not applied within {timeout} s: last applied is {position}")
 
 
 _readers = left_by_children(Reader._after_fork_in_child, go_on=True)

@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 import fastsm
 from fastsm import CommandError, Entry, FastStateMachine, LogId, NotRunningError, OrderError, StorageError
+from fastsm.core.coroutines import Waiters
 from support.faulty import PATIENCE, Disk, in_thread
 from support.inside import inside
 
@@ -492,3 +494,39 @@ def test_loop_that_is_gone_does_not_stop_what_has_begun(directory: Path, machine
     gate.open()
     assert machine.apply(put(2)) == [True]
     assert machine.get_many([b"key-1", b"key-2"]) == [b"v" * LARGE, b"v" * 10]
+
+
+def test_a_flush_that_comes_while_the_machine_is_closed_is_told(directory: Path, machine_at: Opener) -> None:
+    """Its thread has ended, and the close's own sync goes on: `NotRunningError`, and not a wait without end."""
+    disk = Disk()
+    machine = machine_at(directory, _files=disk.files)
+
+    async def main() -> None:
+        await machine.apply_chunk(put(1))
+        await machine.flush_async()
+        await machine.apply_chunk(put(2))
+        gate = disk.hold("sync")
+        with in_thread(machine.close):
+            await called(gate.wait)
+            try:
+                with pytest.raises(NotRunningError):
+                    await asyncio.wait_for(machine.flush_async(), PATIENCE / 2)
+            finally:
+                gate.open()
+
+    run(main())
+
+
+def test_a_flush_whose_signal_handler_closes_the_machine_is_told() -> None:
+    """The handler runs just before the flush is queued, when nobody serves the queue any more."""
+    waiters = Waiters()
+
+    class Interrupted(SimpleQueue[Any]):
+        def put(self, item: Any, *_: Any, **__: Any) -> None:
+            if item is not None:
+                waiters.close()
+            super().put(item)
+
+    vars(waiters)["_queue"] = Interrupted()
+    with pytest.raises(NotRunningError):
+        run(waiters.flush(lambda _: None, None))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastsm import CompactedError, FastStateMachine, MemoryStateMachine, NotRunningError, batch, put
+from fastsm import CompactedError, FastStateMachine, MemoryStateMachine, NotRunningError, Reader, batch, put
 from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
@@ -56,6 +56,45 @@ def test_it_waits_for_what_comes(directory: Path, machine_at: Opener) -> None:
         assert await following == [b"4", b"5"]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["machine", "model", "reader"])
+def test_other_tasks_run_while_there_is_always_something_to_tell(
+    directory: Path, machine_at: Opener, kind: str
+) -> None:
+    """A loop over changes that never has to wait, and one that polls, lets other tasks run every now and then."""
+    machine: Any = MemoryStateMachine() if kind == "model" else machine_at(directory)
+    fill(machine, *[put(b"%d" % i, b"") for i in range(1500)])
+    source = Reader(directory) if kind == "reader" else machine
+
+    async def main() -> None:
+        turns = [0]
+
+        async def count() -> None:
+            while True:
+                turns[0] += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.ensure_future(count())
+        await asyncio.sleep(0)
+        watch = source.watch(start=1)
+        told = 0
+        before = turns[0]
+        async for _change in watch:
+            told += 1
+            if told == 800:
+                break
+        assert turns[0] > before
+        before = turns[0]
+        for _ in range(800):
+            told += len(await watch.read_async(1, timeout=0))
+        assert turns[0] > before
+        assert told == 1500
+        counting.cancel()
+
+    asyncio.run(main())
+    if source is not machine:
+        source.close()
 
 
 def test_the_model_waits_too() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from fastsm import FastStateMachine, LogId, RaftLog, noop
+from fastsm import FastStateMachine, LogId, RaftLog, noop, open_snapshot, put
 from support.inside import inside
 from support.small_cluster import imported_example
 
@@ -55,6 +58,60 @@ def test_a_log_that_the_state_agrees_with_is_kept(tmp_path: Path, example: Modul
     storage = example.Storage(tmp_path, [])
     assert (storage.log.first_index, storage.log.last_index) == (1, 60)
     asyncio.run(storage.close())
+
+
+def test_a_node_that_lost_entries_of_its_log_can_send_a_snapshot(tmp_path: Path, example: ModuleType) -> None:
+    """A power loss took entries that the state has kept: for followers that lack them there is a snapshot."""
+    with RaftLog(tmp_path / "log") as log, FastStateMachine(tmp_path / "state") as state:
+        entries = [(index, 1, noop()) for index in range(1, 51)]
+        log.append(entries[:40])
+        state.apply(entries[:30])
+        state.write_snapshot(tmp_path / "snapshots")
+        state.apply(entries[30:])
+    storage = example.Storage(tmp_path, [])
+    assert storage.log.first_index == 51
+    with open_snapshot(storage.snapshots) as snapshot:
+        assert snapshot.metadata.last_included == LogId(50, 1)
+    asyncio.run(storage.close())
+
+
+class PausedSnapshots(FastStateMachine):
+    """Its snapshots go on once another state was installed."""
+
+    async def generate_snapshot_data(self, *arguments: Any, **options: Any) -> bytes:
+        def pause(*_: object) -> None:
+            self.began.set()
+            while self.last_applied().index == 1:
+                time.sleep(0.001)
+
+        return await super().generate_snapshot_data(*arguments, progress=pause, **options)
+
+
+def test_an_install_ends_a_node_s_own_snapshot_and_nothing_else(tmp_path: Path, example: ModuleType) -> None:
+    """A late follower is amid its own snapshot when a leader's is installed: it goes on with that."""
+    with FastStateMachine(tmp_path / "leader", contiguous=False) as leader:
+        leader.apply([(90, 1, put(b"color", b"blue"))])
+        sent = leader.write_snapshot(tmp_path / "sent")
+
+    async def install_meanwhile() -> None:
+        storage = example.Storage(tmp_path / "node", [])
+        storage.machine.close()
+        storage.machine = PausedSnapshots(tmp_path / "node" / "state")
+        storage.machine.began = threading.Event()
+        storage.append([(1, 1, put(b"color", b"red"))])
+        storage.machine.apply(storage.log.entries(1, 1))
+        own = asyncio.ensure_future(storage.take_snapshot(0))
+        while not storage.machine.began.is_set():
+            await asyncio.sleep(0)
+        storage.expect_snapshot(sent)
+        with open_snapshot(tmp_path / "sent") as snapshot:
+            storage.receiver.write(0, snapshot.read_at(0, snapshot.size))
+        assert await storage.install() == LogId(90, 1)
+        await own
+        assert (storage.machine.get(b"color"), storage.log.first_index) == (b"blue", 91)
+        await storage.close()
+
+    asyncio.run(install_meanwhile())
 
 
 def test_a_leader_that_is_deposed_at_once_appends_nothing_in_the_new_term(tmp_path: Path, example: ModuleType) -> None:

@@ -118,6 +118,17 @@ def test_a_class_on_fastsms_base_keeps_its_state(nodes: Nodes, tmp_path: Path) -
     assert [each.name for each in tmp_path.iterdir()] == ["a.journal.fastsm"]
 
 
+def test_a_node_that_is_given_a_journal_goes_on_with_what_it_has(nodes: Nodes, tmp_path: Path) -> None:
+    """Made with a dump alone, then with a journal too, as PySyncObj's users add one: its state is there."""
+    dump = {"fullDumpFile": str(tmp_path / "a.dump")}
+    for total, conf in ((5, dump), (10, {"journalFile": str(tmp_path / "a.journal"), **dump}), (15, dump)):
+        node = nodes.start(FastCounting, 0, members=1, conf=conf)
+        nodes.ready()
+        assert nodes.call(node.add, 5) == (total, FAIL_REASON.SUCCESS)
+        nodes.stop(node)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.dump.fastsm"]
+
+
 def test_a_node_without_files_leaves_none(nodes: Nodes) -> None:
     """As in PySyncObj; its directory is a temporary one."""
     node = nodes.start(FastCounting, 0, members=1)

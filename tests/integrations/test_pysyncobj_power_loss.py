@@ -14,11 +14,11 @@ import pytest
 
 pytest.importorskip("pysyncobj")
 
-from fastsm import FastsmError
+from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, put
 from fastsm.integrations.pysyncobj import ReplicatedStateMachine
 from fastsm.integrations.pysyncobj.places import Places, Restart, restart
 from support.faulty import memory_directory
-from support.power import QuietDirectory
+from support.power import Platter, Point, QuietDirectory
 from support.simulated_cluster import ADDRESSES, Clock, Moment, SimulatedCluster, state_checksum
 
 OPTIONS = {"verify_on_open": "off", "auto_compact": False}
@@ -96,9 +96,14 @@ def judge(moment: Moment, root: Path, counts: Counter[str]) -> None:
                 assert holds(state, *entry), f"{address} may lead without {key!r}, {entry}"
     finally:
         for state in found.values():
-            state.journal.abandon()
-            state.machine._worker.abandon()
-            state.machine._release()
+            end(state)
+
+
+def end(state: Restart) -> None:
+    """As a kill would."""
+    state.journal.abandon()
+    state.machine._worker.abandon()
+    state.machine._release()
 
 
 def run_again(moment: Moment, root: Path, clock: Clock, rng: random.Random) -> None:
@@ -185,3 +190,32 @@ class LeaderCountsItself(ReplicatedStateMachine):
 def test_planted_faults_are_seen(clock: Clock, planted: Any) -> None:
     """The simulator sees a cluster that promises what is not durable."""
     assert violations(clock, range(6), Counter(), planted, moments=100, draws=6, again=0)
+
+
+def test_a_snapshot_that_a_killed_process_put_in_place_stays(tmp_path: Path) -> None:
+    """Killed before a leader's snapshot was durable under its name: once the next process has gone on from it, a power
+    loss does not take it, since the journal begins after it.
+    """
+    with FastStateMachine(tmp_path / "leader", contiguous=False) as leader:
+        leader.apply([(50, 3, put(b"color", b"blue"))])
+        leader.write_snapshot(tmp_path / "sent", attachment=b"of the others")
+    renamed: list[Point] = []
+    with memory_directory() as root:
+        first = Platter(lambda where: renamed.append(Point(first, where)) if where == "after rename" else None)
+        first.folder(str(root))
+        with SnapshotReceiver(root / "incoming", _files=first.files) as receiver:
+            receiver.write(0, (tmp_path / "sent" / "snapshot.fsm").read_bytes())
+            receiver.finish()
+        second = Platter(lambda _: None)
+        second.folder(str(root))
+        second.take_over(root, renamed[0].killed(), renamed[0])
+        end(restart(Places(root, lambda _: second.files), durable=True, has_others=True, options=dict(OPTIONS)))
+        now = Point(second, "now")
+        for seed in range(30):
+            now.draw(random.Random(seed)).build(root / "drawn")
+            places = Places(root / "drawn", lambda _: QuietDirectory)
+            found = restart(places, durable=True, has_others=True, options=dict(OPTIONS))
+            assert (found.snapshot, found.last_applied, found.attachment) == (LogId(50, 3), 50, b"of the others")
+            end(found)
+        first.close()
+        second.close()

@@ -158,3 +158,36 @@ def test_what_counts_as_durable_survives_what_was_truncated(tmp_path: Path) -> N
                 inside(again).abandon()
         inside(log).abandon()
         platter.close()
+
+
+@pytest.mark.parametrize("segment_bytes", [1000, 64 << 20])
+def test_names_that_a_killed_process_gave_are_synced_before_the_log_goes_on(segment_bytes: int) -> None:
+    """Killed after each rename, before it is durable: what the next process syncs survives a power loss."""
+    renamed: list[Point] = []
+    with memory_directory() as root, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastsm.raft_log, "SEGMENT_BYTES", segment_bytes)
+        first = Platter(lambda where: renamed.append(Point(first, where)) if where == "after rename" else None)
+        log = RaftLog(root / "first", _files=first.files)
+        for index in range(1, 6):
+            log.append([(index, 1, bytes(500))])
+            log.sync()
+        inside(log).abandon()
+        assert len(renamed) == (1 if segment_bytes > 1000 else 3)
+        for number, moment in enumerate(renamed):
+            moment.killed().build(root / f"{number}")
+            second = Platter(lambda _: None)
+            second.folder(str(root / f"{number}"))
+            second.take_over(root / f"{number}", moment.killed(), moment)
+            log = RaftLog(root / f"{number}", _files=second.files)
+            log.append([(log.last_index + 1, 7, b"promised")])
+            log.sync()
+            promised = state_of(log)
+            lost = Point(second, "now")
+            for seed in range(20):
+                lost.draw(random.Random(seed)).build(root / "drawn")
+                again = RaftLog(root / "drawn", _files=QuietDirectory)
+                assert state_of(again) == promised
+                inside(again).abandon()
+            inside(log).abandon()
+            second.close()
+        first.close()

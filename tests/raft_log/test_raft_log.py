@@ -469,3 +469,18 @@ def outcome(call: Callable[[], Any]) -> tuple[Any, ...]:
         return "OrderError", error.index
     except CompactedError as error:
         return "CompactedError", error.oldest
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_a_large_entry_alone_is_as_it_was_given(tmp_path: Path, kind: type[Any]) -> None:
+    """Of every size around those from which it is written from where it is; opened again, every byte is right."""
+    sizes = [(128 << 10) + more for more in range(-2, 10)] + [(1 << 20) + 3]
+    entries = [Entry(index, 1, bytes([index]) * size) for index, size in enumerate(sizes, 1)]
+    with RaftLog(tmp_path / "log") as log:
+        for index, term, command in entries:
+            log.append([(index, term, kind(command))])
+            log.append([(index, term, b"known")])
+        assert log.entries(1, 99) == entries
+    with RaftLog(tmp_path / "log") as log:
+        assert log.entries(1, 99) == entries
+        log.verify()

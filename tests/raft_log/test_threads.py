@@ -51,6 +51,23 @@ def test_one_sync_serves_all_who_wait(tmp_path: Path) -> None:
         assert log.durable_index == 2
 
 
+def test_a_coroutine_that_syncs_while_the_log_is_closed_is_told(tmp_path: Path) -> None:
+    """Its thread has ended, and the close's own sync goes on: `NotRunningError`, and not a wait without end."""
+    disk = Disk()
+    log = RaftLog(tmp_path / "log", _files=disk.files)
+    append_one(log)
+    asyncio.run(log.sync_async())
+    append_one(log)
+    gate = disk.hold("sync")
+    with in_thread(log.close):
+        gate.wait()
+        try:
+            with pytest.raises(NotRunningError):
+                asyncio.run(asyncio.wait_for(log.sync_async(), PATIENCE / 2))
+        finally:
+            gate.open()
+
+
 def test_one_sync_serves_all_coroutines(tmp_path: Path) -> None:
     """Two hundred coroutines that append one entry and wait need one running sync, and one to come."""
     disk = Disk()

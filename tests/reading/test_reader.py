@@ -21,6 +21,7 @@ from fastsm import (
     FastStateMachine,
     LogId,
     NotRunningError,
+    OrderError,
     Reader,
     ReentryError,
     StorageError,
@@ -491,6 +492,11 @@ def test_waiting_ends_with_the_entry(machine: FastStateMachine, reader: Reader) 
         reader.wait(2, 0.01)
     with pytest.raises(ValueError, match="timeout"):
         reader.wait(2, -1)
+    for wrong, error in ((1.5, TypeError), (None, TypeError), (-1, OrderError), (2**64 - 1, OrderError)):
+        with pytest.raises(error):
+            reader.wait(wrong, 0)  # type: ignore[arg-type]
+        with pytest.raises(error):
+            asyncio.run(reader.wait_async(wrong, 0))  # type: ignore[arg-type]
     thread = threading.Thread(target=lambda: add(machine, put(b"color", b"red")))
     thread.start()
     assert reader.wait(2).index >= 2
@@ -512,6 +518,42 @@ def test_waiting_ends_with_the_entry(machine: FastStateMachine, reader: Reader) 
 
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(too_long())
+    for seconds in (0, 0.01):
+        with pytest.raises(TimeoutError, match="last applied is"):
+            asyncio.run(reader.wait_async(1000, timeout=seconds))
+    with pytest.raises(ValueError, match="timeout"):
+        asyncio.run(reader.wait_async(2, float("nan")))
+    assert asyncio.run(reader.wait_async(3, timeout=0)).index >= 3
+
+
+def test_waiting_lets_other_tasks_run_however_fast_the_owner_is(machine: FastStateMachine, directory: Path) -> None:
+    """There is news whenever `wait_async` looks: still other tasks of the event loop run between any two looks."""
+
+    class Chased(Reader):
+        def refresh(self) -> LogId:
+            looks.append(turns[0])
+            position = super().refresh()
+            add(machine, put(b"color", b"blue"))
+            return position
+
+    looks: list[int] = []
+    turns = [0]
+
+    async def wait_with_another_task() -> None:
+        async def count() -> None:
+            while True:
+                turns[0] += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.ensure_future(count())
+        await asyncio.sleep(0)
+        with Chased(directory) as chased:
+            await chased.wait_async(machine.last_applied().index + 20)
+        counting.cancel()
+
+    asyncio.run(wait_with_another_task())
+    assert len(looks) >= 20
+    assert sorted(set(looks)) == looks
 
 
 # ---- threads, signals, forks, ends -------------------------------------------------------------------

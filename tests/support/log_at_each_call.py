@@ -246,8 +246,7 @@ class Sweep:
         self.judge(log, error)
         del log
         gc.collect()
-        if self.fault != "nomemory":  # an interpreter without memory may lose references
-            assert (left := open_files(self.trial)) == [], f"left open: {left}"
+        assert (left := open_files(self.trial)) == [], f"left open: {left}"
         return outcome
 
     def arm(self, n: int) -> None:

@@ -100,10 +100,11 @@ class Wire:
 
 
 class Cluster:
-    """Nodes in processes of their own, in folders of one directory."""
+    """Nodes in processes of their own, in folders of one directory. Its first members are ``members``."""
 
-    def __init__(self, directory: Path, names: str, snapshot_every: int) -> None:
+    def __init__(self, directory: Path, names: str, members: str, snapshot_every: int) -> None:
         self.directory, self.names, self.snapshot_every = directory, names, snapshot_every
+        self.first_members = self.members = members
         self.ports = {name: free_port() for name in names}
         self.addresses = {name: ("127.0.0.1", port) for name, port in self.ports.items()}
         self.wires: dict[tuple[str, str], Wire] = {}
@@ -125,7 +126,8 @@ class Cluster:
         with log:
             self.nodes[name] = await asyncio.create_subprocess_exec(
                 sys.executable, str(EXAMPLE), f"--name={name}", f"--folder={self.directory / name}",
-                f"--members={','.join(self.names)}", f"--snapshot-every={self.snapshot_every}", *addresses,
+                f"--members={','.join(self.first_members) if name in self.first_members else ''}",
+                f"--snapshot-every={self.snapshot_every}", *addresses,
                 cwd=self.directory, stdout=log, stderr=log)
 
     async def kill(self, name: str) -> None:
@@ -154,8 +156,8 @@ class Cluster:
             await wire.close()
 
     def states(self) -> list[tuple[Any, ...]]:
-        """Where each node's state stands, and its checksum as of the entry that all have applied."""
-        machines = [FastStateMachine(self.directory / name / "state") for name in self.names]
+        """Where each member's state stands, and its checksum as of the entry that all have applied."""
+        machines = [FastStateMachine(self.directory / name / "state") for name in self.members]
         try:
             least = min(machine.last_applied() for machine in machines)
             return [machine.state_checksum(least) for machine in machines]
@@ -179,6 +181,21 @@ class Nemesis:
             await work()
             self.counts[work.__name__[1:]] += 1
             await asyncio.sleep(self.dice.uniform(0.3, 1.2))
+
+    async def change_members(self, seconds: float) -> None:
+        """Adds a node, or removes one, over and over, whatever befalls them meanwhile."""
+        cluster, client = self.cluster, client_module().Client(self.cluster.addresses, timeout=1.0)
+        stop = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < stop:
+            others = [name for name in cluster.names if name not in cluster.members]
+            grows = len(cluster.members) <= 2 or (others and self.dice.random() < 0.5)
+            one = self.dice.choice(others if grows else cluster.members)
+            members = cluster.members + one if grows else cluster.members.replace(one, "")
+            await client.change_members(list(members))
+            cluster.members = members
+            self.counts["members"] += 1
+            await asyncio.sleep(self.dice.uniform(0, 0.5))
+        client.close()
 
     async def _down(self, names: str) -> None:
         for name in names:
@@ -267,15 +284,17 @@ class Load:
             client.close()
 
 
-async def trial(directory: Path, seconds: float, seed: int, *, snapshot_every: int = 300) -> dict[str, Any]:
-    """A cluster under a load, and what befalls it; what was seen, counted, and left."""
+async def trial(
+    directory: Path, seconds: float, seed: int, *, snapshot_every: int = 300, changes: bool = False
+) -> dict[str, Any]:
+    """A cluster under a load, and what befalls it; what was seen, counted, and left. ``changes``: of its members."""
     dice = random.Random(seed)
-    cluster = Cluster(directory, "abc", snapshot_every)
+    cluster = Cluster(directory, "abcde" if changes else "abc", "abc", snapshot_every)
     load, nemesis = Load(cluster, dice), Nemesis(cluster, dice)
     await cluster.start()
     try:
         clients = [asyncio.ensure_future(work()) for work in [load.use_keys] * 4 + [load.count] * 2]
-        await nemesis.run(seconds)
+        await asyncio.gather(nemesis.run(seconds), *([nemesis.change_members(seconds)] if changes else []))
         load.over = True
         await asyncio.wait_for(asyncio.gather(*clients), 300)
         counted = await asyncio.wait_for(load.final(), 300)

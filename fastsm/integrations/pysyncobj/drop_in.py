@@ -19,10 +19,11 @@ from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
 class FastSyncObj(ReplicatedStateMachine):
     """A :class:`ReplicatedStateMachine` with the constructor of a ``pysyncobj.SyncObj``: a base class to replace it.
 
-    Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), followed by ``.fastsm``. If neither is
-    set, nothing is kept, as in PySyncObj: the directory is a temporary one, removed when the node ends. Files of
-    PySyncObj's own are not taken over: ``ValueError`` if there are any while the directory does not exist yet.
-    ``options``: those of :class:`ReplicatedStateMachine`, such as ``durable``.
+    Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), followed by ``.fastsm``. If a directory
+    exists under one of the two names, it is used, so a node that is configured with a second file later keeps its
+    state. If neither is set, nothing is kept, as in PySyncObj: the directory is a temporary one, removed when the node
+    ends. Files of PySyncObj's own are not taken over: ``ValueError`` if there are any while the directory does not
+    exist yet. ``options``: those of :class:`ReplicatedStateMachine`, such as ``durable``.
     """
 
     _fastsm_conf_names_files = True
@@ -42,7 +43,8 @@ class FastSyncObj(ReplicatedStateMachine):
             raise TypeError("expected transportClass=, found transport=: your own class is combined with fastsm's")
         conf = SyncObjConf() if conf is None else conf
         files = [name for name in (conf.journalFile, conf.fullDumpFile) if name is not None]
-        directory = f"{os.fsdecode(files[0])}.fastsm" if files else None
+        directories = [f"{os.fsdecode(name)}.fastsm" for name in files]
+        directory = next(filter(os.path.lexists, directories), directories[0] if files else None)
         if directory is not None and not os.path.lexists(directory):
             stock = [name for name in files if os.path.lexists(name)]
             if stock:

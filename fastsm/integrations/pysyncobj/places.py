@@ -61,6 +61,16 @@ class Places:
             snapshot.close()
         return found[-1] if found else None
 
+    def keep(self, snapshot: Snapshot) -> None:
+        """Makes a snapshot's name durable: who put it in place may have been killed before that was."""
+        path = os.path.dirname(snapshot.path)
+        directory = self.files(os.path.basename(path))(path)
+        try:
+            with storage_errors(path, "making a snapshot's name durable"):
+                directory.sync_directory()
+        finally:
+            directory.close()
+
     def remove_incoming(self) -> None:
         """Removes a leader's snapshot, after a newer dump of the node's own."""
         if os.path.isdir(self.incoming):
@@ -119,6 +129,7 @@ def _take_snapshot(places: Places, machine: FastStateMachine) -> tuple[LogId, in
         return LogId(), 0, None
     with snapshot:
         copy_checked(snapshot.descriptor, snapshot.head, snapshot.path)
+        places.keep(snapshot)  # the journal may go on from it
         included = snapshot.metadata.last_included
         if included > machine.last_applied():
             machine.install_snapshot(snapshot.metadata, snapshot.path)
