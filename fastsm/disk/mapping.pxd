@@ -36,3 +36,4 @@ cdef class Mapping:
     cdef bint fits(self, size_t size) noexcept
     cdef bint populate(self, size_t start, size_t stop) noexcept nogil
     cdef void populate_read(self, size_t start, size_t stop) noexcept nogil
+    cdef void settle(self, size_t start, size_t stop) noexcept nogil

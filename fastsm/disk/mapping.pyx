@@ -28,6 +28,7 @@ cdef extern from * nogil:
     #if defined(__linux__)
       #include <fcntl.h>
       #include <sys/vfs.h>
+      #define FASTSM_LETS_GO_OF_PAGES 1
       #ifndef MADV_POPULATE_WRITE
         #define MADV_POPULATE_READ 22
         #define MADV_POPULATE_WRITE 23
@@ -44,6 +45,7 @@ cdef extern from * nogil:
               fd, 0, size, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
       }
     #else
+      #define FASTSM_LETS_GO_OF_PAGES 0
       #define MADV_POPULATE_READ -1
       #define MADV_POPULATE_WRITE -1
       static long file_system_type(int fd) { (void)fd; return -1; }
@@ -177,7 +179,8 @@ cdef extern from * nogil:
         int descriptor, const void *parts, size_t size_of_part, size_t count, size_t skipped, off_t offset)
     int MAP_FIXED
     int MAP_NORESERVE
-    int MADV_POPULATE_READ, MADV_POPULATE_WRITE
+    int MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE
+    bint LETS_GO_OF_PAGES "FASTSM_LETS_GO_OF_PAGES"
     int madvise(void *address, size_t length, int advice)
     int close(int descriptor)
     ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset)
@@ -523,6 +526,17 @@ cdef class Mapping:
         """
         start &= ~(PAGE - 1)
         return madvise(self.address + start, stop - start, MADV_POPULATE_WRITE) == 0
+
+    cdef void settle(self, size_t start, size_t stop) noexcept nogil:
+        """Makes the pages of [start, stop), which nobody will store to again, present for reads alone.
+
+        Before the system writes a page back it takes the right to write from its mapping: page by page, and each time
+        it interrupts the other cores that run threads of this process. Here that is done once for all of them.
+        """
+        start &= ~(PAGE - 1)
+        if LETS_GO_OF_PAGES:
+            madvise(self.address + start, stop - start, MADV_DONTNEED)  # of a shared file: its bytes stay
+        self.populate_read(start, stop)
 
     cdef void populate_read(self, size_t start, size_t stop) noexcept nogil:
         """Makes the pages of [start, stop) present if the system can, so that reading them takes no page fault."""

@@ -244,13 +244,13 @@ cdef class FrameFile:
         return 0
 
     cdef int settle_piece(self) except -1:
-        """Makes pages written by `pwrite` present in the mapping, so that reads take no page faults for them.
+        """Makes written pages present in the mapping for reads alone, before a read takes a page fault for one.
 
         If much is unsynced, also starts writing it back: the disk works during further appends, and a sync stays short.
         """
         cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
         cdef uint64_t first
-        self.mapping.populate_read(self.start + self.settled_end, self.start + stop)
+        self.mapping.settle(self.start + self.settled_end, self.start + stop)
         self.settled_end = stop
         if stop > self.durable + WRITEBACK_BEHIND:
             first = max(self.writeback_end, self.durable & ~<uint64_t>(PAGE - 1))

@@ -131,8 +131,10 @@ cdef class Deadlines:
         if self.count == self.room and self.make_room(1) < 0:
             return -1
         self.earlier += deadline < self.base
-        if i == 0 or self.earlier > i / 2 + FEW_EARLIER:
+        if i == 0:
             self.begin_at(arena, deadline)
+        elif self.earlier > i / 8 + FEW_EARLIER:
+            self.begin_at(arena, min(deadline, self.deadline_of(arena, place_of(self.items[0]))))
         added = self.item_of(deadline, place)
         self.count += 1
         self.version += 1
