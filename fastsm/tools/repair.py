@@ -74,7 +74,7 @@ class Damage:
             what, loss = log_name(self.generation), "No frame is lost"
         else:
             known = f"entries up to {self.lost.index:,} at least" if self.lost else "an unknown number of entries"
-            what = f"what is before offset {self.offset:,} of {log_name(self.generation)}"
+            what = f"everything before offset {self.offset:,} of {log_name(self.generation)}"
             loss = f"{self.cut_bytes:,} bytes are lost, with {known}"
         return f"{self.problem}. Repair makes a new generation from {what}, {ends}. {loss}"
 

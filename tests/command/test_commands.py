@@ -86,7 +86,7 @@ def test_repair_asks_before_it_cuts(run, state):
     log.write_bytes(bytes(data))
     told = run("repair", state)
     assert (told.exit_code, log.read_bytes()) == (1, bytes(data))
-    assert "a new generation of what is before offset 96 of log-1" in told.stdout
+    assert "a new generation from everything before offset 96 of log-1" in told.stdout
     assert "--yes" in told.stderr
     done = run("repair", state, "--yes")
     assert done.exit_code == 0

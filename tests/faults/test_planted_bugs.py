@@ -88,8 +88,8 @@ BUGS = {
         (
             (
                 "disk/files.py",
-                '        """Gives lock and directory back. Idempotent."""\n',
-                '        """Gives lock and directory back. Idempotent."""\n'
+                '        """Releases the lock and closes the directory. Idempotent."""\n',
+                '        """Releases the lock and closes the directory. Idempotent."""\n'
                 "        if BUG and self._lock is not None:\n            self.unlink(LOCK)\n",
             ),
         ),

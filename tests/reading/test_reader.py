@@ -434,7 +434,7 @@ def test_what_a_crash_or_an_older_release_leaves_is_made_anew(tmp_path: Path, co
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     """A file of that name that fastsm did not make is an error that says so, and is left alone."""
     (tmp_path / published.NAME).write_bytes(b"my notes")
-    with pytest.raises(CorruptionError, match="somebody else"):
+    with pytest.raises(CorruptionError, match="not made by fastsm"):
         FastStateMachine(tmp_path)
     assert (tmp_path / published.NAME).read_bytes() == b"my notes"
 

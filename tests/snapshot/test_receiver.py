@@ -657,7 +657,7 @@ def test_a_finish_that_fails_on_an_event_loop_may_be_tried_again(tmp_path: Path)
                 await receiver.finish_async()
             feed(receiver)
             await receiver.finish_async()
-        with pytest.raises(SnapshotError, match="was closed"):
+        with pytest.raises(SnapshotError, match="is closed"):
             await receiver.finish_async()
 
     asyncio.run(story())

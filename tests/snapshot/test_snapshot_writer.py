@@ -129,7 +129,7 @@ def test_a_prepared_snapshot_has_no_name_before_commit(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     with prepare(tmp_path, StateSource(some_state())) as prepared:
         prepared.commit()
-        with pytest.raises(ValueError, match="before"):
+        with pytest.raises(ValueError, match="already"):
             prepared.commit()
     assert os.listdir(tmp_path) == ["snapshot.fsm"]
     assert open_files() <= before

@@ -68,7 +68,7 @@ def test_what_is_there_already_is_not_touched(tmp_path: Path, name: str) -> None
     """Anything but ``lost+found`` is a ``StorageError`` that names it; no file is made or changed, LOCK neither."""
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / name).write_bytes(b"somebody's")
-    with pytest.raises(StorageError, match=f"something already, '{name}'") as caught, new_state(tmp_path / "new"):
+    with pytest.raises(StorageError, match=f"not empty: it has '{name}'") as caught, new_state(tmp_path / "new"):
         pytest.fail("this must not be filled")
     assert caught.value.errno == errno.ENOTEMPTY
     assert os.listdir(tmp_path / "new") == [name]
@@ -166,7 +166,7 @@ def test_looking_at_what_is_unfinished_says_so(tmp_path: Path) -> None:
     """A reader is told that it counts as nothing yet, a writer that the tool has it open."""
     with new_state(tmp_path / "new") as machine:
         fill(machine)
-        assert "a restore or a load that did not end" in (inspection.inspect(tmp_path / "new").problem or "")
+        assert "a restore or a load that did not finish" in (inspection.inspect(tmp_path / "new").problem or "")
         with pytest.raises(CorruptionError, match="run it again"):
             FastStateMachine(tmp_path / "new", read_only=True)
         with pytest.raises(LockedError):
