@@ -80,10 +80,10 @@ cdef class View:
     cdef list in_order           # keys put by writes before `ordered_writes`, sorted; None: no range was read yet
     cdef size_t ordered_writes
     cdef size_t order_cut_at     # number of writes when deleted keys were last dropped from `in_order`
-    cdef bytes passed_start      # the chunk has written every key that existed before it from here; None: no range is known
+    cdef bytes passed_start      # every earlier key from here on was written by the chunk; None: no such range
     cdef bytes passed_end        # up to, but without, this one; None: to the last key
     cdef size_t passed_at        # number of writes when that was recorded
-    cdef uint64_t looked_past    # number of keys that ranges passed one by one because the chunk had written them; for tests
+    cdef uint64_t looked_past    # keys that ranges passed one by one, as the chunk had written them; for tests
     cdef readonly uint64_t clock
 
     cdef int begin(self, Ordered owner, size_t expected) except -1
