@@ -371,7 +371,8 @@ class MemoryStateMachine(StateMachine):
         if compress not in {None, *CODECS}:
             raise ValueError(f'expected compress "none" or "zstd", found {compress!r}')
         last = self._wanted(last_included)
-        data = snapshot_bytes(self._state_as_of(last), compress or "none", b"" if attachment is None else bytes_of(attachment, "attachment"))
+        attached = b"" if attachment is None else bytes_of(attachment, "attachment")
+        data = snapshot_bytes(self._state_as_of(last), compress or "none", attached)
         if progress is not None:
             progress(0, len(data))
         metadata = write_file(directory, data)

@@ -74,8 +74,8 @@ class Snapshots:
             if attachment is None:
                 attachment = self._attachment(capture.last_included) if callable(self._attachment) else self._attachment
             prepared = prepare(
-                directory, capture, compress=compress, attachment=b"" if attachment is None else attachment, tick=job.tick, files=self._files,
-                seen=seen)
+                directory, capture, compress=compress, attachment=b"" if attachment is None else attachment,
+                tick=job.tick, files=self._files, seen=seen)
             with prepared:
                 with engine._turns.waited_for(), self._jobs.committing(job, prepared.metadata):
                     engine._require(True)

@@ -259,7 +259,7 @@ cdef class Follower(Timed):
         self.known_count, self.known_seen = terms.count, terms.seen
         self.known_last = terms.last[terms.count - 1] if terms.count else 0
         self.guessed = True
-        if term != self.framed_term and index > terms.seen + 1:
+        if (term != self.framed_term or self.framed_index == 0) and index > terms.seen + 1:
             terms.append(index - 1, UNKNOWN_TERM)
         terms.append(index, term)
         self.applied_index, self.applied_term = index, term
@@ -276,6 +276,16 @@ cdef class Follower(Timed):
         cdef uint64_t term = 0
         if index > self.durable_index and index <= self.applied_index and self._terms.find(index, &term):
             self.durable_index, self.durable_term = index, term
+
+    def _last_certain(self):
+        """Returns the last entry up to which all terms are certain.
+
+        That is the last applied one, unless it is the first of its term and no frame has it yet: only a frame tells
+        whether the owner noted other entries in between.
+        """
+        if self.guessed and (self.applied_term != self.framed_term or self.framed_index == 0):
+            return LogId(self.framed_index, self.framed_term)
+        return LogId(self.applied_index, self.applied_term)
 
     def _taken_up_to(self):
         """Returns the end of the last frame that was taken."""

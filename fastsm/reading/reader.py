@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fastsm.arguments import index_of
+from fastsm.arguments import index_of, pair_of
 from fastsm.disk.files import Directory, left_by_children, storage_errors
 from fastsm.disk.published import Publication, steps_back
-from fastsm.errors import ReentryError, StorageError
+from fastsm.errors import ReentryError, SnapshotRangeError, StorageError
 from fastsm.event_loops import call, event_loops
 from fastsm.generation.watch import Watch
 from fastsm.reading.following import Follower
@@ -292,18 +292,30 @@ class Reader(Following, Follower):
     def state_checksum(self, last_included: LogId | tuple[int, int] | None = None) -> tuple[LogId, bytes]:
         """Returns the id and the 32-byte state checksum that a snapshot would have; equal on all replicas.
 
-        ``last_included``: an id from ``stats().base`` to ``last_applied()``; others are a ``SnapshotRangeError``.
-        O(bytes of base and log); other threads can keep reading.
+        ``last_included``: an id from ``stats().base`` to ``last_applied()``; others are a ``SnapshotRangeError``. An
+        entry that the owner noted by ``update_last_applied``, in a new term, counts once an entry with a command
+        follows it, or a flush; by default it is left out until then. O(bytes of base and log); other threads can keep
+        reading.
         """
         self._require()
-        return self._checksum_of(self._capture(last_included))
+        return self._checksum_of(self._captured(last_included))
 
     async def state_checksum_async(
         self, last_included: LogId | tuple[int, int] | None = None
     ) -> tuple[LogId, bytes]:
         """:meth:`state_checksum`, off the event loop; the entry is determined when the task starts."""
         self._require()
-        return await call(partial(self._checksum_of, self._capture(last_included)))[0]
+        return await call(partial(self._checksum_of, self._captured(last_included)))[0]
+
+    def _captured(self, last_included: LogId | tuple[int, int] | None) -> Capture:
+        certain = self._last_certain()
+        if last_included is None:
+            last_included = certain
+        elif certain.index < pair_of(last_included, "last_included")[0] <= self.last_applied().index:
+            raise SnapshotRangeError(
+                f"{self.path}: the terms after {certain} are not certain: the owner has noted {self.last_applied()}, "
+                "and no frame has it yet; ask again after the owner has applied an entry, or flushed")
+        return self._capture(last_included)
 
     def _checksum_of(self, capture: Capture) -> tuple[LogId, bytes]:
         def tick(_done: int = 0) -> None:

@@ -685,7 +685,7 @@ def test_a_piece_is_any_buffer(tmp_path: Path) -> None:
 def test_a_discard_that_fails_says_so_and_the_transfer_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
 ) -> None:
-    """The receiver then expects the first byte again, whether the part is gone or not; the same bytes lead to the end."""
+    """The receiver then expects the first byte again, whether the part is gone or not; the same bytes complete it."""
     unlink = Directory.unlink
 
     def fail(directory: Directory, name: str) -> None:

@@ -328,7 +328,8 @@ SITE = re.compile(r"CorruptionError\(\s*[^,]+(?:\([^()]*\))?[^,]*,\s*[^,]+,\s*(f
 
 def raise_sites() -> Iterator[tuple[str, str]]:
     """The ``expected`` of each CorruptionError in what an opening runs, as it stands in the source."""
-    for pattern in ("disk/base.py", "disk/format.pyx", "disk/files.py", "disk/published.pyx", "lookup/*.pyx", "generation/*.py*"):
+    disk = ("disk/base.py", "disk/format.pyx", "disk/files.py", "disk/published.pyx")
+    for pattern in (*disk, "lookup/*.pyx", "generation/*.py*"):
         for path in sorted((ROOT / "fastsm").glob(pattern)):
             if path.suffix not in (".py", ".pyx"):
                 continue
