@@ -26,8 +26,14 @@ def flat_view(source: Any, name: str) -> memoryview:
     """Takes a bytes-like object as a flat view of its bytes, without a copy where they lie in one piece."""
     if isinstance(source, str):
         raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
-    view = memoryview(source)
-    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(bytes(view))
+    try:
+        view = memoryview(source)
+    except TypeError as error:
+        raise TypeError(f"{name}: {str(error).removeprefix('memoryview: ')}") from error
+    try:
+        return view.cast("B")
+    except (TypeError, ValueError):  # in several pieces, empty, or in a byte order of its own
+        return memoryview(bytes(view))
 
 
 def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
@@ -93,7 +99,7 @@ def at_least_zero(name: str, number: Any, what: str = "") -> None:
     try:
         fine = number >= 0  # not of NaN
     except TypeError:
-        raise TypeError(f"{name}={number!r}: expected a number{what}, 0 or more") from None
+        raise TypeError(f"{name}={number!r}: expected a number, 0 or more{what}") from None
     if not fine:
         raise ValueError(f"{name}={number!r}: expected 0 or more{what}")
 

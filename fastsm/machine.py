@@ -87,7 +87,7 @@ class FastStateMachine(Engine, StateMachine):
 
     __slots__ = (
         "_applied", "_compaction", "_directory", "_generations", "_installing", "_jobs", "_late_error", "_recovery",
-        "_snapshots", "_verifying", "_waiters", "_watching", "_worker", "path",
+        "_snapshots", "_verifying", "_waiters", "_was_opened", "_watching", "_worker", "path",
     )  # fmt: skip
 
     path: str
@@ -116,7 +116,7 @@ class FastStateMachine(Engine, StateMachine):
         check_procedures: bool = False,
         _files: type[Directory] = Directory,
     ) -> None:
-        if not self._closed():
+        if getattr(self, "_was_opened", False):
             raise RuntimeError(f"{self!r} was opened already: make another one")
         self._late_error: StorageError | None = None  # of a close that was put off; the next close raises it
         sizes = {
@@ -155,6 +155,7 @@ class FastStateMachine(Engine, StateMachine):
                 logger.info("%s: open at %s, %s", self.path, self.last_applied(), self._recovery)
                 if verify_on_open == "background" and not opened.verified:
                     self._verifying.start(self)  # last, since from here on any call may raise the damage that it finds
+                self._was_opened = True
             except BaseException:
                 self._set_status("closed")
                 _machines.discard(self)

@@ -121,6 +121,8 @@ def test_terms_of_indexes_that_no_entry_has(fast: FastStateMachine) -> None:
     assert fast.entry_terms(np.array([3, 4], np.uint8)).tolist() == [2, 0]
     assert fast.entry_terms([]).tolist() == []
     assert fast.entry_terms(np.array([[3, 1]], ">u4")).tolist() == [[2, 0]]
+    assert fast.entry_terms([np.uint64(3), 1]).tolist() == [2, 0]
+    assert fast.entry_terms([[3, 2**63]]).tolist() == [[2, 0]]
 
 
 @pytest.mark.parametrize(

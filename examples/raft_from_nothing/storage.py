@@ -110,7 +110,9 @@ class Storage:
         try:
             await self.machine.generate_snapshot_data(self.snapshots, last)
         except SnapshotError:
-            return  # a leader's snapshot was installed meanwhile, which ends this one
+            if self.machine.stats().base <= last:
+                raise
+            return  # a leader's newer snapshot was installed meanwhile, which ends this one
         kept_from = last.index - kept  # followers that are only a little late need no snapshot
         if kept_from >= self.log.first_index:
             self._compact(LogId(kept_from, self.log.term(kept_from) or 0))

@@ -35,7 +35,7 @@ def check_options(
         bytes_of(attachment, "snapshot_attachment")
     for name, size in sizes.items():
         at_least_zero(name, size)
-    at_least_zero("lock_timeout", lock_timeout, " of seconds")
+    at_least_zero("lock_timeout", lock_timeout, " seconds")
     if not isinstance(mode, int):
         raise TypeError(f"mode={mode!r}: expected permissions as an int, such as 0o700")
     if mode & 0o700 != 0o700 or mode & ~0o777:

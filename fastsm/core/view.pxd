@@ -79,7 +79,8 @@ cdef class View:
     cdef list values             # the same for values, except those that were taken back
     cdef list in_order           # keys put by writes before `ordered_writes`, sorted; None: no range was read yet
     cdef size_t ordered_writes
-    cdef size_t order_cut_at     # number of writes when deleted keys were last dropped from `in_order`
+    cdef list cuts               # (number of writes, keys) for each time deleted keys were dropped from `in_order`
+    cdef size_t cuts_hold        # cuts made after more writes than this were taken back
     cdef bytes passed_start      # every earlier key from here on was written by the chunk; None: no such range
     cdef bytes passed_end        # up to, but without, this one; None: to the last key
     cdef size_t passed_at        # number of writes when that was recorded
@@ -125,10 +126,10 @@ cdef class View:
     cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=*, bint reverse=*)
     cdef int keep_order(self) except -1
     cdef int merge_in(self, list new) except -1
+    cdef int undo_cuts(self) except -1
     cdef list written_between(self, bytes start, bytes end)
-    cdef OrderedView applied_between(self, bytes start, bytes end, bint reverse, int part)
+    cdef list parts_between(self, bytes start, bytes end, bint reverse)
     cdef int note_passed(self, bytes start, bytes end) except -1
-    cdef int cut_order(self, Py_ssize_t first, Py_ssize_t stop, list left) except -1
     cdef int resize(self, size_t slots) except -1
     cdef void drop_slots(self) noexcept
     cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil

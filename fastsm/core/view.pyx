@@ -33,6 +33,8 @@ cdef enum:
     FEW_NEW = 16              # up to this many new keys are inserted one by one
     FEW_PASSED = 32           # fewer keys than this are passed again each time
 
+cdef size_t EVER = <size_t>-1
+
 
 cdef class View:
     """Scratch memory of `apply`, reused for each chunk that reads before it writes.
@@ -53,8 +55,9 @@ cdef class View:
         self.arena = owner.arena
         self.readable = owner.readable
         self.clock = self.index.clock
-        self.count = self.known = self.used = self.order_cut_at = 0
+        self.count = self.known = self.used = 0
         self.keys, self.values = [], []
+        self.in_order = self.passed_start = self.passed_end = None
         while slots < 2 * expected:
             slots *= 2
         self.chunk += 1
@@ -78,7 +81,7 @@ cdef class View:
             self.drop_slots()
         self.arena = NULL
         self.owner = self.index = self.table = self.mapping = self.log = None
-        self.keys = self.values = self.in_order = self.passed_start = self.passed_end = None
+        self.keys = self.values = self.in_order = self.cuts = self.passed_start = self.passed_end = None
         if self.room > KEPT_STEPS:
             free(self.writes)
             self.writes = NULL
@@ -189,15 +192,13 @@ cdef class View:
         cdef OrderedView view
         cdef const uint8_t *record
         cdef size_t i, room, count
-        cdef int part
         cdef size_t passed = 0
         cdef bytes nearest = None  # of the keys that were applied and that the chunk has not written
         cdef Py_ssize_t next_written = 0
         if reverse:
             written.reverse()
-        for part in range(2):
-            view = self.applied_between(start, end, reverse, part)
-            while view is not None and not view.walk.done and (most < 0 or len(keys) < most):
+        for view in self.parts_between(start, end, reverse):
+            while not view.walk.done and (most < 0 or len(keys) < most):
                 room = PAGE if most < 0 else min(<size_t>PAGE, <size_t>(most - len(keys)))
                 count = view.take(places, room)
                 for i in range(count):
@@ -224,19 +225,25 @@ cdef class View:
             next_written += 1
         return keys if most < 0 else keys[:most]
 
-    cdef OrderedView applied_between(self, bytes start, bytes end, bint reverse, int part):
-        """Returns the places of a range as it was before the chunk, in one of two parts; None: the part is empty.
+    cdef list parts_between(self, bytes start, bytes end, bint reverse):
+        """Returns views of a range as it was before the chunk, except for a part that the chunk is known to have written.
 
-        The parts lie before and after the keys that the chunk is known to have written.
+        There are none, one, or two of them, in the order in which they are to be read.
         """
         cdef bytes middle = self.passed_start
+        cdef bytes after = self.passed_end
+        cdef list parts = []
+        cdef OrderedView below, above
         if middle is None:
-            return self.owner.range_in_turn(start, end, reverse) if part == 0 else None
-        if (part == 0) != reverse:
-            return self.owner.range_in_turn(start, middle if end is None else min(end, middle), reverse)
-        if self.passed_end is None:
-            return None
-        return self.owner.range_in_turn(max(start, self.passed_end), end, reverse)
+            below, above = self.owner.range_in_turn(start, end, reverse), None
+        else:
+            below = self.owner.range_in_turn(start, middle if end is None else min(end, middle), reverse)
+            above = None if after is None else self.owner.range_in_turn(max(start, after), end, reverse)
+        if below is not None:
+            parts.append(below)
+        if above is not None:
+            parts.insert(0 if reverse else len(parts), above)
+        return parts
 
     cdef int note_passed(self, bytes start, bytes end) except -1:
         """Records that the chunk has written every key of a range that existed before it."""
@@ -244,12 +251,6 @@ cdef class View:
             start = min(start, self.passed_start)  # two ranges that touch are one
             end = None if end is None or self.passed_end is None else max(end, self.passed_end)
         self.passed_start, self.passed_end, self.passed_at = start, end, self.count
-        return 0
-
-    cdef int cut_order(self, Py_ssize_t first, Py_ssize_t stop, list left) except -1:
-        """Drops deleted keys from a part of `in_order`, so that later ranges need not look at them."""
-        self.in_order[first:stop] = left
-        self.order_cut_at = self.count
         return 0
 
     cdef const uint8_t *key_at(self, uint64_t place) except NULL:
@@ -267,8 +268,8 @@ cdef class View:
         """Returns the keys of a range that this chunk has put and that still exist, in order."""
         cdef list keys = []
         cdef Pending *slot
+        cdef list gone = []
         cdef Py_ssize_t i, first, stop
-        cdef Py_ssize_t gone = 0
         self.know()
         if self.used == 0:
             return keys
@@ -284,10 +285,11 @@ cdef class View:
                 if self.writes[self.value_write(slot)].record == RECORD_PUT:
                     keys.append(key)
                     continue
-            gone += 1
-        self.looked_past += gone
-        if gone >= FEW_PASSED:
-            self.cut_order(first, stop, keys)
+            gone.append(key)
+        self.looked_past += len(gone)
+        if len(gone) >= FEW_PASSED:  # dropped, so that later ranges need not look at them
+            self.in_order[first:stop] = keys
+            self.cuts.append((self.count, gone))
         return keys
 
     cdef int keep_order(self) except -1:
@@ -295,8 +297,9 @@ cdef class View:
         cdef const Operation *operation
         cdef list new = []
         if self.in_order is None:
-            self.in_order = []
-            self.ordered_writes = 0
+            self.in_order, self.cuts = [], []
+            self.ordered_writes, self.cuts_hold = 0, EVER
+        self.undo_cuts()
         while self.ordered_writes < self.count:
             if self.writes[self.ordered_writes].record == RECORD_PUT:
                 operation = &self.writes[self.ordered_writes].operation
@@ -309,6 +312,16 @@ cdef class View:
             i = bisect_left(self.in_order, key)
             if i == len(self.in_order) or self.in_order[i] != key:
                 self.in_order.insert(i, key)
+        return 0
+
+    cdef int undo_cuts(self) except -1:
+        """Brings back dropped keys whose deletes were taken back since."""
+        cdef list back = []
+        while self.cuts and self.cuts[len(self.cuts) - 1][0] > self.cuts_hold:
+            back += self.cuts.pop()[1]
+        self.cuts_hold = EVER
+        if back:
+            self.merge_in(sorted(set(back)))
         return 0
 
     cdef int merge_in(self, list new) except -1:
@@ -469,15 +482,13 @@ cdef class View:
         cdef size_t removed = 0
         cdef size_t passed = 0
         cdef Py_ssize_t next_written = 0
-        cdef int part
         cdef Step step
         step.operation.kind = DELETE_RANGE
         step.index = index
         step.entry = entry
         self.keys += written
-        for part in range(2):
-            view = self.applied_between(start, end, False, part)
-            while view is not None and not view.walk.done:
+        for view in self.parts_between(start, end, False):
+            while not view.walk.done:
                 count = view.take(places, PAGE)
                 for i in range(count):
                     record = self.key_at(places[i])
@@ -565,9 +576,7 @@ cdef class View:
                 ).latest = step.shadowed
         self.known = min(self.known, self.count)
         self.ordered_writes = min(self.ordered_writes, self.count)
-        if self.order_cut_at > mark:
-            self.in_order = None
-            self.order_cut_at = 0
+        self.cuts_hold = min(self.cuts_hold, mark)
         if self.passed_at > mark:
             self.passed_start = self.passed_end = None
 

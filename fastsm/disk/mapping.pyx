@@ -533,9 +533,10 @@ cdef class Mapping:
         Before the system writes a page back it takes the right to write from its mapping: page by page, and each time
         it interrupts the other cores that run threads of this process. Here that is done once for all of them.
         """
+        cdef size_t whole = stop & ~(PAGE - 1)  # the page after it may be stored to
         start &= ~(PAGE - 1)
-        if LETS_GO_OF_PAGES:
-            madvise(self.address + start, stop - start, MADV_DONTNEED)  # of a shared file: its bytes stay
+        if LETS_GO_OF_PAGES and start < whole:
+            madvise(self.address + start, whole - start, MADV_DONTNEED)  # of a shared file: its bytes stay
         self.populate_read(start, stop)
 
     cdef void populate_read(self, size_t start, size_t stop) noexcept nogil:

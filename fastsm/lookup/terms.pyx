@@ -5,6 +5,7 @@ index between two entries of one term has that term. Between two runs of differe
 term is returned.
 """
 
+import operator
 import struct
 
 cimport cython
@@ -220,9 +221,11 @@ cdef class Terms:
         """Returns the terms of a uint64 array of indexes, in an array of the same shape; 0: not certain."""
         np = library("numpy")  # imported on first use: it would dominate the import time of fastsm
         given = np.asarray(ids)
+        if given.size and given.dtype.kind not in "uib" and not hasattr(ids, "dtype"):
+            given = integers_of(np, ids, given)
         if given.size and given.dtype.kind not in "uib":
             raise TypeError(f"ids: expected an array of uint64, found one of {given.dtype}")
-        plain = given.astype(np.uint64, casting="unsafe")
+        plain = np.ascontiguousarray(given, dtype=np.uint64)
         if given.dtype.kind == "i":
             plain[given < 0] = UNKNOWN_TERM  # the index of no entry
         cdef const uint64_t[::1] wanted = plain.reshape(-1)
@@ -302,3 +305,15 @@ cdef class RunList:
         self.term = term
         self.started = True
         return 0
+
+
+cdef object integers_of(np, ids, given):
+    """Returns integers that have no type of NumPy's in common as uint64; `given` if some are not integers."""
+    cdef list found = []
+    cells = np.array(ids, dtype=object)
+    try:
+        for index in cells.flat:
+            found.append(operator.index(index))
+        return np.array(found, dtype=np.uint64).reshape(cells.shape)
+    except (TypeError, OverflowError):
+        return given

@@ -280,10 +280,12 @@ cdef class Follower(Timed):
     def _last_certain(self):
         """Returns the last entry up to which all terms are certain.
 
-        That is the last applied one, unless it is the first of its term and no frame has it yet: only a frame tells
-        whether the owner noted other entries in between.
+        That is the last applied one, unless it is the first of its term, after a gap, and no frame has it yet: only a
+        frame tells whether the owner noted other entries in the gap.
         """
-        if self.guessed and (self.applied_term != self.framed_term or self.framed_index == 0):
+        if self.guessed and self.applied_index > self.framed_index + 1 and (
+            self.applied_term != self.framed_term or self.framed_index == 0
+        ):
             return LogId(self.framed_index, self.framed_term)
         return LogId(self.applied_index, self.applied_term)
 

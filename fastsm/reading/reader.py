@@ -293,9 +293,9 @@ class Reader(Following, Follower):
         """Returns the id and the 32-byte state checksum that a snapshot would have; equal on all replicas.
 
         ``last_included``: an id from ``stats().base`` to ``last_applied()``; others are a ``SnapshotRangeError``. An
-        entry that the owner noted by ``update_last_applied``, in a new term, counts once an entry with a command
-        follows it, or a flush; by default it is left out until then. O(bytes of base and log); other threads can keep
-        reading.
+        entry that the owner noted by ``update_last_applied``, in a new term and after a gap, counts once an entry with
+        a command follows it, or a flush; by default it is left out until then. O(bytes of base and log); other threads
+        can keep reading.
         """
         self._require()
         return self._checksum_of(self._captured(last_included))
@@ -308,12 +308,12 @@ class Reader(Following, Follower):
         return await call(partial(self._checksum_of, self._captured(last_included)))[0]
 
     def _captured(self, last_included: LogId | tuple[int, int] | None) -> Capture:
-        certain = self._last_certain()
+        certain, applied = self._last_certain(), self.last_applied()
         if last_included is None:
-            last_included = certain
-        elif certain.index < pair_of(last_included, "last_included")[0] <= self.last_applied().index:
+            return self._capture(None if certain == applied else certain)
+        if certain.index < pair_of(last_included, "last_included")[0] <= applied.index:
             raise SnapshotRangeError(
-                f"{self.path}: the terms after {certain} are not certain: the owner has noted {self.last_applied()}, "
+                f"{self.path}: the terms after {certain} are not certain: the owner has noted {applied}, "
                 "and no frame has it yet; ask again after the owner has applied an entry, or flushed")
         return self._capture(last_included)
 

@@ -397,7 +397,7 @@ class SnapshotReceiver:
         if fd is None:
             return
         try:
-            if remove:
+            if remove and files.is_named(fd, PART):  # not another receiver's, after somebody removed this one's
                 files.unlink(PART)
         finally:
             files.unlock_file(fd)  # closing is not enough while a child process being started has a copy

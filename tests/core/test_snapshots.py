@@ -442,7 +442,10 @@ def test_a_full_state_disk_does_not_fail_a_snapshot_on_another(tmp_path: Path, c
 
 @pytest.mark.parametrize(
     "attachment",
-    [np.zeros(1, np.uint8), np.array([[1, 2], [3, 4]], np.uint16), memoryview(b"abcdef")[::2], b"", bytearray(b"x")],
+    [
+        np.zeros(1, np.uint8), np.array([[1, 2], [3, 4]], ">u2"), np.array([[1, 2], [3, 4]], np.uint16).T,
+        memoryview(b"abcdef")[::2], b"", bytearray(b"x"),
+    ],
 )
 @pytest.mark.parametrize("given", ["to the call", "at the opening", "by a function"])
 def test_an_attachment_is_any_buffer(directory: Path, tmp_path: Path, attachment: Any, given: str) -> None:

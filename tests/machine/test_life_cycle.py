@@ -541,7 +541,7 @@ def test_stats_are_flat_for_metrics(directory: Path, machine_at: Opener) -> None
 
 
 def test_a_machine_is_opened_once(directory: Path, tmp_path: Path) -> None:
-    """A second call of the constructor raises before anything changed; after ``close`` it opens again."""
+    """A second call of the constructor raises before anything changed, also after ``close``."""
     machine = FastStateMachine(directory)
     machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
     for place in (directory, tmp_path / "another"):
@@ -550,6 +550,7 @@ def test_a_machine_is_opened_once(directory: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "another").exists()
     assert machine.get(b"a") == b"1"
     machine.close()
-    machine.__init__(directory)  # type: ignore[misc]
-    assert machine.get(b"a") == b"1"
-    machine.close()
+    with pytest.raises(RuntimeError, match="was opened already: make another one"):
+        machine.__init__(directory)  # type: ignore[misc]
+    with FastStateMachine(directory) as machine:
+        assert machine.get(b"a") == b"1"

@@ -747,6 +747,20 @@ def test_a_rename_that_reports_an_error_after_it_was_done(tmp_path: Path, monkey
             assert another.write(300, DATA[300:400]) == 400
 
 
+@pytest.mark.parametrize("end", ["discard", "close"])
+def test_another_receiver_s_part_stays(tmp_path: Path, end: str) -> None:
+    """A receiver whose part was removed, and made again by another one, removes nothing."""
+    with SnapshotReceiver(tmp_path) as receiver:
+        if end == "discard":
+            receiver.write(0, DATA[:100])
+        (tmp_path / PART).unlink()
+        with SnapshotReceiver(tmp_path) as other:
+            other.write(0, DATA[:1000])
+            getattr(receiver, end)()
+            other.write(1000, DATA[1000:])
+            assert Path(other.finish()).read_bytes() == DATA
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_part_that_somebody_removed_is_never_taken_for_another(tmp_path: Path, replaced: bool) -> None:
     """``finish`` says so, whatever has the name by now, and the transfer starts over."""

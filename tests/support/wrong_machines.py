@@ -260,7 +260,7 @@ class RefusesReplays(MemoryStateMachine):
 class SkipsAChunkThatBeginsWithAReplay(MemoryStateMachine):
     def apply(self, chunk: Any) -> list[bool | None]:
         if chunk and chunk[0][0] <= self.last_applied().index:
-            return [None] * len(self._check_order(chunk))
+            return [None] * len(self._check(chunk)[0])
         return super().apply(chunk)
 
 

@@ -344,16 +344,18 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         ends = [self._fastsm_machine.close, *([] if forked else [self._fastsm_end_dumping]),
                 self._fastsm_transport.destroy, *(consumer._destroy for consumer in self._SyncObj__consumers),
                 self._fastsm_journal._destroy, *([] if forked else [self._fastsm_end_waking])]  # fmt: skip
-        for end in ends:
-            try:
-                end()
-            except (FastsmError, OSError) as error:
-                logger.warning("%s: while the node was ended: %s", self._fastsm_places.path, error)
-            except Exception:  # from a consumer, or from the user's own transport
-                logger.exception("%s: while the node was ended", self._fastsm_places.path)
-        if not forked:
-            self._fastsm_waiting.give_up_all()
-        _ending.pop(id(self), None)
+        try:
+            for end in ends:
+                try:
+                    end()
+                except (FastsmError, OSError) as error:
+                    logger.warning("%s: while the node was ended: %s", self._fastsm_places.path, error)
+                except Exception:  # from a consumer, or from the user's own transport
+                    logger.exception("%s: while the node was ended", self._fastsm_places.path)
+            if not forked:
+                self._fastsm_waiting.give_up_all()
+        finally:
+            _ending.pop(id(self), None)
 
     def _fastsm_end_with(self, thread: threading.Thread) -> None:
         """Called in the tick thread when the thread that made the node has ended, and the ticks with it.

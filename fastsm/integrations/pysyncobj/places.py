@@ -64,12 +64,12 @@ class Places:
     def keep(self, snapshot: Snapshot) -> None:
         """Makes a snapshot's name durable: who put it in place may have been killed before that was."""
         path = os.path.dirname(snapshot.path)
-        directory = self.files(os.path.basename(path))(path)
-        try:
-            with storage_errors(path, "making a snapshot's name durable"):
+        with storage_errors(path, "making a snapshot's name durable"):
+            directory = self.files(os.path.basename(path))(path)
+            try:
                 directory.sync_directory()
-        finally:
-            directory.close()
+            finally:
+                directory.close()
 
     def remove_incoming(self) -> None:
         """Removes a leader's snapshot, after a newer dump of the node's own."""
