@@ -226,7 +226,7 @@ cdef class View:
         return keys if most < 0 else keys[:most]
 
     cdef list parts_between(self, bytes start, bytes end, bint reverse):
-        """Returns views of a range as it was before the chunk, except for a part that the chunk is known to have written.
+        """Returns views of a range as it was before the chunk, without a part that the chunk is known to have written.
 
         There are none, one, or two of them, in the order in which they are to be read.
         """
