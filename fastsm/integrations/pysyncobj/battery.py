@@ -35,7 +35,8 @@ class Battery(StateInMachine):
     def _node(self) -> ReplicatedStateMachine:
         node = self._syncObj
         if node is None:
-            raise NotRunningError(f"this {type(self).__name__} is not a consumer of a running node")
+            raise NotRunningError(
+                f"this {type(self).__name__} is not a consumer of a running node: pass it to one in consumers=")
         if not isinstance(node, ReplicatedStateMachine):
             raise TypeError(f"expected a ReplicatedStateMachine around a {type(self).__name__}, found {node!r}")
         return node
