@@ -368,7 +368,7 @@ def test_settings_of_dumps_become_the_policy() -> None:
     own = DumpPolicy(entries=7)
     assert settings(policy=own) is own
     for wrong, message in (
-        ({"policy": own, "logCompactionMinTime": 7}, "conf.logCompactionMinTime: set, although policy= is given as well"),
+        ({"policy": own, "logCompactionMinTime": 7}, "conf.logCompactionMinTime: set, although policy= is given"),
         ({"logCompactionBatchSize": 1 << 30}, "piece_bytes"), ({"policy": DumpPolicy(entries=0)}, "entries=0"),
         ({"policy": DumpPolicy(piece_bytes=0)}, "piece_bytes=0"), ({"policy": DumpPolicy(ratio=-1)}, "ratio=-1"),
         ({"policy": DumpPolicy(journal_bytes=-1)}, "journal_bytes"), ({"logCompactionMinTime": -1}, "seconds=-1"),
