@@ -98,11 +98,22 @@ def compare(benchmark: Any, note: Callable[..., Result], pytestconfig: pytest.Co
     return run
 
 
+def results_path(config: pytest.Config) -> Path:
+    name = config.getoption("--results") or f".benchmarks/{'smoke' if data.smoke else 'results'}.json"
+    return config.rootpath / name  # a name may be an absolute one
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Writes what was measured so far: a run with all stores takes half an hour, and may be interrupted."""
+    if results:
+        write_results(results_path(item.config), results, about)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not results:
         return
-    path = Path(config.getoption("--results") or f".benchmarks/{'smoke' if data.smoke else 'results'}.json")
-    write_results(path if path.is_absolute() else config.rootpath / path, results, about)
+    path = results_path(config)
+    write_results(path, results, about)
     terminalreporter.write_sep("=", "median (spread)")
     for result in results:
         terminalreporter.write_line(f"{result}  {'' if data.smoke else verdict(result)}")
