@@ -63,9 +63,10 @@ def test_a_log_closes_on_a_disk_without_any_room(tmp_path: Path) -> None:
 def test_a_log_may_have_more_segments_than_a_process_files(tmp_path: Path) -> None:
     """Only the newest segment is kept open: few descriptors suffice to begin, open, verify and remove segments."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)  # that is free
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 15, hard))
+    free = [os.dup(0) for _ in range(15)]  # the lowest ones, wherever other tests have left gaps
+    for number in free:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
     try:
         with RaftLog(tmp_path / "log") as log:
             append(log, 100)
