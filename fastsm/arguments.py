@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import time
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -13,27 +14,25 @@ LARGEST = 2**64 - 2  # the largest index or term
 
 def bytes_of(source: Any, name: str) -> bytes:
     """Copies a bytes-like object; ``name`` is its name in a ``TypeError``."""
-    if isinstance(source, str):
-        raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
-    try:
-        view = memoryview(source)
-    except TypeError as error:
-        raise TypeError(f"{name}: {str(error).removeprefix('memoryview: ')}") from error
-    return bytes(view)
+    return bytes(_view_of(source, name))
 
 
 def flat_view(source: Any, name: str) -> memoryview:
     """Takes a bytes-like object as a flat view of its bytes, without a copy where they lie in one piece."""
-    if isinstance(source, str):
-        raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
-    try:
-        view = memoryview(source)
-    except TypeError as error:
-        raise TypeError(f"{name}: {str(error).removeprefix('memoryview: ')}") from error
+    view = _view_of(source, name)
     try:
         return view.cast("B")
     except (TypeError, ValueError):  # in several pieces, empty, or in a byte order of its own
         return memoryview(bytes(view))
+
+
+def _view_of(source: Any, name: str) -> memoryview:
+    if isinstance(source, str):
+        raise TypeError(f"{name} is a str: encode it first, {name}.encode()")
+    try:
+        return memoryview(source)
+    except TypeError as error:
+        raise TypeError(f"{name}: {str(error).removeprefix('memoryview: ')}") from error
 
 
 def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
@@ -42,7 +41,7 @@ def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
     Bytes are a sequence of integers too, and sets and mappings have no order of their items: none of them is a pair.
     """
     try:
-        if isinstance(log_id, (bytes, bytearray, memoryview, Set, Mapping)):
+        if not isinstance(log_id, tuple) and isinstance(log_id, (bytes, bytearray, memoryview, Set, Mapping)):
             raise TypeError
         index, term = log_id
     except (TypeError, ValueError):
@@ -53,11 +52,11 @@ def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
     return index, term
 
 
-def index_of(index: Any) -> int:
-    """Takes the index of an entry; ``OrderError`` where no entry has it."""
+def index_of(index: Any, name: str = "index") -> int:
+    """Takes the index, or the term, of an entry; ``OrderError`` where no entry has it."""
     number = operator.index(index)
     if not 0 <= number <= LARGEST:
-        raise OrderError(f"index {number}: expected 0 to 2**64 - 2")
+        raise OrderError(f"{name} {number}: expected 0 to 2**64 - 2")
     return number
 
 
@@ -102,6 +101,18 @@ def at_least_zero(name: str, number: Any, what: str = "") -> None:
         raise TypeError(f"{name}={number!r}: expected a number, 0 or more{what}") from None
     if not fine:
         raise ValueError(f"{name}={number!r}: expected 0 or more{what}")
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raises a ``TypeError`` or a ``ValueError`` unless a timeout is a number of seconds from 0 on, or None."""
+    if timeout is not None:
+        at_least_zero("timeout", timeout, " seconds, or None")
+
+
+def end_of_wait(timeout: float | None) -> float | None:
+    """Returns the time, of ``time.monotonic``, at which a wait ends; None: never."""
+    check_timeout(timeout)
+    return None if timeout is None else time.monotonic() + timeout
 
 
 def plain_id(log_id: Any, name: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastsm.arguments import bytes_of, not_an_entry, pair_of
+from fastsm.arguments import bytes_of, check_timeout, index_of, not_an_entry, pair_of
 from fastsm.command import decode
 from fastsm.disk.format import unpack_snapshot_head
 from fastsm.errors import (
@@ -31,7 +31,6 @@ from fastsm.types import Entry, LogId, Result, ScanResult, SnapshotMetadata, che
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-LARGEST = 2**64 - 2
 
 
 class MemoryStateMachine(StateMachine):
@@ -269,8 +268,7 @@ class MemoryStateMachine(StateMachine):
 
     def wait_applied(self, index: int, timeout: float | None = None) -> None:
         """Returns once another thread has applied the entry at an index."""
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"expected a timeout of 0 or more, found {timeout!r}")
+        check_timeout(timeout)
         if not self._is_applied(index):
             self._waiters.wait(_checked((index, 0)).index, timeout)
 
@@ -515,7 +513,4 @@ def _fits(one: LogId, seen: list[LogId]) -> bool:
 
 def _checked(log_id: Sequence[Any]) -> LogId:
     index, term = operator.index(log_id[0]), operator.index(log_id[1])
-    for name, number in (("index", index), ("term", term)):
-        if not 0 <= number <= LARGEST:
-            raise OrderError(f"{name} {number}: expected 0 to 2**64 - 2")
-    return LogId(index, term)
+    return LogId(index_of(index), index_of(term, "term"))

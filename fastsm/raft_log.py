@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastsm.arguments import at_least_zero
 from fastsm.core.coroutines import Waiters
 from fastsm.disk.files import Directory, hides_seam, storage_errors
 from fastsm.errors import StorageError
@@ -99,8 +100,7 @@ class RaftLog(LogEngine):
         self._late_error: StorageError | None = None  # of a close that was put off; the next close raises it
         self.path = os.fsdecode(directory)
         self._waiters = Waiters()
-        if not lock_timeout >= 0:
-            raise ValueError(f"lock_timeout={lock_timeout!r}: expected 0 or more seconds")
+        at_least_zero("lock_timeout", lock_timeout, " seconds")
         started = time.perf_counter()
         log = Journal(directory, durable=True, lock_timeout=lock_timeout, _files=_files)
         try:

@@ -38,7 +38,7 @@ def transfer_command(source: str, target: str, amount: int) -> bytes:
 def transfer(tx: Any, payload: bytes) -> list[int]:
     """Answers the two balances after it; aborts, which takes back everything, where there is not enough.
 
-    Whoever can propose a command may propose any payload: what is checked where a command is made is checked here.
+    A client may propose any payload, so the checks of ``transfer_command`` are repeated here.
     """
     source, target, amount = json.loads(payload)
     if amount < 1:

@@ -43,7 +43,7 @@ cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
 cdef enum:
     CHECKSUM_BYTES = 32    # the size of a snapshot's BLAKE3 checksum
-    PARTS_FROM = 16 << 10  # bytes; smaller frames are not compressed, or cost less than writing them in parts
+    PARTS_FROM = 16 << 10  # bytes; smaller frames are stored through the mapping, or cost less than a write in parts
 
 cdef class Engine(Timed):
     """The compiled half of `FastStateMachine`: the state and what changes it.

@@ -47,7 +47,7 @@ ctypedef struct Found:
     int32_t latest        # the last write of the key in this chunk, which may be a touch, or -1
     uint64_t place        # of its record; 0: written by this chunk, or absent
 
-cdef enum:  # why an entry is refused: 1 + the position in `answering.REASONS`; 0: it is not refused
+cdef enum:  # why an entry is refused: 1 + the position in `answers.REASONS`; 0: it is not refused
     DONE = 0
     MISMATCH = 1
     NOT_A_NUMBER = 2

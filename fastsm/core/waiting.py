@@ -6,6 +6,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fastsm.arguments import check_timeout
 from fastsm.core.awaited import Ticket
 from fastsm.core.batches import BatchThread
 from fastsm.core.engine import Engine
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 def wait_applied(engine: Engine, index: int, timeout: float | None) -> None:
     """Returns once an entry is applied; raises ``TimeoutError`` after ``timeout`` seconds."""
-    if timeout is not None and not timeout >= 0:  # NaN, too
-        raise ValueError(f"timeout={timeout!r}: expected 0 or more seconds, or None")
+    check_timeout(timeout)
     ticket = engine._await_applied(index, None, None, True)
     if ticket is None:
         return

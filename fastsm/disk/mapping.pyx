@@ -439,7 +439,7 @@ cdef class Mapping:
     """The arena: an optional base, followed by a log, which grows without moving.
 
     `Mapping(needed)` reserves at least `needed` bytes of address space, into which files are mapped. The pages are
-    freed with the last reference: whoever reads them without the GIL, or lends them out, must hold one.
+    freed with the last reference: code that reads them without the GIL, or lends them out, must hold one.
 
     Thread safety: `lay_base` and `extend` under the GIL; mapped bytes may be read from any thread.
     """

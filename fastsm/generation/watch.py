@@ -10,6 +10,7 @@ import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from fastsm.arguments import end_of_wait
 from fastsm.errors import NotRunningError
 from fastsm.event_loops import event_loops
 from fastsm.generation.changes import Changes
@@ -169,10 +170,7 @@ def checked_read(limit: int, max_bytes: int, timeout: float | None) -> tuple[int
     limit, max_bytes = operator.index(limit), operator.index(max_bytes)
     if limit < 0 or max_bytes < 0:
         raise ValueError(f"limit={limit}, max_bytes={max_bytes}: expected 0 or more")
-    if timeout is not None and not timeout >= 0:  # NaN, too
-        raise ValueError(f"timeout={timeout!r}: expected 0 or more seconds, or None")
-    end = None if timeout is None else time.monotonic() + timeout
-    return min(limit, 2**63), min(max_bytes, 2**63), end
+    return min(limit, 2**63), min(max_bytes, 2**63), end_of_wait(timeout)
 
 
 def seconds_left(end: float | None) -> float | None:

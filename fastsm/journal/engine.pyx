@@ -95,7 +95,7 @@ cdef class LogEngine:
     def _attach(self, Journal log, segment_bytes):
         """Takes over a recovered log; returns whether its end was clean, frames, bytes, torn bytes, suspect bytes.
 
-        A vote that no known sync has covered is synced here, because whoever reads it may act on it again. So is a
+        A vote that no known sync has covered is synced here, because the caller may act on it again. So is a
         border that no known sync has covered, unless an entry after it is known to be durable; otherwise it would be
         unknown what survives a power loss. A log opened for tools is not synced; then nothing counts as durable.
         """

@@ -17,7 +17,7 @@ cdef size_t BLOCK_SIZE = 1 << (BLOCK_BITS - RECORD_UNIT_BITS - 3)
 
 
 cdef class DeadMap:
-    """The bits of dead records, in blocks that never move: whoever holds the map may read it without the GIL.
+    """The bits of dead records, in blocks that never move: a holder of the map may read it without the GIL.
 
     Thread safety: `reserve` and `mark` by one writer at a time. A copy made in the meantime contains everything marked
     before it began, and perhaps what is marked during it.

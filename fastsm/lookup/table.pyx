@@ -431,7 +431,7 @@ cdef class Table:
 
     @property
     def seed(self):
-        """Returns the seed of the hash; whoever knows it can make keys that collide, once."""
+        """Returns the seed of the hash; with it, keys can be made that collide in this table."""
         return self.seed0, self.seed1
 
     def check(self, const uint8_t[::1] arena):

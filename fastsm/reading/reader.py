@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fastsm.arguments import index_of, pair_of
+from fastsm.arguments import at_least_zero, end_of_wait, index_of, pair_of
 from fastsm.disk.files import Directory, left_by_children, storage_errors
 from fastsm.disk.published import Publication, steps_back
 from fastsm.errors import ReentryError, SnapshotRangeError, StorageError
@@ -130,8 +130,7 @@ class Reader(Following, Follower):
     def __init__(
         self, directory: str | os.PathLike[str], *, ordered: bool = False, wait_for_owner: float = 0.0
     ) -> None:
-        if not wait_for_owner >= 0:  # NaN, too
-            raise ValueError(f"wait_for_owner={wait_for_owner!r}: expected 0 or more seconds")
+        at_least_zero("wait_for_owner", wait_for_owner, " seconds")
         self.path = os.path.abspath(os.fsdecode(directory))
         self._directory: Directory | None = None
         self._begin_following(threading.RLock())
@@ -174,7 +173,7 @@ class Reader(Following, Follower):
 
         ``TimeoutError`` after ``timeout`` seconds, and what :meth:`refresh` raises. It sees an entry within 1.5 ms.
         """
-        index, deadline = index_of(index), deadline_of(timeout)
+        index, deadline = index_of(index), end_of_wait(timeout)
         while True:
             position = self.refresh()
             if position.index >= index:
@@ -190,7 +189,7 @@ class Reader(Following, Follower):
         Slow work, such as the first refresh after a compaction, is done on another thread. Other tasks run between any
         two refreshes, however fast the owner is.
         """
-        index, deadline = index_of(index), deadline_of(timeout)
+        index, deadline = index_of(index), end_of_wait(timeout)
         sleep = event_loops().sleep
         while True:
             self._require()
@@ -390,15 +389,6 @@ class Reader(Following, Follower):
             self._tail.after_fork()
         for watch in list(self._watches):
             watch._after_fork()
-
-
-def deadline_of(timeout: float | None) -> float | None:
-    """When a wait of so many seconds ends; None: never."""
-    if timeout is None:
-        return None
-    if not timeout >= 0:  # NaN, too
-        raise ValueError(f"timeout={timeout!r}: expected 0 or more seconds, or None")
-    return time.monotonic() + timeout
 
 
 def too_late(index: int, timeout: float | None, position: LogId) -> TimeoutError:

@@ -1,4 +1,4 @@
-"""Zstandard behind a small interface: a single frame, with limits on everything that a received frame may claim.
+"""A small interface to Zstandard: a single frame, with limits on everything that a received frame may claim.
 
 The library is Python's own from 3.14 on, otherwise the package ``zstandard``; it is imported when first needed. Neither
 reports where a frame ends, so `_Frame` follows the frame's blocks while the bytes are read.

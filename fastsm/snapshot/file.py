@@ -1,7 +1,7 @@
 """Reading a snapshot's file: its header, its parts, its two checksums, and whether the parts are well-formed.
 
-Nothing here needs a state machine. The content is untrusted, even after its checksum was compared: whoever can make a
-file can make its checksums. Memory stays bounded whatever the header claims.
+Nothing here needs a state machine. The content is untrusted, even after its checksum was compared: anybody who can
+make a file can make its checksums. Memory stays bounded whatever the header claims.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fastsm.arguments import LARGEST
 from fastsm.disk.files import Directory
 from fastsm.errors import CorruptionError, FastsmError, StorageError
 from fastsm.generation.names import LOG_NAMES, NEWEST
@@ -18,7 +19,6 @@ from fastsm.units import count_text, size_text
 
 TRIES = 10  # an owner may be creating and removing files
 PIECE_BYTES = 4 << 20
-LARGEST = 2**64 - 2
 
 
 def are_of_a_log(names: Iterable[str]) -> bool:

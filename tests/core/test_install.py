@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> MemoryStateMachine:
 
 @pytest.fixture
 def follower(directory: Path, machine_at: Callable[..., FastStateMachine]) -> FastStateMachine:
-    """A machine that lags behind, and even has another history."""
+    """A machine that is late, and even has another history."""
     machine = machine_at(directory)
     machine.apply([(1, 1, fastsm.put(b"old", b"1")), (2, 1, fastsm.put(b"key-1", b"old value"))])
     return machine

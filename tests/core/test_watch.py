@@ -499,7 +499,7 @@ def test_one_consumer_each(directory: Path, machine_at: Opener) -> None:
 
 
 def test_a_wait_ends_with_its_timeout(directory: Path, machine_at: Opener) -> None:
-    """The result is an empty list; nothing is left behind, and passed changes stay passed."""
+    """The result is an empty list; nothing remains, and passed changes stay passed."""
     machine = machine_at(directory)
     watch = machine.watch(b"x")
     consumer = Consumer(machine, lambda: watch.read(timeout=0.2))

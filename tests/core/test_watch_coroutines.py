@@ -13,6 +13,7 @@ import pytest
 
 from fastsm import CompactedError, FastStateMachine, MemoryStateMachine, NotRunningError, Reader, batch, put
 from support.inside import inside
+from support.other_tasks import counting
 
 Opener = Callable[..., FastStateMachine]
 
@@ -69,28 +70,20 @@ def test_other_tasks_run_while_there_is_always_something_to_tell(
 
     async def main() -> None:
         turns = [0]
-
-        async def count() -> None:
-            while True:
-                turns[0] += 1
-                await asyncio.sleep(0)
-
-        counting = asyncio.ensure_future(count())
-        await asyncio.sleep(0)
         watch = source.watch(start=1)
         told = 0
-        before = turns[0]
-        async for _change in watch:
-            told += 1
-            if told == 800:
-                break
-        assert turns[0] > before
-        before = turns[0]
-        for _ in range(800):
-            told += len(await watch.read_async(1, timeout=0))
-        assert turns[0] > before
+        async with counting(turns):
+            before = turns[0]
+            async for _change in watch:
+                told += 1
+                if told == 800:
+                    break
+            assert turns[0] > before
+            before = turns[0]
+            for _ in range(800):
+                told += len(await watch.read_async(1, timeout=0))
+            assert turns[0] > before
         assert told == 1500
-        counting.cancel()
 
     asyncio.run(main())
     if source is not machine:

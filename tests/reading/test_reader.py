@@ -33,6 +33,7 @@ from fastsm.disk.files import Directory
 from fastsm.reading import news
 from support.histories import KEYS, History
 from support.inside import inside
+from support.other_tasks import counting
 from support.publishing import checksum_of
 
 
@@ -567,16 +568,9 @@ def test_waiting_lets_other_tasks_run_however_fast_the_owner_is(machine: FastSta
     turns = [0]
 
     async def wait_with_another_task() -> None:
-        async def count() -> None:
-            while True:
-                turns[0] += 1
-                await asyncio.sleep(0)
-
-        counting = asyncio.ensure_future(count())
-        await asyncio.sleep(0)
         with Chased(directory) as chased:
-            await chased.wait_async(machine.last_applied().index + 20)
-        counting.cancel()
+            async with counting(turns):
+                await chased.wait_async(machine.last_applied().index + 20)
 
     asyncio.run(wait_with_another_task())
     assert len(looks) >= 20

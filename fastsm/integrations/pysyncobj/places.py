@@ -26,7 +26,7 @@ from fastsm.types import LogId
 
 logger = logging.getLogger("fastsm")
 
-MARK = 0x46  # the first byte of the state machine's entries; those of PySyncObj's own are 0 to 3
+MARK = 0x46  # the first byte of the state machine's entries; PySyncObj's own begin with 0 to 3
 SENTINEL = b"\x01"  # PySyncObj's entry without effect, with which a journal begins
 
 Files = Callable[[str], type[Directory]]
