@@ -6,6 +6,7 @@ from fastsm.errors import StorageError
 _T = TypeVar("_T")
 
 LOOK_SECONDS: float
+IDLE_SECONDS: float
 
 class BackgroundCall:
     def __new__(cls, function: Callable[[], object], begins: bool = True) -> BackgroundCall: ...
@@ -20,6 +21,9 @@ class Outcome:
     def __new__(cls, function: Callable[[], object]) -> Outcome: ...
     def __call__(self) -> None: ...
 
+class KeptThread:
+    def __call__(self) -> None: ...
+
 class LastingThread:
     @property
     def call(self) -> BackgroundCall | None: ...
@@ -32,4 +36,5 @@ def undisturbed(
     function: Callable[[], _T],
     interrupt: Callable[[BackgroundCall], object] | None = None,
     needs_thread: bool = True,
+    often: bool = False,
 ) -> _T: ...

@@ -12,9 +12,13 @@ from _thread import allocate_lock, start_new_thread
 from fastsm.errors import NotRunningError, StorageError
 
 LOOK_SECONDS = 0.1    # between two checks for signals: a signal sent to another thread does not wake the main thread
+IDLE_SECONDS = 0.1    # after which a kept thread that was given nothing to do ends
 
 cdef extern from "Python.h":
     int PyThreadState_SetAsyncExc(unsigned long thread, object error)
+
+
+cdef class KeptThread
 
 
 cdef class BackgroundCall:
@@ -33,6 +37,8 @@ cdef class BackgroundCall:
     cdef object error
     cdef unsigned long thread
     cdef object process      # the process of the thread: a forked child has no such thread
+    cdef bint interrupted
+    cdef KeptThread keeper   # None: a thread of its own
 
     def __cinit__(self, function, bint begins=True):
         self.function = function
@@ -56,6 +62,9 @@ cdef class BackgroundCall:
             self.error = error
         finally:
             self.function = None
+            # From here to the release no other thread runs: whoever sees the end can already hand over the next call.
+            if self.keeper is not None and not self.interrupted:
+                self.keeper.call = None
             self.over.release()
 
     def wait(self, timeout=-1):
@@ -74,6 +83,7 @@ cdef class BackgroundCall:
         """Raises `KeyboardInterrupt` in the call, at its next step of Python code, unless it is over."""
         # A call unlocks this at its end, under the GIL: so the thread still exists, and its number is not reused.
         if self.over.locked():
+            self.interrupted = True
             PyThreadState_SetAsyncExc(self.thread, KeyboardInterrupt)
 
     def is_of_this_process(self):
@@ -87,6 +97,72 @@ cdef class BackgroundCall:
     def is_excused(self, excuses):
         """Returns `excuses(thread)` for its thread's number."""
         return excuses(self.thread)
+
+
+cdef class KeptThread:
+    """A thread for one call after another, which ends when none has come for IDLE_SECONDS.
+
+    Starting a thread for each call takes five times as long. A thread whose call was interrupted takes no other one:
+    the interruption might come late, and hit that.
+
+    Thread safety: calls are handed over by the main thread alone.
+    """
+    cdef BackgroundCall call    # under way, or handed over; None: the thread is idle
+    cdef object wakes           # locked, but between the hand-over of a call and its beginning
+    cdef unsigned long thread
+    cdef object process
+    cdef bint ends
+
+    def __cinit__(self):
+        self.wakes = allocate_lock()
+        self.wakes.acquire()
+
+    cdef int begin(self, BackgroundCall call) except -1:
+        """Starts the thread with its first call. Raises `RuntimeError` if none can be started."""
+        if sys.is_finalizing():
+            raise RuntimeError("the interpreter ends")
+        self.call, call.keeper, self.process = call, self, call.process
+        self.thread = call.thread = start_new_thread(self, ())
+        return 0
+
+    cdef bint takes(self, BackgroundCall call) except -1:
+        """Hands a call over, unless the thread is busy, has ended, or is another process's. Returns whether it did."""
+        if self.ends or self.call is not None or self.process != call.process:
+            return False
+        self.call, call.keeper, call.thread = call, self, self.thread
+        self.wakes.release()
+        return True
+
+    def __call__(self):
+        cdef BackgroundCall call = self.call
+        while call is not None:
+            call()
+            if self.call is call or self.process != os.getpid():  # interrupted, or this is a forked child
+                break
+            call = None
+            if not self.wakes.acquire(timeout=IDLE_SECONDS) and self.call is not None:
+                self.wakes.acquire()  # handed over just then
+            call = self.call
+        self.ends = True  # no other thread ran since the last look at `call`
+
+
+cdef KeptThread kept = None
+
+
+cdef BackgroundCall start_kept(function):
+    """Runs `function()` like `start`, on the kept thread. For the main thread alone."""
+    global kept
+    cdef BackgroundCall call = BackgroundCall.__new__(BackgroundCall, function, False)
+    cdef KeptThread thread
+    if kept is not None and kept.takes(call):
+        return call
+    thread = KeptThread.__new__(KeptThread)
+    try:
+        thread.begin(call)
+    except RuntimeError as error:
+        raise no_thread(error) from error
+    kept = thread
+    return call
 
 
 def start(function):
@@ -145,19 +221,20 @@ cdef class Outcome:
             self.error = error
 
 
-def undisturbed(function, interrupt=None, bint needs_thread=True):
+def undisturbed(function, interrupt=None, bint needs_thread=True, bint often=False):
     """Returns what `function()` returns. No signal handler interrupts it: in the main thread, it gets another thread.
 
     Handlers run during this call instead. What the first one raises is raised at the end, in place of the function's
     own outcome; `interrupt(call)` is called immediately. Without `needs_thread`, the function runs here if no thread
-    can be had; with it, that is a `StorageError`, and nothing is done. An interpreter that is ending runs no handlers.
+    can be had; with it, that is a `StorageError`, and nothing is done. `often` keeps the thread for the next such call.
+    An interpreter that is ending runs no handlers.
     """
     cdef Outcome outcome
     if PyThread_get_thread_ident() != threading.main_thread().ident or sys.is_finalizing():
         return function()
     outcome = Outcome(function)
     try:
-        call = start(outcome)
+        call = start_kept(outcome) if often else start(outcome)
     except (StorageError, MemoryError):
         if needs_thread:
             raise

@@ -295,7 +295,7 @@ cdef class Engine(Timed):
             elsewhere = JudgeElsewhere(self, chunk)
             chunk.judgement.stopped = False
             try:
-                undisturbed(elsewhere, elsewhere.interrupt)
+                undisturbed(elsewhere, elsewhere.interrupt, often=True)
             finally:
                 chunk.judgement.stopped = False
         else:

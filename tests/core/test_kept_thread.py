@@ -1,0 +1,180 @@
+"""The thread that runs the procedures of calls made in the main thread: kept for the next call, unless interrupted."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import operator
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastsm
+from fastsm import Answer, FastStateMachine, background
+
+CALL = fastsm.call("p")
+
+
+def system_threads() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/task")}
+
+
+def signal_main_thread() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def run(machine: FastStateMachine) -> Any:
+    return machine.apply([(machine.last_applied().index + 1, 1, CALL)])[0]
+
+
+@pytest.fixture
+def idents(directory: Path) -> Any:
+    """Returns a machine with a procedure, and the list of the threads on which the procedure ran."""
+    threads: list[int] = []
+
+    def p(tx: Any, payload: bytes) -> Any:
+        threads.append(threading.get_native_id())
+        return len(threads)
+
+    with FastStateMachine(directory, procedures=[fastsm.procedure(p)]) as machine:
+        yield machine, threads
+
+
+def test_one_thread_runs_one_call_after_another(idents: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred chunks in a row start at most one thread."""
+    machine, threads = idents
+    monkeypatch.setattr(background, "IDLE_SECONDS", 30.0)  # however slow the machine is
+    started: list[Any] = []
+    start_new_thread = background.start_new_thread  # type: ignore[attr-defined]
+
+    def start(*arguments: Any) -> int:
+        started.append(arguments)
+        thread: int = start_new_thread(*arguments)
+        return thread
+
+    monkeypatch.setattr(background, "start_new_thread", start)
+    assert [run(machine) for _ in range(100)] == [Answer(True, count) for count in range(1, 101)]
+    assert len(started) <= 1
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_native_id()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list threads")
+def test_an_idle_thread_ends(idents: Any) -> None:
+    """Once nothing has been called for a while, the thread is gone; the next call starts another."""
+    machine, threads = idents
+    deadline = time.monotonic() + 60
+    run(machine)
+    while threads[0] in system_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads[0] not in system_threads()
+    assert run(machine) == Answer(True, len(threads))
+
+
+def test_a_handler_that_calls_while_a_call_is_under_way_gets_another_thread(tmp_path: Path) -> None:
+    """The kept thread is busy, so the call of the handler, on another machine, does not wait for it."""
+    started, over = threading.Event(), threading.Event()
+
+    def p(tx: Any, payload: bytes) -> Any:
+        started.set()
+        assert over.wait(60)
+        return b"outer"
+
+    def q(tx: Any, payload: bytes) -> Any:
+        return b"inner"
+
+    answers: list[Any] = []
+
+    def handler(*_: object) -> None:
+        answers.append(inner.apply([(1, 1, fastsm.call("q"))])[0])
+        over.set()
+
+    def send() -> None:
+        assert started.wait(60)
+        signal_main_thread()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    sender = threading.Thread(target=send)
+    try:
+        with (
+            FastStateMachine(tmp_path / "outer", procedures=[fastsm.procedure(p)]) as outer,
+            FastStateMachine(tmp_path / "inner", procedures=[fastsm.procedure(q)]) as inner,
+        ):
+            sender.start()
+            answers.append(run(outer))
+            answers.append(run(outer))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        sender.join()
+    assert answers == [Answer(True, b"inner"), Answer(True, b"outer"), Answer(True, b"outer")]
+
+
+def test_an_interruption_never_reaches_the_next_call() -> None:
+    """A handler raises when the call has no step of Python code left: the next call still runs to its end."""
+    started, blocked = threading.Lock(), threading.Lock()
+    calls = [started.release, blocked.acquire]  # made from C, so that the interruption comes too late for them
+    for lock in (started, blocked):
+        lock.acquire()
+
+    class Interruption(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        blocked.release()
+        raise Interruption
+
+    def whole() -> str:
+        for _ in range(1_000):  # steps at which a late interruption would be raised
+            pass
+        return "whole"
+
+    def send() -> None:
+        started.acquire()
+        signal_main_thread()
+
+    sender = threading.Thread(target=send)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        sender.start()
+        work: Any = functools.partial(collections.deque, map(operator.methodcaller("__call__"), calls), 0)
+        with pytest.raises(Interruption):
+            background.undisturbed(work, background.BackgroundCall.interrupt, often=True)
+        assert background.undisturbed(whole, often=True) == "whole"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        sender.join()
+
+
+FORK = """
+import os, sys
+import fastsm
+
+machine = fastsm.FastStateMachine(sys.argv[1], procedures=[fastsm.procedure(name="p")(lambda tx, payload: b"called")])
+machine.start()
+assert machine.apply([(1, 1, fastsm.call("p"))])[0].value == b"called"
+if pid := os.fork():
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+else:
+    other = fastsm.FastStateMachine(sys.argv[2], procedures=[fastsm.procedure(name="p")(lambda tx, payload: b"child")])
+    other.start()
+    assert other.apply([(1, 1, fastsm.call("p"))])[0].value == b"child"
+    other.close()
+    os._exit(7)
+assert machine.apply([(2, 1, fastsm.call("p"))])[0].value == b"called"
+machine.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_starts_a_thread_of_its_own(tmp_path: Path) -> None:
+    """The parent's idle thread does not exist in the child: a machine that the child opens must not wait for it."""
+    arguments = [str(tmp_path / "parent"), str(tmp_path / "child")]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, *arguments]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
