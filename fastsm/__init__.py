@@ -14,7 +14,7 @@ files to memory to the machine; each module imports only modules listed before i
     long_work               work without the GIL, while the caller waits and serves signals
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
-        format              the disk formats: every magic, version, offset and limit
+        format, headers     the disk formats: offsets, limits, frames and records; the headers of files
         mapping, files      mapped files; directories, descriptors, syncs and renames
         tail                what follows the last valid frame: torn, or the proof that durable bytes were lost
         published           what an owner tells readers in other processes

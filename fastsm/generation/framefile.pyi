@@ -2,7 +2,7 @@ from typing_extensions import Self
 
 from fastsm.disk.base import Base
 from fastsm.disk.files import Directory
-from fastsm.disk.format import LogHead
+from fastsm.disk.headers import LogHead
 from fastsm.disk.mapping import Descriptor, Mapping
 from fastsm.errors import StorageError
 

@@ -4,7 +4,7 @@ from typing_extensions import Self
 
 from fastsm.disk.base import Base
 from fastsm.disk.files import Directory
-from fastsm.disk.format import CurrentFile, LogHead, SavedTable
+from fastsm.disk.headers import CurrentFile, LogHead, SavedTable
 from fastsm.disk.mapping import Descriptor
 from fastsm.errors import CorruptionError
 from fastsm.generation.framefile import FrameFile

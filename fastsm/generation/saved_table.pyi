@@ -1,7 +1,7 @@
 from collections.abc import Callable
 
 from fastsm.disk.files import Directory
-from fastsm.disk.format import SavedTable
+from fastsm.disk.headers import SavedTable
 from fastsm.generation.log import Log
 from fastsm.lookup.index import Index
 from fastsm.lookup.table import Table

@@ -32,7 +32,7 @@ from fastsm.generation.saved_order cimport HeldOrder, hold_order, take_order
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table, place_of
 
-from fastsm.disk import format
+from fastsm.disk import format, headers
 from fastsm.errors import CorruptionError, FormatVersionError
 from fastsm.types import LogId, SnapshotMetadata
 
@@ -156,7 +156,7 @@ cdef class HeldTable:
         saved = self.saved
         descriptor = directory.create_file(f"{table_name(self.log.head.generation)}.tmp")
         try:
-            directory.write(descriptor, self.front, format.TABLE_HEADER_BYTES)
+            directory.write(descriptor, self.front, headers.TABLE_HEADER_BYTES)
             for held, part, offset in zip(self.segments, self.saved.parts, self.saved.sections.segments, strict=True):
                 if part.segments:
                     held.write(directory, descriptor, offset, tick)
@@ -164,7 +164,7 @@ cdef class HeldTable:
                 saved = saved._replace(ordered=self.order.count)
                 self.order.write(directory, descriptor, saved.sections.order, tick)
             saved = saved._replace(body_checksum=checksum_of(descriptor.number, saved.sections.end))
-            directory.write(descriptor, format.pack_saved_table(saved), 0)
+            directory.write(descriptor, headers.pack_saved_table(saved), 0)
             directory.sync(descriptor)
         finally:
             directory.close_file(descriptor)
@@ -220,7 +220,7 @@ cdef tuple describe(Log log, Index index):
         metadata = b"" if index.metadata is None else pack_metadata(index.metadata)
         directories = directory_of(index.table) + directory_of(index.sessions) + directory_of(index.touches)
         keys = part_of(index.table)
-        saved = format.SavedTable(
+        saved = headers.SavedTable(
             log.head.identity, log.end, log.start, keys.seed0, keys.seed1, keys.entries, index.live_bytes,
             index.config_place, keys.segments, keys.depth, len(runs) // format.TERM_RUN_BYTES, len(metadata), count,
             log.frames, log.last_frame, log.chain, index.clock, index.clock_place, index.touch_place,
@@ -230,7 +230,7 @@ cdef tuple describe(Log log, Index index):
             (<char *>words)[:8 * count], directories,
             bytes_of_deadlines(index.deadlines, log.mapping.address),
             bytes_of_deadlines(index.session_deadlines, log.mapping.address)))
-        return saved, front.ljust(min(saved.sections.segments) - format.TABLE_HEADER_BYTES, b"\0")
+        return saved, front.ljust(min(saved.sections.segments) - headers.TABLE_HEADER_BYTES, b"\0")
     finally:
         free(words)
 
@@ -238,8 +238,8 @@ cdef tuple describe(Log log, Index index):
 cdef object part_of(Table table):
     """Describes a table for the header."""
     if table.count == 0:
-        return format.SavedPart(table.seed0, table.seed1, 0, 0, 0)
-    return format.SavedPart(table.seed0, table.seed1, table.count, table.segment_count, table.depth)
+        return headers.SavedPart(table.seed0, table.seed1, 0, 0, 0)
+    return headers.SavedPart(table.seed0, table.seed1, table.count, table.segment_count, table.depth)
 
 
 cdef bytes bytes_of_deadlines(Deadlines deadlines, const uint8_t *arena):
@@ -301,7 +301,7 @@ cdef uint64_t body_checksum(const uint8_t *file, size_t size) noexcept nogil:
     return xxh64(file + TABLE_HEADER, size - TABLE_HEADER, 0)
 
 
-cdef size_t TABLE_HEADER = format.TABLE_HEADER_BYTES
+cdef size_t TABLE_HEADER = headers.TABLE_HEADER_BYTES
 
 
 # ---- load ----------------------------------------------------------------------------------------------
@@ -329,11 +329,11 @@ def load_table(directory, Log log):
 
 cdef object load(directory, descriptor, Log log, path):
     size = directory.size(descriptor)
-    saved = format.unpack_saved_table(os.pread(descriptor.number, format.TABLE_HEADER_BYTES, 0), path, size)
+    saved = headers.unpack_saved_table(os.pread(descriptor.number, headers.TABLE_HEADER_BYTES, 0), path, size)
     sections = saved.sections
     if (saved.identity, saved.log_start) != (log.head.identity, log.start):
         return None
-    if not format.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
+    if not headers.LOG_HEADER_BYTES <= saved.log_offset <= log.allocated or saved.log_offset & 7:
         return None
     if not is_of_these_frames(log, saved) or not may_be_of(saved, log.start + saved.log_offset):
         return None
@@ -434,7 +434,7 @@ cdef bint is_of_these_frames(Log log, saved) except -1:
     names the base.
     """
     if saved.last_frame == 0:
-        return saved.log_offset == format.LOG_HEADER_BYTES and saved.last_checksum == log.known_chain
+        return saved.log_offset == headers.LOG_HEADER_BYTES and saved.last_checksum == log.known_chain
     return log.is_frame(saved.last_frame, saved.log_offset, saved.last_checksum)
 
 
