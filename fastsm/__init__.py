@@ -15,7 +15,8 @@ files to memory to the machine; each module imports only modules listed before i
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
         format, headers     the disk formats: offsets, limits, frames and records; the headers of files
-        mapping, files      mapped files; directories, descriptors, syncs and renames
+        descriptors, mapping  open files, their locks and writes; files mapped into memory
+        files               directories: the seam to the system
         tail                what follows the last valid frame: torn, or the proof that durable bytes were lost
         published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from fastsm.disk import format, headers
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.disk.mapping import Descriptor
 from fastsm.errors import CorruptionError, SnapshotFormatError
 from fastsm.types import LogId
 

@@ -19,8 +19,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from fastsm.disk import mapping
-from fastsm.disk.mapping import Descriptor, ExclusiveBlock, open_at
+from fastsm.disk import descriptors, mapping
+from fastsm.disk.descriptors import Descriptor, ExclusiveBlock, open_at
 from fastsm.errors import CorruptionError, LockedError, ReentryError, StorageError
 
 if TYPE_CHECKING:
@@ -369,9 +369,9 @@ class Directory:
 
     # Plain C functions, not methods: no signal handler can run between the system's answer and the caller's reaction.
     sync = staticmethod(_sync_data)
-    write = staticmethod(mapping.write_at)
-    start_writeback = staticmethod(mapping.start_writeback)
-    pace_writeback = staticmethod(mapping.pace_writeback)
+    write = staticmethod(descriptors.write_at)
+    start_writeback = staticmethod(descriptors.start_writeback)
+    pace_writeback = staticmethod(descriptors.pace_writeback)
     truncate = staticmethod(os.ftruncate)
 
     def write_paced(self, fd: Descriptor, data: Buffer, offset: int) -> int:

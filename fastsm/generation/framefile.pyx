@@ -30,12 +30,13 @@ from fastsm.disk.format cimport (
     ARENA_LIMIT, FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
     seal_frame, seal_parts,
 )
-from fastsm.disk.mapping cimport Mapping, write_parts
+from fastsm.disk.descriptors cimport write_parts
+from fastsm.disk.mapping cimport Mapping
 
 from fastsm.disk import headers
 from fastsm.errors import ReadOnlyError, StorageError
 from fastsm.disk.files import PIECE, storage_errors
-from fastsm.disk.mapping import write_at
+from fastsm.disk.descriptors import write_at
 
 logger = logging.getLogger("fastsm")
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import blake3
 
 from fastsm.disk import format, headers
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.headers import SnapshotHead
-from fastsm.disk.mapping import Descriptor
 from fastsm.errors import ChecksumMismatchError, CorruptionError, SnapshotError, SnapshotFormatError
 from fastsm.snapshot import codec
 from fastsm.types import LogId, SnapshotMetadata, checked_metadata

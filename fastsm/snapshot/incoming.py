@@ -12,8 +12,8 @@ import blake3
 
 from fastsm.disk import headers
 from fastsm.disk.base import Base, base_name
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.disk.mapping import Descriptor
 from fastsm.snapshot.file import Snapshot, compare, copy_checked, flat_state_checksum
 
 if TYPE_CHECKING:

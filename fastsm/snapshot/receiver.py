@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from fastsm.arguments import flat_view
 from fastsm.disk import headers
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, hides_seam, left_by_children, make_directory, storage_errors
 from fastsm.disk.headers import SnapshotHead
-from fastsm.disk.mapping import Descriptor
 from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError, StaleSnapshotError
 from fastsm.event_loops import call
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, check_metadata, metadata_of

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from fastsm.core.engine import append_metadata
 from fastsm.disk import format, headers
 from fastsm.disk.base import Base, base_name
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.disk.mapping import Descriptor
 from fastsm.disk.published import NAME as PUBLISHED
 from fastsm.disk.published import check_owned
 from fastsm.errors import ChecksumMismatchError, CorruptionError, FastsmError, SnapshotFormatError

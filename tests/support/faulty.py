@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastsm.disk import headers
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory
-from fastsm.disk.mapping import Descriptor
 
 PATIENCE = 60  # seconds until a test that waits for another thread gives up
 
