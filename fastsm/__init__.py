@@ -42,6 +42,7 @@ files to memory to the machine; each module imports only modules listed before i
         verification        every byte against its checksum, now or in the background
         saved_order         the order of the keys, as a section of the saved table
         saved_table         the index in a file, for opening without reading the log
+        loaded_table        that file, mapped back into memory as the index
         unfinished          a directory that a tool is filling counts as empty until it is complete
         steps               steps along a log, from one change to the next
         changes, watch      the log as a stream of changes; watches on threads and event loops

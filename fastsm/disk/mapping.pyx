@@ -6,7 +6,6 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_SetFromErrno
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE
 from posix.mman cimport mmap, mprotect, munmap
-from posix.types cimport off_t
 
 cdef extern from * nogil:
     """

@@ -18,9 +18,10 @@ from fastsm.disk import headers
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.published import Published
 from fastsm.errors import CorruptionError, FastsmError
+from fastsm.generation.loaded_table import load_table
 from fastsm.generation.log import Log, log_name
 from fastsm.generation.names import CURRENT, NAMES, holds_raft_log, is_own, number_of, own_names
-from fastsm.generation.saved_table import load_table, table_name
+from fastsm.generation.saved_table import table_name
 from fastsm.generation.unfinished import UNFINISHED, is_unfinished, remove_unfinished
 from fastsm.generation.verification import Verification
 from fastsm.lookup.index import Index

@@ -1,8 +1,30 @@
-"""Loading a saved table: the file is mapped back into memory, and is the index from then on.
+"""Loading a saved table: the file is mapped into memory, and its pages are the index's from then on.
 
-Nothing in the file is trusted because its checksum matches: a log may have been restored from an earlier copy, and
-crafted bytes must not lead a read out of the arena. What is not valid is not used, since it can be made again.
+It is used only if everything matches: its own checksum, the base and the log up to that moment, from which it was made,
+and each slot's place, which must be within the arena. What does not match is no error: the table can be made again.
 """
+
+import os
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc
+from posix.mman cimport munmap
+
+from fastsm.lookup.dead cimport WORD_BITS
+from fastsm.disk.format cimport (
+    RECORD_CLOCK, RECORD_CONFIG, RECORD_KEY, RECORD_TOUCH, VALID, look_at_record, record_length, record_operation,
+)
+from fastsm.lookup.index cimport Index
+from fastsm.generation.log cimport Log
+from fastsm.generation.saved_order cimport take_order
+from fastsm.generation.saved_table cimport body_checksum, map_file, tables_of
+from fastsm.disk.mapping cimport Mapping
+from fastsm.lookup.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table
+
+from fastsm.disk import format, headers
+from fastsm.errors import CorruptionError, FormatVersionError
+from fastsm.generation.saved_table import table_name, unpack_metadata
+
 
 def load_table(directory, Log log):
     """Returns `(Index, SavedTable)` from a log's saved table, or None if there is none that is readable and valid.
@@ -78,7 +100,7 @@ cdef object load(directory, descriptor, Log log, path):
 
 cdef bytes read_front(int descriptor, size_t size, saved):
     """Returns the bytes between the header and the segments, or None if the body's checksum does not match."""
-    cdef void *file = map_file(descriptor, size, size)
+    cdef void *file = map_file(descriptor, size, size, 0)
     cdef uint64_t found
     try:
         with nogil:
@@ -117,7 +139,7 @@ cdef bint load_order(Index index, Mapping mapping, saved, int descriptor, size_t
         return True
     if saved.ordered != saved.keys:
         return False
-    file = map_file(descriptor, size, size)
+    file = map_file(descriptor, size, size, 0)
     try:
         return take_order(index, mapping, <const uint64_t *>(<const char *>file + offset), saved.ordered, stop)
     finally:

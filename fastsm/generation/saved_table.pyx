@@ -3,12 +3,9 @@
 It contains what the index contains: the tables of keys, sessions and touches, deadlines, the dead map, terms, the
 clock, and the order of the keys if that is in use.
 
-The file is a copy of memory at one moment of a log's life. It is used only if everything matches: its own checksum, the
-base and the log up to that moment, from which it was made, and each slot's place, which must be within the arena. The
-log may have grown since: its frames never change, so later ones are read from the log.
+The file is a copy of memory at one moment of a log's life. `loaded_table` says when it is used. The log may have grown
+since: its frames never change, so later ones are read from the log.
 """
-
-import os
 
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -21,19 +18,15 @@ from posix.mman cimport (
 )
 
 from fastsm.lookup.dead cimport WORD_BITS
-from fastsm.disk.format cimport (
-    RECORD_CLOCK, RECORD_CONFIG, RECORD_KEY, RECORD_TOUCH, VALID, look_at_record, record_length, record_operation,
-)
 from fastsm.disk.hashing cimport xxh64
 from fastsm.lookup.deadlines cimport Deadlines, Due
 from fastsm.lookup.index cimport Index
 from fastsm.generation.log cimport Log
-from fastsm.generation.saved_order cimport HeldOrder, hold_order, take_order
-from fastsm.disk.mapping cimport Mapping
-from fastsm.lookup.table cimport PLACE_MASK, SEGMENT_SIZE, SEGMENT_SLOTS, SEGMENTS_PER_BLOCK, Segment, Table, place_of
+from fastsm.generation.saved_order cimport HeldOrder, hold_order
+from fastsm.lookup.table cimport SEGMENT_SIZE, SEGMENTS_PER_BLOCK, Table, place_of
 
 from fastsm.disk import format, headers
-from fastsm.errors import CorruptionError, FormatVersionError
+from fastsm.errors import CorruptionError
 from fastsm.types import LogId, SnapshotMetadata
 
 
@@ -294,7 +287,7 @@ def unpack_metadata(data):
 
 cdef uint64_t checksum_of(int descriptor, size_t size) except? 0:
     """Returns the `body_checksum` of a file."""
-    cdef void *file = map_file(descriptor, size, size)
+    cdef void *file = map_file(descriptor, size, size, 0)
     cdef uint64_t found
     with nogil:
         found = body_checksum(<const uint8_t *>file, size)
@@ -310,7 +303,7 @@ cdef uint64_t body_checksum(const uint8_t *file, size_t size) noexcept nogil:
 cdef size_t TABLE_HEADER = headers.TABLE_HEADER_BYTES
 
 
-cdef void *map_file(int descriptor, size_t size, size_t room, uint64_t offset=0) except NULL:
+cdef void *map_file(int descriptor, size_t size, size_t room, uint64_t offset) except NULL:
     """Returns `room` bytes of private memory that start with a copy-on-write mapping of `size` bytes of the file.
 
     The rest of the last mapped page is what the system makes it: zeros.
