@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from fastsm.arguments import flat_view
 from fastsm.disk import headers
 from fastsm.disk.descriptors import Descriptor
-from fastsm.disk.files import Directory, hides_seam, left_by_children, make_directory, storage_errors
+from fastsm.disk.files import Directory, hides_seam, make_directory, storage_errors
+from fastsm.disk.forks import left_by_children
 from fastsm.disk.headers import SnapshotHead
 from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError, StaleSnapshotError
 from fastsm.event_loops import call

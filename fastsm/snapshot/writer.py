@@ -18,7 +18,8 @@ import blake3
 from fastsm.arguments import flat_view
 from fastsm.disk import format, headers
 from fastsm.disk.descriptors import Descriptor
-from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
+from fastsm.disk.files import Directory, make_directory, storage_errors
+from fastsm.disk.forks import left_by_children
 from fastsm.disk.headers import SnapshotHead
 from fastsm.disk.mapping import map_file
 from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError, StaleSnapshotError
