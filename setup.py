@@ -7,10 +7,11 @@ from setuptools import Extension, setup
 
 MODULES = [
     "background", "long_work", "answers", "command", "distinct", "columns",
-    *(f"disk.{name}" for name in ("hashing", "format", "mapping", "tail", "published")),
+    *(f"disk.{name}" for name in ("hashing", "format", "headers", "descriptors", "mapping", "tail", "published")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "deadlines", "sorting", "tree", "tree_changes")),
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),
-    *(f"generation.{name}" for name in ("recovery", "framefile", "log", "changes", "saved_order", "saved_table")),
+    *(f"generation.{name}" for name in ("recovery", "framefile", "log", "steps", "changes")),
+    *(f"generation.{name}" for name in ("saved_order", "saved_table", "loaded_table")),
     "snapshot.capture", "core.watchers",
     *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring",
                                   "tx", "judging", "chunk", "engine", "group_commit", "jobs")),

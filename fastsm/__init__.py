@@ -14,8 +14,10 @@ files to memory to the machine; each module imports only modules listed before i
     long_work               work without the GIL, while the caller waits and serves signals
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
-        format              the disk formats: every magic, version, offset and limit
-        mapping, files      mapped files; directories, descriptors, syncs and renames
+        format, headers     the disk formats: offsets, limits, frames and records; the headers of files
+        descriptors, mapping  open files, their locks and writes; files mapped into memory
+        forks               what a forked child leaves to its parent
+        files               directories: the seam to the system
         tail                what follows the last valid frame: torn, or the proof that durable bytes were lost
         published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on
@@ -41,7 +43,9 @@ files to memory to the machine; each module imports only modules listed before i
         verification        every byte against its checksum, now or in the background
         saved_order         the order of the keys, as a section of the saved table
         saved_table         the index in a file, for opening without reading the log
+        loaded_table        that file, mapped back into memory as the index
         unfinished          a directory that a tool is filling counts as empty until it is complete
+        steps               steps along a log, from one change to the next
         changes, watch      the log as a stream of changes; watches on threads and event loops
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file

@@ -25,7 +25,8 @@ from fastsm.core.statistics import stats_of
 from fastsm.core.verifying import Verifying
 from fastsm.core.waiting import AppliedWaiters, wait_applied
 from fastsm.core.watching import MachineWatch, Watching
-from fastsm.disk.files import Directory, hides_seam, left_by_children, storage_errors
+from fastsm.disk.files import Directory, hides_seam, storage_errors
+from fastsm.disk.forks import left_by_children
 from fastsm.errors import ReentryError, StorageError
 from fastsm.generation import current
 from fastsm.generation.watch import Watch

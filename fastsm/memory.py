@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastsm.arguments import bytes_of, check_timeout, index_of, not_an_entry, pair_of
 from fastsm.command import decode
-from fastsm.disk.format import unpack_snapshot_head
+from fastsm.disk.headers import unpack_snapshot_head
 from fastsm.errors import (
     CommandError,
     NotRunningError,

@@ -9,7 +9,8 @@ from fastsm.core.turns cimport Turns
 from fastsm.core.watchers cimport Group, Prefixes, Reach, Waiting, Watchers
 from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_length
 from fastsm.disk.mapping cimport Mapping
-from fastsm.generation.changes cimport ALL, Changes, Place, Source
+from fastsm.generation.changes cimport ALL, Changes, Source
+from fastsm.generation.steps cimport Place
 from fastsm.generation.log cimport Log
 
 cdef uint64_t LARGEST = 0xFFFFFFFFFFFFFFFE

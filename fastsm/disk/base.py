@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from fastsm.disk import format
+from fastsm.disk import format, headers
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.disk.mapping import Descriptor
 from fastsm.errors import CorruptionError, SnapshotFormatError
 from fastsm.types import LogId
 
@@ -22,7 +22,7 @@ class Base:
     Thread safety: immutable, except for :meth:`close`.
     """
 
-    def __init__(self, directory: Directory, name: str, descriptor: Descriptor, head: format.SnapshotHead) -> None:
+    def __init__(self, directory: Directory, name: str, descriptor: Descriptor, head: headers.SnapshotHead) -> None:
         self.directory = directory
         self.name = name
         self.path = directory.path_of(name)
@@ -38,7 +38,7 @@ class Base:
         return f"<Base {self.path!r}: {self.head.keys} keys as of {tuple(self.last_included)}>"
 
     @classmethod
-    def open(cls, directory: Directory, log_head: format.LogHead) -> Base | None:
+    def open(cls, directory: Directory, log_head: headers.LogHead) -> Base | None:
         """Returns the base that a log's header names, or None; ``CorruptionError`` if the file is another base."""
         if log_head.base_size == 0:
             return None
@@ -51,13 +51,13 @@ class Base:
                 raise CorruptionError(path, None, "the base that the log is stacked on", "no file") from None
             try:
                 size = directory.size(descriptor)
-                content = os.pread(descriptor.number, format.SNAPSHOT_HEADER_BYTES, 0)
-                head = format.unpack_snapshot_head(content, path, size)
+                content = os.pread(descriptor.number, headers.SNAPSHOT_HEADER_BYTES, 0)
+                head = headers.unpack_snapshot_head(content, path, size)
                 found = (head.file_size, head.checksum, head.last_index, head.last_term, head.codec)
                 wanted = log_head.base_size, log_head.base_checksum, log_head.base_index, log_head.base_term
-                if found != (*wanted, format.CODEC_NONE):
+                if found != (*wanted, headers.CODEC_NONE):
                     raise CorruptionError(path, 0, f"the base that the log is stacked on, {wanted}", found)
-                attachment_end = format.SNAPSHOT_HEADER_BYTES + head.attachment_size
+                attachment_end = headers.SNAPSHOT_HEADER_BYTES + head.attachment_size
                 padding = os.pread(descriptor.number, head.state_offset - attachment_end, attachment_end)
                 if any(padding):
                     raise CorruptionError(path, attachment_end, "zeros", padding)

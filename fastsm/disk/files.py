@@ -15,12 +15,12 @@ import os
 import stat
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from fastsm.disk import mapping
-from fastsm.disk.mapping import Descriptor, ExclusiveBlock, open_at
+from fastsm.disk import descriptors, mapping
+from fastsm.disk.descriptors import Descriptor, ExclusiveBlock, open_at
+from fastsm.disk.forks import left_by_children
 from fastsm.errors import CorruptionError, LockedError, ReentryError, StorageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # how a full disk, a quota 
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems report unsupported calls
 PIECE = mmap.PAGESIZE << 12  # usually 16 MiB: rewritten at a time, and larger than any page of the cache
 
-Open = TypeVar("Open")
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
@@ -47,29 +46,6 @@ def hides_seam(init: Init) -> Init:
     parameters = [parameter for name, parameter in shown.parameters.items() if name != "_files"]
     vars(init)["__signature__"] = shown.replace(parameters=parameters)
     return init
-
-
-def left_by_children(leave: Callable[[Open], object], *, go_on: bool = False) -> weakref.WeakSet[Open]:
-    """Returns a set for open objects. In a forked child, ``leave`` is called on each, since they are the parent's.
-
-    ``go_on``: the objects keep working in the child, so ``leave`` is called again in the child's own children.
-    """
-    opened: weakref.WeakSet[Open] = weakref.WeakSet()
-
-    def leave_all() -> None:
-        errors = []
-        for one in list(opened):
-            try:
-                leave(one)
-            except Exception as error:  # the others must be left too
-                errors.append(error)
-        if not go_on:
-            opened.clear()
-        if errors:
-            raise errors[0]
-
-    os.register_at_fork(after_in_child=leave_all)
-    return opened
 
 
 if sys.platform == "darwin":
@@ -369,9 +345,9 @@ class Directory:
 
     # Plain C functions, not methods: no signal handler can run between the system's answer and the caller's reaction.
     sync = staticmethod(_sync_data)
-    write = staticmethod(mapping.write_at)
-    start_writeback = staticmethod(mapping.start_writeback)
-    pace_writeback = staticmethod(mapping.pace_writeback)
+    write = staticmethod(descriptors.write_at)
+    start_writeback = staticmethod(descriptors.start_writeback)
+    pace_writeback = staticmethod(descriptors.pace_writeback)
     truncate = staticmethod(os.ftruncate)
 
     def write_paced(self, fd: Descriptor, data: Buffer, offset: int) -> int:

@@ -1,19 +1,8 @@
 import struct
-from typing import NamedTuple
 
 from typing_extensions import Buffer
 
-VERSION: int
-LOG_HEADER_BYTES: int
-TABLE_HEADER_BYTES: int
-TABLE_PAGE: int
-SEGMENT_BYTES: int
 LARGE_BYTES: int
-LOG_MAGIC_BYTES: bytes
-CURRENT_MAGIC_BYTES: bytes
-SNAPSHOT_MAGIC_BYTES: bytes
-TABLE_MAGIC_BYTES: bytes
-SNAPSHOT_HEADER_BYTES: int
 TERM_RUN_BYTES: int
 TERM_RUN_STRUCT: struct.Struct
 RECORD_STRUCT: struct.Struct
@@ -28,118 +17,11 @@ MAX_RESULT_BYTES: int
 MAX_SESSION_VALUE: int
 OPERATION_CONFIG: int
 MAX_RECORD_VALUE: int
-STATE_CHECKSUM_COVERS: slice
-CHECKSUM_COVERS: slice
-CODEC_NONE: int
-CODEC_ZSTD: int
 MAX_INDEX: int
-MAX_TERM: int
-
-DUE_BYTES: int
-MOST_CHANGES: int
-
-class LogHead(NamedTuple):
-    generation: int
-    identity: int
-    base_index: int = ...
-    base_term: int = ...
-    base_size: int = ...
-    base_checksum: bytes = ...
-    base_changes: int = ...
-
-class CurrentFile(NamedTuple):
-    generation: int
-    identity: int
-    durable_offset: int
-    last_frame: int = ...
-    last_checksum: int = ...
-
-class SnapshotHead(NamedTuple):
-    codec: int
-    last_index: int
-    last_term: int
-    keys: int
-    runs: int
-    membership_size: int
-    records_size: int
-    sessions: int
-    clock: int
-    state_checksum: bytes
-    attachment_size: int
-    stored_size: int
-    checksum: bytes
-    @property
-    def state_offset(self) -> int: ...
-    @property
-    def state_size(self) -> int: ...
-    @property
-    def file_size(self) -> int: ...
 
 def unpack_record(buffer: Buffer, place: int) -> tuple[int, int, bytes, bytes, int | None, int]: ...
 def size_of_record(head: Buffer) -> int: ...
 def unpack_frame(
     buffer: Buffer, offset: int
 ) -> tuple[int, int | None, list[tuple[int, int | None]], int]: ...
-def pack_snapshot_head(head: SnapshotHead) -> bytes: ...
-def unpack_snapshot_head(data: bytes, path: str, size: int | None = None) -> SnapshotHead: ...
-class Sections(NamedTuple):
-    runs: int
-    metadata: int
-    dead: int
-    directories: tuple[int, ...]
-    deadlines: tuple[int, ...]
-    front_end: int
-    segments: tuple[int, ...]
-    order: int
-    end: int
-
-class SavedPart(NamedTuple):
-    seed0: int
-    seed1: int
-    entries: int
-    segments: int
-    depth: int
-
-class SavedTable(NamedTuple):
-    identity: int
-    log_offset: int
-    log_start: int
-    seed0: int
-    seed1: int
-    keys: int
-    live_bytes: int
-    config_place: int
-    segments: int
-    depth: int
-    runs: int
-    metadata_size: int
-    dead_words: int
-    frames: int
-    last_frame: int
-    last_checksum: int
-    clock: int
-    clock_place: int
-    touch_place: int
-    key_deadlines: int
-    session_deadlines: int
-    sessions: SavedPart
-    touches: SavedPart
-    ordered: int
-    body_checksum: int
-    @property
-    def parts(self) -> tuple[SavedPart, ...]: ...
-    @property
-    def sections(self) -> Sections: ...
-
-def pack_saved_table(saved: SavedTable) -> bytes: ...
-def unpack_saved_table(data: bytes, path: str, size: int) -> SavedTable: ...
-def pack_log_head(head: LogHead) -> bytes: ...
-def head_checksum(packed: bytes) -> int: ...
-def pack_current(current: CurrentFile) -> bytes: ...
-def unpack_log_head(data: bytes, path: str) -> LogHead: ...
-def unpack_current(data: bytes, path: str) -> CurrentFile: ...
-def with_checksum(head: bytes) -> bytes: ...
-def unpack(
-    layout: struct.Struct, magic: bytes, data: bytes, path: str, used: int, has_word: bool = False
-) -> list[int]: ...
 def is_session_value(value: bytes) -> bool: ...

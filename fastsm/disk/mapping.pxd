@@ -1,6 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint64_t
-
-from fastsm.disk.hashing cimport Part
+from libc.stdint cimport uint8_t, uint64_t
 
 
 cdef enum:
@@ -13,11 +11,6 @@ cdef inline uint64_t log_start(uint64_t base_size) noexcept nogil:
     if base_size == 0:
         return 0
     return (base_size + GUARD + BASE_ALIGNMENT - 1) & ~<uint64_t>(BASE_ALIGNMENT - 1)
-
-
-cdef int write_parts(int descriptor, const Part *parts, size_t count, int64_t offset) noexcept nogil
-cdef int write_all(int descriptor, const void *data, size_t size, int64_t offset) noexcept nogil
-cdef int pace(int descriptor, int64_t start, int64_t stop) noexcept nogil
 
 
 cdef class Mapping:

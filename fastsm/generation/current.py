@@ -14,20 +14,21 @@ import logging
 import os
 from dataclasses import dataclass
 
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.disk.published import Published
 from fastsm.errors import CorruptionError, FastsmError
+from fastsm.generation.loaded_table import load_table
 from fastsm.generation.log import Log, log_name
 from fastsm.generation.names import CURRENT, NAMES, holds_raft_log, is_own, number_of, own_names
-from fastsm.generation.saved_table import load_table, table_name
+from fastsm.generation.saved_table import table_name
 from fastsm.generation.unfinished import UNFINISHED, is_unfinished, remove_unfinished
 from fastsm.generation.verification import Verification
 from fastsm.lookup.index import Index
 from fastsm.types import LogId, Recovery
 
 READ_ATTEMPTS = 10
-EMPTY_LOG_BYTES = format.LOG_HEADER_BYTES
+EMPTY_LOG_BYTES = headers.LOG_HEADER_BYTES
 
 logger = logging.getLogger("fastsm")
 
@@ -106,7 +107,7 @@ def open_read_only(directory: Directory, expect_applied: LogId | None, verify: b
 
 def recover(
     log: Log,
-    current: format.CurrentFile,
+    current: headers.CurrentFile,
     expect_applied: LogId | None,
     verify: bool,
     published: Published | None = None,
@@ -135,13 +136,13 @@ def recover(
     return Generation(log, index, log.last_durable(*start, read_to), recovery, verified)
 
 
-def read_current(directory: Directory) -> format.CurrentFile | None:
+def read_current(directory: Directory) -> headers.CurrentFile | None:
     """Returns the content of CURRENT, or None if it was never written."""
     path = directory.path_of(CURRENT)
     with storage_errors(path, "reading"):
         content = directory.read_file(CURRENT, 4096)
         if content is not None:
-            return format.unpack_current(content, path)
+            return headers.unpack_current(content, path)
         # Without CURRENT there may only be the first log of an unfinished creation.
         first = log_name(first_number(directory))
         for name in own_names(directory):
@@ -187,16 +188,16 @@ def create_first(directory: Directory) -> Log:
     return log
 
 
-def current_of(log: Log) -> format.CurrentFile:
+def current_of(log: Log) -> headers.CurrentFile:
     if not log.last_frame:
-        return format.CurrentFile(log.head.generation, log.head.identity, log.end)
-    return format.CurrentFile(log.head.generation, log.head.identity, log.end, log.last_frame, log.chain)
+        return headers.CurrentFile(log.head.generation, log.head.identity, log.end)
+    return headers.CurrentFile(log.head.generation, log.head.identity, log.end, log.last_frame, log.chain)
 
 
 def write_current(directory: Directory, log: Log) -> None:
     """Names ``log`` as the state, durable up to its present end. The log and its name must be synced."""
     with storage_errors(directory.path_of(CURRENT), "replacing"):
-        directory.replace_file(CURRENT, format.pack_current(current_of(log)))
+        directory.replace_file(CURRENT, headers.pack_current(current_of(log)))
 
 
 def prepared_name(generation: int) -> str:
@@ -218,7 +219,7 @@ def write_next(directory: Directory, log: Log) -> None:
     """Writes the file that will replace CURRENT, or rewrites it: ``log`` is durable up to its present end."""
     name = prepared_name(log.head.generation)
     with storage_errors(directory.path_of(name), "writing"):
-        directory.write_file(name, format.pack_current(current_of(log)))
+        directory.write_file(name, headers.pack_current(current_of(log)))
 
 
 def name_next(directory: Directory, old: Log, log: Log) -> None:

@@ -1,9 +1,10 @@
 from typing_extensions import Self
 
 from fastsm.disk.base import Base
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory
-from fastsm.disk.format import LogHead
-from fastsm.disk.mapping import Descriptor, Mapping
+from fastsm.disk.headers import LogHead
+from fastsm.disk.mapping import Mapping
 from fastsm.errors import StorageError
 
 PIECE: int

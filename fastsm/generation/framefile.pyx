@@ -30,12 +30,13 @@ from fastsm.disk.format cimport (
     ARENA_LIMIT, FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
     seal_frame, seal_parts,
 )
-from fastsm.disk.mapping cimport Mapping, write_parts
+from fastsm.disk.descriptors cimport write_parts
+from fastsm.disk.mapping cimport Mapping
 
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.errors import ReadOnlyError, StorageError
 from fastsm.disk.files import PIECE, storage_errors
-from fastsm.disk.mapping import write_at
+from fastsm.disk.descriptors import write_at
 
 logger = logging.getLogger("fastsm")
 
@@ -92,7 +93,7 @@ cdef class FrameFile:
 
     cdef int attach(self, bytes packed_head, uint64_t size) except -1:
         """Maps all of an open file of `size` bytes. Its first frame is chained to the checksum of its header."""
-        self.chain = self.known_chain = format.head_checksum(packed_head)
+        self.chain = self.known_chain = headers.head_checksum(packed_head)
         self.known_frame = LOG_HEADER_SIZE
         self.stores = not self.read_only and self.directory.stores_are_safe(self.descriptor)
         self.allocated = size

@@ -3,9 +3,9 @@ from collections.abc import Callable
 from typing_extensions import Self
 
 from fastsm.disk.base import Base
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory
-from fastsm.disk.format import CurrentFile, LogHead, SavedTable
-from fastsm.disk.mapping import Descriptor
+from fastsm.disk.headers import CurrentFile, LogHead, SavedTable
 from fastsm.errors import CorruptionError
 from fastsm.generation.framefile import FrameFile
 from fastsm.lookup.terms import Terms

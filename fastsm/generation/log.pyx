@@ -14,7 +14,7 @@ from fastsm.generation.framefile cimport FrameFile, STAGING_KEPT
 from fastsm.generation.recovery cimport Scan
 from fastsm.lookup.terms cimport Run, Terms
 
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.disk.base import Base
 from fastsm.errors import CorruptionError, NotRunningError
 from fastsm.disk.files import storage_errors
@@ -49,16 +49,16 @@ cdef class Log(FrameFile):
         known.
         """
         identity = int.from_bytes(os.urandom(8), "little")
-        head = format.LogHead(generation, identity)
+        head = headers.LogHead(generation, identity)
         if base is not None:
-            head = format.LogHead(generation, identity, *base.last_included, base.size, base.head.checksum)
+            head = headers.LogHead(generation, identity, *base.last_included, base.size, base.head.checksum)
             if changes is not None:
-                head = head._replace(base_changes=min(changes, format.MOST_CHANGES) + 1)
+                head = head._replace(base_changes=min(changes, headers.MOST_CHANGES) + 1)
         name = log_name(generation)
         with storage_errors(directory.path_of(name), "creating the log"):
             descriptor = directory.create_file(name)
             try:
-                directory.write(descriptor, format.pack_log_head(head), 0)
+                directory.write(descriptor, headers.pack_log_head(head), 0)
                 directory.sync(descriptor)
                 log = Log.adopt(directory, head, descriptor, LOG_HEADER_SIZE, base)
             except BaseException:
@@ -84,7 +84,7 @@ cdef class Log(FrameFile):
                 raise CorruptionError(path, None, "the log that CURRENT names", "no file") from None
             try:
                 size = directory.size(descriptor)
-                head = format.unpack_log_head(os.pread(descriptor, LOG_HEADER_SIZE, 0), path)
+                head = headers.unpack_log_head(os.pread(descriptor, LOG_HEADER_SIZE, 0), path)
                 if (head.generation, head.identity) != (current.generation, current.identity):
                     raise CorruptionError(
                         path, 16, f"generation {current.generation}, identity {current.identity:#x}, as CURRENT says",
@@ -106,7 +106,7 @@ cdef class Log(FrameFile):
     @staticmethod
     def adopt(directory, head, descriptor, uint64_t size, base=None, bint read_only=False):
         cdef Log log = Log(directory, head, descriptor, base, read_only)
-        log.attach(format.pack_log_head(head), size)
+        log.attach(headers.pack_log_head(head), size)
         return log
 
     cdef int lay_base(self, Mapping mapping) except -1:

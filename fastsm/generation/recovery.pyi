@@ -3,7 +3,7 @@ from typing import Any, SupportsIndex
 
 from typing_extensions import Self
 
-from fastsm.disk.format import CurrentFile, LogHead
+from fastsm.disk.headers import CurrentFile, LogHead
 from fastsm.disk.mapping import Mapping
 from fastsm.errors import CorruptionError
 from fastsm.lookup.terms import Terms

@@ -20,7 +20,7 @@ from fastsm.disk.mapping cimport Mapping
 from fastsm.long_work cimport Work
 from fastsm.lookup.terms cimport Terms
 
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.disk.tail import torn_tail_end
 from fastsm.errors import CorruptionError
 from fastsm.long_work import no_tick, run_long
@@ -57,7 +57,7 @@ cdef class Scan:
         self.end = start
         self.frames = frames
         self.last_frame = last_frame
-        self.chain = format.head_checksum(format.pack_log_head(head)) if chain is None else chain
+        self.chain = headers.head_checksum(headers.pack_log_head(head)) if chain is None else chain
         self.terms = terms
         self.progress.last_index = terms.seen
         self.progress.last_term = terms.last_term(head.base_term)
@@ -178,7 +178,7 @@ def known_frames(int descriptor, head, current):
     If CURRENT names no frame, or the file has another one there, nothing is known: that is the header's end.
     """
     cdef const uint8_t *frame
-    nothing = LOG_HEADER_SIZE, format.head_checksum(format.pack_log_head(head))
+    nothing = LOG_HEADER_SIZE, headers.head_checksum(headers.pack_log_head(head))
     if not current.last_frame:
         return nothing
     cdef bytes header = os.pread(descriptor, FRAME_RUNS, current.last_frame)
@@ -206,7 +206,7 @@ def whole_frames(int descriptor, head, uint64_t size, progress=None, first_chain
     """
     if known is None:
         if first_chain is None:
-            first_chain = format.head_checksum(format.pack_log_head(head))
+            first_chain = headers.head_checksum(headers.pack_log_head(head))
         known = LOG_HEADER_SIZE, first_chain
     cdef uint64_t end = known[0]
     cdef uint64_t offset = end   # the offset of `piece` in the file
@@ -261,7 +261,7 @@ def verify_file(int descriptor, head, str path, uint64_t end, uint64_t chain, pr
 
     `chain`: the checksum of the last frame, which covers all of them.
     """
-    found = format.unpack_log_head(os.pread(descriptor, LOG_HEADER_SIZE, 0), path)
+    found = headers.unpack_log_head(os.pread(descriptor, LOG_HEADER_SIZE, 0), path)
     if found != head:
         raise CorruptionError(path, 0, head, found)
     stop, last = whole_frames(descriptor, head, end, progress)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.disk.files import Directory, storage_errors
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation.names import NEWEST
@@ -70,7 +70,7 @@ def check_segment(directory: Directory, segment: SegmentFile, progress: Progress
             found = os.pread(descriptor.number, len(packed), 0)
             if found != packed:
                 raise CorruptionError(path, 0, f"the header of segment {head.generation}", "other bytes")
-            stop, last = whole_frames(descriptor.number, head, end, progress, format.head_checksum(packed))
+            stop, last = whole_frames(descriptor.number, head, end, progress, headers.head_checksum(packed))
         finally:
             directory.close_file(descriptor)
     if stop < end:

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 
 from fastsm.disk.format cimport BROKEN, FRAME_LENGTH, MALFORMED, VALID, frame_length, frame_run_count
 
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.errors import CorruptionError
 
 SEGMENT_MAGIC_BYTES = b"FASTSM-J"
@@ -52,14 +52,14 @@ class Newest(NamedTuple):
 
 def pack_segment_head(head):
     """Returns a segment's header as bytes."""
-    return format.with_checksum(
-        SEGMENT_STRUCT.pack(SEGMENT_MAGIC_BYTES, format.VERSION, 0, head.generation, head.identity, bytes(56)))
+    return headers.with_checksum(
+        SEGMENT_STRUCT.pack(SEGMENT_MAGIC_BYTES, headers.VERSION, 0, head.generation, head.identity, bytes(56)))
 
 
 def unpack_segment_head(data, path):
     """Returns the header of the segment at `path`; raises `CorruptionError` or `FormatVersionError`."""
-    number, identity, zero = format.unpack(
-        SEGMENT_STRUCT, SEGMENT_MAGIC_BYTES, data[:format.LOG_HEADER_BYTES], path, 3)
+    number, identity, zero = headers.unpack(
+        SEGMENT_STRUCT, SEGMENT_MAGIC_BYTES, data[:headers.LOG_HEADER_BYTES], path, 3)
     if any(zero):
         raise CorruptionError(path, 32, "zeros", zero)
     return SegmentHead(number, identity)
@@ -67,12 +67,12 @@ def unpack_segment_head(data, path):
 
 def pack_newest(newest):
     """Returns the content of the file that names the newest segment."""
-    return format.with_checksum(NEWEST_STRUCT.pack(NEWEST_MAGIC_BYTES, format.VERSION, 0, *newest))
+    return headers.with_checksum(NEWEST_STRUCT.pack(NEWEST_MAGIC_BYTES, headers.VERSION, 0, *newest))
 
 
 def unpack_newest(data, path):
     """Returns what the file at `path` contains; raises `CorruptionError` or `FormatVersionError`."""
-    newest = Newest(*format.unpack(NEWEST_STRUCT, NEWEST_MAGIC_BYTES, data[:NEWEST_BYTES], path, 3))
+    newest = Newest(*headers.unpack(NEWEST_STRUCT, NEWEST_MAGIC_BYTES, data[:NEWEST_BYTES], path, 3))
     if len(data) > NEWEST_BYTES:
         raise CorruptionError(path, NEWEST_BYTES, "the end of the file", "more bytes")
     return newest

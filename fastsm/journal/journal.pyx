@@ -20,7 +20,8 @@ from fastsm.journal.segment cimport Segment
 from fastsm.journal.segments cimport Segments
 
 from fastsm.disk import format
-from fastsm.disk.files import NO_ROOM, Directory, left_by_children, make_directory, storage_errors
+from fastsm.disk.files import NO_ROOM, Directory, make_directory, storage_errors
+from fastsm.disk.forks import left_by_children
 from fastsm.errors import NotRunningError, ReentryError, StorageError
 
 logger = logging.getLogger("fastsm")

@@ -1,7 +1,7 @@
 from typing_extensions import Self
 
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory
-from fastsm.disk.mapping import Descriptor
 from fastsm.errors import CorruptionError
 from fastsm.generation.framefile import FrameFile
 from fastsm.journal.format import SegmentHead

@@ -11,7 +11,7 @@ from fastsm.journal.format cimport (
     ITEM_DATA, ITEM_ENTRY, ITEM_STATE, Item, item_kind, item_length, look_at_item, write_item, write_item_head,
 )
 
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.generation.recovery import whole_frames
 from fastsm.journal import format as journal_format
 from fastsm.errors import CorruptionError
@@ -155,7 +155,7 @@ cdef class Segment(FrameFile):
                 if head.generation != number:
                     raise CorruptionError(path, 16, f"segment {number}", f"segment {head.generation}")
                 if read_only:
-                    chain = format.head_checksum(journal_format.pack_segment_head(head))
+                    chain = headers.head_checksum(journal_format.pack_segment_head(head))
                     size, _ = whole_frames(descriptor.number, head, size, None, chain)
                 segment = Segment.adopt(directory, head, descriptor, size, read_only)
             except BaseException:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.disk.format import CurrentFile
+from fastsm.disk.headers import CurrentFile
 from fastsm.disk.published import Publication, Published
 from fastsm.errors import CorruptionError, StorageError
 from fastsm.generation import current

@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastsm.arguments import at_least_zero, end_of_wait, index_of, pair_of
-from fastsm.disk.files import Directory, left_by_children, storage_errors
+from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.forks import left_by_children
 from fastsm.disk.published import Publication, steps_back
 from fastsm.errors import ReentryError, SnapshotRangeError, StorageError
 from fastsm.event_loops import call, event_loops

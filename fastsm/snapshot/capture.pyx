@@ -25,7 +25,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from fastsm.disk.mapping cimport pace, write_all
+from fastsm.disk.descriptors cimport pace, write_all
 from fastsm.lookup.dead cimport is_marked, unmark
 from fastsm.disk.format cimport (
     FRAME_RUNS, LOG_HEADER_SIZE, NO_DEADLINE, RECORD_CLOCK, RECORD_CONFIG, RECORD_DELETE, RECORD_PUT, RECORD_SESSION,
@@ -43,7 +43,7 @@ from fastsm.long_work cimport Work
 
 import os
 
-from fastsm.disk.mapping import pace_writeback, write_at
+from fastsm.disk.descriptors import pace_writeback, write_at
 from fastsm.errors import SnapshotError
 from fastsm.types import LogId
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 import blake3
 
 from fastsm.arguments import flat_view
-from fastsm.disk import format
-from fastsm.disk.files import Directory, left_by_children, make_directory, storage_errors
-from fastsm.disk.format import SnapshotHead
-from fastsm.disk.mapping import Descriptor, map_file
+from fastsm.disk import format, headers
+from fastsm.disk.descriptors import Descriptor
+from fastsm.disk.files import Directory, make_directory, storage_errors
+from fastsm.disk.forks import left_by_children
+from fastsm.disk.headers import SnapshotHead
+from fastsm.disk.mapping import map_file
 from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError, StaleSnapshotError
 from fastsm.long_work import no_tick, run_long
 from fastsm.snapshot import codec
@@ -35,7 +37,7 @@ class Tick(Protocol):
     def __call__(self, done: int = 0, /) -> object: ...
 
 
-COMPRESSIONS = {None: format.CODEC_NONE, "none": format.CODEC_NONE, "zstd": format.CODEC_ZSTD}
+COMPRESSIONS = {None: headers.CODEC_NONE, "none": headers.CODEC_NONE, "zstd": headers.CODEC_ZSTD}
 HASH_PIECE = 1 << 30  # bytes hashed between two checks whether to go on: 0.15 s
 COMPRESS_PIECE = 8 << 20
 
@@ -182,8 +184,8 @@ def present_head(directory: Directory) -> SnapshotHead | None:
     """Returns the header of the snapshot that has the name now; None if there is none that can be read."""
     path = directory.path_of(SNAPSHOT)
     try:
-        content = directory.read_file(SNAPSHOT, format.SNAPSHOT_HEADER_BYTES)
-        return None if content is None else format.unpack_snapshot_head(content, path)
+        content = directory.read_file(SNAPSHOT, headers.SNAPSHOT_HEADER_BYTES)
+        return None if content is None else headers.unpack_snapshot_head(content, path)
     except (CorruptionError, FormatVersionError, SnapshotFormatError, PermissionError):
         return None  # an unreadable one cannot be compared
 
@@ -286,7 +288,7 @@ def _prepare(
 ) -> PreparedSnapshot:
     temporary = Temporary(directory)
     try:
-        if wanted == format.CODEC_NONE:
+        if wanted == headers.CODEC_NONE:
             head = write_snapshot_into(directory, temporary.fd, source, attachment, tick)
         else:
             with temporary_file(directory) as flat:
@@ -321,12 +323,12 @@ def _write_flat(
     """Writes everything except the header, which is returned with its checksums."""
     start = _write_attachment(directory, fd, attachment)
     parts = _write_state(directory, fd, source, start, tick)
-    head = parts.head(format.CODEC_NONE, len(attachment), parts.size)
+    head = parts.head(headers.CODEC_NONE, len(attachment), parts.size)
     # The disk writes while the checksums are computed, so that the sync has less to do.
     directory.start_writeback(fd, 0, start + parts.size)
     with _mapped(fd, start + parts.size) as content:
         head = head._replace(state_checksum=_sum(_state_prefix(head), content, start, tick))
-        return head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
+        return head._replace(checksum=_sum(_prefix(head), content, headers.SNAPSHOT_HEADER_BYTES, tick))
 
 
 class _Sink:
@@ -347,7 +349,7 @@ def state_checksum(source: Source, tick: Tick) -> bytes:
 
     def compute(work: Tick) -> bytes:
         parts = _write_state(cast("Directory", _Sink()), cast("Descriptor", None), source, 0, work)
-        hasher = blake3.blake3(_state_prefix(parts.head(format.CODEC_NONE, 0, parts.size)))
+        hasher = blake3.blake3(_state_prefix(parts.head(headers.CODEC_NONE, 0, parts.size)))
         _write_state(cast("Directory", _Sink(hasher.update)), cast("Descriptor", None), source, 0, work)
         return hasher.digest()
 
@@ -370,20 +372,20 @@ def _write_compressed(
             with content[at : at + COMPRESS_PIECE] as piece:
                 yield piece
 
-    head = parts.head(format.CODEC_ZSTD, len(attachment), 0)
+    head = parts.head(headers.CODEC_ZSTD, len(attachment), 0)
     with _mapped(flat, parts.size) as content:
         head = head._replace(state_checksum=_sum(_state_prefix(head), content, 0, tick))
         with closing(pieces(content)) as flat_pieces:
             head = head._replace(stored_size=codec.compress(flat_pieces, parts.size, write))
     with _mapped(fd, head.file_size) as content:
-        head = head._replace(checksum=_sum(_prefix(head), content, format.SNAPSHOT_HEADER_BYTES, tick))
+        head = head._replace(checksum=_sum(_prefix(head), content, headers.SNAPSHOT_HEADER_BYTES, tick))
     _finish(directory, fd, head)
     return head
 
 
 def _finish(directory: Directory, fd: Descriptor, head: SnapshotHead) -> None:
     """Syncs a file that was handed to the disk at its own pace, so that syncs of other files come in between."""
-    directory.write(fd, format.pack_snapshot_head(head), 0)
+    directory.write(fd, headers.pack_snapshot_head(head), 0)
     directory.pace_writeback(fd, 0, head.file_size)
     directory.sync(fd)
 
@@ -413,9 +415,9 @@ class _Parts(NamedTuple):
 
 def _write_attachment(directory: Directory, fd: Descriptor, attachment: memoryview) -> int:
     """Leaves room for the header, and writes the attachment and padding; returns where the state starts."""
-    directory.write(fd, bytes(format.SNAPSHOT_HEADER_BYTES), 0)
-    directory.write(fd, attachment, format.SNAPSHOT_HEADER_BYTES)
-    end = format.SNAPSHOT_HEADER_BYTES + len(attachment)
+    directory.write(fd, bytes(headers.SNAPSHOT_HEADER_BYTES), 0)
+    directory.write(fd, attachment, headers.SNAPSHOT_HEADER_BYTES)
+    end = headers.SNAPSHOT_HEADER_BYTES + len(attachment)
     directory.write(fd, bytes(-end % 8), end)
     return end + -end % 8
 
@@ -434,11 +436,11 @@ def _write_state(directory: Directory, fd: Descriptor, source: Source, start: in
 # ---- sums ----------------------------------------------------------------------------------------------
 
 def _state_prefix(head: SnapshotHead) -> bytes:
-    return format.pack_snapshot_head(head)[format.STATE_CHECKSUM_COVERS]
+    return headers.pack_snapshot_head(head)[headers.STATE_CHECKSUM_COVERS]
 
 
 def _prefix(head: SnapshotHead) -> bytes:
-    return format.pack_snapshot_head(head)[format.CHECKSUM_COVERS]
+    return headers.pack_snapshot_head(head)[headers.CHECKSUM_COVERS]
 
 
 def _sum(prefix: bytes, content: memoryview, start: int, tick: Tick) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fastsm.disk import format
+from fastsm.disk import format, headers
 from fastsm.generation.log import Log
 from fastsm.snapshot.file import Snapshot
 from fastsm.types import LogId
@@ -46,7 +46,7 @@ class Frame(NamedTuple):
 def log_frames(log: Log) -> Iterator[Frame]:
     """Yields the frames of a verified log, up to its present end. O(bytes)."""
     buffer = memoryview(log.mapping)[log.start :]
-    offset, stop, last = format.LOG_HEADER_BYTES, log.end, log.head.base_index
+    offset, stop, last = headers.LOG_HEADER_BYTES, log.end, log.head.base_index
     while offset < stop:
         end, watermark, ends, place = format.unpack_frame(buffer, offset)
         runs = []

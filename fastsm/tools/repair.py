@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastsm.core.engine import append_metadata
-from fastsm.disk import format
+from fastsm.disk import format, headers
 from fastsm.disk.base import Base, base_name
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.disk.mapping import Descriptor
 from fastsm.disk.published import NAME as PUBLISHED
 from fastsm.disk.published import check_owned
 from fastsm.errors import ChecksumMismatchError, CorruptionError, FastsmError, SnapshotFormatError
@@ -181,7 +181,7 @@ class _Patient:
             raise CorruptionError(log.base.path, None, "a base whose every byte is right", str(error)) from error
         Index().read_base(log.mapping, log.base)
 
-    def best_of_all(self, problem: str, current: format.CurrentFile | None) -> tuple[Damage, Log]:
+    def best_of_all(self, problem: str, current: headers.CurrentFile | None) -> tuple[Damage, Log]:
         """Returns the generation that goes furthest, of those with an intact base and a log with a header."""
         best: tuple[tuple[LogId, bool, int], Damage, Log] | None = None
         reasons = []
@@ -191,7 +191,7 @@ class _Patient:
             except (CorruptionError, SnapshotFormatError) as error:
                 reasons.append(problem_of(error))
                 continue
-            end = format.LOG_HEADER_BYTES if base_alone else self.frames_end(log)
+            end = headers.LOG_HEADER_BYTES if base_alone else self.frames_end(log)
             kept = self.last_of(log, end)
             rank = kept, not base_alone, head.generation
             if best is not None and rank <= best[0]:
@@ -208,7 +208,7 @@ class _Patient:
             raise RepairError(f"{problem}. Nothing is left from which a state could be made ({why}): {BETTER}")
         return best[1], best[2]
 
-    def heads(self, current: format.CurrentFile | None) -> Iterator[tuple[format.LogHead, bool]]:
+    def heads(self, current: headers.CurrentFile | None) -> Iterator[tuple[headers.LogHead, bool]]:
         """Yields the header of each existing log, as it is or as it must have been; then one for each base alone.
 
         A base is not part of this state if its log says that it is stacked on another base.
@@ -219,8 +219,8 @@ class _Patient:
             if log_name(number) not in names:
                 continue
             try:
-                content = self.directory.read_file(log_name(number), format.LOG_HEADER_BYTES) or b""
-                yield format.unpack_log_head(content, self.directory.path_of(log_name(number))), False
+                content = self.directory.read_file(log_name(number), headers.LOG_HEADER_BYTES) or b""
+                yield headers.unpack_log_head(content, self.directory.path_of(log_name(number))), False
                 with_log.add(number)
             except CorruptionError:
                 if current is not None and current.generation == number:
@@ -230,21 +230,21 @@ class _Patient:
             if head is not None:
                 yield head, True
 
-    def head_by_current(self, current: format.CurrentFile) -> format.LogHead:
+    def head_by_current(self, current: headers.CurrentFile) -> headers.LogHead:
         """Returns the header that a log must have had, from its identity in CURRENT and from its base."""
         head = self.head_by_base(current.generation, current.identity)
-        return head or format.LogHead(current.generation, current.identity)
+        return head or headers.LogHead(current.generation, current.identity)
 
-    def head_by_base(self, number: int, identity: int) -> format.LogHead | None:
+    def head_by_base(self, number: int, identity: int) -> headers.LogHead | None:
         """Returns the header of a log that is stacked on a base; None without a readable base."""
         try:
             with open_snapshot(self.directory.path_of(base_name(number))) as base:
                 last = base.metadata.last_included
-                return format.LogHead(number, identity, last.index, last.term, base.size, base.head.checksum)
+                return headers.LogHead(number, identity, last.index, last.term, base.size, base.head.checksum)
         except FastsmError:
             return None
 
-    def log_of(self, head: format.LogHead, base_alone: bool) -> Log:
+    def log_of(self, head: headers.LogHead, base_alone: bool) -> Log:
         """Returns the log with a header, mapped completely, and its checked base. ``CorruptionError``: not usable."""
         name = log_name(head.generation)
         path = self.directory.path_of(name)
@@ -254,9 +254,9 @@ class _Patient:
                 if base_alone:  # any file will do, since it is not read
                     name = base_name(head.generation)
                 descriptor = self.directory.open_file(name, os.O_RDONLY)
-                size = format.LOG_HEADER_BYTES if base_alone else self.directory.size(descriptor)
-                if size < format.LOG_HEADER_BYTES:
-                    raise CorruptionError(path, None, f"{format.LOG_HEADER_BYTES} bytes", f"{size} bytes")
+                size = headers.LOG_HEADER_BYTES if base_alone else self.directory.size(descriptor)
+                if size < headers.LOG_HEADER_BYTES:
+                    raise CorruptionError(path, None, f"{headers.LOG_HEADER_BYTES} bytes", f"{size} bytes")
                 log = Log.adopt(self.directory, head, descriptor, size, base, True)
         except BaseException:
             if base is not None:
@@ -272,14 +272,15 @@ class _Patient:
 
     def check_frames(self, log: Log, base_alone: bool) -> None:
         """Checks a reconstructed header: right only if some frames belong to it, or there is nothing at all."""
-        if base_alone or self.frames_end(log) > format.LOG_HEADER_BYTES or not self.used(log) > format.LOG_HEADER_BYTES:
+        start = headers.LOG_HEADER_BYTES
+        if base_alone or self.frames_end(log) > start or not self.used(log) > start:
             return
-        raise CorruptionError(log.path, format.LOG_HEADER_BYTES, "a frame of this log", "other bytes")
+        raise CorruptionError(log.path, start, "a frame of this log", "other bytes")
 
     def scan(self, log: Log) -> Scan:
         return Scan(log.mapping, log.allocated, log.head, log.path, Terms(log.head.base_index))
 
-    def examine_log(self, log: Log, current: format.CurrentFile) -> Damage | None:
+    def examine_log(self, log: Log, current: headers.CurrentFile) -> Damage | None:
         scan = self.scan(log)
         try:
             scan.read_frames()
@@ -324,7 +325,7 @@ class _Patient:
         """Returns the last entry of the frames up to ``end``."""
         last = LogId(log.head.base_index, log.head.base_term)
         buffer = memoryview(log.mapping)[log.start :]
-        offset = format.LOG_HEADER_BYTES
+        offset = headers.LOG_HEADER_BYTES
         while offset < end:
             offset, _, runs, _ = format.unpack_frame(buffer, offset)
             if runs:
@@ -384,10 +385,10 @@ class _Patient:
         """Makes the new generation; its files and their names are durable."""
         log = Log.create(self.directory, number, self.copy_base(whole.base, number))
         try:
-            end = format.LOG_HEADER_BYTES
+            end = headers.LOG_HEADER_BYTES
             if not damage.base_alone:
                 end = damage.offset if damage.offset is not None else self.frames_end(whole)
-                log.copy_from(whole, format.LOG_HEADER_BYTES, end)
+                log.copy_from(whole, headers.LOG_HEADER_BYTES, end)
             metadata = self.last_metadata(whole, end, damage.kept)
             if metadata is not None:
                 append_metadata(log, metadata)
@@ -421,7 +422,7 @@ class _Patient:
     def last_metadata(self, log: Log, end: int, kept: LogId) -> SnapshotMetadata | None:
         """Returns the newest snapshot metadata in frames up to ``end`` that the state is not older than."""
         buffer = memoryview(log.mapping)[log.start :]
-        offset, found = format.LOG_HEADER_BYTES, None
+        offset, found = headers.LOG_HEADER_BYTES, None
         while offset < end:
             offset, _, _, place = format.unpack_frame(buffer, offset)
             while place < offset:

@@ -194,7 +194,7 @@ def test_reads_of_a_stopped_and_of_a_closed_machine_are_refused(machine: FastSta
 
 OUTGROWN = """
     import errno, sys, threading
-    import fastsm, fastsm.disk.mapping
+    import fastsm, fastsm.disk.descriptors, fastsm.disk.mapping
     from fastsm.disk.files import Directory
 
     fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only what is needed is reserved
@@ -205,7 +205,7 @@ OUTGROWN = """
         def write(fd, content, offset):
             if failing:
                 raise OSError(errno.EIO, "no")
-            fastsm.disk.mapping.write_at(fd, content, offset)
+            fastsm.disk.descriptors.write_at(fd, content, offset)
 
     machine = fastsm.FastStateMachine(sys.argv[1], _files=Files)
     machine.apply([(1, 1, fastsm.put(b"key", b"value"))])

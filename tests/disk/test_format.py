@@ -11,7 +11,7 @@ import pytest
 
 import fastsm
 from fastsm import CorruptionError, FastStateMachine, FormatVersionError, LogId, SnapshotMetadata
-from fastsm.disk import format
+from fastsm.disk import format, headers
 from support.by_hand import (
     CLOCK,
     CLOSE,
@@ -81,12 +81,12 @@ def test_offsets_are_those_of_the_fields(first: str, last: str, fields: list[str
 
 def test_sizes_that_others_rely_on() -> None:
     """Headers, runs and record headers are multiples of 8, so that everything after them is aligned."""
-    assert struct.calcsize(LOG) == format.LOG_HEADER_BYTES == START
+    assert struct.calcsize(LOG) == headers.LOG_HEADER_BYTES == START
     assert struct.calcsize(CURRENT) == 64
-    assert struct.calcsize(SNAPSHOT_HEAD) == format.SNAPSHOT_HEADER_BYTES == 160
-    assert struct.calcsize(TABLE) == format.TABLE_HEADER_BYTES == 288
+    assert struct.calcsize(SNAPSHOT_HEAD) == headers.SNAPSHOT_HEADER_BYTES == 160
+    assert struct.calcsize(TABLE) == headers.TABLE_HEADER_BYTES == 288
     assert chain_in_source("TERM_RUN_SIZE", "TERM_RUN_SIZE") == [format.TERM_RUN_BYTES] == [24]
-    assert format.SEGMENT_BYTES == struct.calcsize("<4096QII56s") == 32_832
+    assert headers.SEGMENT_BYTES == struct.calcsize("<4096QII56s") == 32_832
     assert chain_in_source("RUN_SIZE", "RUN_SIZE") == [struct.calcsize(RUN)] == [16]
     assert struct.calcsize(FRAME) == 32
     assert struct.calcsize(RECORD) == 16
@@ -94,17 +94,17 @@ def test_sizes_that_others_rely_on() -> None:
 
 # ---- headers -----------------------------------------------------------------------------------------
 
-HEAD = format.LogHead(
+HEAD = headers.LogHead(
     generation=3, identity=2**64 - 5, base_index=10**12, base_term=77, base_size=4_096, base_checksum=b"\7" * 32
 )
-NAMED = format.CurrentFile(
+NAMED = headers.CurrentFile(
     generation=3, identity=2**64 - 5, durable_offset=123_456, last_frame=123_000, last_checksum=2**64 - 9
 )
-SAVED = format.SavedTable(
+SAVED = headers.SavedTable(
     identity=IDENTITY, log_offset=200, log_start=131_072, seed0=1, seed1=2**64 - 1, keys=9, live_bytes=300,
     config_place=160, segments=2, depth=1, runs=3, metadata_size=48, dead_words=5, frames=4, last_frame=150,
     last_checksum=2**62, clock=77, clock_place=168, touch_place=176, key_deadlines=3, session_deadlines=1,
-    sessions=format.SavedPart(3, 4, 5, 1, 0), touches=format.SavedPart(6, 7, 0, 0, 0), ordered=9, body_checksum=2**63,
+    sessions=headers.SavedPart(3, 4, 5, 1, 0), touches=headers.SavedPart(6, 7, 0, 0, 0), ordered=9, body_checksum=2**63,
 )
 FLAT = (*SAVED[:-4], *SAVED.sessions, *SAVED.touches, SAVED.ordered, SAVED.body_checksum)
 ORDER = 65_536 + 2 * 65_536 + 32_832  # the second table's segment at the next multiple
@@ -113,27 +113,27 @@ TABLE_SIZE = ORDER + 8 * 9
 
 def test_headers_are_what_struct_makes() -> None:
     """Packing a header gives the bytes that `struct` and the reference checksum give."""
-    assert format.pack_log_head(HEAD) == log_head(HEAD.identity, 3, (10**12, 77), 4_096, b"\7" * 32)
-    assert format.pack_current(NAMED) == current(NAMED.identity, 3, 123_456, 123_000, 2**64 - 9)
-    assert format.pack_saved_table(SAVED) == sealed(TABLE, b"FASTSM-T", 0, 0, *FLAT)
+    assert headers.pack_log_head(HEAD) == log_head(HEAD.identity, 3, (10**12, 77), 4_096, b"\7" * 32)
+    assert headers.pack_current(NAMED) == current(NAMED.identity, 3, 123_456, 123_000, 2**64 - 9)
+    assert headers.pack_saved_table(SAVED) == sealed(TABLE, b"FASTSM-T", 0, 0, *FLAT)
 
 
 def test_headers_come_back() -> None:
     """Unpacking gives what was packed; a log may go on after its header."""
-    assert format.unpack_log_head(format.pack_log_head(HEAD), "log") == HEAD
-    assert format.unpack_log_head(format.pack_log_head(HEAD) + b"frames", "log") == HEAD
-    assert format.unpack_current(format.pack_current(NAMED), "CURRENT") == NAMED
-    assert unpack_table(format.pack_saved_table(SAVED), "table") == SAVED
+    assert headers.unpack_log_head(headers.pack_log_head(HEAD), "log") == HEAD
+    assert headers.unpack_log_head(headers.pack_log_head(HEAD) + b"frames", "log") == HEAD
+    assert headers.unpack_current(headers.pack_current(NAMED), "CURRENT") == NAMED
+    assert unpack_table(headers.pack_saved_table(SAVED), "table") == SAVED
 
 
-def unpack_table(data: bytes, path: str) -> format.SavedTable:
-    return format.unpack_saved_table(data, path, TABLE_SIZE)
+def unpack_table(data: bytes, path: str) -> headers.SavedTable:
+    return headers.unpack_saved_table(data, path, TABLE_SIZE)
 
 
 HEADERS = [
-    (format.unpack_log_head, format.pack_log_head(HEAD)),
-    (format.unpack_current, format.pack_current(NAMED)),
-    (unpack_table, format.pack_saved_table(SAVED)),
+    (headers.unpack_log_head, headers.pack_log_head(HEAD)),
+    (headers.unpack_current, headers.pack_current(NAMED)),
+    (unpack_table, headers.pack_saved_table(SAVED)),
 ]
 NAMES = ["log", "CURRENT", "table"]
 
@@ -164,7 +164,7 @@ def test_a_header_cut_short_is_corruption(unpack: Any, packed: bytes) -> None:
 def test_current_has_one_size() -> None:
     """Bytes after CURRENT's end are refused."""
     with pytest.raises(CorruptionError, match="65 bytes"):
-        format.unpack_current(format.pack_current(NAMED) + b"\0", "CURRENT")
+        headers.unpack_current(headers.pack_current(NAMED) + b"\0", "CURRENT")
 
 
 @pytest.mark.parametrize("version", [1, 2**32 - 1])
@@ -173,7 +173,7 @@ def test_a_foreign_version_is_told_from_damage(version: int) -> None:
     log = sealed(LOG, b"FASTSM-L", version, 0, 1, 2, 3, 4, 0, bytes(32))
     named = sealed(CURRENT, b"FASTSM-C", version, 0, 1, 2, 3, 0, 0)
     saved = sealed(TABLE, b"FASTSM-T", version, 0, *FLAT)
-    for unpack, packed in ((format.unpack_log_head, log), (format.unpack_current, named), (unpack_table, saved)):
+    for unpack, packed in ((headers.unpack_log_head, log), (headers.unpack_current, named), (unpack_table, saved)):
         with pytest.raises(FormatVersionError, match=f"version {version}") as caught:
             unpack(packed, "file")
         assert (caught.value.path, caught.value.expected, caught.value.found) == ("file", 0, version)
@@ -185,14 +185,14 @@ def test_a_foreign_version_in_other_fields_is_still_a_version() -> None:
     """A later version may use what is zero in this one: its version is judged first."""
     packed = sealed(LOG, b"FASTSM-L", 1, 99, 1, 2, 2**64 - 1, 2**64 - 1, 2**64 - 1, b"anything")
     with pytest.raises(FormatVersionError):
-        format.unpack_log_head(packed, "file")
+        headers.unpack_log_head(packed, "file")
 
 
 def test_reserved_bytes_are_refused() -> None:
     """What must be zero is refused when it is not, even under a right checksum."""
     for packed, unpack, offset in (
-        (sealed(LOG, b"FASTSM-L", 0, 1, 1, 2, 3, 4, 0, bytes(32)), format.unpack_log_head, 12),
-        (sealed(CURRENT, b"FASTSM-C", 0, 1, 1, 2, 3, 0, 0), format.unpack_current, 12),
+        (sealed(LOG, b"FASTSM-L", 0, 1, 1, 2, 3, 4, 0, bytes(32)), headers.unpack_log_head, 12),
+        (sealed(CURRENT, b"FASTSM-C", 0, 1, 1, 2, 3, 0, 0), headers.unpack_current, 12),
         (sealed(TABLE, b"FASTSM-T", 0, 1, *FLAT), unpack_table, 12),
     ):
         with pytest.raises(CorruptionError) as caught:
@@ -205,9 +205,9 @@ def test_reserved_bytes_are_refused() -> None:
 )
 def test_a_base_that_cannot_be_is_corruption(base: tuple[int, int], size: int, offset: int) -> None:
     """A log after an entry or a file that cannot be is refused, before any frame is looked at."""
-    format.unpack_log_head(log_head(base=(2**64 - 2, 2**64 - 2), size=2**39), "log")
+    headers.unpack_log_head(log_head(base=(2**64 - 2, 2**64 - 2), size=2**39), "log")
     with pytest.raises(CorruptionError) as caught:
-        format.unpack_log_head(log_head(base=base, size=size), "log")
+        headers.unpack_log_head(log_head(base=base, size=size), "log")
     assert caught.value.offset == offset
 
 
@@ -226,7 +226,7 @@ def test_sections_of_a_saved_table_lie_one_behind_the_other() -> None:
 @pytest.mark.parametrize("number", [2**17, 2**31, 2**61, 2**64 - 1])
 def test_sections_that_do_not_add_up_are_refused(field: str, number: int) -> None:
     """A saved table whose counts do not give its file's size is refused, however large they are."""
-    packed = format.pack_saved_table(SAVED._replace(**{field: number}))
+    packed = headers.pack_saved_table(SAVED._replace(**{field: number}))
     with pytest.raises(CorruptionError, match="sections"):
         unpack_table(packed, "table")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastsm import CorruptionError
-from fastsm.disk.format import LOG_HEADER_BYTES
+from fastsm.disk.headers import LOG_HEADER_BYTES
 from fastsm.disk.tail import search_bytes, search_tail, torn_tail_end
 from support import by_hand, tails
 

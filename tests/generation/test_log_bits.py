@@ -20,7 +20,7 @@ import pytest
 
 import fastsm
 from fastsm import CorruptionError, Entry, FastStateMachine, LogId, MemoryStateMachine
-from fastsm.disk import format
+from fastsm.disk import headers
 from support.faulty import crash_copy, memory_directory
 from support.histories import state_of
 from support.power import QuietDirectory
@@ -28,7 +28,7 @@ from support.simulation import kill
 
 SIZE = 4096
 SECTOR = 512
-HEADER = format.LOG_HEADER_BYTES
+HEADER = headers.LOG_HEADER_BYTES
 FLUSHES = (3, 6)  # after so many chunks of the unclean subject
 KINDS = ("clean", "expected", "unclean")
 

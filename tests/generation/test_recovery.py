@@ -19,14 +19,14 @@ import xxhash
 
 import fastsm
 from fastsm import CorruptionError, Entry, FastStateMachine, LogId, StorageError, put
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.disk.published import MAGIC
 from support.faulty import Disk, contents, crash_copy, frames_of
 from support.histories import History
 from support.inside import inside
 
 PAGE = 4096
-HEADER = format.LOG_HEADER_BYTES
+HEADER = headers.LOG_HEADER_BYTES
 CHUNKS = [
     [Entry(1, 1, fastsm.put(b"a", b"1" * 40)), Entry(2, 1, fastsm.put(b"b", b"2"))],
     [Entry(3, 1, fastsm.delete(b"a"))],
@@ -289,7 +289,7 @@ def test_directory_in_place_of_a_file_is_a_typed_error(name: str, unclean: Subje
         FastStateMachine(unclean.directory)
 
 
-@pytest.mark.parametrize(("name", "at"), [("log-1", HEADER - 8), ("CURRENT", format.CURRENT_STRUCT.size)])
+@pytest.mark.parametrize(("name", "at"), [("log-1", HEADER - 8), ("CURRENT", headers.CURRENT_STRUCT.size)])
 @pytest.mark.parametrize("version", [1, 7, 2**32 - 1])
 def test_files_of_another_version_are_refused_and_not_touched(
     name: str, at: int, version: int, unclean: Subject

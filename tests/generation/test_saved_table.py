@@ -12,7 +12,7 @@ import pytest
 import fastsm
 import fastsm.core.generations
 from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
-from fastsm.disk.format import LOG_HEADER_BYTES
+from fastsm.disk.headers import LOG_HEADER_BYTES
 from support.faulty import crash_copy, memory_directory
 from support.histories import History
 from support.inside import inside

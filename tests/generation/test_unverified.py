@@ -14,7 +14,7 @@ from generation.test_saved_table import entries, is_used, many_keys, table_in
 import fastsm
 import fastsm.core.generations
 from fastsm import CorruptionError, FastStateMachine, open_snapshot
-from fastsm.disk.format import LOG_HEADER_BYTES
+from fastsm.disk.headers import LOG_HEADER_BYTES
 from support.faulty import contents, crash_copy, memory_directory
 from support.inside import inside
 from support.tables import TableFile, place_of

@@ -13,7 +13,7 @@ import pytest
 
 import fastsm
 from fastsm import CorruptionError, FastStateMachine, NotRunningError
-from fastsm.disk.format import LOG_HEADER_BYTES
+from fastsm.disk.headers import LOG_HEADER_BYTES
 
 Opener = Callable[..., FastStateMachine]
 LOG = "log-1"

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastsm.disk import format
+from fastsm.disk import headers
+from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory
-from fastsm.disk.mapping import Descriptor
 
 PATIENCE = 60  # seconds until a test that waits for another thread gives up
 
@@ -191,7 +191,7 @@ def frames_of(log: Path) -> list[tuple[int, int]]:
     """Where each frame starts and ends."""
     data = log.read_bytes()
     frames = []
-    offset = format.LOG_HEADER_BYTES
+    offset = headers.LOG_HEADER_BYTES
     while offset + 16 <= len(data):
         checksum, length = struct.unpack_from("<QQ", data, offset)
         if not (checksum or length):

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import xxhash
 
-from fastsm.disk import format
-from fastsm.disk.format import SavedTable
+from fastsm.disk import headers
+from fastsm.disk.headers import SavedTable
 
 SLOTS = 4096
 SEGMENT = 8 * SLOTS + 64
@@ -23,8 +23,8 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         content = path.read_bytes()
         self.path = path
-        self.saved: SavedTable = format.unpack_saved_table(content, str(path), len(content))
-        self.body = bytearray(content[format.TABLE_HEADER_BYTES :])
+        self.saved: SavedTable = headers.unpack_saved_table(content, str(path), len(content))
+        self.body = bytearray(content[headers.TABLE_HEADER_BYTES :])
         self.sections = sections_of(self.saved)
 
     def change_part(self, name: str, **fields: int) -> None:
@@ -36,10 +36,10 @@ class TableFile:
 
     def set(self, layout: str, offset: int, *values: int) -> None:
         """Packs numbers into the file at an offset after the header."""
-        struct.pack_into("<" + layout, self.body, offset - format.TABLE_HEADER_BYTES, *values)
+        struct.pack_into("<" + layout, self.body, offset - headers.TABLE_HEADER_BYTES, *values)
 
     def get(self, layout: str, offset: int) -> tuple[int, ...]:
-        return struct.unpack_from("<" + layout, self.body, offset - format.TABLE_HEADER_BYTES)
+        return struct.unpack_from("<" + layout, self.body, offset - headers.TABLE_HEADER_BYTES)
 
     def slots(self) -> Iterator[tuple[int, int]]:
         """Where each slot in use is in the file, and what it holds."""
@@ -64,14 +64,14 @@ class TableFile:
 
     def set_ordered(self, places: list[int]) -> None:
         """Replaces the order, however long."""
-        del self.body[self.sections.order - format.TABLE_HEADER_BYTES :]
+        del self.body[self.sections.order - headers.TABLE_HEADER_BYTES :]
         self.body += struct.pack(f"<{len(places)}Q", *places)
         self.change(ordered=len(places))
 
     def write(self) -> None:
         """Puts it back, with the checksums of what it holds now."""
         saved = self.saved._replace(body_checksum=xxhash.xxh64_intdigest(bytes(self.body)))
-        self.path.write_bytes(format.pack_saved_table(saved) + self.body)
+        self.path.write_bytes(headers.pack_saved_table(saved) + self.body)
 
 
 def sections_of(saved: SavedTable) -> SimpleNamespace:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastsm import CorruptionError, FastStateMachine, FormatVersionError, LogId, StorageError, config, put
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.tools import repair
 from fastsm.tools.records import log_frames
 from support import by_hand
@@ -87,14 +87,14 @@ def sealed_again(path: Path, layout: str, offset: int, value: int, size: int) ->
     """Another field in a header, under a right checksum."""
     data = bytearray(path.read_bytes())
     data[offset : offset + size] = value.to_bytes(size, "little")
-    head = format.with_checksum(bytes(data[: struct.calcsize(layout) - 8]))
+    head = headers.with_checksum(bytes(data[: struct.calcsize(layout) - 8]))
     path.write_bytes(head + bytes(data[len(head) :]))
 
 
 def know_nothing(state: Path) -> None:
     """CURRENT as after an unclean end: only the frames say how far the log was durable."""
-    (state / "CURRENT").write_bytes(format.pack_current(
-        format.unpack_current((state / "CURRENT").read_bytes(), "CURRENT")._replace(durable_offset=96)))
+    (state / "CURRENT").write_bytes(headers.pack_current(
+        headers.unpack_current((state / "CURRENT").read_bytes(), "CURRENT")._replace(durable_offset=96)))
 
 
 def replace_frame(state: Path) -> None:
@@ -152,7 +152,7 @@ def changed_base(state: Path, change: Callable[[bytearray], None]) -> None:
     (state / "base-2").write_bytes(made)
     log = bytearray((state / "log-2").read_bytes())
     log[56:88] = made[128:160]
-    (state / "log-2").write_bytes(format.with_checksum(bytes(log[:88])) + bytes(log[96:]))
+    (state / "log-2").write_bytes(headers.with_checksum(bytes(log[:88])) + bytes(log[96:]))
     for table in state.glob("table-*"):
         table.unlink()
 
@@ -196,7 +196,7 @@ def say_changes(state: Path) -> None:
     log = bytearray((state / "log-2").read_bytes())
     log[12:16] = (3).to_bytes(4, "little")
     log[32:88] = bytes(56)
-    (state / "log-2").write_bytes(format.with_checksum(bytes(log[:88])) + bytes(log[96:]))
+    (state / "log-2").write_bytes(headers.with_checksum(bytes(log[:88])) + bytes(log[96:]))
 
 
 GONE = "gone"  # nothing can be kept
@@ -271,7 +271,7 @@ def pad(state: Path) -> None:
     (state / "base-2").write_bytes(data)
     log = bytearray((state / "log-2").read_bytes())
     log[48:56] = len(data).to_bytes(8, "little")
-    (state / "log-2").write_bytes(format.with_checksum(bytes(log[:88])) + bytes(log[96:]))
+    (state / "log-2").write_bytes(headers.with_checksum(bytes(log[:88])) + bytes(log[96:]))
 
 
 def opening(path: Path) -> FastStateMachine:
@@ -328,7 +328,7 @@ SITE = re.compile(r"CorruptionError\(\s*[^,]+(?:\([^()]*\))?[^,]*,\s*[^,]+,\s*(f
 
 def raise_sites() -> Iterator[tuple[str, str]]:
     """The ``expected`` of each CorruptionError in what an opening runs, as it stands in the source."""
-    disk = ("disk/base.py", "disk/format.pyx", "disk/files.py", "disk/published.pyx")
+    disk = ("disk/base.py", "disk/headers.pyx", "disk/files.py", "disk/published.pyx")
     for pattern in (*disk, "lookup/*.pyx", "generation/*.py*"):
         for path in sorted((ROOT / "fastsm").glob(pattern)):
             if path.suffix not in (".py", ".pyx"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastsm
-from fastsm.disk import format
+from fastsm.disk import headers
 from fastsm.errors import CorruptionError, LockedError
 from fastsm.tools import inspection, json_lines, repair
 from fastsm.tools.records import log_frames
@@ -139,8 +139,8 @@ def test_inspect_foresees_what_opening_finds(tmp_path, flushed, seed):
     if draw.random() < 0.5:  # CURRENT of an unclean end: nothing is known durable but by the frames
         with fastsm.FastStateMachine(flushed, read_only=True) as machine:
             head = inside(machine).log.head
-        current = format.CurrentFile(head.generation, head.identity, format.LOG_HEADER_BYTES)
-        (flushed / "CURRENT").write_bytes(format.pack_current(current))
+        current = headers.CurrentFile(head.generation, head.identity, headers.LOG_HEADER_BYTES)
+        (flushed / "CURRENT").write_bytes(headers.pack_current(current))
     for _ in range(draw.randrange(3)):
         flip(log, draw.randrange(96, size))
     if draw.random() < 0.4:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fastsm.disk import format
+from fastsm.disk import format, headers
 from fastsm.generation.log import Log
 from fastsm.machine import FastStateMachine
 
@@ -40,7 +40,7 @@ class Place:
             return []
         found = _changes_from(self._log, self._end, terms)
         if found is None:  # a compaction intervened, and they are in the log that it began
-            found = _changes_from(self._machine._log, format.LOG_HEADER_BYTES, terms)
+            found = _changes_from(self._machine._log, headers.LOG_HEADER_BYTES, terms)
         return found
 
 
