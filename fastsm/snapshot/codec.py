@@ -176,7 +176,11 @@ class _Zstandard:
         return self._zstandard.ZstdCompressor(level=LEVEL).compressobj(size=size)
 
     def reader(self, source: _Frame) -> Any:
-        return self._zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT).stream_reader(source, read_size=PIECE)
+        decompressor = self._zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
+        try:
+            return decompressor.stream_reader(source, read_size=PIECE)
+        except TypeError as error:  # a look for `read` that has no memory counts as one that found none
+            raise MemoryError(f"no memory to read {source._path}") from error
 
 
 class _Own:

@@ -45,8 +45,15 @@ def test_what_was_compressed_is_expanded(data: bytes) -> None:
     assert expand(compressed(data), len(data)) == data
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"write_checksum": True}, {"write_content_size": False}, {"write_checksum": True, "write_content_size": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"write_checksum": True},
+        {"write_content_size": False},
+        {"write_checksum": True, "write_content_size": False},
+    ],
+)
 @pytest.mark.parametrize("data", SAMPLES, ids=len)
 def test_frames_of_other_writers_are_expanded(data: bytes, options: dict[str, bool]) -> None:
     """A frame may carry its size and a checksum, or not."""
@@ -74,8 +81,11 @@ def test_a_frame_cut_anywhere_is_a_format_error() -> None:
                 expand(frame[:size], len(data), len(frame))
 
 
-@pytest.mark.parametrize("tail", [b"\0", b"tail", compressed(b""), compressed(b"x"), b"\x50\x2a\x4d\x18" + bytes(4)],
-                         ids=["zero", "bytes", "an empty frame", "a frame", "a skippable frame"])
+@pytest.mark.parametrize(
+    "tail",
+    [b"\0", b"tail", compressed(b""), compressed(b"x"), b"\x50\x2a\x4d\x18" + bytes(4)],
+    ids=["zero", "bytes", "an empty frame", "a frame", "a skippable frame"],
+)
 def test_anything_behind_the_frame_is_a_format_error(tail: bytes) -> None:
     """There is one frame, and nothing after it."""
     for data in (b"", b"x", bytes(3 << 20)):
@@ -85,8 +95,11 @@ def test_anything_behind_the_frame_is_a_format_error(tail: bytes) -> None:
             expand(compressed(data) + tail, len(data) + 1)
 
 
-@pytest.mark.parametrize("frame", [b"", b"no frame at all", b"\x50\x2a\x4d\x18" + bytes(4), b"\x28\xb5\x2f\xfd\x20"],
-                         ids=["nothing", "text", "skippable", "a head alone"])
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"no frame at all", b"\x50\x2a\x4d\x18" + bytes(4), b"\x28\xb5\x2f\xfd\x20"],
+    ids=["nothing", "text", "skippable", "a head alone"],
+)
 def test_what_is_no_frame_is_a_format_error(frame: bytes) -> None:
     """Neither other bytes nor a frame without content."""
     for size in (0, 10):
@@ -146,9 +159,23 @@ def test_a_bomb_takes_little_memory() -> None:
     tracemalloc.stop()
 
 
-def test_without_the_library_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python's own library is used")
+def test_a_reader_without_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package raises TypeError if it has no memory to look for the method `read`, which is there."""
+
+    class Decompressor:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def stream_reader(self, *_: object, **__: object) -> None:
+            raise TypeError("must pass an object with a read() method or that conforms to the buffer protocol")
+
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", Decompressor)
+    with pytest.raises(MemoryError, match="a snapshot"):
+        list(codec.decompress(io.BytesIO(b"").read, 0, 0, "a snapshot"))
+
+
+def test_without_the_library_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing and reading with codec zstd is a ``SnapshotError`` with the command; codec none needs nothing."""
     write_snapshot_file(tmp_path / "zstd", StateSource(some_state()), compress="zstd")
     monkeypatch.setattr(codec, "_library", codec._library.__wrapped__)  # it is looked for once
@@ -166,6 +193,7 @@ def test_without_the_library_the_error_says_what_to_install(
 
 def test_without_zstandard_opening_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``snapshot_compress="zstd"`` fails at the opening, not at the first snapshot; nothing is made or locked."""
+
     def missing() -> None:
         raise fastsm.SnapshotError("install fastsm[zstd]")
 
