@@ -7,7 +7,9 @@ from setuptools import Extension, setup
 
 MODULES = [
     "background", "long_work", "answers", "command", "distinct", "columns",
-    *(f"disk.{name}" for name in ("hashing", "format", "headers", "descriptors", "mapping", "tail", "published")),
+    *(
+        f"disk.{name}"
+        for name in ("hashing", "format", "headers", "descriptors", "parts", "mapping", "tail", "published")),
     *(f"lookup.{name}" for name in ("table", "terms", "dead", "deadlines", "sorting", "tree", "tree_changes")),
     *(f"lookup.{name}" for name in ("order", "ranges", "index")),
     *(f"generation.{name}" for name in ("recovery", "framefile", "log", "steps", "changes")),

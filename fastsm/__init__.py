@@ -16,6 +16,7 @@ files to memory to the machine; each module imports only modules listed before i
         hashing             SipHash for the table, XXH64 for the frames
         format, headers     the disk formats: offsets, limits, frames and records; the headers of files
         descriptors, mapping  open files, their locks and writes; files mapped into memory
+        parts               frames whose large values are written without being copied
         forks               what a forked child leaves to its parent
         files               directories: the seam to the system
         tail                what follows the last valid frame: torn, or the proof that durable bytes were lost

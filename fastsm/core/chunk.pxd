@@ -5,7 +5,7 @@ from fastsm.command cimport Reader
 from fastsm.core.ordered cimport Ordered
 from fastsm.core.judging cimport APPLIED, Judge, REFUSED, SKIPPED
 from fastsm.core.view cimport Step
-from fastsm.disk.hashing cimport Part
+from fastsm.disk.descriptors cimport Part
 from fastsm.lookup.table cimport Table
 from fastsm.lookup.terms cimport RunList, Terms
 

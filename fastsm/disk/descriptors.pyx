@@ -135,7 +135,7 @@ cdef extern from * nogil:
     }
 
     #define FASTSM_VECTOR 512
-    /* `parts`: like `fastsm.disk.hashing.Part`, a pointer and a size each. */
+    /* `parts`: each is a `Part`. */
     static ssize_t fastsm_write_vector(
         int fd, const void *parts, size_t size_of_part, size_t count, size_t skipped, off_t offset) {
         struct iovec vector[FASTSM_VECTOR];

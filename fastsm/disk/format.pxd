@@ -2,7 +2,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from libc.string cimport memcpy
 
-from fastsm.disk.hashing cimport Part, load64, xxh64_of_two
+from fastsm.disk.hashing cimport load64, xxh64_of_two
 
 # ---- offsets: each is derived from the previous one; tests/disk/test_format.py recomputes them -------------
 
@@ -183,9 +183,8 @@ cdef uint64_t seal_frame(
     uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
 ) noexcept nogil
 
-cdef uint64_t seal_parts(
-    Part *parts, size_t count, uint64_t length, uint32_t run_count,
-    uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
+cdef uint64_t fill_header(
+    uint8_t *frame, uint64_t length, uint32_t run_count, uint64_t identity, uint64_t offset, uint64_t watermark
 ) noexcept nogil
 
 cdef int look_at_header(

@@ -23,7 +23,7 @@ import struct
 
 from libc.string cimport memcpy
 
-from fastsm.disk.hashing cimport Part, xxh64, xxh64_of_parts
+from fastsm.disk.hashing cimport xxh64
 
 TERM_RUN_BYTES = TERM_RUN_SIZE
 LARGE_BYTES = LARGE
@@ -152,24 +152,7 @@ cdef uint64_t seal_frame(
     return own
 
 
-cdef uint64_t seal_parts(
-    Part *parts, size_t count, uint64_t length, uint32_t run_count,
-    uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t previous,
-) noexcept nogil:
-    """`seal_frame` for a frame in parts, the first of which begins with the frame's header."""
-    cdef uint8_t *frame = <uint8_t *>parts[0].data
-    cdef uint64_t seal = fill_header(frame, length, run_count, identity, offset, watermark)
-    cdef uint64_t own
-    parts[0].data += FRAME_RUNS
-    parts[0].size -= FRAME_RUNS
-    own = xxh64_of_parts(parts, count, seal ^ previous)
-    parts[0].data -= FRAME_RUNS
-    parts[0].size += FRAME_RUNS
-    (<uint64_t *>frame)[0] = own
-    return own
-
-
-cdef inline uint64_t fill_header(
+cdef uint64_t fill_header(
     uint8_t *frame, uint64_t length, uint32_t run_count, uint64_t identity, uint64_t offset, uint64_t watermark
 ) noexcept nogil:
     """Fills in the header except its checksum; returns the seal."""

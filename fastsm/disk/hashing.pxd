@@ -98,10 +98,14 @@ cdef inline uint64_t xxh64_of_two(uint64_t first, uint64_t second, uint64_t seed
 cdef uint64_t xxh64(const uint8_t *data, size_t size, uint64_t seed) noexcept nogil
 
 
-ctypedef struct Part:
-    # Bytes that need not be adjacent to those of the previous part.
-    const uint8_t *data
-    size_t size
+ctypedef struct Hash:
+    # The XXH64 of bytes that come one after the other.
+    uint64_t[4] lanes
+    uint8_t[32] stripe    # bytes that do not fill a stripe yet
+    size_t gathered       # how many
+    uint64_t total
+    uint64_t seed
 
-
-cdef uint64_t xxh64_of_parts(const Part *parts, size_t count, uint64_t seed) noexcept nogil
+cdef void begin_hash(Hash *state, uint64_t seed) noexcept nogil
+cdef void feed_hash(Hash *state, const uint8_t *data, size_t size) noexcept nogil
+cdef uint64_t end_hash(const Hash *state) noexcept nogil

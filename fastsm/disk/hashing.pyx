@@ -55,39 +55,44 @@ cdef inline uint64_t xxh64_rest(uint64_t hashed, const uint8_t *data, const uint
     return xxh64_end(hashed)
 
 
-cdef uint64_t xxh64_of_parts(const Part *parts, size_t count, uint64_t seed) noexcept nogil:
-    """Returns the XXH64 of consecutive parts. 32-byte stripes that span several parts are copied together."""
-    cdef uint64_t[4] lanes
-    cdef uint8_t[32] stripe
-    cdef size_t gathered = 0
-    cdef uint64_t total = 0
+cdef void begin_hash(Hash *state, uint64_t seed) noexcept nogil:
+    state.lanes[0], state.lanes[1] = seed + PRIME1 + PRIME2, seed + PRIME2
+    state.lanes[2], state.lanes[3] = seed, seed - PRIME1
+    state.seed, state.total, state.gathered = seed, 0, 0
+
+
+cdef void feed_hash(Hash *state, const uint8_t *data, size_t size) noexcept nogil:
+    """Takes the next bytes. 32-byte stripes that span two calls are copied together."""
+    cdef const uint8_t *end = data + size
+    cdef size_t taken
+    state.total += size
+    if state.gathered:
+        taken = min(<size_t>32 - state.gathered, size)
+        memcpy(state.stripe + state.gathered, data, taken)
+        state.gathered += taken
+        data += taken
+        if state.gathered < 32:
+            return
+        take_stripe(state.lanes, state.stripe)
+    while end - data >= 32:
+        take_stripe(state.lanes, data)
+        data += 32
+    state.gathered = end - data
+    memcpy(state.stripe, data, state.gathered)
+
+
+cdef uint64_t end_hash(const Hash *state) noexcept nogil:
+    """Returns the XXH64 of all the bytes taken."""
+    cdef const uint64_t *lanes = state.lanes
+    cdef const uint8_t *rest = state.stripe
     cdef uint64_t hashed
-    cdef const uint8_t *data
-    cdef const uint8_t *end
-    cdef size_t i, taken
-    lanes[0], lanes[1], lanes[2], lanes[3] = seed + PRIME1 + PRIME2, seed + PRIME2, seed, seed - PRIME1
-    for i in range(count):
-        data, end = parts[i].data, parts[i].data + parts[i].size
-        total += parts[i].size
-        if gathered:
-            taken = min(<size_t>32 - gathered, parts[i].size)
-            memcpy(stripe + gathered, data, taken)
-            gathered += taken
-            data += taken
-            if gathered < 32:
-                continue
-            take_stripe(lanes, stripe)
-        while end - data >= 32:
-            take_stripe(lanes, data)
-            data += 32
-        gathered = end - data
-        memcpy(stripe, data, gathered)
-    if total < 32:
-        return xxh64_rest(seed + PRIME5 + total, stripe, stripe + gathered)
+    cdef int i
+    if state.total < 32:
+        return xxh64_rest(state.seed + PRIME5 + state.total, rest, rest + state.gathered)
     hashed = rotate(lanes[0], 1) + rotate(lanes[1], 7) + rotate(lanes[2], 12) + rotate(lanes[3], 18)
     for i in range(4):
         hashed = xxh64_merge(hashed, lanes[i])
-    return xxh64_rest(hashed + total, stripe, stripe + gathered)
+    return xxh64_rest(hashed + state.total, rest, rest + state.gathered)
 
 
 cdef inline void take_stripe(uint64_t *lanes, const uint8_t *data) noexcept nogil:
@@ -98,15 +103,12 @@ cdef inline void take_stripe(uint64_t *lanes, const uint8_t *data) noexcept nogi
 
 
 def checksum_of_parts(list parts, seed=0):
-    """Returns the XXH64 of up to 64 consecutive bytes objects, for tests."""
-    cdef Part[64] found
-    cdef size_t i
-    if len(parts) > 64:
-        raise ValueError(f"expected at most 64 parts, found {len(parts)}")
-    for i in range(len(parts)):
-        found[i].data = parts[i]
-        found[i].size = len(parts[i])
-    return xxh64_of_parts(found, len(parts), seed)
+    """Returns the XXH64 of consecutive bytes objects, for tests."""
+    cdef Hash state
+    begin_hash(&state, seed)
+    for part in parts:
+        feed_hash(&state, part, len(part))
+    return end_hash(&state)
 
 
 def siphash(const uint8_t[::1] data, seed0=0, seed1=0):

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.disk.hashing cimport Part
+from fastsm.disk.descriptors cimport Part
 from fastsm.disk.mapping cimport Mapping
 
 cdef enum:
@@ -27,6 +27,7 @@ cdef class FrameFile:
     cdef uint64_t window                 # how many bytes to populate ahead
     cdef uint64_t zeroed_end             # blocks of [end, zeroed_end) contain written zeros
     cdef uint64_t settled_end            # pages below are present in the mapping
+    cdef uint64_t faulted_end            # or are of a long frame in parts, which ends here
     cdef uint64_t writeback_end          # the system was told to start writing back everything below
     cdef bint stores                     # small frames are stored through the mapping
     cdef bint paced                      # flushes are frequent: frames are written into zeroed blocks

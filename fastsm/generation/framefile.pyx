@@ -28,10 +28,10 @@ from libc.stdlib cimport free, malloc
 
 from fastsm.disk.format cimport (
     ARENA_LIMIT, FRAME_RUNS, LARGE, LOG_HEADER_SIZE, VALID, frame_checksum, frame_length, look_at_frame, look_at_header,
-    seal_frame, seal_parts,
+    seal_frame,
 )
-from fastsm.disk.descriptors cimport write_parts
 from fastsm.disk.mapping cimport Mapping
+from fastsm.disk.parts cimport write_frame
 
 from fastsm.disk import headers
 from fastsm.errors import ReadOnlyError, StorageError
@@ -51,6 +51,7 @@ cdef enum:
     STORED_BELOW = 12 << 10      # storing a larger frame into pages costs more than `pwrite`
     PACED_FRAMES = 64            # flushes are frequent: at most this many frames, and
     PACED_BYTES = 256 << 10      # this many bytes, were written between two flushes
+    FAULTED_ABOVE = 128 << 10    # a page fault of a frame in parts that is longer maps 16 of its pages, and takes less
     NOTED_ABOVE = 64 << 10       # bytes; smaller suspect parts are quickly read and rewritten
     WRITEBACK_BEHIND = 4 << 20   # unsynced bytes after which the system is told to start writing back
     CHECKED_PIECE = 16 << 20     # bytes of frames that are checked between two checks for signals
@@ -202,13 +203,12 @@ cdef class FrameFile:
     cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1:
         """`commit_frame` for a frame in parts, which the caller keeps alive. Hashes and writes it without the GIL."""
         cdef int descriptor = self.descriptor.number
-        cdef uint64_t chain
+        cdef uint64_t chain = self.chain
         cdef int failure
         try:
             with nogil:
-                chain = seal_parts(
-                    parts, count, length, run_count, self.identity, self.end, self.durable, self.chain)
-                failure = write_parts(descriptor, parts, count, self.end)
+                failure = write_frame(
+                    descriptor, parts, count, length, run_count, self.identity, self.end, self.durable, &chain)
             if failure:
                 raise OSError(failure, os.strerror(failure))
         except BaseException as error:
@@ -216,6 +216,8 @@ cdef class FrameFile:
             if isinstance(error, OSError):
                 raise StorageError.wrap(error, self.path, "writing a frame") from error
             raise
+        if length > FAULTED_ABOVE:
+            self.faulted_end = self.end + length
         return self.note_frame(length, chain)
 
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1:
@@ -247,11 +249,13 @@ cdef class FrameFile:
     cdef int settle_piece(self) except -1:
         """Makes written pages present in the mapping for reads alone, before a read takes a page fault for one.
 
-        If much is unsynced, also starts writing it back: the disk works during further appends, and a sync stays short.
+        Those of values so large that a fault does not matter are left out. If much is unsynced, also starts writing it
+        back: the disk works during further appends, and a sync stays short.
         """
         cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
-        cdef uint64_t first
-        self.mapping.settle(self.start + self.settled_end, self.start + stop)
+        cdef uint64_t first = max(self.settled_end, self.faulted_end)
+        if first < stop:
+            self.mapping.settle(self.start + first, self.start + stop)
         self.settled_end = stop
         if stop > self.durable + WRITEBACK_BEHIND:
             first = max(self.writeback_end, self.durable & ~<uint64_t>(PAGE - 1))
@@ -485,7 +489,7 @@ cdef class FrameFile:
 
     def found(self, uint64_t end, uint64_t durable):
         """Takes where recovery found the end, and the known durable offset; the first sync rewrites the rest."""
-        self.end = self.settled_end = self.writeback_end = end
+        self.end = self.settled_end = self.faulted_end = self.writeback_end = end
         self.durable = max(durable, <uint64_t>LOG_HEADER_SIZE)
         self.suspect_end = end if end > self.durable else 0
 

@@ -5,7 +5,7 @@ import os
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastsm.disk.format cimport LARGE, LOG_HEADER_SIZE, VALID, look_at_frame
-from fastsm.disk.hashing cimport Part
+from fastsm.disk.descriptors cimport Part
 from fastsm.generation.framefile cimport FrameFile
 from fastsm.journal.format cimport (
     ITEM_DATA, ITEM_ENTRY, ITEM_STATE, Item, item_kind, item_length, look_at_item, write_item, write_item_head,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -67,6 +68,29 @@ def test_a_log_is_the_same_byte_for_byte_however_its_frames_were_written(
             assert dict(machine.items()) == state
         found.append((state, end, len(log)))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "sizes", [
+        [(128 << 10) - 200], [(128 << 10) - 100, 5000], [128 << 10, 128 << 10], [(1 << 20) + 7], [300_001, 1, 300_001],
+        [4096] * 200, [5001] * 65, [1, 200_000, 1, 4096, 70_000] * 20,
+    ], ids=lambda sizes: f"{len(sizes)}-of-{sizes[0]}")  # fmt: skip
+@pytest.mark.parametrize("before", [0, 1, 4000, 100_000])
+def test_a_frame_in_pieces_is_read_again(tmp_path: Path, sizes: list[int], before: int) -> None:
+    """Wherever its pieces and parts end, and wherever in the file it starts."""
+    with fastsm.FastStateMachine(tmp_path / "state", auto_compact=False) as machine:
+        machine.apply([(1, 1, fastsm.put(b"before", bytes(before)))])
+        entries = [(i, 1, fastsm.put(b"key %d" % i, os.urandom(size))) for i, size in enumerate(sizes, 2)]
+        assert machine.apply(entries) == [True] * len(entries)
+        machine.apply([(len(sizes) + 2, 1, fastsm.put(b"after", b"small"))])
+        state = dict(machine.items())
+        assert [state[b"key %d" % i] for i, _ in enumerate(sizes, 2)] == [
+            fastsm.decode(command).value for _, _, command in entries
+        ]
+        shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    (tmp_path / "killed" / "LOCK").unlink()
+    with fastsm.FastStateMachine(tmp_path / "killed", verify_on_open="full") as machine:
+        assert dict(machine.items()) == state
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit of file sizes")

@@ -49,7 +49,7 @@ from support.inside import inside
 
 HANGS_AFTER = 20
 CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EDQUOT)
-SIZES = (10, 13 << 10, 10, 100 << 10, 0)  # of values: stored, written aside, large
+SIZES = (10, 13 << 10, 10, 300 << 10, 0)  # of values: stored, written aside, written in several pieces
 
 acknowledged = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the children: which chunks have returned
 
