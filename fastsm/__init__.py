@@ -49,7 +49,8 @@ files to memory to the machine; each module imports only modules listed before i
         changes, watch      the log as a stream of changes; watches on threads and event loops
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
-        codec, file         Zstandard, within limits; reading the file
+        codec, flat         Zstandard, within limits; the state in flat form, checked
+        file                reading the file
         writer              writing the file, completely or not at all
         receiver            a snapshot that arrives in pieces
         capture             the state as of any entry, held still: what a snapshot contains

@@ -21,6 +21,7 @@ import zstandard
 import fastsm
 import fastsm.snapshot.codec
 import fastsm.snapshot.file
+import fastsm.snapshot.flat
 import fastsm.snapshot.receiver
 from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, open_snapshot, types
 from fastsm.procedures import Procedure
@@ -474,7 +475,7 @@ class Snapshots(Target):
     """A snapshot's file: opened, verified, and installed in a machine and in the model."""
 
     name = "snapshots"
-    decoders = (fastsm.snapshot.file.__file__, fastsm.snapshot.codec.__file__)
+    decoders = (fastsm.snapshot.file.__file__, fastsm.snapshot.flat.__file__, fastsm.snapshot.codec.__file__)
 
     def __init__(self, root: Path, corpus: list[bytes]) -> None:
         super().__init__(root, corpus)
@@ -552,7 +553,7 @@ class Receivers(Snapshots):
     """A snapshot that arrives in pieces, some of them twice, wrong, or after a restart."""
 
     name = "receivers"
-    decoders = (fastsm.snapshot.receiver.__file__, fastsm.snapshot.file.__file__, fastsm.snapshot.codec.__file__)
+    decoders = (fastsm.snapshot.receiver.__file__, *Snapshots.decoders)
 
     def run(self, data: bytes, dice: random.Random) -> Outcome:
         folder = self.root / "in"
