@@ -94,6 +94,7 @@ files to memory to the machine; each module imports only modules listed before i
         news                when there is something to take, and from which file
         tail, watching      following frames without an index, for watches; how watches wait
         reader              Reader
+    memory_ids              the ids of entries in the model: terms, and which ids agree
     memory_tx, memory_judging  the model: what an entry writes; the outcome of each entry
     memory_waiting, memory_watch  callers that wait for an entry; the list of changes, from a place on
     memory                  MemoryStateMachine
