@@ -81,7 +81,8 @@ files to memory to the machine; each module imports only modules listed before i
         opening, statistics a machine's options, and opening it; its statistics
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry is
-        segment, segments   one of its files; how its files are created, removed and read back
+        segment, segments   one of its files; how its files are created and removed
+        recovery            its files, read back
         journal             entries, term and vote, in files that are cut at both ends
         engine              the same for many threads: one writer at a time, one sync for all
         checking            every byte of it against its checksum
