@@ -18,7 +18,7 @@ MODULES = [
     *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring",
                                   "tx", "judging", "chunk", "engine", "group_commit", "jobs")),
     "core.matching", *(f"reading.{name}" for name in ("frames", "following", "tail")),
-    *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "journal", "engine")),
+    *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "recovery", "journal", "engine")),
     "integrations.pysyncobj.positions",
 ]
 

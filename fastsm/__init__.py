@@ -50,7 +50,8 @@ files to memory to the machine; each module imports only modules listed before i
         changes, watch      the log as a stream of changes; watches on threads and event loops
         current             CURRENT, and the step from one generation to the next on disk
     snapshot/               a snapshot's file
-        codec, file         Zstandard, within limits; reading the file
+        codec, flat         Zstandard, within limits; the state in flat form, checked
+        file                reading the file
         writer              writing the file, completely or not at all
         receiver            a snapshot that arrives in pieces
         capture             the state as of any entry, held still: what a snapshot contains
@@ -81,7 +82,8 @@ files to memory to the machine; each module imports only modules listed before i
         opening, statistics a machine's options, and opening it; its statistics
     journal/                a Raft library's own log
         format, entries     its disk format; where each entry is
-        segment, segments   one of its files; how its files are created, removed and read back
+        segment, segments   one of its files; how its files are created and removed
+        recovery            its files, read back
         journal             entries, term and vote, in files that are cut at both ends
         engine              the same for many threads: one writer at a time, one sync for all
         checking            every byte of it against its checksum
@@ -94,6 +96,7 @@ files to memory to the machine; each module imports only modules listed before i
         news                when there is something to take, and from which file
         tail, watching      following frames without an index, for watches; how watches wait
         reader              Reader
+    memory_ids              the ids of entries in the model: terms, and which ids agree
     memory_tx, memory_judging  the model: what an entry writes; the outcome of each entry
     memory_waiting, memory_watch  callers that wait for an entry; the list of changes, from a place on
     memory                  MemoryStateMachine

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastsm.arguments import bytes_of, check_timeout, index_of, not_an_entry, pair_of
+from fastsm.arguments import bytes_of, check_timeout, not_an_entry, pair_of
 from fastsm.command import decode
 from fastsm.disk.headers import unpack_snapshot_head
 from fastsm.errors import (
@@ -19,6 +18,7 @@ from fastsm.errors import (
     SnapshotRangeError,
     StaleSnapshotError,
 )
+from fastsm.memory_ids import checked_id, fits, in_range, term_of
 from fastsm.memory_judging import MAY_BE_REFUSED, Judge
 from fastsm.memory_tx import Outcome, Written
 from fastsm.memory_waiting import Waiters
@@ -30,7 +30,6 @@ from fastsm.types import Entry, LogId, Result, ScanResult, SnapshotMetadata, che
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
 
 
 class MemoryStateMachine(StateMachine):
@@ -152,7 +151,7 @@ class MemoryStateMachine(StateMachine):
         for position, item in enumerate(chunk):
             if not isinstance(item, tuple) or len(item) != 3:
                 raise not_an_entry(item, position)
-            log_id = _checked(item)
+            log_id = checked_id(item)
             if before is not None and (log_id.index <= before.index or log_id.term < before.term):
                 raise OrderError(f"{log_id} after {before}", index=log_id.index)
             before = log_id
@@ -182,15 +181,7 @@ class MemoryStateMachine(StateMachine):
 
     def entry_term(self, entry_id: int, /) -> int | None:
         self._require_open()
-        entry_id = operator.index(entry_id)
-        at = bisect_left(self._state.seen, (entry_id,))
-        if at == len(self._state.seen):
-            return None
-        if self._state.seen[at].index == entry_id:
-            return self._state.seen[at].term
-        if at and self._state.seen[at - 1].term == self._state.seen[at].term:
-            return self._state.seen[at].term
-        return None
+        return term_of(operator.index(entry_id), self._state.seen)
 
     def len(self) -> int:
         self._require_open()
@@ -270,16 +261,16 @@ class MemoryStateMachine(StateMachine):
         """Returns once another thread has applied the entry at an index."""
         check_timeout(timeout)
         if not self._is_applied(index):
-            self._waiters.wait(_checked((index, 0)).index, timeout)
+            self._waiters.wait(checked_id((index, 0)).index, timeout)
 
     async def wait_applied_async(self, index: int) -> None:
         """:meth:`wait_applied` for coroutines."""
         if not self._is_applied(index):
-            await self._waiters.wait_async(_checked((index, 0)).index)
+            await self._waiters.wait_async(checked_id((index, 0)).index)
 
     def _is_applied(self, index: int) -> bool:
         self._require()
-        return _checked((index, 0)).index <= self.last_applied().index
+        return checked_id((index, 0)).index <= self.last_applied().index
 
     # ---- changes ---------------------------------------------------------------------------------------
 
@@ -302,7 +293,7 @@ class MemoryStateMachine(StateMachine):
 
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         self._require()
-        log_id = _checked(pair_of(log_id, "last applied"))
+        log_id = checked_id(pair_of(log_id, "last applied"))
         last = self.last_applied()
         if log_id == last:
             return
@@ -329,7 +320,7 @@ class MemoryStateMachine(StateMachine):
         self._require()
         if not isinstance(metadata, SnapshotMetadata):
             raise TypeError(f"expected a SnapshotMetadata, found {type(metadata).__name__}")
-        last = _checked(pair_of(metadata.last_included, "last_included"))
+        last = checked_id(pair_of(metadata.last_included, "last_included"))
         metadata = checked_metadata(metadata, "the state in memory")
         if last.index > self.last_applied().index:
             raise SnapshotRangeError(f"a snapshot as of {last} cannot be of this state, up to {self.last_applied()}")
@@ -406,13 +397,13 @@ class MemoryStateMachine(StateMachine):
         if last_included is None:
             return self.last_applied()
         try:
-            return _checked(pair_of(last_included, "last_included"))
+            return checked_id(pair_of(last_included, "last_included"))
         except OrderError as error:
             raise SnapshotRangeError(str(error)) from None
 
     def _state_as_of(self, last: LogId) -> State:
         """Returns the base with the writes of the entries up to an id."""
-        last = self._check_range(last)
+        last = in_range(last, self._base.last, self._state.seen)
         state = self._base.copy()
         for outcome in self._outcomes:
             if outcome.log_id.index > last.index:
@@ -422,22 +413,6 @@ class MemoryStateMachine(StateMachine):
         if last != state.last:
             state.seen.append(last)
         return state
-
-    def _check_range(self, last: LogId) -> LogId:
-        """Returns the id itself, or that of the entry before it if it is between two terms."""
-        base, applied = self._base.last, self.last_applied()
-        if not base.index <= last.index <= applied.index:
-            raise SnapshotRangeError(f"expected an id from {base} to {applied}, found {last}")
-        at = bisect_left(self._state.seen, (last.index,))
-        if last.index == base.index or self._state.seen[at].index == last.index:
-            known = base if last.index == base.index else self._state.seen[at]
-            if last != known:
-                raise SnapshotRangeError(f"expected {known}, found {last}: another term")
-            return last
-        before = self._state.seen[at - 1] if at else LogId()
-        if not before.term <= last.term <= self._state.seen[at].term:
-            raise SnapshotRangeError(f"{last} cannot be between {before} and {self._state.seen[at]}: another term")
-        return last if at and before.term == self._state.seen[at].term else before
 
     def install_snapshot(
         self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], *, allow_older: bool = False
@@ -476,7 +451,7 @@ class MemoryStateMachine(StateMachine):
     def _refuse_contradiction(self, last: LogId, theirs: list[LogId]) -> None:
         """Refuses what ``apply`` refuses for an entry: a term that contradicts the known one, or a falling term."""
         applied = self.last_applied()
-        if not (_fits(last, self._state.seen) and (last.index <= applied.index or _fits(applied, theirs))):
+        if not (fits(last, self._state.seen) and (last.index <= applied.index or fits(applied, theirs))):
             raise OrderError(f"a snapshot as of {last} contradicts {applied}", index=last.index)
 
     async def apply_snapshot_from_file(
@@ -502,15 +477,3 @@ def _checked_limit(limit: int | None) -> int | None:
     if limit < 0:
         raise ValueError(f"limit={limit}: expected 0 or more")
     return limit
-
-
-def _fits(one: LogId, seen: list[LogId]) -> bool:
-    """Returns whether an entry fits the history of those seen: one term per entry, and terms never fall."""
-    before = max((other for other in seen if other.index <= one.index), default=LogId())
-    after = min((other for other in seen if other.index >= one.index), default=one)
-    return before.term <= one.term <= after.term and (before.index != one.index or before == one)
-
-
-def _checked(log_id: Sequence[Any]) -> LogId:
-    index, term = operator.index(log_id[0]), operator.index(log_id[1])
-    return LogId(index_of(index), index_of(term, "term"))

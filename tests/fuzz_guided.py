@@ -16,7 +16,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 with atheris.instrument_imports(
-    include=["support.page_reader", "fastsm.snapshot.file", "fastsm.snapshot.codec", "fastsm.snapshot.receiver"]
+    include=["support.page_reader", *(f"fastsm.snapshot.{name}" for name in ("file", "flat", "codec", "receiver"))]
 ):
     from support.fuzz_worker import TARGETS, corpus_of
 

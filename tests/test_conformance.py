@@ -12,12 +12,12 @@ import pytest
 
 from fastsm import FastStateMachine, MemoryStateMachine, StateMachine
 from fastsm.testing import StateMachineConformance
+from support import wrong_answers, wrong_extras, wrong_machines, wrong_stores, wrong_watches
 from support.inside import inside
-from support.wrong_machines import StoringStateMachine
-from support.wrong_watches import FAULTS
+from support.wrong_suites import FAULTS, StoringStateMachine
 
 SUPPORT = Path(__file__).parent / "support"
-WRONG_MACHINES = [SUPPORT / "wrong_machines.py", SUPPORT / "wrong_answers.py", SUPPORT / "wrong_watches.py"]
+WRONG_MACHINES = [wrong_answers, wrong_extras, wrong_machines, wrong_stores, wrong_watches]
 
 
 class FastConformance(StateMachineConformance):
@@ -101,7 +101,8 @@ class TestStoringStateMachine(StateMachineConformance):
 def failed_tests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The names of the tests that each wrong state machine fails, by the name of its class."""
     report = tmp_path_factory.mktemp("suite") / "report.xml"
-    command = [sys.executable, "-m", "pytest", *map(str, WRONG_MACHINES), "-q", "--tb=no", f"--junitxml={report}"]
+    files = [str(module.__file__) for module in WRONG_MACHINES]
+    command = [sys.executable, "-m", "pytest", *files, "-q", "--tb=no", f"--junitxml={report}"]
     command += ["--import-mode=importlib", "-p", "no:cacheprovider", f"--rootdir={SUPPORT.parent}"]
     ended = subprocess.run(command, cwd=report.parent, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout[-2000:] + ended.stderr

@@ -17,6 +17,8 @@ CODEC_NONE: int
 CODEC_ZSTD: int
 DUE_BYTES: int
 MOST_CHANGES: int
+MAX_INDEX: int
+MAX_RECORD_VALUE: int
 
 class LogHead(NamedTuple):
     generation: int

@@ -69,7 +69,7 @@ cdef class FrameFile:
     cdef bint takes_parts(self, uint64_t length) except -1
     cdef uint8_t *begin_parts(self, uint64_t length, uint64_t staged) except NULL
     cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1
-    cdef int note_frame(self, uint64_t length, uint64_t chain) except -1
+    cdef int note_frames(self, uint64_t last, uint64_t total, size_t count, uint64_t chain) except -1
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1
     cdef int write_staged(self, uint64_t length) except -1
     cdef int settle_piece(self) except -1

@@ -167,12 +167,16 @@ cdef class FrameFile:
             chain = seal_frame(frame, length, run_count, self.identity, end, durable, chain)
         if frame == self.staging:
             self.write_staged(length)
-        return self.note_frame(length, chain)
+        return self.note_frames(end, length, 1, chain)
 
-    cdef int note_frame(self, uint64_t length, uint64_t chain) except -1:
-        self.last_frame, self.chain = self.end, chain
-        self.end += length
-        self.frames += 1
+    cdef int note_frames(self, uint64_t last, uint64_t total, size_t count, uint64_t chain) except -1:
+        """Counts frames that were written, the last of which starts at `last`.
+
+        They are one write, so they count as one frame when the rhythm of flushes is determined.
+        """
+        self.last_frame, self.chain = last, chain
+        self.end += total
+        self.frames += count
         self.frames_unsynced += 1
         if self.paced and (
             self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
@@ -218,13 +222,10 @@ cdef class FrameFile:
             raise
         if length > FAULTED_ABOVE:
             self.faulted_end = self.end + length
-        return self.note_frame(length, chain)
+        return self.note_frames(self.end, length, 1, chain)
 
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1:
-        """`commit_frame` for consecutive frames whose lengths are filled in: all of them, or none.
-
-        They are one write, so they count as one frame when the rhythm of flushes is determined.
-        """
+        """`commit_frame` for consecutive frames whose lengths are filled in: all of them, or none."""
         cdef uint64_t durable = self.durable
         cdef uint64_t offset = self.end
         cdef uint64_t chain = self.chain
@@ -236,15 +237,7 @@ cdef class FrameFile:
             last = seal_frames(frames, total, self.identity, offset, durable, &chain)
         if frames == self.staging:
             self.write_staged(total)
-        self.last_frame, self.chain = last, chain
-        self.end += total
-        self.frames += count
-        self.frames_unsynced += 1
-        if self.paced and (
-            self.frames_unsynced > PACED_FRAMES or self.end - self.durable > PACED_BYTES
-        ):
-            self.paced = False
-        return 0
+        return self.note_frames(last, total, count, chain)
 
     cdef int settle_piece(self) except -1:
         """Makes written pages present in the mapping for reads alone, before a read takes a page fault for one.

@@ -1,10 +1,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.journal.format cimport Item
-from fastsm.journal.segments cimport Segments
+from fastsm.journal.recovery cimport RecoveredSegments
 
 
-cdef class Journal(Segments):
+cdef class Journal(RecoveredSegments):
     cdef bint busy                       # in the middle of a step: another one would write to the same place
     cdef bint closes                     # close at the end of that step
 

@@ -1,13 +1,13 @@
 import os
 
 from fastsm.disk.files import Directory
-from fastsm.journal.segments import Segments
+from fastsm.journal.recovery import RecoveredSegments
 
 LARGEST_INDEX: int
 LARGEST_COMMAND: int
 NO_ROOM: tuple[int, ...]
 
-class Journal(Segments):
+class Journal(RecoveredSegments):
     def __init__(
         self,
         directory: str | os.PathLike[str],

@@ -16,8 +16,8 @@ from fastsm.disk.format cimport frame_length
 from fastsm.journal.format cimport (
     ITEM_BASE, ITEM_BORDER, ITEM_COMMIT, ITEM_CUT, ITEM_START, ITEM_VOTE, Item, item_term,
 )
+from fastsm.journal.recovery cimport RecoveredSegments
 from fastsm.journal.segment cimport Segment
-from fastsm.journal.segments cimport Segments
 
 from fastsm.disk import format
 from fastsm.disk.files import NO_ROOM, Directory, make_directory, storage_errors
@@ -40,7 +40,7 @@ cdef object close_one(one, error):
     return error
 
 
-cdef class Journal(Segments):
+cdef class Journal(RecoveredSegments):
     """What a Raft log consists of: the entries after a border, the current term, the vote in it, a commit index.
 
     Opening creates the directory (0700) if needed, locks it, and recovers the log: after a kill, everything that was

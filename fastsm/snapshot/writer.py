@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import blake3
@@ -293,8 +294,7 @@ def _prepare(
         else:
             with temporary_file(directory) as flat:
                 fd = flat.fd
-                parts = run_long(
-                    lambda work: _write_state(directory, fd, source, 0, work), tick, source.estimated_size)
+                parts = run_long(partial(_write_state, directory, fd, source, 0), tick, source.estimated_size)
                 head = _write_compressed(directory, temporary.fd, fd, parts, attachment=attachment, tick=tick)
         return PreparedSnapshot(directory, temporary, head, seen)
     except BaseException:
@@ -312,7 +312,7 @@ def write_snapshot_into(
     """
     attachment = memoryview(attachment).cast("B")
     size = source.estimated_size + len(attachment)
-    head = run_long(lambda work: _write_flat(directory, fd, source, attachment, work), tick, size)
+    head = run_long(partial(_write_flat, directory, fd, source, attachment), tick, size)
     _finish(directory, fd, head)
     return head
 

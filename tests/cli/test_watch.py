@@ -14,8 +14,7 @@ import pytest
 
 import fastsm
 from fastsm import FastStateMachine, put
-
-RUN = "import sys; from fastsm.__main__ import main; sys.argv[0] = 'fastsm'; main()"
+from support.command_line import RUN
 
 
 @pytest.fixture

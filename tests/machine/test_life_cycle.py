@@ -6,7 +6,6 @@ import asyncio
 import errno
 import gc
 import os
-import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,25 +15,12 @@ import pytest
 
 import fastsm
 from fastsm import Entry, FastStateMachine, LogId, NotRunningError, SnapshotMetadata, StorageError
-from support.faulty import Disk, contents, crash_copy, in_thread, memory_directory
+from support.faulty import Disk, contents, crash_copy, error_of, in_thread, memory_directory
+from support.histories import put
 from support.inside import inside
 
 Opener = Callable[..., FastStateMachine]
 METADATA = SnapshotMetadata(LogId(1, 1), b"c" * 32)
-
-
-def put(index: int, size: int = 10) -> list[Entry]:
-    """A chunk of one put."""
-    return [Entry(index, 1, fastsm.put(b"key-%d" % index, b"v" * size))]
-
-
-def error_of(call: Callable[[], Any]) -> StorageError | None:
-    """The StorageError that a call raises, or None."""
-    try:
-        call()
-    except StorageError as error:
-        return error
-    return None
 
 
 # What a stopped machine still does (its names are those of API section 4), and what it refuses.
@@ -362,83 +348,6 @@ def test_close_while_others_read_and_write_is_an_error_for_them(directory: Path,
     assert isinstance(reader.error, NotRunningError)
 
 
-# ---- the directory --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
-def test_files_are_private_whatever_the_umask(umask: int, tmp_path: Path) -> None:
-    """The directory is made 0700, its files 0600."""
-    path = tmp_path / "state"
-    before = os.umask(umask)
-    try:
-        with FastStateMachine(path) as machine:
-            machine.apply(put(1))
-            machine.clear()
-            machine.apply(put(1))
-        modes = {name: stat.S_IMODE((path / name).stat().st_mode) for name in ("LOCK", "CURRENT", "log-2")}
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    assert modes == dict.fromkeys(modes, 0o600)
-
-
-def test_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
-    """A directory made by somebody else is taken as it is."""
-    tmp_path.chmod(0o750)
-    FastStateMachine(tmp_path).close()
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
-
-
-def test_directory_may_be_given_as_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A str, a Path, a relative one; later changes of the working directory do not matter."""
-    monkeypatch.chdir(tmp_path)
-    with FastStateMachine("state") as machine:
-        monkeypatch.chdir("/")
-        machine.apply(put(1))
-        machine.clear()
-        machine.apply(put(1))
-    with FastStateMachine(os.fsencode(tmp_path / "state")) as machine:
-        assert machine.last_applied() == LogId(1, 1)
-
-
-NAN = float("nan")
-
-
-@pytest.mark.parametrize("name", ["retain_entries", "retain_bytes", "compact_ratio", "compact_floor"])
-@pytest.mark.parametrize("value", [-1, NAN])
-def test_sizes_are_0_or_more(name: str, value: float, directory: Path) -> None:
-    """Whichever of the sizes is no size is told before anything is made."""
-    with pytest.raises(ValueError, match="0 or more"):
-        FastStateMachine(directory, **{name: value})
-    assert not directory.exists()
-
-
-@pytest.mark.parametrize("option", [{"sync": "never"}, {"sync": True}, {"verify_on_open": "perhaps"}])
-def test_option_of_unknown_value_is_a_value_error(option: dict[str, Any], directory: Path) -> None:
-    """A misspelled option is told before anything is made."""
-    with pytest.raises(ValueError, match=next(iter(option))):
-        FastStateMachine(directory, **option)
-    assert not directory.exists()
-
-
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("method", ["open_file", "sync", "write", "sync_directory", "rename", "names", "size"])
-def test_opening_that_fails_is_a_typed_error_and_works_later(method: str, code: int, directory: Path) -> None:
-    """Whichever call of a first opening fails, StorageError has its errno, the lock is free, and the next one works."""
-    for nth in range(1, 30):
-        disk = Disk()
-        rule = disk.fail(method, code, nth=nth)
-        path = directory.with_name(f"state-{nth}")
-        error = error_of(lambda path=path, disk=disk: FastStateMachine(path, _files=disk.files).close())
-        assert error is None or (error.errno == code and str(path) in str(error))
-        assert rule.struck == (disk.count(method) >= nth)
-        with FastStateMachine(path) as machine:
-            assert machine.last_applied() == LogId(0, 0)
-        if not rule.struck:
-            return
-    pytest.fail(f"{method} was called more often than expected")
-
-
 # ---- clear ------------------------------------------------------------------------------------------------
 
 
@@ -538,19 +447,3 @@ def test_stats_are_flat_for_metrics(directory: Path, machine_at: Opener) -> None
     flat = stats.as_dict()
     assert (flat["keys"], flat["last_applied_index"], flat["durable_term"]) == (1, 3, 2)
     assert all(isinstance(value, (int, float, bool)) for value in flat.values())
-
-
-def test_a_machine_is_opened_once(directory: Path, tmp_path: Path) -> None:
-    """A second call of the constructor raises before anything changed, also after ``close``."""
-    machine = FastStateMachine(directory)
-    machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
-    for place in (directory, tmp_path / "another"):
-        with pytest.raises(RuntimeError, match="was opened already: make another one"):
-            machine.__init__(place)  # type: ignore[misc]
-    assert not (tmp_path / "another").exists()
-    assert machine.get(b"a") == b"1"
-    machine.close()
-    with pytest.raises(RuntimeError, match="was opened already: make another one"):
-        machine.__init__(directory)  # type: ignore[misc]
-    with FastStateMachine(directory) as machine:
-        assert machine.get(b"a") == b"1"

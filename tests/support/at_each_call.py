@@ -244,7 +244,7 @@ class Trial:
             machine.close()
         del machine
         gc.collect()
-        assert open_files(self.root) == [], "left open"
+        assert open_files(self.root) == [], f"left open: {open_files(self.root)}, after {error}"
         return outcome
 
     def _judge_opened(self, opened: list[FastStateMachine]) -> FastStateMachine:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastsm import StorageError
 from fastsm.disk import headers
 from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory
@@ -231,3 +232,12 @@ class Outcome:
             self.value = self._function()
         except BaseException as error:
             self.error = error
+
+
+def error_of(call: Callable[[], Any]) -> StorageError | None:
+    """The StorageError that a call raises, or None."""
+    try:
+        call()
+    except StorageError as error:
+        return error
+    return None

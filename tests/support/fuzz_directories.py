@@ -13,7 +13,8 @@ import fastsm.core.generations
 from fastsm import FastStateMachine
 from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support import by_hand
-from support.fuzz_targets import Outcome, Target, ending_of, reseal, value
+from support.fuzz_inputs import value
+from support.fuzz_targets import Outcome, Target, ending_of, reseal
 from support.inside import inside
 from support.mutation import change_bytes, shuffle_some, sometimes
 from support.power import QuietDirectory

@@ -11,7 +11,6 @@ import random
 import re
 import struct
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +20,19 @@ import zstandard
 import fastsm
 import fastsm.snapshot.codec
 import fastsm.snapshot.file
+import fastsm.snapshot.flat
 import fastsm.snapshot.receiver
-from fastsm import FastsmError, FastStateMachine, LogId, SnapshotReceiver, open_snapshot, types
+from fastsm import FastsmError, FastStateMachine, types
 from fastsm.procedures import Procedure
 from support import by_hand, page_reader, snapshots
+from support.fuzz_inputs import LAST, flat_snapshot, some_deadline, some_session, value
 from support.inside import inside
-from support.mutation import change_bytes, pieces_of, shuffle_some, sometimes
+from support.mutation import change_bytes, shuffle_some, sometimes
 from support.page_reader import Corrupt, Decoded
 from support.power import QuietDirectory
 from support.simulation import kill
 
 NUMBER = re.compile(r"[0-9a-f]{64}|0x[0-9a-f]+|-?\d+|b'.*'|b\".*\"|/\S+")
-LAST = 2**64 - 2
 
 
 class Outcome(NamedTuple):
@@ -87,10 +87,6 @@ def plainly(call: Callable[[], Any]) -> Any:
         return call()
     except (Corrupt, zstandard.ZstdError):
         return None
-
-
-def value(dice: random.Random) -> bytes:
-    return dice.choice((b"", b"v", b"seven b", b"eight by", b"nine byte", b"x" * 300))
 
 
 # ---- commands --------------------------------------------------------------------------------------------
@@ -182,39 +178,6 @@ class Commands(Target):
     def close(self) -> None:
         if self.machine is not None:
             self.machine.close()
-
-
-def some_session(dice: random.Random) -> bytes:
-    """The value of a session's record, with lies."""
-    sequence = dice.choice((0, 1, 5, 2**64 - 1))
-    result = change_bytes(dice, some_result(dice)) if dice.random() < 0.1 else some_result(dice)
-    return struct.pack("<QQ", sequence, some_deadline(dice)) + (result if sequence else b"")
-
-
-def some_result(dice: random.Random) -> bytes:
-    kind = dice.choice((0, 1, 2, 3, 10)) if dice.random() < 0.97 else 11
-    return bytes([kind]) + (some_answer(dice, 0) if kind > 1 else b"")
-
-
-def some_answer(dice: random.Random, depth: int) -> bytes:
-    kind = dice.choice((0, 1, 2, 3, 4, 5, 5)) if dice.random() < 0.97 else 6
-    if kind == 3:
-        return b"\3" + dice.randbytes(8)
-    if kind == 4:
-        data = value(dice)
-        return b"\4" + struct.pack("<I", sometimes(dice, 0.05, len(data), 1 << 32)) + data
-    if kind == 5:
-        deep = dice.random() < 0.1
-        members = [some_answer(dice, depth + 1) for _ in range(1 if deep and depth < 10 else dice.randrange(3))]
-        if depth > 10:
-            members = []
-        return b"\5" + struct.pack("<I", sometimes(dice, 0.05, len(members), 1 << 32)) + b"".join(members)
-    return bytes([kind])
-
-
-def some_deadline(dice: random.Random) -> int:
-    good, bad = (0, 1, 5, 5, 9, 2**31 - 1, 2**63 - 1), (2**63, 2**64 - 1)
-    return dice.choice(good if dice.random() < 0.9 else bad)
 
 
 KINDS = {
@@ -424,182 +387,3 @@ def assert_same(machine: FastStateMachine, plain: Decoded) -> None:
     for first, last, _ in plain.runs:
         for index in (first - 1, first, last, last + 1):
             assert machine.entry_term(index) == plain.term(index), index
-
-
-# ---- snapshots -------------------------------------------------------------------------------------------
-
-def flat_snapshot(dice: random.Random) -> bytes:
-    """A flat snapshot with lies, under right checksums."""
-    runs, known, index, term = [], [], 0, 0
-    for _ in range(dice.randrange(4)):
-        first = index + dice.choice((1, 1, 3))
-        index, term = first + dice.randrange(3), term + dice.choice((1, 1, 2))
-        known += range(first, index + 1)
-        runs.append((sometimes(dice, 0.02, first), sometimes(dice, 0.02, index), sometimes(dice, 0.02, term)))
-    writers = sorted(dice.choices(known, k=dice.randrange(4)) if known else [])
-    records = [
-        by_hand.record(
-            sometimes(dice, 0.02, 1, 256), sometimes(dice, 0.02, each), b"key %d" % at, value(dice),
-            some_deadline(dice) if dice.random() < 0.3 else None)
-        for at, each in enumerate(writers)]
-    keys, sessions = len(records), 0
-    for _ in range(dice.randrange(3) if writers else 0):
-        touched = dice.randrange(len(writers) + (dice.random() < 0.05))
-        records.append(by_hand.record(
-            8, known[-1], b"key %d" % touched, b"", some_deadline(dice) if dice.random() < 0.6 else None))
-    for number in range(dice.randrange(3) if known else 0):
-        records.append(by_hand.record(
-            6, known[-1], struct.pack("<Q", number * (dice.random() < 0.95)), some_session(dice)))
-        sessions += 1
-    membership = b""
-    if known and dice.random() < 0.3:
-        membership = by_hand.record(sometimes(dice, 0.02, 3, 256), dice.choice(known), b"", value(dice))
-    if dice.random() < 0.05:
-        shuffle_some(dice, records, lambda: by_hand.record(1, index, b"key 0", b""))
-    if dice.random() < 0.05:
-        shuffle_some(dice, runs, lambda: (index + 1, index + 1, term + 1))
-    last = (sometimes(dice, 0.02, index), sometimes(dice, 0.02, term))
-    data = by_hand.snapshot(
-        last, [by_hand.term_run(*run) for run in runs], records, membership=membership,
-        attachment=value(dice) if dice.random() < 0.3 else b"", keys=sometimes(dice, 0.02, keys),
-        sessions=sometimes(dice, 0.02, sessions), clock=some_deadline(dice) if known and dice.random() < 0.3 else 0)
-    if dice.random() < 0.1:
-        name = dice.choice(sorted(snapshots.FIELDS))
-        limit = 1 << 8 * struct.calcsize(snapshots.FIELDS[name][1])
-        data = snapshots.with_field(data, name, sometimes(dice, 0.9, snapshots.field(data, name), limit))
-    return data
-
-
-class Snapshots(Target):
-    """A snapshot's file: opened, verified, and installed in a machine and in the model."""
-
-    name = "snapshots"
-    decoders = (fastsm.snapshot.file.__file__, fastsm.snapshot.codec.__file__)
-
-    def __init__(self, root: Path, corpus: list[bytes]) -> None:
-        super().__init__(root, corpus)
-        self.file = root / "file"
-        self.machine = FastStateMachine(root / "machine", _files=QuietDirectory)
-
-    def invent(self, dice: random.Random) -> bytes:
-        data = flat_snapshot(dice)
-        return self.compressed(dice, data) if dice.random() < 0.4 else data
-
-    def compressed(self, dice: random.Random, data: bytes) -> bytes:
-        """The file with its state in a Zstandard frame, which may lie, too."""
-        start = snapshots.STATE + (snapshots.field(data, "attachment size") + 7 & ~7)
-        level = zstandard.ZstdCompressor(
-            level=1, write_checksum=dice.random() < 0.3, write_content_size=dice.random() < 0.5)
-        stored = level.compress(data[start:])
-        if dice.random() < 0.1:
-            stored = change_bytes(dice, stored)
-        data = snapshots.with_field(data, "codec", 1)
-        return snapshots.with_field(data[:start], "stored size", sometimes(dice, 0.02, len(stored))) + stored
-
-    def seal(self, data: bytes) -> bytes:
-        if len(data) < snapshots.STATE:
-            return data
-        start = snapshots.STATE + (snapshots.field(data, "attachment size") + 7 & ~7)
-        flat = data[start:]
-        if snapshots.field(data, "codec") == 1:
-            size = sum(snapshots.field(data, name) for name in ("membership size", "records size"))
-            size += 24 * snapshots.field(data, "runs")
-            flat = plainly(lambda: page_reader.flat_state(data[start:], 1, min(size, 1 << 20))) or b""
-        return snapshots.sealed(data, flat=flat)
-
-    def run(self, data: bytes, dice: random.Random) -> Outcome:
-        self.file.write_bytes(data)
-        fastsm.snapshot.file.PIECE = dice.choice((200, 8 << 20))  # so that parts lie in several
-        plain = plainly(lambda: page_reader.decode_snapshot(data))
-        ending, opened = ending_of(self.verify)
-        assert opened is None or plain is None or opened[1] == plain.membership
-        if plain is not None or not ending or dice.random() < 0.2:
-            self.install(plain, fastsm.MemoryStateMachine() if dice.random() < 0.3 else self.machine)
-        if ending:
-            assert plain is None, f"refused, {ending}, by the page {plain}"
-        deep = not ending or ("flat state" in ending or "compressed" in ending or "checksum" in ending)
-        return Outcome(deep, ending)
-
-    def verify(self) -> tuple[bytes, tuple[LogId, bytes] | None]:
-        with open_snapshot(self.file) as snapshot:
-            snapshot.verify()
-            return snapshot.attachment, snapshot.membership
-
-    def close(self) -> None:
-        self.machine.close()
-
-    def install(self, plain: Decoded | None, machine: Any) -> None:
-        before = machine.last_applied(), list(machine.items())
-        ending, _ = ending_of(lambda: machine.install_snapshot(None, self.file, allow_older=True))
-        if plain is not None and ending.startswith("OrderError"):  # of another history than what is applied
-            assert (machine.last_applied(), list(machine.items())) == before
-            machine.clear()  # as the message says
-            ending, _ = ending_of(lambda: machine.install_snapshot(None, self.file))
-        assert bool(ending) == (plain is None), f"installed: {ending}, by the page {plain}"
-        if plain is None:
-            assert (machine.last_applied(), list(machine.items())) == before
-            return
-        assert list(machine.items()) == list(plain.items.items())
-        assert (machine.last_applied(), machine.membership()) == (plain.last_applied, plain.membership)
-        assert machine.clock() == plain.clock
-        assert {key: machine.deadline(key) for key in plain.items} == plain.deadlines
-        for first, last, _ in plain.runs:
-            for index in (first - 1, first, last, last + 1):
-                assert machine.entry_term(index) == plain.term(index), index
-
-
-class Receivers(Snapshots):
-    """A snapshot that arrives in pieces, some of them twice, wrong, or after a restart."""
-
-    name = "receivers"
-    decoders = (fastsm.snapshot.receiver.__file__, fastsm.snapshot.file.__file__, fastsm.snapshot.codec.__file__)
-
-    def run(self, data: bytes, dice: random.Random) -> Outcome:
-        folder = self.root / "in"
-        receiver = SnapshotReceiver(folder, _files=QuietDirectory)
-        ending = ""
-        try:
-            for offset, piece in pieces_of(dice, data):
-                if dice.random() < 0.1:
-                    receiver.close()
-                    receiver = SnapshotReceiver(folder, _files=QuietDirectory)
-                    if receiver.offset == 0 < offset < snapshots.STATE:  # too little to tell whose it is: sent again
-                        assert receiver.write(0, data[:offset]) == offset
-                    if receiver.offset < offset:  # what was there cannot have been a snapshot's beginning
-                        ending = "SnapshotFormatError: it starts over"
-                        break
-                if dice.random() < 0.1:
-                    self.offer_wrong(receiver, data, offset, dice)
-                ending, _ = ending_of(partial(receiver.write, offset, piece))
-                if ending:
-                    break
-            if not ending:
-                ending, path = ending_of(receiver.finish)
-            deep = receiver.size is not None or "flat" in ending or "compressed" in ending or "mismatch" in ending
-            plain = plainly(lambda: page_reader.decode_snapshot(data))
-            if ending:
-                assert plain is None, f"refused, {ending}, by the page {plain}"
-                receiver.discard()
-            else:
-                assert Path(path).read_bytes() == data
-                assert plain is not None or self.has_one_twice(data), "given out, but not by the page"
-        finally:
-            receiver.close()
-        return Outcome(deep, ending)
-
-    def offer_wrong(self, receiver: SnapshotReceiver, data: bytes, offset: int, dice: random.Random) -> None:
-        """Pieces that are refused, or were there before: what is there stays what it is."""
-        before = receiver.offset
-        start = dice.randrange(offset + 1)
-        again = data[start:offset]
-        assert receiver.write(start, again) == before
-        if again:
-            assert ending_of(lambda: receiver.write(start, bytes([again[0] ^ 1]) + again[1:]))[0]
-        assert ending_of(lambda: receiver.write(offset + 1, b"gap"))[0]
-        assert receiver.offset == before
-
-    def has_one_twice(self, data: bytes) -> bool:
-        """Or one session, or a touch without its key: all that an install sees, and no verification."""
-        self.file.write_bytes(data)
-        ending, _ = ending_of(lambda: self.machine.install_snapshot(None, self.file, allow_older=True))
-        return "key" in ending or "session" in ending

@@ -25,7 +25,8 @@ from typing import Any
 from support import page_reader
 from support.faulty import memory_directory
 from support.fuzz_directories import Journals, Tables
-from support.fuzz_targets import Commands, Logs, Receivers, Snapshots, Target
+from support.fuzz_snapshots import Receivers, Snapshots
+from support.fuzz_targets import Commands, Logs, Target
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 TARGETS: dict[str, type[Target]] = {

@@ -152,3 +152,8 @@ def model_of(chunks: list[list[Entry]], *, contiguous: bool = True) -> fastsm.Me
     for chunk in chunks:
         model.apply(chunk)
     return model
+
+
+def put(index: int, size: int = 10) -> list[Entry]:
+    """A chunk of one put."""
+    return [Entry(index, 1, fastsm.put(b"key-%d" % index, b"v" * size))]

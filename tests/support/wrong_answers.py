@@ -1,4 +1,4 @@
-"""State machines that are wrong about answers, sessions, procedures or time; next to those in ``wrong_machines``.
+"""State machines that are wrong about answers, sessions, procedures or time.
 
 pytest runs the suite on them when it is given this file by name; each class fails it somewhere.
 """
@@ -26,10 +26,9 @@ from fastsm.types import (
     Touch,
     Transaction,
 )
-from support.wrong_machines import FAULTS, StoringStateMachine, collect
+from support.wrong_suites import StoringStateMachine, collect
 
 found_by, suites = collect(beyond_the_trait=True)
-__all__ = ["FAULTS"]
 
 
 # ---- commands that answer ------------------------------------------------------------------------------

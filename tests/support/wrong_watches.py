@@ -1,4 +1,4 @@
-"""State machines whose watches are wrong; next to those in ``wrong_machines``.
+"""State machines whose watches are wrong.
 
 pytest runs the suite on them when it is given this file by name; each class fails it somewhere.
 """
@@ -10,11 +10,9 @@ from typing import Any
 
 from fastsm import Change, CompactedError, MemoryStateMachine, NotRunningError
 from fastsm.memory_watch import MemoryWatch
-from support.wrong_answers import FAULTS
-from support.wrong_machines import collect
+from support.wrong_suites import collect
 
 found_by, suites = collect(beyond_the_trait=True)
-__all__ = ["FAULTS"]
 
 
 class Watched(MemoryStateMachine):
