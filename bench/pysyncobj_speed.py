@@ -42,7 +42,7 @@ def measure_speed(variant: str, root: Path, seconds: float) -> dict[str, float]:
 
 
 def table_of_speed(rounds: dict[str, list[Speed]]) -> str:
-    """Return a Markdown table of medians: each variant's commands per second, p50 and p99 (ms), by workload and place."""
+    """Return a Markdown table of medians: commands per second, p50 and p99 in ms, of each variant in each workload."""
     variants = list(rounds)
     lines = [
         f"medians of {len(rounds[variants[0]])} rounds: commands per second; 50th, 99th percentile of latency, in ms\n",
