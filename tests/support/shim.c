@@ -14,8 +14,8 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-/* KILL: before the call; KILL_BEHIND: when it is done, a write half; FAIL_DONE: done, and yet an error. */
-enum action { NOTHING, KILL, KILL_BEHIND, FAIL, FAIL_DONE, FAIL_ALLOCATION };
+/* KILL: before the call; KILL_AFTER: when it is done, a write half; FAIL_DONE: done, and yet an error. */
+enum action { NOTHING, KILL, KILL_AFTER, FAIL, FAIL_DONE, FAIL_ALLOCATION };
 
 static volatile int armed = NOTHING;
 static long remaining, seen;
@@ -72,7 +72,7 @@ static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
         if (is_due(#name)) {                                                                                           \
             if (armed != FAIL)                                                                                         \
                 next done;                                                                                             \
-            if (armed == KILL_BEHIND)                                                                                  \
+            if (armed == KILL_AFTER)                                                                                   \
                 die();                                                                                                 \
             errno = failure;                                                                                           \
             return FAILED;                                                                                             \
@@ -89,7 +89,7 @@ static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
             next = (__typeof__(next))next_of(#name);                                                                   \
         int due = is_due(#name);                                                                                       \
         int result = next arguments;                                                                                   \
-        if (due && armed == KILL_BEHIND)                                                                               \
+        if (due && armed == KILL_AFTER)                                                                                \
             die();                                                                                                     \
         if (!due)                                                                                                      \
             return result;                                                                                             \
@@ -112,7 +112,7 @@ static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
         if (!next)                                                                                                     \
             next = (__typeof__(next))next_of(#name);                                                                   \
         if (is_due(#name)) {                                                                                           \
-            if (armed == KILL_BEHIND) {                                                                                \
+            if (armed == KILL_AFTER) {                                                                                \
                 next(argument path, flags, mode);                                                                      \
                 die();                                                                                                 \
             }                                                                                                          \
@@ -141,7 +141,7 @@ GIVES_BACK(munmap, (void *address, size_t size), (address, size))
         if (!next)                                                                                                     \
             next = (__typeof__(next))next_of(#name);                                                                   \
         if (armed != NOTHING && (fd >= 0 || is_ours(__builtin_return_address(0))) && is_due(#name)) {                  \
-            if (armed == KILL_BEHIND) {                                                                                \
+            if (armed == KILL_AFTER) {                                                                                \
                 next(address, size, protection, flags, fd, at);                                                        \
                 die();                                                                                                 \
             }                                                                                                          \

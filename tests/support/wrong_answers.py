@@ -1,6 +1,6 @@
-"""State machines that are wrong about answers, sessions, procedures or time; next to those in ``wrong_machines``.
+"""State machines that are wrong about answers, sessions, procedures or time; ``wrong_machines`` has the others.
 
-pytest runs the suite on them when it is given this file by name; each class fails it somewhere.
+pytest runs the suite on them if it is given this file by name; each class fails at least one test.
 """
 
 from __future__ import annotations
