@@ -1,4 +1,4 @@
-"""Tables and pictures of a run's results: `docs/benchmarks.md` and `docs/img`."""
+"""Tables and pictures of a run's results, written to `docs/benchmarks.md` and `docs/img`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ WRONG_MACHINES = [SUPPORT / "wrong_machines.py", SUPPORT / "wrong_answers.py", S
 
 
 class FastConformance(StateMachineConformance):
-    """What the classes below share; not collected itself."""
+    """The fixtures that the classes below share; it is not collected itself."""
 
     sync = "flush"
 
@@ -83,7 +83,7 @@ class TestMemoryStateMachine(StateMachineConformance):
 
 
 class TestStoringStateMachine(StateMachineConformance):
-    """The suite on the model with something like a disk: the rules of storage ask for no more than they say."""
+    """The suite on the model with storage of the simplest kind, which is enough for the rules of storage."""
 
     @pytest.fixture
     def state_machine(self) -> StoringStateMachine:
@@ -99,7 +99,7 @@ class TestStoringStateMachine(StateMachineConformance):
 
 @pytest.fixture(scope="module")
 def failed_tests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """The names of the tests that each wrong state machine fails, by the name of its class."""
+    """Provide the names of the tests that each wrong state machine fails, by the name of its class."""
     report = tmp_path_factory.mktemp("suite") / "report.xml"
     command = [sys.executable, "-m", "pytest", *map(str, WRONG_MACHINES), "-q", "--tb=no", f"--junitxml={report}"]
     command += ["--import-mode=importlib", "-p", "no:cacheprovider", f"--rootdir={SUPPORT.parent}"]
@@ -137,7 +137,7 @@ def test_each_rule_says_itself() -> None:
 
 
 def test_without_pytest_the_import_says_what_to_install() -> None:
-    """``import fastsm.testing`` without pytest is an ImportError that names the extra."""
+    """``import fastsm.testing`` without pytest raises an ``ImportError`` that names the extra."""
     program = (
         "import sys\nsys.modules['pytest'] = None\nimport fastsm\n"
         "try:\n    import fastsm.testing\nexcept ImportError as error:\n    print(error)\n"
@@ -149,7 +149,7 @@ def test_without_pytest_the_import_says_what_to_install() -> None:
 
 
 def test_the_package_does_not_import_pytest() -> None:
-    """``import fastsm`` alone brings in neither pytest nor the suite."""
+    """``import fastsm`` alone imports neither pytest nor the suite."""
     program = "import sys, fastsm; print(sorted({'pytest', 'fastsm.testing'} & set(sys.modules)))"
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd="/", capture_output=True, text=True, timeout=60, check=True
