@@ -190,7 +190,7 @@ def test_views_and_iterators_from_before_stay(directory: Path, machine_at: Calla
     assert machine.stats().pinned_bytes == 0
 
 
-def test_everything_applied_is_durable_behind_it(
+def test_everything_applied_is_durable_after_it(
     directory: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
     """Everything applied is durable afterwards, including ids without a command, and metadata only in memory."""

@@ -127,7 +127,7 @@ def test_chunks_are_applied_in_the_order_in_which_their_tasks_start(
     run(main())
 
 
-def test_plain_calls_take_their_place_behind_what_is_queued(directory: Path, machine_at: Opener) -> None:
+def test_plain_calls_take_their_place_after_queued_ones(directory: Path, machine_at: Opener) -> None:
     """An update_last_applied on the loop comes after the chunks whose tasks have started."""
     machine = machine_at(directory)
 
@@ -354,7 +354,7 @@ def test_cancelled_flush_goes_on(directory: Path, machine_at: Opener) -> None:
 
 
 @pytest.mark.parametrize("count", [3, 100])
-def test_chunks_queued_behind_one_that_failed_fail_too(count: int, directory: Path, machine_at: Opener) -> None:
+def test_chunks_queued_after_one_that_failed_fail_too(count: int, directory: Path, machine_at: Opener) -> None:
     """Chunks queued after a failed one fail with OrderError, whose cause is that failure."""
     disk = Disk(stores=False)
     machine = machine_at(directory, contiguous=False, _files=disk.files)
@@ -415,7 +415,7 @@ def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at:
     run(main())
 
 
-def test_reset_behind_a_failure_is_done(directory: Path, machine_at: Opener) -> None:
+def test_reset_after_a_failure_is_done(directory: Path, machine_at: Opener) -> None:
     """A reset does not depend on anything before it."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
@@ -435,7 +435,7 @@ def test_reset_behind_a_failure_is_done(directory: Path, machine_at: Opener) -> 
     run(main())
 
 
-def test_failed_sync_is_seen_by_whoever_awaits(directory: Path, machine_at: Opener) -> None:
+def test_failed_sync_is_seen_by_all_who_await(directory: Path, machine_at: Opener) -> None:
     """flush_async raises the StorageError, and so do later calls."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)

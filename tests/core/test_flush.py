@@ -55,7 +55,7 @@ def test_durable_moves_to_where_the_log_ended_when_the_sync_began(directory: Pat
     assert machine.durable() == LogId(2, 1)
 
 
-def test_what_fails_beside_a_chunk_leaves_nothing_of_it_in_the_log(directory: Path, machine_at: Opener) -> None:
+def test_what_fails_during_a_chunk_leaves_nothing_of_it_in_the_log(directory: Path, machine_at: Opener) -> None:
     """If starting the writeback of earlier frames fails, the chunk that triggered it is not applied."""
     failing, sizes = [True], []
 
@@ -263,7 +263,7 @@ def test_failed_sync_poisons(code: int, directory: Path, machine_at: Opener) -> 
     assert disk.count("sync") == 1
 
 
-def test_reopening_after_a_failed_sync_writes_again_what_is_behind_the_watermark(
+def test_reopening_after_a_failed_sync_writes_again_what_is_after_the_watermark(
     directory: Path, machine_at: Opener
 ) -> None:
     """The page cache is not trusted after a failed sync: the first flush of the next opening rewrites everything."""
@@ -368,7 +368,7 @@ def test_write_of_suspect_bytes_that_fails_poisons(directory: Path, tmp_path: Pa
     close_poisoned(machine)
 
 
-def test_first_flush_behind_a_crash_opens_no_file(directory: Path, tmp_path: Path) -> None:
+def test_first_flush_after_a_crash_opens_no_file(directory: Path, tmp_path: Path) -> None:
     """A process at its limit of open files continues: the first flush after a crash opens no file."""
     with FastStateMachine(directory) as machine:
         machine.apply(put(1))

@@ -79,7 +79,7 @@ def test_all_is_the_snapshots_afterwards(
     assert (tmp_path / "source" / FILE).read_bytes() == before, "the file is left as it was"
 
 
-def test_it_goes_on_behind_the_snapshot(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
+def test_it_goes_on_after_the_snapshot(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
     """The next entry is the one after the last included one; entries up to there are skipped."""
     follower.install_snapshot(None, tmp_path / "source")
     index, term = source.last_applied()

@@ -62,7 +62,7 @@ def test_scan_is_sorted_as_bytes_are(
 
 
 @pytest.mark.parametrize("after", [b"", b"a", b"a\xff", b"a\xff\xff\xff", b"\xff\xff\xff", b"aaa", b"\x01"])
-def test_scan_starts_behind_a_key_that_need_not_be_there(
+def test_scan_starts_after_a_key_that_need_not_be_there(
     directory: Path, machine_at: Opener, after: bytes
 ) -> None:
     """``start_after`` excludes that key and all keys before it; the empty key is possible too."""
@@ -235,7 +235,7 @@ def test_an_iterator_is_taken_at_the_call(directory: Path, machine_at: Opener) -
             call()
 
 
-def test_scans_beside_a_writer_see_whole_chunks(directory: Path, machine_at: Opener) -> None:
+def test_scans_next_to_a_writer_see_whole_chunks(directory: Path, machine_at: Opener) -> None:
     """Each scan is of one state: every key has the number of the chunk that the revision names."""
     machine = machine_at(directory)
     keys = [b"%05d" % i for i in range(40_000)]

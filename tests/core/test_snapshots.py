@@ -296,7 +296,7 @@ def test_point_of_a_coroutine_is_fixed_when_its_task_starts(tmp_path: Path, dire
 # ---- errors ----------------------------------------------------------------------------------------------
 
 
-def test_entries_before_the_base_and_behind_last_applied_are_refused(tmp_path: Path, directory: Path) -> None:
+def test_entries_before_the_base_and_after_last_applied_are_refused(tmp_path: Path, directory: Path) -> None:
     """The message says which entries are possible; nothing is written."""
     entries = history_of(4)
     with FastStateMachine(directory) as machine:

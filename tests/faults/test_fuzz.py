@@ -96,7 +96,7 @@ def test_a_finding_is_told_with_the_command_to_get_it_again(monkeypatch: pytest.
 
 # ---- findings --------------------------------------------------------------------------------------------
 
-def test_a_log_that_starts_behind_an_entry_without_a_base_is_corrupt(directory: Path) -> None:
+def test_a_log_that_starts_after_an_entry_without_a_base_is_corrupt(directory: Path) -> None:
     """It was opened: empty, and at term 1 of entry 0."""
     directory.mkdir()
     (directory / "CURRENT").write_bytes(by_hand.current())

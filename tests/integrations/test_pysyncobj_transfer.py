@@ -83,7 +83,7 @@ def test_the_follower_is_killed_between_two_pieces(cluster: SimulatedCluster) ->
     arrives(cluster, follower)
 
 
-def test_the_follower_is_killed_behind_the_last_piece(
+def test_the_follower_is_killed_after_the_last_piece(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot that arrived whole, but is not installed, is sent again."""

@@ -73,7 +73,7 @@ def test_items_are_as_the_page_says(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_segment_goes_on_behind_another(tmp_path: Path) -> None:
+def test_a_segment_continues_the_one_before(tmp_path: Path) -> None:
     """The first item of a new segment says what those before it came to."""
     journal = Journal(tmp_path, durable=True)
     for index in (5, 6, 7):

@@ -145,7 +145,7 @@ def test_gaps_are_unknown_until_both_sides_have_one_term() -> None:
     assert terms.runs() == [(6, 12, 3), (15, 15, 4)]
 
 
-def test_terms_behind_a_base() -> None:
+def test_terms_after_a_base() -> None:
     """An index that starts after an entry knows nothing of that entry and those before it."""
     terms = Terms(1_000)
     assert terms.seen == 1_000

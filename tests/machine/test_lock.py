@@ -88,7 +88,7 @@ def test_second_opening_by_this_process_is_a_locked_error(directory: Path) -> No
         assert machine.last_applied() == LogId(1, 1)
 
 
-def test_opening_beside_another_process_is_a_locked_error(directory: Path) -> None:
+def test_opening_while_another_process_has_it_open_is_a_locked_error(directory: Path) -> None:
     """The error names the holder's process id and since when, and nothing was touched."""
     with process(HOLDER, directory) as child:
         read_until_ready(child)

@@ -61,7 +61,7 @@ def test_it_shows_the_state_of_a_closed_directory(directory: Path, machine_at: O
     inside(reader).check()
 
 
-def test_it_shows_the_state_at_its_opening_beside_a_living_owner(directory: Path, machine_at: Opener) -> None:
+def test_it_shows_the_state_at_its_opening_while_an_owner_writes(directory: Path, machine_at: Opener) -> None:
     """What the owner applied before is there, flushed or not; what it applies, resets or closes later is not."""
     owner = machine_at(directory)
     chunks = fill(owner)
@@ -275,7 +275,7 @@ def test_what_is_no_file_of_the_state_is_a_typed_error(closed: Path, name: str, 
 # ---- next to an owner who goes on -----------------------------------------------------------------------
 
 
-def test_it_opens_at_any_moment_beside_an_owner(directory: Path) -> None:
+def test_it_opens_at_any_moment_of_an_owner(directory: Path) -> None:
     """While an owner appends, resets, closes and opens, every look is a whole state, and never an error."""
     groups = [b"a", b"b", b"c", b"d"]
     FastStateMachine(directory).close()

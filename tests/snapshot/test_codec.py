@@ -76,7 +76,7 @@ def test_a_frame_cut_anywhere_is_a_format_error() -> None:
 
 @pytest.mark.parametrize("tail", [b"\0", b"tail", compressed(b""), compressed(b"x"), b"\x50\x2a\x4d\x18" + bytes(4)],
                          ids=["zero", "bytes", "an empty frame", "a frame", "a skippable frame"])
-def test_anything_behind_the_frame_is_a_format_error(tail: bytes) -> None:
+def test_anything_after_the_frame_is_a_format_error(tail: bytes) -> None:
     """There is one frame, and nothing after it."""
     for data in (b"", b"x", bytes(3 << 20)):
         with pytest.raises(SnapshotFormatError, match="after the frame"):

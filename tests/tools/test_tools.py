@@ -217,7 +217,7 @@ def test_stats_print_in_human_units(flushed):
 # ---- next to an owner, and beyond a piece -------------------------------------------------------------
 
 
-def test_looking_beside_an_owner_finds_nothing_wrong(directory, machine_at):
+def test_looking_while_an_owner_writes_finds_nothing_wrong(directory, machine_at):
     """However often the owner appends, flushes and goes on to another generation, every look sees a whole state."""
     machine = machine_at(directory, auto_compact=False)
     stop = threading.Event()
@@ -274,7 +274,7 @@ def test_a_large_torn_tail_is_counted(directory):
         assert machine.stats().recovery.torn_bytes == 9_000_001
 
 
-def test_repair_behind_a_base(flushed):
+def test_repair_after_a_base(flushed):
     """The base stays, and what the log holds before the damage; cut at its first frame, the base alone is left."""
     with fastsm.FastStateMachine(flushed) as machine:
         machine.compact(40)
