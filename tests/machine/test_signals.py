@@ -1,6 +1,6 @@
 """Signals: a handler that raises, at any moment of any call, leaves the state whole and the machine usable.
 
-Everything here runs in processes of its own: a deadlock then ends with the tracebacks of all threads.
+Everything here runs in separate processes, so that a deadlock ends with the tracebacks of all threads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-HANGS_AFTER = 100  # seconds: far from what anything here takes
+HANGS_AFTER = 100  # seconds, much longer than anything here takes
 
 STORM = """
     import faulthandler, gc, os, random, shutil, signal, sys, threading, time
@@ -282,7 +282,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs 
 
 
 def run(program: str, *arguments: str) -> None:
-    """Runs a program in a process of its own; a crash, an error or a hang is a failure."""
+    """Run a program in another process; fail on a crash, an error or a hang."""
     command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(program), *arguments]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_AFTER, check=False)
@@ -301,11 +301,11 @@ def run(program: str, *arguments: str) -> None:
     ],
 )  # fmt: skip
 def test_a_handler_that_raises_leaves_the_state_whole(directory: Path, call: str) -> None:
-    """Interrupted again and again, a call leaves whole chunks, a sound state, no lock held, and goes on."""
+    """A call that is interrupted again and again leaves whole chunks, a sound state and no held lock."""
     run(STORM, str(directory), call)
 
 
 @pytest.mark.parametrize("call", ["verify", "recovery", "scan"])
 def test_ctrl_c_is_served_within_a_long_call(directory: Path, call: str) -> None:
-    """Ctrl-C in the middle of a long call ends it, and the directory can be opened at once."""
+    """Ctrl-C during a long call ends the call, and the directory can be opened immediately."""
     run(CTRL_C, str(directory), call)
