@@ -1,4 +1,4 @@
-"""Sixteen processes want one directory at once, 200 times: each time one has it, and the others are told who."""
+"""Sixteen processes open one directory at the same time, 200 times: one gets it, and the others learn which one."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * processes
 
 
 def test_one_of_sixteen_has_it_in_each_of_200_rounds(tmp_path: Path) -> None:
-    """In each round one process opens, the others are refused, and what the winner wrote is there for the next one."""
+    """In each round one process opens the directory and the others are refused; the next one finds what it wrote."""
     ended = subprocess.run(
         [sys.executable, "-c", RACE, tmp_path / "state", str(PROCESSES), str(ROUNDS)], capture_output=True, text=True,
         timeout=120, check=False, cwd=tmp_path,
