@@ -219,7 +219,7 @@ SECONDS = [name for name in OPERATIONS_AND_READS if name not in READS]  # each o
 # ---- the state to begin with -----------------------------------------------------------------------------
 
 class Numbers:
-    """Stands in for ``os.urandom``: other bytes at each call, but the same in each schedule, so that files are equal."""
+    """Stands in for ``os.urandom``: other bytes at each call, the same in each schedule, so that files are equal."""
 
     count = 0
 
