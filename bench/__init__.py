@@ -21,7 +21,7 @@ CHECKOUT = _Path(__file__).resolve().parent.parent
 
 
 def is_built(package: _Path) -> bool:
-    """Whether the folder holds modules compiled for this interpreter."""
+    """Return whether the folder holds modules compiled for this interpreter."""
     return any((package / "core" / f"engine{suffix}").exists() for suffix in _machinery.EXTENSION_SUFFIXES)
 
 

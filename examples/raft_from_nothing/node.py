@@ -18,7 +18,7 @@ from wire import LARGEST_COMMAND, Address, Link, Message, Unreachable, pack_entr
 from fastsm import Answer, CommandError, Entry, LogId, SnapshotMetadata, noop, open_snapshot
 
 HEARTBEAT = 0.05
-ELECTION = (0.3, 0.6)  # seconds without a leader, drawn anew each time
+ELECTION = (0.3, 0.6)  # seconds without a leader, drawn for each wait
 REPLY = 1.0            # seconds that a reply may take
 PIECE = 256 << 10      # bytes of commands, or of a snapshot, in one message
 

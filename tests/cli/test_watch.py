@@ -39,7 +39,7 @@ def next_line(process: subprocess.Popen[bytes]) -> Any:
 
 
 def test_each_change_is_a_line_at_once(machine: FastStateMachine) -> None:
-    """Each change is written to the pipe at once, even across a compaction; Ctrl-C ends the command silently."""
+    """Each change is written to the pipe immediately, even across a compaction; Ctrl-C ends the command silently."""
     with started(machine, "--from", "1", "--prefix", "co") as process:
         assert next_line(process) == {"operation": "put", "index": 1, "term": 1, "key": "color", "value": "blue"}
         machine.apply([(3, 1, fastsm.delete(b"color")), (4, 1, put(b"other", b""))])

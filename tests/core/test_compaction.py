@@ -336,7 +336,7 @@ def test_an_interrupted_compaction_leaves_nothing(
 def test_it_is_told_to_the_log(
     directory: Path, machine_at: Callable[..., FastStateMachine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One log line says up to which entry, how long it took, and the bytes before and after."""
+    """A compaction logs one line with its entry, its time, and the bytes before and after."""
     machine = machine_at(directory)
     overwrite(machine, 300)
     with caplog.at_level(logging.INFO, "fastsm"):

@@ -245,7 +245,7 @@ def test_small_chunk_runs_inline(directory: Path, machine_at: Opener) -> None:
         assert machine.last_applied() == LogId(2, 1)
         await machine.apply_chunk(put(3, LARGE))
         assert not ends_at_once(machine.apply_chunk(put(4, LARGE)))
-        await machine.wait_applied_async(4)  # nobody awaits the chunk itself
+        await machine.wait_applied_async(4)  # the chunk itself is not awaited
 
     if machine.apply(put(1)) and inside(machine).log.has_room(100):
         machine.clear()
@@ -497,7 +497,7 @@ def test_loop_that_is_gone_does_not_stop_what_has_begun(directory: Path, machine
 
 
 def test_a_flush_that_comes_while_the_machine_is_closed_is_told(directory: Path, machine_at: Opener) -> None:
-    """Its thread has ended, and the close's own sync goes on: `NotRunningError`, and not a wait without end."""
+    """A flush during the sync of a close raises `NotRunningError` instead of waiting for ever."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
 
@@ -518,7 +518,7 @@ def test_a_flush_that_comes_while_the_machine_is_closed_is_told(directory: Path,
 
 
 def test_a_flush_whose_signal_handler_closes_the_machine_is_told() -> None:
-    """The handler runs just before the flush is queued, when nobody serves the queue any more."""
+    """A flush raises if a signal handler closes the machine just before the flush is queued."""
     waiters = Waiters()
 
     class Interrupted(SimpleQueue[Any]):

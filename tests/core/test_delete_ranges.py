@@ -26,7 +26,7 @@ MANY = 20_000
 
 
 def applied(machine: FastStateMachine | MemoryStateMachine, *commands: bytes) -> list[object]:
-    """One chunk, an entry for each command."""
+    """Apply one chunk, with an entry for each command."""
     first = machine.last_applied().index + 1
     return list(machine.apply([(index, 1, command) for index, command in enumerate(commands, first)]))
 
@@ -250,7 +250,7 @@ PATTERNS = {
 def test_what_is_gone_is_not_looked_at_again_and_again(
     directory: Path, machine_at: Opener, commands: list[bytes]
 ) -> None:
-    """What a chunk costs grows with its commands and keys, not with their product: here in counts, of keys passed."""
+    """The cost of a chunk, counted in keys passed, grows with its commands and keys, not with their product."""
     machine = machine_at(directory, procedures=[take_first])
     put_all(machine, [b"k%04d" % i for i in range(NUMBER)])
     applied(machine, *commands)
@@ -260,7 +260,7 @@ def test_what_is_gone_is_not_looked_at_again_and_again(
 
 @pytest.mark.parametrize("seed", range(12))
 def test_many_ranges_of_one_chunk_do_what_the_model_does(directory: Path, machine_at: Opener, seed: int) -> None:
-    """In chunks of hundreds of entries, of which many are refused after they have removed something."""
+    """Chunks of hundreds of entries, many of them refused after they removed something, do what the model does."""
     dice = random.Random(seed)
     keys = [b"%03d" % i for i in range(400)]
 

@@ -75,7 +75,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("make", "name"), CALLS, indirect=["make"])
 def test_every_call_of_its_own_machine_is_an_error(make: Make, name: str) -> None:
-    """So are reads and coroutines; the machine is unchanged afterwards, and no call waits for its own chunk."""
+    """Any call of its machine by a procedure, even a read or a coroutine, is an error; nothing waits or changes."""
     raised: list[BaseException] = []
 
     def p(tx: Any, payload: bytes) -> None:
@@ -136,7 +136,7 @@ def test_ctrl_c_cannot_be_swallowed(directory: Path) -> None:
 
 
 def test_a_replica_without_the_procedure_stops_and_catches_up(tmp_path: Path) -> None:
-    """It applies nothing of the chunk; reopened with the procedure, it continues, and equals the other replicas."""
+    """A replica without the procedure applies nothing of the chunk; reopened with it, it equals the others."""
     def p(tx: Any, payload: bytes) -> int:
         return tx.add(payload, 1)
 
@@ -155,7 +155,7 @@ def test_a_replica_without_the_procedure_stops_and_catches_up(tmp_path: Path) ->
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="groups of exceptions came with Python 3.11")
 def test_trouble_in_a_group_ends_the_apply(make: Make) -> None:
-    """At any depth of a group; a group of errors that depend only on the entry is a failure like each of them."""
+    """This replica's trouble, at any depth of a group, ends the apply; a group of the entry's errors is a failure."""
     groups = {
         b"own": ExceptionGroup("", [ValueError(), ExceptionGroup("", [KeyError(), MemoryError()])]),  # noqa: F821
         b"entry": ExceptionGroup("", [ValueError(), fastsm.CommandError("")]),  # noqa: F821

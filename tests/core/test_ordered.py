@@ -32,7 +32,7 @@ ODD_BOUNDS = (None, *TRICKY, b"a" * 70_000, b"\xff" * 70_000, b"between")
 
 
 def put_all(machine: Any, pairs: dict[bytes, bytes]) -> None:
-    """One entry that puts all pairs."""
+    """Apply one entry that puts all pairs."""
     machine.apply([(machine.last_applied().index + 1, 1, fastsm.put_many(list(pairs), list(pairs.values())))])
 
 

@@ -52,7 +52,7 @@ PUT = [(1, 1, fastsm.put(b"k", b"v"))]
     "value", [None, True, False, 0, 2**63 - 1, -(2**63), b"", b"x", [], [b"a", [None, 1]], [[[[[[[[]]]]]]]]],
     ids=repr)
 def test_what_it_returns_is_the_answer(make: Make, value: Any) -> None:
-    """It may be of any type that an answer may have, with lists at most eight deep."""
+    """A procedure may return any type that an answer may have, with lists at most eight deep."""
     def p(tx: Any, payload: bytes) -> Any:
         return value
 
@@ -119,7 +119,7 @@ def test_an_abort_with_nonsense_is_a_failure(make: Make) -> None:
 def test_an_exception_of_the_entry_is_a_failure(
     make: Make, error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has no effect, the exception is available on this replica, and its traceback is logged."""
+    """An entry whose procedure raises has no effect; this replica has the exception, and its traceback is logged."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
         raise error("of the entry")
@@ -140,7 +140,7 @@ def test_an_exception_of_the_entry_is_a_failure(
             lambda tx: tx.scan(limit=-1), lambda tx: tx.nothing(), lambda tx: tx.put(1, 2),
             lambda tx: tx.delete_prefix(None), lambda tx: tx.delete_prefix("text")])
 def test_a_bad_argument_is_a_failure(make: Make, use: Callable[[Any], Any]) -> None:
-    """It is the same on every replica, so it is an answer."""
+    """A bad argument, which is the same on every replica, is a failure and not an error of ``apply``."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"other", b"")
         use(tx)
@@ -204,7 +204,7 @@ def test_what_is_no_exception_passes_as_it_is(make: Make, error: type[BaseExcept
 
 
 def test_recursion_without_end(make: Make) -> None:
-    """It counts as this replica's trouble, since the maximum depth of a stack differs."""
+    """Infinite recursion counts as this replica's trouble, because the maximum depth of a stack differs."""
     def p(tx: Any, payload: bytes) -> Any:
         return p(tx, payload)
 
@@ -314,7 +314,7 @@ ONLY_FAST = {
 @pytest.mark.parametrize("on_a_thread", [False, True])
 @pytest.mark.parametrize("name", [*CALLS, *ONLY_FAST])
 def test_a_call_of_its_own_machine_is_an_error(directory: Path, name: str, on_a_thread: bool) -> None:
-    """So are reads; afterwards the machine is unchanged, for all threads."""
+    """Any call of its machine by a procedure, even a read, is an error; the machine is unchanged for all threads."""
     def p(tx: Any, payload: bytes) -> Any:
         {**CALLS, **ONLY_FAST}[name](machine)
 
@@ -352,7 +352,7 @@ def test_the_model_refuses_calls_too() -> None:
 
 
 def test_other_threads_see_the_state_before_the_chunk(directory: Path) -> None:
-    """They can read while a procedure runs, and nothing of the chunk is visible before all of it is."""
+    """Other threads can read while a procedure runs, and see nothing of the chunk before all of it is applied."""
     seen: list[Any] = []
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -392,7 +392,7 @@ def test_unknown_procedures_are_found_before_any_runs(make: Make) -> None:
 
 
 def test_two_of_one_name_and_version_are_refused(directory: Path) -> None:
-    """They are refused at opening, before a file is made; so is a function that is not a procedure."""
+    """Two procedures of one name and version, or a plain function, are refused before a file is made."""
     @fastsm.procedure(name="same", version=3)
     def first(tx: Any, payload: bytes) -> None: ...
 

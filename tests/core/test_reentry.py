@@ -409,7 +409,7 @@ def test_every_call_of_a_forked_child_is_refused_whatever_threads_of_its_parent_
 def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
     nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That call is a StorageError (EAGAIN), or works without the thread; the next one works; close frees everything."""
+    """If no thread can be started, the call is a StorageError (EAGAIN), or works without it; later calls work."""
     starts = 0
     start_new_thread = fastsm.background.start_new_thread  # type: ignore[attr-defined]
 

@@ -222,7 +222,7 @@ def take_back(tx: Any, payload: bytes) -> list[bytes]:
 
 
 def test_ranges_over_many_keys_that_a_chunk_wrote_and_took_back(tmp_path: Path, machine_at: Opener) -> None:
-    """Their order is kept from call to call; each key occurs once."""
+    """Ranges over many keys that a chunk wrote and took back have each key once, in order, in every call."""
     chunk = [Entry(index, 1, fastsm.call("take_back", b"x" * (index % 7) + b"%d" % (index % 30)))
              for index in range(1, 80)]
     machine, model = (machine_at(tmp_path / "state", procedures=[take_back]),
@@ -313,7 +313,7 @@ def removed(machine: FastStateMachine, path: Path) -> list[bytes]:
 
 
 def test_equal_deadlines_go_in_the_order_of_their_keys(directory: Path, machine_at: Opener) -> None:
-    """Whatever order they were put in: keys applied earlier, and those that the tick's chunk has written."""
+    """Keys with equal deadlines are removed in key order, whether put earlier or in the tick's own chunk."""
     keys = [b"%d" % i for i in range(400)]
     shuffled = keys[:]
     random.Random(3).shuffle(shuffled)
@@ -579,7 +579,7 @@ TWICE: dict[str, tuple[list[bytes], dict[str, int]]] = {
 
 @pytest.mark.parametrize("what", TWICE)
 def test_a_snapshot_with_a_record_too_many_is_not_installed(tmp_path: Path, what: str, machine_at: Opener) -> None:
-    """Whatever counts its header has: equal states have equal bytes. The old state stays."""
+    """A snapshot with a repeated record is refused, whatever counts its header has, and the old state stays."""
     records, numbers = TWICE[what]
     (tmp_path / "file").write_bytes(by_hand.snapshot(
         (2, 1), [by_hand.term_run(1, 2, 1)], records, **{"keys": 0, "sessions": 0, **numbers}))

@@ -78,7 +78,7 @@ def test_an_applied_entry_is_not_waited_for(machine: Machine) -> None:
 
 @pytest.mark.parametrize("how", ["apply", "update_last_applied", "install_snapshot"])
 def test_it_returns_when_the_entry_is_applied(machine: Machine, how: str, tmp_path: Path) -> None:
-    """Whatever moves last applied past the index ends the wait, and reads then show the entry."""
+    """Any call that moves last applied past the index ends the wait, and reads then show the entry."""
     other = MemoryStateMachine()
     other.apply([put(1), put(2), put(3)])
     other.write_snapshot(tmp_path / "snapshot")

@@ -168,7 +168,7 @@ def test_bad_arguments_of_a_read(arguments: dict[str, Any], directory: Path, mac
 
 @pytest.mark.parametrize("start", [-1, 2**64 - 1, (-1, 0, 0), (1, 2**64, 0), (1, 1, -1)])
 def test_bad_numbers_to_start_at(start: Any, directory: Path, machine_at: Opener) -> None:
-    """They are a `ValueError`; an object that is neither an index nor a position is a `TypeError`."""
+    """A bad start index is a `ValueError`; an object that is neither an index nor a position is a `TypeError`."""
     machine = machine_at(directory)
     for one in (machine, MemoryStateMachine()):
         with pytest.raises(ValueError, match="expected"):
@@ -229,7 +229,7 @@ def test_without_a_start_it_begins_after_what_is_applied(prefix: bytes, director
 
 
 def test_an_index_that_is_to_come(directory: Path, machine_at: Opener) -> None:
-    """It returns changes from that entry on, and nothing before it."""
+    """A watch that starts at a future index returns changes from that entry on, and nothing before it."""
     machine = machine_at(directory)
     watch = machine.watch(start=3)
     assert watch.position == Position(2, None, 0)
@@ -471,7 +471,7 @@ def test_stopping_the_machine_is_an_error_for_all(directory: Path, machine_at: O
 
 
 def test_closing_a_watch_ends_it(directory: Path, machine_at: Opener) -> None:
-    """It ends even while another thread waits; the machine and its other watches continue."""
+    """Closing a watch ends it, even while another thread waits; the machine and its other watches continue."""
     machine = machine_at(directory)
     other = machine.watch()
     with machine.watch() as watch:
@@ -574,7 +574,7 @@ def test_a_callback_amid_a_write_cannot_wait_for_a_change(tmp_path: Path, direct
 
 
 def test_a_watch_begins_to_wait_while_a_procedure_runs(directory: Path, machine_at: Opener) -> None:
-    """It does not poll until the procedure ends: the procedure sees that it is waiting."""
+    """A watch that begins to wait while a procedure runs does not poll: the procedure sees that it waits."""
     waited: list[bool] = []
 
     @fastsm.procedure
@@ -632,7 +632,7 @@ def test_a_child_that_was_forked_reads_nothing(directory: Path, machine_at: Open
 
 
 def test_read_only_machines_tell_what_is_there(directory: Path, machine_at: Opener) -> None:
-    """They show a fixed state: its changes, and none to come."""
+    """Watches of a read-only machine return the changes of its fixed state, and none to come."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
     with FastStateMachine(directory, read_only=True) as other:

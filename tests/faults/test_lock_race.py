@@ -45,7 +45,7 @@ def race(number):
 children = []
 for number in range(processes):
     pid = os.fork()
-    signal.alarm(100)  # so that nobody waits for ever for one who died
+    signal.alarm(100)  # so that no process waits for ever for a dead one
     if pid == 0:
         try:
             race(number)

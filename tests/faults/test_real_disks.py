@@ -190,7 +190,7 @@ def test_what_counted_is_there_after_a_real_failed_sync(stores: bool | None, tmp
 
         filler.unlink()
         machine = FastStateMachine(disk / "state", auto_compact=False, _files=files)
-        assert state_of(machine) == state, "the page cache has all of it, and is not believed:"
+        assert state_of(machine) == state, "the page cache does not have everything"
         assert machine.durable() == LogId(5, 1)
         machine.flush()
         assert machine.durable() == LogId(29, 1)
@@ -280,7 +280,7 @@ def test_what_counted_in_a_log_is_there_after_a_real_failed_sync(tmp_path: Path)
 
         filler.unlink()
         log = RaftLog(disk / "log")
-        assert log.entries(1, 99) == kept, "the page cache has all of it, and is not believed:"
+        assert log.entries(1, 99) == kept, "the page cache does not have everything"
         assert log.hard_state() in ((3, b"me"), (4, b"you"))
         log.sync()
         assert log.durable_index == 26

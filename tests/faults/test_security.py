@@ -191,4 +191,4 @@ def test_what_is_no_regular_file_is_refused(kind: str, make: Callable[[Path], ob
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(30)
-    assert len(errors) == 1, "it waits" if thread.is_alive() else "nothing was said"
+    assert len(errors) == 1, "it blocks" if thread.is_alive() else "there was no error"

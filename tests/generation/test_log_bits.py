@@ -106,7 +106,7 @@ class Subject:
             assert found.path == str(self.current_path if current else self.log_path)
             assert found.offset is not None
             assert 0 <= found.offset <= SIZE
-            assert self.log_path.read_bytes() == log, "an error, and yet the file was changed"
+            assert self.log_path.read_bytes() == log, "an error, but the file was changed"
             self.found["error"] += 1
             return "error"
         at_least = self.least if least is None else least

@@ -352,7 +352,7 @@ def draw_states(moments: list[Moment], root: Path, seed: int, durable: bool, cou
                 again = state_of(journal)
                 journal.abandon()
                 if again != found:
-                    raise AssertionError("opened again, it is another one")
+                    raise AssertionError("a second opening finds another state")
                 if found not in moment.allowed:
                     raise AssertionError("not a state since the last sync")
             except (AssertionError, CorruptionError) as error:

@@ -202,7 +202,7 @@ def test_sixteen_processes_race_and_one_at_a_time_wins(directory: Path) -> None:
 
 
 def test_who_asks_for_the_owner_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An opening waits for a process that holds LOCK only to ask for the owner; a real owner is reported at once."""
+    """An opening waits for a process that locks LOCK only to ask for the owner; a real owner is reported at once."""
     FastStateMachine(tmp_path).close()
     attempts = 0
     sleep = time.sleep

@@ -63,7 +63,7 @@ STORM = """
                 (index + 1, 1, fastsm.put_many(KEYS[1000:], [value] * 1000))]
 
     def check():
-        # The state is that after a whole chunk, and the log says the same to whoever reads it from the disk.
+        # The state is that after a whole chunk, and the log on the disk says the same.
         last = machine.last_applied().index
         assert last % 2 == 0, last
         values = set(machine.get_many(KEYS))
@@ -177,7 +177,7 @@ STORM = """
         assert len(now) <= descriptors, f"{len(now) - descriptors} descriptors leak, among {sorted(set(now))}"
     assert struck > 20, f"{struck} interruptions in {tries} calls: that proves nothing"
 
-    # Usable: every call works, also from another thread, and nobody waits for a lock that somebody left.
+    # Usable: every call works, even from another thread, and no lock is left held.
     machine.apply(chunk(machine.last_applied().index + 1, 10))
     del calls["close"], calls["open"], calls["clear"]
     for function in calls.values():

@@ -25,7 +25,7 @@ LARGEST = 2**64 - 2
 
 
 class SaysOtherwise(tuple[Any, ...]):
-    """A tuple that claims to have other items, made anew for each access."""
+    """A tuple that claims to have other items, new ones at each access."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ def test_a_number_that_closes_the_log_meets_a_closed_log(
 
 
 def test_a_generator_that_raises_or_calls_the_log(tmp_path: Path) -> None:
-    """What it raises is raised, and nothing is appended; what it appends itself comes first."""
+    """A generator's error is raised and nothing is appended; entries that it appends itself come first."""
     with RaftLog(tmp_path / "log") as log:
 
         def raising() -> Any:

@@ -98,7 +98,7 @@ def open_twice(root: Path) -> LogState:
     assert durable <= log.last_index
     inside(log).abandon()
     log = RaftLog(root, _files=QuietDirectory)
-    assert state_of(log) == found, "opened again, it is another one"
+    assert state_of(log) == found, "a second opening finds another state"
     log.save_hard_state(found.hard_state[0] + 1)
     log.append([(log.last_index + 1, log.last_term, b"goes on")])
     log.sync()

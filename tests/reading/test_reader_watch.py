@@ -196,7 +196,7 @@ class Life:
             os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(pid, 0)
         if self.dice.random() < 0.5:
-            self.read_all()  # while nobody owns it
+            self.read_all()  # while there is no owner
         self.machine = self.open()
 
     def begin(self) -> None:

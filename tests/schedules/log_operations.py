@@ -356,7 +356,7 @@ def explore_one_error(template: Template, names: tuple[str, str], seam: int) -> 
                 judge_kept(template, name, "", outcome.value, None, what)
         told = [each for each in schedule.outcomes if isinstance(each.error, StorageError)]
         if not TellsOnce.armed and not told:
-            raise Violation(f"{what}: nobody was told of the error")
+            raise Violation(f"{what}: no operation raised the error")
         if not inside(log).is_closed() and log.durable_index > LAST:
             raise Violation(f"{what}: durable {log.durable_index}")
     finally:

@@ -272,19 +272,19 @@ class Trial:
         assert left in states, f"{error}: a crash would leave {left[0]}"
         poisoned = inside(machine).log.poisoned is not None
         if error is None:
-            assert state == left == states[-1], "no error, and yet not done"
+            assert state == left == states[-1], "no error, but not done"
         elif self.sweep.name == "apply and flush":
             assert states.index(state) == sum(acknowledged[: len(SIZES)]), f"{error}: {state[0]}"
             assert poisoned or left == state, f"{error}: on disk {left[0]}, in memory {state[0]}"
         else:
-            assert state[:3] + state[4:] == states[0][:3] + states[0][4:], f"{error}: neither the old state nor an end"
+            assert state[:3] + state[4:] == states[0][:3] + states[0][4:], f"{error}: not the old state"
             now = open_files(self.root)
             assert poisoned or now == before, f"{error}: open are {now}, before {before}"
         if poisoned:
             assert error is not None
             return
         self.sweep.scene.act(machine, self.root)
-        assert not machine.is_running() or state_of(machine)[:-1] == states[-1][:-1], f"{error}: it does not go on"
+        assert not machine.is_running() or state_of(machine)[:-1] == states[-1][:-1], f"{error}: doing it again fails"
         assert_target_is_whole(self.root, alone=True)
 
 

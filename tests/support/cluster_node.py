@@ -228,7 +228,7 @@ class Node:
         return [self.persist(fastsm.open_session()).value for _ in range(count)]
 
     def call_deposit(self, items: list[tuple[int, int, str]], timeout: float) -> list[Any]:
-        """Make a deposit for each session, sequence and account, all at once; return answers, None if unknown."""
+        """Make a deposit for each session, sequence and account, all together; return answers, None if unknown."""
         told: queue.Queue[tuple[int, Any]] = queue.Queue()
         for number, (session, sequence, account) in enumerate(items):
 

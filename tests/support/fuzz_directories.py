@@ -180,7 +180,7 @@ class Journals(Target):
             ending, journal = ending_of(
                 lambda: Journal(self.path, durable=bool(dice.randrange(2)), _files=QuietDirectory))
             if journal is None:
-                assert not states, f"it opened once: {ending}"
+                assert not states, f"it opened only once: {ending}"
                 break
             try:
                 states.append((journal[:], journal.term, journal.vote))

@@ -151,7 +151,7 @@ def reopen(directory: Path) -> LogState:
     assert log.durable_index <= log.last_index
     inside(log).abandon()
     log = RaftLog(directory)
-    assert state_of(log) == found, "opened again, it is another one"
+    assert state_of(log) == found, "a second opening finds another state"
     log.verify()
     log.append([(log.last_index + 1, log.last_term, b"goes on")])
     log.sync()

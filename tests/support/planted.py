@@ -1,4 +1,4 @@
-"""Disks behind code with a classic mistake, which the simulator of power losses must find."""
+"""Disks that simulate code with a classic mistake, which the simulator of power losses must find."""
 
 from __future__ import annotations
 

@@ -257,7 +257,7 @@ class Point:
 
     @property
     def unsure(self) -> int:
-        """How many pages and names a power loss may or may not keep."""
+        """The number of pages and names that a power loss may or may not keep."""
         return sum(len(state.changed) for state in self.states.values()) + len(self.changes)
 
     def draw(self, rng: random.Random) -> Drawn:

@@ -203,7 +203,7 @@ def scan_all(machine: FastStateMachine) -> None:
     """Read all keys in order; raise `ViolationError` if they are not the table's."""
     found = machine.scan().entries
     if found != sorted(machine.items()) or machine.count(end=b"\xff") != machine.len():
-        raise ViolationError(f"{machine!r} has another order than its keys: {found[:5]}")
+        raise ViolationError(f"{machine!r} has an order that is not its keys': {found[:5]}")
 
 
 def shelved(path: Path) -> LogId | None:
