@@ -98,7 +98,7 @@ directory, count, has_deadlines = sys.argv[1], int(sys.argv[2]), sys.argv[3] == 
 machine, dice, index = fastsm.FastStateMachine(directory, auto_compact=False), random.Random(3), 0
 machine.apply([(1, 1, fastsm.noop())])
 before = own_memory()
-for _ in range(2):  # the second time they are overwritten
+for _ in range(2):  # the second round overwrites the keys
     for first in range(0, count, 1000):
         machine.apply([
             (2 + index + i, 1, fastsm.put(

@@ -64,7 +64,7 @@ def fast(directory: Path) -> Iterator[FastStateMachine]:
 
 
 @pytest.mark.parametrize(("method", "arguments", "error", "says", "everywhere"), WRONG)
-def test_a_wrong_argument_is_named_and_told_what_to_do(
+def test_the_error_of_a_wrong_argument_names_it_and_says_what_to_do(
     fast: FastStateMachine, method: str, arguments: tuple[Any, ...], error: type[Exception], says: str, everywhere: bool
 ) -> None:
     """The implementation and the model raise the same error, and nothing is applied."""
@@ -135,7 +135,7 @@ def test_terms_of_indexes_that_no_entry_has(fast: FastStateMachine) -> None:
         ([(1, 1, fastsm.noop()), (2, 0, None)], fastsm.OrderError),
     ],
 )
-def test_the_first_entry_that_cannot_be_is_the_one_that_is_told_of(
+def test_the_first_invalid_entry_of_a_chunk_is_the_one_in_the_error(
     fast: FastStateMachine, chunk: list[Any], error: type[Exception]
 ) -> None:
     """The implementation and the model check a chunk's entries one after the other, each its order first."""
@@ -146,7 +146,7 @@ def test_the_first_entry_that_cannot_be_is_the_one_that_is_told_of(
 
 
 @pytest.mark.parametrize("function", [fastsm.decode, fastsm.check, lambda command: fastsm.batch([command])])
-def test_bytes_of_another_make_are_called_so_before_an_upgrade_is_advised(function: Callable[[bytes], object]) -> None:
+def test_bytes_that_are_no_command_are_called_so_before_an_upgrade(function: Callable[[bytes], object]) -> None:
     """The error first says that the bytes may be no command at all, and then that a newer release may know them."""
     with pytest.raises(fastsm.UnknownCommandError, match=f"{NO_COMMAND}.* version 104, .* upgrade"):
         function(b"hello")

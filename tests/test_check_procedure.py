@@ -95,7 +95,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("function", WRONG, ids=lambda function: function.__name__)
-def test_what_differs_is_found(function: Any) -> None:
+def test_procedures_that_differ_are_found(function: Any) -> None:
     """The error names the procedure and the payload, and says what a procedure may depend on."""
     with pytest.raises(ProcedureError, match="nothing but tx") as raised:
         check_procedure(function, [b"k"], STATE)
@@ -118,7 +118,7 @@ def moves_what_is_due(tx: Any, payload: bytes) -> list[Any]:
     return [tx.add(b"total", len(moved)), *moved]
 
 
-def test_what_depends_on_tx_alone_is_not_found() -> None:
+def test_procedures_that_depend_on_tx_alone_pass() -> None:
     """The answers are returned; each call sees the changes of the calls before it, and the clock of the log."""
     state = [fastsm.put(b"k", b"", expires=5), fastsm.put(b"n", b"", expires=9), fastsm.tick(7, limit=0)]
     assert check_procedure(moves_what_is_due, [b"x", b"x"], state) == [
@@ -133,7 +133,7 @@ def reads_a_missing_file(tx: Any, payload: bytes) -> bytes:
     return Path("/no such file").read_bytes()
 
 
-def test_what_ends_the_chunk_is_told() -> None:
+def test_procedures_that_would_end_the_chunk_are_found() -> None:
     """A procedure that raises an ``OSError``, which ends the chunk on a replica, is a ``ProcedureError``, too."""
     with pytest.raises(ProcedureError, match="FileNotFoundError"):
         check_procedure(reads_a_missing_file, [b""])

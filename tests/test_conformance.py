@@ -121,14 +121,14 @@ def test_a_wrong_state_machine_is_found(name: str, failed_tests: dict[str, set[s
     assert FAULTS[name] <= failed_tests[name], f"{name} fails only {sorted(failed_tests[name])}"
 
 
-def test_no_rule_is_idle(failed_tests: dict[str, set[str]]) -> None:
+def test_every_rule_fails_for_some_wrong_state_machine(failed_tests: dict[str, set[str]]) -> None:
     """Each test of the suite fails for some wrong state machine."""
     rules = {name for name in dir(StateMachineConformance) if name.startswith("test_")}
     idle = rules - set().union(*failed_tests.values())
     assert not idle, f"no planted fault is found by {sorted(idle)}"
 
 
-def test_each_rule_says_itself() -> None:
+def test_the_docstring_of_each_rule_states_the_rule() -> None:
     """The docstring of each test of the suite begins with its rule, in one sentence on one line."""
     for name in dir(StateMachineConformance):
         if name.startswith("test_"):

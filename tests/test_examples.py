@@ -48,7 +48,7 @@ def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {name for name, _, _ in RUNS}
 
 
-def test_the_state_machine_of_another_make_conforms(tmp_path: Path) -> None:
+def test_the_state_machine_of_the_example_conforms(tmp_path: Path) -> None:
     """The test file of the example's own state machine passes, run as a reader would run it."""
     done = run(tmp_path, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(EXAMPLES / "own_state_machine"))
     assert done.returncode == 0, done.stdout

@@ -79,7 +79,7 @@ def test_a_tick_is_told_how_far_the_work_is() -> None:
     assert told == sorted(told)
 
 
-def test_where_no_thread_can_be_had_the_caller_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_thread_the_caller_does_long_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long work runs in its caller's thread if no thread can be started."""
 
     def refuse(function: object) -> None:

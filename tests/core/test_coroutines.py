@@ -390,7 +390,7 @@ def test_next_chunk_after_the_failure_was_seen_works(size: int, directory: Path,
     run(main())
 
 
-def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at: Opener) -> None:
+def test_failure_that_no_caller_sees_does_not_last(directory: Path, machine_at: Opener) -> None:
     """If the caller of a failed chunk was cancelled, chunks queued after it fail, and later ones work."""
     disk = Disk(stores=False)
     machine = machine_at(directory, contiguous=False, _files=disk.files)

@@ -247,7 +247,7 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("commands", PATTERNS.values(), ids=PATTERNS.keys())
-def test_what_is_gone_is_not_looked_at_again_and_again(
+def test_deleted_keys_are_not_passed_again_and_again(
     directory: Path, machine_at: Opener, commands: list[bytes]
 ) -> None:
     """The cost of a chunk, counted in keys passed, grows with its commands and keys, not with their product."""

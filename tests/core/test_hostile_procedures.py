@@ -218,7 +218,7 @@ machine = fastsm.FastStateMachine(sys.argv[1])
 machine.apply([(1, 1, fastsm.open_session())])
 pack_result, forked = judging.pack_result, []
 
-def forking(*arguments):  # where a signal handler of the main thread may run
+def forking(*arguments):  # a signal handler of the main thread may run here
     if not forked:
         forked.append(os.fork())
     return pack_result(*arguments)

@@ -242,7 +242,7 @@ OUTGROWN = """
     import gc, sys, threading, weakref
     import fastsm, fastsm.disk.mapping
 
-    fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only what is needed is reserved
+    fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only the needed size is reserved
     root = sys.argv[1]
 
     def put(machine, count, value):

@@ -514,7 +514,7 @@ HALF_IMPORTED = """
     found = {}
 
     class Handler(importlib.abc.MetaPathFinder):
-        # Runs in the middle of the import, as a signal handler would.
+        # Runs during the import, as a signal handler would.
         def find_spec(self, name, path, target=None):
             if name in ("numpy.linalg", "numpy.lib", "numpy.random", "zstandard.backend_c") and not found:
                 for method, call in calls.items():

@@ -389,7 +389,7 @@ def test_values_larger_than_a_piece_are_written(tmp_path: Path, directory: Path)
     shutil.rmtree(directory)
 
 
-def test_nobody_waits_while_a_snapshot_gets_its_name(tmp_path: Path) -> None:
+def test_no_call_waits_while_a_snapshot_gets_its_name(tmp_path: Path) -> None:
     """An apply proceeds while the disk makes a snapshot's name durable; a reset waits, and then ends nothing."""
     disk = Disk()
     with FastStateMachine(tmp_path / "state", _files=disk.files) as machine:

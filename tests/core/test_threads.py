@@ -83,7 +83,7 @@ TORN_CHUNKS = """
         reads[name] = reads.get(name, 0) + 1
 
     def get():
-        # Values of two calls may be of two chunks, but never of an older one than before.
+        # Values of two calls may be of two chunks, but the later call never returns an older chunk's.
         before = number(machine.get(EVERY[0])) or 0
         for key in EVERY[1:]:
             now = number(machine.get(key)) or 0
@@ -216,7 +216,7 @@ PAIRS = """
         machine.clear()
 
     def close():
-        # Closes what the others use, and opens it again for them.
+        # Closes the machine that the other threads use, and opens it again for them.
         global machine
         time.sleep(random.random() / 200)
         machine.close()

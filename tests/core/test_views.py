@@ -197,7 +197,7 @@ OUTGROWN = """
     import fastsm, fastsm.disk.mapping
     from fastsm.disk.files import Directory
 
-    fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only what is needed is reserved
+    fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only the needed size is reserved
     failing = False
 
     class Files(Directory):

@@ -132,7 +132,7 @@ for name, work in works.items():
         try:
             work()
             quiet += 1
-        except (MemoryError, RuntimeError, SystemError):  # the interpreter's own ways to say it, at some places
+        except (MemoryError, RuntimeError, SystemError):  # the interpreter reports a lack of memory in different ways
             refused += 1
             quiet = 0
         finally:

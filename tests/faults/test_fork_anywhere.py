@@ -39,7 +39,7 @@ def fork(number, frame):
     forks += 1
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)  # a child that waits for ever fails the test
+        signal.alarm(20)  # a child that hangs fails the test
         if ending == "_exit":
             os._exit(7)
         if ending == "signal":
@@ -138,7 +138,7 @@ try:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9, "the child did not live on"
     print("fine:", forks, "forks,", last, "entries of the journal")
 except TheEnd:
-    pass  # the child falls off the end, through everything that its parent was in
+    pass  # the child runs to its end, through its copy of the parent's stack
 """
 
 

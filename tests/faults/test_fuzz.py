@@ -125,7 +125,7 @@ def test_a_base_whose_attachment_is_not_padded_with_zeros_is_corrupt(directory: 
             assert (caught.value.path, caught.value.offset) == (str(directory / "base-1"), 164)
 
 
-def test_a_frame_that_lies_about_its_size_is_no_state(directory: Path, tmp_path: Path) -> None:
+def test_a_frame_that_announces_a_wrong_size_is_refused(directory: Path, tmp_path: Path) -> None:
     """A frame that announces a wrong size is refused; once an empty one that announced 128 bytes passed."""
     data = snapshots.with_field(by_hand.snapshot((0, 0), [], []), "codec", 1)
     for size, right in ((0, True), (128, False)):

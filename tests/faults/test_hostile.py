@@ -128,7 +128,7 @@ def fields(layouts: list[str]) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_any_number_in_any_field_is_a_typed_error_or_no_lie(copy: Path, directories: Path, name: str) -> None:
+def test_any_number_in_any_field_is_a_typed_error_or_harmless(copy: Path, directories: Path, name: str) -> None:
     """Any number in any header field, with a correct checksum, is a typed error, or the content is unchanged."""
     path, layouts = FILES[name]
     file = copy / path

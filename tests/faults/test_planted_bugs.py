@@ -224,7 +224,7 @@ BUGS = {
 }
 
 
-def test_there_are_twenty_two() -> None:
+def test_there_are_twenty_two_planted_bugs() -> None:
     """There are twenty-two planted bugs."""
     assert len(DISKS) + len(BUGS) == 22
 

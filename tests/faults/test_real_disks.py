@@ -166,7 +166,7 @@ def failing_disk(root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 @pytest.mark.parametrize("stores", [None, False], ids=["stored", "written"])
-def test_what_counted_is_there_after_a_real_failed_sync(stores: bool | None, tmp_path: Path) -> None:
+def test_durable_entries_survive_a_real_failed_sync(stores: bool | None, tmp_path: Path) -> None:
     """After a failed sync, a kill, a flush by the next process and a power loss, everything durable is there."""
     files = Disk(stores=stores).files
     with failing_disk(tmp_path) as (disk, image):
@@ -259,7 +259,7 @@ def test_a_log_on_a_full_disk_is_compacted_and_goes_on(
             assert log_state(log) == before
 
 
-def test_what_counted_in_a_log_is_there_after_a_real_failed_sync(tmp_path: Path) -> None:
+def test_durable_entries_of_a_log_survive_a_real_failed_sync(tmp_path: Path) -> None:
     """After a failed sync, a kill, a sync by the next process and a power loss, everything durable is in the log."""
     with failing_disk(tmp_path) as (disk, image):
         log = RaftLog(disk / "log")

@@ -78,7 +78,7 @@ class Opened:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
-def test_all_that_is_made_is_its_owners_alone(umask: int, tmp_path: Path) -> None:
+def test_everything_that_is_made_is_private_to_its_owner(umask: int, tmp_path: Path) -> None:
     """Directories of states, snapshots, receivers and logs have mode 0700, and files 0600, whatever the umask is."""
     before = os.umask(umask)
     try:

@@ -71,7 +71,7 @@ COMMON = """
             assert self.names & ENDING or machine.durable() >= mark
 
         def write_snapshot(self, own):
-            # A snapshot that was ended leaves the older file; one that returned is whole, and is that.
+            # An ended snapshot leaves the older file; one that returned is whole, and is the file.
             path = os.path.join(self.path + "-aside", own)
             try:
                 written = self.machine.write_snapshot(path, compress=random.choice(("none", "none", "zstd")))
@@ -96,7 +96,7 @@ COMMON = """
             self.machine.clear()
 
         def close(self, own):
-            # Closes what the others use, and opens it again for them.
+            # Closes the machine that the other threads use, and opens it again for them.
             with self.reopening:
                 time.sleep(random.random() / 200)
                 self.machine.close()
@@ -119,7 +119,7 @@ COMMON = """
                 stats = machine.stats()
                 assert stats.keys in (0, len(KEYS)), stats
 
-        # ---- at once -----------------------------------------------------------------------------------
+        # ---- at the same time --------------------------------------------------------------------------
 
         def allowed(self, name):
             errors = (NotRunningError,) if "close" in self.names else ()

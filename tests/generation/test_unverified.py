@@ -256,7 +256,7 @@ def test_a_key_size_damaged_at_the_end_of_the_log_is_read_within_the_arena(direc
 
 # ---- hostile tables --------------------------------------------------------------------------------------
 
-def test_tables_that_lie_under_right_checksums_crash_nothing() -> None:
+def test_forged_tables_with_right_checksums_crash_nothing() -> None:
     """Using a forged table gives an error, or wrong values that its forger chose, but never a crash."""
     with memory_directory() as root:
         many_keys(root / "state", ordered=True)

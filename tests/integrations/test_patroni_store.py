@@ -45,7 +45,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_what_is_required_decides(store: Any) -> None:
+def test_requirements_decide_about_a_write(store: Any) -> None:
     """prevExist, prevValue and prevIndex decide whether a set or a deletion takes effect."""
     assert store.set("/a", "1", prevExist=True) is None
     first = store.set("/a", "1", prevExist=False)

@@ -117,7 +117,7 @@ def test_no_result_is_an_error_with_its_reason(node_at: MakeNode) -> None:
     assert answers == [(None, FAIL_REASON.UNKNOWN_OUTCOME)]
 
 
-def test_a_callback_that_raises_harms_nobody(node_at: MakeNode) -> None:
+def test_a_callback_that_raises_does_no_harm(node_at: MakeNode) -> None:
     """After a callback that raises, the node continues, and the next callback is called."""
     node = node_at()
 

@@ -207,7 +207,7 @@ def test_with_consumers(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_who_retries_is_served_once(tmp_path: Path, durable: bool) -> None:
+def test_retried_commands_are_applied_once(tmp_path: Path, durable: bool) -> None:
     """Clients that resubmit commands in sessions while leaders are killed have each command applied once."""
     with running(tmp_path, durable=durable, policy=SMALL) as cluster:
         depositors = Depositors(cluster, random.Random(7))

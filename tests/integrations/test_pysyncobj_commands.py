@@ -255,7 +255,7 @@ class Now:
         return fastsm.Clock(machine, interval_ms=1, idle_ms=10**9, now=self)
 
 
-def test_who_leads_ends_what_is_due(node_at: MakeNode) -> None:
+def test_the_leader_removes_what_is_due(node_at: MakeNode) -> None:
     """The leader removes due keys by the given clock, and proposes nothing without deadlines or before one is due."""
     now, seen = Now(1000), []
     node = ready(node_at(clock=now.clock_of, on_change=seen.extend))

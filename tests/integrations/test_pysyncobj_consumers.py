@@ -281,7 +281,7 @@ def test_an_entry_that_this_node_cannot_call_stops_it(
         ticks(node, lambda: len(calls.taken) == 2 and node.isReady())
 
 
-def test_what_no_node_can_read_is_passed_over(node_at: MakeNode) -> None:
+def test_entries_that_no_node_can_read_are_skipped(node_at: MakeNode) -> None:
     """Invalid pickles, objects that cannot be unpickled and methods that raise are skipped on every replica."""
     calls = Calls()
     node = node_at(consumers=[calls])

@@ -344,7 +344,7 @@ def test_value_and_entry_come_in_one_read(nodes: Nodes, monkeypatch: pytest.Monk
     monkeypatch.undo()
 
 
-def test_a_node_that_nobody_ends_leaves_no_directory(nodes: Nodes) -> None:
+def test_a_node_that_is_not_ended_leaves_no_temporary_directory(nodes: Nodes) -> None:
     """A temporary directory is removed with the node or its process; a forked child leaves it to its parent."""
     node = FastCounting(None, [nodes.addresses[0]], nodes.conf(None, 0))
     directory = node._fastsm_places.path

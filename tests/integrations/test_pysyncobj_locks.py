@@ -171,7 +171,7 @@ def test_a_holder_that_lives_keeps_its_lock_over_changes_of_leader(monkeypatch: 
         assert not other.manager.isAcquired("lock")
 
 
-def test_the_lock_of_one_who_died_is_free_before_long() -> None:
+def test_a_dead_holders_lock_is_free_before_long() -> None:
     """With one leader, a dead holder's lock is free after its time, and before one and a half times that."""
     log = Log()
     holder = FastLockManager(TIME, "holder")

@@ -96,7 +96,7 @@ def test_commands_that_wait_leave_together(pair: Pair) -> None:
     assert [node.get(b"key-499") for node in pair.nodes] == [b"1", b"1"]
 
 
-def test_large_commands_wait_for_nobody(pair: Pair) -> None:
+def test_large_commands_are_sent_immediately(pair: Pair) -> None:
     """A large command is sent in a message of its own, after earlier ones, so that order is kept."""
     answered: list[int] = []
     sizes = [10, 5000, 10, 2 << 20, 10, 10, 70_000, 10]
@@ -275,7 +275,7 @@ def test_no_command_is_left_asleep(pair: Pair) -> None:
             thread.join()
 
 
-def test_what_there_was_no_time_for_wakes_again(pair: Pair) -> None:
+def test_commands_left_by_a_full_look_at_the_queue_wake_again(pair: Pair) -> None:
     """If a look at the queue ends by its time limit, the next tick does not sleep before the rest."""
     node = pair.nodes[0]
     pair.settle()
@@ -305,7 +305,7 @@ def no_descriptor(*_: Any) -> Any:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def test_a_connection_that_cannot_be_begun_stops_nobody(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_cannot_be_opened_stops_no_node(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that cannot be opened for lack of descriptors is retried, and the node continues."""
     caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
     called = next(node for node in pair.nodes if node is not caller)
@@ -415,7 +415,7 @@ def test_commands_wait_for_the_connection_to_the_leader(pair: Pair) -> None:
     assert told == [(True, 0)] * 10
 
 
-def test_whoever_waits_is_told_when_the_connection_to_the_leader_has_ended(
+def test_calls_in_flight_are_answered_when_the_connection_to_the_leader_ends(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the connection to the leader ends, callers of commands in flight get an unknown outcome."""

@@ -275,7 +275,7 @@ def test_a_callback_of_a_call_may_raise(
 
 
 @pytest.mark.parametrize("how", ["destroy", "failure"])
-def test_whoever_waits_is_told_of_the_end(node_at: MakeNode, how: str) -> None:
+def test_pending_calls_are_answered_at_the_end(node_at: MakeNode, how: str) -> None:
     """At the end of a node every pending command, in the queue or in flight, gets one callback."""
     counter = ReplCounter()
     node = node_at(partners=("127.0.0.1:1",), consumers=[counter], conf={"dynamicMembershipChange": True})
@@ -404,7 +404,7 @@ def test_a_backlog_of_replicated_methods_is_read_once(node_at: MakeNode, monkeyp
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_exception_ends_no_thread_of_pysyncobjs(node_at: MakeNode, error: type[BaseException]) -> None:
+def test_a_keyboard_interrupt_does_not_end_pysyncobjs_thread(node_at: MakeNode, error: type[BaseException]) -> None:
     """A KeyboardInterrupt or SystemExit raised by user code in PySyncObj's thread is handled like any error."""
 
     class Node(ReplicatedStateMachine):

@@ -404,7 +404,7 @@ def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_what_was_found_is_no_work_for_the_first_entry(tmp_path: Path) -> None:
+def test_new_entries_start_no_writeback_of_found_ones(tmp_path: Path) -> None:
     """New entries do not start writeback of entries that an earlier process appended."""
     journal = Journal(tmp_path)
     for index in range(1, 7):
@@ -425,7 +425,7 @@ def test_what_was_found_is_no_work_for_the_first_entry(tmp_path: Path) -> None:
 
 # ---- pointers -------------------------------------------------------------------------------------------------
 
-def test_nothing_is_no_command(tmp_path: Path) -> None:
+def test_none_is_not_a_command(tmp_path: Path) -> None:
     """None as a command is a ``TypeError``, and nothing is appended."""
     nothing: Any = None
     with closing(Journal(tmp_path / "journal")) as journal:

@@ -228,7 +228,7 @@ def test_without_reads_the_order_stays_in_proportion_to_the_keys(directory: Path
     assert [key for key, _ in machine.ordered()] == keys[-20_000:]
 
 
-def test_nothing_is_paid_before_the_order_is_asked_for(directory: Path, machine_at: Opener) -> None:
+def test_there_is_no_order_before_the_first_ordered_read(directory: Path, machine_at: Opener) -> None:
     """Without an ordered read there is no order, and compaction, reset and reopening do not build one."""
     machine = machine_at(directory, retain_entries=0)
     put_all(machine, SHAPES["random"])

@@ -126,7 +126,7 @@ def test_table_empties_and_fills_again() -> None:
         assert table.size == size
 
 
-def test_deletion_leaves_no_scars() -> None:
+def test_long_deletion_leaves_the_table_sound() -> None:
     """Inserting and deleting for long, as in a queue, leaves the table sound and no larger."""
     table, records, model = filled(b"key %d" % number for number in range(2_500))
     size = table.size

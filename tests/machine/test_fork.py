@@ -49,7 +49,7 @@ def use(machine, view):
 
 
 def child(machine, view):
-    signal.alarm(30)  # so that a child that waits for ever fails the test
+    signal.alarm(30)  # so that a child that hangs fails the test
     use(machine, view)
     if ending == "_exit":
         os._exit(7)

@@ -60,7 +60,7 @@ def orders(machine):
 def close(machine):
     try:
         machine.close()
-    except fastsm.NotRunningError:  # a thread is amid a write, and will be for ever
+    except fastsm.NotRunningError:  # a thread is within a write, and will never finish it
         pass
 
 def checksum(machine):
@@ -108,7 +108,7 @@ owner = Owner(machine, getattr(work, sys.argv[3]))
     + [("waits", end) for end in ("checksum", "snapshot", "opens", "scan")]
     + [("orders", end) for end in ("close", "scan")],
 )
-def test_a_finalizer_at_the_end_of_the_interpreter_waits_for_nobody(work: str, end: str, tmp_path: Path) -> None:
+def test_a_finalizer_at_the_end_of_the_interpreter_waits_for_no_thread(work: str, end: str, tmp_path: Path) -> None:
     """A finalizer at the interpreter's end finishes its work, even long work, whatever other threads were doing."""
     (tmp_path / "work.py").write_text(WORK)
     (tmp_path / "main.py").write_text(MAIN)

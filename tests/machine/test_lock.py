@@ -27,7 +27,7 @@ if "fork" in sys.argv:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writing, b"x")  # by now it has given up the lock's descriptor
+        os.write(writing, b"x")  # by now the child has closed the lock's descriptor
         time.sleep(60)
         os._exit(0)
     os.read(reading, 1)
@@ -201,7 +201,7 @@ def test_sixteen_processes_race_and_one_at_a_time_wins(directory: Path) -> None:
         assert machine.last_applied() == LogId(16 * rounds, 1)
 
 
-def test_who_asks_for_the_owner_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_for_the_owner_does_not_refuse_an_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An opening waits for a process that locks LOCK only to ask for the owner; a real owner is reported at once."""
     FastStateMachine(tmp_path).close()
     attempts = 0

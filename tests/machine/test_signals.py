@@ -169,7 +169,7 @@ STORM = """
     for other in others:
         other.join()
     if descriptors is not None:
-        gc.collect()  # tracebacks of the interruptions hold frames, and these what was half made
+        gc.collect()  # tracebacks of the interruptions hold frames, and those hold unfinished objects
         now = []
         for number in os.listdir("/proc/self/fd"):
             if os.path.exists(f"/proc/self/fd/{number}") or os.path.islink(f"/proc/self/fd/{number}"):
@@ -221,7 +221,7 @@ CTRL_C = """
         os.kill(os.getpid(), signal.SIGINT)
 
     def interrupted(function, seconds):
-        # How long after Ctrl-C the call ended; None when it was done before.
+        # Return how long after Ctrl-C the call ended; None if it was done before.
         timer = threading.Timer(seconds, press)
         timer.start()
         try:
@@ -233,7 +233,7 @@ CTRL_C = """
         return None
 
     def served(function):
-        # Ctrl-C comes earlier and earlier until it comes within the call, however fast the machine is just now.
+        # Ctrl-C is sent earlier and earlier until it arrives within the call, however fast the computer is.
         seconds = duration(function)
         while True:
             seconds = seconds / 2 if seconds > 1e-6 else duration(function)

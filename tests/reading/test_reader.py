@@ -446,7 +446,7 @@ def newest_slot(directory: str | os.PathLike[str]) -> Any:
 
 
 @pytest.mark.parametrize("content", [b"", bytes(4096), b"FASTSM-P\1".ljust(4096, b"\0"), b"FASTSM-P"])
-def test_what_a_crash_or_an_older_release_leaves_is_made_anew(tmp_path: Path, content: bytes) -> None:
+def test_what_a_crash_or_an_older_release_leaves_is_replaced(tmp_path: Path, content: bytes) -> None:
     """An empty, zeroed or cut file, and one of another version, is replaced by the next owner."""
     path = tmp_path / published.NAME
     with FastStateMachine(tmp_path) as machine:

@@ -411,7 +411,7 @@ def test_much_news_is_not_taken_on_the_event_loop(
 
 
 @pytest.mark.parametrize("why", ["no publication", "lost frames"])
-def test_whoever_waits_looks_seldom(why: str, machine: FastStateMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_threads_look_seldom(why: str, machine: FastStateMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """If nothing is published yet, or what was published is missing, a wait does not poll continuously."""
     machine.close()
     path = Path(machine.path) / published.NAME

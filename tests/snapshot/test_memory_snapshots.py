@@ -219,7 +219,7 @@ def test_a_stale_snapshot_is_refused_unless_asked_for(tmp_path: Path) -> None:
     assert machine.items() == [(b"a", b"v")]
 
 
-def test_what_was_announced_must_be_what_is_there(tmp_path: Path) -> None:
+def test_announced_metadata_must_match_the_file(tmp_path: Path) -> None:
     """Metadata with another checksum, another entry or of another type have an error of their own each."""
     machine = machine_with((1, 1, put(b"a")))
     metadata = machine.write_snapshot(tmp_path)

@@ -180,7 +180,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path
     assert set(os.listdir(tmp_path)) == {"snapshot.fsm", "snapshot.fsm.note"}
 
 
-def test_what_only_looks_like_a_leftover_is_no_hindrance(tmp_path: Path) -> None:
+def test_other_files_with_the_name_of_a_leftover_stay(tmp_path: Path) -> None:
     """A link or a FIFO with the name of a leftover stays where it is."""
     (tmp_path / "snapshot.fsm.1-ab.tmp").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "snapshot.fsm.2-ab.tmp")
