@@ -80,7 +80,7 @@ def test_every_flipped_bit_of_a_snapshot_is_found(written: Path) -> None:
 
 
 def test_every_cut_of_a_snapshot_is_found(written: Path) -> None:
-    """A snapshot that is cut to any length is refused, and is not installed."""
+    """A snapshot that is cut to any length is refused by open or verify."""
     content = (written / "snapshot.fsm").read_bytes()
     path = written / "cut.fsm"
     for size in range(SIZE):

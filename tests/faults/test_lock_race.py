@@ -15,7 +15,7 @@ import fastsm
 
 path, processes, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 shared = mmap.mmap(-1, mmap.PAGESIZE)  # the round; then, for each process, the round that it has finished
-owners = mmap.mmap(-1, 4 * processes * rounds)  # for each process and round: the holder's pid in the error, or 0 if it won
+owners = mmap.mmap(-1, 4 * processes * rounds)  # per process and round: the pid in the error; 0: it won
 
 
 def wait(condition):

@@ -119,7 +119,7 @@ def test_a_class_on_fastsms_base_keeps_its_state(nodes: Nodes, tmp_path: Path) -
 
 
 def test_a_node_that_is_given_a_journal_goes_on_with_what_it_has(nodes: Nodes, tmp_path: Path) -> None:
-    """A node made with a dump file alone keeps its state if a journal file is added later."""
+    """A node made with a dump file alone keeps its state if a journal file is added, and if it is removed again."""
     dump = {"fullDumpFile": str(tmp_path / "a.dump")}
     for total, conf in ((5, dump), (10, {"journalFile": str(tmp_path / "a.journal"), **dump}), (15, dump)):
         node = nodes.start(FastCounting, 0, members=1, conf=conf)
@@ -382,7 +382,7 @@ def test_what_the_caller_changes_in_its_configuration_counts(nodes: Nodes, tmp_p
 
 
 def test_nodes_stay_as_the_user_made_them(nodes: Nodes, tmp_path: Path) -> None:
-    """Attributes that a user set on a node object are still there after a restart from a snapshot."""
+    """Node objects that the user made are used with their attributes, also after a restart from a snapshot."""
     own = nodes.addresses[0]
     for _ in range(2):
         other = TCPNode(nodes.addresses[1], rack="b")

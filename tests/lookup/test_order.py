@@ -185,7 +185,7 @@ def test_more_deletes_than_that_are_cleared_away_by_a_thread(directory: Path, ma
 
 
 def test_overwrites_cost_a_lookup_once(directory: Path, machine_at: Opener) -> None:
-    """The first scan over overwritten records updates their entries, so that later ones need no lookup."""
+    """Overwrites add neither entries nor new keys to the order, and a scan and a count then find every key."""
     machine = machine_at(directory, ordered=True)
     keys = SHAPES["rising"]
     put_all(machine, keys)

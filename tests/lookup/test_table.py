@@ -97,7 +97,7 @@ def test_table_grows_segment_by_segment() -> None:
 
 
 def test_segments_do_not_split_all_at_once() -> None:
-    """Segments have different limits; with equal ones most would split within a few thousand keys, in one pause."""
+    """At most five segments split within 1,000 keys, because their limits differ: many splits would be a pause."""
     table, records = Table((1, 2)), Records()
     sizes = []
     for number in range(210_000):

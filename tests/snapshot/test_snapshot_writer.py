@@ -93,7 +93,7 @@ def test_it_is_synced_before_it_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_the_disk_is_given_all_of_it_at_its_pace_before_the_sync(tmp_path: Path, compress: str) -> None:
-    """Writeback of the file keeps pace with the writer, so that other syncs wait for a few mebibytes at most."""
+    """The whole file is given to paced writeback before its sync, so that other syncs need not wait for all of it."""
     disk = Disk()
     write_snapshot_file(tmp_path / "new", StateSource(some_state()), compress=compress, files=disk.files)
     calls = [(call.method, call.arguments) for call in disk.calls if call.method in ("pace_writeback", "sync")]

@@ -62,7 +62,7 @@ def test_a_directory_and_its_snapshot_dump_the_same(filled, tmp_path):
 
 
 def test_the_first_line_says_what_the_others_are(directory, machine_at):
-    """The first line has last applied, runs of terms and number of keys; each other line has one record."""
+    """The first line has last applied, runs and number of keys; then comes a line for each record, and an end mark."""
     with machine_at(directory) as machine:
         machine.apply([(1, 1, fastsm.put("grün".encode(), b"\xff")), (2, 3, fastsm.delete(b"x\x1b[2J"))])
         machine.apply([(3, 3, fastsm.config(b"nodes"))])

@@ -87,7 +87,7 @@ def test_a_whole_state_is_not_touched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("made", [True, False])
 def test_an_error_leaves_nothing(tmp_path: Path, made: bool) -> None:
-    """After an error a new directory is removed, and one that existed is empty again, except for its lock."""
+    """After an error a new directory is removed; one that existed keeps only LOCK and PUBLISHED."""
     if not made:
         (tmp_path / "new").mkdir()
 
