@@ -311,7 +311,7 @@ def test_a_table_of_another_log_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_table_of_another_kind_of_file_is_not_believed(tmp_path: Path) -> None:
-    """If a directory, a symbolic link or a FIFO is in the table's place, base and log are read."""
+    """If a symbolic link or a directory is in the table's place, base and log are read."""
     expected = small_state(tmp_path / "state")
     path = table_in(tmp_path / "state")
     path.rename(tmp_path / "table")

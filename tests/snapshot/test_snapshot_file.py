@@ -239,7 +239,7 @@ NUMBERS = [0, 1, 7, 8, 24, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_a_false_header_field_is_found(tmp_path: Path, name: str, compress: str) -> None:
-    """A false number in any field of the header, with matching checksums, is a typed error in little memory."""
+    """A false number in any field of the header, with matching checksums, is a typed error."""
     state = some_state()
     data = snapshot_bytes(state, compress, b"hello")
     flat = snapshot_bytes(state, "none", b"")[160:]

@@ -292,7 +292,7 @@ def test_an_interrupt_leaves_no_child(source, tmp_path):
 
 
 def test_the_child_imports_what_its_parent_did(source, tmp_path, monkeypatch):
-    """The child does not import a folder named fastsm in the current folder."""
+    """The child imports neither a fastsm nor a json of the current folder."""
     (tmp_path / "fastsm").mkdir()
     (tmp_path / "fastsm" / "__init__.py").write_text("raise SystemExit('the wrong fastsm')")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")

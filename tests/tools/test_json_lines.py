@@ -88,7 +88,7 @@ def test_a_dump_by_prefix_holds_those_keys_alone(directory, tmp_path, machine_at
 
 
 def test_a_dump_of_a_part_of_the_log(filled):
-    """A dump of a part of the log includes both given entries; entries of the base are not in the log."""
+    """A dump of a part of the log includes both given entries; a log that starts after a base cannot be loaded."""
     whole = [json.loads(line) for line in dumped(json_lines.dump_log(filled))]
     base = whole[0]["base"][0]
     first, last = base + 5, base + 40

@@ -50,7 +50,7 @@ def test_a_state_is_made_where_one_can_be(tmp_path: Path, place: str) -> None:
 
 
 def test_the_root_of_a_mounted_volume_will_do(tmp_path: Path) -> None:
-    """A state is made in the root of a volume, which cannot be renamed, and whose parent may be read-only."""
+    """A state is made in the root of a mounted volume, which no rename can replace."""
     volume = tmp_path / "volume"
     volume.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=False).returncode:

@@ -207,7 +207,7 @@ def test_repair_of_a_lost_current(flushed):
 
 
 def test_stats_print_in_human_units(flushed):
-    """print(machine.stats()) is for people, and as_dict for programs."""
+    """print(machine.stats()) shows keys, log, recovery and flushes in a form for people."""
     with fastsm.FastStateMachine(flushed) as machine:
         text = str(machine.stats())
     for expected in ("60, 4.", "entry 60 of term 4", "a clean close, 61 frames", "0 flushes"):
