@@ -1,6 +1,6 @@
-"""Every bit of a snapshot of 8 KiB, flipped: as a received file, and as the base that a log is stacked on.
+"""Flipped bits of a snapshot of 8 KiB: every bit of a received file, and a bit of each byte of a log's base.
 
-With those of a log of 4 KiB (`test_log_bits.py`) these are 98,304 bits, each tested in more than one way.
+With those of a log of 4 KiB (`test_log_bits.py`) these are 98,304 bits.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def open_and_verify(state: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["full", "off"])
 def test_every_flipped_byte_of_a_base_is_found(written: Path, mode: str) -> None:
-    """A flipped bit of any byte of a base is an error of the opening, or of `verify`, that names the base."""
+    """A flipped bit of a base, any in its header or one in a later byte, is an error that names the base."""
     state = written / "state"
     (base,) = state.glob("base-*")
     content = bytearray(base.read_bytes())

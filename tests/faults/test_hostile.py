@@ -173,7 +173,7 @@ def replace(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_but_a_file_is_opened(copy: Path, name: str, kind: str) -> None:
-    """A FIFO does not block, and a link is not followed; in place of a table both are ignored."""
+    """A FIFO, a link or a directory is refused without blocking; in place of a table it is ignored."""
     replace(copy / FILES[name][0], kind)
     assert (use(copy, name) == "") == (name == "table")
 

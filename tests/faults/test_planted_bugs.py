@@ -1,7 +1,7 @@
 """Twenty-two bugs that such a library may have, each planted alone, which a named test of the suite must find.
 
-Bugs about the disk are planted in front of the seam. The others are planted into the source: a copy of the package is
-built in which the environment switches one of them on, and a named test, run against that copy, must fail.
+Bugs about the disk are planted into the simulated disk. The others are planted into the source: a copy of the package
+is built in which the environment switches one of them on, and a named test, run against that copy, must fail.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def log_entries(log: RaftLog, size: int, count: int = 1) -> list[Entry]:
 def test_a_log_on_a_full_disk_is_compacted_and_goes_on(
     mounted: Mounted, stores: bool | None, segment_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk is ENOSPC and leaves the log unchanged; a compaction still works, and removes files."""
+    """A full disk is ENOSPC and leaves the log unchanged; it can still be compacted, closed and opened."""
     monkeypatch.setattr(raft_log, "SEGMENT_BYTES", segment_bytes)
     with mounted(tmp_path) as disk:
         log = RaftLog(disk / "log", _files=Disk(stores=stores).files)

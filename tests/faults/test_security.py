@@ -162,7 +162,7 @@ def test_a_link_in_a_raft_log_is_refused(name: str, target: str, tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["NEWEST.tmp", "journal-5"])
 def test_a_link_where_a_raft_log_would_make_a_file_is_not_followed(name: str, tmp_path: Path, outside: Path) -> None:
-    """A link where a Raft log would make a file is replaced or refused; its target stays unchanged."""
+    """A link where a Raft log would make a file does not hinder an append; its target stays unchanged."""
     path = tmp_path / "raft-log"
     with RaftLog(path) as log:
         fill(log)

@@ -82,7 +82,7 @@ class Stores:
         return found()[0]
 
     def same(self) -> dict[str, Any]:
-        """Wait until all stores hold the same; return it."""
+        """Wait until all stores have equal content; return it."""
         def contents() -> list[Any]:
             return [store.get("", recursive=True) for store in list(self.running.values())]
 

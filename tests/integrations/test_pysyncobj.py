@@ -95,7 +95,7 @@ def test_submit_gives_what_apply_said(node_at: MakeNode) -> None:
 
 
 def test_commands_are_checked_at_submit(node_at: MakeNode) -> None:
-    """A command that apply would refuse is refused by submit, and never gets into the log."""
+    """A command that apply would refuse is refused by submit."""
     node = node_at()
     for command in (b"", b"\x00\x01", fastsm.put(b"a", b"b")[:-1]):
         with pytest.raises(fastsm.CommandError):
@@ -118,7 +118,7 @@ def test_no_result_is_an_error_with_its_reason(node_at: MakeNode) -> None:
 
 
 def test_a_callback_that_raises_does_no_harm(node_at: MakeNode) -> None:
-    """After a callback that raises, the node continues, and the next callback is called."""
+    """After a callback that raises, the node continues, and the next call is answered."""
     node = node_at()
 
     def raising(result: Any, reason: Any) -> None:
@@ -160,7 +160,7 @@ def test_the_end_answers_everybody(node_at: MakeNode) -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_a_restart_goes_on_where_it_was(node_at: MakeNode, durable: bool) -> None:
-    """After a restart, with or without a dump, state, journal and term are there, and nothing is applied twice."""
+    """A restart after a dump and one more entry keeps state, journal and term, and applies nothing twice."""
     policy = DumpPolicy(trailing_entries=5)
     node = node_at(durable=durable, policy=policy)
     for number in range(50):
@@ -282,7 +282,7 @@ def test_this_pysyncobj_works() -> None:
 def test_a_node_of_another_wire_version_is_refused(
     node_at: MakeNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two nodes of different wire versions do not form a cluster, and say why."""
+    """A node refuses one of another wire version, and shows that version in `refused`."""
     ports = free_ports(2)
     addresses = [f"127.0.0.1:{port}" for port in ports]
     nodes = []

@@ -108,7 +108,7 @@ def cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
 
 
 def by_model(method: Callable[..., Any], *arguments: Any) -> Any:
-    """Make the same call of PySyncObj's own class directly."""
+    """Call a method of PySyncObj's own class directly; return its result, or DENIED if it raises."""
     try:
         return method(*arguments, _doApply=True)
     except (KeyError, TypeError):
@@ -155,7 +155,7 @@ def of_priority_queue(chance: random.Random) -> tuple[str, tuple[Any, ...]]:
 
 
 def content(battery: Any) -> Any:
-    """Return everything that can be read of a battery of either kind."""
+    """Return everything that can be read from a battery of fastsm or of PySyncObj."""
     if hasattr(battery, "rawData"):
         raw = battery.rawData()
         found: Any = dict(raw) if isinstance(raw, dict) else set(raw)
@@ -353,7 +353,7 @@ class OneWay:
 
 
 def test_an_item_that_only_one_node_cannot_read_stops_that_node(cluster: Callable[..., Cluster]) -> None:
-    """A node stops at an item that only it cannot read; an item that its own node cannot read back is not put."""
+    """A node stops at an item that only it cannot read; put refuses an item that cannot be read back."""
     codecs = [OneWay(), OneWay()]
     given = iter(codecs)
     nodes = cluster(lambda: [FastPriorityQueue(items=next(given))], 2)
@@ -448,7 +448,7 @@ def test_a_codec_of_the_users_own(cluster: Callable[..., Cluster]) -> None:
     values, items, queue = nodes.batteries[0]
     nodes.call(values.set, 255, 16)
     nodes.call(items.add, 10)
-    assert [nodes.call(queue.put, number) for number in (16, 9)] == [True, True]  # "10" is before "9"
+    assert [nodes.call(queue.put, number) for number in (16, 9)] == [True, True]  # by bytes, "10" would be first
     assert (values.rawData(), items.rawData(), nodes.call(queue.get)) == ({255: 16}, {10}, 9)
     assert nodes.nodes[0].get(b"dict\x00ff") == b"10"
 

@@ -284,7 +284,7 @@ def test_what_is_not_a_command_of_this_release(tmp_path: Path) -> None:
 
 
 def test_a_stock_node_is_refused(tmp_path: Path) -> None:
-    """A node without fastsm, or of another wire version, is refused before its first command; the others continue."""
+    """A node without fastsm is refused before its first command; the others continue, and one with fastsm joins."""
     from pysyncobj import SyncObj, SyncObjConf  # noqa: PLC0415
 
     with Cluster(tmp_path) as cluster:

@@ -48,7 +48,7 @@ def ready(node: Any) -> Any:
 
 
 def test_every_shorthand_gives_what_apply_answers(node_at: MakeNode) -> None:
-    """Each shorthand's callback gets a machine's answer to the command of the same name, in the same order."""
+    """Each shorthand's callback gets the answer that a machine in memory gives to the command of the same name."""
     node = ready(node_at(procedures=[move], clock=None))
     model = fastsm.MemoryStateMachine(procedures=[move])
     steps: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
@@ -286,7 +286,7 @@ def test_the_leader_removes_what_is_due(node_at: MakeNode) -> None:
 
 
 def test_a_leader_with_a_clock_that_is_late_does_no_harm(node_at: MakeNode) -> None:
-    """With a late clock, the leader removes keys that are due by the state's clock, which never goes back."""
+    """A leader whose clock is late removes keys that are due by the state's clock, which never goes back."""
     now = Now(5000)
     node = ready(node_at(clock=now.clock_of))
     answer(node, node.tick, 9000)
@@ -296,7 +296,7 @@ def test_a_leader_with_a_clock_that_is_late_does_no_harm(node_at: MakeNode) -> N
 
 
 def test_a_leap_is_not_proposed(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
-    """A host whose clock is years ahead proposes no tick; it logs that once, and the node works on."""
+    """A host whose clock is years ahead proposes no tick; it logs that once, and the node continues."""
     now = Now(10**12)
     node = ready(node_at(clock=now.clock_of))
     answer(node, node.put, b"lease", b"", )
@@ -368,7 +368,7 @@ def test_changes_next_to_compactions(node_at: MakeNode, retained: int) -> None:
 
 @pytest.mark.parametrize("retained", [0, 10_000])
 def test_changes_that_were_compacted_away(tmp_path: Path, retained: int) -> None:
-    """Changes before two compactions are found in the newest log, or None says that they are gone."""
+    """Changes before two compactions are found in the newest log; the result is None if they are gone."""
     with fastsm.FastStateMachine(tmp_path, retain_entries=retained, auto_compact=False) as machine:
         place = Place(machine)
         entries = [(index, 1, fastsm.put(b"key", b"%d" % index)) for index in (1, 2, 3)]

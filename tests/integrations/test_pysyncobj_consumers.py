@@ -97,7 +97,7 @@ def test_a_consumer_may_be_added_and_not_dropped(node_at: MakeNode) -> None:
 
 
 def test_a_method_added_in_the_middle_is_refused(node_at: MakeNode) -> None:
-    """A release in which numbers, by which entries name methods, mean other methods does not start."""
+    """A release that changes the numbers by which entries name methods is refused; a method at the end is fine."""
 
     def node_class(*names: str) -> type[ReplicatedStateMachine]:
         class Node(ReplicatedStateMachine):

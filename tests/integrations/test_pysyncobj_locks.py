@@ -247,7 +247,7 @@ def test_a_late_release_is_not_one_of_a_later_lock() -> None:
 
 
 def test_time_counts_once_and_in_its_own_term() -> None:
-    """An entry of time that is late, repeated or from an old leader moves nothing; a long gap counts in part."""
+    """A report of time that is late, repeated or of another term adds nothing; a long gap adds only the limit."""
     log = Log()
     prefix = b"locks\0"
 
@@ -262,7 +262,7 @@ def test_time_counts_once_and_in_its_own_term() -> None:
 
 
 def test_the_leaders_count_begins_with_its_term() -> None:
-    """A leader's count begins with its term, with a pause between two entries, and none without a lock."""
+    """A leader counts time from the start of its term, and proposes it every two seconds while a lock is held."""
     has = [False]
     timer = LocksTimer(lambda: has[0], lambda term, counted: b"%d %d" % (term, counted), 2.0)
     assert timer.tick(100.0, 1) is None

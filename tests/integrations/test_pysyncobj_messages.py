@@ -97,7 +97,7 @@ def test_commands_that_wait_leave_together(pair: Pair) -> None:
 
 
 def test_large_commands_are_sent_immediately(pair: Pair) -> None:
-    """A large command is sent in a message of its own, after earlier ones, so that order is kept."""
+    """Small and large commands of a follower are answered in the order of their calls."""
     answered: list[int] = []
     sizes = [10, 5000, 10, 2 << 20, 10, 10, 70_000, 10]
     for number, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Power loss of all nodes of a durable cluster at the same time: promises hold, no acknowledged write is lost."""
+"""Power loss of two or all nodes of a durable cluster at the same time: no promise or acknowledged write is lost."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def violations(
 
 
 def test_nothing_acknowledged_is_lost(clock: Clock) -> None:
-    """After any power loss of all nodes, terms, votes and acknowledged writes are there."""
+    """After power losses of two or all nodes, terms, votes and acknowledged writes are there."""
     counts: Counter[str] = Counter()
     wrong = violations(clock, range(5), counts)
     print(dict(counts))
@@ -170,7 +170,7 @@ class RepliesNotHeld(ReplicatedStateMachine):
 
 
 class NothingSynced(ReplicatedStateMachine):
-    """Replies wait, but nothing is synced before they leave."""
+    """A node that delays its replies, but sends them without a sync."""
 
     def _fastsm_make_durable(self) -> None:
         self._fastsm_transport.release()

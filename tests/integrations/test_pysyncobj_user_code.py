@@ -52,7 +52,7 @@ def test_attributes_of_a_node_begin_with_a_prefix(node_at: MakeNode) -> None:
     assert names <= stock
 
 
-def test_a_subclass_may_use_the_names_of_what_is_shown(node_at: MakeNode) -> None:
+def test_a_subclass_may_use_the_names_of_the_nodes_parts(node_at: MakeNode) -> None:
     """Attributes and replicated methods with names of the node's parts, or with Patroni's names, do no harm."""
 
     class Node(ReplicatedStateMachine):
