@@ -46,7 +46,7 @@ def test_without_a_deadline_there_is_no_tick() -> None:
     assert host.machine.clock() == 0
 
 
-def test_what_is_due_is_removed_by_the_next_tick() -> None:
+def test_due_keys_are_removed_by_the_next_tick() -> None:
     """A key and then a session are removed by a tick at their deadlines, and no tick is proposed before that."""
     host = Host(idle_ms=DAY)
     host.apply(fastsm.tick(NOW))
@@ -207,7 +207,7 @@ def test_the_clock_moves_while_something_has_a_deadline() -> None:
     assert moved == [0, 10_000, 20_000, 30_000, 40_000, 50_000]
 
 
-def test_it_says_when_to_ask_again() -> None:
+def test_delay_is_the_time_until_the_next_poll() -> None:
     """The delay is the rest of the interval, and never more than the interval, whatever the host's clock did."""
     host = Host(interval_ms=2_000)
     assert host.clock.delay() == 2
@@ -238,7 +238,7 @@ def test_a_stopped_machine_has_no_time() -> None:
             call()
 
 
-def test_by_default_it_is_the_hosts_clock() -> None:
+def test_the_default_clock_is_the_hosts() -> None:
     """A tick has the time of the host's clock, in milliseconds since 1970."""
     machine = MemoryStateMachine()
     clock: Callable[[], bytes | None] = Clock(machine).poll

@@ -33,7 +33,7 @@ def test_short_work_is_done_by_its_caller_and_long_work_by_a_thread() -> None:
 
 
 @pytest.mark.parametrize("size", [0, LONG], ids=["short", "long"])
-def test_what_work_returns_or_raises_is_its_callers(size: int) -> None:
+def test_the_caller_gets_the_works_result_or_error(size: int) -> None:
     """The caller gets the work's result or error, even if another thread did the work."""
 
     def fail(work: Work) -> None:

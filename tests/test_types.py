@@ -44,8 +44,8 @@ def test_a_flipped_bit_is_found(bit: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 65, 128])
-def test_another_size_is_refused(size: int) -> None:
-    """The error says how many bytes were expected and found."""
+def test_metadata_of_another_size_is_refused(size: int) -> None:
+    """Metadata of another size is refused; the error says how many bytes were expected and found."""
     with pytest.raises(SnapshotFormatError, match=f"expected 64 bytes, found {size}"):
         SnapshotMetadata.from_bytes((METADATA.to_bytes() * 2)[:size])
 
@@ -63,7 +63,7 @@ def test_a_later_version_says_so() -> None:
 @pytest.mark.parametrize("metadata", [
     SnapshotMetadata(LogId(1, 1), bytes(31)), SnapshotMetadata(LogId(-1, 1), bytes(32)),
     SnapshotMetadata(LogId(1, 2**64), bytes(32))])
-def test_what_is_no_metadata_has_no_bytes(metadata: SnapshotMetadata) -> None:
+def test_invalid_metadata_cannot_be_encoded(metadata: SnapshotMetadata) -> None:
     """A checksum of another size, or a number outside of 64 bits, gives a ``ValueError``."""
     with pytest.raises(ValueError, match="expected"):
         metadata.to_bytes()

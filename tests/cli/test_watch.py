@@ -52,7 +52,7 @@ def test_each_change_is_a_line_at_once(machine: FastStateMachine) -> None:
         assert process.returncode == 0
 
 
-def test_it_ends_when_the_reader_of_the_pipe_is_gone(machine: FastStateMachine) -> None:
+def test_the_command_ends_when_the_reader_of_the_pipe_is_gone(machine: FastStateMachine) -> None:
     """The command ends silently when the pipe's reader is gone, even if there is nothing to write."""
     with started(machine, "--from", "2") as process:
         assert next_line(process)["index"] == 2

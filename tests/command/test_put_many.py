@@ -148,7 +148,7 @@ def test_later_pairs_win(directory: Path, machine_at: Opener) -> None:
     assert machine.len() == 2
 
 
-def test_of_equal_keys_one_pair_is_sent(directory: Path, machine_at: Opener) -> None:
+def test_equal_keys_become_one_pair(directory: Path, machine_at: Opener) -> None:
     """The command has one pair per key, even with many equal keys and similar ones, so a watch has one change each."""
     rng = random.Random(2)
     sizes = [rng.randrange(12) for _ in range(5000)]
@@ -161,7 +161,7 @@ def test_of_equal_keys_one_pair_is_sent(directory: Path, machine_at: Opener) -> 
     assert len(watch.read(10_000)) == len(set(keys)) == machine.len()
 
 
-def test_what_put_many_makes_is_a_command(directory: Path, machine_at: Opener) -> None:
+def test_put_many_returns_a_valid_command(directory: Path, machine_at: Opener) -> None:
     """``check`` and ``decode`` accept the command, and ``apply`` returns one result for it."""
     command = fastsm.put_many([b"a"], [b"1"])
     fastsm.check(command)
@@ -265,7 +265,7 @@ def test_a_single_offset_is_checked_too() -> None:
     ],
     ids=without_address,
 )
-def test_what_is_no_column_is_a_type_error(column: Any) -> None:
+def test_an_invalid_column_is_a_type_error(column: Any) -> None:
     """Other types are a ``TypeError``, above all a single ``bytes`` in place of a column."""
     for keys, values in ((column, [b"1", b"2"]), ([b"1", b"2"], column)):
         with pytest.raises(TypeError):
@@ -357,7 +357,7 @@ class Offsets(np.ndarray):
 @pytest.mark.parametrize(
     "column", [Claim(), (b"data", Claim())], ids=["cells", "offsets"],
 )  # fmt: skip
-def test_what_an_array_says_of_itself_is_not_believed(column: Any) -> None:
+def test_an_object_that_only_looks_like_an_array_is_a_type_error(column: Any) -> None:
     """An object with an array's attributes, but without a buffer, is a ``TypeError`` that names the column."""
     for keys, values in ((column, [b""] * 100_000), ([b""] * 100_000, column)):
         with pytest.raises(TypeError, match=r"(keys|values): expected .* found Claim"):
@@ -461,7 +461,7 @@ def test_where_a_column_of_deadlines_says_none_a_pair_has_none() -> None:
 
 
 @pytest.mark.parametrize("deadline", [0, 2**63 - 1, True, np.uint64(7), np.array(7)], ids=repr)
-def test_one_deadline_is_that_of_all_pairs(deadline: Any) -> None:
+def test_one_deadline_applies_to_all_pairs(deadline: Any) -> None:
     """An int is the deadline of all pairs; one out of range is refused as it is in a column."""
     expected = fastsm.batch([fastsm.put(key, b"v", expires=deadline) for key in (b"a", b"b")])
     assert fastsm.put_many([b"a", b"b"], [b"v", b"v"], expires=deadline) == expected

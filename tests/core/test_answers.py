@@ -218,7 +218,7 @@ def test_an_answer_is_an_immutable_triple() -> None:
              lambda: fastsm.transaction([], [fastsm.call("p")]), lambda: fastsm.transaction([], [fastsm.noop()]),
              lambda: fastsm.batch([fastsm.read(b"k")]), lambda: fastsm.batch([fastsm.call("p")]),
              lambda: fastsm.batch([fastsm.transaction([], [])])])
-def test_what_cannot_be_is_refused_where_it_is_made(make: object) -> None:
+def test_an_invalid_command_is_refused_when_it_is_made(make: object) -> None:
     """Numbers beyond 64 bits, and commands where they are not allowed, are refused."""
     with pytest.raises(fastsm.CommandError):
         make()  # type: ignore[operator]

@@ -98,7 +98,7 @@ def test_keys_too_long_to_be_there_are_absent(machine: FastStateMachine) -> None
     assert keys[0] not in machine
 
 
-def test_what_is_no_key_is_a_type_error(machine: FastStateMachine) -> None:
+def test_a_key_that_is_not_bytes_is_a_type_error(machine: FastStateMachine) -> None:
     """Text and numbers are not keys."""
     for wrong in (["text"], [1], [None], [b"nuls", "text"]):
         for read in (machine.get_many, machine.get_columns):

@@ -124,7 +124,7 @@ def test_a_reader_never_sees_half_of_it(directory: Path, machine_at: Opener, kin
     inside(machine).check()
 
 
-def test_it_takes_one_record_for_each_key(directory: Path, machine_at: Opener) -> None:
+def test_a_deleted_range_takes_one_record_for_each_key(directory: Path, machine_at: Opener) -> None:
     """The log grows by a delete record for each key, and not for absent keys."""
     machine = machine_at(directory, auto_compact=False, ordered=True)
     keys = [b"k%07d" % i for i in range(MANY)]
@@ -208,7 +208,7 @@ print((peak() - before) / count, answer.value)
 """
 
 
-def test_its_memory_is_in_proportion_to_the_keys(tmp_path: Path) -> None:
+def test_memory_of_a_deleted_range_is_in_proportion_to_the_keys(tmp_path: Path) -> None:
     """A command that deletes many keys takes about a hundred bytes per key until it is applied, without objects."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "state"), "200000"], capture_output=True, text=True, check=True)

@@ -55,7 +55,7 @@ def test_durable_moves_to_where_the_log_ended_when_the_sync_began(directory: Pat
     assert machine.durable() == LogId(2, 1)
 
 
-def test_what_fails_during_a_chunk_leaves_nothing_of_it_in_the_log(directory: Path, machine_at: Opener) -> None:
+def test_a_chunk_whose_writeback_fails_is_not_in_the_log(directory: Path, machine_at: Opener) -> None:
     """If starting the writeback of earlier frames fails, the chunk that triggered it is not applied."""
     failing, sizes = [True], []
 
@@ -330,8 +330,8 @@ def test_failed_sync_on_apply_publishes_nothing(directory: Path, tmp_path: Path,
     close_poisoned(machine)
 
 
-def test_one_sync_at_a_time_fails_for_everyone_who_waits(directory: Path, machine_at: Opener) -> None:
-    """The system reports an error to only one of two concurrent syncs, so all callers share one."""
+def test_a_shared_sync_that_fails_raises_for_every_waiting_caller(directory: Path, machine_at: Opener) -> None:
+    """Concurrent callers share one sync, because the system reports an error to only one of two concurrent syncs."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
     machine.apply(put(1))

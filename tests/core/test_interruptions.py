@@ -162,8 +162,8 @@ def test_a_signal_during_the_step_is_served_after_it(name: str, root: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["clear", "compact"])
-def test_what_runs_on_top_of_the_step_is_refused(name: str, root: Path) -> None:
-    """A finalizer that runs on the thread of the step gets a ReentryError, and its close is put off."""
+def test_a_call_by_a_finalizer_within_a_step_is_refused(name: str, root: Path) -> None:
+    """A finalizer that runs on the thread of the step gets a ReentryError, and its close is deferred."""
     disk = Disk()
     machine = FastStateMachine(root / "state", retain_entries=0, _files=disk.files)
     filled(machine)

@@ -79,8 +79,8 @@ def test_a_machine_is_an_asynchronous_context_too(directory: Path) -> None:
         FastStateMachine._release = release
 
 
-def test_what_is_never_awaited_opens_nothing(directory: Path) -> None:
-    """There is no file, no lock and no warning; and an object that was opened once is not opened again."""
+def test_an_opening_that_is_never_awaited_opens_nothing(directory: Path) -> None:
+    """An opening that is never awaited makes no file, lock or warning; a second `await` of one is refused."""
 
     async def main() -> None:
         opening = FastStateMachine.open_async(directory)

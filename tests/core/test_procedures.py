@@ -51,7 +51,7 @@ PUT = [(1, 1, fastsm.put(b"k", b"v"))]
 @pytest.mark.parametrize(
     "value", [None, True, False, 0, 2**63 - 1, -(2**63), b"", b"x", [], [b"a", [None, 1]], [[[[[[[[]]]]]]]]],
     ids=repr)
-def test_what_it_returns_is_the_answer(make: Make, value: Any) -> None:
+def test_a_procedures_result_is_the_answer(make: Make, value: Any) -> None:
     """A procedure may return any type that an answer may have, with lists at most eight deep."""
     def p(tx: Any, payload: bytes) -> Any:
         return value
@@ -66,8 +66,8 @@ class Subclass(bytes):
 @pytest.mark.parametrize(
     "value", [2**63, -(2**63) - 1, 1.0, "text", (1,), {}, {1}, bytearray(b"x"), Subclass(b"x"), object(), [1.0],
               [[[[[[[[[]]]]]]]]], LOOP := [1], [bytes(32 << 20)] * 2], ids=lambda value: type(value).__name__)
-def test_another_type_or_size_is_a_failure(make: Make, value: Any) -> None:
-    """A value that cannot be an answer has no effect either."""
+def test_a_result_that_cannot_be_an_answer_is_a_failure(make: Make, value: Any) -> None:
+    """A procedure that returns a value that cannot be an answer fails, and has no effect."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
         return value
@@ -189,7 +189,7 @@ def test_trouble_of_this_replica_ends_the_apply(make: Make, error: Exception) ->
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_exception_passes_as_it_is(make: Make, error: type[BaseException]) -> None:
+def test_a_base_exception_of_a_procedure_is_passed_on(make: Make, error: type[BaseException]) -> None:
     """Exceptions that are not an Exception are passed on, and nothing of the chunk is applied."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")

@@ -130,7 +130,7 @@ def test_a_chunk_that_was_refused_is_not_remembered(tmp_path: Path, inner: bytes
              lambda: fastsm.open_session(expires=-1), lambda: fastsm.forget(2**64),
              lambda: fastsm.batch([fastsm.once(1, 1, fastsm.noop())]),
              lambda: fastsm.transaction([], [fastsm.forget(1)])])
-def test_what_cannot_be_is_refused_where_it_is_made(make: Any) -> None:
+def test_an_invalid_session_command_is_refused_when_it_is_made(make: Any) -> None:
     """Sequences below 1, numbers beyond 64 bits, and commands where they are not allowed are refused."""
     with pytest.raises(fastsm.CommandError):
         make()

@@ -77,7 +77,7 @@ def test_an_applied_entry_is_not_waited_for(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("how", ["apply", "update_last_applied", "install_snapshot"])
-def test_it_returns_when_the_entry_is_applied(machine: Machine, how: str, tmp_path: Path) -> None:
+def test_wait_applied_returns_when_the_entry_is_applied(machine: Machine, how: str, tmp_path: Path) -> None:
     """Any call that moves last applied past the index ends the wait, and reads then show the entry."""
     other = MemoryStateMachine()
     other.apply([put(1), put(2), put(3)])
@@ -159,7 +159,7 @@ def waiting_for_seven(machine: Machine, kind: str) -> tuple[threading.Thread, li
     [("stop", NotRunningError), ("close", NotRunningError), ("clear", OrderError), ("install", OrderError)],
 )
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
-def test_what_ends_the_wait_raises(
+def test_a_wait_that_cannot_succeed_raises(
     machine: Machine, end: str, error: type[Exception], kind: str, tmp_path: Path
 ) -> None:
     """A stop or a close is a NotRunningError; a reset, or the install of an older state, an OrderError."""

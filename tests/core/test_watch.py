@@ -305,7 +305,7 @@ def test_compaction_moves_a_watch(directory: Path, machine_at: Opener) -> None:
         machine.watch(start=Position(5, 1, 2))
 
 
-def test_what_was_told_whole_goes_on_after_its_entry_was_compacted(directory: Path, machine_at: Opener) -> None:
+def test_a_watch_that_delivered_everything_survives_a_compaction(directory: Path, machine_at: Opener) -> None:
     """With the log empty, a watch that has delivered everything continues; one within the last entry is lost."""
     machine = machine_at(directory, retain_entries=0)
     whole, part = machine.watch(), machine.watch()
@@ -361,7 +361,9 @@ def test_a_reset_ends_watches_and_an_install_too(tmp_path: Path, directory: Path
 
 
 @pytest.mark.parametrize("how", ["reset", "install"])
-def test_it_ends_while_it_waits(how: str, tmp_path: Path, directory: Path, machine_at: Opener) -> None:
+def test_a_waiting_read_ends_when_the_state_is_replaced(
+    how: str, tmp_path: Path, directory: Path, machine_at: Opener
+) -> None:
     """A waiting read gets the error as soon as the state is replaced."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
@@ -485,7 +487,7 @@ def test_closing_a_watch_ends_it(directory: Path, machine_at: Opener) -> None:
     assert isinstance(watch, Watch)
 
 
-def test_one_consumer_each(directory: Path, machine_at: Opener) -> None:
+def test_a_second_concurrent_read_of_a_watch_is_refused(directory: Path, machine_at: Opener) -> None:
     """A second concurrent read is refused, and does not disturb the first."""
     machine = machine_at(directory)
     watch = machine.watch()

@@ -28,7 +28,7 @@ async def until_waiting(machine: FastStateMachine, count: int) -> None:
         await asyncio.sleep(0)
 
 
-def test_it_waits_for_what_comes(directory: Path, machine_at: Opener) -> None:
+def test_reads_wait_for_changes(directory: Path, machine_at: Opener) -> None:
     """`read_async` returns what there is, or waits for it; `async for` continues until the machine is closed."""
     machine = machine_at(directory)
 

@@ -231,7 +231,7 @@ assert undisturbed(work) == "done"
 """
 
 
-def test_what_a_handler_raises_in_a_forked_child_ends_the_child(tmp_path: Path) -> None:
+def test_an_exit_by_a_handler_in_a_forked_child_ends_the_child(tmp_path: Path) -> None:
     """If a handler forks during an uninterruptible step, the child ends by its `sys.exit`, and the parent continues."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)

@@ -175,7 +175,7 @@ def test_a_link_where_a_raft_log_would_make_a_file_is_not_followed(name: str, tm
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["FIFO", "directory"])
 @pytest.mark.parametrize("kind", ["base", "log", "CURRENT", "LOCK"])
-def test_what_is_no_regular_file_is_refused(kind: str, make: Callable[[Path], object], state: Path) -> None:
+def test_anything_but_a_regular_file_is_refused(kind: str, make: Callable[[Path], object], state: Path) -> None:
     """A FIFO or a directory in place of a file is immediately a typed error, without a wait for a FIFO's writer."""
     (name,) = (name for name in os.listdir(state) if name.split("-")[0] == kind)
     (state / name).unlink()

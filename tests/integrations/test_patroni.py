@@ -125,7 +125,7 @@ def test_keys_are_compared_by_value_index_and_existence(stores: Stores) -> None:
     stores.until(lambda: all(sorted(stores.deleted[number]) == gone for number in range(3)))
 
 
-def test_of_nodes_that_compare_by_index_one_wins(stores: Stores) -> None:
+def test_one_of_several_nodes_that_compare_by_index_wins(stores: Stores) -> None:
     """When three nodes set a key by the same prevIndex, as for Patroni's leader key, exactly one succeeds."""
     stores.start(0, 1, 2)
     found = stores.running[0].set("/leader", "nobody")

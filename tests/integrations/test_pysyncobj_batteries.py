@@ -260,7 +260,7 @@ def test_an_operation_is_not_done_twice(cluster: Callable[..., Cluster]) -> None
 # ---- operations that cannot be done ----------------------------------------------------------------------
 
 
-def test_what_cannot_be_done_changes_nothing(cluster: Callable[..., Cluster]) -> None:
+def test_an_operation_that_cannot_be_done_changes_nothing(cluster: Callable[..., Cluster]) -> None:
     """An operation that cannot be done is reported to its callback, stops no node, and changes nothing."""
     nodes = cluster(lambda: [FastSet(), FastPriorityQueue(), FastCounter()])
     items, queue, counter = nodes.batteries[0]

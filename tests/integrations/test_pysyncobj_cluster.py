@@ -267,7 +267,7 @@ def test_a_disk_that_fails_stops_one_node(tmp_path: Path, failing: str) -> None:
         assert cluster.check() > 10
 
 
-def test_what_is_not_a_command_of_this_release(tmp_path: Path) -> None:
+def test_malformed_and_unknown_commands(tmp_path: Path) -> None:
     """A malformed command has the result False on all nodes; one of an unknown version stops nodes that apply it."""
     with running(tmp_path) as cluster:
         assert cluster.call(1, "submit_raw", command="0001ffff") == [False, 0]

@@ -365,7 +365,7 @@ def test_a_node_that_is_not_ended_leaves_no_temporary_directory(nodes: Nodes) ->
 
 
 @pytest.mark.parametrize("kind", [StockCounting, FastCounting])
-def test_what_the_caller_changes_in_its_configuration_counts(nodes: Nodes, tmp_path: Path, kind: type[Any]) -> None:
+def test_changes_of_the_callers_configuration_take_effect(nodes: Nodes, tmp_path: Path, kind: type[Any]) -> None:
     """Changes of callbacks and times in the caller's configuration take effect even after the node was made."""
     conf = nodes.conf(nodes.addresses[0], 0, journalFile=str(tmp_path / f"{kind.__name__}.journal"))
     node = kind(nodes.addresses[0], [], conf)

@@ -217,7 +217,7 @@ def test_every_message_is_read_as_pysyncobj_reads_it(size: int) -> None:
         assert fastsm.integrations.pysyncobj.transport.pickle.loads(zlib.decompress(encode(message))) == message
 
 
-def test_what_is_small() -> None:
+def test_small_and_large_messages_are_distinguished() -> None:
     """Single small entries and commands count as small; pieces, large entries and many entries do not."""
     entry = (bytes(10), 1, 1)
     assert is_small({"type": "append_entries", "entries": [entry]})

@@ -186,7 +186,7 @@ def test_the_commit_index_is_kept(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_one_owner(tmp_path: Path) -> None:
+def test_a_second_opening_of_a_journal_is_refused(tmp_path: Path) -> None:
     """A second opening is refused while the journal is open."""
     journal = Journal(tmp_path)
     with pytest.raises(LockedError):
@@ -389,7 +389,7 @@ def test_planted_faults_are_seen(planted: type[Platter]) -> None:
     assert wrong
 
 
-def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
+def test_the_first_sync_after_a_kill_rewrites_unsynced_frames(tmp_path: Path) -> None:
     """The first sync after a kill rewrites what the killed process wrote, although the cache has it already."""
     disk = Disk()
     journal = Journal(tmp_path, durable=True)

@@ -268,7 +268,7 @@ def test_a_compaction_makes_the_order_anew(directory: Path, machine_at: Opener, 
     assert [key for key, _ in machine.ordered()] == sorted(left)
 
 
-def test_what_is_applied_during_a_compaction_is_in_order(directory: Path, machine_at: Opener) -> None:
+def test_keys_applied_during_a_compaction_are_in_order(directory: Path, machine_at: Opener) -> None:
     """Keys that are new, deleted, or put again during a compaction are correct, and once, in the next order."""
     dice = random.Random(7)
     keys = SHAPES["random"][:3000]

@@ -25,7 +25,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_nothing_grows() -> None:
+def test_memory_and_descriptors_do_not_grow() -> None:
     """Memory, descriptors, maps and Python's blocks are the same after a hundred rounds as after twenty."""
     ended = run("--rounds", "100")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -51,7 +51,7 @@ def closed(directory: Path) -> Path:
 # ---- the state that it shows ---------------------------------------------------------------------------
 
 
-def test_it_shows_the_state_of_a_closed_directory(directory: Path, machine_at: Opener) -> None:
+def test_a_read_only_machine_shows_a_closed_directory(directory: Path, machine_at: Opener) -> None:
     """Every read of a read-only machine gives what its owner applied."""
     with FastStateMachine(directory) as owner:
         expected = state_of(model_of(fill(owner)))
@@ -61,7 +61,7 @@ def test_it_shows_the_state_of_a_closed_directory(directory: Path, machine_at: O
     inside(reader).check()
 
 
-def test_it_shows_the_state_at_its_opening_while_an_owner_writes(directory: Path, machine_at: Opener) -> None:
+def test_a_read_only_machine_shows_the_state_at_its_opening(directory: Path, machine_at: Opener) -> None:
     """A read-only machine shows what the owner applied before, flushed or not, and nothing that it does later."""
     owner = machine_at(directory)
     chunks = fill(owner)
@@ -132,7 +132,7 @@ def test_damage_is_found(closed: Path) -> None:
 # ---- nothing is changed --------------------------------------------------------------------------------
 
 
-def test_nothing_is_changed(closed: Path) -> None:
+def test_a_read_only_machine_changes_nothing(closed: Path) -> None:
     """Opening, every kind of read, ``verify``, ``stop`` and ``close`` change no byte, no time and no name."""
     before = look(closed)
     with FastStateMachine(closed, read_only=True) as reader:
@@ -236,7 +236,7 @@ def test_an_empty_directory_is_a_typed_error_and_stays_empty(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_directory_is_a_typed_error(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_a_typed_error(tmp_path: Path) -> None:
     """A file or a FIFO in place of the directory is immediately an error, without a wait for a writer."""
     (tmp_path / "file").write_bytes(b"content")
     os.mkfifo(tmp_path / "fifo")
@@ -249,7 +249,7 @@ def test_what_is_no_directory_is_a_typed_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["CURRENT", "log-1"])
 @pytest.mark.parametrize("kind", ["a FIFO", "a directory", "a symbolic link", "nothing", "an empty file"])
-def test_what_is_no_file_of_the_state_is_a_typed_error(closed: Path, name: str, kind: str) -> None:
+def test_anything_in_place_of_a_file_of_the_state_is_a_typed_error(closed: Path, name: str, kind: str) -> None:
     """Anything else in place of a file of the state is immediately a typed error, and is left as it is."""
     path = closed / name
     moved = closed.parent / "moved"
@@ -275,7 +275,7 @@ def test_what_is_no_file_of_the_state_is_a_typed_error(closed: Path, name: str, 
 # ---- while an owner writes -----------------------------------------------------------------------------
 
 
-def test_it_opens_at_any_moment_of_an_owner(directory: Path) -> None:
+def test_a_read_only_opening_succeeds_at_any_moment_of_an_owner(directory: Path) -> None:
     """While an owner appends, resets, closes and opens, every read-only opening shows a whole state without error."""
     groups = [b"a", b"b", b"c", b"d"]
     FastStateMachine(directory).close()

@@ -208,8 +208,8 @@ def test_a_log_is_not_taken_for_an_empty_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["CURRENT", "log-1", "journal-x", "notes"])
-def test_what_somebody_else_made_is_nobodys_business(tmp_path: Path, name: str) -> None:
-    """A file that only has such a name stays, and does not prevent beginning a log."""
+def test_files_with_other_names_stay_unchanged(tmp_path: Path, name: str) -> None:
+    """A file whose name is not one of a Raft log's stays unchanged, and does not prevent a new log."""
     (tmp_path / name).write_bytes(b"somebody else's")
     with RaftLog(tmp_path) as log:
         log.append([(1, 1, b"one")])

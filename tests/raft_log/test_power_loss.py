@@ -134,7 +134,7 @@ def test_planted_faults_are_seen() -> None:
         assert life_and_deaths(range(4), planted)
 
 
-def test_what_counts_as_durable_survives_what_was_truncated(tmp_path: Path) -> None:
+def test_durable_entries_survive_a_truncation_without_a_sync(tmp_path: Path) -> None:
     """After truncating and appending again without a sync, a power loss keeps what counted as durable."""
     moments: list[Point] = []
     with memory_directory() as root:

@@ -86,7 +86,7 @@ def test_entries_out_of_order_are_refused_whole(log: RaftLog, entries: Any, inde
 
 
 @pytest.mark.parametrize("what", [5, [5], [(1, 1)], [b"abc"], [(1, 1, "text")], [(1, 1, 7)], [("1", 1, b"")], None])
-def test_what_is_no_entry_is_a_type_error(log: RaftLog, what: Any) -> None:
+def test_appending_anything_but_an_entry_is_a_type_error(log: RaftLog, what: Any) -> None:
     """An object that is not an entry is a TypeError, and nothing is appended."""
     with pytest.raises(TypeError):
         log.append(what)
@@ -150,7 +150,7 @@ def test_batches_of_any_size(tmp_path: Path, size: int, count: int) -> None:
 # ---- read -----------------------------------------------------------------------------------------------
 
 
-def test_what_was_compacted_is_an_error_that_names_the_oldest(log: RaftLog) -> None:
+def test_reading_a_compacted_entry_is_an_error_that_names_the_oldest(log: RaftLog) -> None:
     """``oldest`` is the first entry that can be read."""
     filled(log, 1, 1, 2, 2).compact((2, 1))
     for first, last in ((1, 1), (2, 3), (0, 9), (-5, 2)):
@@ -375,7 +375,7 @@ def test_a_closed_log_refuses(log: RaftLog, name: str) -> None:
     assert "not open" in repr(log)
 
 
-def test_one_owner(tmp_path: Path, log: RaftLog) -> None:
+def test_a_second_opening_of_a_log_is_refused(tmp_path: Path, log: RaftLog) -> None:
     """A second opening is refused, immediately or after ``lock_timeout``; it waits for a close."""
     with pytest.raises(LockedError):
         RaftLog(tmp_path / "log")

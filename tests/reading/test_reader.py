@@ -340,7 +340,7 @@ def test_another_run_of_the_machine_has_no_readers(machine: FastStateMachine, mo
         assert (owner.last_applied(), owner.stats().generation) == ((1, 1), generation)
 
 
-def test_another_history_of_the_same_log_is_told(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
+def test_another_history_of_the_same_log_is_noticed(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
     """A directory restored from a copy of itself continues differently: the last frame's checksum shows it."""
     machine.flush()
     copy = tmp_path / "copy"
@@ -446,7 +446,7 @@ def newest_slot(directory: str | os.PathLike[str]) -> Any:
 
 
 @pytest.mark.parametrize("content", [b"", bytes(4096), b"FASTSM-P\1".ljust(4096, b"\0"), b"FASTSM-P"])
-def test_what_a_crash_or_an_older_release_leaves_is_replaced(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_or_older_published_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     """An empty, zeroed or cut file, and one of another version, is replaced by the next owner."""
     path = tmp_path / published.NAME
     with FastStateMachine(tmp_path) as machine:

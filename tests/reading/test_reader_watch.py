@@ -55,7 +55,7 @@ def change(index: int, value: bytes | None, key: bytes = b"a") -> Change:
 # ---- what it tells -----------------------------------------------------------------------------------
 
 
-def test_it_moves_on_without_a_refresh(machine: FastStateMachine, reader: Reader) -> None:
+def test_a_watch_continues_without_a_refresh_of_its_reader(machine: FastStateMachine, reader: Reader) -> None:
     """A watch delivers what was applied, while the reader's state does not change."""
     watch = reader.watch(b"a")
     machine.apply([(2, 1, put(b"a", b"2")), (3, 1, put(b"b", b"3")), (4, 1, delete(b"a"))])
@@ -337,7 +337,7 @@ def test_close_ends_a_waiting_read(reader: Reader) -> None:
         reader.watch()
 
 
-def test_one_consumer_each(reader: Reader) -> None:
+def test_a_second_concurrent_read_of_a_readers_watch_is_refused(reader: Reader) -> None:
     """A second concurrent read of a watch is a `ReentryError`, and the first one continues."""
     watch = reader.watch()
 

@@ -40,7 +40,7 @@ SAMPLES = [b"", b"x", b"text " * 1000, random.Random(1).randbytes(300_000), byte
 
 
 @pytest.mark.parametrize("data", SAMPLES, ids=len)
-def test_what_was_compressed_is_expanded(data: bytes) -> None:
+def test_compressed_content_is_expanded(data: bytes) -> None:
     """Any bytes, including none, are expanded to what was compressed."""
     assert expand(compressed(data), len(data)) == data
 
@@ -54,7 +54,7 @@ def test_frames_of_other_writers_are_expanded(data: bytes, options: dict[str, bo
 
 
 @pytest.mark.parametrize("data", SAMPLES[1:], ids=len)
-def test_another_size_than_was_said_is_a_format_error(data: bytes) -> None:
+def test_another_size_than_announced_is_a_format_error(data: bytes) -> None:
     """Content one byte longer or shorter than announced is refused, with and without a size in the frame."""
     for frame in (compressed(data), zstandard.ZstdCompressor(write_content_size=False).compress(data)):
         for size in (len(data) - 1, len(data) + 1, 0):
@@ -87,7 +87,7 @@ def test_anything_after_the_frame_is_a_format_error(tail: bytes) -> None:
 
 @pytest.mark.parametrize("frame", [b"", b"no frame at all", b"\x50\x2a\x4d\x18" + bytes(4), b"\x28\xb5\x2f\xfd\x20"],
                          ids=["nothing", "text", "skippable", "a head alone"])
-def test_what_is_no_frame_is_a_format_error(frame: bytes) -> None:
+def test_an_invalid_zstd_frame_is_a_format_error(frame: bytes) -> None:
     """Bytes that are no frame, and a frame without content, are refused."""
     for size in (0, 10):
         with pytest.raises(SnapshotFormatError):

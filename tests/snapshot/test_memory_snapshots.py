@@ -106,7 +106,7 @@ def test_bytes_depend_on_the_entries_alone(tmp_path: Path) -> None:
     assert (tmp_path / "other" / "snapshot.fsm").read_bytes() == (tmp_path / "whole" / "snapshot.fsm").read_bytes()
 
 
-def test_what_is_written_again_moves_to_the_end(tmp_path: Path) -> None:
+def test_records_that_are_written_again_move_to_the_end(tmp_path: Path) -> None:
     """Records are in the order of the last writes, including a put of the same value, a swap and a batch."""
     machine = machine_with(
         (1, 1, fastsm.put_many([b"a", b"b", b"c", b"a"], [b"1", b"2", b"3", b"1"])), (2, 1, put(b"b", b"2")),

@@ -47,7 +47,7 @@ TYPED = (SnapshotError, FormatVersionError)
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 @pytest.mark.parametrize("attachment", [b"", b"x", b"12345678", bytes(1000)])
 @pytest.mark.parametrize("state", [State(), some_state(membership=False), some_state(50)], ids=["0", "plain", "all"])
-def test_what_was_written_is_read(tmp_path: Path, state: State, attachment: bytes, compress: str) -> None:
+def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path, state: State, attachment: bytes, compress: str) -> None:
     """A snapshot is read with the metadata, attachment and membership that were written, and verifies."""
     metadata = write_snapshot_file(tmp_path / "a" / "b", StateSource(state), compress=compress, attachment=attachment)
     with open_snapshot(tmp_path / "a" / "b") as snapshot:

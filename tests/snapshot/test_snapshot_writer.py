@@ -83,7 +83,7 @@ def test_a_tick_that_raises_cancels(tmp_path: Path, error: type[BaseException], 
     check(tmp_path)
 
 
-def test_it_is_synced_before_it_is_named(tmp_path: Path) -> None:
+def test_a_snapshot_is_synced_before_its_rename(tmp_path: Path) -> None:
     """The file is synced after its last write and before its rename, and then the directory is synced."""
     disk = Disk()
     write_snapshot_file(tmp_path / "new", StateSource(some_state()), files=disk.files)

@@ -192,7 +192,7 @@ HEAD = '{"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 1], [6, 9
         (['{"key": "a", "value": ""}', '{"key": "%s", "value": ""}' % ("k" * 70_000)], 2),
     ],
 )
-def test_what_no_raft_log_could_hold_is_refused_with_its_line(tmp_path, lines, wrong):
+def test_a_line_that_no_raft_log_could_hold_is_refused(tmp_path, lines, wrong):
     """Falling terms, entries of another term than announced, and oversized keys are errors that name the line."""
     with pytest.raises(json_lines.LoadError) as raised:
         json_lines.load(tmp_path / "new", [line.encode() for line in lines])

@@ -64,8 +64,8 @@ def test_the_root_of_a_mounted_volume_will_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "CURRENT", "log-1", "snapshot.fsm", "sub"])
-def test_what_is_there_already_is_not_touched(tmp_path: Path, name: str) -> None:
-    """Any file except ``lost+found`` is a ``StorageError`` that names it; no file is made or changed, not even LOCK."""
+def test_an_existing_target_stays_unchanged(tmp_path: Path, name: str) -> None:
+    """A file in the target is a ``StorageError`` that names it; no file is made or changed, not even LOCK."""
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / name).write_bytes(b"somebody's")
     with pytest.raises(StorageError, match=f"not empty: it has '{name}'") as caught, new_state(tmp_path / "new"):
