@@ -89,7 +89,7 @@ class Runner:
 
 
 def take_turns(pythons: list[Path], directory: Path, seconds: float, turn: int) -> Slices:
-    """Start the three processes once; run slices of every workload, in changing order, for so many seconds.
+    """Start the three processes once; run slices of every workload, in changing order, for a number of seconds.
 
     The order of the starts differs in each turn: the first process may get better places in memory and on the disk.
     """

@@ -155,7 +155,7 @@ def test_a_deadline_that_is_long_over_does_not_hold_up_a_clock_that_was_followed
 
 
 def test_a_far_deadline_is_no_reason_to_leap() -> None:
-    """While nothing is due, a leap proposes nothing and raises nothing, so that a wrong clock is not believed."""
+    """While nothing is due, a leap of the clock proposes nothing and raises nothing."""
     host = Host()
     host.apply(fastsm.tick(NOW))
     host.lease(b"k", 9_000 * DAY)

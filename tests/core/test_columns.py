@@ -21,12 +21,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def cells(data: np.ndarray, offsets: np.ndarray) -> list[bytes]:
-    """Returns the cells of a column, one by one."""
+    """Return the cells of a column, one by one."""
     return [bytes(data[offsets[i] : offsets[i + 1]]) for i in range(len(offsets) - 1)]
 
 
 def check_column(data: np.ndarray, offsets: np.ndarray, count: int) -> None:
-    """Asserts what holds for every column: bytes without gaps, and one more offset than cells."""
+    """Check what holds for every column: bytes without gaps, and one more offset than cells."""
     assert (data.dtype, data.ndim, data.flags.c_contiguous) == (np.uint8, 1, True)
     assert (offsets.dtype, offsets.shape) == (np.int64, (count + 1,))
     assert offsets[0] == 0

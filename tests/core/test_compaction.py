@@ -39,7 +39,7 @@ from support.inside import inside
 
 
 def disk_bytes(directory: Path) -> int:
-    """Returns the size of base and log."""
+    """Return the size of base and log."""
     total = 0
     for path in directory.iterdir():
         if path.name.startswith(("base", "log")):
@@ -49,7 +49,7 @@ def disk_bytes(directory: Path) -> int:
 
 
 def overwrite(machine: FastStateMachine, count: int, *, keys: int = 10, size: int = 1000) -> None:
-    """Applies ``count`` entries that each set one of a few keys."""
+    """Apply ``count`` entries that each set one of a few keys."""
     first, term = machine.last_applied().index + 1, max(1, machine.last_applied().term)
     for at in range(first, first + count, 100):
         stop = min(at + 100, first + count)
@@ -228,7 +228,7 @@ def test_reads_and_writes_go_on(directory: Path, machine_at: Callable[..., FastS
     assert machine.get(b"key-%d" % (index % 10)) == b"%d" % index * 125
 
 
-# ---- by itself -------------------------------------------------------------------------------------------
+# ---- automatic compaction --------------------------------------------------------------------------------
 
 
 def test_compaction_starts_automatically(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
@@ -347,7 +347,7 @@ def test_a_compaction_logs_one_line(
 def test_frames_carried_over_last_are_known_to_be_durable(
     directory: Path, tmp_path: Path, machine_at: Callable[..., FastStateMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Entries and metadata that came while the step was prepared are not taken for a torn tail if a bit rots."""
+    """A flipped bit in a frame that arrived during a compaction's preparation is damage, and not a torn tail."""
     machine = machine_at(directory)
     overwrite(machine, 100)
     prepare = generation.prepare_next
@@ -410,7 +410,7 @@ def test_a_replaced_log_is_freed_after_a_failure(
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint64, np.int8, lambda index: LogId(index, 1), lambda i: (i, 1)])
 def test_compact_takes_any_integer_or_id(tmp_path: Path, kind: Any) -> None:
-    """An index of any integer type, or an id; what is neither is a ``TypeError``."""
+    """`compact` accepts an index of any integer type, or an id; anything else is a ``TypeError``."""
     with FastStateMachine(tmp_path) as machine:
         for index in range(1, 10):
             machine.apply([(index, 1, fastsm.put(b"a", b"%d" % index))])

@@ -22,22 +22,22 @@ LARGE = 100 << 10  # bytes of a value that make a chunk too large for the event 
 
 
 def put(index: int, size: int = 10, term: int = 1) -> list[Entry]:
-    """Returns a chunk of one put."""
+    """Return a chunk of one put."""
     return [Entry(index, term, fastsm.put(b"key-%d" % index, b"v" * size))]
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a test's coroutine; one that hangs fails."""
+    """Run a test's coroutine; one that hangs fails."""
     asyncio.run(asyncio.wait_for(main, PATIENCE))
 
 
 async def called(wait: Callable[[], None]) -> None:
-    """Waits for something on another thread, off the event loop."""
+    """Wait for something on another thread, off the event loop."""
     await asyncio.get_running_loop().run_in_executor(None, wait)
 
 
 async def a_moment() -> None:
-    """Lets every task run that can."""
+    """Let every task run that can."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -226,7 +226,7 @@ def test_large_chunk_does_not_block_the_loop(directory: Path, machine_at: Opener
 
 
 def ends_at_once(coroutine: Coroutine[Any, Any, Any]) -> bool:
-    """Returns whether a coroutine ends without waiting; one that waits is left alone."""
+    """Return whether a coroutine ends without waiting; one that waits is closed."""
     try:
         coroutine.send(None)
     except StopIteration:

@@ -255,7 +255,7 @@ def test_deleted_keys_are_not_passed_again_and_again(
     put_all(machine, [b"k%04d" % i for i in range(NUMBER)])
     applied(machine, *commands)
     assert inside(machine).looked_past() < EACH_FEW * NUMBER
-    assert machine.count(b"k") in (0, NUMBER)  # what is put in turns overwrites all that was there
+    assert machine.count(b"k") in (0, NUMBER)  # puts between the ranges restore all keys
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -23,12 +23,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def put(index: int, size: int = 10, term: int = 1) -> list[Entry]:
-    """Returns a chunk of one put."""
+    """Return a chunk of one put."""
     return [Entry(index, term, fastsm.put(b"key-%d" % index, b"v" * size))]
 
 
 def close_poisoned(machine: FastStateMachine) -> None:
-    """Closes a poisoned machine, which releases everything and then raises the error of its sync."""
+    """Close a poisoned machine, which releases everything and then raises the error of its sync."""
     with pytest.raises(StorageError):
         machine.close()
     assert not machine.is_running()
@@ -499,7 +499,7 @@ def test_failed_write_that_cannot_be_taken_back_poisons(directory: Path, machine
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Makes the system refuse larger files."""
+    """Make the system refuse larger files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -27,12 +27,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def noop(index: int, term: int = 1) -> list[Entry]:
-    """Returns a chunk of one entry that changes nothing."""
+    """Return a chunk of one entry that changes nothing."""
     return [Entry(index, term, fastsm.noop())]
 
 
 def metadata(index: int, term: int = 1, fill: bytes = b"c") -> SnapshotMetadata:
-    """Returns snapshot metadata with some checksum."""
+    """Return snapshot metadata with some checksum."""
     return SnapshotMetadata(LogId(index, term), fill * 32)
 
 
@@ -259,7 +259,7 @@ def test_state_behind_its_own_metadata_is_corruption(directory: Path, tmp_path: 
     """The host dropped its log up to the snapshot: a state that ends earlier has a hole that cannot be filled."""
     machine = FastStateMachine(directory)
     machine.apply(noop(1))
-    # The machine refuses it when it is told, so another release has written it, or a tool.
+    # The machine's own calls refuse such metadata, so another release or a tool has written it.
     append_metadata(inside(machine).log, metadata(5, 2))
     inside(machine).log.sync()
     copy = crash_copy(directory, tmp_path / "copy")

@@ -28,7 +28,7 @@ FAILED, UNTOUCHED = Answer(False, None, "failed"), {b"k": b"v"}
 
 @pytest.fixture(params=["fast", "model"])
 def make(request: pytest.FixtureRequest, directory: Path) -> Iterator[Make]:
-    """Makes the machine with these functions as procedures, each under its own name."""
+    """Make the machine with these functions as procedures, each under its own name."""
     machines: list[FastStateMachine] = []
 
     def with_procedures(*functions: Callable[[Any, bytes], Any]) -> Machine:
@@ -62,7 +62,7 @@ HARMLESS = {"is_running", "open_async"}  # they look at nothing that a procedure
 
 
 def calls_of(machine: type[Machine]) -> list[str]:
-    """Returns the names of all its public methods."""
+    """Return the names of all its public methods."""
     names = {name for name in dir(machine) if name[0] != "_" and callable(getattr(machine, name))} - HARMLESS
     return sorted(names | ({"__len__", "__contains__"} & set(dir(machine))))
 

@@ -52,7 +52,7 @@ class Interruption(BaseException):
 
 
 def interrupted(call: Callable[[], object], step: int, kept: list[Interruption]) -> bool:
-    """Runs a call, and raises at a step of its Python code; keeps the exception. False: it has fewer steps."""
+    """Run a call, and raise at a step of its Python code; keep the exception. False: it has fewer steps."""
     assert threading.current_thread() is threading.main_thread(), "signal handlers run nowhere else"
     steps = 0
 
@@ -74,7 +74,7 @@ def interrupted(call: Callable[[], object], step: int, kept: list[Interruption])
 
 
 def source_at(path: Path) -> dict[bytes, bytes]:
-    """Writes a snapshot that can be installed, later than what :func:`filled` has applied."""
+    """Write a snapshot that can be installed, later than what :func:`filled` has applied."""
     with FastStateMachine(path.parent / "of the source") as source:
         source.apply([(index, 1, fastsm.put(b"key-%d" % (index % 5), b"s")) for index in range(1, 31)])
         source.write_snapshot(path)

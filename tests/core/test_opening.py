@@ -23,7 +23,7 @@ def put(index: int, size: int = 10) -> tuple[int, int, bytes]:
 
 
 def run(main: Any) -> Any:
-    """Runs a test's coroutine; one that hangs fails."""
+    """Run a test's coroutine; one that hangs fails."""
     return asyncio.run(asyncio.wait_for(main, PATIENCE))
 
 

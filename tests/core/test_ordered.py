@@ -37,14 +37,14 @@ def put_all(machine: Any, pairs: dict[bytes, bytes]) -> None:
 
 
 def cut(pairs: Pairs, start: bytes | None, end: bytes | None, prefix: bytes | None) -> Pairs:
-    """Returns the pairs of a range in their order, as the methods should."""
+    """Return the pairs of a range in their order, as the methods should."""
     return sorted(
         (key, value) for key, value in pairs
         if (start is None or key >= start) and (end is None or key < end) and key.startswith(prefix or b""))
 
 
 def assert_range(machine: Any, pairs: Pairs, start: Any, end: Any, prefix: Any) -> None:
-    """Asserts that every way to read a range returns these pairs."""
+    """Check that every way to read a range returns these pairs."""
     expected = cut(pairs, start, end, prefix)
     bounds: Bounds = {"start": start, "end": end, "prefix": prefix}
     revision = machine.last_applied().index

@@ -24,7 +24,7 @@ Make = Callable[..., Machine]
 
 @pytest.fixture(params=["fast", "model"])
 def make(request: pytest.FixtureRequest, directory: Path) -> Iterator[Make]:
-    """Makes the machine with these functions as procedures, each under its own name."""
+    """Make the machine with these functions as procedures, each under its own name."""
     machines: list[Machine] = []
 
     def with_procedures(*functions: Callable[[Any, bytes], Any], **options: Any) -> Machine:

@@ -27,13 +27,13 @@ Pairs = list[tuple[bytes, bytes]]
 def expected_scan(
     pairs: Iterable[tuple[bytes, bytes]], prefix: bytes, limit: int | None = None, after: bytes | None = None
 ) -> Pairs:
-    """Returns what a scan of these pairs must return."""
+    """Return what a scan of these pairs must return."""
     found = sorted(p for p in pairs if p[0].startswith(prefix) and (after is None or p[0] > after))
     return found if limit is None else found[:limit]
 
 
 def fill(machine: FastStateMachine, pairs: dict[bytes, bytes]) -> None:
-    """Applies one chunk that puts all pairs."""
+    """Apply one chunk that puts all pairs."""
     index = machine.last_applied().index + 1
     machine.apply([(index, 1, fastsm.put_many(list(pairs), list(pairs.values())))])
 
@@ -170,7 +170,7 @@ def test_every_way_to_read_the_state_agrees_with_the_model(
         model.apply([entry])
         assert places == before
         for key, value in model.items():
-            # A write of the same value is a write as well: then only the machine itself can tell.
+            # After a write of the same value only the machine knows the entry.
             if before.get(key) != value:
                 written[key] = fastsm.LogId(entry.index, entry.term)
                 assert machine.modified(key) == written[key]

@@ -36,13 +36,13 @@ FILE = "snapshot.fsm"
 
 
 def file_of(machine: FastStateMachine | MemoryStateMachine, path: Path, last_included: LogId | None = None) -> bytes:
-    """Returns the bytes of a snapshot."""
+    """Return the bytes of a snapshot."""
     machine.write_snapshot(path, last_included)
     return (path / FILE).read_bytes()
 
 
 def swap_heavy(history: History) -> list[Entry]:
-    """Returns a chunk that leaves few records: noops, failed compare-and-swaps, configs where the term changes."""
+    """Return a chunk that leaves few records: noops, failed compare-and-swaps, configs where the term changes."""
     dice = history.random.random()
     if dice < 0.3:
         index, term = history.last

@@ -263,7 +263,7 @@ PAIRS = """
 
 
 def run(program: str, *arguments: str) -> None:
-    """Runs a program in a process of its own; a crash, an error or a hang is a failure."""
+    """Run a program in a process of its own; a crash, an error or a hang is a failure."""
     source = textwrap.dedent(COMMON) + textwrap.dedent(program)
     command = [sys.executable, "-X", "faulthandler", "-c", source, *arguments]
     try:

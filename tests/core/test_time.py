@@ -32,13 +32,13 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def applied(machine: Any, *commands: bytes) -> list[Any]:
-    """Applies commands as the next chunk."""
+    """Apply commands as the next chunk."""
     index, term = machine.last_applied()
     return machine.apply([(index + 1 + i, max(term, 1), command) for i, command in enumerate(commands)])
 
 
 def state_of(machine: Any) -> dict[str, Any]:
-    """Returns everything related to time, and the order of items."""
+    """Return everything related to time, and the order of items."""
     return {
         "items": list(machine.items()), "deadlines": {key: machine.deadline(key) for key in KEYS},
         "modified": {key: machine.modified(key) for key in KEYS}, "clock": machine.clock(),
@@ -50,7 +50,7 @@ def state_of(machine: Any) -> dict[str, Any]:
 
 @fastsm.procedure
 def meddle(tx: Any, payload: bytes) -> list[Any]:
-    """Writes, touches and reads deadlines, as the payload's seed determines."""
+    """Write, touch and read deadlines, as the payload's seed determines."""
     dice = random.Random(payload)
     seen: list[Any] = [tx.clock]
     for _ in range(dice.randrange(6)):
@@ -212,7 +212,7 @@ def test_many_ticks_in_one_chunk(tmp_path: Path, seed: int, machine_at: Opener) 
 
 @fastsm.procedure
 def take_back(tx: Any, payload: bytes) -> list[bytes]:
-    """Writes twenty keys, which every other call takes back."""
+    """Write twenty keys, which every other call takes back."""
     for number in range(20):
         tx.put(b"%d/%s" % (number, payload), b"")
     seen = [key for key, _ in tx.scan(b"1", b"2", limit=200)]
@@ -304,7 +304,7 @@ def test_a_saved_table_has_sessions_deadlines_and_clock(
 # ---- what a tick does ------------------------------------------------------------------------------------
 
 def removed(machine: FastStateMachine, path: Path) -> list[bytes]:
-    """Returns the keys that the log's last entry deleted, in the order of its records."""
+    """Return the keys that the log's last entry deleted, in the order of its records."""
     from fastsm.tools.json_lines import dump_log  # noqa: PLC0415  # imports what else the tests need not
 
     machine.flush()

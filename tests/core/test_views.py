@@ -35,7 +35,7 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def apply(machine: FastStateMachine, *commands: bytes) -> None:
-    """Applies one chunk."""
+    """Apply one chunk."""
     first = machine.last_applied().index + 1
     machine.apply([(first + i, 1, command) for i, command in enumerate(commands)])
 

@@ -44,21 +44,21 @@ def put(index: int, term: int = 1) -> tuple[int, int, bytes]:
 
 
 def started(function: Callable[[], object]) -> threading.Thread:
-    """Starts a thread that runs a function."""
+    """Start a thread that runs a function."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     return thread
 
 
 def waiters(machine: Machine) -> int:
-    """Returns how many callers are waiting."""
+    """Return how many callers are waiting."""
     if isinstance(machine, MemoryStateMachine):
         return len(inside(machine).waiters.waiting)
     return int(inside(machine).waiting_for_entries())
 
 
 def until_waiting(machine: Machine, count: int = 1) -> None:
-    """Returns once ``count`` callers are waiting."""
+    """Return once ``count`` callers are waiting."""
     deadline = time.monotonic() + PATIENCE
     while waiters(machine) < count and time.monotonic() < deadline:
         threading.Event().wait(0.001)
@@ -137,7 +137,7 @@ def test_a_timeout_is_a_timeout_error(machine: Machine) -> None:
 
 
 def waiting_for_seven(machine: Machine, kind: str) -> tuple[threading.Thread, list[BaseException]]:
-    """Returns a thread that waits for entry 7, itself or in a coroutine, and a list for what that wait raises."""
+    """Return a thread that waits for entry 7, itself or in a coroutine, and a list for what that wait raises."""
     found: list[BaseException] = []
 
     def wait() -> None:

@@ -34,7 +34,7 @@ LONG = 60.0  # seconds: longer than anything takes
 
 
 def fill(machine: Any, *commands: bytes, term: int = 1) -> None:
-    """Applies each command as an entry, all of them in one chunk."""
+    """Apply each command as an entry, all of them in one chunk."""
     first = machine.last_applied().index + 1
     machine.apply([(first + i, term, command) for i, command in enumerate(commands)])
 
@@ -144,7 +144,7 @@ def test_a_prefix_is_any_bytes_like_object(wrap: Any, directory: Path, machine_a
 
 
 def test_limits_split_an_entry_and_lose_nothing(directory: Path, machine_at: Opener) -> None:
-    """A read takes at most so many changes, or bytes of keys and values; a larger change comes alone."""
+    """A read's limits are a number of changes, and bytes of keys and values; a larger change is returned alone."""
     machine = machine_at(directory)
     fill(machine, batch([put(b"%d" % i, b"v" * size) for i, size in enumerate([9, 100, 9, 9])]))
     watch = machine.watch(start=1)

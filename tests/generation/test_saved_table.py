@@ -356,7 +356,7 @@ def last_slot(table: TableFile) -> int:
 
 
 def set_dead(table: TableFile, words: int) -> None:
-    """Set a dead map of so many words, with all bits set."""
+    """Set a dead map of a number of words, with all bits set."""
     front = 8 * table.saved.dead_words
     start = table.sections.dead - HEADER
     rest = table.body[start + front : table.sections.directory - HEADER + (4 << table.saved.depth)]

@@ -106,7 +106,7 @@ def print_example(folder: Path) -> None:
 
 
 def keep(source: Path, name: str) -> None:
-    """Puts a folder's files next to this script."""
+    """Put a folder's files next to this script."""
     shutil.rmtree(HERE / name, ignore_errors=True)
     shutil.copytree(source, HERE / name, ignore=shutil.ignore_patterns("LOCK", "PUBLISHED"))
 

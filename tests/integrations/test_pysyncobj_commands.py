@@ -414,7 +414,7 @@ def test_an_error_in_the_clock_of_the_users_stops_nothing(node_at: MakeNode, cap
 
 
 def test_a_callback_ends_its_node_among_entries_of_a_consumer(node_at: MakeNode) -> None:
-    """A callback that destroys its node is no failure; after a restart each entry was applied once."""
+    """A callback may destroy its node without a failure; after a restart each entry was applied once."""
     counter, failures = ReplCounter(), []
     node = ready(node_at(consumers=[counter], on_failure=failures.append))
 

@@ -266,7 +266,7 @@ def test_a_tick_callback_may_take_itself_away(node_at: MakeNode) -> None:
 
 
 def test_a_wait_without_end_is_one(node_at: MakeNode) -> None:
-    """timeout=inf waits without a limit, and is no OverflowError after the command was queued."""
+    """timeout=inf waits without a limit, and does not raise OverflowError after the command was queued."""
     node = node_at(conf={"autoTick": True})
     assert node.put(b"a", b"b", sync=True, timeout=float("inf")) is True
     answers = Answers()

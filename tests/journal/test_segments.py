@@ -33,7 +33,7 @@ def segments_in(path: Path) -> list[str]:
 
 
 def filled(path: Path, files: type[Directory] = Directory, *, durable: bool = True, segments: int = 1) -> Journal:
-    """Return a journal with so many full segments, and a last one with a single entry."""
+    """Return a journal with a number of full segments, and a last one with a single entry."""
     journal = Journal(path, durable=durable, _files=files)
     journal.set_vote(7, "me")
     index = 0

@@ -202,7 +202,7 @@ def test_sixteen_processes_race_and_one_at_a_time_wins(directory: Path) -> None:
 
 
 def test_asking_for_the_owner_does_not_refuse_an_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An opening waits for a process that locks LOCK only to ask for the owner; a real owner is reported at once."""
+    """An opening waits for a process that locks LOCK only to find the owner; a real owner is reported immediately."""
     FastStateMachine(tmp_path).close()
     attempts = 0
     sleep = time.sleep

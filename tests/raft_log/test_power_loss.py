@@ -43,7 +43,7 @@ class Moment(Point):
 
 
 def live(seed: int, root: Path, planted: type[Platter] = Platter) -> list[Moment]:
-    """Runs a random life of a log; returns its moments."""
+    """Run a random life of a log; return its moments."""
     rng = random.Random(seed)
     model = ListLog()
     history = [model.state]
@@ -92,7 +92,7 @@ def draw_states(moments: list[Moment], root: Path, seed: int, counts: Counter[st
 
 
 def open_twice(root: Path) -> LogState:
-    """Opens it twice; both times it has the same content, and is durable at most up to its durable index."""
+    """Open the log twice; both times it has the same content, and is durable at most up to its durable index."""
     log = RaftLog(root, _files=QuietDirectory)
     found, durable = state_of(log), log.durable_index
     assert durable <= log.last_index

@@ -437,7 +437,7 @@ def test_does_what_a_list_does(seed: int, small: bool) -> None:
 
 
 def check_reads(log: RaftLog, model: ListLog, rng: random.Random) -> None:
-    """Asserts that every way to read agrees with the list."""
+    """Check that every way to read agrees with the list."""
     assert state_of(log) == model.state
     assert (log.first_index, log.last_index, log.last_term) == (model.first_index, *model.last)
     low, high = model.first_index - 3, model.last.index + 3
@@ -449,7 +449,7 @@ def check_reads(log: RaftLog, model: ListLog, rng: random.Random) -> None:
 
 
 def check_refusals(log: RaftLog, model: ListLog, rng: random.Random) -> None:
-    """Asserts that the log refuses what the list does, naming the same entry."""
+    """Check that the log refuses what the list does, naming the same entry."""
     before: LogState = model.state
     near = range(max(0, model.first_index - 2), model.last.index + 3)
     for index, term in itertools.islice(zip(rng.sample(near, len(near)), itertools.repeat(0)), 3):

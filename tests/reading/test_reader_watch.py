@@ -182,7 +182,7 @@ class Life:
         self.all = self.model.watch()
 
     def kill(self) -> None:
-        """Makes another process the owner for a few chunks, which ends by SIGKILL."""
+        """Make another process the owner for a few chunks, which ends by SIGKILL."""
         self.machine.close()
         chunks = []
         for _ in range(self.dice.randrange(4)):

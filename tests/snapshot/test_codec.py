@@ -88,7 +88,7 @@ def test_anything_after_the_frame_is_a_format_error(tail: bytes) -> None:
 @pytest.mark.parametrize("frame", [b"", b"no frame at all", b"\x50\x2a\x4d\x18" + bytes(4), b"\x28\xb5\x2f\xfd\x20"],
                          ids=["nothing", "text", "skippable", "a head alone"])
 def test_an_invalid_zstd_frame_is_a_format_error(frame: bytes) -> None:
-    """Bytes that are no frame, and a frame without content, are refused."""
+    """Bytes that are not a frame, and a frame without content, are refused."""
     for size in (0, 10):
         with pytest.raises(SnapshotFormatError):
             expand(frame, size)
